@@ -1,0 +1,62 @@
+//! Owned, aligned memory for device I/O.
+
+use std::ops::{Deref, DerefMut};
+
+/// Alignment of every buffer in bytes: enough for O_DIRECT on any device Linux knows.
+pub const BUF_ALIGN: usize = 4096;
+
+/// A heap buffer whose first byte lies on a [`BUF_ALIGN`] boundary.
+///
+/// It is moved into a [`Storage`](crate::Storage) operation and comes back when the operation has
+/// ended, so nobody else can touch memory that a device is writing to. The memory never moves while
+/// the `Buf` does: only the handle is moved.
+pub struct Buf {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Buf {
+    /// A zeroed buffer of `len` bytes; every page of it has been touched, so that later use does not fault.
+    pub fn new(len: usize) -> Self {
+        // Fresh zeroed memory may be one shared page until it is written to.
+        let mut bytes = vec![0; len + BUF_ALIGN];
+        bytes.chunks_mut(BUF_ALIGN).for_each(|page| page[0] = std::hint::black_box(0));
+        let start = bytes.as_ptr().align_offset(BUF_ALIGN);
+        Self { bytes, start, len }
+    }
+}
+
+impl Deref for Buf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for Buf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+impl std::fmt::Debug for Buf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buf({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aligned_and_zeroed() {
+        for len in [0, 1, 512, 4096, 100_000] {
+            let buf = Buf::new(len);
+            assert_eq!(buf.len(), len);
+            assert_eq!(buf.as_ptr() as usize % BUF_ALIGN, 0);
+            assert!(buf.iter().all(|&b| b == 0));
+        }
+    }
+}

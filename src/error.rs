@@ -1,0 +1,120 @@
+//! What can go wrong, one enum for each kind of operation, and the one place that maps it to errno.
+
+use crate::{BlockIndex, BlockRange, ByteOffset, Device, Errno};
+
+/// Which page of the metadata, for messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize)]
+pub struct PageName {
+    /// 0 for tag pages, 1 and up for the hash tree.
+    pub level: u8,
+    /// Index within the level.
+    pub index: u64,
+}
+
+impl std::fmt::Display for PageName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.level {
+            0 => write!(f, "tag page {}", self.index),
+            l => write!(f, "tree page {} of level {l}", self.index),
+        }
+    }
+}
+
+/// A device refused an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{op} of {len} bytes at {offset} on the {device}: {errno}")]
+pub struct DeviceError {
+    /// The operation: "read", "write", "sync" or "discard".
+    pub op: &'static str,
+    /// Which device.
+    pub device: Device,
+    /// Where, in bytes.
+    pub offset: ByteOffset,
+    /// How much, in bytes.
+    pub len: u64,
+    /// What it answered.
+    pub errno: Errno,
+}
+
+/// Why a read failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The bytes on the medium are not what was last written there.
+    #[error("block {block} does not match its tag")]
+    Mismatch {
+        /// The first such block of the request.
+        block: BlockIndex,
+    },
+    /// The metadata that vouches for the block is damaged.
+    #[error("block {block} can't be verified: {page} is damaged")]
+    BadPage {
+        /// The first block of the request that hangs on the page.
+        block: BlockIndex,
+        /// The page.
+        page: PageName,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The range is not inside the volume, or larger than a request may be.
+    #[error("blocks {0} are outside the volume or too many for one request")]
+    BadRange(BlockRange),
+}
+
+/// Why a write, zeroing or flush failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The data device failed; what the blocks hold now has been settled.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// An earlier failure made the volume read-only.
+    #[error("the volume is read-only since: {0}")]
+    Latched(Latched),
+    /// The volume was opened read-only.
+    #[error("the volume is open read-only")]
+    ReadOnly,
+    /// The range is not inside the volume, or larger than a request may be.
+    #[error("blocks {0} are outside the volume or too many for one request")]
+    BadRange(BlockRange),
+}
+
+/// The first failure after which nothing more may be written (fail-stop).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Latched {
+    /// A log, page, superblock write or a sync failed.
+    #[error("{0}")]
+    Device(DeviceError),
+    /// A block whose write failed could not be read back.
+    #[error("block {0} can be neither written nor read")]
+    UnknownBlock(BlockIndex),
+    /// A logged write, a log write or a checkpoint was dropped half done (a bug, or a panic), or too many
+    /// data writes have failed since the last checkpoint.
+    #[error("a write was abandoned half done, or too many have failed")]
+    Abandoned,
+    /// Opened so because a superblock copy can't be written.
+    #[error("a superblock copy can't be written: {0}")]
+    Superblock(DeviceError),
+}
+
+impl ReadError {
+    /// The errno that the block layer gets.
+    pub fn errno(&self) -> Errno {
+        match self {
+            ReadError::Mismatch { .. } | ReadError::BadPage { .. } => Errno::EILSEQ,
+            ReadError::Device(e) => e.errno,
+            ReadError::BadRange(_) => Errno::EINVAL,
+        }
+    }
+}
+
+impl WriteError {
+    /// The errno that the block layer gets.
+    pub fn errno(&self) -> Errno {
+        match self {
+            WriteError::Device(e) => e.errno,
+            WriteError::Latched(_) => Errno::EIO,
+            WriteError::ReadOnly => Errno::EROFS,
+            WriteError::BadRange(_) => Errno::EINVAL,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The verification core of ublk-integrity: an authenticated block device on untrusted devices.
+// Not `forbid`: the SHA instructions of x86 (`sha256/sha_ni.rs`) can't be had without.
+#![deny(unsafe_code)]
+
+mod buf;
+mod error;
+mod storage;
+mod units;
+
+pub use buf::{BUF_ALIGN, Buf};
+pub use error::{DeviceError, Latched, PageName, ReadError, WriteError};
+pub use storage::{Device, Durability, Errno, Geometry, Storage};
+pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
