@@ -4,10 +4,13 @@
 
 mod buf;
 mod error;
+mod keys;
+mod sha256;
 mod storage;
 mod units;
 
 pub use buf::{BUF_ALIGN, Buf};
 pub use error::{DeviceError, Latched, PageName, ReadError, WriteError};
+pub use keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
 pub use storage::{Device, Durability, Errno, Geometry, Storage};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};

@@ -1,0 +1,182 @@
+//! The compression function in the SHA instructions of x86, several messages interleaved.
+//!
+//! `sha256rnds2` does two rounds on a state kept in two registers, {a, b, e, f} and {c, d, g, h};
+//! two rounds later what was {a, b, e, f} has moved down to {c, d, g, h}, so the registers just change
+//! places. `sha256msg1` and `sha256msg2` are the two halves of the message schedule.
+//!
+//! Everything is written once for any number of messages; with the number known, the compiler unrolls
+//! the loops over lanes and keeps all of them in registers.
+
+// Since Rust 1.87 most intrinsics are safe to call here; the oldest compiler that we build with disagrees.
+#![allow(unused_unsafe)]
+// A lane is a place in several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
+use super::{Block, State};
+use std::arch::x86_64::{
+    __m128i, _mm_add_epi32, _mm_alignr_epi8, _mm_loadu_si128, _mm_set_epi8, _mm_set_epi32, _mm_setzero_si128,
+    _mm_sha256msg1_epu32, _mm_sha256msg2_epu32, _mm_sha256rnds2_epu32, _mm_shuffle_epi8, _mm_shuffle_epi32,
+    _mm_storeu_si128,
+};
+
+/// Proof that this processor has the instructions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShaNi(());
+
+impl ShaNi {
+    pub(super) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("sha") && is_x86_feature_detected!("ssse3");
+        found.then_some(Self(()))
+    }
+
+    /// See [`Engine::compress`](super::Engine::compress).
+    pub(super) fn compress<const N: usize>(self, states: &mut [State; N], messages: [&[Block]; N], last: &[Block; N]) {
+        let blocks = messages[0].len();
+        assert!(messages.iter().all(|m| m.len() == blocks), "messages of one length");
+        // SAFETY: there is a `ShaNi` only where `detect` has found both features.
+        unsafe { compress(states, messages, last) }
+    }
+}
+
+/// The round constants (FIPS 180-4, 4.2.2), four to a row as the rounds are done.
+#[rustfmt::skip]
+const K: [[u32; 4]; 16] = [
+    [0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5], [0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5],
+    [0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3], [0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174],
+    [0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc], [0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da],
+    [0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7], [0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967],
+    [0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13], [0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85],
+    [0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3], [0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070],
+    [0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5], [0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3],
+    [0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208], [0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2],
+];
+
+/// One register of each message.
+type Lanes<const N: usize> = [__m128i; N];
+
+/// # Safety
+/// The processor has the features.
+#[target_feature(enable = "sha,ssse3")]
+unsafe fn compress<const N: usize>(states: &mut [State; N], messages: [&[Block]; N], last: &[Block; N]) {
+    // SAFETY: the features are the caller's word; no pointer is used here.
+    unsafe {
+        let (mut abef, mut cdgh) = load_states(states);
+        for block in 0..=messages[0].len() {
+            let (abef_before, cdgh_before) = (abef, cdgh);
+            let mut w = [[_mm_setzero_si128(); N]; 4];
+            for lane in 0..N {
+                let words = load_words(messages[lane].get(block).unwrap_or(&last[lane]));
+                for quad in 0..4 {
+                    w[quad][lane] = words[quad];
+                }
+            }
+            for sixteen in 0..4 {
+                for quad in 0..4 {
+                    four_rounds(&mut abef, &mut cdgh, &w[quad], &K[4 * sixteen + quad]);
+                    if sixteen < 3 {
+                        w[quad] = next_words(&w[quad], &w[(quad + 1) % 4], &w[(quad + 2) % 4], &w[(quad + 3) % 4]);
+                    }
+                }
+            }
+            for lane in 0..N {
+                abef[lane] = _mm_add_epi32(abef[lane], abef_before[lane]);
+                cdgh[lane] = _mm_add_epi32(cdgh[lane], cdgh_before[lane]);
+            }
+        }
+        store_states(states, &abef, &cdgh);
+    }
+}
+
+/// Four rounds of every message on the next four words of each.
+///
+/// # Safety
+/// The processor has the features.
+#[inline]
+#[target_feature(enable = "sha,ssse3")]
+unsafe fn four_rounds<const N: usize>(abef: &mut Lanes<N>, cdgh: &mut Lanes<N>, w: &Lanes<N>, k: &[u32; 4]) {
+    // SAFETY: the features are the caller's word; the load is of 16 bytes out of 16.
+    unsafe {
+        let k = _mm_loadu_si128(k.as_ptr().cast());
+        for lane in 0..N {
+            let wk = _mm_add_epi32(w[lane], k);
+            cdgh[lane] = _mm_sha256rnds2_epu32(cdgh[lane], abef[lane], wk);
+            // The upper two words: the next two rounds.
+            abef[lane] = _mm_sha256rnds2_epu32(abef[lane], cdgh[lane], _mm_shuffle_epi32::<0b1110>(wk));
+        }
+    }
+}
+
+/// The four words of the schedule that follow the sixteen given.
+///
+/// # Safety
+/// The processor has the features.
+#[inline]
+#[target_feature(enable = "sha,ssse3")]
+unsafe fn next_words<const N: usize>(w0: &Lanes<N>, w4: &Lanes<N>, w8: &Lanes<N>, w12: &Lanes<N>) -> Lanes<N> {
+    let mut next = *w0;
+    for lane in 0..N {
+        // SAFETY: the features are the caller's word; no pointer is used here.
+        unsafe {
+            let w9 = _mm_alignr_epi8::<4>(w12[lane], w8[lane]);
+            let sum = _mm_add_epi32(_mm_sha256msg1_epu32(w0[lane], w4[lane]), w9);
+            next[lane] = _mm_sha256msg2_epu32(sum, w12[lane]);
+        }
+    }
+    next
+}
+
+/// The sixteen words of a block.
+///
+/// # Safety
+/// The processor has the features.
+#[inline]
+#[target_feature(enable = "sha,ssse3")]
+unsafe fn load_words(block: &Block) -> [__m128i; 4] {
+    // SAFETY: the features are the caller's word; the loads are of 4 × 16 bytes out of 64.
+    unsafe {
+        let big_endian = _mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3);
+        let mut words = [_mm_setzero_si128(); 4];
+        for (quad, words) in words.iter_mut().enumerate() {
+            *words = _mm_shuffle_epi8(_mm_loadu_si128(block.as_ptr().add(16 * quad).cast()), big_endian);
+        }
+        words
+    }
+}
+
+/// The states as the instructions want them: {a, b, e, f} and {c, d, g, h}, the first word highest.
+///
+/// # Safety
+/// The processor has the features.
+#[inline]
+#[target_feature(enable = "sha,ssse3")]
+unsafe fn load_states<const N: usize>(states: &[State; N]) -> (Lanes<N>, Lanes<N>) {
+    // SAFETY: the features are the caller's word; no pointer is used here.
+    unsafe {
+        let (mut abef, mut cdgh) = ([_mm_setzero_si128(); N], [_mm_setzero_si128(); N]);
+        for lane in 0..N {
+            let [a, b, c, d, e, f, g, h] = states[lane].map(|word| word as i32);
+            abef[lane] = _mm_set_epi32(a, b, e, f);
+            cdgh[lane] = _mm_set_epi32(c, d, g, h);
+        }
+        (abef, cdgh)
+    }
+}
+
+/// The reverse of [`load_states`].
+///
+/// # Safety
+/// The processor has the features.
+#[inline]
+#[target_feature(enable = "sha,ssse3")]
+unsafe fn store_states<const N: usize>(states: &mut [State; N], abef: &Lanes<N>, cdgh: &Lanes<N>) {
+    let (mut feba, mut hgdc) = ([0; 4], [0; 4]);
+    for lane in 0..N {
+        // SAFETY: the features are the caller's word; the stores are of 16 bytes into 16.
+        unsafe {
+            _mm_storeu_si128(feba.as_mut_ptr().cast(), abef[lane]);
+            _mm_storeu_si128(hgdc.as_mut_ptr().cast(), cdgh[lane]);
+        }
+        let ([f, e, b, a], [h, g, d, c]) = (feba, hgdc);
+        states[lane] = [a, b, c, d, e, f, g, h];
+    }
+}
