@@ -4,6 +4,7 @@
 
 mod buf;
 mod error;
+mod format;
 mod keys;
 mod sha256;
 mod storage;

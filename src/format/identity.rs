@@ -1,0 +1,81 @@
+//! The identity block: binds a data device to its metadata.
+
+use super::VERSION;
+use crate::keys::{Digest, Keys, Mac};
+use sha2::{Digest as _, Sha256};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout,
+    little_endian::{U32, U64},
+};
+
+const MAGIC: [u8; 8] = *b"UBLKIDNT";
+/// The only role so far: the data device of a volume whose metadata is elsewhere.
+const ROLE_DATA: u32 = 1;
+const BYTES: usize = 512;
+
+/// 8 magic + 4 version + 4 role + 16 uuid + 8 size + 16 key id + 392 reserved + 32 checksum + 32 MAC = 512 bytes.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct RawIdentity {
+    magic: [u8; 8],
+    version: U32,
+    role: U32,
+    uuid: [u8; 16],
+    size: U64,
+    key_id: [u8; 16],
+    reserved: [u8; 392],
+    checksum: Digest,
+    mac: Mac,
+}
+const _: () = assert!(size_of::<RawIdentity>() == BYTES);
+
+/// What a data device says of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Identity {
+    /// The volume it belongs to.
+    pub(crate) uuid: [u8; 16],
+    /// The volume's usable size in bytes.
+    pub(crate) size: u64,
+}
+
+impl RawIdentity {
+    /// The volume that this device claims to belong to, where there is a whole identity block.
+    pub(crate) fn claim(&self) -> Option<Identity> {
+        let whole = self.magic == MAGIC
+            && self.checksum == self.sum()
+            && self.version.get() == VERSION
+            && self.role.get() == ROLE_DATA;
+        whole.then_some(Identity { uuid: self.uuid, size: self.size.get() })
+    }
+
+    /// Whether the claim was made with the volume's key.
+    pub(crate) fn verify(&self, keys: &Keys) -> bool {
+        self.key_id == keys.id() && keys.identity().verify(self.authenticated(), &self.mac)
+    }
+
+    fn authenticated(&self) -> &[u8] {
+        &self.as_bytes()[..BYTES - 64]
+    }
+    fn sum(&self) -> Digest {
+        Sha256::digest(self.authenticated()).into()
+    }
+}
+
+impl Identity {
+    pub(crate) fn seal(&self, keys: &Keys) -> RawIdentity {
+        let mut raw = RawIdentity {
+            magic: MAGIC,
+            version: U32::new(VERSION),
+            role: U32::new(ROLE_DATA),
+            uuid: self.uuid,
+            size: U64::new(self.size),
+            key_id: keys.id(),
+            reserved: [0; 392],
+            checksum: [0; 32],
+            mac: [0; 32],
+        };
+        raw.checksum = raw.sum();
+        raw.mac = keys.identity().sign(raw.authenticated());
+        raw
+    }
+}

@@ -1,0 +1,238 @@
+//! Where everything lies: the one type that computes offsets.
+
+use super::{PAGE_BYTES, TAGS_PER_PAGE};
+use crate::{BlockIndex, BlockRange, ByteOffset, PageName};
+
+/// Children of a tree page: 4096 / 64.
+pub(crate) const TREE_FANOUT: u64 = 64;
+/// Most levels, tag pages included: 64 TiB / 512 = 2^37 blocks = 2^30 tag pages, 64^5 = 2^30.
+pub(crate) const MAX_LEVELS: usize = 6;
+/// Smallest and largest volume in bytes.
+pub(crate) const MIN_VOLUME: u64 = 1 << 20;
+pub(crate) const MAX_VOLUME: u64 = 64 << 40;
+/// Smallest and largest tag log in bytes.
+pub(crate) const MIN_LOG: u64 = 64 << 10;
+pub(crate) const MAX_LOG: u64 = 1 << 30;
+
+const MIB: u64 = 1 << 20;
+const PAGE: u64 = PAGE_BYTES as u64;
+/// Both slots of a page, side by side.
+const PAIR: u64 = 2 * PAGE;
+
+/// A page of the metadata; level 0 are the tag pages.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub(crate) struct PageId {
+    pub(crate) level: u8,
+    pub(crate) index: u64,
+}
+
+impl PageId {
+    pub(crate) fn name(self) -> PageName {
+        PageName { level: self.level, index: self.index }
+    }
+}
+
+/// Places of everything on both devices. Made from four numbers, so that a superblock needs to be checked in one place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Layout {
+    pub(crate) block_size: u32,
+    pub(crate) blocks: u64,
+    pub(crate) log_size: u64,
+    pub(crate) separate_meta: bool,
+}
+
+/// Why a layout is impossible.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LayoutError {
+    BlockSize,
+    Size,
+    LogSize,
+}
+
+impl Layout {
+    pub(crate) fn new(block_size: u32, size: u64, log_size: u64, separate_meta: bool) -> Result<Self, LayoutError> {
+        if !block_size.is_power_of_two() || !(512..=4096).contains(&block_size) {
+            return Err(LayoutError::BlockSize);
+        }
+        if !(MIN_VOLUME..=MAX_VOLUME).contains(&size) || size % u64::from(block_size) != 0 {
+            return Err(LayoutError::Size);
+        }
+        if !(MIN_LOG..=MAX_LOG).contains(&log_size) || log_size % PAGE != 0 {
+            return Err(LayoutError::LogSize);
+        }
+        Ok(Self { block_size, blocks: size / u64::from(block_size), log_size, separate_meta })
+    }
+
+    /// The log for a volume of `size` bytes: 1/64 of it, a power of two from 256 KiB to 64 MiB.
+    pub(crate) fn default_log_size(size: u64) -> u64 {
+        let target = (size / 64).clamp(256 << 10, 64 << 20);
+        1 << target.ilog2()
+    }
+
+    /// The largest volume that fits: on one device of `data` bytes, or with its metadata on another of `meta` bytes.
+    pub(crate) fn largest(block_size: u32, log_size: Option<u64>, data: u64, meta: Option<u64>) -> Option<Self> {
+        let fits = |blocks: u64| {
+            let size = blocks * u64::from(block_size);
+            let log = log_size.unwrap_or_else(|| Self::default_log_size(size));
+            let l = Self::new(block_size, size, log, meta.is_some()).ok()?;
+            (l.data_device_bytes() <= data && meta.is_none_or(|m| l.meta_device_bytes() <= m)).then_some(l)
+        };
+        // Bytes needed grow with the blocks, so bisect for the largest count that fits.
+        let (mut low, mut high) =
+            (MIN_VOLUME / u64::from(block_size), data.min(MAX_VOLUME) / u64::from(block_size) + 1);
+        fits(low)?;
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if fits(middle).is_some() { low = middle } else { high = middle }
+        }
+        fits(low)
+    }
+
+    /// Usable bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.blocks * u64::from(self.block_size)
+    }
+    /// Places of the two superblock copies on the metadata device.
+    pub(crate) fn superblock_offsets() -> [ByteOffset; 2] {
+        [ByteOffset(0), ByteOffset(MIB / 2)]
+    }
+    /// Place of the identity block on a data device without metadata.
+    pub(crate) fn identity_offset() -> ByteOffset {
+        ByteOffset(0)
+    }
+    /// The first MiB of each device is ours.
+    pub(crate) fn reserved_bytes() -> u64 {
+        MIB
+    }
+    /// Largest log record in bytes, header, MAC and padding included: a sixteenth of the ring, at most 64 KiB.
+    pub(crate) fn max_record(&self) -> usize {
+        (self.log_size / 16).next_multiple_of(PAGE).min(64 << 10) as usize
+    }
+    /// Where the ring begins on the metadata device.
+    pub(crate) fn log_offset(&self) -> ByteOffset {
+        ByteOffset(MIB)
+    }
+    /// Levels of the tree, tag pages included; the page of the last level is the root page.
+    pub(crate) fn levels(&self) -> usize {
+        (0..).find(|&l| self.pages_in(l) == 1).map_or(MAX_LEVELS, |l| l as usize + 1)
+    }
+    /// Pages in a level.
+    pub(crate) fn pages_in(&self, level: u8) -> u64 {
+        (0..level).fold(self.blocks.div_ceil(TAGS_PER_PAGE), |pages, _| pages.div_ceil(TREE_FANOUT))
+    }
+    /// The page above all others.
+    pub(crate) fn root_page(&self) -> PageId {
+        PageId { level: self.levels() as u8 - 1, index: 0 }
+    }
+    fn level_offset(&self, level: u8) -> u64 {
+        let first = MIB + self.log_size;
+        first.next_multiple_of(PAIR) + (0..level).map(|l| self.pages_in(l) * PAIR).sum::<u64>()
+    }
+    /// Place of a page's slot on the metadata device; slot 1 follows slot 0.
+    pub(crate) fn slot_offset(&self, page: PageId, slot: u8) -> ByteOffset {
+        ByteOffset(self.level_offset(page.level) + page.index * PAIR + u64::from(slot) * PAGE)
+    }
+    /// Bytes of the metadata device that are used by metadata.
+    pub(crate) fn metadata_end(&self) -> u64 {
+        self.level_offset(self.levels() as u8)
+    }
+    /// Where the blocks begin on the data device.
+    pub(crate) fn data_offset(&self) -> u64 {
+        if self.separate_meta { MIB } else { self.metadata_end().next_multiple_of(MIB) }
+    }
+    /// Place of a block on the data device.
+    pub(crate) fn block_offset(&self, block: BlockIndex) -> ByteOffset {
+        ByteOffset(self.data_offset() + block.0 * u64::from(self.block_size))
+    }
+    /// Place of a block within the volume: what its tag is bound to.
+    pub(crate) fn volume_offset(&self, block: BlockIndex) -> ByteOffset {
+        ByteOffset(block.0 * u64::from(self.block_size))
+    }
+    pub(crate) fn data_device_bytes(&self) -> u64 {
+        self.data_offset() + self.size()
+    }
+    pub(crate) fn meta_device_bytes(&self) -> u64 {
+        if self.separate_meta { self.metadata_end() } else { self.data_device_bytes() }
+    }
+    /// The tag page of a block, and the tag's place in it.
+    pub(crate) fn tag_page_of(&self, block: BlockIndex) -> (PageId, usize) {
+        (PageId { level: 0, index: block.0 / TAGS_PER_PAGE }, (block.0 % TAGS_PER_PAGE) as usize)
+    }
+    /// The ancestor of a tag page at a level.
+    pub(crate) fn ancestor(&self, tag_page: u64, level: u8) -> PageId {
+        PageId { level, index: tag_page >> (6 * u32::from(level)) }
+    }
+    /// The blocks that hang on a page, cut at the volume's end.
+    pub(crate) fn blocks_under(&self, page: PageId) -> BlockRange {
+        let span = TAGS_PER_PAGE << (6 * u32::from(page.level));
+        let first = page.index * span;
+        BlockRange::new(BlockIndex(first), span.min(self.blocks - first))
+    }
+    /// Whether the run lies inside the volume.
+    pub(crate) fn contains(&self, range: BlockRange) -> bool {
+        range.first.0 < self.blocks && range.count <= self.blocks - range.first.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layouts() -> impl Strategy<Value = Layout> {
+        (9u32..=12, MIN_VOLUME..MAX_VOLUME, 16u64..4096, any::<bool>()).prop_map(|(shift, size, log, separate)| {
+            let bs = 1 << shift;
+            Layout::new(bs, size / u64::from(bs) * u64::from(bs), log * 4096, separate).unwrap()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn regions_follow_each_other_without_overlap(l in layouts()) {
+            prop_assert!(Layout::superblock_offsets()[1].0 >= (64 << 10) + 4096);
+            prop_assert!(l.log_offset().0 >= Layout::superblock_offsets()[1].0 + 4096);
+            let mut end = l.log_offset().0 + l.log_size;
+            for level in 0..l.levels() as u8 {
+                let first = PageId { level, index: 0 };
+                prop_assert!(l.slot_offset(first, 0).0 >= end);
+                end = l.slot_offset(PageId { level, index: l.pages_in(level) - 1 }, 1).0 + 4096;
+            }
+            prop_assert_eq!(end, l.metadata_end());
+            prop_assert_eq!(l.pages_in(l.levels() as u8 - 1), 1);
+            prop_assert!(l.levels() <= MAX_LEVELS);
+            if !l.separate_meta { prop_assert!(l.data_offset() >= end); }
+        }
+
+        #[test]
+        fn metadata_is_at_most_six_percent(mib in 256u64..(64 << 20)) {
+            let size = mib << 20;
+            let l = Layout::new(4096, size, Layout::default_log_size(size), false).unwrap();
+            prop_assert!(l.data_offset() * 100 <= l.data_device_bytes() * 6, "{} of {}", l.data_offset(), l.data_device_bytes());
+        }
+
+        #[test]
+        fn largest_is_the_largest(bytes in (3u64 << 20)..(1 << 44), shift in 9u32..=12) {
+            let bs = 1 << shift;
+            let l = Layout::largest(bs, None, bytes, None).unwrap();
+            prop_assert!(l.data_device_bytes() <= bytes);
+            let size = l.size() + u64::from(bs);
+            if let Ok(more) = Layout::new(bs, size, Layout::default_log_size(size), false) {
+                prop_assert!(more.data_device_bytes() > bytes);
+            }
+        }
+
+        #[test]
+        fn every_block_hangs_on_its_ancestors(l in layouts(), at in any::<prop::sample::Index>()) {
+            let block = BlockIndex(at.index(l.blocks as usize) as u64);
+            let (leaf, place) = l.tag_page_of(block);
+            prop_assert_eq!(leaf.index * TAGS_PER_PAGE + place as u64, block.0);
+            let mut page = leaf;
+            for level in 0..l.levels() as u8 {
+                prop_assert_eq!(page, l.ancestor(leaf.index, level));
+                let under = l.blocks_under(page);
+                prop_assert!(under.first <= block && block.0 < under.end());
+                page = PageId { level: page.level + 1, index: page.index / TREE_FANOUT };
+            }
+        }
+    }
+}
