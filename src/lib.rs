@@ -7,7 +7,9 @@ mod error;
 mod format;
 mod keys;
 mod sha256;
+pub mod speed;
 mod storage;
+mod tag;
 mod units;
 
 pub use buf::{BUF_ALIGN, Buf};

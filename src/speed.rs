@@ -1,0 +1,108 @@
+//! How fast this processor makes tags: for `benchmark` and `benches/`. Nothing on the I/O path is here.
+
+use crate::{
+    BlockIndex, MasterKey, TagAlgorithm,
+    format::{Layout, Tag, ZERO_TAG},
+    keys::Keys,
+    tag::Tagger,
+};
+use serde::Serialize;
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+/// What [`TagBench::measure`] found.
+#[derive(Clone, Debug, Serialize)]
+pub struct TagSpeed {
+    /// The tag algorithm.
+    pub algorithm: TagAlgorithm,
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Blocks of a request.
+    pub batch: usize,
+    /// What hashed: "sha-ni x2" (two blocks side by side), "portable", or "blake3 crate".
+    pub implementation: &'static str,
+    /// Median over the passes.
+    pub bytes_per_second: f64,
+}
+
+/// Makes the tags of a piece of memory, request by request, as writes and reads do.
+pub struct TagBench {
+    algorithm: TagAlgorithm,
+    block_size: u32,
+    tagger: Tagger,
+    memory: Vec<u8>,
+    /// One request's.
+    tags: Vec<Tag>,
+}
+
+impl TagBench {
+    /// Requests of `batch` blocks over `memory` bytes, rounded up to whole requests. A piece that fits into
+    /// a cache shows the algorithm, a larger one shows the memory too.
+    ///
+    /// # Panics
+    /// Where a volume can't have this block size, or `batch` is 0.
+    pub fn new(algorithm: TagAlgorithm, block_size: u32, batch: usize, memory: usize) -> Self {
+        let keys = Keys::derive(&MasterKey::new(&[0x5a; 32]).expect("32 bytes are enough"), &[0; 16]);
+        let layout = Layout::new(block_size, 1 << 30, 1 << 20, false).expect("512, 1024, 2048 or 4096 bytes a block");
+        let request = batch * block_size as usize;
+        // Not all zeros: pages that were never written to are all the same one.
+        let memory = (0..memory.max(1).next_multiple_of(request)).map(|i| (i % 251) as u8).collect();
+        Self {
+            algorithm,
+            block_size,
+            tagger: Tagger::new(&keys, algorithm, &layout),
+            memory,
+            tags: vec![ZERO_TAG; batch],
+        }
+    }
+
+    /// Goes through the memory once and returns its size in bytes.
+    pub fn pass(&mut self) -> usize {
+        let blocks = (0u64..).step_by(self.tags.len()).map(BlockIndex);
+        let request = self.tags.len() * self.block_size as usize;
+        for (first, data) in blocks.zip(self.memory.chunks_exact(request)) {
+            self.tagger.tags(first, data, &mut self.tags);
+            black_box(&self.tags);
+        }
+        self.memory.len()
+    }
+
+    /// Repeats passes for about so long, three at least; one more before them warms the caches.
+    pub fn measure(&mut self, time: Duration) -> TagSpeed {
+        self.pass();
+        let begin = Instant::now();
+        let mut speeds = Vec::new();
+        while speeds.len() < 3 || begin.elapsed() < time {
+            let begin = Instant::now();
+            let bytes = self.pass();
+            speeds.push(bytes as f64 / begin.elapsed().as_secs_f64());
+        }
+        let middle = speeds.len() / 2;
+        let (_, median, _) = speeds.select_nth_unstable_by(middle, f64::total_cmp);
+        TagSpeed {
+            algorithm: self.algorithm,
+            block_size: self.block_size,
+            batch: self.tags.len(),
+            implementation: self.tagger.implementation(),
+            bytes_per_second: *median,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_what_was_asked_for() {
+        for algorithm in TagAlgorithm::ALL {
+            let mut bench = TagBench::new(algorithm, 512, 3, 5000);
+            assert_eq!(bench.pass(), 4 * 3 * 512);
+            let speed = bench.measure(Duration::ZERO);
+            assert_eq!((speed.algorithm, speed.block_size, speed.batch), (algorithm, 512, 3));
+            assert!(speed.bytes_per_second > 0.0 && !speed.implementation.is_empty());
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Tags of blocks: made for writes, checked for reads.
+
+use crate::{
+    BlockIndex,
+    format::{LOST_TAG, Layout, Tag, ZERO_TAG},
+    keys::{Blake3Key, Keys, TagAlgorithm, equal},
+    sha256::{Engine, HmacKey},
+};
+
+/// Most blocks that are verified in one call: one bit each.
+pub(crate) const MAX_VERIFIED: usize = 64;
+
+/// Makes and checks tags.
+pub(crate) struct Tagger {
+    method: Method,
+    layout: Layout,
+}
+
+/// A [`TagAlgorithm`] with its key.
+enum Method {
+    /// The original target's construction with a hash inside the HMAC, so that the long part, hashing
+    /// the block, needs no key and several blocks can run side by side.
+    HmacSha256 { key: HmacKey, engine: Engine },
+    /// The crate fills its own lanes with the 1024-byte chunks of one block.
+    Blake3 { key: Blake3Key },
+}
+
+impl Tagger {
+    pub(crate) fn new(keys: &Keys, algorithm: TagAlgorithm, layout: &Layout) -> Self {
+        let method = match algorithm {
+            TagAlgorithm::HmacSha256 => Method::HmacSha256 { key: keys.hmac_tags().clone(), engine: Engine::detect() },
+            TagAlgorithm::Blake3 => Method::Blake3 { key: keys.blake3_tags().clone() },
+        };
+        Self { method, layout: *layout }
+    }
+
+    /// What hashes, for `benchmark`.
+    pub(crate) fn implementation(&self) -> &'static str {
+        match &self.method {
+            Method::HmacSha256 { engine, .. } => engine.name(),
+            Method::Blake3 { .. } => "blake3 crate",
+        }
+    }
+
+    /// The tags of consecutive blocks.
+    pub(crate) fn tags(&self, first: BlockIndex, data: &[u8], out: &mut [Tag]) {
+        self.each(first, data, 0..out.len(), |i, tag| out[i] = tag);
+    }
+
+    /// Whether the block is what the tag says; for [`ZERO_TAG`] there is nothing to prove.
+    pub(crate) fn proves(&self, tag: &Tag, block: BlockIndex, data: &[u8]) -> bool {
+        *tag != LOST_TAG && equal(tag, &self.side_by_side([(block, data)])[0])
+    }
+
+    /// Which of at most [`MAX_VERIFIED`] consecutive blocks do not match their tags: bit i for the i-th.
+    /// Blocks that read as zeros have nothing to match; lost ones never match.
+    pub(crate) fn mismatches(&self, first: BlockIndex, data: &[u8], tags: &[Tag]) -> u64 {
+        assert!(tags.len() <= MAX_VERIFIED, "one bit a block");
+        let mut bad = tags.iter().rev().fold(0, |bad, tag| bad << 1 | u64::from(*tag == LOST_TAG));
+        let to_prove = (0..tags.len()).filter(|i| ![ZERO_TAG, LOST_TAG].contains(&tags[*i]));
+        self.each(first, data, to_prove, |i, made| bad |= u64::from(!equal(&tags[i], &made)) << i);
+        bad
+    }
+
+    /// Makes the tags of some of the blocks in `data`, which begins with block `first`; `which` counts from there.
+    fn each(
+        &self,
+        first: BlockIndex,
+        data: &[u8],
+        mut which: impl Iterator<Item = usize>,
+        mut with: impl FnMut(usize, Tag),
+    ) {
+        let bs = self.layout.block_size as usize;
+        let block = |i: usize| (BlockIndex(first.0 + i as u64), &data[i * bs..(i + 1) * bs]);
+        while let Some(i) = which.next() {
+            match which.next() {
+                Some(j) => {
+                    let [a, b] = self.side_by_side([block(i), block(j)]);
+                    with(i, a);
+                    with(j, b);
+                }
+                None => {
+                    let [a] = self.side_by_side([block(i)]);
+                    with(i, a);
+                }
+            }
+        }
+    }
+
+    /// The tags of any blocks; two may take hardly longer than one.
+    fn side_by_side<const N: usize>(&self, blocks: [(BlockIndex, &[u8]); N]) -> [Tag; N] {
+        let blocks = blocks.map(|(block, data)| (self.layout.volume_offset(block).0.to_le_bytes(), data));
+        let tags = match &self.method {
+            Method::HmacSha256 { key, engine } => hmac_sha256(key, *engine, blocks),
+            Method::Blake3 { key } => blocks.map(|block| keyed_blake3(key, block)),
+        };
+        // 2^-255: but a tag that means something else must not be one that can occur.
+        debug_assert!(tags.iter().all(|tag| *tag != ZERO_TAG && *tag != LOST_TAG));
+        tags
+    }
+}
+
+fn hmac_sha256<const N: usize>(key: &HmacKey, engine: Engine, blocks: [([u8; 8], &[u8]); N]) -> [Tag; N] {
+    let digests = engine.digests(blocks.map(|(_, data)| data));
+    let mut messages = [[0; 40]; N];
+    for ((message, digest), (offset, _)) in messages.iter_mut().zip(digests).zip(blocks) {
+        message[..32].copy_from_slice(&digest);
+        message[32..].copy_from_slice(&offset);
+    }
+    key.sign(engine, messages)
+}
+
+fn keyed_blake3(key: &Blake3Key, (offset, data): ([u8; 8], &[u8])) -> Tag {
+    *blake3::Hasher::new_keyed(key).update(data).update(&offset).finalize().as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MasterKey;
+    use hmac::{Hmac, KeyInit, Mac as _};
+    use proptest::prelude::*;
+    use sha2::{Digest as _, Sha256};
+
+    const UUID: [u8; 16] = [7; 16];
+
+    fn tagger(algorithm: TagAlgorithm, block_size: u32) -> Tagger {
+        let keys = Keys::derive(&MasterKey::new(&[0x42; 32]).unwrap(), &UUID);
+        let layout = Layout::new(block_size, 1 << 30, 1 << 20, false).unwrap();
+        Tagger::new(&keys, algorithm, &layout)
+    }
+
+    /// Every algorithm, and every way to it.
+    fn taggers(block_size: u32) -> impl Iterator<Item = (TagAlgorithm, Tagger)> {
+        let mut portable = tagger(TagAlgorithm::HmacSha256, block_size);
+        if let Method::HmacSha256 { engine, .. } = &mut portable.method {
+            *engine = Engine::Portable;
+        }
+        let detected = TagAlgorithm::ALL.map(|algorithm| (algorithm, tagger(algorithm, block_size)));
+        detected.into_iter().chain([(TagAlgorithm::HmacSha256, portable)])
+    }
+
+    /// The definitions of the algorithms, by the crates alone.
+    fn reference(algorithm: TagAlgorithm, block_size: u32, first: u64, data: &[u8]) -> Vec<Tag> {
+        let label = match algorithm {
+            TagAlgorithm::HmacSha256 => "ublk-integrity v1 block tags",
+            TagAlgorithm::Blake3 => "ublk-integrity v1 block tags, blake3",
+        };
+        let mut key = [0; 32];
+        hkdf::Hkdf::<Sha256>::new(Some(&UUID), &[0x42; 32]).expand(label.as_bytes(), &mut key).unwrap();
+        let offsets = (first..).map(|block| block * u64::from(block_size));
+        data.chunks_exact(block_size as usize)
+            .zip(offsets)
+            .map(|(block, offset)| match algorithm {
+                TagAlgorithm::HmacSha256 => {
+                    let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
+                    mac.update(&Sha256::digest(block));
+                    mac.update(&offset.to_le_bytes());
+                    mac.finalize().into_bytes().into()
+                }
+                TagAlgorithm::Blake3 => *blake3::keyed_hash(&key, &[block, &offset.to_le_bytes()].concat()).as_bytes(),
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn tags_are_as_defined_whatever_makes_them(
+            shift in 9u32..=12,
+            count in 1usize..=40,
+            first in 0u64..1 << 17,
+            seed in prop::collection::vec(any::<u8>(), 997),
+        ) {
+            let bs = 1usize << shift;
+            let data: Vec<u8> = seed.iter().copied().cycle().take(count * bs).collect();
+            for (algorithm, tagger) in taggers(bs as u32) {
+                let expected = reference(algorithm, bs as u32, first, &data);
+                let mut tags = vec![ZERO_TAG; count];
+                tagger.tags(BlockIndex(first), &data, &mut tags);
+                prop_assert_eq!(&tags, &expected, "{}", algorithm);
+                for (i, block) in data.chunks_exact(bs).enumerate() {
+                    prop_assert!(tagger.proves(&tags[i], BlockIndex(first + i as u64), block));
+                }
+            }
+        }
+
+        #[test]
+        fn a_batch_finds_what_single_blocks_find(
+            kinds in prop::collection::vec(0..5, 1..=MAX_VERIFIED),
+            first in 0u64..1 << 17,
+            algorithm in prop::sample::select(&TagAlgorithm::ALL[..]),
+        ) {
+            let mut data: Vec<u8> = (0..kinds.len() * 512).map(|i| (i * 31 / 8) as u8).collect();
+            let tagger = tagger(algorithm, 512);
+            let mut tags = vec![ZERO_TAG; kinds.len()];
+            tagger.tags(BlockIndex(first), &data, &mut tags);
+            let mut expected = 0;
+            for (i, kind) in kinds.iter().enumerate() {
+                match kind {
+                    0 => tags[i] = ZERO_TAG,
+                    1 => tags[i] = LOST_TAG,
+                    2 => tags[i][i % 32] ^= 1 << (i % 8),
+                    3 => data[i * 512 + 8 * i] ^= 0x10,
+                    _ => {}
+                }
+                let proven = tagger.proves(&tags[i], BlockIndex(first + i as u64), &data[i * 512..(i + 1) * 512]);
+                prop_assert_eq!(proven, *kind == 4);
+                expected |= u64::from((1..=3).contains(kind)) << i;
+            }
+            prop_assert_eq!(tagger.mismatches(BlockIndex(first), &data, &tags), expected);
+        }
+    }
+}
