@@ -6,9 +6,11 @@ mod buf;
 mod error;
 mod format;
 mod keys;
+mod ranges;
 mod sha256;
 pub mod speed;
 mod storage;
+mod sync;
 mod tag;
 mod units;
 
