@@ -3,15 +3,18 @@
 #![deny(unsafe_code)]
 
 mod buf;
+mod cache;
 mod error;
 mod format;
 mod keys;
 mod ranges;
+mod root;
 mod sha256;
 pub mod speed;
 mod storage;
 mod sync;
 mod tag;
+mod tree;
 mod units;
 
 pub use buf::{BUF_ALIGN, Buf};

@@ -1,0 +1,237 @@
+//! The cache of verified pages: set-associative, lock-free, of fixed size.
+//!
+//! A page is found by its name *and* the epoch of the entry that names it, so a stale page can never
+//! answer. Hits take no lock and write nothing but a "used" mark that is set once: two queues that
+//! hit the same page do not disturb each other. Whoever loses a race for a frame just does not cache.
+//! Only pages that have verified are put in.
+
+use crate::{
+    Epoch,
+    format::{PAGE_BYTES, PageId},
+    sync::{AtomicU8, AtomicU64, Ordering, fence},
+};
+
+const WORDS: usize = PAGE_BYTES / 8;
+const WAYS: usize = 8;
+
+/// One frame's state; its page lies in `Cache::words`.
+struct Frame {
+    /// Page name + 1; 0 for an empty frame.
+    name: AtomicU64,
+    epoch: AtomicU64,
+    /// Sequence lock: odd while the frame is being written.
+    version: AtomicU64,
+    /// Second-chance mark (1) and "brought by a hint, not used yet" (2).
+    marks: AtomicU8,
+}
+
+const USED: u8 = 1;
+const HINTED: u8 = 2;
+
+/// What a lookup found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lookup {
+    Miss,
+    Hit,
+    /// The first use of a page that a hint brought in.
+    HintedHit,
+}
+
+pub(crate) struct Cache {
+    frames: Vec<Frame>,
+    words: Vec<AtomicU64>,
+    hands: Vec<AtomicU8>,
+    ways: usize,
+}
+
+fn name(page: PageId) -> u64 {
+    (u64::from(page.level) << 56 | page.index) + 1
+}
+
+impl Cache {
+    /// A cache of at most `bytes` bytes of pages; may be 0.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let frames = bytes as usize / PAGE_BYTES;
+        let ways = frames.clamp(1, WAYS);
+        let sets = frames / ways;
+        let frame = || Frame {
+            name: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            version: AtomicU64::new(0),
+            marks: AtomicU8::new(0),
+        };
+        Self {
+            frames: (0..sets * ways).map(|_| frame()).collect(),
+            words: (0..sets * ways * WORDS).map(|_| AtomicU64::new(0)).collect(),
+            hands: (0..sets).map(|_| AtomicU8::new(0)).collect(),
+            ways,
+        }
+    }
+
+    /// Bytes of memory taken.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        (self.words.len() * 8 + self.frames.len() * size_of::<Frame>() + self.hands.len()) as u64
+    }
+
+    /// The set of a page: the high half of a 128-bit product spreads names over any number of sets.
+    fn set(&self, name: u64) -> Option<usize> {
+        let hash = name.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let set = (u128::from(hash) * self.hands.len() as u128) >> 64;
+        (!self.hands.is_empty()).then_some(set as usize)
+    }
+
+    /// Copies `out.len()` bytes at `at` of the page, both multiples of 8, if this version of it is here.
+    pub(crate) fn get(&self, page: PageId, epoch: Epoch, at: usize, out: &mut [u8]) -> Lookup {
+        let name = name(page);
+        let Some(set) = self.set(name) else { return Lookup::Miss };
+        for i in set * self.ways..(set + 1) * self.ways {
+            let f = &self.frames[i];
+            let version = f.version.load(Ordering::Acquire);
+            let here = f.name.load(Ordering::Relaxed) == name && f.epoch.load(Ordering::Relaxed) == epoch.0;
+            if !here || version & 1 == 1 {
+                continue;
+            }
+            let words = &self.words[i * WORDS + at / 8..];
+            for (bytes, word) in out.chunks_exact_mut(8).zip(words) {
+                bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+            }
+            // The loads above must not sink below the second look at the version.
+            fence(Ordering::Acquire);
+            if f.version.load(Ordering::Relaxed) != version {
+                return Lookup::Miss;
+            }
+            return match f.marks.load(Ordering::Relaxed) {
+                USED => Lookup::Hit,
+                marks => {
+                    f.marks.store(USED, Ordering::Relaxed);
+                    if marks & HINTED != 0 { Lookup::HintedHit } else { Lookup::Hit }
+                }
+            };
+        }
+        Lookup::Miss
+    }
+
+    /// Whether this version of the page is here; leaves the marks alone.
+    pub(crate) fn holds(&self, page: PageId, epoch: Epoch) -> bool {
+        let name = name(page);
+        self.set(name).is_some_and(|set| {
+            self.frames[set * self.ways..(set + 1) * self.ways]
+                .iter()
+                .any(|f| f.name.load(Ordering::Relaxed) == name && f.epoch.load(Ordering::Relaxed) == epoch.0)
+        })
+    }
+
+    /// Keeps a verified page. `hinted`: a prefetch hint brought it.
+    pub(crate) fn put(&self, page: PageId, epoch: Epoch, bytes: &[u8], hinted: bool) {
+        if self.holds(page, epoch) {
+            return;
+        }
+        let name = name(page);
+        let Some(set) = self.set(name) else { return };
+        let i = self.victim(set, name);
+        let f = &self.frames[i];
+        let version = f.version.load(Ordering::Relaxed);
+        let taken = version & 1 == 0
+            && f.version.compare_exchange(version, version + 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        if !taken {
+            return;
+        }
+        fence(Ordering::Release);
+        f.name.store(name, Ordering::Relaxed);
+        f.epoch.store(epoch.0, Ordering::Relaxed);
+        for (word, bytes) in self.words[i * WORDS..].iter().zip(bytes.chunks_exact(8)) {
+            word.store(u64::from_le_bytes(bytes.try_into().expect("8 bytes")), Ordering::Relaxed);
+        }
+        f.marks.store(if hinted { HINTED } else { 0 }, Ordering::Relaxed);
+        f.version.store(version + 2, Ordering::Release);
+    }
+
+    /// An older version of the same page, else an empty frame, else the first without a second chance.
+    fn victim(&self, set: usize, name: u64) -> usize {
+        let first = set * self.ways;
+        let frames = &self.frames[first..first + self.ways];
+        let here = |wanted: u64| frames.iter().position(|f| f.name.load(Ordering::Relaxed) == wanted);
+        if let Some(way) = here(name).or_else(|| here(0)) {
+            return first + way;
+        }
+        let mut way = usize::from(self.hands[set].load(Ordering::Relaxed)) % self.ways;
+        for _ in 0..self.ways {
+            let f = &frames[way];
+            if f.marks.load(Ordering::Relaxed) & USED == 0 {
+                break;
+            }
+            f.marks.store(0, Ordering::Relaxed);
+            way = (way + 1) % self.ways;
+        }
+        self.hands[set].store(((way + 1) % self.ways) as u8, Ordering::Relaxed);
+        first + way
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(index: u64) -> PageId {
+        PageId { level: 0, index }
+    }
+
+    #[test]
+    fn finds_only_the_version_asked_for() {
+        let c = Cache::new(4 * 4096);
+        let bytes: Vec<u8> = (0..4096).map(|i| i as u8).collect();
+        c.put(page(3), Epoch(7), &bytes, true);
+        let mut out = [0; 32];
+        assert_eq!(c.get(page(3), Epoch(8), 64, &mut out), Lookup::Miss);
+        assert_eq!(c.get(PageId { level: 1, index: 3 }, Epoch(7), 64, &mut out), Lookup::Miss);
+        assert_eq!(c.get(page(3), Epoch(7), 64, &mut out), Lookup::HintedHit);
+        assert_eq!(out[..], bytes[64..96]);
+        assert_eq!(c.get(page(3), Epoch(7), 64, &mut out), Lookup::Hit);
+    }
+
+    #[test]
+    fn a_new_version_takes_the_old_ones_place_and_used_pages_stay() {
+        let c = Cache::new(8 * 4096);
+        let bytes = [1; 4096];
+        let mut out = [0; 8];
+        for i in 0..8 {
+            c.put(page(i), Epoch(1), &bytes, false);
+        }
+        assert_eq!(c.get(page(5), Epoch(1), 0, &mut out), Lookup::Hit);
+        c.put(page(2), Epoch(2), &bytes, false);
+        assert!(c.holds(page(2), Epoch(2)) && !c.holds(page(2), Epoch(1)));
+        for i in 8..15 {
+            c.put(page(i), Epoch(1), &bytes, false);
+        }
+        assert!(c.holds(page(5), Epoch(1)), "a used page gets a second chance");
+    }
+
+    #[test]
+    fn no_memory_is_no_failure() {
+        let c = Cache::new(0);
+        c.put(page(1), Epoch(1), &[0; 4096], false);
+        assert_eq!(c.get(page(1), Epoch(1), 0, &mut [0; 8]), Lookup::Miss);
+    }
+
+    #[test]
+    fn readers_never_see_half_a_page() {
+        let c = Cache::new(4096);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                for i in 0..20_000u64 {
+                    c.put(page(i % 3), Epoch(1), &[(i % 3) as u8; 4096], false);
+                }
+            });
+            for _ in 0..2 {
+                s.spawn(|| {
+                    let mut out = [0; 4096];
+                    for i in 0..20_000u64 {
+                        if c.get(page(i % 3), Epoch(1), 0, &mut out) != Lookup::Miss {
+                            assert!(out.iter().all(|&b| u64::from(b) == i % 3));
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
