@@ -7,6 +7,7 @@ mod cache;
 mod error;
 mod format;
 mod keys;
+mod pending;
 mod ranges;
 mod root;
 mod sha256;
