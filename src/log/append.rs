@@ -1,0 +1,301 @@
+//! Append: the indivisible step, and its end.
+
+use super::{
+    Log, LogPoint, Work,
+    state::{MAX_ABANDONED, State, Waiting, WorkerWaits},
+};
+use crate::{
+    BlockIndex, BlockRange, Epoch, Latched, Seq,
+    format::{ENTRY_BYTES, RecordBuilder, TAG_BYTES, Tag},
+};
+use std::{
+    future::poll_fn,
+    task::{Poll, Waker},
+};
+
+/// Something to log.
+#[derive(Clone, Copy)]
+pub(crate) enum Change<'a> {
+    Tags { first: BlockIndex, tags: &'a [Tag] },
+    Zeros(BlockRange),
+}
+
+impl Change<'_> {
+    fn bytes(&self) -> usize {
+        match self {
+            Change::Tags { tags, .. } => ENTRY_BYTES + tags.len() * TAG_BYTES,
+            Change::Zeros(_) => ENTRY_BYTES,
+        }
+    }
+    fn reserved(&self) -> Reserved {
+        match self {
+            Change::Tags { tags, .. } => Reserved { tags: tags.len(), runs: 0 },
+            // A run that falls into another splits it: one more on each side.
+            Change::Zeros(_) => Reserved { tags: 0, runs: 2 },
+        }
+    }
+}
+
+/// Pending space taken for a change until it is settled.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) struct Reserved {
+    pub(crate) tags: usize,
+    pub(crate) runs: usize,
+}
+
+/// A change that has its number and must be settled: dropping it unsettled latches the volume, since
+/// the log then says something that nobody has seen to.
+pub(crate) struct Appended<'a> {
+    log: &'a Log,
+    slot: usize,
+    pub(crate) seq: Seq,
+    pub(crate) epoch: Epoch,
+    reserved: Reserved,
+    settled: bool,
+}
+
+/// Leaves the queue for space when the append is over, also when its future is dropped.
+struct Place<'a>(&'a Log, usize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        {
+            let mut s = self.0.state.lock();
+            s.waiting[self.1] = None;
+            s.queue.retain(|slot| *slot != self.1);
+        }
+        self.0.wake_front();
+    }
+}
+
+impl Log {
+    /// Waits for space, then takes the indivisible step. Nothing has been logged while this waits.
+    pub(crate) async fn append(&self, slot: usize, change: Change<'_>) -> Result<Appended<'_>, Latched> {
+        if let Some(done) = self.try_append(slot, &change, None) {
+            return done;
+        }
+        let place = Place(self, slot);
+        let appended = poll_fn(|cx| match self.try_append(slot, &change, Some(cx.waker())) {
+            Some(done) => Poll::Ready(done),
+            None => Poll::Pending,
+        })
+        .await;
+        drop(place);
+        appended
+    }
+
+    /// With a waker, waits in the queue; without, takes the step only where nobody is before us.
+    fn try_append(
+        &self,
+        slot: usize,
+        change: &Change<'_>,
+        waker: Option<&Waker>,
+    ) -> Option<Result<Appended<'_>, Latched>> {
+        let (result, wake) = {
+            let mut s = self.state.lock();
+            if let Some(why) = s.latched {
+                return Some(Err(why));
+            }
+            let first = s.queue.front().is_none_or(|front| *front == slot);
+            let result = if first && self.has_room(&mut s, change) {
+                Some(Ok(self.take_step(&mut s, slot, change)))
+            } else {
+                if let Some(waker) = waker {
+                    if !s.queue.contains(&slot) {
+                        s.queue.push_back(slot);
+                    }
+                    s.wait(slot, Waiting::Space, waker);
+                }
+                None
+            };
+            self.ask_for_checkpoint(&mut s);
+            let wanted = s.want_checkpoint;
+            (result, wanted.then(|| s.worker_that(WorkerWaits::Work)).flatten())
+        };
+        wake.into_iter().for_each(Waker::wake);
+        result
+    }
+
+    fn has_room(&self, s: &mut State, change: &Change<'_>) -> bool {
+        let epoch = s.epoch;
+        let alone = RecordBuilder::padded_alone(change.bytes(), self.config.physical_block) as u64;
+        // Up to one record's worth is skipped at the ring's end.
+        let in_ring = |s: &State| s.used() + alone + self.config.max_record as u64 <= self.config.size;
+        let in_the_way = !s.gather.fits(change.bytes()) || !in_ring(s);
+        if in_the_way && !s.gather_owned {
+            // Only flush entries are in the way, and nobody waits for those.
+            s.drop_gathered();
+        }
+        let gathers = (s.gather.is_empty() || s.gather_epoch == epoch) && s.gather.fits(change.bytes());
+        let ring = in_ring(s);
+        let reserved = change.reserved();
+        let of = s.of(epoch);
+        let pending =
+            of.tags + reserved.tags <= self.config.max_tags && of.runs + reserved.runs <= self.config.max_runs;
+        if !(ring && pending) {
+            s.want_checkpoint = true;
+        }
+        gathers && ring && pending
+    }
+
+    fn take_step(&self, s: &mut State, slot: usize, change: &Change<'_>) -> Appended<'_> {
+        let (seq, epoch, reserved) = (s.next_seq, s.epoch, change.reserved());
+        s.next_seq = Seq(seq.0 + 1);
+        debug_assert!(s.in_flight[slot].is_none(), "one change a slot at a time");
+        s.in_flight[slot] = Some((seq, epoch));
+        let of = s.of(epoch);
+        of.in_flight += 1;
+        of.appended += 1;
+        of.tags += reserved.tags;
+        of.runs += reserved.runs;
+        match change {
+            Change::Tags { first, tags } => s.gather.push_tags(seq, *first, tags),
+            Change::Zeros(range) => s.gather.push_zeros(seq, *range),
+        }
+        let alone = RecordBuilder::padded_alone(change.bytes(), self.config.physical_block) as u64;
+        s.gather_epoch = epoch;
+        s.gather_last = seq;
+        s.gather_owned = true;
+        s.gather_reserved += alone;
+        s.reserved += alone;
+        Appended { log: self, slot, seq, epoch, reserved, settled: false }
+    }
+
+    fn ask_for_checkpoint(&self, s: &mut State) {
+        let epoch = s.epoch;
+        let used = s.used();
+        let of = s.of(epoch);
+        let half =
+            used * 2 > self.config.size || of.tags * 2 > self.config.max_tags || of.runs * 2 > self.config.max_runs;
+        s.want_checkpoint |= half;
+    }
+
+    /// Completes when the checkpoint thread is wanted.
+    pub(crate) async fn wanted(&self) -> Work {
+        poll_fn(|cx| {
+            let mut s = self.state.lock();
+            // After a latch there is nothing left to do but to wait for the end.
+            if s.latched.is_none() && s.want_checkpoint {
+                return Poll::Ready(Work::Checkpoint);
+            }
+            if s.latched.is_none() && s.want_flush_record {
+                return Poll::Ready(Work::FlushRecord);
+            }
+            s.worker = Some((WorkerWaits::Work, cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Ends the epoch in one step. `None` where it changed nothing. Flush entries of it that nobody
+    /// has written yet are dropped: what they say will be true of the checkpoint.
+    pub(crate) fn switch_epoch(&self) -> Option<Epoch> {
+        let ended = {
+            let mut s = self.state.lock();
+            s.want_checkpoint = false;
+            let ended = s.epoch;
+            if s.of(ended).appended == 0 {
+                return None;
+            }
+            if !s.gather_owned {
+                s.drop_gathered();
+            }
+            s.epoch = ended.next();
+            ended
+        };
+        self.wake_front();
+        Some(ended)
+    }
+
+    /// Waits until nothing of the epoch is in flight: everything logged in it is settled, and its last record is written.
+    pub(crate) async fn drained(&self, epoch: Epoch) {
+        poll_fn(|cx| {
+            let mut s = self.state.lock();
+            if s.of(epoch).in_flight == 0 || s.latched.is_some() {
+                return Poll::Ready(());
+            }
+            s.worker = Some((WorkerWaits::Drained, cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Where the log begins once `epoch` is in the tree: after its last record.
+    pub(crate) fn end_of(&self, epoch: Epoch) -> LogPoint {
+        let mut s = self.state.lock();
+        s.of(epoch).end.expect("an epoch that changed something has a record")
+    }
+
+    /// Both superblock copies name the epoch after this one: its log space and abandoned numbers are free.
+    pub(crate) fn release(&self, epoch: Epoch) {
+        {
+            let mut s = self.state.lock();
+            let end = s.of(epoch).end.expect("released once");
+            s.tail = end.position;
+            *s.of(epoch) = Default::default();
+            s.abandoned.retain(|(_, e)| *e != epoch);
+            // Whoever asked before did so because of what is free now.
+            s.want_checkpoint = false;
+            self.ask_for_checkpoint(&mut s);
+        }
+        self.wake_front();
+    }
+}
+
+impl State {
+    pub(super) fn drop_gathered(&mut self) {
+        self.gather.clear();
+        self.reserved -= self.gather_reserved;
+        self.gather_reserved = 0;
+        self.gather_owned = false;
+        self.want_flush_record = false;
+    }
+}
+
+impl Appended<'_> {
+    /// The change is where it belongs. `kept` is the pending space that it really takes.
+    pub(crate) fn settle(mut self, kept: Reserved) {
+        self.end(kept.tags as isize, 0, false);
+    }
+    /// A run of zeros is where it belongs; the set has grown by so many runs, or shrunk.
+    pub(crate) fn settle_runs(mut self, grown: isize) {
+        self.end(0, grown, false);
+    }
+    /// The data may not be what the log says: the number is listed in flush entries until its epoch is checkpointed.
+    pub(crate) fn abandon(mut self, kept: Reserved) {
+        self.end(kept.tags as isize, 0, true);
+    }
+
+    fn end(&mut self, tags: isize, runs: isize, abandon: bool) {
+        self.settled = true;
+        let (wake, full) = {
+            let mut s = self.log.state.lock();
+            let full = abandon && s.abandoned.len() == MAX_ABANDONED;
+            if full {
+                // In the same step: no flush may see the number neither in flight nor listed.
+                s.latched.get_or_insert(Latched::Abandoned);
+            } else if abandon {
+                s.abandoned.push((self.seq, self.epoch));
+            }
+            s.in_flight[self.slot] = None;
+            let of = s.of(self.epoch);
+            of.in_flight -= 1;
+            of.tags = (of.tags - self.reserved.tags).saturating_add_signed(tags);
+            of.runs = (of.runs - self.reserved.runs).saturating_add_signed(runs);
+            let drained = of.in_flight == 0 && self.epoch != s.epoch;
+            (drained.then(|| s.worker_that(WorkerWaits::Drained)).flatten(), full)
+        };
+        wake.into_iter().for_each(Waker::wake);
+        if full {
+            self.log.latch(Latched::Abandoned);
+        }
+    }
+}
+
+impl Drop for Appended<'_> {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.log.latch(Latched::Abandoned);
+        }
+    }
+}

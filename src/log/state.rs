@@ -1,0 +1,249 @@
+//! What the log knows, behind one lock, and who is waiting for it.
+
+use crate::{
+    Buf, Epoch, Latched, RecordNumber, Seq,
+    format::{Link, RecordBuilder},
+    keys::MacKey,
+    sync::Mutex,
+};
+use std::{collections::VecDeque, task::Waker};
+
+/// Fixed numbers of a log.
+pub(crate) struct LogConfig {
+    /// Where the ring begins on the metadata device, in bytes.
+    pub(crate) offset: u64,
+    /// Bytes of the ring.
+    pub(crate) size: u64,
+    /// Records are padded to this many bytes.
+    pub(crate) physical_block: usize,
+    /// Largest record in bytes.
+    pub(crate) max_record: usize,
+    pub(crate) key: MacKey,
+    /// Most blocks with pending tags in one epoch.
+    pub(crate) max_tags: usize,
+    /// Most runs of zeros in one epoch, as split by overlaps.
+    pub(crate) max_runs: usize,
+    /// Slots that may wait.
+    pub(crate) max_slots: usize,
+}
+
+/// A place in the chain: where the next record goes and what it must carry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LogPoint {
+    /// Bytes ever written to the ring; modulo its size, the place.
+    pub(crate) position: u64,
+    pub(crate) number: RecordNumber,
+    pub(crate) link: Link,
+}
+
+/// What a slot waits for; each waits for one thing at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Waiting {
+    Space,
+    Commit(Seq),
+    Flush,
+}
+
+/// What the checkpoint thread is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// The log or the pending tags are half full: checkpoint now.
+    Checkpoint,
+    /// A flush entry has been gathered and nobody carries it to the log.
+    FlushRecord,
+}
+
+/// What the checkpoint thread waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum WorkerWaits {
+    Work,
+    Drained,
+}
+
+/// One set of numbers for each of the two live epochs, by parity.
+#[derive(Clone, Copy, Default)]
+pub(super) struct EpochUse {
+    /// Logged and not yet settled.
+    pub(super) in_flight: usize,
+    /// Blocks that pending space is reserved for or taken by.
+    pub(super) tags: usize,
+    /// The same for runs.
+    pub(super) runs: usize,
+    /// Entries appended, flush entries not counted.
+    pub(super) appended: u64,
+    /// End of the last record of this epoch.
+    pub(super) end: Option<LogPoint>,
+}
+
+pub(super) struct State {
+    pub(super) epoch: Epoch,
+    pub(super) next_seq: Seq,
+    pub(super) of_epoch: [EpochUse; 2],
+    /// By slot: what it has logged and not yet settled.
+    pub(super) in_flight: Vec<Option<(Seq, Epoch)>>,
+    /// Numbers whose data may not be what the log says: listed in every flush entry until checkpointed.
+    pub(super) abandoned: Vec<(Seq, Epoch)>,
+
+    /// The record being gathered, and the epoch of what is in it.
+    pub(super) gather: RecordBuilder,
+    pub(super) gather_epoch: Epoch,
+    pub(super) gather_last: Seq,
+    pub(super) gather_reserved: u64,
+    /// Whether anybody's tags or zeros are in it, or flush entries only.
+    pub(super) gather_owned: bool,
+    /// The other buffer; `None` while a record is being written.
+    pub(super) spare: Option<Buf>,
+
+    /// Where the next record goes.
+    pub(super) head: LogPoint,
+    /// Everything before this position is free.
+    pub(super) tail: u64,
+    /// Bytes reserved for what has been gathered and not yet written.
+    pub(super) reserved: u64,
+    /// Every number up to this one is in a durable record.
+    pub(super) durable: Seq,
+
+    /// Slots that wait for space, first come first served.
+    pub(super) queue: VecDeque<usize>,
+    /// By slot.
+    pub(super) waiting: Vec<Option<(Waiting, Option<Waker>)>>,
+    /// The checkpoint thread, and what it waits for: work that it does not wait for must not wake it.
+    pub(super) worker: Option<(WorkerWaits, Waker)>,
+    pub(super) want_checkpoint: bool,
+    pub(super) want_flush_record: bool,
+
+    pub(super) flush: super::flush::FlushState,
+    pub(super) latched: Option<Latched>,
+    pub(super) records: u64,
+    pub(super) record_bytes: u64,
+}
+
+impl State {
+    /// What an epoch uses.
+    pub(super) fn of(&mut self, epoch: Epoch) -> &mut EpochUse {
+        &mut self.of_epoch[epoch.parity()]
+    }
+    /// Bytes of the ring in use or reserved.
+    pub(super) fn used(&self) -> u64 {
+        self.head.position - self.tail + self.reserved
+    }
+    /// Notes a waiter; keeps its waker fresh.
+    pub(super) fn wait(&mut self, slot: usize, why: Waiting, waker: &Waker) {
+        match &mut self.waiting[slot] {
+            Some((w, Some(known))) if *w == why && known.will_wake(waker) => {}
+            place => *place = Some((why, Some(waker.clone()))),
+        }
+    }
+    /// The checkpoint thread's waker, if this is what it waits for.
+    pub(super) fn worker_that(&mut self, waits: WorkerWaits) -> Option<Waker> {
+        self.worker.take_if(|(why, _)| *why == waits).map(|(_, waker)| waker)
+    }
+    /// The waker of the first slot in the queue for space.
+    pub(super) fn front_waker(&mut self) -> Option<Waker> {
+        let front = *self.queue.front()?;
+        self.waiting[front].as_mut()?.1.take()
+    }
+}
+
+/// The log of an open volume.
+pub(crate) struct Log {
+    pub(super) config: LogConfig,
+    pub(super) state: Mutex<State>,
+}
+
+impl Log {
+    /// A log that goes on at `head` in `epoch`; all memory is taken here.
+    pub(crate) fn new(config: LogConfig, epoch: Epoch, head: LogPoint) -> Self {
+        let n = config.max_slots;
+        let state = State {
+            epoch,
+            next_seq: Seq(1),
+            of_epoch: [EpochUse::default(); 2],
+            in_flight: vec![None; n],
+            abandoned: Vec::with_capacity(MAX_ABANDONED),
+            gather: RecordBuilder::new(Buf::new(config.max_record)),
+            gather_epoch: epoch,
+            gather_last: Seq(0),
+            gather_reserved: 0,
+            gather_owned: false,
+            spare: Some(Buf::new(config.max_record)),
+            head,
+            tail: head.position,
+            reserved: 0,
+            durable: Seq(0),
+            queue: VecDeque::with_capacity(n),
+            waiting: (0..n).map(|_| None).collect(),
+            worker: None,
+            want_checkpoint: false,
+            want_flush_record: false,
+            flush: super::flush::FlushState::new(n),
+            latched: None,
+            records: 0,
+            record_bytes: 0,
+        };
+        Self { config, state: Mutex::new(state) }
+    }
+
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let per_slot = size_of::<(Seq, Epoch)>() + size_of::<(Waiting, Waker)>() + 32;
+        (2 * self.config.max_record + self.config.max_slots * per_slot) as u64
+    }
+
+    /// The most tags that one entry can carry: one record's worth, and no more than a set of pending tags holds.
+    pub(crate) fn max_entry_tags(&self) -> usize {
+        RecordBuilder::max_tags(self.config.max_record).min(self.config.max_tags)
+    }
+
+    pub(crate) fn latched(&self) -> Option<Latched> {
+        self.state.lock().latched
+    }
+
+    /// The first failure wins; everybody who waits is woken and finds it.
+    pub(crate) fn latch(&self, why: Latched) {
+        self.state.lock().latched.get_or_insert(why);
+        self.wake_all(|_, _| true);
+    }
+
+    /// Bytes of the ring in use, records and bytes written since the start.
+    pub(crate) fn usage(&self) -> (u64, u64, u64) {
+        let s = self.state.lock();
+        (s.used(), s.records, s.record_bytes)
+    }
+
+    /// Wakes the waiting slots that `wanted` picks, and the checkpoint thread where the volume is latched.
+    /// Wakers are called outside the lock, some at a time.
+    pub(super) fn wake_all(&self, wanted: impl Fn(&State, Waiting) -> bool) {
+        let mut from = 0;
+        loop {
+            let mut batch = [const { None::<Waker> }; 16];
+            let mut n = 0;
+            {
+                let mut s = self.state.lock();
+                if s.latched.is_some() {
+                    batch[0] = s.worker.take().map(|(_, waker)| waker);
+                    n = 1;
+                }
+                while from < s.waiting.len() && n < batch.len() {
+                    let picked = s.waiting[from].as_ref().is_some_and(|(why, _)| wanted(&s, *why));
+                    if let (true, Some((_, waker))) = (picked, &mut s.waiting[from]) {
+                        batch[n] = waker.take();
+                        n += 1;
+                    }
+                    from += 1;
+                }
+            }
+            batch.into_iter().flatten().for_each(Waker::wake);
+            if n < 16 {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn wake_front(&self) {
+        let waker = self.state.lock().front_waker();
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Most abandoned numbers before the volume is latched: more means that the data device is gone.
+pub(super) const MAX_ABANDONED: usize = 1024;
