@@ -1,0 +1,84 @@
+//! Counters: one set for each queue, so that no two queues share a cache line.
+
+use crate::sync::{AtomicU64, Ordering};
+use serde::Serialize;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Values of the counters at one moment, since the volume was opened.
+        #[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
+        pub struct CounterValues {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        /// One queue's counters.
+        #[derive(Default)]
+        #[repr(align(128))]
+        pub(crate) struct QueueCounters {
+            $(pub(crate) $name: Counter,)*
+        }
+
+        impl QueueCounters {
+            pub(crate) fn add_to(&self, sum: &mut CounterValues) {
+                $(sum.$name += self.$name.0.load(Ordering::Relaxed);)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Read requests.
+    reads,
+    /// Write requests.
+    writes,
+    /// Discard and write-zeroes requests.
+    zeroes,
+    /// Flush requests.
+    flushes,
+    /// Bytes asked for by reads.
+    read_bytes,
+    /// Bytes sent by writes.
+    written_bytes,
+    /// Blocks whose tags were compared.
+    blocks_verified,
+    /// Blocks that did not match their tags.
+    mismatches,
+    /// Times that a damaged metadata page was met.
+    bad_pages,
+    /// Blocks accepted and signed anew in "fix" mode.
+    fixed_blocks,
+    /// Tag pages found in the cache.
+    cache_hits,
+    /// Walks that met a page that was not in the cache.
+    cache_misses,
+    /// Prefetch hints handed to the worker.
+    hints_sent,
+    /// Prefetch hints dropped: the channel was full or the worker gone.
+    hints_dropped,
+    /// Tag pages brought by a hint and then used.
+    hints_used,
+    /// Checkpoints completed.
+    checkpoints,
+    /// Tag and tree pages written by checkpoints.
+    pages_written,
+    /// Pages that did not verify when a checkpoint had to change them: their blocks are lost.
+    pages_lost,
+    /// Records written to the tag log.
+    log_records,
+    /// Bytes written to the tag log.
+    log_bytes,
+    /// Data writes that the device failed.
+    failed_writes,
+    /// Discards that the device refused; the blocks read as zeros all the same.
+    failed_discards,
+}
+
+/// A counter that one thread writes and others read.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,226 @@
+//! Writing and zeroing: the log knows before the data device does, and the data goes out once.
+//!
+//! It is never the case that new data is on the medium and its tag in no durable record: after a
+//! crash every block's content is one that the log or the tree can name.
+
+use crate::{
+    BlockIndex, BlockRange, Buf, Device, Durability, Errno, Latched, Slot, Storage, Volume, WriteError,
+    format::{Tag, ZERO_TAG},
+    log::{Appended, Change, Reserved},
+    lookup::Into,
+    open::Access,
+    ranges::Mode,
+    read::data_error,
+};
+use std::time::Duration;
+
+/// How often, and how far apart, a block is read back whose write failed and whose read fails too.
+const READ_BACK_TRIES: u32 = 5;
+const READ_BACK_PAUSE: Duration = Duration::from_millis(200);
+
+/// Most blocks of one zeros entry: its count has 32 bits.
+const MAX_ZERO_RUN: u64 = u32::MAX as u64;
+
+impl Volume {
+    fn writable(&self, range: BlockRange) -> Result<(), WriteError> {
+        if self.access == Access::ReadOnly {
+            return Err(WriteError::ReadOnly);
+        }
+        match self.tree.layout.contains(range) {
+            true => Ok(()),
+            false => Err(WriteError::BadRange(range)),
+        }
+    }
+
+    /// Writes `range` from the front of `buf`.
+    pub async fn write<S: Storage>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        mut buf: Buf,
+        durability: Durability,
+    ) -> (Result<(), WriteError>, Buf) {
+        if let Err(e) = self.writable(range) {
+            return (Err(e), buf);
+        }
+        let Some(bytes) = self.request_bytes(range, &buf) else {
+            return (Err(WriteError::BadRange(range)), buf);
+        };
+        self.counters[slot.queue].writes.add(1);
+        self.counters[slot.queue].written_bytes.add(bytes as u64);
+        let _guard = self.ranges.acquire(range, Mode::Exclusive).await;
+        let most = self.log.max_entry_tags() as u64;
+        let mut done = 0;
+        while done < range.count {
+            let part = BlockRange::new(BlockIndex(range.first.0 + done), most.min(range.count - done));
+            let result;
+            (result, buf) = self.write_part(io, slot, part, buf, done as usize * self.block_size(), durability).await;
+            if result.is_err() {
+                return (result, buf);
+            }
+            done += part.count;
+        }
+        (Ok(()), buf)
+    }
+
+    /// One log entry's worth of a write, from `at` in `buf`; the caller holds the range.
+    pub(crate) async fn write_part<S: Storage>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        part: BlockRange,
+        buf: Buf,
+        at: usize,
+        durability: Durability,
+    ) -> (Result<(), WriteError>, Buf) {
+        let bytes = at..at + part.count as usize * self.block_size();
+        self.tagger.tags(part.first, &buf[bytes.clone()], slot.tags.tags_mut(part.count));
+        let change = Change::Tags { first: part.first, tags: slot.tags.tags(part.count) };
+        let appended = match self.log.append(slot.id, change).await {
+            Ok(appended) => appended,
+            Err(why) => return (Err(WriteError::Latched(why)), buf),
+        };
+        // Durable in the log first. If the data reached the medium before the record, a crash in
+        // between would leave a block that nothing vouches for.
+        if let Err(why) = self.log.commit(io, slot.id, appended.seq).await {
+            return (Err(WriteError::Latched(why)), buf);
+        }
+        let offset = self.tree.layout.block_offset(part.first);
+        let (result, buf) = io.write(Device::Data, offset, buf, bytes.clone(), durability).await;
+        match result {
+            // Published before the number leaves the in-flight list: whoever drains the epoch finds the tags.
+            Ok(()) => {
+                let kept = self.publish(&appended, part, slot.tags.tags(part.count));
+                appended.settle(kept);
+                (Ok(()), buf)
+            }
+            Err(errno) => {
+                self.counters[slot.queue].failed_writes.add(1);
+                let (settled, buf) = self.settle_failed(io, slot, part, buf, bytes.clone(), appended).await;
+                let device = WriteError::Device(data_error("write", offset, bytes.len(), errno));
+                (Err(settled.err().map_or(device, WriteError::Latched)), buf)
+            }
+        }
+    }
+
+    /// Puts tags into the pending set of the epoch that the change took.
+    fn publish(&self, appended: &Appended<'_>, part: BlockRange, tags: &[Tag]) -> Reserved {
+        let set = &self.pending[appended.epoch.parity()];
+        let new = part.blocks().zip(tags).filter(|(block, tag)| set.insert(*block, appended.seq, tag)).count();
+        Reserved { tags: new, runs: 0 }
+    }
+
+    /// A data write failed: what is on the medium now? Judged block by block under the range. Nothing
+    /// of this appends to the log, so it can't wait for space.
+    async fn settle_failed<S: Storage>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        part: BlockRange,
+        mut buf: Buf,
+        bytes: std::ops::Range<usize>,
+        appended: Appended<'_>,
+    ) -> (Result<(), Latched>, Buf) {
+        if let Err(errno) = io.sync(Device::Data).await {
+            let why = Latched::Device(data_error("sync", crate::ByteOffset(0), 0, errno));
+            self.log.latch(why);
+            return (Err(why), buf);
+        }
+        // Tags before this write. Without them nothing can be decided; damaged ones prove nothing.
+        if let Err(e) = self.lookup_patiently(io, slot, part, Into::Old).await {
+            let why = Latched::Device(e);
+            self.log.latch(why);
+            return (Err(why), buf);
+        }
+        let bs = self.block_size();
+        let (mut kept, mut abandon) = (Reserved::default(), false);
+        for (i, block) in part.blocks().enumerate() {
+            let at = bytes.start + i * bs;
+            let result;
+            (result, buf) = self.read_back(io, block, buf, at..at + bs).await;
+            if result.is_err() {
+                let why = Latched::UnknownBlock(block);
+                self.log.latch(why);
+                return (Err(why), buf);
+            }
+            let (new, old) = (slot.tags.tags(part.count)[i], slot.old.tags(part.count)[i]);
+            let content = &buf[at..at + bs];
+            let proves_new = self.tagger.proves(&new, block, content);
+            let proves_old = old == ZERO_TAG || self.tagger.proves(&old, block, content);
+            if proves_new || !proves_old {
+                let one = BlockRange::new(block, 1);
+                kept.tags += self.publish(&appended, one, &[new]).tags;
+            }
+            abandon |= !proves_new;
+        }
+        match abandon {
+            true => appended.abandon(kept),
+            false => appended.settle(kept),
+        }
+        (Ok(()), buf)
+    }
+
+    async fn read_back<S: Storage>(
+        &self,
+        io: &S,
+        block: BlockIndex,
+        mut buf: Buf,
+        part: std::ops::Range<usize>,
+    ) -> (Result<(), Errno>, Buf) {
+        let mut result = Err(Errno::EIO);
+        for attempt in 0..READ_BACK_TRIES {
+            if attempt > 0 {
+                let _ = io.sleep(READ_BACK_PAUSE).await;
+            }
+            let offset = self.tree.layout.block_offset(block);
+            (result, buf) = io.read(Device::Data, offset, buf, part.clone()).await;
+            if result.is_ok() {
+                break;
+            }
+        }
+        (result, buf)
+    }
+
+    /// Makes `range` read as zeros (discard and write-zeroes). `discard`: tell the data device too.
+    pub async fn zero<S: Storage>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        discard: bool,
+    ) -> Result<(), WriteError> {
+        self.writable(range)?;
+        self.counters[slot.queue].zeroes.add(1);
+        let _guard = self.ranges.acquire(range, Mode::Exclusive).await;
+        let mut done = 0;
+        while done < range.count {
+            let part = BlockRange::new(BlockIndex(range.first.0 + done), MAX_ZERO_RUN.min(range.count - done));
+            let appended = self.log.append(slot.id, Change::Zeros(part)).await.map_err(WriteError::Latched)?;
+            self.log.commit(io, slot.id, appended.seq).await.map_err(WriteError::Latched)?;
+            if discard {
+                let offset = self.tree.layout.block_offset(part.first);
+                let bytes = part.count * self.block_size() as u64;
+                // Waited for, so that it can't land on a later write. Its failure is harmless: the
+                // content of a block of zeros is never looked at.
+                let refused = io.discard(Device::Data, offset, bytes).await.is_err();
+                self.counters[slot.queue].failed_discards.add(refused.into());
+            }
+            let grown = self.pending[appended.epoch.parity()].insert_run(part, appended.seq);
+            // Runs that this one swallowed give their space back.
+            appended.settle_runs(grown);
+            done += part.count;
+        }
+        Ok(())
+    }
+
+    /// Makes every write that completed before durable.
+    pub async fn flush<S: Storage>(&self, io: &S, slot: &mut Slot) -> Result<(), WriteError> {
+        self.counters[slot.queue].flushes.add(1);
+        match self.access {
+            // Nothing was written, so there is nothing to make durable.
+            Access::ReadOnly if self.log.latched().is_none() => Ok(()),
+            _ => self.log.flush(io, slot.id).await.map_err(WriteError::Latched),
+        }
+    }
+}
