@@ -1,0 +1,145 @@
+//! Reading and writing the two superblock copies.
+
+use crate::{
+    Buf, ByteOffset, Device, DeviceError, Durability, Errno, MasterKey, Storage,
+    format::{Layout, PAGE_BYTES, RawSuperblock, SUPERBLOCK_BYTES, Superblock, SuperblockError, uuid_text},
+    keys::Keys,
+    open::OpenError,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Both copies as they lie on the device.
+pub(crate) struct Copies(pub(crate) [RawSuperblock; 2]);
+
+/// The newest copy, and whether the other must be made equal to it.
+pub(crate) struct Newest {
+    pub(crate) superblock: Superblock,
+    pub(crate) keys: Keys,
+    /// Places of copies that are not the newest.
+    pub(crate) stale: Vec<ByteOffset>,
+    /// Whether one of them is damaged, not just older.
+    pub(crate) damaged: bool,
+}
+
+pub(crate) fn meta_error(op: &'static str, offset: ByteOffset, len: usize, errno: Errno) -> DeviceError {
+    DeviceError { op, device: Device::Meta, offset, len: len as u64, errno }
+}
+
+pub(crate) async fn read_copies<S: Storage>(io: &S) -> Result<Copies, DeviceError> {
+    let mut buf = Buf::new(PAGE_BYTES);
+    let mut copies = [RawSuperblock::unreadable(); 2];
+    let mut errors = 0;
+    for (copy, offset) in copies.iter_mut().zip(Layout::superblock_offsets()) {
+        let result;
+        (result, buf) = io.read(Device::Meta, offset, buf, 0..PAGE_BYTES).await;
+        match result {
+            Ok(()) => *copy = RawSuperblock::read_from_prefix(&buf).expect("a page is large enough").0,
+            // One copy that can't be read is like one that is damaged.
+            Err(_) if errors == 0 => errors += 1,
+            Err(errno) => return Err(meta_error("read", offset, PAGE_BYTES, errno)),
+        }
+    }
+    Ok(Copies(copies))
+}
+
+/// Writes one copy, durable. `buf` is a page of memory, lent.
+pub(crate) async fn write_copy<S: Storage>(
+    io: &S,
+    at: ByteOffset,
+    raw: &RawSuperblock,
+    mut buf: Buf,
+) -> (Result<(), DeviceError>, Buf) {
+    buf[..SUPERBLOCK_BYTES].copy_from_slice(raw.as_bytes());
+    buf[SUPERBLOCK_BYTES..].fill(0);
+    let (result, buf) = io.write(Device::Meta, at, buf, 0..PAGE_BYTES, Durability::Durable).await;
+    (result.map_err(|errno| meta_error("write", at, PAGE_BYTES, errno)), buf)
+}
+
+/// Writes both copies, the second only once the first is durable: at every instant one of them is whole.
+pub(crate) async fn write_both<S: Storage>(
+    io: &S,
+    superblock: &Superblock,
+    keys: &Keys,
+    mut buf: Buf,
+) -> (Result<(), DeviceError>, Buf) {
+    let raw = superblock.seal(keys);
+    for at in Layout::superblock_offsets() {
+        let result;
+        (result, buf) = write_copy(io, at, &raw, buf).await;
+        if result.is_err() {
+            return (result, buf);
+        }
+    }
+    (Ok(()), buf)
+}
+
+/// Moves both copies from `current` to `next`. Copy A is written only while B is whole: a B that has
+/// decayed since it was written is made good first.
+pub(crate) async fn move_on<S: Storage>(
+    io: &S,
+    (current, next): (&Superblock, &Superblock),
+    keys: &Keys,
+    mut buf: Buf,
+) -> (Result<(), DeviceError>, Buf) {
+    let [_, b] = Layout::superblock_offsets();
+    let raw = current.seal(keys);
+    let read;
+    (read, buf) = io.read(Device::Meta, b, buf, 0..PAGE_BYTES).await;
+    if read.is_err() || buf[..SUPERBLOCK_BYTES] != *raw.as_bytes() {
+        let result;
+        (result, buf) = write_copy(io, b, &raw, buf).await;
+        if result.is_err() {
+            return (result, buf);
+        }
+    }
+    write_both(io, next, keys, buf).await
+}
+
+impl Copies {
+    /// Chooses the newest copy that verifies. A damaged copy is passed over, one that was tampered with is not.
+    pub(crate) fn newest(&self, master: &MasterKey) -> Result<Newest, OpenError> {
+        let mut valid = Vec::with_capacity(2);
+        let mut errors = Vec::with_capacity(2);
+        for (raw, at) in self.0.iter().zip(Layout::superblock_offsets()) {
+            let keys = Keys::derive(master, &raw.uuid());
+            match raw.verify(&keys) {
+                Ok(superblock) => valid.push((superblock, keys, at)),
+                Err(e) => errors.push((e, raw.uuid(), at)),
+            }
+        }
+        if errors.iter().any(|(e, ..)| *e == SuperblockError::Tampered) {
+            return Err(OpenError::Tampered { what: "superblock" });
+        }
+        if let [(a, ..), (b, ..)] = &valid[..] {
+            if a.uuid != b.uuid || (a.epoch == b.epoch && a != b) {
+                return Err(OpenError::Tampered { what: "superblock (two copies contradict each other)" });
+            }
+        }
+        // A whole copy under another key or of a later version is not damage that may be repaired away.
+        let foreign = |e: &SuperblockError| matches!(e, SuperblockError::WrongKey | SuperblockError::Version(_));
+        if !valid.is_empty() && errors.iter().any(|(e, ..)| foreign(e)) {
+            return Err(OpenError::Tampered { what: "superblock (two copies contradict each other)" });
+        }
+        let newest = valid.iter().map(|(s, ..)| s.epoch).max();
+        let mut stale: Vec<_> = errors.iter().map(|(.., at)| *at).collect();
+        stale.extend(valid.iter().filter(|(s, ..)| Some(s.epoch) != newest).map(|(.., at)| *at));
+        match valid.into_iter().find(|(s, ..)| Some(s.epoch) == newest) {
+            Some((superblock, keys, _)) => Ok(Newest { superblock, keys, stale, damaged: !errors.is_empty() }),
+            None => Err(Self::refusal(&errors)),
+        }
+    }
+
+    fn refusal(errors: &[(SuperblockError, [u8; 16], ByteOffset)]) -> OpenError {
+        let find = |wanted: fn(&SuperblockError) -> bool| errors.iter().find(|(e, ..)| wanted(e));
+        if let Some((_, uuid, _)) = find(|e| *e == SuperblockError::WrongKey) {
+            return OpenError::WrongKey { uuid: uuid_text(uuid) };
+        }
+        if let Some((SuperblockError::Version(v), ..)) = find(|e| matches!(e, SuperblockError::Version(_))) {
+            return OpenError::Version(*v);
+        }
+        match find(|e| *e == SuperblockError::Damaged) {
+            Some(_) => OpenError::Damaged,
+            None => OpenError::NotAVolume,
+        }
+    }
+}
