@@ -1,27 +1,86 @@
 //! The verification core of ublk-integrity: an authenticated block device on untrusted devices.
+//!
+//! ```text
+//!   read.rs ──┬─ lookup.rs ─┬─ pending.rs   tags logged since the last checkpoint
+//!             │             └─ tree.rs ── cache.rs, root.rs
+//!   write.rs ─┼─ tag.rs ── sha256/  (two blocks side by side), blake3
+//!             └─ log/             append → group commit
+//!   checkpoint.rs ── apply.rs     pending tags → tag pages → tree → superblock
+//!   open.rs ── recovery/          log → candidates → one tag a block
+//!   prefetch.rs ← hints.rs        droppable, never waited for
+//!                     │
+//!                 Storage         io_uring in production, a simulated disk in the tests
+//! ```
+//!
+//! # What is durable when
+//!
+//! 1. A write's tags are in a durable **log record** before its data is submitted. It is never the
+//!    case that data is on the medium that nothing vouches for.
+//! 2. Data is written **once**, in place. After a crash each block is matched against the tags that
+//!    it may rightly carry ([`open`](open::open), `recovery/`).
+//! 3. A **checkpoint** makes the data durable, then writes tag pages and tree to slots that nothing
+//!    current names, makes those durable, and only then moves both superblock copies on.
+//! 4. Nothing that belongs to an older epoch (a slot, log space) is used again before both copies
+//!    name the newer one.
+//!
+//! # What is believed
+//!
+//! A data block because its tag verifies, a tag because its page's digest is named by its parent, the
+//! root because the superblock's MAC holds, a logged tag because the chain of MACs that begins in the
+//! superblock reaches it. Nothing else on the devices is believed, whatever it says.
+//!
+//! # Who waits for whom
+//!
+//! A request waits for its own I/O, for earlier requests whose range overlaps (`ranges.rs`), for log
+//! space before it has logged anything, for the log write that carries its record, and for the sync
+//! it has joined. The checkpoint waits only for requests that have logged; those wait for I/O alone.
+//! So nothing waits in a circle, and nothing ever waits for a hint.
+//!
+//! The library has no thread, no ring and, but for [`speed`], no clock: it is async code over
+//! [`Storage`], so that the code which runs in production is the code that runs in the simulator.
 // Not `forbid`: the SHA instructions of x86 (`sha256/sha_ni.rs`) can't be had without.
 #![deny(unsafe_code)]
 
+mod apply;
 mod buf;
 mod cache;
+pub mod check;
+mod checkpoint;
+mod counters;
+pub mod create;
 mod error;
 mod format;
+pub mod hints;
 mod keys;
 mod log;
+mod lookup;
+pub mod open;
 mod pending;
+mod prefetch;
 mod ranges;
+mod read;
+mod recovery;
 mod root;
 mod sha256;
+mod slot;
 pub mod speed;
 mod storage;
+mod superblocks;
 mod sync;
 mod tag;
 mod tree;
 mod units;
+mod volume;
+mod write;
 
 pub use buf::{BUF_ALIGN, Buf};
+pub use counters::CounterValues;
 pub use error::{DeviceError, Latched, PageName, ReadError, WriteError};
+pub use hints::{Hint, HintReceiver, HintSender};
 pub use keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
 pub use log::Work;
+pub use open::{Access, OpenOptions};
+pub use slot::Slot;
 pub use storage::{Device, Durability, Errno, Geometry, Storage};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
+pub use volume::{OnMismatch, Status, Volume};

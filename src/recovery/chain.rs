@@ -1,0 +1,97 @@
+//! Following the chain of records.
+
+use super::Candidates;
+use crate::{
+    Buf, ByteOffset, Device, DeviceError, RecordNumber, Storage,
+    format::{RawRecord, Superblock},
+    keys::Keys,
+    log::{LogPoint, next_position},
+    open::OpenError,
+    superblocks::meta_error,
+};
+
+/// How much of the ring is read at a time.
+const READ_BYTES: usize = 1 << 20;
+
+/// What the log says, and where it ends.
+pub(crate) struct Chain {
+    pub(crate) candidates: Candidates,
+    pub(crate) records: u64,
+    /// Where the next record goes, what its number is; the link is the one that a torn record there would need.
+    pub(crate) end: LogPoint,
+}
+
+/// Follows the chain that the superblock begins. Refuses a log that goes on after the chain's end:
+/// then the superblock is older than the log, or a record in the middle is damaged.
+pub(crate) async fn follow<S: Storage>(io: &S, superblock: &Superblock, keys: &Keys) -> Result<Chain, OpenError> {
+    let ring = read_ring(io, superblock).await?;
+    let layout = &superblock.layout;
+    let max_record = layout.max_record();
+    let size = layout.log_size;
+    let mut chain = Chain {
+        candidates: Candidates::default(),
+        records: 0,
+        end: LogPoint { position: superblock.log_begin, number: superblock.record_number, link: superblock.link },
+    };
+    let mut epoch = superblock.epoch;
+    while chain.end.position - superblock.log_begin <= size {
+        let position = next_position(chain.end.position, size, max_record as u64);
+        let at = (position % size) as usize;
+        let bytes = &ring[at..(at + max_record).min(ring.len())];
+        let Some((head, entries, mac)) = RawRecord::verify(bytes, keys.log()) else { break };
+        let next = head.number == chain.end.number && head.link == chain.end.link && head.position == position;
+        if !next {
+            break;
+        }
+        // A record of a later epoch than the one after the superblock's can't be: its predecessor's
+        // log space is only free once both copies name it.
+        if !(epoch..=superblock.epoch.next()).contains(&head.epoch) {
+            return Err(OpenError::Tampered { what: "tag log" });
+        }
+        epoch = head.epoch;
+        entries.for_each(|entry| chain.candidates.add(entry));
+        chain.records += 1;
+        chain.end = LogPoint {
+            position: position + padded(bytes, superblock.physical_block),
+            number: RecordNumber(head.number.0 + 1),
+            link: mac,
+        };
+    }
+    refuse_later_records(&ring, superblock, chain.end.number, keys)?;
+    Ok(chain)
+}
+
+fn padded(record: &[u8], physical_block: u32) -> u64 {
+    (RawRecord::bytes_of(record) as u64).next_multiple_of(u64::from(physical_block))
+}
+
+fn refuse_later_records(
+    ring: &[u8],
+    superblock: &Superblock,
+    expected: RecordNumber,
+    keys: &Keys,
+) -> Result<(), OpenError> {
+    for at in (0..ring.len()).step_by(superblock.physical_block as usize) {
+        // No record is larger, whatever its header claims: what is hashed here is bounded.
+        let bytes = &ring[at..(at + superblock.layout.max_record()).min(ring.len())];
+        let later = RawRecord::peek(bytes).is_some_and(|number| number >= expected);
+        if later && RawRecord::verify(bytes, keys.log()).is_some() {
+            return Err(OpenError::Tampered { what: "tag log (it holds a record newer than the superblock allows)" });
+        }
+    }
+    Ok(())
+}
+
+async fn read_ring<S: Storage>(io: &S, superblock: &Superblock) -> Result<Vec<u8>, DeviceError> {
+    let size = superblock.layout.log_size as usize;
+    let mut ring = vec![0; size];
+    let mut buf = Buf::new(READ_BYTES.min(size));
+    for (i, chunk) in ring.chunks_mut(READ_BYTES).enumerate() {
+        let offset = ByteOffset(superblock.layout.log_offset().0 + (i * READ_BYTES) as u64);
+        let result;
+        (result, buf) = io.read(Device::Meta, offset, buf, 0..chunk.len()).await;
+        result.map_err(|errno| meta_error("read", offset, chunk.len(), errno))?;
+        chunk.copy_from_slice(&buf[..chunk.len()]);
+    }
+    Ok(ring)
+}

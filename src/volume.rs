@@ -1,0 +1,232 @@
+//! An open volume: the state that all queues share.
+//!
+//! The operations live beside their subject: [`read`](Volume::read), [`write`](Volume::write) and
+//! [`zero`](Volume::zero), [`flush`](Volume::flush), [`checkpoint`](Volume::checkpoint),
+//! [`prefetch`](Volume::prefetch).
+
+use crate::{
+    BlockIndex, CounterValues, HintSender, Latched, MasterKey, Slot,
+    apply::Scratch,
+    cache::Cache,
+    counters::QueueCounters,
+    create::VolumeInfo,
+    format::{Layout, Superblock},
+    keys::Keys,
+    log::{Log, LogConfig, LogPoint},
+    open::{Access, OpenOptions, RecoveryReport},
+    pending::PendingSet,
+    ranges::Ranges,
+    root::Root,
+    sync::{AtomicUsize, Mutex, Ordering},
+    tag::Tagger,
+    tree::Tree,
+};
+use serde::Serialize;
+
+/// What a read does with a block that does not match its tag.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnMismatch {
+    /// The read fails (EILSEQ).
+    Fail,
+    /// The block reads as zeros; counted.
+    Zero,
+    /// What is there is accepted and signed anew; counted. Gives integrity up: for rescue only.
+    Fix,
+}
+
+/// An open volume. Shared by all threads; each operation takes the calling thread's own
+/// [`Storage`](crate::Storage) handle and a [`Slot`] of its own.
+///
+/// Operations are not meant to be cancelled: dropping the future of one that has begun latches the volume
+/// read-only where it would leave others waiting or an epoch out, and costs the slot its buffers.
+pub struct Volume {
+    pub(crate) info: VolumeInfo,
+    pub(crate) access: Access,
+    pub(crate) on_mismatch: OnMismatch,
+    pub(crate) max_request_bytes: usize,
+    pub(crate) keys: Keys,
+    /// As both copies have it; the checkpoint moves it on.
+    pub(crate) superblock: Mutex<Superblock>,
+    pub(crate) tagger: Tagger,
+    pub(crate) tree: Tree,
+    /// By parity of the epoch.
+    pub(crate) pending: [PendingSet; 2],
+    pub(crate) log: Log,
+    pub(crate) ranges: Ranges,
+    pub(crate) hints: Option<HintSender>,
+    /// Where the last hint led: the worker's alone.
+    pub(crate) last_cluster: crate::sync::AtomicU64,
+    /// Lookups that ask the next checkpoint to wait.
+    pub(crate) holds: AtomicUsize,
+    /// The checkpoint's memory, while none runs.
+    pub(crate) scratch: Mutex<Option<Scratch>>,
+    pub(crate) counters: Vec<QueueCounters>,
+    pub(crate) recovery: RecoveryReport,
+    pub(crate) warnings: Vec<String>,
+    /// Read-only: blocks whose tags recovery found and could not write down, sorted.
+    pub(crate) overlay: Vec<BlockIndex>,
+    slots_taken: AtomicUsize,
+    max_slots: usize,
+}
+
+/// Most blocks with pending tags in one epoch: 64 Ki × 2 sets × 2 (half full) × 48 bytes = 12 MiB.
+const MAX_PENDING_TAGS: u64 = 64 << 10;
+/// Most runs of zeros in one epoch.
+const MAX_PENDING_RUNS: usize = 4096;
+
+/// What `status` shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The volume.
+    #[serde(flatten)]
+    pub volume: VolumeInfo,
+    /// Whether it was opened read-only, or has become so.
+    pub read_only: bool,
+    /// The first failure, where one latched the volume read-only.
+    pub latched: Option<String>,
+    /// What reads do with blocks that do not match.
+    pub on_mismatch: OnMismatch,
+    /// Bytes of the log in use.
+    pub log_used: u64,
+    /// Blocks whose tags wait for the next checkpoint.
+    pub pending_tags: u64,
+    /// Memory of the volume in bytes.
+    pub memory_bytes: u64,
+    /// Counters since the volume was opened.
+    #[serde(flatten)]
+    pub counters: CounterValues,
+    /// What recovery found at open.
+    pub recovery: RecoveryReport,
+}
+
+impl Volume {
+    /// A volume in the state that `superblock` names, with nothing pending and a log that goes on at `head`.
+    pub(crate) fn new(master: &MasterKey, superblock: Superblock, head: LogPoint, options: &OpenOptions) -> Self {
+        let keys = Keys::derive(master, &superblock.uuid);
+        let layout = superblock.layout;
+        let max_tags = max_pending_tags(&layout);
+        let set = || PendingSet::new(max_tags, MAX_PENDING_RUNS);
+        Self {
+            info: VolumeInfo::of(&superblock),
+            access: options.access,
+            on_mismatch: options.on_mismatch,
+            max_request_bytes: options.max_request_bytes,
+            tagger: Tagger::new(&keys, superblock.tag, &layout),
+            tree: Tree { layout, root: Root::new(superblock.root), cache: Cache::new(options.cache_bytes) },
+            pending: [set(), set()],
+            log: Log::new(log_config(&superblock, &keys, options.max_slots), superblock.epoch, head),
+            ranges: Ranges::new(options.max_slots),
+            hints: options.hints.clone(),
+            last_cluster: crate::sync::AtomicU64::new(u64::MAX),
+            holds: AtomicUsize::new(0),
+            scratch: Mutex::new(Some(Scratch::new(&layout, max_tags, MAX_PENDING_RUNS))),
+            counters: (0..options.queues.max(1)).map(|_| QueueCounters::default()).collect(),
+            recovery: RecoveryReport::default(),
+            warnings: Vec::new(),
+            overlay: Vec::new(),
+            slots_taken: AtomicUsize::new(0),
+            max_slots: options.max_slots,
+            keys,
+            superblock: Mutex::new(superblock),
+        }
+    }
+
+    /// Goes on from where recovery has left off; nothing is pending.
+    pub(crate) fn begin(&mut self, superblock: Superblock, head: LogPoint) {
+        self.tree.root.store(superblock.root);
+        self.log = Log::new(log_config(&superblock, &self.keys, self.max_slots), superblock.epoch, head);
+        self.superblock = Mutex::new(superblock);
+    }
+
+    /// Sizes and identity.
+    pub fn info(&self) -> &VolumeInfo {
+        &self.info
+    }
+    /// Unit of integrity in bytes.
+    pub fn block_size(&self) -> usize {
+        self.tree.layout.block_size as usize
+    }
+    /// Usable size in blocks.
+    pub fn blocks(&self) -> u64 {
+        self.tree.layout.blocks
+    }
+
+    /// Memory taken by this volume in bytes: cache, log buffers, pending tags, checkpoint and `max_slots` slots.
+    pub fn memory_bytes(&self) -> u64 {
+        let max_blocks = self.max_request_bytes / self.block_size();
+        let slot = Slot::memory_bytes(max_blocks, self.tree.layout.levels());
+        let max_tags = max_pending_tags(&self.tree.layout);
+        self.tree.cache.memory_bytes()
+            + self.log.memory_bytes()
+            + self.pending.iter().map(PendingSet::memory_bytes).sum::<u64>()
+            + Scratch::memory_bytes(&self.tree.layout, max_tags, MAX_PENDING_RUNS)
+            + self.max_slots as u64 * slot
+    }
+
+    /// Memory for one request; its counters go to `queue`'s.
+    ///
+    /// # Panics
+    /// When more than `max_slots` are taken, or the queue does not exist.
+    pub fn slot(&self, queue: usize) -> Slot {
+        let id = self.slots_taken.fetch_add(1, Ordering::AcqRel);
+        assert!(id < self.max_slots, "more slots than the volume was opened for");
+        assert!(queue < self.counters.len(), "no such queue");
+        let max_blocks = self.max_request_bytes / self.block_size();
+        Slot::new(id, queue, max_blocks, self.tree.layout.levels())
+    }
+
+    /// Counters and state.
+    pub fn status(&self) -> Status {
+        let latched = self.log.latched();
+        let (log_used, records, bytes) = self.log.usage();
+        let mut counters = CounterValues::default();
+        self.counters.iter().for_each(|queue| queue.add_to(&mut counters));
+        counters.log_records = records;
+        counters.log_bytes = bytes;
+        Status {
+            volume: self.info.clone(),
+            read_only: self.access == Access::ReadOnly || latched.is_some(),
+            latched: latched.map(|why| why.to_string()),
+            on_mismatch: self.on_mismatch,
+            log_used,
+            pending_tags: self.pending.iter().map(|set| set.len() as u64).sum(),
+            memory_bytes: self.memory_bytes(),
+            counters,
+            recovery: self.recovery.clone(),
+        }
+    }
+
+    /// Where the devices, as they are now, do not promise what the volume was formatted for: one line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// What recovery found when the volume was opened.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    /// The first failure, if one has made the volume read-only.
+    pub fn latched(&self) -> Option<Latched> {
+        self.log.latched()
+    }
+}
+
+fn max_pending_tags(layout: &Layout) -> usize {
+    layout.blocks.min(MAX_PENDING_TAGS) as usize
+}
+
+fn log_config(superblock: &Superblock, keys: &Keys, max_slots: usize) -> LogConfig {
+    let layout = &superblock.layout;
+    LogConfig {
+        offset: layout.log_offset().0,
+        size: layout.log_size,
+        physical_block: superblock.physical_block as usize,
+        max_record: layout.max_record(),
+        key: keys.log().clone(),
+        max_tags: max_pending_tags(layout),
+        max_runs: MAX_PENDING_RUNS,
+        max_slots,
+    }
+}
