@@ -1,0 +1,106 @@
+//! One thread, any number of tasks; what runs next is drawn from the seed.
+
+use super::{Rng, SimStorage};
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Wake, Waker},
+};
+
+type Ready = Arc<Mutex<BTreeSet<usize>>>;
+
+struct TaskWaker {
+    id: usize,
+    ready: Ready,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.ready.lock().unwrap().insert(self.id);
+    }
+}
+
+/// Runs tasks and completes device operations, in an order drawn from the seed.
+pub struct Executor<'a> {
+    tasks: Vec<Option<Pin<Box<dyn Future<Output = ()> + 'a>>>>,
+    ready: Ready,
+    pub rng: Rng,
+}
+
+/// What a step found to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    Ran,
+    /// Every task has ended.
+    Done,
+    /// Tasks are left, none can run and no operation is under way: a deadlock.
+    Stuck,
+}
+
+impl<'a> Executor<'a> {
+    pub fn new(seed: u64) -> Self {
+        Self { tasks: Vec::new(), ready: Ready::default(), rng: Rng::new(seed) }
+    }
+
+    pub fn spawn(&mut self, task: impl Future<Output = ()> + 'a) {
+        let free = self.tasks.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.tasks.push(None);
+            self.tasks.len() - 1
+        });
+        self.tasks[free] = Some(Box::pin(task));
+        self.ready.lock().unwrap().insert(free);
+    }
+
+    pub fn running(&self) -> usize {
+        self.tasks.iter().flatten().count()
+    }
+
+    /// Polls one ready task or completes one operation.
+    pub fn step(&mut self, io: &SimStorage) -> Step {
+        let ready: Vec<usize> = self.ready.lock().unwrap().iter().copied().collect();
+        let ops = io.in_flight();
+        if self.running() == 0 {
+            return Step::Done;
+        }
+        if ready.len() + ops == 0 {
+            return Step::Stuck;
+        }
+        let choice = self.rng.index(ready.len() + ops);
+        match ready.get(choice) {
+            None => io.complete(choice - ready.len()),
+            Some(&id) => {
+                self.ready.lock().unwrap().remove(&id);
+                let waker = Waker::from(Arc::new(TaskWaker { id, ready: self.ready.clone() }));
+                if let Some(task) = &mut self.tasks[id] {
+                    if task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+                        self.tasks[id] = None;
+                    }
+                }
+            }
+        }
+        Step::Ran
+    }
+}
+
+/// Runs one future to its end; nothing else happens meanwhile.
+pub fn block_on<T>(io: &SimStorage, future: impl Future<Output = T>) -> T {
+    match block_on_steps(io, future, u64::MAX) {
+        Some(value) => value,
+        None => unreachable!("no limit"),
+    }
+}
+
+/// The same for at most so many completed operations; `None` where that was not enough.
+pub fn block_on_steps<T>(io: &SimStorage, future: impl Future<Output = T>, mut steps: u64) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return Some(value);
+        }
+        steps = steps.checked_sub(1)?;
+        assert!(io.in_flight() > 0, "deadlock: the future waits and no operation is under way");
+        io.complete_any();
+    }
+}

@@ -1,0 +1,119 @@
+//! What a simulated device does wrong, and the record of what it was asked to do.
+
+use super::disk::{Disk, Kind, Version};
+use std::ops::Range;
+use ublk_integrity::{Device, Errno};
+
+/// What goes over the wire, in order; tests of an order look at this.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trace {
+    Read { device: Device, offset: u64, len: usize },
+    WriteStart { device: Device, offset: u64, len: usize, durable: bool },
+    WriteEnd { device: Device, offset: u64, len: usize, durable: bool },
+    SyncStart(Device),
+    SyncEnd(Device),
+    Discard { offset: u64, len: u64 },
+}
+
+/// Which operations fail.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Faults {
+    /// Per cent of data writes that fail; what they leave is old, new or torn.
+    pub data_writes: u64,
+    /// Every operation of the data device fails.
+    pub data_dead: bool,
+    /// Every operation of the metadata device fails.
+    pub meta_dead: bool,
+    /// Every write and sync of the metadata device fails.
+    pub meta_unwritable: bool,
+    /// Per cent of metadata reads that fail.
+    pub meta_reads: u64,
+    /// Of this device, some per cent of the writes are acknowledged and forgotten.
+    pub lost: Option<(Device, u64)>,
+    /// Of this device, some per cent of the writes go to the place after the one they were meant for.
+    pub misdirected: Option<(Device, u64)>,
+    /// This device acknowledges syncs and durable writes and keeps everything in volatile memory, in any order.
+    pub lying: Option<Device>,
+}
+
+/// A part of a device that can't be read, or can't be written: then it keeps what it has.
+#[derive(Clone, Debug)]
+pub struct BadRange {
+    pub device: Device,
+    pub range: Range<u64>,
+    pub reads: Option<Errno>,
+    pub writes: Option<Errno>,
+}
+
+/// How the disk goes wrong.
+impl Disk {
+    pub(super) fn in_bad_range(&self, device: Device, offset: u64, kind: &Kind) -> Option<Errno> {
+        let (len, write) = match kind {
+            Kind::Read(part) => (part.len() as u64, false),
+            Kind::Write(part, _) => (part.len() as u64, true),
+            _ => return None,
+        };
+        let hit = |bad: &&BadRange| bad.device == device && bad.range.start < offset + len && offset < bad.range.end;
+        let errno = |bad: &BadRange| if write { bad.writes } else { bad.reads };
+        self.bad_ranges.iter().filter(hit).find_map(errno)
+    }
+
+    pub(super) fn fails(&mut self, device: Device, kind: &Kind) -> bool {
+        let f = self.faults;
+        match (device, kind) {
+            (_, Kind::Sleep) => false,
+            (Device::Data, _) if f.data_dead => true,
+            (Device::Meta, _) if f.meta_dead => true,
+            (Device::Meta, Kind::Write(..) | Kind::Sync(_)) if f.meta_unwritable => true,
+            (Device::Data, Kind::Write(..)) => f.data_writes > 0 && self.rng.chance(f.data_writes),
+            (Device::Meta, Kind::Read(_)) => f.meta_reads > 0 && self.rng.chance(f.meta_reads),
+            _ => false,
+        }
+    }
+
+    pub(super) fn strays(&mut self, device: Device, fault: Option<(Device, u64)>) -> bool {
+        fault.is_some_and(|(which, percent)| which == device && self.rng.chance(percent))
+    }
+
+    /// The write lands one place further on.
+    pub(super) fn misdirect(&mut self, id: u64, disk: usize, offset: u64, len: u64) {
+        let unit = self.unit(disk, offset);
+        let own = |v: &&Version| v.op == id;
+        let bytes: Vec<u8> = (offset..offset + len)
+            .step_by(unit)
+            .flat_map(|at| self.units[disk][&at].iter().find(own).unwrap().bytes.to_vec())
+            .collect();
+        self.end_versions(id, disk, offset, len, false, false);
+        if offset + 2 * len <= self.sizes[disk] {
+            self.add_versions(id, disk, offset + len, &bytes);
+            self.end_versions(id, disk, offset + len, len, true, false);
+        }
+    }
+
+    /// A failed write leaves each unit old, new or, below the unit, torn.
+    pub(super) fn end_failed_write(&mut self, id: u64, disk: usize, offset: u64, len: u64) {
+        let mut at = offset;
+        while at < offset + len {
+            let unit = self.unit(disk, at) as u64;
+            match self.rng.below(3) {
+                0 => self.end_versions(id, disk, at, unit, false, false),
+                1 => self.end_versions(id, disk, at, unit, true, false),
+                _ => {
+                    self.end_versions(id, disk, at, unit, true, false);
+                    let mut bytes = vec![0; unit as usize];
+                    self.read_into(disk, at, &mut bytes);
+                    bytes[unit as usize / 2..].fill(0xee);
+                    self.poke_current(disk, at, bytes);
+                }
+            }
+            at += unit;
+        }
+    }
+
+    fn poke_current(&mut self, disk: usize, at: u64, bytes: Vec<u8>) {
+        let versions = self.units[disk].get_mut(&at).unwrap();
+        let v = versions.iter_mut().rev().find(|v| v.at.is_some()).unwrap();
+        v.bytes = bytes.into();
+        v.torn = true;
+    }
+}

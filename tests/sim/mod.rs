@@ -1,0 +1,75 @@
+//! A deterministic world for the library: one executor, one simulated pair of disks, one seed.
+#![allow(dead_code, unreachable_pub, unused_imports)] // each test binary uses its own part of this
+
+pub mod disk;
+pub mod exec;
+pub mod faults;
+pub mod floors;
+pub mod image;
+pub mod lab;
+pub mod oracle;
+pub mod rng;
+pub mod storage;
+pub mod watch;
+pub mod world;
+
+pub use disk::Disk;
+pub use exec::{Executor, block_on};
+pub use lab::Lab;
+pub use rng::Rng;
+pub use storage::SimStorage;
+
+use ublk_integrity::{
+    Access, MasterKey, OnMismatch, OpenOptions, TagAlgorithm, Volume,
+    create::{FormatOptions, format},
+    open::{OpenError, open},
+};
+
+pub const KEY: [u8; 32] = [0x42; 32];
+
+pub fn key() -> MasterKey {
+    MasterKey::new(&KEY).unwrap()
+}
+
+pub fn format_options(block_size: u32) -> FormatOptions {
+    FormatOptions {
+        block_size,
+        size: Some(1 << 20),
+        log_size: Some(64 << 10),
+        tag: TagAlgorithm::HmacSha256,
+        uuid: [9; 16],
+        separate_meta: false,
+    }
+}
+
+/// Either, by the seed.
+pub fn tag_algorithm(seed: u64) -> TagAlgorithm {
+    TagAlgorithm::ALL[seed as usize % TagAlgorithm::ALL.len()]
+}
+
+pub fn open_options(rng: &mut Rng) -> OpenOptions {
+    OpenOptions {
+        access: Access::ReadWrite,
+        cache_bytes: 64 << 10,
+        max_slots: 8,
+        queues: 1,
+        max_request_bytes: 128 << 10,
+        separate_meta: false,
+        on_mismatch: OnMismatch::Fail,
+        open_id: rng.bytes(),
+        hints: None,
+    }
+}
+
+/// A disk with an empty volume on it.
+pub fn formatted(options: &FormatOptions, seed: u64) -> SimStorage {
+    let size = ublk_integrity::create::plan(options).unwrap();
+    let meta = options.separate_meta.then_some(size.meta_device_bytes);
+    let io = SimStorage::new(Disk::new(size.data_device_bytes, meta, options.block_size, seed));
+    block_on(&io, format(&io, &key(), options)).unwrap();
+    io
+}
+
+pub fn reopen(io: &SimStorage, options: &OpenOptions) -> Result<Volume, OpenError> {
+    block_on(io, open(io, &key(), options))
+}

@@ -1,0 +1,140 @@
+//! What each block may rightly read as.
+
+use std::collections::HashMap;
+use ublk_integrity::{BlockIndex, BlockRange};
+
+/// The content of one write to one block: 0 stands for zeros.
+pub type VersionId = u64;
+
+/// Fills one block with a version's content.
+pub fn fill(block: BlockIndex, version: VersionId, out: &mut [u8]) {
+    for (i, word) in out.chunks_exact_mut(8).enumerate() {
+        let value = if version == 0 { 0 } else { version ^ (block.0 << 32) ^ ((i as u64) << 56) };
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+#[derive(Clone, Debug)]
+struct History {
+    /// In the order in which the range was taken.
+    issued: Vec<VersionId>,
+    /// The newest that completed.
+    acked: usize,
+    /// Nothing older may be read after a crash.
+    floor: usize,
+    /// A write failed and may have left anything: EILSEQ is right until the next write.
+    broken: bool,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { issued: vec![0], acked: 0, floor: 0, broken: false }
+    }
+}
+
+#[derive(Clone, Default)]
+pub struct Oracle {
+    blocks: HashMap<u64, History>,
+}
+
+/// What was acknowledged at some moment.
+pub struct Snapshot(HashMap<u64, usize>);
+
+impl Oracle {
+    fn of(&mut self, block: BlockIndex) -> &mut History {
+        self.blocks.entry(block.0).or_default()
+    }
+    /// A request takes its range; returns its place in each block's history.
+    pub fn issue(&mut self, range: BlockRange, version: VersionId) -> Vec<usize> {
+        range
+            .blocks()
+            .map(|b| {
+                let h = self.of(b);
+                h.issued.push(version);
+                h.issued.len() - 1
+            })
+            .collect()
+    }
+    pub fn ack(&mut self, range: BlockRange, places: &[usize], durable: bool) {
+        for (b, place) in range.blocks().zip(places) {
+            let h = self.of(b);
+            h.acked = h.acked.max(*place);
+            h.broken = false;
+            if durable {
+                h.floor = h.floor.max(*place);
+            }
+        }
+    }
+    pub fn fail(&mut self, range: BlockRange) {
+        range.blocks().for_each(|b| self.of(b).broken = true);
+    }
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot(self.blocks.iter().map(|(b, h)| (*b, h.acked)).collect())
+    }
+    pub fn flushed(&mut self, snapshot: Snapshot) {
+        for (b, acked) in snapshot.0 {
+            let h = self.of(BlockIndex(b));
+            h.floor = h.floor.max(acked);
+        }
+    }
+    /// What is read while the volume runs: nothing older than what was acknowledged when the read began.
+    pub fn check_running(&mut self, block: BlockIndex, at_start: usize, data: &[u8]) {
+        let h = self.of(block).clone();
+        self.check(block, at_start, &h, data, "running");
+        // Whatever a failed write left there has been settled: from now on an error is a false alarm.
+        self.of(block).broken = false;
+    }
+    pub fn acked(&mut self, block: BlockIndex) -> usize {
+        self.of(block).acked
+    }
+    pub fn broken(&mut self, block: BlockIndex) -> bool {
+        self.of(block).broken
+    }
+    fn check(&self, block: BlockIndex, floor: usize, h: &History, data: &[u8], when: &str) -> VersionId {
+        let mut want = vec![0; data.len()];
+        for version in h.issued[floor..].iter().rev() {
+            fill(block, *version, &mut want);
+            if want == data {
+                return *version;
+            }
+        }
+        let older = h.issued[..floor].iter().any(|v| {
+            fill(block, *v, &mut want);
+            want == data
+        });
+        panic!(
+            "{when}: block {block} reads as {}: {:02x?}, floor {floor} of {:?}",
+            if older { "an older version" } else { "nothing that was ever written" },
+            &data[..16],
+            h.issued
+        );
+    }
+    /// What is read after a crash becomes the only version.
+    pub fn settle(&mut self, block: BlockIndex, data: Option<&[u8]>, torn: bool) {
+        let h = self.of(block).clone();
+        let Some(data) = data else {
+            assert!(
+                h.broken || torn,
+                "false alarm: block {block} does not verify; issued {:?}, floor {}",
+                h.issued,
+                h.floor
+            );
+            self.of(block).broken = true;
+            return;
+        };
+        // Torn below the unit of atomicity: that its newest version was flushed can't be known then, if
+        // the flush entry was not durable yet.
+        let floor = if torn { 0 } else { h.floor };
+        let version = self.check(block, floor, &h, data, "after a crash");
+        *self.of(block) = History { issued: vec![version], acked: 0, floor: 0, broken: false };
+    }
+    /// All versions of a block, in order.
+    pub fn issued(&self, block: BlockIndex) -> &[VersionId] {
+        self.blocks.get(&block.0).map_or(&[0], |h| &h.issued)
+    }
+    pub fn touched(&self) -> Vec<BlockIndex> {
+        let mut blocks: Vec<_> = self.blocks.keys().copied().map(BlockIndex).collect();
+        blocks.sort_unstable();
+        blocks
+    }
+}

@@ -1,0 +1,224 @@
+//! A second pair of eyes on the wire: it sees every operation start and end, knows the format but not
+//! the library, and panics when an order of DESIGN section 4 is broken.
+
+use super::{
+    Disk, SimStorage,
+    disk::Trace,
+    image::{self, LOG_OFFSET, Logged, PAGE, SUPERBLOCKS, Superblock},
+};
+use std::collections::{HashMap, HashSet};
+use ublk_integrity::Device;
+
+/// First block and count of a logged or written run.
+type Run = (u64, u64);
+
+/// Where the checkpoint is, by what has been seen of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Idle,
+    /// Pages are being written; not synced since.
+    Pages,
+    /// A sync of the metadata began after the last page write had ended.
+    Syncing(u64),
+    Synced,
+    /// Copy A is durable and newer than B.
+    CopyA,
+}
+
+pub struct Watch {
+    seen: usize,
+    superblock: Superblock,
+    /// Slots that a superblock copy on the disk names.
+    named: HashSet<u64>,
+    /// The older of the two copies' log beginnings.
+    tail: u64,
+    head: u64,
+    stage: Stage,
+    page_writes: HashSet<u64>,
+    /// Durable in the log, data not yet sent; with the epoch of each entry, oldest first.
+    logged: HashMap<Run, Vec<u64>>,
+    /// Data writes under way: operation to epoch.
+    writing: HashMap<u64, u64>,
+    /// Data syncs that began when nothing of the ending epoch was unwritten or under way.
+    clean_syncs: HashSet<u64>,
+    data_synced: bool,
+    pub checkpoints: u64,
+    pub data_writes: u64,
+}
+
+impl Watch {
+    /// Begins to watch a volume that has just been opened, with its data on a device of its own.
+    pub fn new(io: &SimStorage) -> Self {
+        let mut disk = io.disk();
+        disk.trace = Some(Vec::new());
+        let superblock = Superblock::newest(&disk);
+        assert!(superblock.separate_meta, "syncs of the two devices must be told apart");
+        let mut watch = Self {
+            seen: 0,
+            superblock,
+            named: HashSet::new(),
+            tail: superblock.log_begin,
+            head: superblock.log_begin,
+            stage: Stage::Idle,
+            page_writes: HashSet::new(),
+            logged: HashMap::new(),
+            writing: HashMap::new(),
+            clean_syncs: HashSet::new(),
+            data_synced: false,
+            checkpoints: 0,
+            data_writes: 0,
+        };
+        watch.look_at_superblocks(&disk);
+        watch
+    }
+
+    /// Looks at what has happened since the last look; call it after every step.
+    pub fn look(&mut self, io: &SimStorage) {
+        let disk = io.disk();
+        let trace = disk.trace.as_ref().unwrap();
+        for (op, event) in &trace[self.seen..] {
+            self.event(&disk, *op, *event);
+        }
+        self.seen = trace.len();
+    }
+
+    fn event(&mut self, disk: &Disk, op: u64, event: Trace) {
+        let ring = LOG_OFFSET..LOG_OFFSET + self.superblock.log_size;
+        match event {
+            Trace::WriteStart { device: Device::Data, offset, len, .. } => self.data_starts(op, offset, len),
+            Trace::WriteEnd { device: Device::Data, .. } => {
+                self.writing.remove(&op);
+            }
+            Trace::WriteStart { offset, len, durable, .. } if SUPERBLOCKS.contains(&offset) => {
+                assert!(durable && len == PAGE as usize, "a superblock write is durable");
+                self.superblock_starts(offset);
+            }
+            Trace::WriteEnd { offset, .. } if SUPERBLOCKS.contains(&offset) => self.superblock_ends(disk, offset),
+            Trace::WriteStart { offset, len, durable, .. } if ring.contains(&offset) => {
+                assert!(durable, "a log write is durable");
+                self.record_starts(offset, len as u64);
+            }
+            Trace::WriteEnd { offset, .. } if ring.contains(&offset) => self.record_ends(disk, offset),
+            Trace::WriteStart { offset, .. } => self.page_starts(op, offset),
+            Trace::WriteEnd { .. } => {
+                self.page_writes.remove(&op);
+            }
+            Trace::Discard { offset, len } => {
+                let run = self.run(offset, len);
+                assert!(self.logged.contains_key(&run), "blocks {run:?} discarded before their zeros are durable");
+            }
+            Trace::SyncStart(device) => self.sync_starts(op, device),
+            Trace::SyncEnd(device) => self.sync_ends(op, device),
+            Trace::Read { .. } => {}
+        }
+    }
+
+    fn run(&self, offset: u64, len: u64) -> Run {
+        ((offset - self.superblock.data_offset()) / self.superblock.block_size, len / self.superblock.block_size)
+    }
+
+    fn data_starts(&mut self, op: u64, offset: u64, len: usize) {
+        let run = self.run(offset, len as u64);
+        let entries = self.logged.get_mut(&run).filter(|entries| !entries.is_empty());
+        let epoch =
+            entries.unwrap_or_else(|| panic!("data of blocks {run:?} sent before its record is durable")).remove(0);
+        self.writing.insert(op, epoch);
+        self.data_writes += 1;
+    }
+
+    fn record_starts(&mut self, offset: u64, bytes: u64) {
+        let (size, at) = (self.superblock.log_size, offset - LOG_OFFSET);
+        let position = self.head + (at + size - self.head % size) % size;
+        self.head = position + bytes;
+        assert!(
+            self.head - self.tail <= size,
+            "a record at {position} overwrites the live log, which begins at {}",
+            self.tail
+        );
+    }
+
+    fn record_ends(&mut self, disk: &Disk, offset: u64) {
+        let record = image::record_at(disk, &self.superblock, offset).expect("what was written is a record");
+        for entry in &record.entries {
+            let run = match entry {
+                Logged::Tags { first, tags, .. } => (*first, tags.len() as u64),
+                Logged::Zeros { first, count, .. } => (*first, *count),
+                Logged::Flush { .. } => continue,
+            };
+            if record.epoch == self.superblock.epoch {
+                assert_eq!(self.stage, Stage::Idle, "a change of an epoch that has been drained");
+                // Whatever was synced before, this change was not.
+                self.data_synced = false;
+                self.clean_syncs.clear();
+            }
+            let zeros = matches!(entry, Logged::Zeros { .. });
+            // Zeros have no data; a discard may follow, so they are only remembered.
+            let entries = self.logged.entry(run).or_default();
+            if !zeros {
+                entries.push(record.epoch);
+            }
+        }
+    }
+
+    fn sync_starts(&mut self, op: u64, device: Device) {
+        let epoch = self.superblock.epoch;
+        match device {
+            Device::Data => {
+                let unsent = self.logged.values().flatten().any(|e| *e == epoch);
+                if !unsent && !self.writing.values().any(|e| *e == epoch) {
+                    self.clean_syncs.insert(op);
+                }
+            }
+            Device::Meta => {
+                if self.stage == Stage::Pages && self.page_writes.is_empty() {
+                    self.stage = Stage::Syncing(op);
+                }
+            }
+        }
+    }
+
+    fn sync_ends(&mut self, op: u64, device: Device) {
+        match device {
+            Device::Data if self.stage == Stage::Idle => self.data_synced |= self.clean_syncs.remove(&op),
+            Device::Meta if self.stage == Stage::Syncing(op) => self.stage = Stage::Synced,
+            _ => {}
+        }
+    }
+
+    fn page_starts(&mut self, op: u64, offset: u64) {
+        assert!(!self.named.contains(&offset), "the slot at {offset} is named by a superblock on the disk");
+        if self.stage == Stage::Idle {
+            assert!(self.data_synced, "a page is written before the data that it speaks of is synced");
+        }
+        self.stage = Stage::Pages;
+        self.page_writes.insert(op);
+    }
+
+    fn superblock_starts(&mut self, offset: u64) {
+        match (self.stage, offset == SUPERBLOCKS[0]) {
+            // A checkpoint that leaves no page at all writes none.
+            (Stage::Synced | Stage::Idle, true) | (Stage::CopyA, false) => {}
+            (stage, _) => panic!("superblock copy at {offset} written while {stage:?}"),
+        }
+        assert!(self.stage != Stage::Idle || self.data_synced, "a superblock before the data is synced");
+    }
+
+    fn superblock_ends(&mut self, disk: &Disk, offset: u64) {
+        if offset == SUPERBLOCKS[0] {
+            self.stage = Stage::CopyA;
+        } else {
+            self.stage = Stage::Idle;
+            self.data_synced = false;
+            self.clean_syncs.clear();
+            self.superblock = Superblock::newest(disk);
+            self.checkpoints += 1;
+        }
+        self.look_at_superblocks(disk);
+    }
+
+    fn look_at_superblocks(&mut self, disk: &Disk) {
+        let copies = SUPERBLOCKS.map(|at| Superblock::parse(&disk.peek(Device::Meta, at, 512)).expect("a whole copy"));
+        self.named = copies.iter().flat_map(|s| s.pages(disk)).map(|page| page.offset).collect();
+        self.tail = copies.iter().map(|s| s.log_begin).min().unwrap();
+    }
+}

@@ -1,0 +1,197 @@
+//! The workload: random requests on several queues, each answer held against the oracle.
+
+use super::{
+    Executor, Rng, SimStorage, block_on,
+    exec::{Step, block_on_steps},
+    oracle::{Oracle, VersionId, fill},
+};
+use std::{cell::RefCell, rc::Rc};
+use ublk_integrity::{
+    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, ReadError, Slot, Volume, WriteError,
+    open::{OpenError, open},
+};
+
+pub const QUEUES: usize = 6;
+/// Largest request in bytes.
+pub const MAX_REQUEST: usize = 64 << 10;
+const BLOCKS_IN_PLAY: u64 = 300;
+
+/// What all tasks of one life share.
+pub struct World {
+    pub io: SimStorage,
+    pub volume: Volume,
+    pub oracle: Rc<RefCell<Oracle>>,
+    pub rng: RefCell<Rng>,
+    pub next_version: Rc<RefCell<VersionId>>,
+    /// The devices misbehave: any request may fail, but what is read must still be right.
+    pub distrust: bool,
+}
+
+/// One queue's memory.
+pub struct Queue {
+    slot: Slot,
+    buf: Option<Buf>,
+}
+
+impl Queue {
+    pub fn new(volume: &Volume) -> Self {
+        Self { slot: volume.slot(0), buf: Some(Buf::new(MAX_REQUEST)) }
+    }
+}
+
+impl World {
+    fn range(&self) -> BlockRange {
+        let mut rng = self.rng.borrow_mut();
+        // Few blocks, so that requests meet; now and then a large range.
+        let (first, count) = match rng.below(20) {
+            0 => (rng.below(BLOCKS_IN_PLAY), 1 + rng.below(100)),
+            1..8 => (rng.below(4), 1 + rng.below(3)),
+            _ => (126 + rng.below(5), 1 + rng.below(4)),
+        };
+        let blocks = self.volume.blocks();
+        let first = first.min(blocks - 1);
+        let most = (MAX_REQUEST / self.volume.block_size()) as u64;
+        BlockRange::new(BlockIndex(first), count.min(blocks - first).min(most))
+    }
+
+    pub async fn request(&self, q: &mut Queue) {
+        let kind = self.rng.borrow_mut().below(100);
+        match kind {
+            0..45 => self.write(q).await,
+            45..55 => self.zero(q).await,
+            55..70 => self.flush(q).await,
+            _ => self.read(q).await,
+        }
+    }
+
+    async fn write(&self, q: &mut Queue) {
+        let range = self.range();
+        let durable = self.rng.borrow_mut().chance(20);
+        let version = {
+            let mut next = self.next_version.borrow_mut();
+            *next += 1;
+            *next
+        };
+        let mut buf = q.buf.take().unwrap();
+        for (block, bytes) in range.blocks().zip(buf.chunks_exact_mut(self.volume.block_size())) {
+            fill(block, version, bytes);
+        }
+        // The history's order is the order in which ranges are taken: at the first poll, which is now.
+        let places = self.oracle.borrow_mut().issue(range, version);
+        let durability = if durable { Durability::Durable } else { Durability::MayBeLost };
+        let (result, buf) = self.volume.write(&self.io, &mut q.slot, range, buf, durability).await;
+        q.buf = Some(buf);
+        let mut oracle = self.oracle.borrow_mut();
+        match result {
+            Ok(()) => oracle.ack(range, &places, durable),
+            Err(WriteError::Device(_)) if self.io.disk().faults.data_writes > 0 => oracle.fail(range),
+            Err(_) if self.distrust => oracle.fail(range),
+            Err(e) => panic!("write of {range}: {e}"),
+        }
+    }
+
+    async fn zero(&self, q: &mut Queue) {
+        let (large, discard) = {
+            let mut rng = self.rng.borrow_mut();
+            (rng.chance(10), rng.chance(50))
+        };
+        let range = if large { BlockRange::new(BlockIndex(0), self.volume.blocks()) } else { self.range() };
+        let places = self.oracle.borrow_mut().issue(range, 0);
+        match self.volume.zero(&self.io, &mut q.slot, range, discard).await {
+            Ok(()) => self.oracle.borrow_mut().ack(range, &places, false),
+            Err(_) if self.distrust => {}
+            Err(e) => panic!("zeroing of {range}: {e}"),
+        }
+    }
+
+    async fn flush(&self, q: &mut Queue) {
+        let snapshot = self.oracle.borrow().snapshot();
+        match self.volume.flush(&self.io, &mut q.slot).await {
+            Ok(()) => self.oracle.borrow_mut().flushed(snapshot),
+            Err(_) if self.distrust => {}
+            Err(e) => panic!("flush: {e}"),
+        }
+    }
+
+    async fn read(&self, q: &mut Queue) {
+        let range = self.range();
+        let start: Vec<usize> = range.blocks().map(|b| self.oracle.borrow_mut().acked(b)).collect();
+        let buf = q.buf.take().unwrap();
+        let (result, buf) = self.volume.read(&self.io, &mut q.slot, range, buf).await;
+        match result {
+            Ok(()) => {
+                let blocks = buf.chunks_exact(self.volume.block_size());
+                for ((block, at_start), data) in range.blocks().zip(start).zip(blocks) {
+                    self.oracle.borrow_mut().check_running(block, at_start, data);
+                }
+            }
+            Err(_) if self.distrust => {}
+            Err(ReadError::Mismatch { block }) => {
+                assert!(self.oracle.borrow_mut().broken(block), "false alarm while running: block {block}");
+            }
+            Err(e) => panic!("read of {range}: {e}"),
+        }
+        q.buf = Some(buf);
+    }
+
+    pub async fn checkpoints(&self) {
+        loop {
+            let work = self.volume.work_wanted().await;
+            let result = self.volume.work(&self.io, work).await;
+            assert!(result.is_ok() || self.distrust, "{result:?}");
+        }
+    }
+}
+
+/// One life: requests on several queues, until the power fails after so many steps. `watch` sees every step.
+pub fn live(world: &World, seed: u64, steps: u64, mut watch: impl FnMut()) {
+    let mut exec = Executor::new(seed);
+    let queues: Vec<_> = (0..QUEUES).map(|_| Rc::new(RefCell::new(Some(Queue::new(&world.volume))))).collect();
+    exec.spawn(world.checkpoints());
+    for _ in 0..steps {
+        for queue in &queues {
+            let taken = queue.borrow_mut().take();
+            if let Some(mut q) = taken {
+                let home = queue.clone();
+                exec.spawn(async move {
+                    world.request(&mut q).await;
+                    *home.borrow_mut() = Some(q);
+                });
+            }
+        }
+        assert_eq!(exec.step(&world.io), Step::Ran, "deadlock");
+        watch();
+    }
+}
+
+/// Crashes during recovery, as often as the seed says, until one open runs to its end.
+pub fn recover(io: &SimStorage, options: &OpenOptions, rng: &mut Rng) -> Result<Volume, OpenError> {
+    loop {
+        let steps = if rng.chance(50) { rng.below(40) } else { u64::MAX };
+        let mut options = options.clone();
+        options.open_id = rng.bytes();
+        let opened = block_on_steps(io, open(io, &super::key(), &options), steps);
+        match opened {
+            Some(opened) => return opened,
+            None => io.disk().power_cut(),
+        }
+    }
+}
+
+/// Reads every block that was ever touched, and compares.
+pub fn compare(volume: &Volume, io: &SimStorage, oracle: &mut Oracle) {
+    let mut slot = volume.slot(0);
+    let bs = volume.block_size();
+    let mut buf = Buf::new(bs);
+    let data_from = volume.info().data_device_bytes - volume.info().size;
+    for block in oracle.touched() {
+        let torn = io.disk().is_torn(Device::Data, data_from + block.0 * bs as u64);
+        let (result, b) = block_on(io, volume.read(io, &mut slot, BlockRange::new(block, 1), buf));
+        buf = b;
+        match result {
+            Ok(()) => oracle.settle(block, Some(&buf[..bs]), torn),
+            Err(ReadError::Mismatch { .. }) => oracle.settle(block, None, torn),
+            Err(e) => panic!("block {block} after a crash: {e}"),
+        }
+    }
+}
