@@ -1,0 +1,151 @@
+//! The simulator: random requests on several queues, a power cut at random moments or after every
+//! single device write, recovery (itself cut short now and then), and every block compared with what it may rightly hold. See docs/testing.md.
+//!
+//! `CRASH_SEED=n` replays one seed; `CRASH_POINTS=n` sets how many crashes a run makes (soak).
+
+mod sim;
+
+use sim::{
+    Rng, SimStorage, block_on, format_options, formatted, open_options,
+    oracle::Oracle,
+    reopen,
+    world::{MAX_REQUEST, QUEUES, World, compare, live, recover},
+};
+use std::{cell::RefCell, rc::Rc};
+use ublk_integrity::{OpenOptions, check::check};
+
+/// An empty volume of the seed's choice, and how to open it.
+fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
+    let mut format = format_options(512 << rng.below(4));
+    format.separate_meta = rng.chance(30);
+    let io = formatted(&format, seed);
+    let info = ublk_integrity::create::plan(&format).unwrap();
+    io.disk().set_data_from(info.data_device_bytes - info.size);
+    let mut options = open_options(rng);
+    options.separate_meta = format.separate_meta;
+    options.max_request_bytes = MAX_REQUEST;
+    options.max_slots = QUEUES + 2;
+    options.cache_bytes = [0, 4096, 1 << 20][rng.index(3)];
+    (io, options)
+}
+
+/// One seed: the power fails after each device write of a life, in a copy of the world. Returns how often.
+fn crash_after_every_write(seed: u64) -> u64 {
+    let mut rng = Rng::new(!seed);
+    let (io, options) = volume_of(&mut rng, seed);
+    let volume = recover(&io, &options, &mut rng).expect("recovery does not refuse");
+    let world = World {
+        io: io.clone(),
+        volume,
+        oracle: Rc::default(),
+        rng: RefCell::new(Rng::new(rng.next())),
+        next_version: Rc::default(),
+        distrust: false,
+    };
+    let (mut writes, mut crashes, steps) = (io.disk().writes, 0, rng.below(600));
+    live(&world, rng.next(), steps, || {
+        if io.disk().writes == writes {
+            return;
+        }
+        writes = io.disk().writes;
+        let copy = SimStorage::new(io.disk().fork(seed ^ writes));
+        copy.disk().power_cut();
+        let volume = recover(&copy, &options, &mut rng).expect("recovery does not refuse");
+        compare(&volume, &copy, &mut world.oracle.borrow().clone());
+        crashes += 1;
+    });
+    crashes
+}
+
+/// One seed: a volume through several lives and crashes. Returns how many.
+fn several_lives(seed: u64) -> u64 {
+    let mut rng = Rng::new(seed);
+    let (io, mut options) = volume_of(&mut rng, seed);
+    let oracle = Rc::new(RefCell::new(Oracle::default()));
+    let next_version = Rc::new(RefCell::new(0));
+    let mut crashes = 0;
+    let mut volume = recover(&io, &options, &mut rng).expect("recovery does not refuse");
+    for _ in 0..1 + rng.below(6) {
+        io.disk().faults.data_writes = if rng.chance(20) { 5 } else { 0 };
+        let world = World {
+            io: io.clone(),
+            volume,
+            oracle: oracle.clone(),
+            rng: RefCell::new(Rng::new(rng.next())),
+            next_version: next_version.clone(),
+            distrust: false,
+        };
+        let steps = if rng.chance(20) { rng.below(3000) } else { rng.below(300) };
+        live(&world, rng.next(), steps, || {});
+        drop(world);
+        let faults = std::mem::take(&mut io.disk().faults);
+        if rng.chance(80) {
+            io.disk().power_cut();
+        } else {
+            io.disk().kill();
+        }
+        crashes += 1;
+        volume = recover(&io, &options, &mut rng).expect("recovery does not refuse");
+        if setting("CRASH_SEED").is_some() {
+            println!("{faults:?}, {steps} steps: {:?}", volume.recovery());
+        }
+        compare(&volume, &io, &mut oracle.borrow_mut());
+        if rng.chance(5) {
+            let mut slot = volume.slot(0);
+            let report = block_on(&io, check(&volume, &io, &mut slot, |_| {}));
+            let bad = report.bad_runs.iter().flat_map(|r| r.range.blocks());
+            for block in bad {
+                assert!(oracle.borrow_mut().broken(block), "check reports block {block}");
+            }
+        }
+        // Slots are counted: the next life takes its own.
+        drop(volume);
+        options.open_id = rng.bytes();
+        volume = reopen(&io, &options).unwrap();
+    }
+    crashes
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|v| v.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+/// Runs seeds until there were enough crashes, on all processors.
+fn crash_points(default: u64, run: fn(u64) -> u64) {
+    if let Some(seed) = setting("CRASH_SEED") {
+        run(seed);
+        return;
+    }
+    // A fifth where nothing is optimized and arithmetic is checked.
+    let default = if cfg!(debug_assertions) { default / 5 } else { default };
+    let points = setting("CRASH_POINTS").unwrap_or(default);
+    let start = std::time::Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let until_enough = |first: u64| {
+        let (mut done, mut seed) = (0, first);
+        while done < points / threads {
+            match std::panic::catch_unwind(|| run(seed)) {
+                Ok(crashes) => done += crashes,
+                Err(_) => panic!("seed {seed}: run again with CRASH_SEED={seed}"),
+            }
+            seed += threads;
+        }
+        done
+    };
+    let total: u64 = std::thread::scope(|s| {
+        let workers: Vec<_> = (0..threads).map(|first| s.spawn(move || until_enough(first))).collect();
+        workers.into_iter().map(|w| w.join().expect("a seed failed, see above")).sum()
+    });
+    let minutes = start.elapsed().as_secs_f64() / 60.0;
+    println!("{total} crash points, {:.0} a minute", total as f64 / minutes);
+}
+
+#[test]
+fn every_block_survives_every_crash() {
+    crash_points(5000, several_lives);
+}
+
+#[test]
+fn every_block_survives_a_crash_after_any_write() {
+    crash_points(15_000, crash_after_every_write);
+}
