@@ -1,0 +1,255 @@
+//! After start the library's I/O path allocates nothing: a counting allocator, a storage that does not
+//! allocate either, and many requests of every kind, cached and not, with checkpoints in between.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::{Cell, RefCell},
+    future::Future,
+    ops::Range,
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use ublk_integrity::{
+    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
+    OpenOptions, Slot, Storage, TagAlgorithm, Volume,
+    create::{FormatOptions, format},
+    hints,
+    open::open,
+};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: every call is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller keeps `alloc`'s contract.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps `dealloc`'s contract, and `place` came from `System`.
+        unsafe { System.dealloc(place, layout) }
+    }
+    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller keeps `realloc`'s contract, and `place` came from `System`.
+        unsafe { System.realloc(place, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// A device in memory; each operation takes two polls, so that requests meet.
+struct Memory(RefCell<Vec<u8>>);
+
+/// Ready at the second poll.
+struct Soon<T>(Option<T>, bool);
+
+impl<T: Unpin> Future for Soon<T> {
+    type Output = T;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        if !std::mem::replace(&mut self.1, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(self.0.take().expect("polled to its end once"))
+    }
+}
+
+fn soon<T>(value: T) -> Soon<T> {
+    Soon(Some(value), false)
+}
+
+impl Storage for Memory {
+    type Transfer = Soon<(Result<(), Errno>, Buf)>;
+    type Command = Soon<Result<(), Errno>>;
+
+    fn geometry(&self, _: Device) -> Geometry {
+        Geometry { size: self.0.borrow().len() as u64, physical_block: 512 }
+    }
+    fn read(&self, _: Device, offset: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
+        let at = offset.0 as usize;
+        let len = part.len();
+        buf[part].copy_from_slice(&self.0.borrow()[at..at + len]);
+        soon((Ok(()), buf))
+    }
+    fn write(&self, _: Device, offset: ByteOffset, buf: Buf, part: Range<usize>, _: Durability) -> Self::Transfer {
+        let at = offset.0 as usize;
+        self.0.borrow_mut()[at..at + part.len()].copy_from_slice(&buf[part]);
+        soon((Ok(()), buf))
+    }
+    fn sync(&self, _: Device) -> Self::Command {
+        soon(Ok(()))
+    }
+    fn discard(&self, _: Device, _: ByteOffset, _: u64) -> Self::Command {
+        soon(Err(Errno::EOPNOTSUPP))
+    }
+    fn sleep(&self, _: Duration) -> Self::Command {
+        soon(Ok(()))
+    }
+}
+
+const BLOCK: usize = 512;
+const CLIENTS: usize = 4;
+/// Each client keeps to its own blocks, so that it knows what they hold.
+const BLOCKS_EACH: u64 = 3000;
+const MAX_BLOCKS: u64 = 40;
+
+struct Client {
+    slot: Slot,
+    buf: Option<Buf>,
+    first: u64,
+    versions: Vec<u64>,
+    random: u64,
+}
+
+impl Client {
+    fn new(volume: &Volume, i: u64) -> Self {
+        Self {
+            slot: volume.slot(0),
+            buf: Some(Buf::new(MAX_BLOCKS as usize * BLOCK)),
+            first: i * BLOCKS_EACH,
+            versions: vec![0; BLOCKS_EACH as usize],
+            random: i + 1,
+        }
+    }
+    /// xorshift64 (Marsaglia 2003).
+    fn below(&mut self, n: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % n
+    }
+
+    async fn request(&mut self, volume: &Volume, io: &Memory, version: u64) {
+        let at = self.below(BLOCKS_EACH - MAX_BLOCKS);
+        let count = 1 + self.below(MAX_BLOCKS);
+        let range = BlockRange::new(BlockIndex(self.first + at), count);
+        let own = at as usize..(at + count) as usize;
+        match self.below(10) {
+            0 => volume.flush(io, &mut self.slot).await.unwrap(),
+            1 => {
+                volume.zero(io, &mut self.slot, range, true).await.unwrap();
+                self.versions[own].fill(0);
+            }
+            2..=4 => {
+                let mut buf = self.buf.take().unwrap();
+                buf[..count as usize * BLOCK].fill(version as u8);
+                let (result, buf) = volume.write(io, &mut self.slot, range, buf, Durability::MayBeLost).await;
+                result.unwrap();
+                self.buf = Some(buf);
+                self.versions[own].fill(version & 0xff);
+            }
+            _ => {
+                let buf = self.buf.take().unwrap();
+                let (result, buf) = volume.read(io, &mut self.slot, range, buf).await;
+                result.unwrap();
+                let blocks = buf.chunks_exact(BLOCK).zip(&self.versions[own]);
+                assert!(blocks.into_iter().all(|(b, v)| u64::from(b[0]) == *v && u64::from(b[BLOCK - 1]) == *v));
+                self.buf = Some(buf);
+            }
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return value;
+        }
+    }
+}
+
+/// Polls all until all but the worker have ended.
+fn drive(requests: &mut [Pin<&mut dyn Future<Output = ()>>; CLIENTS], worker: &mut Pin<&mut dyn Future<Output = ()>>) {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut ended = [false; CLIENTS];
+    for _ in 0..100_000 {
+        for (request, ended) in requests.iter_mut().zip(&mut ended) {
+            *ended = *ended || request.as_mut().poll(&mut cx).is_ready();
+        }
+        let _: Poll<()> = worker.as_mut().poll(&mut cx);
+        if ended.iter().all(|e| *e) {
+            return;
+        }
+    }
+    panic!("requests do not end");
+}
+
+fn volume(io: &Memory, cache_bytes: u64, key: &MasterKey, hints: hints::HintSender) -> Volume {
+    let options = OpenOptions {
+        access: Access::ReadWrite,
+        cache_bytes,
+        max_slots: CLIENTS,
+        queues: 1,
+        max_request_bytes: MAX_BLOCKS as usize * BLOCK,
+        separate_meta: false,
+        on_mismatch: OnMismatch::Fail,
+        open_id: [1; 32],
+        hints: Some(hints),
+    };
+    block_on(open(io, key, &options)).unwrap()
+}
+
+#[test]
+fn the_io_path_does_not_allocate() {
+    // In release a million requests, in three volumes.
+    let rounds = if cfg!(debug_assertions) { 5_000 } else { 1_000_000 / 3 / CLIENTS as u64 };
+    let (key, io) = (MasterKey::new(&[1; 32]).unwrap(), Memory(RefCell::new(vec![0; 16 << 20])));
+    let mut options = FormatOptions {
+        block_size: BLOCK as u32,
+        size: Some(8 << 20),
+        log_size: Some(256 << 10),
+        tag: TagAlgorithm::HmacSha256,
+        uuid: [3; 16],
+        separate_meta: false,
+    };
+    for (i, cache_bytes) in [0, 64 << 10, 4 << 20].into_iter().enumerate() {
+        // A volume of its own, empty: the records of the last one mean nothing under another UUID.
+        options.uuid = [i as u8; 16];
+        block_on(format(&io, &key, &options)).unwrap();
+        let (sender, _receiver) = hints::channel(8);
+        let volume = volume(&io, cache_bytes, &key, sender);
+        let clients: [Client; CLIENTS] = std::array::from_fn(|i| Client::new(&volume, i as u64));
+        let checkpoints = run(&volume, &io, clients, rounds);
+        assert!(checkpoints > 10, "{checkpoints} checkpoints");
+    }
+}
+
+/// Returns the number of checkpoints.
+fn run(volume: &Volume, io: &Memory, mut clients: [Client; CLIENTS], rounds: u64) -> u64 {
+    let mut worker = pin!(async {
+        loop {
+            let work = volume.work_wanted().await;
+            volume.work(io, work).await.unwrap();
+        }
+    });
+    let mut worker: Pin<&mut dyn Future<Output = ()>> = worker.as_mut();
+    let before = ALLOCATIONS.get();
+    for round in 1..=rounds {
+        let [a, b, c, d] = &mut clients;
+        let (mut a, mut b, mut c, mut d) = (
+            pin!(a.request(volume, io, round)),
+            pin!(b.request(volume, io, round)),
+            pin!(c.request(volume, io, round)),
+            pin!(d.request(volume, io, round)),
+        );
+        drive(&mut [a.as_mut(), b.as_mut(), c.as_mut(), d.as_mut()], &mut worker);
+        assert_eq!(ALLOCATIONS.get() - before, 0, "allocations by round {round}");
+    }
+    volume.status().counters.checkpoints
+}
+
+#[test]
+fn the_counter_counts() {
+    let before = ALLOCATIONS.get();
+    drop(std::hint::black_box(Box::new(7)));
+    assert_eq!(ALLOCATIONS.get() - before, 1);
+}
