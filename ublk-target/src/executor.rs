@@ -1,0 +1,207 @@
+//! A single-threaded executor that allocates nothing once its tasks are spawned.
+//!
+//! Each task has one waker for its whole life, and the ready queue has one place for each task, so
+//! waking can neither allocate nor fail. A wake may come from any thread. The owner sleeps in
+//! `io_uring_enter`, which only a completion can end: so whoever wakes a task of a *sleeping* owner
+//! also writes the owner's eventfd, on which the owner's ring has a poll under way.
+//!
+//! No wake is lost: the owner first says that it sleeps, then looks at the ready queue; a waker first
+//! fills the ready queue, then looks whether the owner sleeps. In whatever order these four happen,
+//! one of the two sees the other.
+
+use crossbeam_queue::ArrayQueue;
+use nix::sys::eventfd::EventFd;
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Wake, Waker},
+};
+
+type TaskIndex = usize;
+
+/// What wakers share with the owner.
+struct Ready {
+    tasks: ArrayQueue<TaskIndex>,
+    owner_sleeps: AtomicBool,
+    doorbell: Arc<EventFd>,
+}
+
+struct TaskWaker {
+    index: TaskIndex,
+    /// Keeps a task at most once in the ready queue, which is why the queue can't overflow.
+    queued: AtomicBool,
+    ready: Arc<Ready>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.queued.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let pushed = self.ready.tasks.push(self.index);
+        debug_assert!(pushed.is_ok(), "one place for each task");
+        if self.ready.owner_sleeps.swap(false, Ordering::SeqCst) {
+            // Only fails where the counter would overflow, and then the owner is being woken already.
+            let _ = self.ready.doorbell.write(1);
+        }
+    }
+}
+
+struct Task<'a> {
+    future: RefCell<Option<Pin<Box<dyn Future<Output = ()> + 'a>>>>,
+    state: Arc<TaskWaker>,
+    waker: Waker,
+}
+
+/// The tasks of one thread.
+pub struct Executor<'a> {
+    tasks: Vec<Task<'a>>,
+    ready: Arc<Ready>,
+    alive: Cell<usize>,
+}
+
+impl<'a> Executor<'a> {
+    /// An executor for at most `capacity` tasks, whose owner sleeps until `doorbell` is readable.
+    pub fn new(capacity: usize, doorbell: &Arc<EventFd>) -> Self {
+        Self {
+            tasks: Vec::with_capacity(capacity),
+            ready: Arc::new(Ready {
+                tasks: ArrayQueue::new(capacity.max(1)),
+                owner_sleeps: AtomicBool::new(false),
+                doorbell: Arc::clone(doorbell),
+            }),
+            alive: Cell::new(0),
+        }
+    }
+
+    /// Adds a task; it first runs at the next [`run_ready`](Self::run_ready).
+    ///
+    /// # Panics
+    /// When there are `capacity` tasks already.
+    pub fn spawn(&mut self, future: impl Future<Output = ()> + 'a) {
+        assert!(self.tasks.len() < self.ready.tasks.capacity(), "more tasks than announced");
+        let state = Arc::new(TaskWaker {
+            index: self.tasks.len(),
+            queued: AtomicBool::new(false),
+            ready: Arc::clone(&self.ready),
+        });
+        let waker = Waker::from(Arc::clone(&state));
+        waker.wake_by_ref();
+        self.tasks.push(Task { future: RefCell::new(Some(Box::pin(future))), state, waker });
+        self.alive.set(self.alive.get() + 1);
+    }
+
+    /// Runs once each task that is ready now. Those that become ready meanwhile wait for the next
+    /// call: between the two the owner looks at its ring, and what a task wakes itself for may be there.
+    pub fn run_ready(&self) {
+        for _ in 0..self.ready.tasks.len() {
+            let Some(index) = self.ready.tasks.pop() else { return };
+            let task = &self.tasks[index];
+            // Before the poll: a wake that comes during it must queue the task again.
+            task.state.queued.store(false, Ordering::SeqCst);
+            let mut slot = task.future.borrow_mut();
+            let Some(future) = slot.as_mut() else { continue };
+            if future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready() {
+                *slot = None;
+                self.alive.set(self.alive.get() - 1);
+            }
+        }
+    }
+
+    /// Whether a task is ready.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.tasks.is_empty()
+    }
+
+    /// Whether every task has ended.
+    pub fn is_done(&self) -> bool {
+        self.alive.get() == 0
+    }
+
+    /// Says that the owner is about to sleep; `false` if a task has become ready, so that it must not.
+    pub fn may_sleep(&self) -> bool {
+        self.ready.owner_sleeps.store(true, Ordering::SeqCst);
+        let idle = self.ready.tasks.is_empty();
+        if !idle {
+            self.ready.owner_sleeps.store(false, Ordering::SeqCst);
+        }
+        idle
+    }
+
+    /// Says that the owner is awake: other threads need not ring.
+    pub fn awake(&self) {
+        self.ready.owner_sleeps.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::eventfd::EfdFlags;
+    use std::{future::poll_fn, task::Poll};
+
+    fn doorbell() -> Arc<EventFd> {
+        Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap())
+    }
+
+    #[test]
+    fn wakes_from_another_thread_ring_a_sleeping_owner_once() {
+        let (tx, rx) = std::sync::mpsc::channel::<Waker>();
+        let bell = doorbell();
+        let mut exec = Executor::new(1, &bell);
+        let mut polls = 0;
+        exec.spawn(poll_fn(move |cx| {
+            polls += 1;
+            if polls == 2 {
+                return Poll::Ready(());
+            }
+            tx.send(cx.waker().clone()).unwrap();
+            Poll::Pending
+        }));
+        exec.run_ready();
+        assert!(exec.may_sleep());
+        std::thread::spawn(move || {
+            let waker = rx.recv().unwrap();
+            waker.wake_by_ref();
+            waker.wake();
+        })
+        .join()
+        .unwrap();
+        assert_eq!(bell.read(), Ok(1));
+        exec.awake();
+        assert!(!exec.may_sleep());
+        exec.run_ready();
+        assert!(exec.is_done());
+    }
+
+    #[test]
+    fn a_task_that_wakes_itself_lets_the_owner_look_at_its_ring() {
+        let bell = doorbell();
+        let mut exec = Executor::new(1, &bell);
+        exec.spawn(poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            Poll::<()>::Pending
+        }));
+        exec.run_ready();
+        assert!(!exec.may_sleep(), "it is ready again");
+    }
+
+    #[test]
+    fn a_wake_of_an_awake_owner_does_not_ring() {
+        let bell = doorbell();
+        let mut exec = Executor::new(1, &bell);
+        exec.spawn(async {});
+        assert!(bell.read().is_err());
+        exec.run_ready();
+        assert!(exec.is_done() && exec.may_sleep());
+    }
+}

@@ -1,0 +1,114 @@
+//! A ring of our own with a run loop: the checkpoint and prefetch threads, and the commands that
+//! work without ublk.
+
+use super::{DeviceFiles, Ops, Port, RingStorage};
+use crate::executor::Executor;
+use io_uring::types::{SubmitArgs, Timespec};
+use std::{cell::RefCell, future::Future, io, os::fd::RawFd, rc::Rc};
+
+/// Submission entries of such a ring.
+const ENTRIES: u32 = 256;
+/// Operations under way at a time before the table grows.
+const OPS: usize = 256;
+
+/// Rounds of ready tasks between two looks at the ring.
+const ROUNDS: usize = 8;
+
+/// A ring and the loop that drives it.
+pub struct OwnRing {
+    ops: Rc<Ops>,
+}
+
+impl OwnRing {
+    /// A ring with `files` registered.
+    pub fn new(files: &[RawFd]) -> io::Result<Self> {
+        let port = Port::own(ENTRIES)?;
+        port.with(|ring| ring.submitter().register_files(files))?;
+        Ok(Self { ops: Ops::new(port, OPS)? })
+    }
+
+    /// A handle on the devices for use inside [`block_on`](Self::block_on).
+    pub fn storage(&self, files: DeviceFiles) -> RingStorage {
+        RingStorage::new(Rc::clone(&self.ops), files)
+    }
+
+    /// Runs `future` to its end. Wakes from other threads reach it.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> io::Result<T> {
+        let result = RefCell::new(None);
+        let mut exec = Executor::new(1, self.ops.doorbell());
+        exec.spawn(async { *result.borrow_mut() = Some(future.await) });
+        drive(&exec, &self.ops, |port| reap(port, &self.ops))?;
+        drop(exec);
+        Ok(result.into_inner().expect("the only task has ended"))
+    }
+
+    /// Runs all futures to their ends, each as a task of its own.
+    pub fn run_together(
+        &self,
+        futures: impl IntoIterator<Item = impl Future<Output = ()>>,
+        one_more: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let futures: Vec<_> = futures.into_iter().collect();
+        let mut exec = Executor::new(futures.len() + 1, self.ops.doorbell());
+        exec.spawn(one_more);
+        futures.into_iter().for_each(|future| exec.spawn(future));
+        drive(&exec, &self.ops, |port| reap(port, &self.ops))
+    }
+}
+
+impl Drop for OwnRing {
+    fn drop(&mut self) {
+        // A sleep's time is read when it is submitted; the ring's end cancels it.
+        let _ = self.ops.port().with(|ring| ring.submit());
+        // Operations whose futures were dropped: let them end, so that their memory can be freed.
+        while self.ops.under_way() > 0 {
+            let waited = self.ops.port().with(|ring| ring.submit_and_wait(1));
+            if waited.is_err_and(|e| e.kind() != io::ErrorKind::Interrupted) {
+                return; // `Ops` leaks them
+            }
+            reap(self.ops.port(), &self.ops);
+            self.ops.resubmit();
+        }
+    }
+}
+
+fn reap(port: &Port, ops: &Ops) {
+    port.with(|ring| {
+        for cqe in ring.completion() {
+            ops.complete(cqe.user_data(), cqe.result());
+        }
+    });
+}
+
+/// The loop of every thread with a ring: run what is ready, submit, wait, take completions (`reap`).
+pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port)) -> io::Result<()> {
+    let no_time = Timespec::new();
+    let at_once = SubmitArgs::new().timespec(&no_time);
+    loop {
+        // Tasks that wake each other get a few rounds, so that what they submit goes out together; not more, for what
+        // they wait for may be in the ring.
+        for _ in 0..ROUNDS {
+            exec.run_ready();
+            if !exec.has_ready() {
+                break;
+            }
+        }
+        if exec.is_done() {
+            return Ok(());
+        }
+        ops.resubmit();
+        let entered = match exec.may_sleep() {
+            true => ops.port().with(|ring| ring.submit_and_wait(1)),
+            // Tasks are ready: look only. Asked for no completion at all, the kernel would not make any ready.
+            false => ops.port().with(|ring| ring.submitter().submit_with_args(1, &at_once)),
+        };
+        exec.awake();
+        match entered {
+            // EBUSY: completions must be taken first, which is what follows. ETIME: there are none yet.
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME)) => {
+                return Err(e);
+            }
+            _ => reap(ops.port()),
+        }
+    }
+}

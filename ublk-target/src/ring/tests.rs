@@ -1,0 +1,173 @@
+//! The ring on a real file.
+
+use super::{DeviceFiles, OwnRing};
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    fs::File,
+    future::Future,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    pin::pin,
+    time::{Duration, Instant},
+};
+use ublk_integrity::{Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
+
+const BLOCK: usize = 4096;
+const SIZE: u64 = 1 << 20;
+
+fn with_file(test: impl FnOnce(&OwnRing, DeviceFiles, &File)) {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(SIZE).unwrap();
+    let geometry = Geometry { size: SIZE, physical_block: BLOCK as u32 };
+    let files = DeviceFiles { data: 0, meta: 0, data_geometry: geometry, meta_geometry: geometry };
+    test(&OwnRing::new(&[file.as_raw_fd()]).unwrap(), files, &file);
+}
+
+fn filled(byte: u8) -> Buf {
+    let mut buf = Buf::new(BLOCK);
+    buf.fill(byte);
+    buf
+}
+
+#[test]
+fn operations_start_at_the_call_and_run_together() {
+    with_file(|ring, files, file| {
+        let io = ring.storage(files);
+        ring.block_on(async {
+            let writes: Vec<_> = (0..8)
+                .map(|i| {
+                    let at = ByteOffset(i * BLOCK as u64);
+                    let durability = if i % 2 == 0 { Durability::Durable } else { Durability::MayBeLost };
+                    io.write(Device::Data, at, filled(i as u8 + 1), 0..BLOCK, durability)
+                })
+                .collect();
+            for write in writes {
+                assert_eq!(write.await.0, Ok(()));
+            }
+            assert_eq!(io.sync(Device::Data).await, Ok(()));
+            let (done, buf) = io.read(Device::Meta, ByteOffset(0), Buf::new(3 * BLOCK), BLOCK..3 * BLOCK).await;
+            assert_eq!(done, Ok(()));
+            assert!(buf[..BLOCK].iter().all(|b| *b == 0), "only the part is touched");
+            assert!(buf[BLOCK..2 * BLOCK].iter().all(|b| *b == 1) && buf[2 * BLOCK..].iter().all(|b| *b == 2));
+        })
+        .unwrap();
+        let mut bytes = [0; BLOCK];
+        file.read_exact_at(&mut bytes, 7 * BLOCK as u64).unwrap();
+        assert_eq!(bytes, [8; BLOCK]);
+    });
+}
+
+#[test]
+fn the_end_of_the_device_is_an_error() {
+    with_file(|ring, files, _| {
+        let io = ring.storage(files);
+        let read = |at| io.read(Device::Data, ByteOffset(at), Buf::new(2 * BLOCK), 0..2 * BLOCK);
+        ring.block_on(async {
+            // The first half is there: a short read that is continued, and then fails.
+            assert_eq!(read(SIZE - BLOCK as u64).await.0, Err(Errno::EIO));
+            assert_eq!(read(SIZE - 2 * BLOCK as u64).await.0, Ok(()));
+        })
+        .unwrap();
+    });
+}
+
+#[test]
+fn discarded_bytes_read_as_zeros_where_discard_works() {
+    with_file(|ring, files, file| {
+        file.write_all_at(&[7; 2 * BLOCK], 0).unwrap();
+        let io = ring.storage(files);
+        let done = ring.block_on(io.discard(Device::Data, ByteOffset(0), BLOCK as u64)).unwrap();
+        let mut bytes = [1; 2 * BLOCK];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        match done {
+            Ok(()) => assert!(bytes[..BLOCK].iter().all(|b| *b == 0) && bytes[BLOCK..].iter().all(|b| *b == 7)),
+            Err(e) => assert_eq!(e, Errno::EOPNOTSUPP),
+        }
+    });
+}
+
+#[test]
+fn a_dropped_future_does_not_cancel_its_operation() {
+    with_file(|ring, files, file| {
+        let io = ring.storage(files);
+        drop(io.write(Device::Data, ByteOffset(0), filled(9), 0..BLOCK, Durability::MayBeLost));
+        ring.block_on(async { io.sleep(Duration::from_millis(50)).await.unwrap() }).unwrap();
+        let mut bytes = [0; BLOCK];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [9; BLOCK]);
+    });
+}
+
+#[test]
+fn dropping_the_ring_does_not_wait_for_sleeps() {
+    let begun = Instant::now();
+    with_file(|ring, files, _| drop(ring.storage(files).sleep(Duration::from_secs(60))));
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_wake_from_another_thread_ends_the_sleep() {
+    with_file(|ring, _, _| {
+        let (tell, told) = until_told();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            tell.set();
+        });
+        ring.block_on(told).unwrap();
+        thread.join().unwrap();
+    });
+}
+
+/// A future that another thread completes.
+fn until_told() -> (std::sync::Arc<crate::checkpoints::Stop>, impl Future<Output = ()>) {
+    let stop = std::sync::Arc::new(crate::checkpoints::Stop::default());
+    let waiter = std::sync::Arc::clone(&stop);
+    (stop, async move { waiter.wait().await })
+}
+
+/// Counts the allocations of threads that ask for it.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+// SAFETY: passes every call on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get().map(|n| n + 1)));
+        // SAFETY: as promised by our caller.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        // SAFETY: as promised by our caller.
+        unsafe { System.dealloc(place, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn nothing_is_allocated_once_it_runs() {
+    with_file(|ring, files, _| {
+        let io = ring.storage(files);
+        ring.block_on(async {
+            let mut bufs = [filled(1), filled(2)];
+            for round in 0..20_000u64 {
+                if round == 100 {
+                    ALLOCATIONS.set(Some(0));
+                }
+                let at = |i: u64| ByteOffset((round * 2 + i) * BLOCK as u64 % SIZE);
+                let [first, second] = bufs;
+                let read = io.read(Device::Data, at(0), first, 0..BLOCK);
+                let write = io.write(Device::Data, at(1), second, 0..BLOCK, Durability::MayBeLost);
+                let (read, write) = (pin!(read).await, pin!(write).await);
+                assert_eq!((read.0, write.0), (Ok(()), Ok(())));
+                bufs = [read.1, write.1];
+            }
+        })
+        .unwrap();
+        assert_eq!(ALLOCATIONS.take(), Some(0));
+    });
+}
