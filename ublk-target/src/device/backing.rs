@@ -1,0 +1,201 @@
+//! Opening the data and metadata device for good: the very descriptions that are opened and locked
+//! here do all the I/O.
+
+use crate::{
+    failure::{Context, Exit, Failure, Outcome},
+    os,
+    ring::DeviceFiles,
+};
+use nix::fcntl::{Flock, FlockArg};
+use std::{
+    fs::{File, OpenOptions},
+    io::{Seek, SeekFrom},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+use ublk_integrity::Geometry;
+
+/// What a regular file's physical block counts as: file systems write whole pages.
+const FILE_PHYSICAL_BLOCK: u32 = 4096;
+/// How long the I/O of a killed daemon, still in flight, may hold a device.
+pub const DYING: Duration = Duration::from_secs(30);
+
+/// What a device is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Use {
+    /// Alone, to write.
+    Exclusive,
+    /// Alone among ourselves, to write even what is mounted.
+    Forced,
+    /// To read, beside other readers.
+    Shared,
+    /// To see whether it is free.
+    Probe,
+    /// To look, even while it is in use.
+    Unlocked,
+}
+
+impl Use {
+    fn writes(self) -> bool {
+        matches!(self, Self::Exclusive | Self::Forced)
+    }
+
+    /// O_EXCL without O_CREAT: a block device that is mounted, or used by device-mapper or swap, is refused.
+    fn claims(self) -> bool {
+        matches!(self, Self::Exclusive | Self::Probe)
+    }
+}
+
+/// One open, locked device.
+pub struct Backing {
+    path: PathBuf,
+    file: Held,
+    geometry: Geometry,
+    direct: bool,
+}
+
+/// An open file, locked but for [`Use::Unlocked`].
+enum Held {
+    Locked(Flock<File>),
+    Free(File),
+}
+
+impl AsRawFd for Held {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Locked(file) => file.as_raw_fd(),
+            Self::Free(file) => file.as_raw_fd(),
+        }
+    }
+}
+
+/// Both devices; one description where they are one.
+pub struct Backings {
+    /// Holds the blocks.
+    pub data: Backing,
+    /// Holds the metadata where that is elsewhere.
+    pub meta: Option<Backing>,
+}
+
+impl Backings {
+    /// Opens and locks. `patience`: how long to wait for a holder that may be dying.
+    pub fn open(data: &Path, meta: Option<&Path>, purpose: Use, patience: Duration) -> Outcome<Self> {
+        let data_file = Backing::open(data, purpose, patience)?;
+        let meta = match meta {
+            Some(path) if is_same_device(data, path)? => None,
+            Some(path) => Some(Backing::open(path, purpose, patience)?),
+            None => None,
+        };
+        Ok(Self { data: data_file, meta })
+    }
+
+    /// Waits until nobody holds the devices. One that has vanished is free.
+    pub fn wait_until_free(data: &Path, meta: Option<&Path>) -> Outcome {
+        match Self::open(data, meta, Use::Probe, DYING) {
+            Err(failure) if failure.exit == Exit::Busy => Err(failure),
+            _ => Ok(()),
+        }
+    }
+
+    /// The descriptors to register with a ring, in the order that [`files`](Self::files) counts on.
+    pub fn fds(&self) -> Vec<RawFd> {
+        std::iter::once(&self.data).chain(&self.meta).map(|b| b.file.as_raw_fd()).collect()
+    }
+
+    /// The devices for a ring where the first of [`fds`](Self::fds) is registered as number `first`.
+    pub fn files(&self, first: u32) -> DeviceFiles {
+        let meta = self.meta.as_ref();
+        DeviceFiles {
+            data: first,
+            meta: if meta.is_some() { first + 1 } else { first },
+            data_geometry: self.data.geometry,
+            meta_geometry: meta.map_or(self.data.geometry, |m| m.geometry),
+        }
+    }
+
+    /// The devices that can't do O_DIRECT, for a warning.
+    pub fn buffered(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&self.data).chain(&self.meta).filter(|b| !b.direct).map(|b| b.path.as_path())
+    }
+}
+
+impl Backing {
+    fn open(path: &Path, purpose: Use, patience: Duration) -> Outcome<Self> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match Self::try_open(path, purpose) {
+                Err(failure) if failure.exit == Exit::Busy && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn try_open(path: &Path, purpose: Use) -> Outcome<Self> {
+        let (mut file, direct, is_block) = open_file(path, purpose)?;
+        let size = file.seek(SeekFrom::End(0)).doing(format_args!("size of {}", path.display()))?;
+        let physical_block = if is_block {
+            os::physical_block_size(&file).doing(format_args!("physical block size of {}", path.display()))?
+        } else {
+            FILE_PHYSICAL_BLOCK
+        };
+        let file = lock(file, path, purpose)?;
+        Ok(Self { path: path.to_owned(), file, geometry: Geometry { size, physical_block }, direct })
+    }
+}
+
+/// Opens without lock: the file, whether it takes O_DIRECT, whether it is a block device.
+fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
+    let shown = path.display();
+    let kind = path.metadata().doing(format_args!("can't use {shown}"))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Failure::new(Exit::Device, format_args!("{shown} is neither a block device nor a regular file")));
+    }
+    let exclusive = if kind.is_block_device() && purpose.claims() { libc::O_EXCL } else { 0 };
+    let open =
+        |direct: i32| OpenOptions::new().read(true).write(purpose.writes()).custom_flags(exclusive | direct).open(path);
+    let (file, direct) = match open(libc::O_DIRECT) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => (open(0), false),
+        other => (other, true),
+    };
+    let file = file.map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => in_use(path),
+        _ => Failure::io(format_args!("can't open {shown}"), &e),
+    })?;
+    Ok((file, direct, kind.is_block_device()))
+}
+
+fn lock(file: File, path: &Path, purpose: Use) -> Outcome<Held> {
+    let how = match purpose {
+        Use::Exclusive | Use::Forced => FlockArg::LockExclusiveNonblock,
+        Use::Shared | Use::Probe => FlockArg::LockSharedNonblock,
+        Use::Unlocked => return Ok(Held::Free(file)),
+    };
+    match Flock::lock(file, how) {
+        Ok(locked) => Ok(Held::Locked(locked)),
+        Err((_, nix::Error::EWOULDBLOCK)) => Err(in_use(path)),
+        Err((_, e)) => Err(Failure::io(format_args!("can't lock {}", path.display()), &e.into())),
+    }
+}
+
+fn in_use(path: &Path) -> Failure {
+    let path = path.display();
+    Failure::new(
+        Exit::Busy,
+        format_args!("{path} is in use: mounted, or held by another program (`ublk-integrity list` shows ours)"),
+    )
+}
+
+/// Whether two paths lead to one file or one block device.
+pub fn is_same_device(a: &Path, b: &Path) -> Outcome<bool> {
+    let id = |p: &Path| -> Outcome<_> {
+        let m = p.metadata().doing(format_args!("can't use {}", p.display()))?;
+        Ok(if m.file_type().is_block_device() { (None, m.rdev()) } else { (Some(m.dev()), m.ino()) })
+    };
+    Ok(id(a)? == id(b)?)
+}

@@ -1,0 +1,8 @@
+//! The backing devices: opening and locking them, and what must be known before they are used.
+
+mod backing;
+pub mod signature;
+pub mod stack;
+pub mod users;
+
+pub use backing::{Backings, DYING, Use, is_same_device};

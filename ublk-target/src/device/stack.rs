@@ -1,0 +1,95 @@
+//! What lies under a path: a device must not lie on itself, not even by way of others, for its requests
+//! would wait for themselves.
+
+use crate::daemon::state::State;
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+/// Whether `path` leads to the ublk device `number` in the end: as a file on a file system on it, through loop devices,
+/// partitions and device-mapper, or through other devices of ours.
+pub fn lies_on_ublk(path: &Path, number: u32) -> bool {
+    let mut seen = HashSet::new();
+    let mut below = vec![path.to_owned()];
+    while let Some(path) = below.pop() {
+        let Some(device) = device_of(&path) else { continue };
+        if !seen.insert(device.clone()) {
+            continue;
+        }
+        if let Some(ublk) = ublk_number(&device) {
+            if ublk == number {
+                return true;
+            }
+            if let Ok(state) = State::load(ublk) {
+                below.extend(std::iter::once(state.settings.data).chain(state.settings.meta));
+            }
+        }
+        below.extend(directly_below(&device));
+    }
+    false
+}
+
+/// The sysfs folder of the block device that `path` is or lies on.
+fn device_of(path: &Path) -> Option<PathBuf> {
+    let meta = path.metadata().ok()?;
+    let id = if meta.file_type().is_block_device() { meta.rdev() } else { meta.dev() };
+    let folder = |id: u64| fs::canonicalize(format!("/sys/dev/block/{}:{}", libc::major(id), libc::minor(id))).ok();
+    // Btrfs and others number their file systems apart from their devices; the mount table knows the device.
+    folder(id).or_else(|| folder(mount_source(id)?.metadata().ok()?.rdev()))
+}
+
+/// What is mounted as the file system with device number `id`.
+fn mount_source(id: u64) -> Option<PathBuf> {
+    let number = format!("{}:{}", libc::major(id), libc::minor(id));
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    source_in(&table, &number)
+}
+
+/// In a mountinfo table: the third field is the number, the second after the lone "-" the source.
+fn source_in(table: &str, number: &str) -> Option<PathBuf> {
+    let line = table.lines().find(|line| line.split(' ').nth(2) == Some(number))?;
+    let (_, after) = line.split_once(" - ")?;
+    after.split(' ').nth(1).map(PathBuf::from)
+}
+
+fn ublk_number(device: &Path) -> Option<u32> {
+    let name = |folder: &Path| folder.file_name()?.to_str()?.strip_prefix("ublkb")?.parse().ok();
+    // A partition's folder lies in its disk's.
+    name(device).or_else(|| name(device.parent()?))
+}
+
+/// Members of device-mapper and md devices, a partition's disk, a loop device's file.
+fn directly_below(device: &Path) -> Vec<PathBuf> {
+    let node = |name: std::ffi::OsString| Path::new("/dev").join(name);
+    let slaves = fs::read_dir(device.join("slaves")).into_iter().flatten().flatten();
+    let mut below: Vec<PathBuf> = slaves.map(|entry| node(entry.file_name())).collect();
+    if device.join("partition").exists() {
+        below.extend(device.parent().and_then(Path::file_name).map(|name| node(name.to_owned())));
+    }
+    let file = fs::read_to_string(device.join("loop/backing_file"));
+    below.extend(file.ok().map(|path| PathBuf::from(path.trim_end())));
+    below
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_table_names_the_source() {
+        let table =
+            "25 1 0:22 / / rw shared:1 - overlay o rw\n30 25 0:31 /sub /mnt rw shared:2 master:1 - btrfs /dev/sdb rw\n";
+        assert_eq!(source_in(table, "0:31"), Some(PathBuf::from("/dev/sdb")));
+        assert_eq!(source_in(table, "0:99"), None);
+    }
+
+    #[test]
+    fn partitions_belong_to_their_disk() {
+        assert_eq!(ublk_number(Path::new("/sys/devices/virtual/block/ublkb3")), Some(3));
+        assert_eq!(ublk_number(Path::new("/sys/devices/virtual/block/ublkb3/ublkb3p1")), Some(3));
+        assert_eq!(ublk_number(Path::new("/sys/devices/pci0/block/sda/sda1")), None);
+    }
+}

@@ -1,0 +1,128 @@
+//! Where the master key comes from. It is held in memory that is zeroized, and never shown.
+
+use crate::{
+    failure::{Context, Exit, Failure, Outcome},
+    os,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+use ublk_integrity::{MAX_KEY_BYTES, MasterKey};
+use zeroize::Zeroizing;
+
+/// The place of a key; may be shown and stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeySource {
+    /// All of a file.
+    File(PathBuf),
+    /// All of standard input: a pipe.
+    Stdin,
+    /// A "user" key of the kernel's keyrings, by description.
+    Keyring(String),
+}
+
+/// The options that name a key.
+#[derive(clap::Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+pub struct KeyArgs {
+    /// File that holds the key (32 bytes or more, all of them used); "-" reads a pipe
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Key from the kernel's keyrings, as added by `keyctl padd user NAME @u`
+    #[arg(long, value_name = "keyring:NAME", value_parser = keyring_name)]
+    key: Option<String>,
+}
+
+/// The same where the key's place may be known already.
+#[derive(clap::Args, Clone, Debug)]
+#[group(multiple = false)]
+pub struct OptionalKeyArgs {
+    /// File that holds the key, if it is not where `add` found it; "-" reads a pipe
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Key from the kernel's keyrings
+    #[arg(long, value_name = "keyring:NAME", value_parser = keyring_name)]
+    key: Option<String>,
+}
+
+fn keyring_name(text: &str) -> Result<String, String> {
+    match text.strip_prefix("keyring:") {
+        Some(name) if !name.is_empty() => Ok(name.to_owned()),
+        _ => Err("must be keyring:NAME".into()),
+    }
+}
+
+impl KeyArgs {
+    /// The place that the options name.
+    pub fn source(&self) -> Outcome<KeySource> {
+        named(self.key_file.as_deref(), self.key.as_deref())?
+            .ok_or_else(|| Failure::new(Exit::Arguments, "no key given: --key-file FILE or --key keyring:NAME"))
+    }
+
+    /// The key itself.
+    pub fn load(&self) -> Outcome<MasterKey> {
+        self.source()?.load()
+    }
+}
+
+impl OptionalKeyArgs {
+    /// The place that the options name, if any.
+    pub fn source(&self) -> Outcome<Option<KeySource>> {
+        named(self.key_file.as_deref(), self.key.as_deref())
+    }
+}
+
+fn named(file: Option<&Path>, keyring: Option<&str>) -> Outcome<Option<KeySource>> {
+    Ok(match (keyring, file) {
+        (Some(name), _) => Some(KeySource::Keyring(name.to_owned())),
+        (None, Some(path)) if path.as_os_str() == "-" => Some(KeySource::Stdin),
+        // The daemon leaves the current folder, and `recover` may be called from another.
+        (None, Some(path)) => Some(KeySource::File(path.canonicalize().map_err(|e| unreadable(path, &e))?)),
+        (None, None) => None,
+    })
+}
+
+impl KeySource {
+    /// Reads the key.
+    pub fn load(&self) -> Outcome<MasterKey> {
+        let key = match self {
+            Self::File(path) => {
+                let bytes = File::open(path).and_then(read_all).map_err(|e| unreadable(path, &e))?;
+                MasterKey::new(&bytes)
+            }
+            Self::Stdin => MasterKey::new(&read_all(std::io::stdin()).doing("can't read the key from standard input")?),
+            Self::Keyring(name) => {
+                let what = format!("no readable key \"{name}\" in the kernel's keyrings");
+                let bytes = os::read_user_key(name, MAX_KEY_BYTES + 1).doing(what);
+                let bytes = bytes.map_err(|failure| failure.exiting(Exit::KeyOrPermission))?;
+                MasterKey::new(&bytes)
+            }
+        };
+        Ok(key?)
+    }
+}
+
+fn unreadable(path: &Path, e: &std::io::Error) -> Failure {
+    Failure::io(format_args!("can't read key file {}", path.display()), e).exiting(Exit::KeyOrPermission)
+}
+
+/// All of `from`, but no more than tells that it is too long.
+fn read_all(mut from: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    // Its full size from the start: growing would leave copies of the key behind.
+    let mut bytes = Zeroizing::new(vec![0; MAX_KEY_BYTES + 1]);
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match from.read(&mut bytes[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}

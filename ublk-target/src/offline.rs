@@ -1,0 +1,128 @@
+//! Volumes without ublk: `format`, `dump`, `check`, `export` and `import` drive the library on a ring
+//! of their own.
+
+use crate::{
+    checkpoints::{self, Stop},
+    device::{Backings, Use},
+    failure::{Context, Exit, Failure, Outcome},
+    ring::{DeviceFiles, OwnRing, RingStorage},
+};
+use futures_util::future::join;
+use std::{future::Future, time::Duration};
+use ublk_integrity::{
+    Buf, MasterKey, OnMismatch, Slot, Volume,
+    open::{Access, OpenOptions, open},
+};
+
+/// Requests under way at a time.
+pub const LANES: usize = 8;
+/// Bytes of the largest request.
+pub const REQUEST: usize = 1 << 20;
+/// Bytes of verified pages kept.
+const CACHE: u64 = 64 << 20;
+
+/// Open devices and a ring to use them with.
+pub struct Offline {
+    // Before the devices: operations under way end before the descriptors are closed.
+    ring: OwnRing,
+    files: DeviceFiles,
+    /// The devices, locked for as long as this lives.
+    backings: Backings,
+}
+
+/// The memory of one request of a pipeline.
+pub struct Lane {
+    /// The library's part.
+    pub slot: Slot,
+    /// The payload, [`REQUEST`] bytes.
+    pub buf: Buf,
+}
+
+impl Offline {
+    /// Opens the devices.
+    pub fn open(devices: &crate::cli::DeviceArgs, purpose: Use) -> Outcome<Self> {
+        let backings = Backings::open(&devices.data, devices.meta.as_deref(), purpose, Duration::ZERO)?;
+        for path in backings.buffered() {
+            let path = path.display();
+            eprintln!(
+                "ublk-integrity: warning: the file system of {path} has no O_DIRECT: every byte passes through the page cache"
+            );
+        }
+        Self::with(backings)
+    }
+
+    /// Takes devices that are open already.
+    pub fn with(backings: Backings) -> Outcome<Self> {
+        let ring = OwnRing::new(&backings.fds()).doing("can't set up io_uring")?;
+        Ok(Self { ring, files: backings.files(0), backings })
+    }
+
+    /// A handle on the devices.
+    pub fn io(&self) -> RingStorage {
+        self.ring.storage(self.files)
+    }
+
+    /// Gives the devices back, once nothing is under way.
+    pub fn into_backings(self) -> Backings {
+        let Self { ring, backings, .. } = self;
+        drop(ring);
+        backings
+    }
+
+    /// Runs `work` to its end.
+    pub fn run<T>(&self, work: impl Future<Output = T>) -> Outcome<T> {
+        self.ring.block_on(work).doing("io_uring failed")
+    }
+
+    /// Runs all futures to their ends, each as a task of its own.
+    pub fn run_together(
+        &self,
+        futures: impl IntoIterator<Item = impl Future<Output = ()>>,
+        one_more: impl Future<Output = ()>,
+    ) -> Outcome {
+        self.ring.run_together(futures, one_more).doing("io_uring failed")
+    }
+
+    /// Opens the volume, with recovery.
+    pub fn open_volume(&self, key: &MasterKey, access: Access) -> Outcome<Volume> {
+        let options = OpenOptions {
+            access,
+            cache_bytes: CACHE,
+            max_slots: LANES + 1,
+            queues: 1,
+            max_request_bytes: REQUEST,
+            separate_meta: self.backings.meta.is_some(),
+            on_mismatch: OnMismatch::Fail,
+            open_id: random()?,
+            hints: None,
+        };
+        Ok(self.run(open(&self.io(), key, &options))??)
+    }
+
+    /// Runs `work` while checkpoints make room for what it writes, and one more at the end.
+    pub fn run_with_checkpoints<T>(&self, volume: &Volume, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+        let io = self.io();
+        let stop = Stop::default();
+        let working = async {
+            let result = work.await;
+            stop.set();
+            result
+        };
+        let (result, closed) = self.run(join(working, checkpoints::run(volume, &io, &stop, |_| {})))?;
+        let result = result?;
+        closed?;
+        Ok(result)
+    }
+}
+
+/// Fresh random bytes from the kernel.
+pub fn random<const N: usize>() -> Outcome<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|e| Failure::new(Exit::Device, format_args!("no random bytes: {e}")))?;
+    Ok(bytes)
+}
+
+/// Lanes for a pipeline of [`LANES`] requests.
+pub fn lanes(volume: &Volume) -> Vec<Lane> {
+    (0..LANES).map(|_| Lane { slot: volume.slot(0), buf: Buf::new(REQUEST) }).collect()
+}

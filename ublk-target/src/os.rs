@@ -1,0 +1,96 @@
+//! System calls that have no safe wrapper elsewhere.
+
+use nix::{
+    errno::Errno,
+    sys::signal::{SigHandler, Signal},
+    unistd::{ForkResult, fork},
+};
+use std::{
+    ffi::CString,
+    fs::File,
+    os::fd::{AsRawFd, FromRawFd},
+};
+use zeroize::Zeroizing;
+
+/// `linux/prctl.h`
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+mod ioctl {
+    nix::ioctl_read_bad!(physical_block_size, libc::BLKPBSZGET, libc::c_uint);
+}
+
+/// What a block device writes atomically, in bytes (`BLKPBSZGET`).
+pub fn physical_block_size(device: &File) -> std::io::Result<u32> {
+    let mut size = 0;
+    // SAFETY: the call fills in one unsigned int, which outlives it.
+    unsafe { ioctl::physical_block_size(device.as_raw_fd(), &mut size) }?;
+    Ok(size)
+}
+
+/// Marks this process as one that memory reclaim waits for (`PR_SET_IO_FLUSHER`): its own allocations
+/// then never wait for reclaim that would write to its device. Threads started later inherit it.
+pub fn set_io_flusher() -> nix::Result<()> {
+    // SAFETY: takes integers only.
+    Errno::result(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) }).map(drop)
+}
+
+/// The payload of the "user" key `name` in the keyrings of this process, at most `limit` bytes of it.
+pub fn read_user_key(name: &str, limit: usize) -> nix::Result<Zeroizing<Vec<u8>>> {
+    /// `linux/keyctl.h`
+    const KEYCTL_READ: libc::c_long = 11;
+    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+    let mut payload = Zeroizing::new(vec![0u8; limit]);
+    // SAFETY: both strings end in a NUL and outlive the call; a null callout asks nobody.
+    let id = Errno::result(unsafe {
+        libc::syscall(libc::SYS_request_key, c"user".as_ptr(), name.as_ptr(), std::ptr::null::<libc::c_char>(), 0)
+    })?;
+    // SAFETY: the kernel writes at most `len` bytes into `payload`, which outlives the call.
+    let len = Errno::result(unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_READ, id, payload.as_mut_ptr(), payload.len())
+    })?;
+    // The answer is the key's full length, even where it did not fit.
+    payload.truncate(len as usize);
+    Ok(payload)
+}
+
+/// Forks a process that has one thread.
+pub fn fork_single_threaded() -> nix::Result<ForkResult> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    assert_eq!(threads, 1, "fork comes before all threads");
+    // SAFETY: no other thread holds a lock or is half way through anything that the child would need.
+    unsafe { fork() }
+}
+
+/// Closes all descriptors from 3 on: a daemon must not keep its caller's locks and pipes.
+pub fn close_inherited() -> nix::Result<()> {
+    // SAFETY: called before this process opens any descriptor that something of ours refers to.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) }).map(drop)
+}
+
+/// Takes over a descriptor that was handed to this process by number. `None` where there is none.
+pub fn adopt_descriptor(number: i32) -> Option<File> {
+    // SAFETY: only asks whether the descriptor is open.
+    if number <= 2 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return None;
+    }
+    // SAFETY: it is open, and meant for us alone: nothing else in this process knows of it.
+    Some(unsafe { File::from_raw_fd(number) })
+}
+
+/// Puts the signals that stop a program, and the one of a closed pipe, to what a fresh program has: the language's
+/// runtime ignores SIGPIPE, and a shell may have started us with SIGINT ignored.
+pub fn default_signals() {
+    for signal in [Signal::SIGPIPE, Signal::SIGINT, Signal::SIGTERM] {
+        set_disposition(signal, SigHandler::SigDfl);
+    }
+}
+
+/// For daemons: a reader that goes away is an error of one write, not the end.
+pub fn ignore_closed_pipes() {
+    set_disposition(Signal::SIGPIPE, SigHandler::SigIgn);
+}
+
+fn set_disposition(signal: Signal, to: SigHandler) {
+    // SAFETY: no function is installed as a handler; can't fail for these signals.
+    let _ = unsafe { nix::sys::signal::signal(signal, to) };
+}
