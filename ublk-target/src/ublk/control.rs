@@ -1,0 +1,209 @@
+//! Making, starting, stopping and deleting ublk devices.
+
+use super::queue::{self, Shared};
+use crate::failure::{Exit, Failure, Outcome};
+use libublk::{
+    UblkError, UblkFlags,
+    ctrl::{UblkCtrl, UblkCtrlBuilder},
+    io::UblkDev,
+    sys,
+};
+use std::{
+    io,
+    os::fd::RawFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const CONTROL: &str = "/dev/ublk-control";
+/// The name that the device carries among ublk devices.
+const TARGET_NAME: &str = "integrity";
+/// Largest discard and write-zeroes request, in sectors: 1 GiB. It costs one log entry, whatever its length.
+const MAX_ZEROES_SECTORS: u32 = 1 << 21;
+/// How long a deletion may take once the last opener is gone.
+const DELETE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the kernel is told about a device.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Its number; the next free one where `None`.
+    pub number: Option<u32>,
+    /// Queues.
+    pub queues: u16,
+    /// Requests of each queue.
+    pub depth: u16,
+    /// Bytes of the largest request.
+    pub max_io: u32,
+    /// Usable bytes.
+    pub size: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Whether discards are offered.
+    pub discard: bool,
+    /// Whether the device waits for a new daemon when this one dies.
+    pub recovery: bool,
+}
+
+/// A device that has been added, not yet started.
+pub struct Device {
+    ctrl: UblkCtrl,
+    shape: Shape,
+}
+
+impl Device {
+    /// Adds a new device.
+    pub fn add(shape: Shape) -> Outcome<Self> {
+        let ctrl = builder(&shape)
+            .id(shape.number.map_or(-1, |n| n as i32))
+            .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
+            .build()
+            .map_err(|e| failure("the kernel refuses to add a ublk device", &e))?;
+        Ok(Self { ctrl, shape })
+    }
+
+    /// Takes over device `number`, whose daemon is dead. Its requests wait until [`run`](Self::run).
+    pub fn recover(number: u32, shape: Shape) -> Outcome<Self> {
+        let ctrl = builder(&shape)
+            .id(number as i32)
+            .dev_flags(UblkFlags::UBLK_DEV_F_RECOVER_DEV)
+            .build()
+            .map_err(|e| failure("can't take the device over", &e))?;
+        ctrl.start_user_recover().map_err(|e| failure("can't take the device over", &e))?;
+        Ok(Self { ctrl, shape })
+    }
+
+    /// The device's number.
+    pub fn number(&self) -> u32 {
+        self.ctrl.dev_info().dev_id
+    }
+
+    /// Starts the device, calls `live`, and serves requests until it is stopped. `fds` get registered in each queue's
+    /// ring from number 1 on.
+    pub fn run(&self, fds: &[RawFd], shared: &Arc<Shared>, live: impl FnOnce() + Send + Sync + 'static) -> Outcome {
+        let for_queues = Arc::clone(shared);
+        self.ctrl
+            .run_target(
+                |device| {
+                    describe(device, &self.shape, fds, shared.shift.0);
+                    Ok(())
+                },
+                move |id, device| queue::run(id, device, &for_queues),
+                move |_| live(),
+            )
+            .map_err(|e| failure("can't start the device", &e))?;
+        Ok(())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // libublk would delete only what it has added, and wait for the last opener.
+        let _ = delete_without_waiting(&self.ctrl);
+    }
+}
+
+fn builder(shape: &Shape) -> UblkCtrlBuilder<'static> {
+    let recovery = sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
+    UblkCtrlBuilder::default()
+        .name(TARGET_NAME)
+        .nr_queues(shape.queues)
+        .depth(shape.depth)
+        .io_buf_bytes(shape.max_io)
+        .ctrl_flags(if shape.recovery { recovery.into() } else { 0 })
+}
+
+fn describe(device: &mut UblkDev, shape: &Shape, fds: &[RawFd], block_shift: u32) {
+    device.set_default_params(shape.size);
+    let target = &mut device.tgt;
+    let basic = &mut target.params.basic;
+    basic.attrs = sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;
+    if shape.read_only {
+        basic.attrs |= sys::UBLK_ATTR_READ_ONLY;
+    }
+    basic.logical_bs_shift = block_shift as u8;
+    basic.physical_bs_shift = block_shift as u8;
+    basic.io_min_shift = block_shift as u8;
+    basic.io_opt_shift = 0;
+    if !shape.read_only {
+        target.params.types |= sys::UBLK_PARAM_TYPE_DISCARD;
+        target.params.discard = sys::ublk_param_discard {
+            discard_granularity: 1 << block_shift,
+            max_discard_sectors: if shape.discard { MAX_ZEROES_SECTORS } else { 0 },
+            max_write_zeroes_sectors: MAX_ZEROES_SECTORS,
+            max_discard_segments: 1,
+            ..Default::default()
+        };
+    }
+    for (i, fd) in fds.iter().enumerate() {
+        target.fds[i + 1] = *fd;
+    }
+    target.nr_fds = fds.len() as i32 + 1;
+    // A request is several operations of ours beside its fetch command.
+    target.sq_depth = (shape.depth.saturating_mul(4)).clamp(64, 4096);
+    target.cq_depth = (shape.depth.saturating_mul(8)).clamp(128, 8192);
+}
+
+/// Says what to do where the kernel has no ublk.
+pub fn need_driver() -> Outcome {
+    if Path::new(CONTROL).exists() {
+        return Ok(());
+    }
+    let message = format!(
+        "this kernel has no ublk ({CONTROL} is missing): `modprobe ublk_drv` as root; it needs Linux 6.1 or later with CONFIG_BLK_DEV_UBLK"
+    );
+    Err(Failure::new(Exit::Device, message))
+}
+
+/// The block device's path.
+pub fn block_path(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/ublkb{number}"))
+}
+
+/// Whether the kernel knows a ublk device of this number.
+pub fn exists(number: u32) -> bool {
+    Path::new(&format!("/sys/class/ublk-char/ublkc{number}")).exists()
+        || Path::new(&format!("/dev/ublkc{number}")).exists()
+}
+
+/// Stops the device: requests under way end, its queues go down. The daemon, if it lives, deletes it.
+pub fn stop(number: u32) -> Outcome {
+    let ctrl = UblkCtrl::new_simple(number as i32).map_err(|e| failure("no such device", &e))?;
+    ctrl.kill_dev().map_err(|e| failure("can't stop the device", &e))?;
+    Ok(())
+}
+
+/// Deletes a device that has no daemon, and waits until it is gone. One that is gone already is fine.
+pub fn delete(number: u32) -> Outcome {
+    if exists(number) {
+        // Whatever fails here fails because the device is going, or shows below.
+        if let Ok(ctrl) = UblkCtrl::new_simple(number as i32) {
+            let _ = ctrl.kill_dev();
+            let _ = delete_without_waiting(&ctrl);
+        }
+    }
+    let deadline = Instant::now() + DELETE_PATIENCE;
+    while exists(number) {
+        if Instant::now() > deadline {
+            let message = format!("/dev/ublkb{number} is still held open; it goes when its last user closes it");
+            return Err(Failure::new(Exit::Busy, message));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Plain DEL_DEV waits in the kernel for the last opener, for ever if that is a mount. Kernels before 6.9 know only that.
+fn delete_without_waiting(ctrl: &UblkCtrl) -> Result<i32, UblkError> {
+    ctrl.del_dev_async().or_else(|_| ctrl.del_dev())
+}
+
+fn failure(what: &str, e: &UblkError) -> Failure {
+    match e {
+        UblkError::UringIOError(code) | UblkError::OtherError(code) => {
+            Failure::io(what, &io::Error::from_raw_os_error(-code))
+        }
+        UblkError::IOError(e) => Failure::io(what, e),
+        other => Failure::new(Exit::Device, format_args!("{what}: {other}")),
+    }
+}

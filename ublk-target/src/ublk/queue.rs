@@ -1,0 +1,142 @@
+//! One thread for each ublk queue, one task for each tag.
+//!
+//! A task fetches a request, serves it on the queue's own ring, and commits the result, which fetches
+//! the next. Whatever happens it commits *something*: a request that is never completed hangs its
+//! caller and the device's teardown for ever.
+
+use super::request::{BlockShift, Request};
+use crate::{
+    daemon::log::{Event, Log},
+    executor::Executor,
+    ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, drive},
+};
+use libublk::{
+    BufDesc, UblkError,
+    io::{UblkDev, UblkQueue},
+    ublk_init_task_ring,
+    uring_async::{ublk_reap_io_events_with_update_queue, ublk_wake_task},
+};
+use nix::sys::prctl::set_name;
+use std::{cell::RefCell, ffi::CString, process, rc::Rc, sync::Arc};
+use ublk_integrity::{Buf, Errno, Slot, Volume};
+
+/// Operations that one request may have under way at a time before the table grows: data, and a few pages of metadata.
+const OPS_PER_REQUEST: usize = 16;
+
+/// What all queues share.
+pub struct Shared {
+    /// The volume that is served.
+    pub volume: Arc<Volume>,
+    /// The devices, as registered in each queue's ring.
+    pub files: DeviceFiles,
+    /// Size of a block.
+    pub shift: BlockShift,
+    /// Whether the data device is told of discards.
+    pub discard: bool,
+    /// Where failures are told.
+    pub log: Log,
+}
+
+/// A queue's thread. Returns when the device has been stopped.
+pub(super) fn run(id: u16, device: &UblkDev, shared: &Shared) {
+    if let Err(e) = serve(id, device, shared) {
+        // START_DEV waits for every queue, and requests would hang: there is no way to go on without one.
+        eprintln!("ublk-integrity: queue {id} can't run: {e}");
+        process::abort();
+    }
+}
+
+fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
+    // For people who look at threads; nothing depends on it.
+    let _ = CString::new(format!("queue {id}")).map(|name| set_name(&name));
+    init_ring(device)?;
+    let queue = UblkQueue::new(id, device)?;
+    let depth = device.dev_info.queue_depth;
+    let ops = Ops::new(Port::UblkQueue, usize::from(depth) * OPS_PER_REQUEST)?;
+    let io = RingStorage::new(Rc::clone(&ops), shared.files);
+    let mut exec = Executor::new(usize::from(depth), ops.doorbell());
+    for tag in 0..depth {
+        let memory = Memory {
+            slot: shared.volume.slot(usize::from(id)),
+            buf: Buf::new(device.dev_info.max_io_buf_bytes as usize),
+        };
+        exec.spawn(serve_tag(&queue, tag, memory, &io, shared));
+    }
+    // Submits the fetch commands, for which START_DEV waits.
+    exec.run_ready();
+    device.notify_buffer_registration_complete(false);
+    drive(&exec, &ops, |_| {
+        // Can't fail: it only takes completions.
+        let _ = ublk_reap_io_events_with_update_queue(&queue, false, None, |cqe| {
+            if cqe.user_data() & TARGET_BIT != 0 {
+                ops.complete(cqe.user_data(), cqe.result());
+            } else {
+                ublk_wake_task(cqe.user_data(), cqe);
+            }
+        });
+    })?;
+    Ok(())
+}
+
+/// Gives libublk the kind of ring that we use everywhere, before it makes one of its own for this thread.
+fn init_ring(device: &UblkDev) -> Result<(), UblkError> {
+    let ring = build(device.tgt.sq_depth.into(), device.tgt.cq_depth.into())?;
+    ublk_init_task_ring(|cell| {
+        // Set already only if this thread had served a queue before.
+        let _ = cell.set(RefCell::new(ring));
+        Ok(())
+    })
+}
+
+/// All that a tag needs, taken once.
+struct Memory {
+    slot: Slot,
+    buf: Buf,
+}
+
+async fn serve_tag(queue: &UblkQueue<'_>, tag: u16, mut memory: Memory, io: &RingStorage, shared: &Shared) {
+    // The kernel copies the payload to and from the buffer at this address, which is the same as long as the buffer lives:
+    // it moves into operations and back, its memory does not. It lives until the queue is down.
+    let place = |memory: &Memory| BufDesc::RawAddress(memory.buf.as_ptr());
+    let mut fetched = queue.submit_io_prep_cmd(tag, place(&memory), -1, None).await;
+    while fetched.is_ok() {
+        let result = match Request::parse(queue.get_iod(tag), shared.shift) {
+            Ok(request) => {
+                let (result, buf) = shared.handle(request, io, &mut memory.slot, memory.buf).await;
+                memory.buf = buf;
+                result.map(|()| request.success(shared.shift))
+            }
+            Err(unknown) => {
+                shared.log.tell(Event::UnknownRequest(unknown));
+                Err(Errno::EINVAL)
+            }
+        };
+        let code = result.unwrap_or_else(|errno| -errno.0);
+        fetched = queue.submit_io_commit_cmd(tag, place(&memory), code).await;
+    }
+}
+
+impl Shared {
+    async fn handle(&self, request: Request, io: &RingStorage, slot: &mut Slot, buf: Buf) -> (Result<(), Errno>, Buf) {
+        let volume = &*self.volume;
+        let (result, buf) = match request {
+            Request::Read(range) => {
+                let (result, buf) = volume.read(io, slot, range, buf).await;
+                let told = result.map_err(|e| {
+                    self.log.tell(Event::Read(range, e));
+                    e.errno()
+                });
+                return (told, buf);
+            }
+            Request::Write { range, durability } => volume.write(io, slot, range, buf, durability).await,
+            Request::Flush => (volume.flush(io, slot).await, buf),
+            Request::Discard(range) => (volume.zero(io, slot, range, self.discard).await, buf),
+            Request::WriteZeroes { range, unmap } => (volume.zero(io, slot, range, unmap && self.discard).await, buf),
+        };
+        let told = result.map_err(|e| {
+            self.log.tell(Event::Write(request, e));
+            e.errno()
+        });
+        (told, buf)
+    }
+}
