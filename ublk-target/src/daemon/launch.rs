@@ -1,0 +1,186 @@
+//! Becoming a daemon, and telling whoever waits for us how it went.
+//!
+//! The daemon writes lines to a pipe: `I text` and `W text` for people, at last `L number` (live) or
+//! `F code text` (failed). The command that was typed reads them, and exits with what it reads.
+
+use crate::{
+    failure::{Context, Exit, Failure, Outcome},
+    os, ublk,
+};
+use nix::unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, setsid};
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, BufRead, BufReader, Write},
+    os::fd::OwnedFd,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Who waits to hear that the device is live.
+enum Listener {
+    /// A person, at our own stdout and stderr.
+    Terminal,
+    /// The command that forked us.
+    Parent(File),
+    /// A ublksrv tool, which wants a number on its eventfd.
+    Ublksrv(File),
+}
+
+/// Tells the listener how the start goes. Only the first outcome counts.
+pub struct Reporter {
+    listener: Mutex<Listener>,
+    done: AtomicBool,
+}
+
+/// The two sides of a fork.
+pub enum Side {
+    /// The command: what the daemon reported.
+    Parent(Outcome),
+    /// The daemon.
+    Daemon(Reporter),
+}
+
+impl Reporter {
+    /// For a process that stays in the foreground.
+    pub fn terminal() -> Self {
+        Self::new(Listener::Terminal)
+    }
+
+    /// For a daemon that ublksrv's tool has started, and that answers on `descriptor`.
+    pub fn ublksrv(descriptor: File) -> Self {
+        Self::new(Listener::Ublksrv(descriptor))
+    }
+
+    fn new(listener: Listener) -> Self {
+        Self { listener: Mutex::new(listener), done: AtomicBool::new(false) }
+    }
+
+    /// A line about what will be.
+    pub fn info(&self, text: &str) {
+        self.line('I', text);
+    }
+
+    /// A line about what is not as it should be.
+    pub fn warn(&self, text: &str) {
+        self.line('W', text);
+    }
+
+    /// The device answers.
+    pub fn live(&self, number: u32) {
+        if self.done.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        match &mut *self.listener() {
+            Listener::Terminal => {
+                let mut out = io::stdout();
+                drop(writeln!(out, "{}", ublk::block_path(number).display()).and_then(|()| out.flush()));
+            }
+            Listener::Parent(pipe) => drop(writeln!(pipe, "L {number}")),
+            Listener::Ublksrv(eventfd) => {
+                // The caller's terminal is no longer ours.
+                let _ = null_stdio();
+                drop(eventfd.write_all(&(u64::from(number) + 1).to_ne_bytes()));
+            }
+        }
+    }
+
+    /// It does not, and never will.
+    pub fn failed(&self, failure: &Failure) {
+        if self.done.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        match &mut *self.listener() {
+            Listener::Terminal => drop(writeln!(io::stderr(), "ublk-integrity: {failure}")),
+            Listener::Parent(pipe) => drop(writeln!(pipe, "F {} {failure}", failure.exit as u8)),
+            Listener::Ublksrv(eventfd) => {
+                let _ = writeln!(io::stderr(), "ublk-integrity: {failure}");
+                drop(eventfd.write_all(&UBLKSRV_FAILED.to_ne_bytes()));
+            }
+        }
+    }
+
+    fn line(&self, kind: char, text: &str) {
+        match &mut *self.listener() {
+            Listener::Terminal | Listener::Ublksrv(_) => {
+                let mark = if kind == 'W' { "warning: " } else { "" };
+                drop(writeln!(io::stderr(), "ublk-integrity: {mark}{text}"));
+            }
+            // The command may have been killed; the device goes on.
+            Listener::Parent(pipe) => drop(writeln!(pipe, "{kind} {text}")),
+        }
+    }
+
+    fn listener(&self) -> std::sync::MutexGuard<'_, Listener> {
+        self.listener.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What ublksrv's tools read as failure (an eventfd can't hold all ones).
+const UBLKSRV_FAILED: u64 = u64::MAX - 1;
+
+/// Forks. The daemon's side keeps no descriptor of the caller, and has /dev/null for 0 to 2.
+pub fn fork() -> Outcome<Side> {
+    let (read, write) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).doing("can't make a pipe")?;
+    match os::fork_single_threaded().doing("can't fork")? {
+        ForkResult::Parent { .. } => {
+            drop(write);
+            Ok(Side::Parent(listen(read)))
+        }
+        ForkResult::Child => {
+            drop(read);
+            let reporter = Reporter::new(Listener::Parent(File::from(write)));
+            match detach() {
+                Ok(()) => Ok(Side::Daemon(reporter)),
+                Err(failure) => {
+                    reporter.failed(&failure);
+                    Err(failure)
+                }
+            }
+        }
+    }
+}
+
+fn detach() -> Outcome {
+    leave_session()?;
+    null_stdio()
+}
+
+/// Leaves the caller's terminal and folder.
+pub fn leave_session() -> Outcome {
+    match setsid() {
+        // The leader of its session has left the caller's already.
+        Ok(_) | Err(nix::Error::EPERM) => {}
+        Err(e) => return Err(e).doing("can't leave the session"),
+    }
+    chdir("/").doing("can't change to /")
+}
+
+/// Puts /dev/null on descriptors 0 to 2.
+fn null_stdio() -> Outcome {
+    let what = "can't open /dev/null";
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").doing(what)?;
+    dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).doing(what)
+}
+
+/// The command's side: passes lines on until the outcome comes.
+fn listen(pipe: OwnedFd) -> Outcome {
+    for line in BufReader::new(File::from(pipe)).lines() {
+        let line = line.doing("can't hear from the daemon")?;
+        match line.split_at_checked(2) {
+            Some(("I ", text)) => eprintln!("ublk-integrity: {text}"),
+            Some(("W ", text)) => eprintln!("ublk-integrity: warning: {text}"),
+            Some(("L ", number)) => {
+                println!("/dev/ublkb{number}");
+                return Ok(());
+            }
+            Some(("F ", rest)) => {
+                let (code, text) = rest.split_once(' ').unwrap_or((rest, ""));
+                return Err(Failure::new(Exit::from_code(code.parse().unwrap_or(4)), text));
+            }
+            _ => {}
+        }
+    }
+    Err(Failure::new(Exit::Device, "the daemon died before the device was live; the system log may tell why"))
+}

@@ -1,0 +1,137 @@
+//! What the daemon has to say. Queue threads never write a line themselves: stderr, syslog or the file
+//! system behind them may wait for this very device.
+
+use super::workers::named;
+use crate::ublk::{Request, Unknown};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use std::{
+    fmt,
+    io::{self, Write},
+    os::unix::net::UnixDatagram,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+use ublk_integrity::{BlockRange, Latched, ReadError, WriteError};
+
+/// Events that may wait to be written.
+const CAPACITY: usize = 1024;
+
+/// Something worth a line. Plain values: the text is made by the thread that writes it.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// A read failed.
+    Read(BlockRange, ReadError),
+    /// Another request failed.
+    Write(Request, WriteError),
+    /// The kernel asked for what was not offered.
+    UnknownRequest(Unknown),
+    /// The volume has become read-only.
+    Latched(Latched),
+    /// The checkpoint thread has moved the superblock on.
+    Checkpoint,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(range, e) => write!(f, "read of blocks {range} failed: {e}"),
+            Self::Write(request, e) => write!(f, "{request} failed: {e}"),
+            Self::UnknownRequest(what) => write!(f, "request refused: {what:?}"),
+            Self::Latched(why) => write!(f, "the volume is read-only from now on: {why}"),
+            Self::Checkpoint => f.write_str("checkpoint"),
+        }
+    }
+}
+
+/// The sending end. Telling never waits.
+#[derive(Clone)]
+pub struct Log {
+    events: Sender<Event>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Log {
+    /// Starts the thread that writes.
+    pub fn start(sink: Sink) -> std::io::Result<Self> {
+        let (events, receiver) = crossbeam_channel::bounded(CAPACITY);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&dropped);
+        named("log").spawn(move || write_lines(&receiver, &sink, &seen))?;
+        Ok(Self { events, dropped })
+    }
+
+    /// Leaves an event for the log, or counts it where there is no room.
+    pub fn tell(&self, event: Event) {
+        if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits a moment for what was told to be written.
+    pub fn drain(&self) {
+        for _ in 0..100 {
+            if self.events.is_empty() {
+                // The last line may be on its way.
+                thread::sleep(Duration::from_millis(10));
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// How many events found no room.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+fn write_lines(events: &Receiver<Event>, sink: &Sink, dropped: &AtomicU64) {
+    let mut reported = 0;
+    for event in events {
+        sink.line(&event);
+        let now = dropped.load(Ordering::Relaxed);
+        if now > reported && events.is_empty() {
+            sink.line(&format_args!("{} more messages were dropped", now - reported));
+            reported = now;
+        }
+    }
+}
+
+/// Where lines go.
+pub enum Sink {
+    /// Standard error.
+    Stderr,
+    /// The system log, over its socket.
+    Syslog {
+        /// None where there is no system log.
+        socket: Option<UnixDatagram>,
+        /// Name and pid in front of each line.
+        tag: String,
+    },
+}
+
+impl Sink {
+    /// The system log, lines marked with the device's name.
+    pub fn syslog() -> Self {
+        let socket = UnixDatagram::unbound().and_then(|s| s.connect("/dev/log").map(|()| s)).ok();
+        Self::Syslog { socket, tag: format!("ublk-integrity[{}]", std::process::id()) }
+    }
+
+    /// Writes one line; a failure has nowhere to be told.
+    pub fn line(&self, what: &dyn fmt::Display) {
+        /// Facility "daemon" (3), severity "warning" (4).
+        const PRIORITY: u32 = 3 * 8 + 4;
+        match self {
+            // Unlike `eprintln`, no panic where nobody reads any more.
+            Self::Stderr => drop(writeln!(io::stderr(), "ublk-integrity: {what}")),
+            Self::Syslog { socket: Some(socket), tag } => {
+                let _ = socket.send(format!("<{PRIORITY}>{tag}: {what}").as_bytes());
+            }
+            Self::Syslog { socket: None, .. } => {}
+        }
+    }
+}

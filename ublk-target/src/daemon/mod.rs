@@ -1,0 +1,265 @@
+//! The process behind a device.
+//!
+//! ```text
+//!   launch (fork, report) ─> devices opened and locked ─> harden ─> volume opened (recovery)
+//!     ─> threads: log, checkpoint, prefetch ─> ublk device added and started ─> control socket
+//!     ─> queues serve … signal, `stop` or another tool's del ─> queues down
+//!     ─> last checkpoint ─> device deleted ─> state removed ─> locks released by exit
+//! ```
+
+pub mod control;
+mod endings;
+mod harden;
+pub mod launch;
+pub mod log;
+pub mod settings;
+pub mod state;
+mod workers;
+
+use crate::{
+    checkpoints::Stop,
+    device::{Backings, DYING, Use, stack},
+    failure::{Context, Exit, Failure, Outcome},
+    offline::{Offline, random},
+    os,
+    ublk::{self, BlockShift, Device, Shape, Shared},
+};
+use endings::{Watchdog, abort_on_panic, block_stop_signals, stop_on_signals};
+use launch::Reporter;
+use log::{Event, Log, Sink};
+use nix::sys::signal::SigSet;
+use serde_json::{Value, json};
+use settings::Settings;
+use state::State;
+use std::{process, sync::Arc, time::Duration};
+use ublk_integrity::{
+    HintReceiver, MasterKey, Volume, hints,
+    open::{Access, OpenOptions, RecoveryReport, open},
+};
+use workers::PREFETCH_LANES;
+
+/// Hints that may wait for the prefetch thread.
+const HINTS: usize = 256;
+
+/// A new device, or one whose daemon has died.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A new one, with this number where given.
+    New(Option<u32>),
+    /// This one, which waits for a daemon.
+    Recovered(u32),
+}
+
+/// Runs a device until it is stopped. What goes wrong before it is live has been reported when this returns.
+pub fn run(settings: Settings, origin: Origin, key: &MasterKey, reporter: Reporter, sink: Sink) -> Outcome {
+    let reporter = Arc::new(reporter);
+    serve(settings, origin, key, &reporter, sink).inspect_err(|failure| reporter.failed(failure))
+}
+
+fn serve(settings: Settings, origin: Origin, key: &MasterKey, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
+    abort_on_panic();
+    os::ignore_closed_pipes();
+    let signals = block_stop_signals()?;
+    let purpose = if settings.read_only { Use::Shared } else { Use::Exclusive };
+    refuse_own_stack(&settings, origin)?;
+    let patience = patience(&settings, origin)?;
+    let backings = Backings::open(&settings.data, settings.meta.as_deref(), purpose, patience)?;
+    for path in backings.buffered() {
+        let path = path.display();
+        reporter.warn(&format!(
+            "the file system of {path} has no O_DIRECT: each byte is copied once more and kept twice in memory, and memory pressure can stall the device"
+        ));
+    }
+    harden::before_threads(|warning| reporter.warn(&warning));
+
+    let opened = open_volume(&settings, key, backings)?;
+    let (_, memory) = settings::memory_line(&settings, opened.volume.memory_bytes());
+    reporter.info(&memory);
+    tell_recovery(opened.volume.recovery(), reporter);
+    opened.volume.warnings().iter().for_each(|warning| reporter.warn(warning));
+    let log = Log::start(sink).doing("can't start the log thread")?;
+    let stop = Arc::new(Stop::default());
+    let checkpoints = workers::start_checkpoints(&opened.volume, &opened.backings, &stop, &log, settings.verbose)
+        .doing("can't start the checkpoint thread")?;
+    if let Some(hints) = opened.hints {
+        workers::start_prefetch(&opened.volume, &opened.backings, hints, 0).doing("can't start the prefetch thread")?;
+    }
+
+    let info = opened.volume.info();
+    let shared = Arc::new(Shared {
+        volume: Arc::clone(&opened.volume),
+        files: opened.backings.files(1),
+        shift: BlockShift::of(info.block_size),
+        discard: settings.discard,
+        log: log.clone(),
+    });
+    let shape = shape(&settings, origin, info.size);
+    let served = serve_device(settings, origin, shape, &opened.backings, &shared, reporter, signals);
+
+    stop.set();
+    let last = checkpoints.join().unwrap_or_else(|_| process::abort());
+    let (device, state) = served?;
+    if let Err(latched) = last {
+        log.tell(Event::Latched(latched));
+        log.drain();
+    }
+    // The node goes only now: whoever waits for it finds a clean superblock.
+    drop(device);
+    state.retire();
+    Ok(last?)
+}
+
+/// A recovered device exists already: its devices may lie on it by now.
+fn refuse_own_stack(settings: &Settings, origin: Origin) -> Outcome {
+    let Origin::Recovered(number) = origin else { return Ok(()) };
+    for path in std::iter::once(&settings.data).chain(&settings.meta) {
+        if stack::lies_on_ublk(path, number) {
+            let message =
+                format!("{} lies on /dev/ublkb{number} itself: every request would wait for itself", path.display());
+            return Err(Failure::new(Exit::Device, message));
+        }
+    }
+    Ok(())
+}
+
+/// How long to wait for the devices: only a daemon that is dead already can be about to let go of them.
+fn patience(settings: &Settings, origin: Origin) -> Outcome<Duration> {
+    if matches!(origin, Origin::Recovered(_)) {
+        return Ok(DYING);
+    }
+    let mut patience = Duration::ZERO;
+    for state in State::all().into_iter().filter(|state| state.settings.shares_devices(settings)) {
+        let (path, id) = (settings.data.display(), state.id);
+        if state.is_alive() {
+            return Err(Failure::new(Exit::Busy, format_args!("{path} is in use by /dev/ublkb{id}")));
+        }
+        if ublk::block_path(id).exists() {
+            // Requests wait in it that would land on what others have written since.
+            let message =
+                format!("{path} belongs to /dev/ublkb{id}, whose daemon is dead: `recover -n {id}` or `del -n {id}`");
+            return Err(Failure::new(Exit::Busy, message));
+        }
+        patience = DYING;
+    }
+    Ok(patience)
+}
+
+struct Opened {
+    volume: Arc<Volume>,
+    backings: Backings,
+    hints: Option<HintReceiver>,
+}
+
+fn open_volume(settings: &Settings, key: &MasterKey, backings: Backings) -> Outcome<Opened> {
+    let (sender, receiver) = hints::channel(HINTS);
+    let (sender, receiver) = if settings.prefetch { (Some(sender), Some(receiver)) } else { (None, None) };
+    let queues = usize::from(settings.queues);
+    let options = OpenOptions {
+        access: if settings.read_only { Access::ReadOnly } else { Access::ReadWrite },
+        cache_bytes: settings.cache,
+        max_slots: queues * usize::from(settings.depth) + PREFETCH_LANES,
+        queues,
+        max_request_bytes: settings.max_io as usize,
+        separate_meta: backings.meta.is_some(),
+        on_mismatch: settings.on_mismatch.into(),
+        open_id: random()?,
+        hints: sender,
+    };
+    let offline = Offline::with(backings)?;
+    let volume = offline.run(open(&offline.io(), key, &options))??;
+    Ok(Opened { volume: Arc::new(volume), backings: offline.into_backings(), hints: receiver })
+}
+
+fn shape(settings: &Settings, origin: Origin, size: u64) -> Shape {
+    Shape {
+        number: match origin {
+            Origin::New(number) => number,
+            Origin::Recovered(number) => Some(number),
+        },
+        queues: settings.queues,
+        depth: settings.depth,
+        max_io: settings.max_io,
+        size,
+        read_only: settings.read_only,
+        discard: settings.discard,
+        recovery: settings.recovery,
+    }
+}
+
+/// Adds and starts the device, and serves it until it is stopped.
+fn serve_device(
+    settings: Settings,
+    origin: Origin,
+    shape: Shape,
+    backings: &Backings,
+    shared: &Arc<Shared>,
+    reporter: &Arc<Reporter>,
+    signals: SigSet,
+) -> Outcome<(Device, state::OwnState)> {
+    let adding = Watchdog::start("ADD_DEV", reporter);
+    let device = match origin {
+        Origin::New(_) => Device::add(shape)?,
+        Origin::Recovered(number) => Device::recover(number, shape)?,
+    };
+    adding.disarm();
+    let number = device.number();
+    let state = State { id: number, pid: process::id(), settings };
+    let own_state = state.publish()?;
+    let answers = Answers { state, shared: Arc::clone(shared) };
+    control::serve(number, move || answers.status()).doing("can't open the control socket")?;
+    stop_on_signals(number, signals).doing("can't start the signal thread")?;
+
+    let starting = Watchdog::start("START_DEV", reporter);
+    let reporter = Arc::clone(reporter);
+    let ended = device.run(&backings.fds(), shared, move || {
+        starting.disarm();
+        reporter.live(number);
+    });
+    if let Err(failure) = ended {
+        own_state.retire();
+        return Err(failure);
+    }
+    Ok((device, own_state))
+}
+
+/// What the control socket answers.
+struct Answers {
+    state: State,
+    shared: Arc<Shared>,
+}
+
+impl Answers {
+    fn status(&self) -> Value {
+        let mut all = json!(self.state);
+        let (memory, _) = settings::memory_line(&self.state.settings, self.shared.volume.memory_bytes());
+        let more = json!({
+            "device": ublk::block_path(self.state.id),
+            "daemon_memory_bytes": memory,
+            "log_lines_dropped": self.shared.log.dropped(),
+        });
+        for part in [more, json!(self.shared.volume.status())] {
+            if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {
+                all.extend(part);
+            }
+        }
+        all
+    }
+}
+
+fn tell_recovery(report: &RecoveryReport, reporter: &Reporter) {
+    if report.superblock_repaired {
+        reporter.warn("one superblock copy was damaged; the other is good");
+    }
+    if report.records > 0 {
+        reporter.info(&format!(
+            "recovery: {} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable",
+            report.records, report.blocks, report.settled, report.older, report.corrupt, report.unreadable
+        ));
+    }
+    if report.corrupt > 0 {
+        reporter.warn(&format!("corrupt, lost or rolled back: blocks {:?}", report.corrupt_blocks));
+    }
+    if report.unreadable > 0 {
+        reporter.warn(&format!("unreadable: blocks {:?}", report.unreadable_blocks));
+    }
+}
