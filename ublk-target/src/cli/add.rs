@@ -1,0 +1,160 @@
+//! `add`: a device from a volume.
+
+use super::DeviceArgs;
+use crate::{
+    daemon::{
+        self, Origin,
+        launch::{self, Reporter, Side},
+        log::Sink,
+        settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings},
+    },
+    failure::{Context, Exit, Failure, Outcome},
+    key::{KeyArgs, KeySource},
+    os,
+    size::Size,
+    ublk,
+};
+use std::path::{Path, PathBuf};
+use ublk_integrity::MasterKey;
+
+/// Start a device /dev/ublkbN from a volume; returns when it answers, and prints its path
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    devices: DeviceArgs,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// Number of the device [default: the next free one]
+    #[arg(short, long, value_name = "N")]
+    number: Option<u32>,
+    #[command(flatten)]
+    sizes: SizeArgs,
+    /// Do not load tag pages ahead of reads
+    #[arg(long)]
+    no_prefetch: bool,
+    /// What a read does with a block that does not match its tag
+    #[arg(long, value_enum, default_value = "fail")]
+    on_mismatch: Mismatch,
+    /// Offer no discard, and pass none down
+    #[arg(long)]
+    no_discard: bool,
+    /// Write nothing
+    #[arg(long)]
+    read_only: bool,
+    /// End the device with its daemon, instead of letting it wait for `recover`
+    #[arg(long)]
+    no_recovery: bool,
+    /// Log checkpoints too
+    #[arg(long)]
+    verbose: bool,
+    /// Stay in the foreground, and log to standard error
+    #[arg(long)]
+    foreground: bool,
+}
+
+/// What the daemon's memory depends on.
+#[derive(clap::Args)]
+pub struct SizeArgs {
+    /// Queues, each with a thread [default: one for each CPU, at most 4, less where memory is short]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    queues: Option<u16>,
+    /// Requests of each queue [default: 128, less where memory is short]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    depth: Option<u16>,
+    /// Memory for verified tag pages [default: 1/32 of the machine's, at most 256M]
+    #[arg(long, value_name = "SIZE")]
+    cache: Option<Size>,
+    /// Largest request [default: 512K]
+    #[arg(long, value_name = "SIZE")]
+    max_io: Option<Size>,
+}
+
+/// All that a daemon needs to start.
+pub struct Start {
+    /// What the device shall be.
+    pub settings: Settings,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// The volume's key.
+    pub key: MasterKey,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    prepare(args)?.launch(args.foreground)
+}
+
+/// Checks what can be checked before there is a daemon.
+pub fn prepare(args: &Args) -> Outcome<Start> {
+    ublk::need_driver()?;
+    if let Some(number) = args.number.filter(|n| ublk::exists(*n)) {
+        return Err(Failure::new(
+            Exit::Busy,
+            format_args!("/dev/ublkb{number} exists: choose another number, or none"),
+        ));
+    }
+    let source = args.key.source()?;
+    let key = source.load()?;
+    let settings = settings(args, source)?;
+    if settings.on_mismatch == Mismatch::Fix {
+        eprintln!(
+            "ublk-integrity: warning: --on-mismatch fix accepts and signs whatever is found on the device: its integrity is lost, use it for rescue only"
+        );
+    }
+    Ok(Start { settings, origin: Origin::New(args.number), key })
+}
+
+impl Start {
+    /// Runs the daemon here or in a process of its own.
+    pub fn launch(self, foreground: bool) -> Outcome {
+        let Self { settings, origin, key } = self;
+        let (reporter, sink) = if foreground {
+            (Reporter::terminal(), Sink::Stderr)
+        } else {
+            os::close_inherited().doing("can't close inherited descriptors")?;
+            match launch::fork()? {
+                Side::Parent(outcome) => return outcome,
+                Side::Daemon(reporter) => (reporter, Sink::syslog()),
+            }
+        };
+        // Told by the reporter.
+        daemon::run(settings, origin, &key, reporter, sink).map_err(Failure::told)
+    }
+}
+
+fn settings(args: &Args, key: KeySource) -> Outcome<Settings> {
+    let max_io = args.sizes.max_io.map_or(Ok(DEFAULT_MAX_IO), max_io)?;
+    let defaults = Defaults::here(max_io);
+    Ok(Settings {
+        data: absolute(&args.devices.data)?,
+        meta: args.devices.meta.as_deref().map(absolute).transpose()?,
+        key,
+        queues: args.sizes.queues.unwrap_or(defaults.queues),
+        depth: args.sizes.depth.unwrap_or(defaults.depth),
+        cache: args.sizes.cache.map_or(defaults.cache, |s| s.0),
+        max_io,
+        prefetch: !args.no_prefetch,
+        on_mismatch: args.on_mismatch,
+        discard: !args.no_discard,
+        read_only: args.read_only,
+        verbose: args.verbose,
+        recovery: !args.no_recovery,
+    })
+}
+
+/// The kernel takes whole pages, up to 32 MiB.
+fn max_io(size: Size) -> Outcome<u32> {
+    const LEAST: u64 = 4096;
+    const MOST: u64 = 32 << 20;
+    match size.0 {
+        bytes if (LEAST..=MOST).contains(&bytes) && bytes % 4096 == 0 => Ok(bytes as u32),
+        bytes => Err(Failure::new(
+            Exit::Arguments,
+            format_args!("--max-io of {bytes} bytes: must be a multiple of 4K from 4K to 32M"),
+        )),
+    }
+}
+
+/// The daemon leaves the current folder.
+fn absolute(path: &Path) -> Outcome<PathBuf> {
+    path.canonicalize().doing(format_args!("can't use {}", path.display()))
+}

@@ -1,0 +1,76 @@
+//! `check`: verify every block of a volume that is not in use.
+
+use super::{DeviceArgs, progress};
+use crate::{
+    device::Use,
+    failure::{Exit, Failure, Outcome},
+    key::KeyArgs,
+    offline::Offline,
+};
+use serde::Serialize;
+use ublk_integrity::{
+    check::{self, CheckReport},
+    open::{Access, RecoveryReport},
+};
+
+/// Verify every block of a volume that is not in use; writes nothing
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    devices: DeviceArgs,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    check: &'a CheckReport,
+    recovery: &'a RecoveryReport,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let offline = Offline::open(&args.devices, Use::Shared)?;
+    let volume = offline.open_volume(&args.key.load()?, Access::ReadOnly)?;
+    let recovery = volume.recovery();
+    let block_size = u64::from(volume.info().block_size);
+    let bar = progress::bar(volume.info().size);
+    let mut slot = volume.slot(0);
+    let io = offline.io();
+    let report = offline.run(check::check(&volume, &io, &mut slot, |blocks| bar.set_position(blocks * block_size)))?;
+    bar.finish_and_clear();
+    if args.json {
+        let report = Report { check: &report, recovery };
+        println!("{}", serde_json::to_string_pretty(&report).expect("plain data"));
+    } else {
+        print(&report, recovery, block_size);
+    }
+    if !report.is_clean() {
+        let bad = report.bad_blocks + report.unreadable_blocks;
+        return Err(Failure::new(Exit::Integrity, format_args!("{bad} of {} blocks are bad", report.blocks)));
+    }
+    Ok(())
+}
+
+fn print(report: &CheckReport, recovery: &RecoveryReport, block_size: u64) {
+    if recovery.records > 0 {
+        println!(
+            "log: {} records, {} blocks: {} settled, {} older, {} corrupt, {} unreadable",
+            recovery.records, recovery.blocks, recovery.settled, recovery.older, recovery.corrupt, recovery.unreadable
+        );
+    }
+    for run in &report.bad_runs {
+        let (first, count) = (run.range.first.0 * block_size, run.range.count * block_size);
+        println!("bad: blocks {} (bytes {first}..{}): {}", run.range, first + count, run.reason);
+    }
+    if report.truncated {
+        println!("bad: more runs are not listed");
+    }
+    println!(
+        "{} blocks, {} hold data, {} bad, {} unreadable",
+        report.blocks, report.data_blocks, report.bad_blocks, report.unreadable_blocks
+    );
+}

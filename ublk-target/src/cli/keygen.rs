@@ -1,0 +1,22 @@
+//! `keygen`: a new key file.
+
+use crate::{
+    failure::{Context, Outcome},
+    offline::random,
+};
+use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt, path::PathBuf};
+use zeroize::Zeroizing;
+
+/// Write a new random key (32 bytes, mode 0600) to a file that does not exist yet
+#[derive(clap::Args)]
+pub struct Args {
+    /// The new file
+    file: PathBuf,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let what = format!("can't make key file {}", args.file.display());
+    let key = Zeroizing::new(random::<32>()?);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&args.file).doing(&what)?;
+    file.write_all(&*key).and_then(|()| file.sync_all()).doing(&what)
+}

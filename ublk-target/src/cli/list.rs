@@ -1,0 +1,39 @@
+//! `list`: the devices.
+
+use crate::{daemon::state::State, failure::Outcome, ublk};
+use serde_json::json;
+
+/// List the devices of ublk-integrity
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let devices: Vec<_> = State::all()
+        .into_iter()
+        .map(|state| (state.is_alive(), ublk::exists(state.id), state))
+        .filter(|(alive, exists, _)| *alive || *exists)
+        .collect();
+    if args.json {
+        let all: Vec<_> = devices
+            .iter()
+            .map(|(alive, _, state)| {
+                let mut entry = json!(state);
+                entry["device"] = json!(ublk::block_path(state.id));
+                entry["pid"] = if *alive { json!(state.pid) } else { json!(null) };
+                entry
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&all).expect("plain data"));
+        return Ok(());
+    }
+    for (alive, _, state) in &devices {
+        let daemon = if *alive { format!("pid {}", state.pid) } else { format!("daemon dead: {}", state.remedy()) };
+        let meta = state.settings.meta.as_ref().map_or_else(String::new, |m| format!(", metadata {}", m.display()));
+        println!("{}: {}{meta} ({daemon})", ublk::block_path(state.id).display(), state.settings.data.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! The commands and their options.
+
+mod add;
+mod benchmark;
+mod check;
+mod del;
+mod dump;
+mod export;
+mod format;
+mod import;
+mod keygen;
+mod list;
+mod progress;
+mod recover;
+mod status;
+pub mod stop;
+mod ublksrv;
+
+use crate::failure::{Exit, Failure, Outcome};
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+/// An authenticated block device: every read returns what was last written there, or an error.
+#[derive(Parser)]
+#[command(name = "ublk-integrity", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Sizes are binary: 64M, 1T. Exit codes: 0 done, 1 bad arguments, 2 wrong key or no permission,
+3 out of memory, 4 wrong or foreign device or no ublk in the kernel, 5 busy or exists,
+6 integrity failure found.";
+
+#[derive(Subcommand)]
+enum Command {
+    Keygen(keygen::Args),
+    Format(format::Args),
+    Add(add::Args),
+    Del(del::Args),
+    List(list::Args),
+    Status(status::Args),
+    #[command(hide = true)]
+    Stop(stop::Args),
+    Recover(recover::Args),
+    Dump(dump::Args),
+    Check(check::Args),
+    Export(export::Args),
+    Import(import::Args),
+    Benchmark(benchmark::Args),
+}
+
+/// The devices of a volume.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// Device, partition or file that holds the data
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// Where the metadata is, if not on the data device
+    #[arg(long, value_name = "PATH")]
+    pub meta: Option<PathBuf>,
+}
+
+/// Runs the command that the arguments name.
+pub fn run(args: &[OsString]) -> ExitCode {
+    if ublksrv::is_caller(args) {
+        return ublksrv::run(args);
+    }
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    let done = match &cli.command {
+        Command::Keygen(args) => keygen::run(args),
+        Command::Format(args) => format::run(args),
+        Command::Add(args) => add::run(args),
+        Command::Del(args) => del::run(args),
+        Command::List(args) => list::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Stop(args) => stop::run(args),
+        Command::Recover(args) => recover::run(args),
+        Command::Dump(args) => dump::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Benchmark(args) => benchmark::run(args),
+    };
+    exit_code(done)
+}
+
+fn exit_code(done: Outcome) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                eprintln!("ublk-integrity: {failure}");
+            }
+            failure.exit.into()
+        }
+    }
+}
+
+/// Help goes to stdout as it is; an error becomes one line and our own exit code.
+fn usage(e: &clap::Error) -> ExitCode {
+    if !e.use_stderr() {
+        let _ = e.print();
+        return ExitCode::SUCCESS;
+    }
+    exit_code(Err(Failure::new(Exit::Arguments, usage_line(e))))
+}
+
+/// A usage error in one line.
+fn usage_line(e: &clap::Error) -> String {
+    let text = e.render().to_string();
+    let what = match e.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is needed".to_owned(),
+        _ => {
+            let lines = text.lines().map(str::trim);
+            let said =
+                lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+            said.filter(|line| !line.is_empty() && !line.starts_with("tip:")).collect::<Vec<_>>().join(" ")
+        }
+    };
+    format!("{} (see `ublk-integrity --help`)", what.trim_start_matches("error: "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_options_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,54 @@
+//! `recover`: a new daemon for a device whose own has died.
+
+use super::add::Start;
+use crate::{
+    daemon::{Origin, state::State},
+    failure::{Exit, Failure, Outcome},
+    key::{KeySource, OptionalKeyArgs},
+    ublk,
+};
+
+/// Give a device whose daemon has died a new one; requests that waited go on
+#[derive(clap::Args)]
+pub struct Args {
+    /// Number of the device
+    #[arg(short, long, value_name = "N")]
+    number: u32,
+    #[command(flatten)]
+    key: OptionalKeyArgs,
+    /// Stay in the foreground, and log to standard error
+    #[arg(long)]
+    foreground: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    prepare(args)?.launch(args.foreground)
+}
+
+/// Checks what can be checked before there is a daemon.
+pub fn prepare(args: &Args) -> Outcome<Start> {
+    ublk::need_driver()?;
+    let number = args.number;
+    let state = State::load(number)?;
+    if state.is_alive() {
+        return Err(Failure::new(Exit::Busy, format_args!("the daemon of device {number} (pid {}) lives", state.pid)));
+    }
+    if !ublk::exists(number) {
+        state.remove();
+        return Err(Failure::new(Exit::Device, format_args!("device {number} is gone: `add` makes a new one")));
+    }
+    let mut settings = state.settings;
+    if !settings.recovery {
+        return Err(Failure::new(
+            Exit::Device,
+            format_args!("device {number} was added with --no-recovery: `del -n {number}`, then `add`"),
+        ));
+    }
+    if let Some(source) = args.key.source()? {
+        settings.key = source;
+    } else if settings.key == KeySource::Stdin {
+        return Err(Failure::new(Exit::Arguments, "the key came from a pipe: give it again with --key-file"));
+    }
+    let key = settings.key.load()?;
+    Ok(Start { settings, origin: Origin::Recovered(number), key })
+}

@@ -1,0 +1,121 @@
+//! `status`: state and counters of a device.
+
+use crate::{
+    daemon::{control, state::State},
+    failure::{Exit, Failure, Outcome},
+    size::Size,
+};
+use serde_json::Value;
+
+/// Show state and counters of a device
+#[derive(clap::Args)]
+pub struct Args {
+    /// Number of the device
+    #[arg(short, long, value_name = "N")]
+    number: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let number = args.number;
+    let state = State::load(number)?;
+    if !state.is_alive() {
+        let message = format!("the daemon of device {number} (pid {}) is dead: {}", state.pid, state.remedy());
+        return Err(Failure::new(Exit::Device, message));
+    }
+    let status = control::status(number)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status).expect("plain data"));
+    } else {
+        print(&status);
+    }
+    Ok(())
+}
+
+/// What a person wants to know first; `--json` has every value. `{name}` stands for a value, `{name:size}` for bytes.
+const LINES: &[(&str, &str)] = &[
+    ("device", "{device}, pid {pid}"),
+    ("volume", "{uuid}, {size:size} in blocks of {block_size}, {tag}"),
+    ("data", "{data}"),
+    ("metadata", "{meta}"),
+    ("state", "{state}"),
+    (
+        "verified",
+        "{blocks_verified} blocks: {mismatches} mismatches, {bad_pages} damaged pages met, {pages_lost} pages lost, {fixed_blocks} blocks fixed",
+    ),
+    ("reads", "{reads} ({read_bytes:size})"),
+    ("writes", "{writes} ({written_bytes:size}), {failed_writes} failed; {zeroes} zeroes, {flushes} flushes"),
+    (
+        "cache",
+        "{cache:size}: {cache_hits} hits, {cache_misses} misses; hints: {hints_sent} sent, {hints_used} used, {hints_dropped} dropped",
+    ),
+    (
+        "log",
+        "{log_used:size} of {log_size:size} in use, {log_records} records written; {pending_tags} tags pending, {checkpoints} checkpoints",
+    ),
+    ("recovery", "{recovery}"),
+    ("memory", "{daemon_memory_bytes:size}"),
+];
+
+fn print(status: &Value) {
+    let mut shown = status.clone();
+    shown["state"] = state(status).into();
+    shown["recovery"] = recovery(&status["recovery"]).into();
+    let lines = LINES.iter().filter(|(what, _)| *what != "metadata" || status["meta"].is_string());
+    lines.for_each(|(what, template)| println!("{what:<10}{}", fill(template, &shown)));
+}
+
+fn fill(template: &str, values: &Value) -> String {
+    let mut parts = template.split(['{', '}']);
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    while let (Some(name), Some(rest)) = (parts.next(), parts.next()) {
+        text += &match name.strip_suffix(":size") {
+            Some(name) => Size(values[name].as_u64().unwrap_or(0)).to_string(),
+            None => values[name].as_str().map_or_else(|| values[name].to_string(), str::to_owned),
+        };
+        text += rest;
+    }
+    text
+}
+
+fn state(status: &Value) -> String {
+    let access = match (&status["latched"], status["read_only"].as_bool()) {
+        (Value::String(why), _) => format!("READ-ONLY since a failure: {why}"),
+        (_, Some(true)) => "read-only".into(),
+        _ => "read and write".into(),
+    };
+    match status["on_mismatch"].as_str() {
+        Some("fail") | None => access,
+        Some(other) => format!("{access}; ON MISMATCH: {other}"),
+    }
+}
+
+fn recovery(report: &Value) -> String {
+    let number = |name: &str| report[name].as_u64().unwrap_or(0);
+    if number("records") == 0 {
+        return "nothing was left in the log".into();
+    }
+    format!(
+        "{} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable",
+        number("records"),
+        number("blocks"),
+        number("settled"),
+        number("older"),
+        number("corrupt"),
+        number("unreadable")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_filled() {
+        let values = serde_json::json!({ "a": 3, "b": "text", "c": 2048 });
+        assert_eq!(fill("{a} of {b}: {c:size}.", &values), "3 of text: 2.00 KiB.");
+        assert_eq!(fill("plain", &values), "plain");
+    }
+}

@@ -1,0 +1,23 @@
+//! The command line of ublk-integrity.
+
+// A program has no outside: what is public here is public to its other modules.
+#![allow(unreachable_pub)]
+
+mod checkpoints;
+mod cli;
+mod daemon;
+mod device;
+mod executor;
+mod failure;
+mod key;
+mod offline;
+mod os;
+mod ring;
+mod size;
+mod ublk;
+
+fn main() -> std::process::ExitCode {
+    os::default_signals();
+    let args: Vec<_> = std::env::args_os().collect();
+    cli::run(&args)
+}
