@@ -1,0 +1,150 @@
+# lib - what the guest tests share; each begins with `. tests/vm/lib.sh`.
+#
+# The guest has /dev/vda (1 GiB) and /dev/vdb (256 MiB) with 4096-byte physical blocks and /dev/vdc
+# (512 MiB) with 512, unless the test's `# vm:` line asks for others; all of them scratch. A test
+# leaves nothing behind when it passes; when it fails the guest is thrown away.
+# shellcheck shell=bash
+set -euo pipefail
+shopt -s inherit_errexit
+export LC_ALL=C
+
+ublk_integrity=$PWD/target/release/ublk-integrity
+ui() { "$ublk_integrity" "$@"; }
+
+step() { echo "[$SECONDS s] $*"; }
+die() { echo "$*" >&2; exit 1; }
+skip() { echo "$*"; exit 77; }
+
+key=/run/key
+[ -e $key ] || ui keygen $key
+data=/dev/vda
+
+# The volume of most tests: format [OPTION...], add [OPTION...], which sets $disk and $id, and remove.
+format() { ui format --data $data --key-file $key --force "$@"; }
+add() {
+  disk=$(ui add --data $data --key-file $key "$@")
+  [ -b "$disk" ] || die "add printed '$disk', which is no block device"
+  id=${disk#/dev/ublkb}
+}
+remove() { ui del -n "$id"; [ ! -e "$disk" ] || die "$disk outlived del"; }
+# All blocks verify, and nothing is said about any.
+check_clean() { ui check --data $data --key-file $key "$@"; }
+
+# A value of the device's status, wherever in it.
+counter() { ui status -n "$id" --json | jq -e "first(.. | objects | select(has(\"$1\")) | .$1)"; }
+daemon() { ui list --json | jq -e ".[] | select(.id == $id) | .pid"; }
+
+# A command must fail with exactly this code, on one line and without a panic: refused CODE COMMAND...
+refused() {
+  local want=$1 got=0
+  shift
+  "$@" >/run/out 2>/run/err || got=$?
+  sed 's/^/    | /' /run/err
+  [ $got = "$want" ] || die "exit code $got, not $want: $*"
+  [ "$(wc -l </run/err)" = 1 ] || die "not one line on stderr: $*"
+  if grep -q panicked /run/err; then die "a panic: $*"; fi
+}
+
+# What a direct read of a 4096-byte block says: ok, or the kernel's word for the error.
+read_block() { # FILE BLOCK [BLOCK SIZE]
+  local answer
+  if answer=$(dd if="$1" of=/run/block bs="${3:-4096}" skip="$2" count=1 iflag=direct status=none 2>&1); then echo ok
+  else echo "${answer##*: }"; fi
+}
+EILSEQ='Invalid or incomplete multibyte or wide character'
+EIO='Input/output error'
+
+# Wait until a command succeeds: within SECONDS COMMAND...
+within() {
+  local deadline=$((SECONDS + $1))
+  shift
+  until "$@"; do [ $SECONDS -lt $deadline ] || die "in vain waited for: $*"; sleep 0.2; done
+}
+# The device has requests under way.
+busy() { [ "$(awk '{print $1 + $2}' "/sys/block/${disk#/dev/}/inflight")" -gt 0 ]; }
+# Without this fio makes a plain file where it finds no device, and is content.
+fio() { command fio --allow_file_create=0 "$@"; }
+gone() { ! kill -0 "$1" 2>/dev/null; }
+
+# The byte offset at which a file or device first holds this string.
+where_is() { # FILE STRING
+  python3 - "$@" <<'P'
+import sys
+name, wanted = sys.argv[1], sys.argv[2].encode()
+at, tail = 0, b""
+with open(name, "rb", buffering=0) as f:
+    while piece := f.read(1 << 20):
+        window = tail + piece
+        if (found := window.find(wanted)) >= 0:
+            sys.exit(print(at - len(tail) + found))
+        at += len(piece)
+        tail = window[1 - len(wanted):]
+sys.exit(f"{name} does not hold {wanted}")
+P
+}
+# Flip the lowest bit of one byte behind everyone's back.
+flip_bit() { # FILE OFFSET
+  local byte
+  byte=$(dd if="$1" bs=1 skip="$2" count=1 status=none | od -An -tu1)
+  printf %b "\\x$(printf %x $((byte ^ 1)))" | dd of="$1" bs=1 seek="$2" conv=notrunc,fsync status=none
+}
+# Make one 4096-byte block of a device say its name: mark_block DEVICE BLOCK NAME.
+mark_block() { head -c 4096 <(yes "$3") | dd of="$1" bs=4096 seek="$2" oflag=direct iflag=fullblock conv=notrunc,fsync status=none; }
+
+# A real tree: hundreds of small files and a few large ones.
+plant() {
+  mkdir "$1/tree"
+  cp -a /usr/include/linux /usr/bin/qemu-system-x86_64 /usr/bin/busybox "$1/tree/"
+  checksums "$1" >/run/checksums
+}
+checksums() { (cd "$1/tree" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
+same_tree() { checksums "$1" | cmp - /run/checksums || die "the tree in $1 has changed"; }
+
+# A file system's life on the device: make it, fill it, check it, see it again after the volume was
+# closed and opened: file_system "MAKE" "CHECK" (of the unmounted device) ["SCRUB" (of the mount)].
+file_system() {
+  mkdir -p /mnt/t
+  format
+  add
+  step "make: $1"
+  $1 "$disk"
+  mount "$disk" /mnt/t
+  step 'fill'
+  plant /mnt/t
+  rm -r /mnt/t/tree/linux/netfilter
+  checksums /mnt/t >/run/checksums
+  [ -z "${3:-}" ] || { step "scrub: $3"; $3 /mnt/t; }
+  umount /mnt/t
+  step "check: $2"
+  $2 "$disk"
+  step 'mount again'
+  mount "$disk" /mnt/t
+  same_tree /mnt/t
+  umount /mnt/t
+  remove
+  step 'the whole volume, offline'
+  check_clean
+  add
+  step 'open again, mount again'
+  mount "$disk" /mnt/t
+  same_tree /mnt/t
+  [ -z "${3:-}" ] || $3 /mnt/t
+  umount /mnt/t
+  $2 "$disk"
+  [ "$(counter mismatches)" = 0 ] || die 'mismatches on an honest disk'
+  remove
+}
+
+# A device that can be suspended, or made to fail, between the volume and a disk.
+linear() { # NAME DISK
+  dmsetup create "$1" --noudevsync --table "0 $(blockdev --getsz "$2") linear $2 0"
+  dmsetup mknodes "$1"
+}
+table() { # NAME TABLE: a new table in place of the old, without waiting for what is under way
+  dmsetup suspend --noflush --nolockfs --noudevsync "$1"
+  dmsetup load "$1" --table "$2"
+  dmsetup resume --noudevsync "$1"
+}
+suspend() { dmsetup suspend --noflush --nolockfs --noudevsync "$1"; }
+resume() { dmsetup resume --noudevsync "$1"; }
+unlinear() { dmsetup remove --noudevsync "$1"; }

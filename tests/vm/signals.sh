@@ -1,0 +1,46 @@
+#!/bin/bash
+# signals - SIGTERM and SIGINT stop cleanly, in the background and the foreground; no caller's fd is kept
+. tests/vm/lib.sh
+format
+for signal in TERM INT; do
+  step "SIG$signal to the daemon, idle"
+  add
+  mark_block "$disk" 5 "written-before-$signal"
+  pid=$(daemon)
+  kill -$signal "$pid"
+  within 20 gone "$pid"
+  within 10 test ! -e "$disk"
+  check_clean
+  add
+  [ "$(read_block "$disk" 5)" = ok ] || die 'block 5'
+  grep -aq "written-before-$signal" /run/block || die 'the write was lost'
+  step "SIG$signal under I/O"
+  fio --name=io --filename="$disk" --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --direct=1 --size=64M --time_based --runtime=60 --output=/run/fio & fio=$!
+  within 30 busy
+  sleep 1
+  pid=$(daemon)
+  kill -$signal "$pid"
+  within 20 gone "$pid"
+  ! wait $fio || die 'fio saw no error'
+  within 10 test ! -e "$disk"
+  check_clean
+done
+
+step 'SIGINT in the foreground'
+# (A shell starts what is in the background with SIGINT ignored.)
+env --default-signal=INT "$ublk_integrity" add --data $data --key-file $key --foreground -n 3 >/run/out 2>/run/err & pid=$!
+within 20 test -b /dev/ublkb3
+grep -q '^/dev/ublkb3$' /run/out || { cat /run/out; die 'the foreground did not print the device'; }
+kill -INT $pid
+wait $pid || die "it exited with $?"
+[ ! -e /dev/ublkb3 ] || die 'the device is left'
+
+step 'the daemon keeps none of the fds 0-2 of its caller'
+disk=$(timeout 30 "$ublk_integrity" add --data $data --key-file $key 2>&1 | tail -n 1) || die 'the pipe stayed open'
+id=${disk#/dev/ublkb}
+pid=$(daemon)
+for fd in 0 1 2; do
+  [ "$(readlink "/proc/$pid/fd/$fd")" = /dev/null ] || die "fd $fd is $(readlink "/proc/$pid/fd/$fd")"
+done
+[ "$(readlink "/proc/$pid/cwd")" = / ] || die "its cwd is $(readlink "/proc/$pid/cwd")"
+remove

@@ -1,0 +1,28 @@
+#!/bin/bash
+# status - list, status and dump tell the truth, for people and as JSON
+. tests/vm/lib.sh
+format
+[ "$(ui list --json)" = '[]' ] || die 'something in an empty list'
+add -n 5
+[ "$disk" = /dev/ublkb5 ] || die "asked for 5, got $disk"
+ui list
+ui list --json | jq -e '.[0].id == 5 and .[0].pid > 0'
+writes=$(counter writes) reads=$(counter reads)
+for block in 1 2 3; do mark_block "$disk" $block x; done
+for block in 1 2 3 4; do [ "$(read_block "$disk" $block)" = ok ]; done
+[ $(($(counter writes) - writes)) -ge 3 ] || die 'writes are not counted'
+[ $(($(counter reads) - reads)) -ge 4 ] || die 'reads are not counted'
+counter blocks_verified
+[ "$(counter mismatches)" = 0 ]
+for name in cache_hits cache_misses hints_sent hints_dropped hints_used checkpoints; do counter $name; done
+ui status -n "$id"
+step 'dump needs no key and writes nothing'
+before=$(head -c 1M $data | sha256sum)
+ui dump --data $data
+[ "$(head -c 1M $data | sha256sum)" = "$before" ] || die 'dump wrote'
+remove
+step 'read only'
+add --read-only
+[ "$(cat /sys/block/"${disk#/dev/}"/ro)" = 1 ] || die 'not read only'
+[ "$(read_block "$disk" 1)" = ok ]
+remove
