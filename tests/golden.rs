@@ -1,0 +1,104 @@
+//! Volumes of every format version that there has been, opened for ever.
+//!
+//! `tests/golden/*.pages` are small volumes as they lay on the disk after a power cut: 8 bytes of offset
+//! and 4096 bytes of content for each page that is not all zeros. `GOLDEN_WRITE=1` makes the files that are not
+//! there; one that is there is never written again.
+
+mod sim;
+
+use sim::{Disk, Lab, Rng, SimStorage, format_options, lab::content, open_options, oracle::VersionId};
+use std::{fs, path::PathBuf};
+use ublk_integrity::{Device, OpenOptions, TagAlgorithm, create::FormatOptions};
+
+const PAGE: usize = 4096;
+
+struct Golden {
+    name: &'static str,
+    block_size: u32,
+    tag: TagAlgorithm,
+}
+
+const VERSION_1: [Golden; 2] = [
+    Golden { name: "v1-hmac-sha256-4096", block_size: 4096, tag: TagAlgorithm::HmacSha256 },
+    Golden { name: "v1-blake3-512", block_size: 512, tag: TagAlgorithm::Blake3 },
+];
+
+/// First block, blocks, version: in pages, in the log only, zeroed again, written once more.
+const WRITES: [(u64, u64, VersionId); 4] = [(0, 3, 1), (130, 2, 2), (1, 1, 3), (200, 1, 4)];
+/// What each block reads as in the end.
+const CONTENT: [(u64, VersionId); 7] = [(0, 1), (1, 3), (2, 0), (130, 2), (131, 2), (200, 4), (201, 0)];
+
+fn options(golden: &Golden) -> (FormatOptions, OpenOptions) {
+    let format = FormatOptions { tag: golden.tag, ..format_options(golden.block_size) };
+    let open = OpenOptions { open_id: [7; 32], ..open_options(&mut Rng::new(1)) };
+    (format, open)
+}
+
+/// What today's code makes of the same requests.
+fn made_today(golden: &Golden) -> Vec<u8> {
+    let (format, open) = options(golden);
+    let mut lab = Lab::new(&format, &open);
+    let [first, second, third, fourth] = WRITES;
+    lab.write(first.0, first.1, first.2);
+    lab.write(second.0, second.1, second.2);
+    lab.checkpoint();
+    lab.write(third.0, third.1, third.2);
+    lab.zero(2, 1);
+    lab.flush();
+    lab.write(fourth.0, fourth.1, fourth.2);
+    let size = ublk_integrity::create::plan(&format).unwrap().data_device_bytes as usize;
+    let image = lab.peek(Device::Data, 0, size);
+    let mut pages = Vec::new();
+    for (i, page) in image.chunks(PAGE).enumerate().filter(|(_, page)| page.iter().any(|b| *b != 0)) {
+        pages.extend((i as u64 * PAGE as u64).to_le_bytes());
+        pages.extend_from_slice(page);
+        pages.resize(pages.len().next_multiple_of(8 + PAGE), 0);
+    }
+    pages
+}
+
+fn path(golden: &Golden) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(golden.name).with_extension("pages")
+}
+
+fn on_disk(golden: &Golden, pages: &[u8]) -> SimStorage {
+    let (format, _) = options(golden);
+    let size = ublk_integrity::create::plan(&format).unwrap().data_device_bytes;
+    let mut disk = Disk::new(size, None, golden.block_size, 1);
+    for page in pages.chunks_exact(8 + PAGE) {
+        let (offset, bytes) = page.split_at(8);
+        disk.poke(Device::Data, u64::from_le_bytes(offset.try_into().unwrap()), bytes);
+    }
+    SimStorage::new(disk)
+}
+
+#[test]
+fn volumes_of_version_1_open_and_hold_what_was_written() {
+    for golden in &VERSION_1 {
+        if std::env::var_os("GOLDEN_WRITE").is_some() && !path(golden).exists() {
+            fs::write(path(golden), made_today(golden)).unwrap();
+        }
+        let pages = fs::read(path(golden)).unwrap_or_else(|e| panic!("{}: {e}", path(golden).display()));
+        let (_, open) = options(golden);
+        let mut lab = Lab::open(on_disk(golden, &pages), &open).unwrap();
+        let found = lab.volume.recovery().clone();
+        // Zeros are settled by the log alone and not counted.
+        assert_eq!((found.blocks, found.settled), (2, 2), "{}: {found:?}", golden.name);
+        for (block, version) in CONTENT {
+            let expected = match version {
+                0 => vec![0; golden.block_size as usize],
+                _ => content(golden.block_size as usize, block, version),
+            };
+            assert_eq!(lab.read(block).unwrap(), expected, "{}: block {block}", golden.name);
+        }
+    }
+}
+
+/// Not a must for ever, but a byte that changes unasked is a format that changes unasked.
+#[test]
+fn today_the_same_requests_make_the_same_bytes() {
+    for golden in &VERSION_1 {
+        let pages = fs::read(path(golden)).unwrap_or_default();
+        assert!(made_today(golden) == pages, "{}: the bytes on the disk have changed", golden.name);
+    }
+}
