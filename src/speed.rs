@@ -1,4 +1,9 @@
-//! How fast this processor makes tags: for `benchmark` and `benches/`. Nothing on the I/O path is here.
+//! How fast this processor makes tags, and what the verified path costs beside them: for `benchmark` and
+//! `benches/`. Nothing on the I/O path is here.
+
+mod memory;
+
+pub use memory::{MemorySpeed, measure as measure_in_memory};
 
 use crate::{
     BlockIndex, MasterKey, TagAlgorithm,
@@ -6,7 +11,9 @@ use crate::{
     keys::Keys,
     tag::Tagger,
 };
+use hmac::{Hmac, KeyInit, Mac as _};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use std::{
     hint::black_box,
     time::{Duration, Instant},
@@ -79,16 +86,36 @@ impl TagBench {
             let bytes = self.pass();
             speeds.push(bytes as f64 / begin.elapsed().as_secs_f64());
         }
-        let middle = speeds.len() / 2;
-        let (_, median, _) = speeds.select_nth_unstable_by(middle, f64::total_cmp);
         TagSpeed {
             algorithm: self.algorithm,
             block_size: self.block_size,
             batch: self.tags.len(),
             implementation: self.tagger.implementation(),
-            bytes_per_second: *median,
+            bytes_per_second: median(&mut speeds),
         }
     }
+}
+
+/// Bytes per second that the `sha2` and `hmac` crates make of HMAC-SHA256 tags, block after block.
+pub fn measure_crates(block_size: usize, memory: usize, time: Duration) -> f64 {
+    let key = Hmac::<Sha256>::new_from_slice(&[0x5a; 32]).expect("HMAC takes a key of any length");
+    let memory: Vec<u8> = (0..memory.next_multiple_of(block_size)).map(|i| (i % 251) as u8).collect();
+    let mut speeds = Vec::new();
+    let begin = Instant::now();
+    while speeds.len() < 4 || begin.elapsed() < time {
+        let turn = Instant::now();
+        for (block, data) in (0u64..).zip(memory.chunks_exact(block_size)) {
+            let offset = (block * block_size as u64).to_le_bytes();
+            black_box(key.clone().chain_update(Sha256::digest(data)).chain_update(offset).finalize());
+        }
+        speeds.push(memory.len() as f64 / turn.elapsed().as_secs_f64());
+    }
+    median(&mut speeds)
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    let middle = values.len() / 2;
+    *values.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 
 #[cfg(test)]

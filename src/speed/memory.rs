@@ -1,0 +1,192 @@
+//! The whole verified path on a disk that is a piece of memory: what it costs beside the tags.
+
+use super::{TagBench, median};
+use crate::{
+    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
+    OpenOptions, Slot, Storage, TagAlgorithm, Volume,
+    create::{FormatOptions, format},
+    open::open,
+};
+use serde::Serialize;
+use std::{
+    cell::RefCell,
+    future::{Future, Ready, ready},
+    ops::Range,
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+const BLOCK: u32 = 4096;
+const VOLUME: u64 = 8 << 20;
+/// Bytes that a pass goes through: with one request's buffer they fit into a second-level cache.
+const HOT: usize = 512 << 10;
+/// Bytes of the largest request.
+const LARGEST: usize = 128 << 10;
+
+/// A disk whose operations have ended when they begin.
+struct MemoryDisk(RefCell<Vec<u8>>);
+
+impl Storage for MemoryDisk {
+    type Transfer = Ready<(Result<(), Errno>, Buf)>;
+    type Command = Ready<Result<(), Errno>>;
+
+    fn geometry(&self, _: Device) -> Geometry {
+        Geometry { size: self.0.borrow().len() as u64, physical_block: BLOCK }
+    }
+    fn read(&self, _: Device, at: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
+        let at = at.0 as usize;
+        let bytes = &mut buf[part];
+        bytes.copy_from_slice(&self.0.borrow()[at..at + bytes.len()]);
+        ready((Ok(()), buf))
+    }
+    fn write(&self, _: Device, at: ByteOffset, buf: Buf, part: Range<usize>, _: Durability) -> Self::Transfer {
+        let (at, bytes) = (at.0 as usize, &buf[part]);
+        self.0.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+        ready((Ok(()), buf))
+    }
+    fn sync(&self, _: Device) -> Self::Command {
+        ready(Ok(()))
+    }
+    fn discard(&self, _: Device, _: ByteOffset, _: u64) -> Self::Command {
+        ready(Err(Errno::EOPNOTSUPP))
+    }
+    fn sleep(&self, _: Duration) -> Self::Command {
+        ready(Ok(()))
+    }
+}
+
+/// Runs what never has to wait.
+fn run<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => unreachable!("one request at a time, on a disk that answers at once"),
+    }
+}
+
+/// What [`measure`] found about one size of request.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemorySpeed {
+    /// "read" or "write", and how much at a time.
+    pub pattern: String,
+    /// Bytes of a request.
+    pub request_bytes: usize,
+    /// Bytes per second through the volume, metadata cached.
+    pub verified: f64,
+    /// Bytes per second of the tags alone, as many at a time; measured in turns with the former.
+    pub tags: f64,
+}
+
+struct Bench {
+    disk: MemoryDisk,
+    volume: Volume,
+    slot: Slot,
+    buf: Option<Buf>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let options = FormatOptions {
+            block_size: BLOCK,
+            size: Some(VOLUME),
+            log_size: None,
+            tag: TagAlgorithm::default(),
+            uuid: [1; 16],
+            separate_meta: false,
+        };
+        let bytes = crate::create::plan(&options).expect("a possible volume").data_device_bytes;
+        let disk = MemoryDisk(RefCell::new(vec![0; bytes as usize]));
+        let key = MasterKey::new(&[0x5a; 32]).expect("32 bytes are enough");
+        run(format(&disk, &key, &options)).expect("memory does not fail");
+        let options = OpenOptions {
+            access: Access::ReadWrite,
+            cache_bytes: 1 << 20,
+            max_slots: 1,
+            queues: 1,
+            max_request_bytes: LARGEST,
+            separate_meta: false,
+            on_mismatch: OnMismatch::Fail,
+            open_id: [2; 32],
+            hints: None,
+        };
+        let volume = run(open(&disk, &key, &options)).expect("a new volume opens");
+        let mut buf = Buf::new(LARGEST);
+        buf.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8 + 1);
+        let mut bench = Self { slot: volume.slot(0), disk, volume, buf: Some(buf) };
+        bench.pass(LARGEST, true);
+        run(bench.volume.checkpoint(&bench.disk)).expect("memory does not fail");
+        bench
+    }
+
+    /// Reads or writes all hot bytes once.
+    fn pass(&mut self, request: usize, write: bool) {
+        let blocks = (request / BLOCK as usize) as u64;
+        for first in (0..(HOT / BLOCK as usize) as u64).step_by(blocks as usize) {
+            let range = BlockRange::new(BlockIndex(first), blocks);
+            let buf = self.buf.take().expect("given back");
+            let (ok, buf) = if write {
+                let written = self.volume.write(&self.disk, &mut self.slot, range, buf, Durability::MayBeLost);
+                let (result, buf) = run(written);
+                self.checkpoint_if_wanted();
+                (result.is_ok(), buf)
+            } else {
+                let (result, buf) = run(self.volume.read(&self.disk, &mut self.slot, range, buf));
+                (result.is_ok(), buf)
+            };
+            assert!(ok, "memory does not fail");
+            self.buf = Some(buf);
+        }
+    }
+
+    fn checkpoint_if_wanted(&self) {
+        let wanted = pin!(self.volume.work_wanted()).poll(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(work) = wanted {
+            run(self.volume.work(&self.disk, work)).expect("memory does not fail");
+        }
+    }
+}
+
+/// Reads and writes of several sizes, each for about so long.
+pub fn measure(time: Duration) -> Vec<MemorySpeed> {
+    let mut bench = Bench::new();
+    let patterns = [("read 4K", 4 << 10, false), ("read 32K", 32 << 10, false), ("read 128K", 128 << 10, false)];
+    let writes = [("write 4K", 4 << 10, true), ("write 128K", 128 << 10, true)];
+    patterns.into_iter().chain(writes).map(|pattern| of_pattern(&mut bench, pattern, time)).collect()
+}
+
+fn of_pattern(bench: &mut Bench, (name, request, write): (&str, usize, bool), time: Duration) -> MemorySpeed {
+    let mut tags = TagBench::new(TagAlgorithm::default(), BLOCK, request / BLOCK as usize, HOT);
+    let (mut verified, mut alone) = (Vec::new(), Vec::new());
+    let begin = Instant::now();
+    while verified.len() < 3 || begin.elapsed() < time {
+        let turn = Instant::now();
+        bench.pass(request, write);
+        verified.push(HOT as f64 / turn.elapsed().as_secs_f64());
+        let turn = Instant::now();
+        let bytes = tags.pass();
+        alone.push(bytes as f64 / turn.elapsed().as_secs_f64());
+    }
+    MemorySpeed {
+        pattern: name.into(),
+        request_bytes: request,
+        verified: median(&mut verified),
+        tags: median(&mut alone),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pattern_is_measured_and_every_read_verified() {
+        let mut bench = Bench::new();
+        bench.pass(LARGEST, false);
+        let status = bench.volume.status();
+        assert_eq!(status.counters.blocks_verified as usize, HOT / BLOCK as usize);
+        assert_eq!(status.counters.mismatches, 0);
+        let speeds = measure(Duration::ZERO);
+        assert_eq!(speeds.len(), 5);
+        assert!(speeds.iter().all(|s| s.verified > 0.0 && s.tags > 0.0), "{speeds:?}");
+    }
+}
