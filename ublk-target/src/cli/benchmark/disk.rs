@@ -56,6 +56,8 @@ const TURNS: u32 = 3;
 const CRASH_WRITES: u64 = 10_000;
 /// A log that holds all of them, however few share a record: 10,000 × 4 KiB.
 const CRASH_LOG: u64 = 64 << 20;
+/// A volume whose pending tags hold them: 64 MiB are 16,384 blocks. Nobody makes a checkpoint meanwhile.
+const CRASH_VOLUME: u64 = 64 << 20;
 
 /// Bytes per second of a pattern, median over the turns.
 #[derive(Serialize)]
@@ -86,7 +88,7 @@ pub fn measure(folder: &Path, size: Size, time: Duration) -> Outcome<DiskReport>
     }
     let format_1t_seconds = format_1t(folder)?;
     let usual = options(size, None);
-    let crash = options(size, Some(CRASH_LOG));
+    let crash = options(size.max(CRASH_VOLUME), Some(CRASH_LOG));
     let volume_bytes = create::plan(&usual)?.data_device_bytes.max(create::plan(&crash)?.data_device_bytes);
     // Plain I/O goes to the same file, behind the volume.
     let scratch = Scratch::new(folder, volume_bytes + size)?;
