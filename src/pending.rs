@@ -182,7 +182,8 @@ impl PendingSet {
         let zeros = self.zeros_at(block).map(|seq| (seq, ZERO_TAG));
         let newest = tag.into_iter().chain(zeros).max_by_key(|(seq, _)| *seq);
         fence(Ordering::Acquire);
-        newest.filter(|_| self.generation.load(Ordering::Relaxed) == generation)
+        // Acquire too: whoever throws its find away must see the root that was stored before.
+        newest.filter(|_| self.generation.load(Ordering::Acquire) == generation)
     }
 
     /// For the checkpoint, when nothing of the set's epoch is in flight any more: the tags that are
