@@ -223,6 +223,7 @@ pub async fn open<S: Storage>(io: &S, key: &MasterKey, options: &OpenOptions) ->
     let unread = settle(io, &volume, &mut slot, &settling, &set, &mut report).await;
     report.blocks = report.settled + report.older + report.corrupt + report.unreadable;
     let away = report.unreadable_blocks.first().filter(|_| report.unreadable > MAX_UNREADABLE);
+    let unread = chain.unreadable.or(unread);
     let undecided = unread.map(Latched::Device).or(away.map(|b| Latched::UnknownBlock(BlockIndex(*b))));
     volume.recovery = report;
     if let Some(why) = undecided {
@@ -291,6 +292,11 @@ fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String
     if block > data {
         warnings.push(format!(
             "blocks of {block} bytes on a device that writes only {data} at once: a power cut may tear one, which then reads as an error"
+        ));
+    }
+    if block < data {
+        warnings.push(format!(
+            "blocks of {block} bytes on a device that writes {data} at once: a power cut may damage the neighbours of a block under way, which then read as errors"
         ));
     }
     if meta > superblock.physical_block {

@@ -3,9 +3,10 @@
 use super::Candidates;
 use crate::{
     Buf, ByteOffset, Device, DeviceError, RecordNumber, Storage,
-    format::{RawRecord, Superblock},
+    format::{PAGE_BYTES, RawRecord, Superblock},
     keys::Keys,
     log::{LogPoint, next_position},
+    lookup::{READ_PAUSE, READ_TRIES},
     open::OpenError,
     superblocks::meta_error,
 };
@@ -19,12 +20,14 @@ pub(crate) struct Chain {
     pub(crate) records: u64,
     /// Where the next record goes, what its number is; the link is the one that a torn record there would need.
     pub(crate) end: LogPoint,
+    /// A part of the ring that could not be read: the chain may go on in it, so nothing may be written down.
+    pub(crate) unreadable: Option<DeviceError>,
 }
 
 /// Follows the chain that the superblock begins. Refuses a log that goes on after the chain's end:
 /// then the superblock is older than the log, or a record in the middle is damaged.
 pub(crate) async fn follow<S: Storage>(io: &S, superblock: &Superblock, keys: &Keys) -> Result<Chain, OpenError> {
-    let ring = read_ring(io, superblock).await?;
+    let (ring, unreadable) = read_ring(io, superblock).await;
     let layout = &superblock.layout;
     let max_record = layout.max_record();
     let size = layout.log_size;
@@ -32,6 +35,7 @@ pub(crate) async fn follow<S: Storage>(io: &S, superblock: &Superblock, keys: &K
         candidates: Candidates::default(),
         records: 0,
         end: LogPoint { position: superblock.log_begin, number: superblock.record_number, link: superblock.link },
+        unreadable,
     };
     let mut epoch = superblock.epoch;
     while chain.end.position - superblock.log_begin <= size {
@@ -57,8 +61,11 @@ pub(crate) async fn follow<S: Storage>(io: &S, superblock: &Superblock, keys: &K
             link: mac,
         };
     }
-    refuse_later_records(&ring, superblock, chain.end.number, keys)?;
-    Ok(chain)
+    match (refuse_later_records(&ring, superblock, chain.end.number, keys), chain.unreadable) {
+        // What could not be read may be the record in between.
+        (Err(_), Some(unreadable)) => Err(unreadable.into()),
+        (refusal, _) => refusal.map(|()| chain),
+    }
 }
 
 fn padded(record: &[u8], physical_block: u32) -> u64 {
@@ -82,16 +89,45 @@ fn refuse_later_records(
     Ok(())
 }
 
-async fn read_ring<S: Storage>(io: &S, superblock: &Superblock) -> Result<Vec<u8>, DeviceError> {
+/// The whole ring; what can't be read is zeros, and the first error comes with it.
+async fn read_ring<S: Storage>(io: &S, superblock: &Superblock) -> (Vec<u8>, Option<DeviceError>) {
     let size = superblock.layout.log_size as usize;
     let mut ring = vec![0; size];
     let mut buf = Buf::new(READ_BYTES.min(size));
+    let mut unreadable = None;
     for (i, chunk) in ring.chunks_mut(READ_BYTES).enumerate() {
-        let offset = ByteOffset(superblock.layout.log_offset().0 + (i * READ_BYTES) as u64);
+        let offset = superblock.layout.log_offset().0 + (i * READ_BYTES) as u64;
         let result;
-        (result, buf) = io.read(Device::Meta, offset, buf, 0..chunk.len()).await;
-        result.map_err(|errno| meta_error("read", offset, chunk.len(), errno))?;
-        chunk.copy_from_slice(&buf[..chunk.len()]);
+        (result, buf) = read_patiently(io, ByteOffset(offset), buf, chunk).await;
+        if result.is_ok() {
+            continue;
+        }
+        // One bad sector must not take its neighbours along.
+        for (piece, at) in chunk.chunks_mut(PAGE_BYTES).zip((offset..).step_by(PAGE_BYTES)) {
+            let result;
+            (result, buf) = read_patiently(io, ByteOffset(at), buf, piece).await;
+            unreadable = unreadable.or(result.err());
+        }
     }
-    Ok(ring)
+    (ring, unreadable)
+}
+
+async fn read_patiently<S: Storage>(
+    io: &S,
+    offset: ByteOffset,
+    mut buf: Buf,
+    into: &mut [u8],
+) -> (Result<(), DeviceError>, Buf) {
+    let mut result = Ok(());
+    for attempt in 0..READ_TRIES {
+        if attempt > 0 {
+            let _ = io.sleep(READ_PAUSE).await;
+        }
+        (result, buf) = io.read(Device::Meta, offset, buf, 0..into.len()).await;
+        if result.is_ok() {
+            into.copy_from_slice(&buf[..into.len()]);
+            break;
+        }
+    }
+    (result.map_err(|errno| meta_error("read", offset, into.len(), errno)), buf)
 }
