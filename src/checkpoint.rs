@@ -11,11 +11,12 @@ use crate::{
     apply::{Applied, Scratch, apply},
     format::Superblock,
     open::Access,
-    read::data_error,
     superblocks::{meta_error, move_on},
 };
 use std::time::Duration;
 
+/// The slot that recovery had: the checkpoint thread's place in the waiting lists.
+const OWN_SLOT: usize = 0;
 /// Syncs have no place.
 const ORIGIN: ByteOffset = ByteOffset(0);
 /// How long a flush entry waits for a record that would carry it along, before it gets one of its own.
@@ -72,8 +73,9 @@ impl Volume {
         if let Some(why) = self.log.latched() {
             return Err(why);
         }
-        let data = io.sync(Device::Data).await;
-        data.map_err(|errno| Latched::Device(data_error("sync", ORIGIN, 0, errno)))?;
+        // Its entry goes to the log of the next epoch. It matters where a superblock of the ended epoch is put
+        // back: the log then goes on to say what was durable.
+        self.log.flush(io, OWN_SLOT).await?;
         self.wait_for_holds(io).await;
         let mut scratch = self.scratch.lock().take().expect("one checkpoint at a time");
         let written = self.write_out(io, ended, &mut scratch).await;
@@ -119,7 +121,14 @@ impl Volume {
     }
 
     /// The last checkpoint: after it a new open finds nothing to recover. No requests may be under way.
+    ///
+    /// The log is told first that all of it is durable: the superblock before the last, put back together with an
+    /// old block, must not make a crash of an orderly end.
     pub async fn close<S: Storage>(&self, io: &S) -> Result<(), Latched> {
+        if self.access == Access::ReadWrite {
+            self.log.flush(io, OWN_SLOT).await?;
+            self.log.write_flush_record(io).await?;
+        }
         self.checkpoint(io).await
     }
 }

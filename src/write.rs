@@ -122,9 +122,7 @@ impl Volume {
         bytes: std::ops::Range<usize>,
         appended: Appended<'_>,
     ) -> (Result<(), Latched>, Buf) {
-        if let Err(errno) = io.sync(Device::Data).await {
-            let why = Latched::Device(data_error("sync", crate::ByteOffset(0), 0, errno));
-            self.log.latch(why);
+        if let Err(why) = self.log.flush(io, slot.id).await {
             return (Err(why), buf);
         }
         // Tags before this write. Without them nothing can be decided; damaged ones prove nothing.

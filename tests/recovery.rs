@@ -3,7 +3,7 @@
 mod sim;
 
 use sim::{
-    Lab, Rng, SimStorage,
+    Lab, Rng, SimStorage, block_on,
     disk::{BadRange, Trace},
     exec::block_on_steps,
     format_options,
@@ -12,7 +12,7 @@ use sim::{
     open_options,
 };
 use ublk_integrity::{
-    Access, Device, Errno, OpenOptions, ReadError, WriteError,
+    Access, Device, Errno, Latched, OpenOptions, ReadError, WriteError,
     check::check,
     create::FormatOptions,
     open::{OpenError, RecoveryReport, open},
@@ -377,4 +377,55 @@ fn two_copies_of_one_epoch_that_differ_are_refused() {
     let [_, b] = SUPERBLOCKS;
     lab.poke(Device::Meta, b, &other.peek(Device::Meta, b, 512));
     assert!(matches!(lab.reopened(), Err(OpenError::Tampered { .. })));
+}
+
+/// What happens to block 7, version 2 after version 1, when everything but its log is put back to version 1.
+fn put_back(last: impl FnOnce(&mut Lab)) -> Result<Vec<u8>, ReadError> {
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    lab.checkpoint();
+    let old = SUPERBLOCKS.map(|at| lab.peek(Device::Meta, at, 512));
+    lab.write(7, 1, 2);
+    last(&mut lab);
+    SUPERBLOCKS.iter().zip(&old).for_each(|(at, bytes)| lab.poke(Device::Meta, *at, bytes));
+    put_version(&lab, 7, 1);
+    lab.reopened().expect("the log goes on from there").read(7)
+}
+
+#[test]
+fn the_superblock_before_an_orderly_end_brings_no_old_block_back() {
+    let read = put_back(|lab| block_on(&lab.io, lab.volume.close(&lab.io)).unwrap());
+    assert!(matches!(read, Err(ReadError::Mismatch { .. })), "{read:?}");
+}
+
+#[test]
+fn a_checkpoint_does_not_forget_what_a_flush_had_to_say() {
+    // The flush ends while the checkpoint thread is busy: its entry is gathered, and the switch drops it.
+    let read = put_back(|lab| {
+        lab.try_flush().unwrap();
+        lab.checkpoint();
+        block_on(&lab.io, lab.volume.work(&lab.io, ublk_integrity::Work::FlushRecord)).unwrap();
+    });
+    assert!(matches!(read, Err(ReadError::Mismatch { .. })), "{read:?}");
+}
+
+#[test]
+fn a_bad_sector_in_the_log_costs_writing_and_nothing_else() {
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    lab.checkpoint();
+    lab.write(8, 1, 2);
+    let begin = lab.records()[0].offset;
+    // Behind the live log; and then the live log's only record itself.
+    for (range, version_of_8) in [(begin + 32768..begin + 33280, 2), (begin..begin + 4096, 0)] {
+        let bad = BadRange { device: Device::Meta, range, reads: Some(Errno::EIO), writes: None };
+        let copy = SimStorage::new(lab.disk().fork(1));
+        copy.disk().bad_ranges.push(bad);
+        let writes = copy.disk().writes;
+        let mut opened = Lab::open(copy, &lab.options).unwrap();
+        assert!(opened.reads_as(7, 1) && (version_of_8 == 0 || opened.reads_as(8, version_of_8)));
+        assert_eq!(opened.try_write(9, 1, 3), Err(WriteError::ReadOnly));
+        assert!(matches!(opened.volume.latched(), Some(Latched::Device(_))), "and it says why");
+        assert_eq!(opened.disk().writes, writes, "nothing was written");
+    }
 }

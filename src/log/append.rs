@@ -188,7 +188,7 @@ impl Log {
     }
 
     /// Ends the epoch in one step. `None` where it changed nothing. Flush entries of it that nobody
-    /// has written yet are dropped: what they say will be true of the checkpoint.
+    /// has written yet are dropped: the checkpoint's own flush says the same in the next epoch.
     pub(crate) fn switch_epoch(&self) -> Option<Epoch> {
         let ended = {
             let mut s = self.state.lock();
@@ -243,12 +243,17 @@ impl Log {
 }
 
 impl State {
+    /// Forgets flush entries that nobody has written yet.
     pub(super) fn drop_gathered(&mut self) {
+        if self.gather.is_empty() {
+            return;
+        }
         self.gather.clear();
         self.reserved -= self.gather_reserved;
         self.gather_reserved = 0;
         self.gather_owned = false;
         self.want_flush_record = false;
+        self.flush.entry_dropped();
     }
 }
 

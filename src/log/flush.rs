@@ -22,6 +22,8 @@ pub(super) struct FlushState {
     /// Highest number at the snapshot of the last completed flush, and whether anything was listed.
     last_highest: Seq,
     last_listed: bool,
+    /// Its entry was dropped: the log does not know of it.
+    last_dropped: bool,
     /// Numbers listed at the snapshot of the running flush.
     listed: Vec<Seq>,
 }
@@ -34,8 +36,16 @@ impl FlushState {
             done: 0,
             last_highest: Seq(0),
             last_listed: false,
+            last_dropped: false,
             listed: Vec::with_capacity(max_slots + MAX_ABANDONED),
         }
+    }
+}
+
+impl FlushState {
+    /// The log does not hold what the last flush had to say: the next one is not idle.
+    pub(super) fn entry_dropped(&mut self) {
+        self.last_dropped = true;
     }
 }
 
@@ -47,6 +57,9 @@ enum Turn {
 impl Log {
     /// Makes everything that completed before durable on the data device, and notes in the log that it is.
     /// Nothing to do costs nothing.
+    ///
+    /// Every sync of the data device goes through here, one at a time: Linux reports a write-back error to one
+    /// sync only, and whoever comes after that one must find the volume latched.
     pub(crate) async fn flush<S: Storage>(&self, io: &S, slot: usize) -> Result<(), Latched> {
         let mut wanted = None;
         let turn = poll_fn(|cx| match self.flush_turn(slot, &mut wanted, cx.waker()) {
@@ -67,7 +80,7 @@ impl Log {
         let mut guard = self.state.lock();
         let s = &mut *guard;
         let highest = Seq(s.next_seq.0 - 1);
-        let idle = highest == s.flush.last_highest && !s.flush.last_listed;
+        let idle = highest == s.flush.last_highest && !s.flush.last_listed && !s.flush.last_dropped;
         // A flush may join only one whose snapshot is not yet taken.
         let wanted = *wanted.get_or_insert(s.flush.started + 1);
         let turn = if let Some(why) = s.latched {
@@ -106,6 +119,7 @@ impl Log {
             s.flush.done = s.flush.started;
             s.flush.last_highest = highest;
             s.flush.last_listed = !s.flush.listed.is_empty();
+            s.flush.last_dropped = false;
             // The entry is not waited for, and dropped where it does not fit: harmless, recovery
             // then only believes less to be durable.
             let bytes = ENTRY_BYTES + 8 * s.flush.listed.len();

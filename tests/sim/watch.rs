@@ -42,6 +42,8 @@ pub struct Watch {
     /// Data syncs that began when nothing of the ending epoch was unwritten or under way.
     clean_syncs: HashSet<u64>,
     data_synced: bool,
+    /// The sync of the data device under way.
+    syncing: Option<u64>,
     pub checkpoints: u64,
     pub data_writes: u64,
 }
@@ -65,6 +67,7 @@ impl Watch {
             writing: HashMap::new(),
             clean_syncs: HashSet::new(),
             data_synced: false,
+            syncing: None,
             checkpoints: 0,
             data_writes: 0,
         };
@@ -164,6 +167,8 @@ impl Watch {
         let epoch = self.superblock.epoch;
         match device {
             Device::Data => {
+                // A write-back error is told to one sync only: two at a time, and the other would not know.
+                assert!(self.syncing.replace(op).is_none(), "a sync of the data device beside another");
                 let unsent = self.logged.values().flatten().any(|e| *e == epoch);
                 if !unsent && !self.writing.values().any(|e| *e == epoch) {
                     self.clean_syncs.insert(op);
@@ -178,6 +183,9 @@ impl Watch {
     }
 
     fn sync_ends(&mut self, op: u64, device: Device) {
+        if device == Device::Data {
+            assert_eq!(self.syncing.take(), Some(op));
+        }
         match device {
             Device::Data if self.stage == Stage::Idle => self.data_synced |= self.clean_syncs.remove(&op),
             Device::Meta if self.stage == Stage::Syncing(op) => self.stage = Stage::Synced,
