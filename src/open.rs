@@ -11,7 +11,7 @@ use crate::{
     recovery::{follow, settle},
     superblocks::{Newest, meta_error, read_copies, write_both, write_copy},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
 
 /// Whether anything may be written.
@@ -75,7 +75,7 @@ pub struct CopyDump {
 pub const MAX_REPORTED_BLOCKS: usize = 1000;
 
 /// What recovery found, for status and the daemon's log.
-#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct RecoveryReport {
     /// Records followed in the log.
     pub records: u64,

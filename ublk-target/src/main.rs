@@ -12,6 +12,7 @@ mod failure;
 mod key;
 mod offline;
 mod os;
+mod report;
 mod ring;
 mod size;
 mod ublk;

@@ -6,6 +6,7 @@ use crate::{
     failure::{Exit, Failure, Outcome},
     key::KeyArgs,
     offline::Offline,
+    report,
 };
 use serde::Serialize;
 use ublk_integrity::{
@@ -56,12 +57,7 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn print(report: &CheckReport, recovery: &RecoveryReport, block_size: u64) {
-    if recovery.records > 0 {
-        println!(
-            "log: {} records, {} blocks: {} settled, {} older, {} corrupt, {} unreadable",
-            recovery.records, recovery.blocks, recovery.settled, recovery.older, recovery.corrupt, recovery.unreadable
-        );
-    }
+    report::recovery(recovery).iter().for_each(|line| println!("{line}"));
     for run in &report.bad_runs {
         let (first, count) = (run.range.first.0 * block_size, run.range.count * block_size);
         println!("bad: blocks {} (bytes {first}..{}): {}", run.range, first + count, run.reason);

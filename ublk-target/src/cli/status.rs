@@ -3,6 +3,7 @@
 use crate::{
     daemon::{control, state::State},
     failure::{Exit, Failure, Outcome},
+    report,
     size::Size,
 };
 use serde_json::Value;
@@ -55,16 +56,16 @@ const LINES: &[(&str, &str)] = &[
         "log",
         "{log_used:size} of {log_size:size} in use, {log_records} records written; {pending_tags} tags pending, {checkpoints} checkpoints",
     ),
-    ("recovery", "{recovery}"),
     ("memory", "{daemon_memory_bytes:size}"),
 ];
 
 fn print(status: &Value) {
     let mut shown = status.clone();
     shown["state"] = state(status).into();
-    shown["recovery"] = recovery(&status["recovery"]).into();
     let lines = LINES.iter().filter(|(what, _)| *what != "metadata" || status["meta"].is_string());
     lines.for_each(|(what, template)| println!("{what:<10}{}", fill(template, &shown)));
+    let found = serde_json::from_value(status["recovery"].clone()).unwrap_or_default();
+    report::recovery(&found).iter().for_each(|line| println!("{line}"));
 }
 
 fn fill(template: &str, values: &Value) -> String {
@@ -90,22 +91,6 @@ fn state(status: &Value) -> String {
         Some("fail") | None => access,
         Some(other) => format!("{access}; ON MISMATCH: {other}"),
     }
-}
-
-fn recovery(report: &Value) -> String {
-    let number = |name: &str| report[name].as_u64().unwrap_or(0);
-    if number("records") == 0 {
-        return "nothing was left in the log".into();
-    }
-    format!(
-        "{} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable",
-        number("records"),
-        number("blocks"),
-        number("settled"),
-        number("older"),
-        number("corrupt"),
-        number("unreadable")
-    )
 }
 
 #[cfg(test)]

@@ -55,12 +55,17 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts the thread that writes.
-    pub fn start(sink: Sink) -> std::io::Result<Self> {
+    /// Starts the thread that writes, `first` where nobody has been told it yet.
+    pub fn start(sink: Sink, first: Vec<String>) -> io::Result<Self> {
         let (events, receiver) = crossbeam_channel::bounded(CAPACITY);
         let dropped = Arc::new(AtomicU64::new(0));
         let seen = Arc::clone(&dropped);
-        named("log").spawn(move || write_lines(&receiver, &sink, &seen))?;
+        named("log").spawn(move || {
+            if !matches!(sink, Sink::Stderr) {
+                first.iter().for_each(|line| sink.line(line));
+            }
+            write_lines(&receiver, &sink, &seen);
+        })?;
         Ok(Self { events, dropped })
     }
 

@@ -1,0 +1,71 @@
+//! What recovery found, in lines for people: the same words at `add`, in the system log, in `status` and `check`.
+
+use ublk_integrity::open::RecoveryReport;
+
+/// Blocks that a line names one by one.
+const NAMED: usize = 20;
+
+/// One line each; none where there was nothing to recover.
+pub fn recovery(report: &RecoveryReport) -> Vec<String> {
+    let mut lines = Vec::new();
+    if report.superblock_repaired {
+        lines.push("one superblock copy was damaged; the other is good".into());
+    }
+    if report.records == 0 {
+        return lines;
+    }
+    lines.push(format!(
+        "recovery: {} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable",
+        report.records, report.blocks, report.settled, report.older, report.corrupt, report.unreadable
+    ));
+    for (what, count, blocks) in [
+        ("writes that never arrived, and were never flushed", report.older, &report.older_blocks),
+        ("corrupt, lost or rolled back", report.corrupt, &report.corrupt_blocks),
+        ("unreadable", report.unreadable, &report.unreadable_blocks),
+    ] {
+        if count > 0 {
+            lines.push(format!("recovery: {what}: {}", named(count, blocks)));
+        }
+    }
+    if report.pages_lost > 0 {
+        lines.push(format!(
+            "recovery: {} damaged metadata pages were lost; what hangs on them reads as errors",
+            report.pages_lost
+        ));
+    }
+    lines
+}
+
+fn named(count: u64, blocks: &[u64]) -> String {
+    let shown = &blocks[..blocks.len().min(NAMED)];
+    let names = shown.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    match count - shown.len() as u64 {
+        0 => format!("blocks {names}"),
+        more => format!("blocks {names} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_named_up_to_a_limit() {
+        assert!(recovery(&RecoveryReport::default()).is_empty());
+        let corrupt_blocks: Vec<u64> = (100..150).collect();
+        let report = RecoveryReport {
+            records: 3,
+            blocks: 52,
+            settled: 1,
+            older: 1,
+            older_blocks: vec![7],
+            corrupt: 50,
+            corrupt_blocks,
+            ..Default::default()
+        };
+        let lines = recovery(&report);
+        assert_eq!(lines.len(), 3);
+        assert!(lines[1].ends_with("never flushed: blocks 7"), "{}", lines[1]);
+        assert!(lines[2].ends_with("118, 119 and 30 more"), "{}", lines[2]);
+    }
+}
