@@ -7,7 +7,7 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     ublk,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// End a device: returns when its daemon is gone, the volume is clean and the node removed
 #[derive(clap::Args)]
@@ -25,6 +25,8 @@ pub struct Args {
 
 /// How long the requests under way, the last checkpoint and the removal of the node may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a deletion may take once the last opener is gone.
+const DELETE_PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn run(args: &Args) -> Outcome {
     let states = match args.number {
@@ -42,6 +44,14 @@ pub fn run(args: &Args) -> Outcome {
 
 fn end(state: &State, force: bool) -> Outcome {
     let id = state.id;
+    if !is_ours(state) {
+        // Somebody else's tool has deleted it, and the number has gone to another device.
+        state.remove();
+        return Err(Failure::new(
+            Exit::Device,
+            format_args!("/dev/ublkb{id} is another program's by now; nothing done"),
+        ));
+    }
     if !force && users::has_users(&ublk::block_path(id)) {
         let message =
             format!("/dev/ublkb{id} is open or mounted: unmount it, or use --force and lose what is not written yet");
@@ -55,12 +65,48 @@ fn end(state: &State, force: bool) -> Outcome {
             return Err(Failure::new(Exit::Busy, message));
         }
     }
-    // Deleted by its daemon already, unless that was killed.
-    ublk::delete(id)?;
-    state.remove();
-    if State::all().iter().any(|other| other.is_alive() && other.settings.shares_devices(&state.settings)) {
-        return Ok(());
+    let ended = remove_remains(state)?;
+    if !State::all().iter().any(|other| other.is_alive() && other.settings.shares_devices(&state.settings)) {
+        // I/O that a killed daemon left behind may hold the locks yet.
+        Backings::wait_until_free(&state.settings.data, state.settings.meta.as_deref())?;
     }
-    // I/O that a killed daemon left behind may hold the locks yet.
-    Backings::wait_until_free(&state.settings.data, state.settings.meta.as_deref())
+    match ended {
+        Some(why) => {
+            let message = format!(
+                "/dev/ublkb{id} is gone, but the volume was not closed in good order: {why}. What was synced is safe; the next `add` recovers"
+            );
+            Err(Failure::new(Exit::Device, message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Takes away what a daemon left that is dead now: nothing where it ended in good order. The device's number may
+/// belong to somebody else already. Returns what the daemon said of its end, if it was not in order.
+fn remove_remains(state: &State) -> Outcome<Option<String>> {
+    let id = state.id;
+    let left = State::load(id).ok().filter(|now| now.pid == state.pid);
+    // A daemon that had time to say how it ended has deleted its device too.
+    if left.as_ref().is_some_and(|left| left.ended.is_none()) && is_ours(state) {
+        ublk::delete(id);
+    }
+    let deadline = Instant::now() + DELETE_PATIENCE;
+    while ublk::exists(id) && is_ours(state) && !has_successor(state) {
+        if Instant::now() > deadline {
+            let message = format!("/dev/ublkb{id} is still held open; it goes when its last user closes it");
+            return Err(Failure::new(Exit::Busy, message));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    state.remove();
+    Ok(left.and_then(|left| left.ended))
+}
+
+/// Whether the kernel's device of this number can be the one that this daemon served.
+fn is_ours(state: &State) -> bool {
+    ublk::daemon_of(state.id).is_none_or(|pid| pid == state.pid)
+}
+
+fn has_successor(state: &State) -> bool {
+    State::load(state.id).is_ok_and(|now| now.pid != state.pid)
 }

@@ -7,7 +7,7 @@ use nix::{
     sched::{CloneFlags, unshare},
     sys::mman::{MlockAllFlags, mlockall},
 };
-use std::fs;
+use std::{fs, path::Path};
 
 /// Before any thread is started, for threads inherit it.
 pub fn before_threads(mut warn: impl FnMut(String)) {
@@ -47,7 +47,10 @@ fn leave_mounts() -> Result<(), String> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).map_err(|e| e.to_string())?;
     let mounts = fs::read_to_string("/proc/self/mounts").map_err(|e| e.to_string())?;
+    let mapped = fs::read_to_string("/proc/self/maps").map_err(|e| e.to_string())?;
     let mut points: Vec<String> = mounts.lines().filter_map(block_mount_point).collect();
+    // What this program was loaded from stays in reach: a stop runs it once more.
+    points.retain(|point| !holds_a_mapped_file(point, &mapped));
     // The innermost first.
     points.reverse();
     for point in points {
@@ -64,6 +67,12 @@ fn block_mount_point(line: &str) -> Option<String> {
     (source.starts_with("/dev/") && point != "/").then(|| unescape(point))
 }
 
+/// Whether a file that is mapped into this process (lines of /proc/self/maps) lies below a mount point.
+fn holds_a_mapped_file(point: &str, maps: &str) -> bool {
+    let files = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
+    files.into_iter().any(|file| Path::new(file).starts_with(point))
+}
+
 /// Undoes the octal escapes of blanks, tabs, newlines and backslashes.
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
@@ -78,5 +87,12 @@ mod tests {
         assert_eq!(block_mount_point("/dev/sda1 /mnt/a\\040b ext4 rw 0 0"), Some("/mnt/a b".into()));
         assert_eq!(block_mount_point("/dev/sda1 / ext4 rw 0 0"), None);
         assert_eq!(block_mount_point("proc /proc proc rw 0 0"), None);
+    }
+
+    #[test]
+    fn the_mount_that_the_program_was_loaded_from_stays() {
+        let maps = "55d0-55d1 r-xp 00002000 fe:00 1234    /usr/bin/ublk-integrity\n7f00-7f01 rw-p 00000000 00:00 0\n";
+        assert!(holds_a_mapped_file("/usr", maps));
+        assert!(!holds_a_mapped_file("/us", maps) && !holds_a_mapped_file("/mnt", maps));
     }
 }

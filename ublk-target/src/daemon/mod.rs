@@ -18,10 +18,11 @@ mod workers;
 
 use crate::{
     checkpoints::Stop,
+    cli::stop,
     device::{Backings, DYING, Use, stack},
     failure::{Context, Exit, Failure, Outcome},
     offline::{Offline, random},
-    os,
+    os, report,
     ublk::{self, BlockShift, Device, Shape, Shared},
 };
 use endings::{Watchdog, abort_on_panic, block_stop_signals, stop_on_signals};
@@ -30,11 +31,11 @@ use log::{Event, Log, Sink};
 use nix::sys::signal::SigSet;
 use serde_json::{Value, json};
 use settings::Settings;
-use state::State;
+use state::{Identity, OwnState, State};
 use std::{process, sync::Arc, time::Duration};
 use ublk_integrity::{
     HintReceiver, MasterKey, Volume, hints,
-    open::{Access, OpenOptions, RecoveryReport, open},
+    open::{Access, OpenOptions, open},
 };
 use workers::PREFETCH_LANES;
 
@@ -61,6 +62,7 @@ fn serve(settings: Settings, origin: Origin, key: &MasterKey, reporter: &Arc<Rep
     os::ignore_closed_pipes();
     let signals = block_stop_signals()?;
     let purpose = if settings.read_only { Use::Shared } else { Use::Exclusive };
+    refuse_foreign_device(origin)?;
     refuse_own_stack(&settings, origin)?;
     let patience = patience(&settings, origin)?;
     let backings = Backings::open(&settings.data, settings.meta.as_deref(), purpose, patience)?;
@@ -73,11 +75,15 @@ fn serve(settings: Settings, origin: Origin, key: &MasterKey, reporter: &Arc<Rep
     harden::before_threads(|warning| reporter.warn(&warning));
 
     let opened = open_volume(&settings, key, backings)?;
+    let identity = Identity::of(opened.volume.info());
+    refuse_other_volume(&settings, origin, &identity)?;
     let (_, memory) = settings::memory_line(&settings, opened.volume.memory_bytes());
     reporter.info(&memory);
-    tell_recovery(opened.volume.recovery(), reporter);
-    opened.volume.warnings().iter().for_each(|warning| reporter.warn(warning));
-    let log = Log::start(sink).doing("can't start the log thread")?;
+    let findings = report::recovery(opened.volume.recovery());
+    for finding in findings.iter().chain(opened.volume.warnings()) {
+        reporter.warn(finding);
+    }
+    let log = Log::start(sink, findings).doing("can't start the log thread")?;
     let stop = Arc::new(Stop::default());
     let checkpoints = workers::start_checkpoints(&opened.volume, &opened.backings, &stop, &log, settings.verbose)
         .doing("can't start the checkpoint thread")?;
@@ -94,19 +100,56 @@ fn serve(settings: Settings, origin: Origin, key: &MasterKey, reporter: &Arc<Rep
         log: log.clone(),
     });
     let shape = shape(&settings, origin, info.size);
-    let served = serve_device(settings, origin, shape, &opened.backings, &shared, reporter, signals);
+    let what = Served { settings, volume: identity, origin };
+    let served = serve_device(what, shape, &opened.backings, &shared, reporter, signals);
 
     stop.set();
     let last = checkpoints.join().unwrap_or_else(|_| process::abort());
     let (device, state) = served?;
-    if let Err(latched) = last {
-        log.tell(Event::Latched(latched));
-        log.drain();
-    }
     // The node goes only now: whoever waits for it finds a clean superblock.
     drop(device);
-    state.retire();
+    match last {
+        Ok(()) => state.retire(),
+        Err(latched) => {
+            state.ended(&latched.to_string());
+            log.tell(Event::Latched(latched));
+            log.drain();
+        }
+    }
     Ok(last?)
+}
+
+/// A device that waits for a daemon holds requests for one volume. The paths that led to it may lead to another by now.
+fn refuse_other_volume(settings: &Settings, origin: Origin, found: &Identity) -> Outcome {
+    let Origin::Recovered(number) = origin else { return Ok(()) };
+    let expected = State::load(number)?.volume;
+    if expected == *found {
+        return Ok(());
+    }
+    let message = format!(
+        "/dev/ublkb{number} is of volume {}, {} now holds {} ({} bytes in blocks of {}): nothing done",
+        expected.uuid,
+        settings.data.display(),
+        found.uuid,
+        found.size,
+        found.block_size
+    );
+    Err(Failure::new(Exit::Device, message))
+}
+
+/// The number may have gone to another program's device since. (Asked here, not in the command that forked us: libublk's
+/// ring must not be shared by two processes.)
+fn refuse_foreign_device(origin: Origin) -> Outcome {
+    let Origin::Recovered(number) = origin else { return Ok(()) };
+    let state = State::load(number)?;
+    match ublk::daemon_of(number).filter(|pid| *pid != state.pid) {
+        Some(pid) => {
+            let message =
+                format!("device {number} is served by another program (pid {pid}) by now: `add` makes a new one");
+            Err(Failure::new(Exit::Device, message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A recovered device exists already: its devices may lie on it by now.
@@ -186,40 +229,71 @@ fn shape(settings: &Settings, origin: Origin, size: u64) -> Shape {
     }
 }
 
-/// Adds and starts the device, and serves it until it is stopped.
-fn serve_device(
+/// What is served, and where it comes from.
+struct Served {
     settings: Settings,
+    volume: Identity,
     origin: Origin,
+}
+
+/// Adds and starts the device, and serves it until it is stopped.
+///
+/// A new device that can't be started goes again. One that waits for a daemon stays as it is: all that may fail
+/// is done before it is touched.
+fn serve_device(
+    what: Served,
     shape: Shape,
     backings: &Backings,
     shared: &Arc<Shared>,
     reporter: &Arc<Reporter>,
     signals: SigSet,
-) -> Outcome<(Device, state::OwnState)> {
-    let adding = Watchdog::start("ADD_DEV", reporter);
+) -> Outcome<(Device, OwnState)> {
+    ublk::secure_run_folder().doing("can't make libublk's folder safe")?;
+    let origin = what.origin;
+    let adding = Watchdog::start("ADD_DEV", reporter, || {});
     let device = match origin {
         Origin::New(_) => Device::add(shape)?,
         Origin::Recovered(number) => Device::recover(number, shape)?,
     };
     adding.disarm();
-    let number = device.number();
-    let state = State { id: number, pid: process::id(), settings };
-    let own_state = state.publish()?;
+    let state =
+        State { id: device.number(), pid: process::id(), volume: what.volume, ended: None, settings: what.settings };
+    let own_state = state.clone().publish()?;
+    match start_and_serve(&device, origin, state, backings, shared, reporter, signals) {
+        Ok(()) => Ok((device, own_state)),
+        Err(failure) => {
+            if matches!(origin, Origin::New(_)) {
+                own_state.retire();
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn start_and_serve(
+    device: &Device,
+    origin: Origin,
+    state: State,
+    backings: &Backings,
+    shared: &Arc<Shared>,
+    reporter: &Arc<Reporter>,
+    signals: SigSet,
+) -> Outcome {
+    let number = state.id;
     let answers = Answers { state, shared: Arc::clone(shared) };
     control::serve(number, move || answers.status()).doing("can't open the control socket")?;
     stop_on_signals(number, signals).doing("can't start the signal thread")?;
-
-    let starting = Watchdog::start("START_DEV", reporter);
+    let starting = Watchdog::start("START_DEV", reporter, move || {
+        if matches!(origin, Origin::New(_)) {
+            // From outside: this process is about to end.
+            let _ = stop::start_forced_del(number);
+        }
+    });
     let reporter = Arc::clone(reporter);
-    let ended = device.run(&backings.fds(), shared, move || {
+    device.run(&backings.fds(), shared, move || {
         starting.disarm();
         reporter.live(number);
-    });
-    if let Err(failure) = ended {
-        own_state.retire();
-        return Err(failure);
-    }
-    Ok((device, own_state))
+    })
 }
 
 /// What the control socket answers.
@@ -243,23 +317,5 @@ impl Answers {
             }
         }
         all
-    }
-}
-
-fn tell_recovery(report: &RecoveryReport, reporter: &Reporter) {
-    if report.superblock_repaired {
-        reporter.warn("one superblock copy was damaged; the other is good");
-    }
-    if report.records > 0 {
-        reporter.info(&format!(
-            "recovery: {} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable",
-            report.records, report.blocks, report.settled, report.older, report.corrupt, report.unreadable
-        ));
-    }
-    if report.corrupt > 0 {
-        reporter.warn(&format!("corrupt, lost or rolled back: blocks {:?}", report.corrupt_blocks));
-    }
-    if report.unreadable > 0 {
-        reporter.warn(&format!("unreadable: blocks {:?}", report.unreadable_blocks));
     }
 }

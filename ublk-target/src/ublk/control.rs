@@ -9,11 +9,13 @@ use libublk::{
     sys,
 };
 use std::{
-    io,
-    os::fd::RawFd,
+    fs, io,
+    os::{fd::RawFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 const CONTROL: &str = "/dev/ublk-control";
@@ -21,8 +23,9 @@ const CONTROL: &str = "/dev/ublk-control";
 const TARGET_NAME: &str = "integrity";
 /// Largest discard and write-zeroes request, in sectors: 1 GiB. It costs one log entry, whatever its length.
 const MAX_ZEROES_SECTORS: u32 = 1 << 21;
-/// How long a deletion may take once the last opener is gone.
-const DELETE_PATIENCE: Duration = Duration::from_secs(30);
+/// What is being done when a device gets a new daemon.
+const TAKE_OVER: &str = "can't take the device over";
+const NOT_TWICE: i32 = -libc::EINVAL;
 
 /// What the kernel is told about a device.
 #[derive(Clone, Debug)]
@@ -45,10 +48,15 @@ pub struct Shape {
     pub recovery: bool,
 }
 
-/// A device that has been added, not yet started.
+/// A device that has been added, not yet started; or one that waits for a daemon.
 pub struct Device {
     ctrl: UblkCtrl,
     shape: Shape,
+    /// One that waits for a daemon: requests are in it.
+    recovers: bool,
+    /// What becomes of it when this is dropped. A device that waits is kept until it has been served: its next
+    /// daemon may fare better.
+    keep: AtomicBool,
 }
 
 impl Device {
@@ -59,18 +67,25 @@ impl Device {
             .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
             .build()
             .map_err(|e| failure("the kernel refuses to add a ublk device", &e))?;
-        Ok(Self { ctrl, shape })
+        Ok(Self { ctrl, shape, recovers: false, keep: AtomicBool::new(false) })
     }
 
-    /// Takes over device `number`, whose daemon is dead. Its requests wait until [`run`](Self::run).
+    /// Device `number`, whose daemon is dead. Nothing happens to it before [`run`](Self::run).
     pub fn recover(number: u32, shape: Shape) -> Outcome<Self> {
         let ctrl = builder(&shape)
             .id(number as i32)
             .dev_flags(UblkFlags::UBLK_DEV_F_RECOVER_DEV)
             .build()
-            .map_err(|e| failure("can't take the device over", &e))?;
-        ctrl.start_user_recover().map_err(|e| failure("can't take the device over", &e))?;
-        Ok(Self { ctrl, shape })
+            .map_err(|e| failure(TAKE_OVER, &e))?;
+        Ok(Self { ctrl, shape, recovers: true, keep: AtomicBool::new(true) })
+    }
+
+    fn begin_recovery(&self) -> Outcome {
+        match self.ctrl.start_user_recover() {
+            // Begun already, by a daemon that went no further: the kernel says so with "invalid argument".
+            Ok(_) | Err(UblkError::UringIOError(NOT_TWICE) | UblkError::OtherError(NOT_TWICE)) => Ok(()),
+            Err(e) => Err(failure(TAKE_OVER, &e)),
+        }
     }
 
     /// The device's number.
@@ -81,6 +96,9 @@ impl Device {
     /// Starts the device, calls `live`, and serves requests until it is stopped. `fds` get registered in each queue's
     /// ring from number 1 on.
     pub fn run(&self, fds: &[RawFd], shared: &Arc<Shared>, live: impl FnOnce() + Send + Sync + 'static) -> Outcome {
+        if self.recovers {
+            self.begin_recovery()?;
+        }
         let for_queues = Arc::clone(shared);
         self.ctrl
             .run_target(
@@ -92,14 +110,17 @@ impl Device {
                 move |_| live(),
             )
             .map_err(|e| failure("can't start the device", &e))?;
+        self.keep.store(false, Ordering::SeqCst);
         Ok(())
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // libublk would delete only what it has added, and wait for the last opener.
-        let _ = delete_without_waiting(&self.ctrl);
+        if !self.keep.load(Ordering::SeqCst) {
+            // libublk would delete only what it has added, and wait for the last opener.
+            let _ = delete_without_waiting(&self.ctrl);
+        }
     }
 }
 
@@ -173,25 +194,40 @@ pub fn stop(number: u32) -> Outcome {
     Ok(())
 }
 
-/// Deletes a device that has no daemon, and waits until it is gone. One that is gone already is fine.
-pub fn delete(number: u32) -> Outcome {
-    if exists(number) {
-        // Whatever fails here fails because the device is going, or shows below.
-        if let Ok(ctrl) = UblkCtrl::new_simple(number as i32) {
-            let _ = ctrl.kill_dev();
-            let _ = delete_without_waiting(&ctrl);
-        }
+/// Asks the kernel to delete a device that has no daemon. One that is gone already is fine.
+pub fn delete(number: u32) {
+    // Whatever fails here fails because the device is going.
+    if let Ok(ctrl) = UblkCtrl::new_simple(number as i32) {
+        let _ = ctrl.kill_dev();
+        let _ = delete_without_waiting(&ctrl);
     }
-    let deadline = Instant::now() + DELETE_PATIENCE;
-    while exists(number) {
-        if Instant::now() > deadline {
-            let message = format!("/dev/ublkb{number} is still held open; it goes when its last user closes it");
-            return Err(Failure::new(Exit::Busy, message));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
+
+/// The process that the kernel knows as the daemon of a device; `None` where it has none, or is gone.
+pub fn daemon_of(number: u32) -> Option<u32> {
+    // libublk prints a line of its own where its file is not there; a device without one is on its way out.
+    if !exists(number) || !Path::new(&format!("{}/{number:04}.json", UblkCtrl::run_dir())).exists() {
+        return None;
+    }
+    let ctrl = UblkCtrl::new_simple(number as i32).ok()?;
+    ctrl.read_dev_info().ok()?;
+    u32::try_from(ctrl.dev_info().ublksrv_pid).ok().filter(|pid| *pid > 0)
+}
+
+/// libublk keeps a file of its own for each device in a folder that it leaves writable for all. There, like in /tmp,
+/// nobody may put a link in the way of what root will write: the sticky bit makes the kernel see to it
+/// (`fs.protected_symlinks` and `protected_regular`, proc_sys_fs(5)).
+pub fn secure_run_folder() -> io::Result<()> {
+    let folder = UblkCtrl::run_dir();
+    fs::create_dir_all(&folder)?;
+    let mode = fs::metadata(&folder)?.permissions().mode();
+    match mode & (STICKY | 0o022) {
+        sticky if sticky & STICKY != 0 || sticky == 0 => Ok(()),
+        _ => fs::set_permissions(&folder, fs::Permissions::from_mode(0o777 | STICKY)),
+    }
+}
+
+const STICKY: u32 = 0o1000;
 
 /// Plain DEL_DEV waits in the kernel for the last opener, for ever if that is a mount. Kernels before 6.9 know only that.
 fn delete_without_waiting(ctrl: &UblkCtrl) -> Result<i32, UblkError> {

@@ -1,0 +1,48 @@
+#!/bin/bash
+# recover-refused - a recover that can't be done leaves the device, and the requests in it, for one that can
+# vm: limit=150
+. tests/vm/lib.sh
+format
+add
+mark_block "$disk" 5 before-the-daemon-died
+head -c 1M $data >/run/first-mib
+kill_daemon() { pid=$(daemon); kill -9 "$pid"; within 20 gone "$pid"; }
+kill_daemon
+step 'a request waits'
+mark_block "$disk" 6 written-while-nobody-served & waiting=$!
+sleep 1
+step 'another volume lies there by now'
+ui format --data $data --key-file $key --force >/dev/null
+refused 4 ui recover -n "$id"
+head -c 1M /run/first-mib | dd of=$data bs=1M conv=notrunc,fsync iflag=fullblock status=none
+step 'the wrong key'
+ui keygen /run/another-key
+refused 2 ui recover -n "$id" --key-file /run/another-key
+step 'what fails after the volume was opened'
+rm -f "/run/ublk-integrity/$id.sock"
+mkdir "/run/ublk-integrity/$id.sock"
+if ui recover -n "$id"; then die 'recovered without a control socket'; fi
+rmdir "/run/ublk-integrity/$id.sock"
+gone $waiting && die 'the waiting request has ended'
+step 'and one that can'
+ui recover -n "$id"
+wait $waiting || die 'the waiting request failed'
+[ "$(read_block "$disk" 5)" = ok ] && [ "$(read_block "$disk" 6)" = ok ] || die 'blocks 5 and 6'
+grep -aq written-while-nobody-served /run/block || die 'the waiting write is not there'
+remove
+
+step 'a device deleted behind our back, whose number is another program'\''s: nothing of it is touched'
+add --no-recovery
+kill_daemon
+within 20 test ! -e "$disk"
+"$ublk_integrity" del -n "$id" || true
+ui format --data /dev/vdb --key-file $key --force >/dev/null
+state=/run/ublk-integrity/$id.json
+add
+cp "$state" /run/own.json
+jq '.pid = 1' /run/own.json >"$state"
+refused 4 ui del -n "$id"
+[ -b "$disk" ] || die 'the device is gone'
+kill -TERM "$(jq .pid /run/own.json)"
+within 20 test ! -e "$disk"
+rm -f "$state" "/run/ublk-integrity/$id.sock"
