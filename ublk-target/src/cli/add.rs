@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(short, long, value_name = "N")]
     number: Option<u32>,
     #[command(flatten)]
-    sizes: SizeArgs,
+    pub sizes: SizeArgs,
     /// Do not load tag pages ahead of reads
     #[arg(long)]
     no_prefetch: bool,
@@ -65,8 +65,8 @@ pub struct SizeArgs {
     #[arg(long, value_name = "SIZE")]
     cache: Option<Size>,
     /// Largest request [default: 512K]
-    #[arg(long, value_name = "SIZE")]
-    max_io: Option<Size>,
+    #[arg(long, alias = "max_io_buf_bytes", value_name = "SIZE")]
+    pub max_io: Option<Size>,
 }
 
 /// All that a daemon needs to start.

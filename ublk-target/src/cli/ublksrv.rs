@@ -60,18 +60,24 @@ struct Standard {
     #[arg(long, value_name = "FD")]
     eventfd: Option<i32>,
     /// 0: end the device with its daemon
-    #[arg(short = 'r', long)]
+    #[arg(short = 'r', long = "user_recovery", alias = "user-recovery")]
     user_recovery: Option<u8>,
-    #[arg(short = 'i', long, hide = true)]
+    #[arg(short = 'i', long = "user_recovery_reissue", alias = "user-recovery-reissue", hide = true)]
     user_recovery_reissue: Option<u8>,
-    #[arg(short = 'e', long, hide = true)]
+    #[arg(short = 'e', long = "user_recovery_fail_io", alias = "user-recovery-fail-io", hide = true)]
     user_recovery_fail_io: Option<u8>,
-    #[arg(short = 'u', long, hide = true)]
+    #[arg(short = 'u', long = "uring_comp", alias = "uring-comp", hide = true)]
     uring_comp: Option<u8>,
-    #[arg(short = 'g', long, hide = true)]
+    #[arg(short = 'g', long = "need_get_data", alias = "need-get-data", hide = true)]
     need_get_data: Option<u8>,
-    #[arg(short = 'z', long, hide = true)]
+    #[arg(short = 'z', long = "zerocopy", aliases = ["zero_copy", "zero-copy"], hide = true)]
     zero_copy: bool,
+    #[arg(short = 'T', long = "threads_per_queue", hide = true)]
+    threads_per_queue: Option<u16>,
+    #[arg(short = 'S', long = "seq_tags", hide = true)]
+    seq_tags: bool,
+    #[arg(short = 'b', long = "batch-io", hide = true)]
+    batch_io: bool,
     #[arg(long = "debug_mask", hide = true)]
     debug_mask: Option<String>,
     #[arg(long, hide = true)]
@@ -144,6 +150,7 @@ fn eventfd(args: &[OsString]) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::size::Size;
 
     fn args(text: &str) -> Vec<OsString> {
         text.split(' ').map(OsString::from).collect()
@@ -162,6 +169,20 @@ mod tests {
         Cli::command().debug_assert();
         let line = "ublk.integrity add -t integrity -n 3 -q 2 -d 64 -u 0 -g 0 -r 1 -i 1 -e 0 -z --debug_mask 0x1 --data a --key-file k --eventfd 5";
         assert!(Cli::try_parse_from(args(line)).is_ok());
+    }
+
+    #[test]
+    fn the_tools_long_options_are_understood_as_it_spells_them() {
+        let line = "ublk.integrity add --type integrity --number 3 --queues 2 --depth 64 --uring_comp 0 --need_get_data 0 --user_recovery 0 --user_recovery_reissue 1 --user_recovery_fail_io 0 --zerocopy --threads_per_queue 1 --seq_tags --debug_mask 0x1 --unprivileged --usercopy --quiet --foreground --max_io_buf_bytes 1048576 --data a --key-file k --eventfd 5";
+        let Ok(Cli { command: Command::Add { args: add, standard } }) = Cli::try_parse_from(args(line)) else {
+            panic!("{line}")
+        };
+        assert_eq!(standard.user_recovery, Some(0));
+        assert_eq!(add.sizes.max_io, Some(Size(1 << 20)));
+        for spelling in ["--zero_copy", "--zero-copy", "--user-recovery 0", "--max-io 1M"] {
+            let line = format!("ublk.integrity add {spelling} --data a --key-file k");
+            assert!(Cli::try_parse_from(args(&line)).is_ok(), "{line}");
+        }
     }
 
     #[test]
