@@ -32,7 +32,8 @@ pub struct Settings {
     pub read_only: bool,
     /// Whether checkpoints are logged too.
     pub verbose: bool,
-    /// Whether the device waits for a new daemon when this one dies.
+    /// Whether the device waits for a new daemon when this one dies. `status` has a report named `recovery`.
+    #[serde(rename = "user_recovery", alias = "recovery")]
     pub recovery: bool,
 }
 
