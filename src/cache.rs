@@ -68,6 +68,11 @@ impl Cache {
         }
     }
 
+    /// The most memory that a cache of `bytes` bytes of pages takes.
+    pub(crate) fn most_memory_bytes(bytes: u64) -> u64 {
+        bytes.saturating_add(bytes / PAGE_BYTES as u64 * (size_of::<Frame>() as u64 + 1))
+    }
+
     /// Bytes of memory taken.
     pub(crate) fn memory_bytes(&self) -> u64 {
         (self.words.len() * 8 + self.frames.len() * size_of::<Frame>() + self.hands.len()) as u64

@@ -83,4 +83,4 @@ pub use open::{Access, OpenOptions};
 pub use slot::Slot;
 pub use storage::{Device, Durability, Errno, Geometry, Storage};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
-pub use volume::{OnMismatch, Status, Volume};
+pub use volume::{OnMismatch, Status, Volume, most_memory_bytes};

@@ -64,6 +64,11 @@ impl PendingSet {
         }
     }
 
+    /// The memory of a set for so many tags and runs.
+    pub(crate) fn memory_bytes_for(tags: usize, runs: usize) -> u64 {
+        ((tags * 2).next_power_of_two() * size_of::<Entry>() + tags * 8 + runs * size_of::<ZeroRun>()) as u64
+    }
+
     pub(crate) fn memory_bytes(&self) -> u64 {
         (self.table.len() * size_of::<Entry>()
             + self.used.len() * 8

@@ -213,6 +213,24 @@ impl Volume {
     }
 }
 
+/// The most memory that a volume takes, whatever its geometry, when opened with this much of `cache_bytes`, `max_slots`
+/// and `max_request_bytes` in its [`OpenOptions`]: for deciding before anything is taken. Too much for 64 bits is
+/// `u64::MAX`.
+pub fn most_memory_bytes(cache_bytes: u64, max_slots: usize, max_request_bytes: usize) -> u64 {
+    let layout = Layout::most_demanding();
+    let max_tags = max_pending_tags(&layout);
+    // And the slot of recovery.
+    let slots = max_slots.saturating_add(1);
+    let max_blocks = max_request_bytes / layout.block_size as usize;
+    let slot = Slot::memory_bytes(max_blocks, layout.levels());
+    (slots as u64)
+        .saturating_mul(slot)
+        .saturating_add(Log::memory_bytes_for(layout.max_record(), slots))
+        .saturating_add(2 * PendingSet::memory_bytes_for(max_tags, MAX_PENDING_RUNS))
+        .saturating_add(Scratch::memory_bytes(&layout, max_tags, MAX_PENDING_RUNS))
+        .saturating_add(Cache::most_memory_bytes(cache_bytes))
+}
+
 fn max_pending_tags(layout: &Layout) -> usize {
     layout.blocks.min(MAX_PENDING_TAGS) as usize
 }

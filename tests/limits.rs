@@ -75,6 +75,21 @@ fn smallest_and_largest_volumes_with_every_block_size() {
 }
 
 #[test]
+fn no_volume_takes_more_memory_than_was_foretold() {
+    let options = OpenOptions { cache_bytes: 1 << 20, max_slots: 40, max_request_bytes: 512 << 10, ..options() };
+    let most = ublk_integrity::most_memory_bytes(options.cache_bytes, options.max_slots, options.max_request_bytes);
+    for (block_size, size) in [(4096, 1 << 20), (4096, 64 * TIB), (512, 1 << 20), (512, 64 * TIB)] {
+        let format = FormatOptions { log_size: None, ..sized(block_size, size) };
+        let takes = Lab::new(&format, &options).volume.memory_bytes();
+        assert!(takes <= most, "{size} bytes in blocks of {block_size}: {takes} of {most}");
+        if (block_size, size) == (512, 64 * TIB) {
+            assert!(takes + (1 << 20) > most, "the worst is no worse than that: {takes} of {most}");
+        }
+    }
+    assert_eq!(ublk_integrity::most_memory_bytes(u64::MAX, 1 << 24, 32 << 20), u64::MAX);
+}
+
+#[test]
 fn discarding_64_tib_is_a_few_entries_and_a_few_pages() {
     for block_size in [512, 4096] {
         let mut lab = Lab::new(&sized(block_size, 64 * TIB), &options());

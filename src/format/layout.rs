@@ -88,6 +88,11 @@ impl Layout {
         fits(low)
     }
 
+    /// The one that takes the most memory: the most blocks, the deepest tree.
+    pub(crate) fn most_demanding() -> Self {
+        Self { block_size: 512, blocks: MAX_VOLUME / 512, log_size: MAX_LOG, separate_meta: false }
+    }
+
     /// Usable bytes.
     pub(crate) fn size(&self) -> u64 {
         self.blocks * u64::from(self.block_size)

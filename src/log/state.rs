@@ -184,9 +184,14 @@ impl Log {
         Self { config, state: Mutex::new(state) }
     }
 
-    pub(crate) fn memory_bytes(&self) -> u64 {
+    /// The memory of a log with records of at most `max_record` bytes.
+    pub(crate) fn memory_bytes_for(max_record: usize, max_slots: usize) -> u64 {
         let per_slot = size_of::<(Seq, Epoch)>() + size_of::<(Waiting, Waker)>() + 32;
-        (2 * self.config.max_record + self.config.max_slots * per_slot) as u64
+        (2 * max_record + max_slots * per_slot) as u64
+    }
+
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        Self::memory_bytes_for(self.config.max_record, self.config.max_slots)
     }
 
     /// The most tags that one entry can carry: one record's worth, and no more than a set of pending tags holds.

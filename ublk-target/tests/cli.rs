@@ -13,6 +13,7 @@ use std::{
 const DONE: i32 = 0;
 const ARGUMENTS: i32 = 1;
 const KEY: i32 = 2;
+const MEMORY: i32 = 3;
 const DEVICE: i32 = 4;
 const BUSY: i32 = 5;
 const INTEGRITY: i32 = 6;
@@ -402,6 +403,14 @@ fn the_benchmark_measures_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn more_memory_than_the_machine_has_is_exit_3() {
+    let f = Folder::with_volume();
+    for sizes in ["-q 4096 -d 4096 --max-io 32M", "--cache 100T", "--cache 1P", "--cache 16383P"] {
+        f.run(&format!("add --data disk --key-file key {sizes}")).expect(MEMORY).says("--cache");
+    }
+}
+
+#[test]
 fn without_ublk_add_says_what_to_do() {
     let f = Folder::with_volume();
     if Path::new("/dev/ublk-control").exists() {
@@ -410,6 +419,7 @@ fn without_ublk_add_says_what_to_do() {
     }
     f.run("add --data disk --key-file key").expect(DEVICE).says("modprobe");
     f.run("add --data disk --key-file key --foreground").expect(DEVICE);
+    f.run("add --data nowhere --key-file key").expect(DEVICE).says("nowhere");
     f.run("list").expect(DONE);
 }
 

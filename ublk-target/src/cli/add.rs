@@ -85,6 +85,8 @@ pub fn run(args: &Args) -> Outcome {
 
 /// Checks what can be checked before there is a daemon.
 pub fn prepare(args: &Args) -> Outcome<Start> {
+    let settings = settings(args, args.key.source()?)?;
+    settings.refuse_too_much_memory()?;
     ublk::need_driver()?;
     if let Some(number) = args.number.filter(|n| ublk::exists(*n)) {
         return Err(Failure::new(
@@ -92,9 +94,7 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
             format_args!("/dev/ublkb{number} exists: choose another number, or none"),
         ));
     }
-    let source = args.key.source()?;
-    let key = source.load()?;
-    let settings = settings(args, source)?;
+    let key = settings.key.load()?;
     if settings.on_mismatch == Mismatch::Fix {
         eprintln!(
             "ublk-integrity: warning: --on-mismatch fix accepts and signs whatever is found on the device: its integrity is lost, use it for rescue only"

@@ -1,9 +1,15 @@
 //! What a device was asked to be; kept in its state file, so that `recover` can ask for the same.
 
-use crate::{device::is_same_device, key::KeySource, size::Size};
+use super::workers::PREFETCH_LANES;
+use crate::{
+    device::is_same_device,
+    failure::{Exit, Failure, Outcome},
+    key::KeySource,
+    size::Size,
+};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use ublk_integrity::OnMismatch;
+use ublk_integrity::{OnMismatch, most_memory_bytes};
 
 /// Everything that `add` was told, the key excepted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,6 +50,26 @@ impl Settings {
         let others = all(other);
         all(self).iter().any(|a| others.iter().any(|b| is_same_device(a, b).unwrap_or(false)))
     }
+
+    /// Refuses what this machine's memory can't hold. Before anything is taken: an allocation that fails, or is killed
+    /// for, ends the process without a word.
+    pub fn refuse_too_much_memory(&self) -> Outcome {
+        self.refuse_more_memory_than(machine_memory())
+    }
+
+    fn refuse_more_memory_than(&self, machine: u64) -> Outcome {
+        let most = most_memory(self.queues, self.depth, self.max_io, self.cache);
+        if most <= machine {
+            return Ok(());
+        }
+        let message = format_args!(
+            "the daemon would take up to {} of memory, this machine has {}: lower --queues, --depth, --max-io or --cache",
+            Size(most),
+            Size(machine)
+        )
+        .to_string();
+        Err(Failure::new(Exit::Memory, message))
+    }
 }
 
 /// What a read does with a block that does not match its tag.
@@ -82,26 +108,49 @@ pub struct Defaults {
 /// Bytes of the largest request by default: what the kernel's own drivers ask for at least.
 pub const DEFAULT_MAX_IO: u32 = 512 << 10;
 
-/// Ring tables, stacks and code.
-const REST: u64 = 18 << 20;
-/// What log, pending tags and checkpoint take at most with the defaults.
-const LOG: u64 = 20 << 20;
+/// Code, and the tables and stacks of up to four queues.
+const CODE: u64 = 18 << 20;
+/// Stack of each further queue.
+const QUEUE: u64 = 2 << 20;
+/// Each request's room in the tables of its ring, and what aligns its buffer.
+const REQUEST: u64 = 8 << 10;
+
+/// What is neither request buffers nor the volume's.
+fn rest(queues: u16, depth: u16) -> u64 {
+    CODE + u64::from(queues.saturating_sub(4)) * QUEUE + requests(queues, depth) * REQUEST
+}
+
+fn requests(queues: u16, depth: u16) -> u64 {
+    u64::from(queues) * u64::from(depth)
+}
+
+/// What a daemon takes at most, whatever volume it opens: with blocks of 512 bytes and a deep tree it is most.
+fn most_memory(queues: u16, depth: u16, max_io: u32, cache: u64) -> u64 {
+    let requests = requests(queues, depth);
+    // Neither product comes near 64 bits; the cache may be anything.
+    let volume = most_memory_bytes(cache, requests as usize + PREFETCH_LANES, max_io as usize);
+    volume.saturating_add(requests * u64::from(max_io) + rest(queues, depth))
+}
 
 impl Defaults {
-    /// At most 1/8 of the machine's memory, from 512 MiB on: what [`LOG`] and [`REST`] leave of that goes to request
-    /// buffers by two thirds, to the cache by one.
+    /// At most 1/8 of the machine's memory, from 512 MiB on: what is left of that when nothing has been chosen goes to
+    /// requests by two thirds, to the cache by one.
     pub fn for_machine(memory: u64, cpus: usize, max_io: u32) -> Self {
-        let free = (memory / 8).saturating_sub(LOG + REST);
+        const LEAST_CACHE: u64 = 1 << 20;
+        let fixed = most_memory(0, 0, max_io, 0);
+        let free = (memory / 8).saturating_sub(fixed);
         let mut queues = cpus.clamp(1, 4) as u16;
         let mut depth: u16 = 128;
-        let buffers = |queues: u16, depth: u16| u64::from(queues) * u64::from(depth) * u64::from(max_io);
-        while buffers(queues, depth) > free / 3 * 2 && queues > 1 {
+        let taken = |queues: u16, depth: u16| most_memory(queues, depth, max_io, 0) - fixed;
+        while taken(queues, depth) > free / 3 * 2 && queues > 1 {
             queues -= 1;
         }
-        while buffers(queues, depth) > free / 3 * 2 && depth > 16 {
+        while taken(queues, depth) > free / 3 * 2 && depth > 8 {
             depth /= 2;
         }
-        Self { queues, depth, cache: (free / 3).min(memory / 32).clamp(4 << 20, 256 << 20) }
+        // The pages of a cache need a little more than their own size.
+        let left = free.saturating_sub(taken(queues, depth)) / 65 * 64;
+        Self { queues, depth, cache: left.min(memory / 32).clamp(LEAST_CACHE, 256 << 20) }
     }
 
     /// For the machine we run on.
@@ -123,9 +172,10 @@ pub fn machine_memory() -> u64 {
 /// What the daemon takes, for the line it prints at start.
 pub fn memory_line(settings: &Settings, volume_bytes: u64) -> (u64, String) {
     let (queues, depth, max_io) = (settings.queues, settings.depth, settings.max_io);
-    let buffers = u64::from(queues) * u64::from(depth) * u64::from(max_io);
+    let buffers = requests(queues, depth) * u64::from(max_io);
     let volume_rest = volume_bytes.saturating_sub(settings.cache);
-    let total = buffers + volume_bytes.max(settings.cache) + REST;
+    let rest = rest(queues, depth);
+    let total = buffers + volume_bytes.max(settings.cache) + rest;
     let line = format!(
         "memory: {} = {queues} queue{} × {depth} requests × {} + cache {} + log and pending tags {} + {}",
         Size(total),
@@ -133,7 +183,7 @@ pub fn memory_line(settings: &Settings, volume_bytes: u64) -> (u64, String) {
         Size(max_io.into()),
         Size(settings.cache),
         Size(volume_rest),
-        Size(REST)
+        Size(rest)
     );
     (total, line)
 }
@@ -144,15 +194,57 @@ mod tests {
 
     #[test]
     fn defaults_fit_an_eighth_of_any_machine() {
-        for megabytes in [512, 1024, 2048, 24 << 10, 1 << 20] {
+        for megabytes in [512, 700, 1024, 1500, 2048, 24 << 10, 1 << 20] {
             for cpus in [1, 2, 64] {
                 let memory = megabytes << 20;
                 let d = Defaults::for_machine(memory, cpus, DEFAULT_MAX_IO);
-                let buffers = u64::from(d.queues) * u64::from(d.depth) * u64::from(DEFAULT_MAX_IO);
-                assert!(buffers + d.cache + LOG + REST <= memory / 8, "{megabytes} MiB, {cpus} CPUs: {d:?}");
+                let most = most_memory(d.queues, d.depth, DEFAULT_MAX_IO, d.cache);
+                assert!(most <= memory / 8, "{megabytes} MiB, {cpus} CPUs: {d:?} take {most}");
             }
         }
         let big = Defaults::for_machine(16 << 30, 4, DEFAULT_MAX_IO);
         assert_eq!(big, Defaults { queues: 4, depth: 128, cache: 256 << 20 });
+    }
+
+    fn settings() -> Settings {
+        let json = serde_json::json!({
+            "data": "/dev/vda", "meta": null, "key": "stdin", "queues": 4, "depth": 128, "cache": 64 << 20,
+            "max_io": DEFAULT_MAX_IO, "prefetch": true, "on_mismatch": "fail", "discard": true, "read_only": false,
+            "verbose": false, "recovery": true,
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn the_settings_name_is_not_that_of_the_recovery_report() {
+        let now = serde_json::json!(settings());
+        assert_eq!((now.get("recovery"), &now["user_recovery"]), (None, &true.into()));
+        assert!(serde_json::from_value::<Settings>(now).unwrap().recovery, "and it is read back");
+    }
+
+    #[test]
+    fn more_memory_than_there_is_is_exit_3() {
+        let fits = |settings: Settings| settings.refuse_more_memory_than(1 << 30);
+        assert!(fits(settings()).is_ok());
+        let too_much = [
+            Settings { depth: 4096, max_io: 32 << 20, ..settings() },
+            Settings { queues: 4096, depth: 4096, max_io: 32 << 20, cache: 100 << 40, ..settings() },
+            Settings { cache: 100 << 40, ..settings() },
+            Settings { cache: u64::MAX, ..settings() },
+            Settings { queues: 600, depth: 1, max_io: 4096, ..settings() },
+        ];
+        for settings in too_much {
+            let failure = fits(settings).unwrap_err();
+            assert_eq!(failure.exit, Exit::Memory);
+            assert!(failure.message.contains("1.00 GiB") && failure.message.contains("--cache"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn the_line_at_start_stays_below_what_was_foretold() {
+        let s = settings();
+        let requests = usize::from(s.queues) * usize::from(s.depth) + PREFETCH_LANES;
+        let volume = most_memory_bytes(s.cache, requests, s.max_io as usize);
+        assert_eq!(memory_line(&s, volume).0, most_memory(s.queues, s.depth, s.max_io, s.cache));
     }
 }
