@@ -352,7 +352,11 @@ fn metadata_on_a_device_of_its_own_is_bound_to_its_data() {
     f.run("check --data d2 --meta m1 --key-file key").expect(DEVICE);
     f.run("check --data m1 --meta d1 --key-file key").expect(DEVICE);
     f.run("check --data d1 --key-file key").expect(DEVICE);
-    f.run("format --data d1 --meta d1 --size 8M --key-file key --force").expect(ARGUMENTS);
+    for command in ["format --size 8M --force", "check", "import d2", "export out", "export out --force"] {
+        f.run(&format!("{command} --data d1 --meta d1 --key-file key")).expect(ARGUMENTS).says("leave --meta out");
+    }
+    f.run("dump --data d1 --meta d1").expect(ARGUMENTS);
+    assert!(!f.path("out").exists());
     f.run("dump --data d1").expect(DONE);
 }
 

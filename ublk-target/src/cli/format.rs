@@ -120,9 +120,6 @@ fn format(args: &Args, key: &ublk_integrity::MasterKey) -> Outcome<VolumeInfo> {
     let DeviceArgs { data, meta } = &args.devices;
     let purpose = if args.force { Use::Forced } else { Use::Exclusive };
     let backings = Backings::open(data, meta.as_deref(), purpose, Duration::ZERO)?;
-    if meta.is_some() && backings.meta.is_none() {
-        return Err(Failure::new(Exit::Arguments, "--data and --meta are one device: leave --meta out"));
-    }
     if !args.force {
         for path in std::iter::once(data).chain(meta) {
             refuse_content(path)?;

@@ -73,7 +73,7 @@ impl AsRawFd for Held {
     }
 }
 
-/// Both devices; one description where they are one.
+/// Both devices.
 pub struct Backings {
     /// Holds the blocks.
     pub data: Backing,
@@ -82,14 +82,14 @@ pub struct Backings {
 }
 
 impl Backings {
-    /// Opens and locks. `patience`: how long to wait for a holder that may be dying.
+    /// Opens and locks. `patience`: how long to wait for a holder that may be dying. `meta` must be another device.
     pub fn open(data: &Path, meta: Option<&Path>, purpose: Use, patience: Duration) -> Outcome<Self> {
         let data_file = Backing::open(data, purpose, patience)?;
-        let meta = match meta {
-            Some(path) if is_same_device(data, path)? => None,
-            Some(path) => Some(Backing::open(path, purpose, patience)?),
-            None => None,
-        };
+        let Some(path) = meta else { return Ok(Self { data: data_file, meta: None }) };
+        if is_same_device(data, path)? {
+            return Err(Failure::new(Exit::Arguments, "--data and --meta are one device: leave --meta out"));
+        }
+        let meta = Some(Backing::open(path, purpose, patience)?);
         Ok(Self { data: data_file, meta })
     }
 
