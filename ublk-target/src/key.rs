@@ -80,8 +80,9 @@ fn named(file: Option<&Path>, keyring: Option<&str>) -> Outcome<Option<KeySource
     Ok(match (keyring, file) {
         (Some(name), _) => Some(KeySource::Keyring(name.to_owned())),
         (None, Some(path)) if path.as_os_str() == "-" => Some(KeySource::Stdin),
-        // The daemon leaves the current folder, and `recover` may be called from another.
-        (None, Some(path)) => Some(KeySource::File(path.canonicalize().map_err(|e| unreadable(path, &e))?)),
+        // The daemon leaves the current folder, and `recover` may be called from another. Links stay: a pipe of the shell's
+        // (/dev/fd/63) is one that leads to no path.
+        (None, Some(path)) => Some(KeySource::File(std::path::absolute(path).map_err(|e| unreadable(path, &e))?)),
         (None, None) => None,
     })
 }

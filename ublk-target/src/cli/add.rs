@@ -154,7 +154,26 @@ fn max_io(size: Size) -> Outcome<u32> {
     }
 }
 
-/// The daemon leaves the current folder.
+/// The daemon leaves the current folder. Links stay what they are: `/dev/disk/by-id/…` leads to the device when `recover`
+/// comes, whatever the kernel calls it by then.
 fn absolute(path: &Path) -> Outcome<PathBuf> {
-    path.canonicalize().doing(format_args!("can't use {}", path.display()))
+    let what = format!("can't use {}", path.display());
+    path.metadata().doing(&what)?;
+    std::path::absolute(path).doing(&what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_to_devices_stay_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let (disk, link) = (folder.path().join("disk"), folder.path().join("by-id"));
+        std::fs::write(&disk, "").unwrap();
+        std::os::unix::fs::symlink(&disk, &link).unwrap();
+        assert_eq!(absolute(&link).unwrap(), link);
+        assert!(absolute(Path::new("Cargo.toml")).unwrap().is_absolute());
+        assert_eq!(absolute(&folder.path().join("nowhere")).unwrap_err().exit, Exit::Device);
+    }
 }
