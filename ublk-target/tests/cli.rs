@@ -292,6 +292,64 @@ fn export_overwrites_only_when_forced() {
 }
 
 #[test]
+fn a_volume_is_not_copied_onto_itself() {
+    let f = Folder::with_volume();
+    f.run("format --data d --meta m --size 8M --key-file key").expect(DONE);
+    fs::hard_link(f.path("disk"), f.path("same")).unwrap();
+    std::os::unix::fs::symlink("m", f.path("link")).unwrap();
+    let of = |names: [&str; 3]| names.map(|name| fs::read(f.path(name)).unwrap());
+    let before = of(["disk", "d", "m"]);
+    for (devices, other) in [
+        ("--data disk", "disk"),
+        ("--data disk", "same"),
+        ("--data d --meta m", "d"),
+        ("--data d --meta m", "m"),
+        ("--data d --meta m", "link"),
+    ] {
+        f.run(&format!("export {devices} --key-file key {other} --force")).expect(ARGUMENTS).says("itself");
+        f.run(&format!("import {devices} --key-file key {other}")).expect(ARGUMENTS).says("itself");
+    }
+    let into_itself = fs::OpenOptions::new().append(true).open(f.path("disk")).unwrap();
+    let export = f.command("export --data disk --key-file key -").stdout(into_itself).status().unwrap();
+    assert_eq!(export.code(), Some(ARGUMENTS));
+    assert!(of(["disk", "d", "m"]) == before);
+}
+
+#[test]
+fn standard_input_is_the_key_or_the_content() {
+    let f = Folder::with_volume();
+    fs::write(f.path("in"), content(100_000)).unwrap();
+    f.run("import --data disk --key-file key in").expect(DONE);
+    let key = fs::read(f.path("key")).unwrap();
+    f.run_with_input("import --data disk --key-file - -", &key).expect(ARGUMENTS);
+    let out = f.run("export --data disk --key-file key -").expect(DONE).out;
+    assert!(out[..100_000] == content(100_000), "what was there is there");
+    f.run_with_input("import --data disk --key-file - in", &key).expect(DONE);
+    // As a shell's `<(command)` names a pipe.
+    f.run_with_input("check --data disk --key-file /dev/fd/0", &key).expect(DONE);
+}
+
+#[test]
+fn what_could_not_be_finished_is_not_left() {
+    let f = Folder::with_volume();
+    fs::write(f.path("in"), content(5_000_000)).unwrap();
+    f.run("import --data disk --key-file key in").expect(DONE);
+    // A limit of the file size, in the place of a full disk.
+    let limited = |args: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ublk-integrity")]);
+        Run::of(command.args(args.split(' ')).current_dir(f.dir.path()).stdin(Stdio::null()).output().unwrap())
+    };
+    limited("export --data disk --key-file key out").expect(DEVICE).says("out");
+    limited("export --data disk --key-file key out --force").expect(DEVICE);
+    limited("keygen new").expect(DEVICE).says("new");
+    assert!(!f.path("out").exists() && !f.path("new").exists());
+    fs::write(f.path("out"), "there before").unwrap();
+    limited("export --data disk --key-file key out --force").expect(DEVICE);
+    assert!(f.path("out").exists());
+}
+
+#[test]
 fn looking_writes_nothing() {
     let f = Folder::with_volume();
     let before = fs::read(f.path("disk")).unwrap();

@@ -10,11 +10,11 @@ use crate::{
 };
 use futures_util::future::join_all;
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     ops::Range,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
+    path::PathBuf,
 };
 use ublk_integrity::{BlockIndex, BlockRange, ReadError, Volume, open::Access};
 
@@ -37,27 +37,40 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let volume = offline.open_volume(&args.key.load()?, Access::ReadOnly)?;
-    let block = volume.block_size();
     let what = format!("can't write {}", args.out.display());
-    let mut out = Sink::open(&args.out, args.force)?;
+    let (out, made) = Sink::open(args)?;
+    match copy(&offline, &volume, out, &what) {
+        Ok(bad) => bad.report(),
+        Err(failure) => {
+            // Half a file would look like a whole one.
+            if made {
+                let _ = fs::remove_file(&args.out);
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn copy(offline: &Offline, volume: &Volume, mut out: Sink, what: &str) -> Outcome<BadBlocks> {
+    let block = volume.block_size();
     let mut bad = BadBlocks::default();
     let bar = progress::bar(volume.info().size);
     let io = offline.io();
     offline.run(async {
-        let mut lanes = lanes(&volume);
+        let mut lanes = lanes(volume);
         let mut from = BlockIndex(0);
         loop {
-            let ranges = next_batch(&volume, &io, &mut lanes[0], &mut from).await;
+            let ranges = next_batch(volume, &io, &mut lanes[0], &mut from).await;
             if ranges.is_empty() {
                 break;
             }
             let idle = lanes.split_off(ranges.len());
-            let reads = ranges.into_iter().zip(lanes).map(|(range, lane)| fetch(&volume, &io, range, lane));
+            let reads = ranges.into_iter().zip(lanes).map(|(range, lane)| fetch(volume, &io, range, lane));
             let done = join_all(reads).await;
             lanes = idle;
             for (range, lane, errors) in done {
                 let bytes = &lane.buf[..range.count as usize * block];
-                out.put(range.first.0 * block as u64, bytes).doing(&what)?;
+                out.put(range.first.0 * block as u64, bytes).doing(what)?;
                 bar.set_position(range.end() * block as u64);
                 bad.add(errors);
                 lanes.push(lane);
@@ -65,9 +78,9 @@ pub fn run(args: &Args) -> Outcome {
         }
         Outcome::Ok(())
     })??;
-    out.finish(volume.info().size).doing(&what)?;
+    out.finish(volume.info().size).doing(what)?;
     bar.finish_and_clear();
-    bad.report()
+    Ok(bad)
 }
 
 /// The next up to [`LANES`] runs of data from `from` on; none when only zeros are left.
@@ -118,28 +131,37 @@ enum Sink {
 }
 
 impl Sink {
-    fn open(path: &Path, force: bool) -> Outcome<Self> {
+    /// Opens it; whether it is new.
+    fn open(args: &Args) -> Outcome<(Self, bool)> {
+        let path = &args.out;
         let what = format!("can't write {}", path.display());
         if path.as_os_str() == "-" {
-            let stdout = nix::unistd::dup(io::stdout()).doing(&what)?;
-            return Ok(Self::Stream { file: File::from(stdout), written: 0 });
+            let file = File::from(nix::unistd::dup(io::stdout()).doing(&what)?);
+            args.devices.refuse_itself(&file.metadata().doing(&what)?, path)?;
+            return Ok((Self::Stream { file, written: 0 }, false));
         }
+        match OpenOptions::new().write(true).create_new(true).open(path) {
+            Ok(file) => Ok((Self::File(file), true)),
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Failure::io(&what, &e)),
+            Err(_) if args.force => Ok((Self::overwrite(args).doing(&what)?, false)),
+            Err(_) => Err(Failure::new(Exit::Busy, format_args!("{} exists: --force overwrites it", path.display()))),
+        }
+    }
+
+    fn overwrite(args: &Args) -> Outcome<Self> {
+        let found = args.out.metadata().doing("can't look at it")?;
+        args.devices.refuse_itself(&found, &args.out)?;
         let mut options = OpenOptions::new();
         options.write(true);
-        if force {
-            options.create(true).truncate(true)
+        if found.file_type().is_block_device() {
+            // What is mounted, or otherwise in use, refuses this.
+            options.custom_flags(libc::O_EXCL);
         } else {
-            options.create_new(true)
-        };
-        let file = options.open(path).map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => {
-                Failure::new(Exit::Busy, format_args!("{} exists: --force overwrites it", path.display()))
-            }
-            _ => Failure::io(&what, &e),
-        })?;
-        let is_file = file.metadata().doing(&what)?.is_file();
+            options.create(true).truncate(true);
+        }
+        let file = options.open(&args.out).doing("can't open it")?;
         // Zeros are left out of regular files only: a device keeps what was there.
-        Ok(if is_file { Self::File(file) } else { Self::Stream { file, written: 0 } })
+        Ok(if found.is_file() { Self::File(file) } else { Self::Stream { file, written: 0 } })
     }
 
     fn put(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
@@ -161,7 +183,14 @@ impl Sink {
                 file.set_len(size)?;
                 file.sync_all()
             }
-            Self::Stream { mut file, written } => zeros(&mut file, size - written),
+            Self::Stream { mut file, written } => {
+                zeros(&mut file, size - written)?;
+                match file.sync_all() {
+                    // A pipe.
+                    Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+                    done => done,
+                }
+            }
         }
     }
 }

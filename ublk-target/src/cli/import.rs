@@ -4,7 +4,7 @@ use super::{DeviceArgs, export::is_zero, progress};
 use crate::{
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
-    key::KeyArgs,
+    key::{KeyArgs, KeySource},
     offline::{LANES, Lane, Offline, REQUEST, lanes},
     ring::RingStorage,
 };
@@ -32,9 +32,14 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let what = format!("can't read {}", args.input.display());
+    let key = args.key.source()?;
+    if args.input.as_os_str() == "-" && key == KeySource::Stdin {
+        return Err(Failure::new(Exit::Arguments, "standard input can't be both the key and the content"));
+    }
     let mut input = Input::open(&args.input).doing(&what)?;
+    args.devices.refuse_itself(&input.file.metadata().doing(&what)?, &args.input)?;
     let offline = Offline::open(&args.devices, Use::Exclusive)?;
-    let volume = offline.open_volume(&args.key.load()?, Access::ReadWrite)?;
+    let volume = offline.open_volume(&key.load()?, Access::ReadWrite)?;
     let size = volume.info().size;
     let too_large = |bytes: u64| {
         let path = args.input.display();

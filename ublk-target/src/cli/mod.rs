@@ -16,9 +16,17 @@ mod status;
 pub mod stop;
 mod ublksrv;
 
-use crate::failure::{Exit, Failure, Outcome};
-use clap::{Args, Parser, Subcommand, error::ErrorKind};
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use crate::{
+    device::is_same,
+    failure::{Context, Exit, Failure, Outcome},
+};
+use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser, error::ErrorKind};
+use std::{
+    ffi::OsString,
+    fs::Metadata,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// An authenticated block device: every read returns what was last written there, or an error.
 #[derive(Parser)]
@@ -60,6 +68,25 @@ pub struct DeviceArgs {
     /// Where the metadata is, if not on the data device
     #[arg(long, value_name = "PATH")]
     pub meta: Option<PathBuf>,
+}
+
+impl DeviceArgs {
+    /// Refuses `other` if it is one of the devices: a volume can't be copied onto itself.
+    fn refuse_itself(&self, other: &Metadata, path: &Path) -> Outcome {
+        for device in std::iter::once(&self.data).chain(&self.meta) {
+            let device = device.metadata().doing(format_args!("can't use {}", device.display()))?;
+            if is_same(&device, other) {
+                return Err(Failure::new(Exit::Arguments, format_args!("{} is the volume itself", path.display())));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The numbers that a ublk device can have: minor numbers of 20 bits. Larger ones would reach the kernel as negative, which
+/// means any number.
+fn device_number() -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(0..1 << 20)
 }
 
 /// Runs the command that the arguments name.

@@ -8,7 +8,7 @@ use crate::{
 };
 use nix::fcntl::{Flock, FlockArg};
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, Metadata, OpenOptions},
     io::{Seek, SeekFrom},
     os::{
         fd::{AsRawFd, RawFd},
@@ -193,9 +193,15 @@ fn in_use(path: &Path) -> Failure {
 
 /// Whether two paths lead to one file or one block device.
 pub fn is_same_device(a: &Path, b: &Path) -> Outcome<bool> {
-    let id = |p: &Path| -> Outcome<_> {
-        let m = p.metadata().doing(format_args!("can't use {}", p.display()))?;
-        Ok(if m.file_type().is_block_device() { (None, m.rdev()) } else { (Some(m.dev()), m.ino()) })
+    let look = |p: &Path| p.metadata().doing(format_args!("can't use {}", p.display()));
+    Ok(is_same(&look(a)?, &look(b)?))
+}
+
+/// The same of what has been looked up already.
+pub fn is_same(a: &Metadata, b: &Metadata) -> bool {
+    let id = |m: &Metadata| match m.file_type().is_block_device() {
+        true => (None, m.rdev()),
+        false => (Some(m.dev()), m.ino()),
     };
-    Ok(id(a)? == id(b)?)
+    id(a) == id(b)
 }
