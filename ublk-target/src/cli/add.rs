@@ -1,6 +1,6 @@
 //! `add`: a device from a volume.
 
-use super::DeviceArgs;
+use super::{DeviceArgs, device_number};
 use crate::{
     daemon::{
         self, Origin,
@@ -25,7 +25,7 @@ pub struct Args {
     #[command(flatten)]
     key: KeyArgs,
     /// Number of the device [default: the next free one]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = device_number())]
     number: Option<u32>,
     #[command(flatten)]
     pub sizes: SizeArgs,

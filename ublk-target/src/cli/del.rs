@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 #[derive(clap::Args)]
 pub struct Args {
     /// Number of the device
-    #[arg(short, long, value_name = "N", conflicts_with = "all", required_unless_present = "all")]
+    #[arg(short, long, value_name = "N", value_parser = super::device_number(), conflicts_with = "all", required_unless_present = "all")]
     number: Option<u32>,
     /// All devices of ublk-integrity
     #[arg(short, long)]

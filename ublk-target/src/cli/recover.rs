@@ -1,6 +1,6 @@
 //! `recover`: a new daemon for a device whose own has died.
 
-use super::add::Start;
+use super::{add::Start, device_number};
 use crate::{
     daemon::{Origin, state::State},
     failure::{Exit, Failure, Outcome},
@@ -12,7 +12,7 @@ use crate::{
 #[derive(clap::Args)]
 pub struct Args {
     /// Number of the device
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = device_number())]
     number: u32,
     #[command(flatten)]
     key: OptionalKeyArgs,

@@ -12,7 +12,7 @@ use serde_json::Value;
 #[derive(clap::Args)]
 pub struct Args {
     /// Number of the device
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = super::device_number())]
     number: u32,
     /// Print JSON
     #[arg(long)]

@@ -14,7 +14,7 @@ use std::{
 #[derive(clap::Args)]
 pub struct Args {
     /// Number of the device
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = super::device_number())]
     number: u32,
 }
 
