@@ -90,12 +90,17 @@ fn named(file: Option<&Path>, keyring: Option<&str>) -> Outcome<Option<KeySource
 impl KeySource {
     /// Reads the key.
     pub fn load(&self) -> Outcome<MasterKey> {
+        os::guard_secrets().doing("can't keep the key out of core dumps")?;
         let key = match self {
             Self::File(path) => {
                 let bytes = File::open(path).and_then(read_all).map_err(|e| unreadable(path, &e))?;
                 MasterKey::new(&bytes)
             }
-            Self::Stdin => MasterKey::new(&read_all(std::io::stdin()).doing("can't read the key from standard input")?),
+            Self::Stdin => {
+                // Not through `stdin()` itself, whose buffer would keep a copy.
+                let input = nix::unistd::dup(std::io::stdin()).map(File::from).map_err(std::io::Error::from);
+                MasterKey::new(&input.and_then(read_all).doing("can't read the key from standard input")?)
+            }
             Self::Keyring(name) => {
                 let what = format!("no readable key \"{name}\" in the kernel's keyrings");
                 let bytes = os::read_user_key(name, MAX_KEY_BYTES + 1).doing(what);

@@ -2,7 +2,11 @@
 
 use nix::{
     errno::Errno,
-    sys::signal::{SigHandler, Signal},
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+        signal::{SigHandler, Signal},
+    },
     unistd::{ForkResult, fork},
 };
 use std::{
@@ -32,6 +36,13 @@ pub fn physical_block_size(device: &File) -> std::io::Result<u32> {
 pub fn set_io_flusher() -> nix::Result<()> {
     // SAFETY: takes integers only.
     Errno::result(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) }).map(drop)
+}
+
+/// Before a key is in memory: no core dump of this process, whatever becomes of it, and no other process of its user may
+/// look into it.
+pub fn guard_secrets() -> nix::Result<()> {
+    prctl::set_dumpable(false)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)
 }
 
 /// The payload of the "user" key `name` in the keyrings of this process, at most `limit` bytes of it.
@@ -93,4 +104,17 @@ pub fn ignore_closed_pipes() {
 fn set_disposition(signal: Signal, to: SigHandler) {
     // SAFETY: no function is installed as a handler; can't fail for these signals.
     let _ = unsafe { nix::sys::signal::signal(signal, to) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::resource::getrlimit;
+
+    #[test]
+    fn guarded_secrets_are_in_no_core_dump() {
+        guard_secrets().unwrap();
+        assert_eq!(prctl::get_dumpable(), Ok(false));
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE), Ok((0, 0)));
+    }
 }

@@ -112,12 +112,16 @@ impl Start {
         } else {
             os::close_inherited().doing("can't close inherited descriptors")?;
             match launch::fork()? {
-                Side::Parent(outcome) => return outcome,
+                Side::Parent(daemon) => {
+                    // This process only waits from here on.
+                    drop(key);
+                    return daemon.outcome();
+                }
                 Side::Daemon(reporter) => (reporter, Sink::syslog()),
             }
         };
         // Told by the reporter.
-        daemon::run(settings, origin, &key, reporter, sink).map_err(Failure::told)
+        daemon::run(settings, origin, key, reporter, sink).map_err(Failure::told)
     }
 }
 

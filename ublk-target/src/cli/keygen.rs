@@ -22,6 +22,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let what = format!("can't make key file {}", args.file.display());
+    os::guard_secrets().doing("can't keep the key out of core dumps")?;
     let key = Zeroizing::new(random::<32>()?);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&args.file).doing(&what)?;
     let written = file.write_all(&*key).and_then(|()| file.sync_all());

@@ -36,8 +36,8 @@ pub struct Reporter {
 
 /// The two sides of a fork.
 pub enum Side {
-    /// The command: what the daemon reported.
-    Parent(Outcome),
+    /// The command, and what it hears from.
+    Parent(Listening),
     /// The daemon.
     Daemon(Reporter),
 }
@@ -126,7 +126,7 @@ pub fn fork() -> Outcome<Side> {
     match os::fork_single_threaded().doing("can't fork")? {
         ForkResult::Parent { .. } => {
             drop(write);
-            Ok(Side::Parent(listen(read)))
+            Ok(Side::Parent(Listening(read)))
         }
         ForkResult::Child => {
             drop(read);
@@ -164,23 +164,28 @@ fn null_stdio() -> Outcome {
     dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).doing(what)
 }
 
-/// The command's side: passes lines on until the outcome comes.
-fn listen(pipe: OwnedFd) -> Outcome {
-    for line in BufReader::new(File::from(pipe)).lines() {
-        let line = line.doing("can't hear from the daemon")?;
-        match line.split_at_checked(2) {
-            Some(("I ", text)) => eprintln!("ublk-integrity: {text}"),
-            Some(("W ", text)) => eprintln!("ublk-integrity: warning: {text}"),
-            Some(("L ", number)) => {
-                println!("/dev/ublkb{number}");
-                return Ok(());
+/// The command's end of the pipe.
+pub struct Listening(OwnedFd);
+
+impl Listening {
+    /// Passes lines on until the outcome comes.
+    pub fn outcome(self) -> Outcome {
+        for line in BufReader::new(File::from(self.0)).lines() {
+            let line = line.doing("can't hear from the daemon")?;
+            match line.split_at_checked(2) {
+                Some(("I ", text)) => eprintln!("ublk-integrity: {text}"),
+                Some(("W ", text)) => eprintln!("ublk-integrity: warning: {text}"),
+                Some(("L ", number)) => {
+                    println!("/dev/ublkb{number}");
+                    return Ok(());
+                }
+                Some(("F ", rest)) => {
+                    let (code, text) = rest.split_once(' ').unwrap_or((rest, ""));
+                    return Err(Failure::new(Exit::from_code(code.parse().unwrap_or(4)), text));
+                }
+                _ => {}
             }
-            Some(("F ", rest)) => {
-                let (code, text) = rest.split_once(' ').unwrap_or((rest, ""));
-                return Err(Failure::new(Exit::from_code(code.parse().unwrap_or(4)), text));
-            }
-            _ => {}
         }
+        Err(Failure::new(Exit::Device, "the daemon died before the device was live; the system log may tell why"))
     }
-    Err(Failure::new(Exit::Device, "the daemon died before the device was live; the system log may tell why"))
 }

@@ -52,12 +52,12 @@ pub enum Origin {
 }
 
 /// Runs a device until it is stopped. What goes wrong before it is live has been reported when this returns.
-pub fn run(settings: Settings, origin: Origin, key: &MasterKey, reporter: Reporter, sink: Sink) -> Outcome {
+pub fn run(settings: Settings, origin: Origin, key: MasterKey, reporter: Reporter, sink: Sink) -> Outcome {
     let reporter = Arc::new(reporter);
     serve(settings, origin, key, &reporter, sink).inspect_err(|failure| reporter.failed(failure))
 }
 
-fn serve(settings: Settings, origin: Origin, key: &MasterKey, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
+fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     abort_on_panic();
     os::ignore_closed_pipes();
     let signals = block_stop_signals()?;
@@ -74,7 +74,9 @@ fn serve(settings: Settings, origin: Origin, key: &MasterKey, reporter: &Arc<Rep
     }
     harden::before_threads(|warning| reporter.warn(&warning));
 
-    let opened = open_volume(&settings, key, backings)?;
+    let opened = open_volume(&settings, &key, backings)?;
+    // The volume has derived its own.
+    drop(key);
     let identity = Identity::of(opened.volume.info());
     refuse_other_volume(&settings, origin, &identity)?;
     let (_, memory) = settings::memory_line(&settings, opened.volume.memory_bytes());
