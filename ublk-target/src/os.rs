@@ -91,7 +91,7 @@ pub fn adopt_descriptor(number: i32) -> Option<File> {
 /// Puts the signals that stop a program, and the one of a closed pipe, to what a fresh program has: the language's
 /// runtime ignores SIGPIPE, and a shell may have started us with SIGINT ignored.
 pub fn default_signals() {
-    for signal in [Signal::SIGPIPE, Signal::SIGINT, Signal::SIGTERM] {
+    for signal in [Signal::SIGPIPE, Signal::SIGINT, Signal::SIGTERM, Signal::SIGALRM] {
         set_disposition(signal, SigHandler::SigDfl);
     }
 }

@@ -6,7 +6,10 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     ublk,
 };
-use nix::sys::signal::{SigSet, Signal};
+use nix::{
+    sys::signal::{SigSet, Signal},
+    unistd::alarm,
+};
 use std::{
     io,
     process::{self, Child},
@@ -17,10 +20,15 @@ use std::{
 /// How long the kernel may take to add or start a device: some kernels never come back.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How many seconds a panic may take to say what it has to say.
+const WORDS: u32 = 5;
+
 /// A thread that panics leaves requests that nobody completes: better no daemon, which the kernel notices.
 pub fn abort_on_panic() {
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        // Whoever reads standard error may wait for our device: this ends us even so.
+        alarm::set(WORDS);
         told(panic);
         Sink::syslog().line(panic);
         process::abort();

@@ -8,6 +8,7 @@ use std::{
     fmt,
     io::{self, Write},
     os::unix::net::UnixDatagram,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,6 +20,9 @@ use ublk_integrity::{BlockRange, Latched, ReadError, WriteError};
 
 /// Events that may wait to be written.
 const CAPACITY: usize = 1024;
+
+/// How long the system log may take for a line, before that is given up.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Something worth a line. Plain values: the text is made by the thread that writes it.
 #[derive(Clone, Copy, Debug)]
@@ -122,8 +126,18 @@ pub enum Sink {
 impl Sink {
     /// The system log, lines marked with the device's name.
     pub fn syslog() -> Self {
-        let socket = UnixDatagram::unbound().and_then(|s| s.connect("/dev/log").map(|()| s)).ok();
-        Self::Syslog { socket, tag: format!("ublk-integrity[{}]", std::process::id()) }
+        Self::socket(Path::new("/dev/log"))
+    }
+
+    fn socket(path: &Path) -> Self {
+        let connect = || {
+            let socket = UnixDatagram::unbound()?;
+            // It may never read again: where it writes to our device, and that is what ails.
+            socket.set_write_timeout(Some(PATIENCE))?;
+            socket.connect(path)?;
+            io::Result::Ok(socket)
+        };
+        Self::Syslog { socket: connect().ok(), tag: format!("ublk-integrity[{}]", std::process::id()) }
     }
 
     /// Writes one line; a failure has nowhere to be told.
@@ -138,5 +152,31 @@ impl Sink {
             }
             Self::Syslog { socket: None, .. } => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::mpsc, time::Instant};
+
+    #[test]
+    fn a_system_log_that_stands_still_holds_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let _never_read = UnixDatagram::bind(folder.path().join("log")).unwrap();
+        let sink = Sink::socket(&folder.path().join("log"));
+        assert!(matches!(sink, Sink::Syslog { socket: Some(_), .. }));
+        let (ended, end) = mpsc::channel();
+        thread::spawn(move || {
+            // As many as find room, and one that finds none.
+            let waits = |_: &i32| {
+                let begun = Instant::now();
+                sink.line(&"text");
+                begun.elapsed() > PATIENCE / 2
+            };
+            ended.send((0..1_000_000).find(waits)).unwrap();
+        });
+        let first = end.recv_timeout(Duration::from_secs(60)).expect("a line came back");
+        assert!(first.is_some_and(|lines| lines > 0), "the socket was full at last");
     }
 }
