@@ -432,7 +432,13 @@ fn a_device_in_use_is_exit_5_and_readers_share() {
     f.run("check --data disk --key-file key").expect(BUSY).says("in use");
     f.run("format --data disk --key-file key --force").expect(BUSY);
     f.run("dump --data disk").expect(DONE);
-    drop(held);
+    // As udev holds one, for a moment.
+    let moment = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        drop(held);
+    });
+    f.run("check --data disk --key-file key").expect(DONE);
+    moment.join().unwrap();
     let _shared = Flock::lock(open(), FlockArg::LockShared).unwrap();
     f.run("check --data disk --key-file key").expect(DONE);
     f.run_with_input("import --data disk --key-file key -", b"x").expect(BUSY);

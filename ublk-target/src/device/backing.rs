@@ -24,6 +24,10 @@ const FILE_PHYSICAL_BLOCK: u32 = 4096;
 /// How long the I/O of a killed daemon, still in flight, may hold a device.
 pub const DYING: Duration = Duration::from_secs(30);
 
+/// How long a lock is waited for at least: udev looks into a device under a lock of its own whenever somebody who could
+/// write to it has closed it, `format` for one.
+const PROBED: Duration = Duration::from_secs(3);
+
 /// What a device is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Use {
@@ -127,7 +131,7 @@ impl Backing {
     fn open(path: &Path, purpose: Use, patience: Duration) -> Outcome<Self> {
         let deadline = Instant::now() + patience;
         loop {
-            match Self::try_open(path, purpose) {
+            match Self::try_open(path, purpose, deadline) {
                 Err(failure) if failure.exit == Exit::Busy && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(100));
                 }
@@ -136,7 +140,7 @@ impl Backing {
         }
     }
 
-    fn try_open(path: &Path, purpose: Use) -> Outcome<Self> {
+    fn try_open(path: &Path, purpose: Use, deadline: Instant) -> Outcome<Self> {
         let (mut file, direct, is_block) = open_file(path, purpose)?;
         let size = file.seek(SeekFrom::End(0)).doing(format_args!("size of {}", path.display()))?;
         let physical_block = if is_block {
@@ -144,7 +148,7 @@ impl Backing {
         } else {
             FILE_PHYSICAL_BLOCK
         };
-        let file = lock(file, path, purpose)?;
+        let file = lock(file, path, purpose, deadline.max(Instant::now() + PROBED))?;
         Ok(Self { path: path.to_owned(), file, geometry: Geometry { size, physical_block }, direct })
     }
 }
@@ -170,16 +174,21 @@ fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
     Ok((file, direct, kind.is_block_device()))
 }
 
-fn lock(file: File, path: &Path, purpose: Use) -> Outcome<Held> {
+/// Waits with the file open: to close it, and open it once more, would have udev look again.
+fn lock(mut file: File, path: &Path, purpose: Use, deadline: Instant) -> Outcome<Held> {
     let how = match purpose {
         Use::Exclusive | Use::Forced => FlockArg::LockExclusiveNonblock,
         Use::Shared | Use::Probe => FlockArg::LockSharedNonblock,
         Use::Unlocked => return Ok(Held::Free(file)),
     };
-    match Flock::lock(file, how) {
-        Ok(locked) => Ok(Held::Locked(locked)),
-        Err((_, nix::Error::EWOULDBLOCK)) => Err(in_use(path)),
-        Err((_, e)) => Err(Failure::io(format_args!("can't lock {}", path.display()), &e.into())),
+    loop {
+        file = match Flock::lock(file, how) {
+            Ok(locked) => return Ok(Held::Locked(locked)),
+            Err((file, nix::Error::EWOULDBLOCK)) if Instant::now() < deadline => file,
+            Err((_, nix::Error::EWOULDBLOCK)) => return Err(in_use(path)),
+            Err((_, e)) => return Err(Failure::io(format_args!("can't lock {}", path.display()), &e.into())),
+        };
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
