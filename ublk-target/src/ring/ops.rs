@@ -238,6 +238,10 @@ impl Drop for Ops {
     }
 }
 
+fn write_flags(durability: Durability, no_dsync: bool) -> i32 {
+    if durability == Durability::Durable && !no_dsync { libc::RWF_DSYNC } else { 0 }
+}
+
 impl Op {
     /// The submission for what remains to be done; `None` where the device can't.
     fn entry(&mut self, discard: DiscardWay, no_dsync: bool) -> Option<squeue::Entry> {
@@ -253,7 +257,7 @@ impl Op {
             Work::Write { buf, part, at, durability } => {
                 let rest = &buf[part.clone()][self.moved..];
                 let at = at.0 + self.moved as u64;
-                let flags = if *durability == Durability::Durable && !no_dsync { libc::RWF_DSYNC } else { 0 };
+                let flags = write_flags(*durability, no_dsync);
                 opcode::Write::new(file, rest.as_ptr(), rest.len() as u32).offset(at).rw_flags(flags).build()
             }
             Work::Sync => data_sync(),
@@ -365,5 +369,67 @@ impl Drop for Running {
         if done {
             drop(self.ops.release(key));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(durability: Durability) -> Op {
+        Op {
+            state: State::UnderWay(None),
+            file: FileIndex(0),
+            work: Work::Write { buf: Buf::new(8192), part: 0..8192, at: ByteOffset(0), durability },
+            moved: 0,
+            syncing: false,
+            timeout: Box::new(types::Timespec::new()),
+        }
+    }
+
+    fn submits(op: &mut Op, no_dsync: bool) -> u8 {
+        op.entry(DiscardWay::PunchHole, no_dsync).unwrap().get_opcode() as u8
+    }
+
+    #[test]
+    fn a_device_without_rwf_dsync_gets_an_fdatasync_after_each_durable_write() {
+        let (discard, no_dsync) = (Cell::new(DiscardWay::PunchHole), Cell::new(false));
+        let mut op = write(Durability::Durable);
+        let judge = |op: &mut Op, result| op.judge(result, &discard, &no_dsync);
+        assert_eq!(submits(&mut op, false), opcode::Write::CODE);
+        assert_eq!(judge(&mut op, -libc::EOPNOTSUPP), None, "it goes on");
+        assert!(no_dsync.get(), "and all later ones know");
+        // The whole of it once more, without the flag; in two parts.
+        assert_eq!((submits(&mut op, true), op.moved), (opcode::Write::CODE, 0));
+        assert_eq!(write_flags(Durability::Durable, true), 0);
+        assert_eq!(judge(&mut op, 4096), None);
+        assert_eq!(submits(&mut op, true), opcode::Write::CODE);
+        assert_eq!(judge(&mut op, 4096), None, "written is not durable");
+        assert_eq!(submits(&mut op, true), opcode::Fsync::CODE);
+        assert_eq!(judge(&mut op, -libc::EINTR), None);
+        assert_eq!(submits(&mut op, true), opcode::Fsync::CODE);
+        assert_eq!(judge(&mut op, 0), Some(Ok(())));
+    }
+
+    #[test]
+    fn a_failed_fdatasync_fails_the_durable_write() {
+        let (discard, no_dsync) = (Cell::new(DiscardWay::PunchHole), Cell::new(true));
+        let mut op = write(Durability::Durable);
+        assert_eq!(op.judge(8192, &discard, &no_dsync), None);
+        assert_eq!(op.judge(-libc::EIO, &discard, &no_dsync), Some(Err(Errno::EIO)));
+        let mut refused = write(Durability::Durable);
+        let twice = refused.judge(-libc::EOPNOTSUPP, &discard, &no_dsync);
+        assert_eq!(twice, Some(Err(Errno::EOPNOTSUPP)), "without the flag it is an error like any other");
+    }
+
+    #[test]
+    fn other_writes_need_neither() {
+        let (discard, no_dsync) = (Cell::new(DiscardWay::PunchHole), Cell::new(true));
+        assert_eq!(write(Durability::MayBeLost).judge(8192, &discard, &no_dsync), Some(Ok(())));
+        assert_eq!(write_flags(Durability::MayBeLost, false), 0);
+        assert_eq!(write_flags(Durability::Durable, false), libc::RWF_DSYNC);
+        no_dsync.set(false);
+        let refused = write(Durability::MayBeLost).judge(-libc::EOPNOTSUPP, &discard, &no_dsync);
+        assert_eq!((refused, no_dsync.get()), (Some(Err(Errno::EOPNOTSUPP)), false));
     }
 }
