@@ -2,13 +2,15 @@
 
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Durability, Epoch, MasterKey, RecordNumber, Storage,
-    format::{Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, Superblock, TreeEntry, uuid_text},
+    format::{
+        Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, RawSuperblock, Superblock, TreeEntry, uuid_text,
+    },
     keys::{Keys, TagAlgorithm},
     read::data_error,
     superblocks::{meta_error, write_both},
 };
 use serde::Serialize;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// What a new volume shall be.
 #[derive(Clone, Debug)]
@@ -103,6 +105,16 @@ pub enum FormatError {
 }
 
 impl VolumeInfo {
+    /// The sizes that the bytes of a superblock copy tell, if its checksum holds. Nothing of it is authenticated: good
+    /// for choosing defaults, and for nothing else. A copy lies at the front of the device that holds the metadata.
+    pub fn peek(superblock: &[u8]) -> Option<Self> {
+        let (raw, _) = RawSuperblock::read_from_prefix(superblock).ok()?;
+        raw.parse().ok().as_ref().map(Self::of)
+    }
+
+    pub(crate) fn layout(&self) -> Option<Layout> {
+        Layout::new(self.block_size, self.size, self.log_size, self.separate_meta).ok()
+    }
     pub(crate) fn of(superblock: &Superblock) -> Self {
         let l = &superblock.layout;
         let shared = if l.separate_meta { 0 } else { l.size() };

@@ -213,11 +213,16 @@ impl Volume {
     }
 }
 
-/// The most memory that a volume takes, whatever its geometry, when opened with this much of `cache_bytes`, `max_slots`
-/// and `max_request_bytes` in its [`OpenOptions`]: for deciding before anything is taken. Too much for 64 bits is
-/// `u64::MAX`.
-pub fn most_memory_bytes(cache_bytes: u64, max_slots: usize, max_request_bytes: usize) -> u64 {
-    let layout = Layout::most_demanding();
+/// The most memory that a volume of these sizes takes (of any sizes where `None`) when opened with this much of
+/// `cache_bytes`, `max_slots` and `max_request_bytes` in its [`OpenOptions`]: for deciding before anything is taken. Too
+/// much for 64 bits is `u64::MAX`.
+pub fn most_memory_bytes(
+    volume: Option<&VolumeInfo>,
+    cache_bytes: u64,
+    max_slots: usize,
+    max_request_bytes: usize,
+) -> u64 {
+    let layout = volume.and_then(VolumeInfo::layout).unwrap_or_else(Layout::most_demanding);
     let max_tags = max_pending_tags(&layout);
     // And the slot of recovery.
     let slots = max_slots.saturating_add(1);

@@ -77,7 +77,8 @@ fn smallest_and_largest_volumes_with_every_block_size() {
 #[test]
 fn no_volume_takes_more_memory_than_was_foretold() {
     let options = OpenOptions { cache_bytes: 1 << 20, max_slots: 40, max_request_bytes: 512 << 10, ..options() };
-    let most = ublk_integrity::most_memory_bytes(options.cache_bytes, options.max_slots, options.max_request_bytes);
+    let most =
+        ublk_integrity::most_memory_bytes(None, options.cache_bytes, options.max_slots, options.max_request_bytes);
     for (block_size, size) in [(4096, 1 << 20), (4096, 64 * TIB), (512, 1 << 20), (512, 64 * TIB)] {
         let format = FormatOptions { log_size: None, ..sized(block_size, size) };
         let takes = Lab::new(&format, &options).volume.memory_bytes();
@@ -86,7 +87,7 @@ fn no_volume_takes_more_memory_than_was_foretold() {
             assert!(takes + (1 << 20) > most, "the worst is no worse than that: {takes} of {most}");
         }
     }
-    assert_eq!(ublk_integrity::most_memory_bytes(u64::MAX, 1 << 24, 32 << 20), u64::MAX);
+    assert_eq!(ublk_integrity::most_memory_bytes(None, u64::MAX, 1 << 24, 32 << 20), u64::MAX);
 }
 
 #[test]

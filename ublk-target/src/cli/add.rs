@@ -127,7 +127,7 @@ impl Start {
 
 fn settings(args: &Args, key: KeySource) -> Outcome<Settings> {
     let max_io = args.sizes.max_io.map_or(Ok(DEFAULT_MAX_IO), max_io)?;
-    let defaults = Defaults::here(max_io);
+    let defaults = Defaults::here(max_io, args.devices.meta.as_ref().unwrap_or(&args.devices.data));
     Ok(Settings {
         data: absolute(&args.devices.data)?,
         meta: args.devices.meta.as_deref().map(absolute).transpose()?,

@@ -8,8 +8,13 @@ use crate::{
     size::Size,
 };
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
-use ublk_integrity::{OnMismatch, most_memory_bytes};
+use std::{
+    fs::OpenOptions,
+    io::Read,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+use ublk_integrity::{OnMismatch, create::VolumeInfo, most_memory_bytes};
 
 /// Everything that `add` was told, the key excepted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -58,7 +63,7 @@ impl Settings {
     }
 
     fn refuse_more_memory_than(&self, machine: u64) -> Outcome {
-        let most = most_memory(self.queues, self.depth, self.max_io, self.cache);
+        let most = most_memory(None, self.queues, self.depth, self.max_io, self.cache);
         if most <= machine {
             return Ok(());
         }
@@ -124,24 +129,24 @@ fn requests(queues: u16, depth: u16) -> u64 {
     u64::from(queues) * u64::from(depth)
 }
 
-/// What a daemon takes at most, whatever volume it opens: with blocks of 512 bytes and a deep tree it is most.
-fn most_memory(queues: u16, depth: u16, max_io: u32, cache: u64) -> u64 {
+/// What a daemon takes at most, with a volume of these sizes or any: blocks of 512 bytes and a deep tree take most.
+fn most_memory(volume: Option<&VolumeInfo>, queues: u16, depth: u16, max_io: u32, cache: u64) -> u64 {
     let requests = requests(queues, depth);
     // Neither product comes near 64 bits; the cache may be anything.
-    let volume = most_memory_bytes(cache, requests as usize + PREFETCH_LANES, max_io as usize);
+    let volume = most_memory_bytes(volume, cache, requests as usize + PREFETCH_LANES, max_io as usize);
     volume.saturating_add(requests * u64::from(max_io) + rest(queues, depth))
 }
 
 impl Defaults {
     /// At most 1/8 of the machine's memory, from 512 MiB on: what is left of that when nothing has been chosen goes to
     /// requests by two thirds, to the cache by one.
-    pub fn for_machine(memory: u64, cpus: usize, max_io: u32) -> Self {
+    pub fn for_machine(memory: u64, cpus: usize, max_io: u32, volume: Option<&VolumeInfo>) -> Self {
         const LEAST_CACHE: u64 = 1 << 20;
-        let fixed = most_memory(0, 0, max_io, 0);
+        let fixed = most_memory(volume, 0, 0, max_io, 0);
         let free = (memory / 8).saturating_sub(fixed);
         let mut queues = cpus.clamp(1, 4) as u16;
         let mut depth: u16 = 128;
-        let taken = |queues: u16, depth: u16| most_memory(queues, depth, max_io, 0) - fixed;
+        let taken = |queues: u16, depth: u16| most_memory(volume, queues, depth, max_io, 0) - fixed;
         while taken(queues, depth) > free / 3 * 2 && queues > 1 {
             queues -= 1;
         }
@@ -153,10 +158,15 @@ impl Defaults {
         Self { queues, depth, cache: left.min(memory / 32).clamp(LEAST_CACHE, 256 << 20) }
     }
 
-    /// For the machine we run on.
-    pub fn here(max_io: u32) -> Self {
+    /// For the machine we run on, and the volume that the device with its metadata seems to hold.
+    pub fn here(max_io: u32, meta: &Path) -> Self {
+        let mut superblock = [0; 512];
+        // Whatever the path leads to: what is no volume is refused later.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(meta);
+        let read = file.and_then(|mut file| file.read_exact(&mut superblock));
+        let volume = read.ok().and_then(|()| VolumeInfo::peek(&superblock));
         let cpus = std::thread::available_parallelism().map_or(1, Into::into);
-        Self::for_machine(machine_memory(), cpus, max_io)
+        Self::for_machine(machine_memory(), cpus, max_io, volume.as_ref())
     }
 }
 
@@ -191,19 +201,38 @@ pub fn memory_line(settings: &Settings, volume_bytes: u64) -> (u64, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ublk_integrity::{TagAlgorithm, create::FormatOptions};
 
     #[test]
     fn defaults_fit_an_eighth_of_any_machine() {
         for megabytes in [512, 700, 1024, 1500, 2048, 24 << 10, 1 << 20] {
             for cpus in [1, 2, 64] {
                 let memory = megabytes << 20;
-                let d = Defaults::for_machine(memory, cpus, DEFAULT_MAX_IO);
-                let most = most_memory(d.queues, d.depth, DEFAULT_MAX_IO, d.cache);
+                let d = Defaults::for_machine(memory, cpus, DEFAULT_MAX_IO, None);
+                let most = most_memory(None, d.queues, d.depth, DEFAULT_MAX_IO, d.cache);
                 assert!(most <= memory / 8, "{megabytes} MiB, {cpus} CPUs: {d:?} take {most}");
             }
         }
-        let big = Defaults::for_machine(16 << 30, 4, DEFAULT_MAX_IO);
+        let info = plan(512, 64 << 40);
+        let d = Defaults::for_machine(2 << 30, 2, DEFAULT_MAX_IO, Some(&info));
+        assert!(most_memory(Some(&info), d.queues, d.depth, DEFAULT_MAX_IO, d.cache) <= 256 << 20, "{d:?}");
+        // What is known to be small leaves more for requests.
+        let d = Defaults::for_machine(2 << 30, 2, DEFAULT_MAX_IO, Some(&plan(4096, 1 << 30)));
+        assert_eq!((d.queues, d.depth), (2, 128));
+        let big = Defaults::for_machine(16 << 30, 4, DEFAULT_MAX_IO, None);
         assert_eq!(big, Defaults { queues: 4, depth: 128, cache: 256 << 20 });
+    }
+
+    fn plan(block_size: u32, size: u64) -> VolumeInfo {
+        let options = FormatOptions {
+            block_size,
+            size: Some(size),
+            log_size: None,
+            tag: TagAlgorithm::default(),
+            uuid: [0; 16],
+            separate_meta: false,
+        };
+        ublk_integrity::create::plan(&options).unwrap()
     }
 
     fn settings() -> Settings {
@@ -244,7 +273,7 @@ mod tests {
     fn the_line_at_start_stays_below_what_was_foretold() {
         let s = settings();
         let requests = usize::from(s.queues) * usize::from(s.depth) + PREFETCH_LANES;
-        let volume = most_memory_bytes(s.cache, requests, s.max_io as usize);
-        assert_eq!(memory_line(&s, volume).0, most_memory(s.queues, s.depth, s.max_io, s.cache));
+        let volume = most_memory_bytes(None, s.cache, requests, s.max_io as usize);
+        assert_eq!(memory_line(&s, volume).0, most_memory(None, s.queues, s.depth, s.max_io, s.cache));
     }
 }
