@@ -14,9 +14,9 @@
 
 use super::{Block, State};
 use std::arch::x86_64::{
-    __m128i, _mm_add_epi32, _mm_alignr_epi8, _mm_loadu_si128, _mm_set_epi8, _mm_set_epi32, _mm_setzero_si128,
-    _mm_sha256msg1_epu32, _mm_sha256msg2_epu32, _mm_sha256rnds2_epu32, _mm_shuffle_epi8, _mm_shuffle_epi32,
-    _mm_storeu_si128,
+    __m128i, _MM_HINT_T0, _mm_add_epi32, _mm_alignr_epi8, _mm_loadu_si128, _mm_prefetch, _mm_set_epi8, _mm_set_epi32,
+    _mm_setzero_si128, _mm_sha256msg1_epu32, _mm_sha256msg2_epu32, _mm_sha256rnds2_epu32, _mm_shuffle_epi8,
+    _mm_shuffle_epi32, _mm_storeu_si128,
 };
 
 /// Proof that this processor has the instructions.
@@ -58,13 +58,17 @@ type Lanes<const N: usize> = [__m128i; N];
 /// The processor has the features.
 #[target_feature(enable = "sha,ssse3")]
 unsafe fn compress<const N: usize>(states: &mut [State; N], messages: [&[Block]; N], last: &[Block; N]) {
-    // SAFETY: the features are the caller's word; no pointer is used here.
+    // SAFETY: the features are the caller's word; the only pointer is that of a prefetch, which reads nothing.
     unsafe {
         let (mut abef, mut cdgh) = load_states(states);
         for block in 0..=messages[0].len() {
             let (abef_before, cdgh_before) = (abef, cdgh);
             let mut w = [[_mm_setzero_si128(); N]; 4];
             for lane in 0..N {
+                // What is hashed next usually follows these messages. The processor's own prefetching ends at each page,
+                // and begins anew only after a few misses. Any address will do: this is a hint.
+                let next = messages[lane].as_ptr().wrapping_add(N * messages[lane].len() + block);
+                _mm_prefetch::<_MM_HINT_T0>(next.cast());
                 let words = load_words(messages[lane].get(block).unwrap_or(&last[lane]));
                 for quad in 0..4 {
                     w[quad][lane] = words[quad];
