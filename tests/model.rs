@@ -3,8 +3,9 @@
 mod sim;
 
 use proptest::prelude::*;
-use sim::{Rng, block_on, format_options, formatted, lab::with_checkpoints, open_options, reopen};
-use ublk_integrity::{BlockIndex, BlockRange, Buf, Durability};
+use sim::{Rng, SimStorage, block_on, format_options, formatted, lab::with_checkpoints, open_options, reopen};
+use std::ops::Range;
+use ublk_integrity::{BlockIndex, BlockRange, Buf, Durability, OpenOptions, Slot, Volume};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -32,67 +33,98 @@ fn ops(blocks: u64) -> impl Strategy<Value = Op> {
     ]
 }
 
-fn run(block_size: u32, separate: bool, cache_pages: u64, seed: u64, ops: Vec<Op>) {
-    let bs = block_size as usize;
-    let mut format = format_options(block_size);
-    format.separate_meta = separate;
-    format.tag = sim::tag_algorithm(seed);
-    let io = formatted(&format, seed);
-    let mut rng = Rng::new(seed);
-    let mut options = open_options(&mut rng);
-    options.cache_bytes = cache_pages * 4096;
-    options.separate_meta = separate;
-    options.max_request_bytes = 200 * bs;
-    let mut volume = reopen(&io, &options).unwrap();
-    let mut slot = volume.slot(0);
-    let mut model = vec![0u8; volume.blocks() as usize * bs];
-    let mut buf = Buf::new(options.max_request_bytes);
+/// A volume and the plain buffer that it must behave like.
+struct Pair {
+    io: SimStorage,
+    options: OpenOptions,
+    rng: Rng,
+    volume: Volume,
+    slot: Slot,
+    buf: Option<Buf>,
+    model: Vec<u8>,
+}
+
+impl Pair {
+    fn new(block_size: u32, separate: bool, cache_pages: u64, seed: u64) -> Self {
+        let bs = block_size as usize;
+        let mut format = format_options(block_size);
+        format.separate_meta = separate;
+        format.tag = sim::tag_algorithm(seed);
+        let io = formatted(&format, seed);
+        let mut rng = Rng::new(seed);
+        let mut options = open_options(&mut rng);
+        options.cache_bytes = cache_pages * 4096;
+        options.separate_meta = separate;
+        options.max_request_bytes = 200 * bs;
+        let volume = reopen(&io, &options).unwrap();
+        let (slot, model) = (volume.slot(0), vec![0; volume.blocks() as usize * bs]);
+        let buf = Some(Buf::new(options.max_request_bytes));
+        Self { io, options, rng, volume, slot, buf, model }
+    }
+
+    fn bytes(&self, range: BlockRange) -> Range<usize> {
+        let bs = self.volume.block_size();
+        range.first.0 as usize * bs..range.end() as usize * bs
+    }
+
+    fn read(&mut self, range: BlockRange) -> bool {
+        let bytes = self.bytes(range);
+        let read = self.volume.read(&self.io, &mut self.slot, range, self.buf.take().unwrap());
+        let (result, buf) = block_on(&self.io, read);
+        result.unwrap();
+        let same = buf[..bytes.len()] == self.model[bytes];
+        self.buf = Some(buf);
+        same
+    }
+
+    fn write(&mut self, range: BlockRange, value: u8, durability: Durability) {
+        let (bytes, bs) = (self.bytes(range), self.volume.block_size());
+        let mut buf = self.buf.take().unwrap();
+        for (i, byte) in buf[..bytes.len()].iter_mut().enumerate() {
+            *byte = value.wrapping_add((i / bs) as u8);
+        }
+        self.model[bytes.clone()].copy_from_slice(&buf[..bytes.len()]);
+        let Self { io, volume, slot, .. } = self;
+        // Nothing runs beside: back-pressure must be relieved here, as the checkpoint thread would.
+        let write = volume.write(io, slot, range, buf, durability);
+        let (result, buf) = block_on(io, with_checkpoints(volume, io, write));
+        result.unwrap();
+        self.buf = Some(buf);
+    }
+
+    fn zero(&mut self, range: BlockRange, discard: bool) {
+        let bytes = self.bytes(range);
+        self.model[bytes].fill(0);
+        let Self { io, volume, slot, .. } = self;
+        block_on(io, with_checkpoints(volume, io, volume.zero(io, slot, range, discard))).unwrap();
+    }
+
+    fn reopen(&mut self) {
+        self.options.open_id = self.rng.bytes();
+        self.volume = reopen(&self.io, &self.options).unwrap();
+        let found = self.volume.recovery();
+        assert_eq!((found.older, found.corrupt, found.unreadable), (0, 0, 0));
+        self.slot = self.volume.slot(0);
+    }
+}
+
+fn run(mut pair: Pair, ops: Vec<Op>) {
+    let range = |first, count| BlockRange::new(BlockIndex(first), count);
     for (n, op) in ops.into_iter().enumerate() {
-        let bytes = |f: u64, c: u64| f as usize * bs..(f + c) as usize * bs;
         match op {
-            Op::Read(f, c) => {
-                let range = BlockRange::new(BlockIndex(f), c);
-                let (result, b) = block_on(&io, volume.read(&io, &mut slot, range, buf));
-                buf = b;
-                result.unwrap();
-                assert!(buf[..c as usize * bs] == model[bytes(f, c)], "operation {n}: read of {range}");
-            }
+            Op::Read(f, c) => assert!(pair.read(range(f, c)), "operation {n}: read of {}", range(f, c)),
             Op::Write(f, c, value, fua) => {
-                for (i, byte) in buf[..c as usize * bs].iter_mut().enumerate() {
-                    *byte = value.wrapping_add((i / bs) as u8).wrapping_add(n as u8);
-                }
-                model[bytes(f, c)].copy_from_slice(&buf[..c as usize * bs]);
                 let durability = if fua { Durability::Durable } else { Durability::MayBeLost };
-                let range = BlockRange::new(BlockIndex(f), c);
-                let (result, b) = block_on(&io, async {
-                    // Nothing runs beside: back-pressure must be relieved here, as the checkpoint thread would.
-                    let write = volume.write(&io, &mut slot, range, buf, durability);
-                    with_checkpoints(&volume, &io, write).await
-                });
-                buf = b;
-                result.unwrap();
+                pair.write(range(f, c), value.wrapping_add(n as u8), durability);
             }
-            Op::Zero(f, c, discard) => {
-                model[bytes(f, c)].fill(0);
-                let range = BlockRange::new(BlockIndex(f), c);
-                block_on(&io, async {
-                    with_checkpoints(&volume, &io, volume.zero(&io, &mut slot, range, discard)).await
-                })
-                .unwrap();
+            Op::Zero(f, c, discard) => pair.zero(range(f, c), discard),
+            Op::Flush => block_on(&pair.io, pair.volume.flush(&pair.io, &mut pair.slot)).unwrap(),
+            Op::Checkpoint => block_on(&pair.io, pair.volume.checkpoint(&pair.io)).unwrap(),
+            Op::Reopen => {
+                block_on(&pair.io, pair.volume.close(&pair.io)).unwrap();
+                pair.reopen();
             }
-            Op::Flush => block_on(&io, volume.flush(&io, &mut slot)).unwrap(),
-            Op::Checkpoint => block_on(&io, volume.checkpoint(&io)).unwrap(),
-            Op::Reopen | Op::ReopenDirty => {
-                if matches!(op, Op::Reopen) {
-                    block_on(&io, volume.close(&io)).unwrap();
-                }
-                drop(volume);
-                options.open_id = rng.bytes();
-                volume = reopen(&io, &options).unwrap();
-                let found = volume.recovery();
-                assert_eq!((found.older, found.corrupt, found.unreadable), (0, 0, 0));
-                slot = volume.slot(0);
-            }
+            Op::ReopenDirty => pair.reopen(),
         }
     }
 }
@@ -108,6 +140,6 @@ proptest! {
         seed in any::<u64>(),
         ops in prop::collection::vec(ops(256), 1..60),
     ) {
-        run(1 << shift, separate, cache_pages, seed, ops);
+        run(Pair::new(1 << shift, separate, cache_pages, seed), ops);
     }
 }
