@@ -3,7 +3,7 @@
 use crate::{
     BlockIndex, BlockRange, Buf, ReadError, Slot, Storage, Volume,
     format::TAGS_PER_PAGE,
-    tree::{CacheUse, Found, LoadError, Walk},
+    tree::{CacheUse, Found, LoadError, Missing, Walk},
 };
 use serde::Serialize;
 
@@ -144,7 +144,10 @@ impl Volume {
         match self.tree.walk(root, leaf.index, 0, &mut [], &mut CacheUse::default()) {
             Walk::Found(found) => Ok(found),
             Walk::Missing(page, entry) => {
-                self.tree.load(io, &mut slot.pages, (page, entry), leaf.index, (0, &mut [], false)).await
+                let (mut missing, mut result) = (Missing::new(leaf.index), Found::Page);
+                missing.add(leaf.index, page, entry);
+                self.tree.load(io, &mut slot.pages, &missing, false, |_, found, _| result = found).await?;
+                Ok(result)
             }
         }
     }

@@ -6,9 +6,9 @@
 
 use crate::{
     BlockIndex, BlockRange, DeviceError, PageName, Slot, Storage, Volume,
-    format::{LOST_TAG, TAG_BYTES, TAGS_PER_PAGE, Tag, ZERO_TAG},
+    format::{LOST_TAG, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG},
     slot::TagBuf,
-    tree::{CacheUse, Found, LoadError, PageBufs, Walk},
+    tree::{CacheUse, Found, LoadError, Missing, Walk},
 };
 use std::{ops::Range, time::Duration};
 
@@ -35,21 +35,34 @@ struct Part {
     at: usize,
 }
 
-fn parts(range: BlockRange) -> impl Iterator<Item = Part> {
-    let (first, end) = (range.first.0, range.end());
-    (first / TAGS_PER_PAGE..end.div_ceil(TAGS_PER_PAGE)).map(move |tag_page| {
-        let from = first.max(tag_page * TAGS_PER_PAGE);
-        let to = end.min((tag_page + 1) * TAGS_PER_PAGE);
-        Part {
-            tag_page,
-            places: (from - first) as usize..(to - first) as usize,
-            at: (from % TAGS_PER_PAGE) as usize * TAG_BYTES,
-        }
-    })
+fn tag_pages(range: BlockRange) -> Range<u64> {
+    range.first.0 / TAGS_PER_PAGE..range.end().div_ceil(TAGS_PER_PAGE)
+}
+
+fn part(range: BlockRange, tag_page: u64) -> Part {
+    let first = range.first.0;
+    let from = first.max(tag_page * TAGS_PER_PAGE);
+    let to = range.end().min((tag_page + 1) * TAGS_PER_PAGE);
+    Part {
+        tag_page,
+        places: (from - first) as usize..(to - first) as usize,
+        at: (from % TAGS_PER_PAGE) as usize * TAG_BYTES,
+    }
+}
+
+/// The places in the request of all tags on a run of its tag pages.
+fn places(range: BlockRange, run: &Range<u64>) -> Range<usize> {
+    part(range, run.start).places.start..part(range, run.end - 1).places.end
 }
 
 fn leaf_tag(leaf: &[u8], i: usize) -> Tag {
     leaf[i * TAG_BYTES..][..TAG_BYTES].try_into().expect("a tag's length")
+}
+
+impl Slot {
+    fn buf(&mut self, into: Into) -> &mut TagBuf {
+        if into == Into::Tags { &mut self.tags } else { &mut self.old }
+    }
 }
 
 /// Keeps the next checkpoint from writing pages, for a bounded time.
@@ -85,7 +98,7 @@ impl Volume {
         slot.tags.begin(range);
         self.lookup_pending(range, &mut slot.tags, all.clone());
         let root = self.tree.root.load();
-        for part in parts(range) {
+        for part in tag_pages(range).map(|page| part(range, page)) {
             if slot.tags.all_known(part.places.clone()) {
                 continue;
             }
@@ -105,29 +118,22 @@ impl Volume {
         io: &S,
         slot: &mut Slot,
         range: BlockRange,
-        (into, hinted): (Into, bool),
+        into: Into,
     ) -> Result<Option<PageName>, DeviceError> {
         let mut bad = None;
-        for part in parts(range) {
-            let Slot { tags, old, pages, leaf, queue, .. } = &mut *slot;
-            let into = if into == Into::Tags { tags } else { old };
-            if into.all_known(part.places.clone()) {
-                continue;
-            }
-            let found = match self.find(io, range, &part, into, pages, &mut leaf[..], hinted).await {
-                Ok(found) => found,
-                Err(LoadError::Device(e)) => return Err(e),
-                Err(LoadError::Bad(page)) => {
-                    self.counters[*queue].bad_pages.add(1);
-                    Found::Lost(page)
+        for run in slot.pages.runs(tag_pages(range)) {
+            let mut lost = self.find(io, slot, range, run.clone(), into).await;
+            if lost.is_err() && run.end - run.start > 1 {
+                // One page that can't be read must not take its neighbours along, nor an old slot of theirs.
+                lost = Ok(None);
+                for page in run {
+                    let one = self.find(io, slot, range, page..page + 1, into).await?;
+                    lost = lost.map(|lost| lost.or(one));
                 }
-            };
-            if let Found::Lost(page) = found {
-                bad.get_or_insert(page.name());
             }
-            take(found, &part, &leaf[..], into);
+            bad = bad.or(lost?);
         }
-        Ok(bad)
+        Ok(bad.map(PageId::name))
     }
 
     /// All tags of a range, by whatever way.
@@ -138,10 +144,10 @@ impl Volume {
         range: BlockRange,
         into: Into,
     ) -> Result<Option<PageName>, DeviceError> {
-        let buf = if into == Into::Tags { &mut slot.tags } else { &mut slot.old };
+        let buf = slot.buf(into);
         buf.begin(range);
         self.lookup_pending(range, buf, 0..range.count as usize);
-        self.lookup_missing(io, slot, range, (into, false)).await
+        self.lookup_missing(io, slot, range, into).await
     }
 
     /// The same, patiently: a device that fails is asked a few times, damaged metadata is read once
@@ -167,43 +173,75 @@ impl Volume {
         result
     }
 
-    /// One tag page. Where it fails to verify and the root has moved meanwhile, its slot may have
+    /// A run of tag pages. Where one fails to verify and the root has moved meanwhile, its slot may have
     /// been written again: begin anew, pending tags included. Under an unmoved root it is damaged.
-    #[allow(clippy::too_many_arguments)]
     async fn find<S: Storage>(
         &self,
         io: &S,
+        slot: &mut Slot,
         range: BlockRange,
-        part: &Part,
-        into: &mut TagBuf,
-        pages: &mut PageBufs,
-        leaf: &mut [u8],
-        hinted: bool,
-    ) -> Result<Found, LoadError> {
-        let bytes = part.places.len() * TAG_BYTES;
+        run: Range<u64>,
+        into: Into,
+    ) -> Result<Option<PageId>, DeviceError> {
+        let places = places(range, &run);
         let mut hold = None;
         for attempt in 0.. {
             let root = self.tree.root.load();
-            let mut uses = CacheUse::default();
-            let result = match self.tree.walk(root, part.tag_page, part.at, &mut leaf[..bytes], &mut uses) {
-                Walk::Found(found) => Ok(found),
-                Walk::Missing(page, entry) => {
-                    let target = (part.at, &mut leaf[..bytes], hinted);
-                    self.tree.load(io, pages, (page, entry), part.tag_page, target).await
+            match self.find_under(io, root, slot, range, run.clone(), into).await {
+                Ok(lost) => return Ok(lost),
+                Err(LoadError::Device(e)) => return Err(e),
+                Err(LoadError::Bad(page)) if self.tree.root.load() == root => {
+                    self.counters[slot.queue].bad_pages.add(1);
+                    slot.buf(into).fill(places, |_| LOST_TAG);
+                    return Ok(Some(page));
                 }
-            };
-            match result {
-                // Nobody holds a checkpoint up for a hint.
-                Err(LoadError::Bad(_)) if !hinted && self.tree.root.load() != root => {}
-                done => return done,
+                Err(LoadError::Bad(_)) => {}
             }
-            self.lookup_pending(range, into, part.places.clone());
+            self.lookup_pending(range, slot.buf(into), places.clone());
             if attempt >= STALE_RETRIES && hold.is_none() {
                 self.holds.fetch_add(1, crate::sync::Ordering::AcqRel);
                 hold = Some(Hold(self));
             }
         }
         unreachable!("the loop ends by returning")
+    }
+
+    /// The same under one root; what could be had is filled in, whatever becomes of the rest. Returns the first lost page.
+    async fn find_under<S: Storage>(
+        &self,
+        io: &S,
+        root: TreeEntry,
+        slot: &mut Slot,
+        range: BlockRange,
+        run: Range<u64>,
+        into: Into,
+    ) -> Result<Option<PageId>, LoadError> {
+        let Slot { tags, old, pages, leaf, .. } = slot;
+        let into = if into == Into::Tags { tags } else { old };
+        let mut missing = Missing::new(run.start);
+        let mut lost = None;
+        let mut found = |part: &Part, found: Found, bytes: &[u8], into: &mut TagBuf| {
+            if let Found::Lost(page) = found {
+                lost.get_or_insert(page);
+            }
+            take(found, part, bytes, into);
+        };
+        for part in run.map(|page| part(range, page)) {
+            if into.all_known(part.places.clone()) {
+                continue;
+            }
+            let bytes = part.places.len() * TAG_BYTES;
+            match self.tree.walk(root, part.tag_page, part.at, &mut leaf[..bytes], &mut CacheUse::default()) {
+                Walk::Found(end) => found(&part, end, &leaf[..], into),
+                Walk::Missing(page, entry) => missing.add(part.tag_page, page, entry),
+            }
+        }
+        let on_page = |tag_page: u64, end: Found, page: &[u8]| {
+            let part = part(range, tag_page);
+            found(&part, end, page.get(part.at..).unwrap_or_default(), into);
+        };
+        self.tree.load(io, pages, &missing, false, on_page).await?;
+        Ok(lost)
     }
 
     /// Waits, for a bounded time, for lookups that the last checkpoints have outrun.

@@ -3,7 +3,12 @@
 //! Nobody waits for any of this: what it brings in time is in the cache, what it does not bring is
 //! read by whoever needs it.
 
-use crate::{BlockIndex, BlockRange, Hint, Slot, Storage, Volume, format::TAGS_PER_PAGE, lookup::Into, sync::Ordering};
+use crate::{
+    Hint, Slot, Storage, Volume,
+    format::TAGS_PER_PAGE,
+    sync::Ordering,
+    tree::{CacheUse, Missing, Walk},
+};
 
 /// Tag pages that are brought together: at 4096-byte blocks, 8 MiB of data.
 const CLUSTER: u64 = 16;
@@ -19,22 +24,25 @@ impl Volume {
         let last = self.last_cluster.swap(cluster, Ordering::Relaxed);
         self.prefetch_cluster(io, slot, cluster).await;
         // The same cluster again, or the one after the last: reads are running on.
-        if last == cluster || last.wrapping_add(1) == cluster {
+        if last == cluster || last.checked_add(1) == Some(cluster) {
             self.prefetch_cluster(io, slot, cluster + 1).await;
         }
     }
 
     async fn prefetch_cluster<S: Storage>(&self, io: &S, slot: &mut Slot, cluster: u64) {
-        for tag_page in cluster * CLUSTER..(cluster + 1) * CLUSTER {
-            let first = BlockIndex(tag_page * TAGS_PER_PAGE);
-            if first.0 >= self.blocks() {
-                return;
+        let end = self.tree.layout.pages_in(0).min((cluster + 1) * CLUSTER);
+        for run in slot.pages.runs(cluster * CLUSTER..end) {
+            // Pending tags are of no interest here, and no range guard is held: what is found is not used,
+            // only kept in the cache as verified.
+            let root = self.tree.root.load();
+            let mut missing = Missing::new(run.start);
+            for tag_page in run {
+                let walk = self.tree.walk(root, tag_page, 0, &mut [], &mut CacheUse::default());
+                if let Walk::Missing(page, entry) = walk {
+                    missing.add(tag_page, page, entry);
+                }
             }
-            // One tag is enough to bring its page. Pending tags are of no interest here, and no range
-            // guard is held: what is found is not used, only kept in the cache as verified.
-            let one = BlockRange::new(first, 1);
-            slot.tags.begin(one);
-            if self.lookup_missing(io, slot, one, (Into::Tags, true)).await.is_err() {
+            if self.tree.load(io, &mut slot.pages, &missing, true, |_, _, _| {}).await.is_err() {
                 return;
             }
         }

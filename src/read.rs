@@ -82,7 +82,7 @@ impl Volume {
         }
         let pages = match complete {
             true => Ok(None),
-            false => self.lookup_missing(io, slot, range, (Into::Tags, false)).await,
+            false => self.lookup_missing(io, slot, range, Into::Tags).await,
         };
         let (data, buf) = data.await;
         let data = data.map_err(|errno| data_error("read", self.tree.layout.block_offset(range.first), bytes, errno));

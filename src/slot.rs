@@ -28,12 +28,12 @@ impl Slot {
             queue,
             tags: TagBuf::new(max_blocks),
             old: TagBuf::new(max_blocks),
-            pages: PageBufs::new(levels),
+            pages: PageBufs::new(levels, max_blocks),
             leaf: Box::new([0; PAGE_BYTES]),
         }
     }
     pub(crate) fn memory_bytes(max_blocks: usize, levels: usize) -> u64 {
-        PageBufs::memory_bytes(levels) + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES) as u64
+        PageBufs::memory_bytes(levels, max_blocks) + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES) as u64
     }
 }
 

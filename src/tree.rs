@@ -1,16 +1,18 @@
 //! Finding a tag page: down from the root, out of the cache or from the device.
 //!
 //! Each page is believed only because its parent's entry names its digest, and the root because the
-//! superblock's MAC holds. On a miss every level that is missing is read at once: the page whose
-//! entry is known from its slot, those below from both slots, since the parent that knows is on its way too.
+//! superblock's MAC holds. On a miss all that is missing is read at once, every level and all tag pages of
+//! the request: the page whose entry is known from its slot, those below from both slots, since the
+//! parent that knows is on its way too. Tag pages side by side are one read.
 
 use crate::{
     Buf, Device, DeviceError, Errno, Storage,
     cache::{Cache, Lookup},
-    format::{EntryState, Layout, MAX_LEVELS, PAGE_BYTES, PageId, TREE_FANOUT, TreeEntry, digest},
+    format::{EntryState, Layout, MAX_LEVELS, PAGE_BYTES, PageId, TAGS_PER_PAGE, TREE_FANOUT, TreeEntry, digest},
     keys::equal,
     root::Root,
 };
+use std::ops::Range;
 use zerocopy::FromBytes;
 
 /// Bytes of a buffer that takes both slots of a page.
@@ -57,20 +59,89 @@ pub(crate) struct CacheUse {
     pub(crate) hints_used: u64,
 }
 
-/// Page buffers of one request or worker: one pair of slots for each level. `None` while in flight.
-pub(crate) struct PageBufs([Option<Buf>; MAX_LEVELS]);
+/// Most tag pages that are read at once: what a request of 512 KiB touches at 512-byte blocks.
+const MAX_TOGETHER: usize = 9;
+
+/// Page buffers of one request or worker: one pair of slots for each level, and of tag pages as many as
+/// are read at once. `None` while in flight.
+pub(crate) struct PageBufs {
+    levels: [Option<Buf>; MAX_LEVELS],
+    together: usize,
+}
 
 impl PageBufs {
-    pub(crate) fn new(levels: usize) -> Self {
-        Self(std::array::from_fn(|i| (i < levels).then(|| Buf::new(PAIR_BYTES))))
+    /// For requests of up to `max_blocks` blocks.
+    pub(crate) fn new(levels: usize, max_blocks: usize) -> Self {
+        let together = Self::together_for(max_blocks);
+        let pairs = |level| if level == 0 { together } else { 1 };
+        let levels = std::array::from_fn(|i| (i < levels).then(|| Buf::new(pairs(i) * PAIR_BYTES)));
+        Self { levels, together }
     }
-    pub(crate) fn memory_bytes(levels: usize) -> u64 {
-        (levels * (PAIR_BYTES + crate::BUF_ALIGN)) as u64
+    pub(crate) fn memory_bytes(levels: usize, max_blocks: usize) -> u64 {
+        let pairs = levels - 1 + Self::together_for(max_blocks);
+        (levels * crate::BUF_ALIGN + pairs * PAIR_BYTES) as u64
+    }
+    /// Tag pages that so many blocks lie on at most.
+    fn together_for(max_blocks: usize) -> usize {
+        (max_blocks.saturating_sub(1).div_ceil(TAGS_PER_PAGE as usize) + 1).min(MAX_TOGETHER)
+    }
+    /// Splits tag pages into runs that one [`Tree::load`] can bring: under one parent, and no more than there is memory for.
+    pub(crate) fn runs(&self, pages: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+        let (mut start, most) = (pages.start, self.together as u64);
+        std::iter::from_fn(move || {
+            let end = pages.end.min(start + most).min((start / TREE_FANOUT + 1) * TREE_FANOUT);
+            let run = std::mem::replace(&mut start, end)..end;
+            (!run.is_empty()).then_some(run)
+        })
+    }
+}
+
+/// What is missing of the way to a run of tag pages.
+pub(crate) struct Missing {
+    /// The first tag page of the run.
+    first: u64,
+    leaves: [Leaf; MAX_TOGETHER],
+    /// The highest page that is missing above them, and its entry.
+    above: Option<(PageId, TreeEntry)>,
+}
+
+#[derive(Clone, Copy)]
+enum Leaf {
+    NotMissing,
+    Entry(TreeEntry),
+    /// The entry is in the parent, which is missing too.
+    InParent,
+}
+
+impl Missing {
+    /// Nothing, of the run that begins at `first`.
+    pub(crate) fn new(first: u64) -> Self {
+        Self { first, leaves: [Leaf::NotMissing; MAX_TOGETHER], above: None }
+    }
+    /// Where the walk to this tag page ended. All walks begin at one root.
+    pub(crate) fn add(&mut self, tag_page: u64, page: PageId, entry: TreeEntry) {
+        self.leaves[(tag_page - self.first) as usize] = match page.level {
+            0 => Leaf::Entry(entry),
+            _ => {
+                self.above.get_or_insert((page, entry));
+                Leaf::InParent
+            }
+        };
+    }
+    fn is_missing(&self, i: usize) -> bool {
+        !matches!(self.leaves[i], Leaf::NotMissing)
+    }
+    /// The places in the run from the first that is missing to the last.
+    fn extent(&self) -> Option<Range<usize>> {
+        let mut places = (0..MAX_TOGETHER).filter(|i| self.is_missing(*i));
+        let first = places.next()?;
+        Some(first..places.last().unwrap_or(first) + 1)
     }
 }
 
 impl Tree {
-    /// Walks from `root` to a tag page through the cache, and copies `out.len()` bytes at `at` of it.
+    /// Walks from `root` to a tag page through the cache, and copies `out.len()` bytes at `at` of it. Asked
+    /// for none, it only looks whether the page is there, which is no use of it.
     pub(crate) fn walk(&self, root: TreeEntry, tag_page: u64, at: usize, out: &mut [u8], uses: &mut CacheUse) -> Walk {
         let mut entry = root;
         for level in (0..self.layout.levels() as u8).rev() {
@@ -85,7 +156,12 @@ impl Tree {
                 0 => (at, &mut *out),
                 _ => (self.entry_at(tag_page, level), &mut child[..]),
             };
-            match self.cache.get(page, entry.epoch(), at, bytes) {
+            let lookup = match bytes.is_empty() {
+                true if self.cache.holds(page, entry.epoch()) => Lookup::Hit,
+                true => Lookup::Miss,
+                false => self.cache.get(page, entry.epoch(), at, bytes),
+            };
+            match lookup {
                 Lookup::Miss => {
                     uses.misses += 1;
                     return Walk::Missing(page, entry);
@@ -106,47 +182,107 @@ impl Tree {
         (child.index % TREE_FANOUT) as usize * size_of::<TreeEntry>()
     }
 
-    /// Reads what [`Walk::Missing`] named and every level below it, verifies from the top, caches, and copies.
+    /// Reads all that is missing at once, verifies from the top, and caches. `found` hears of each tag page
+    /// that could be had. Of several failures a device's is told.
     pub(crate) async fn load<S: Storage>(
         &self,
         io: &S,
         bufs: &mut PageBufs,
-        (top, top_entry): (PageId, TreeEntry),
-        tag_page: u64,
-        (at, out, hinted): (usize, &mut [u8], bool),
-    ) -> Result<Found, LoadError> {
+        missing: &Missing,
+        hinted: bool,
+        found: impl FnMut(u64, Found, &[u8]),
+    ) -> Result<(), LoadError> {
+        let Some(extent) = missing.extent() else { return Ok(()) };
         let mut reads = [const { None }; MAX_LEVELS];
-        for level in (0..=top.level).rev() {
-            let page = self.layout.ancestor(tag_page, level);
-            let part = match top_entry.state() {
-                EntryState::Slot(slot) if level == top.level => slot_part(slot),
+        let levels = missing.above.map_or(0, |(top, _)| top.level);
+        for level in (1..=levels).rev() {
+            let page = self.layout.ancestor(missing.first, level);
+            let part = match missing.above {
+                Some((top, entry)) if top == page => known_part(entry),
                 _ => 0..PAIR_BYTES,
             };
-            let slot = u8::from(part.start != 0);
-            let buf = bufs.0[usize::from(level)].take().expect("one load at a time");
-            reads[usize::from(level)] = Some(io.read(Device::Meta, self.layout.slot_offset(page, slot), buf, part));
+            reads[usize::from(level)] = Some(self.start(io, bufs, page, 0, part));
         }
-        let mut result = Ok(Found::Page);
-        let mut entry = top_entry;
+        let page = PageId { level: 0, index: missing.first + extent.start as u64 };
+        let part = match missing.leaves[extent.start] {
+            Leaf::Entry(entry) if extent.len() == 1 => known_part(entry),
+            _ => 0..extent.len() * PAIR_BYTES,
+        };
+        let leaves = self.start(io, bufs, page, extent.start * PAIR_BYTES, part);
+
         // All reads are awaited, also below a failure: the buffers must come back.
-        for level in (0..=top.level).rev() {
+        let mut parent = (Ok(Found::Page), missing.above.map_or(TreeEntry::ABSENT, |(_, entry)| entry));
+        for level in (1..=levels).rev() {
             let Some(read) = reads[usize::from(level)].take() else { continue };
             let (read, buf) = read.await;
-            if result == Ok(Found::Page) {
-                let page = self.layout.ancestor(tag_page, level);
-                let place = if level == 0 { at } else { self.entry_at(tag_page, level) };
-                result = self.accept(page, entry, read, &buf, hinted);
-                if let (Ok(Found::Page), EntryState::Slot(slot)) = (result, entry.state()) {
-                    let bytes = &buf[slot_part(slot)][place..];
-                    match level {
-                        0 => out.copy_from_slice(&bytes[..out.len()]),
-                        _ => entry = TreeEntry::read_from_prefix(bytes).expect("inside the page").0,
-                    }
+            if let (Ok(Found::Page), entry) = parent {
+                let page = self.layout.ancestor(missing.first, level);
+                parent.0 = self.accept(page, entry, read, &buf, hinted);
+                if parent.0 == Ok(Found::Page) && level > 1 {
+                    parent.1 = self.child(&buf, entry, missing.first, level);
                 }
             }
-            bufs.0[usize::from(level)] = Some(buf);
+            bufs.levels[usize::from(level)] = Some(buf);
+        }
+        let (read, buf) = leaves.await;
+        let result = self.accept_leaves(missing, parent, bufs.levels[1].as_deref(), (read, &buf), hinted, found);
+        bufs.levels[0] = Some(buf);
+        result
+    }
+
+    /// Starts to read bytes of a page's pair of slots, or of several pairs side by side, into its level's buffer from `at` on.
+    fn start<S: Storage>(
+        &self,
+        io: &S,
+        bufs: &mut PageBufs,
+        page: PageId,
+        at: usize,
+        part: Range<usize>,
+    ) -> S::Transfer {
+        let buf = bufs.levels[usize::from(page.level)].take().expect("one load at a time");
+        let slot = u8::from(part.start != 0);
+        let offset = self.layout.slot_offset(page, slot);
+        io.read(Device::Meta, offset, buf, at + part.start..at + part.end)
+    }
+
+    /// Judges the tag pages that were read, once it is known how the way to their parent ended.
+    fn accept_leaves(
+        &self,
+        missing: &Missing,
+        (way, parent_entry): (Result<Found, LoadError>, TreeEntry),
+        parent: Option<&[u8]>,
+        (read, buf): (Result<(), Errno>, &[u8]),
+        hinted: bool,
+        mut found: impl FnMut(u64, Found, &[u8]),
+    ) -> Result<(), LoadError> {
+        let mut result = Ok(());
+        for ((leaf, tag_page), pair) in missing.leaves.iter().zip(missing.first..).zip(buf.chunks_exact(PAIR_BYTES)) {
+            let entry = match (leaf, way, parent) {
+                (Leaf::NotMissing, ..) => continue,
+                (Leaf::Entry(entry), ..) => Ok(*entry),
+                (Leaf::InParent, Ok(Found::Page), Some(parent)) => Ok(self.child(parent, parent_entry, tag_page, 1)),
+                (Leaf::InParent, Ok(end), _) => {
+                    found(tag_page, end, &[]);
+                    continue;
+                }
+                (Leaf::InParent, Err(e), _) => Err(e),
+            };
+            let page = PageId { level: 0, index: tag_page };
+            let accepted = entry.and_then(|entry| Ok((self.accept(page, entry, read, pair, hinted)?, entry)));
+            match (accepted, result) {
+                (Ok((Found::Page, entry)), _) => found(tag_page, Found::Page, &pair[known_part(entry)]),
+                (Ok((end, _)), _) => found(tag_page, end, &[]),
+                (Err(_), Err(LoadError::Device(_))) => {}
+                (Err(e), _) => result = Err(e),
+            }
         }
         result
+    }
+
+    /// The entry on the way to a tag page, in a verified page that lies in the slot which `entry` names.
+    fn child(&self, pair: &[u8], entry: TreeEntry, tag_page: u64, level: u8) -> TreeEntry {
+        let at = known_part(entry).start + self.entry_at(tag_page, level);
+        TreeEntry::read_from_prefix(&pair[at..]).expect("inside the page").0
     }
 
     /// Judges one page that was read; a good one goes to the cache.
@@ -178,8 +314,16 @@ impl Tree {
     }
 }
 
+/// The bytes of the slot that an entry names within a pair.
+fn known_part(entry: TreeEntry) -> Range<usize> {
+    match entry.state() {
+        EntryState::Slot(slot) => slot_part(slot),
+        _ => 0..PAIR_BYTES,
+    }
+}
+
 /// The bytes of a slot within a pair.
-pub(crate) fn slot_part(slot: u8) -> std::ops::Range<usize> {
+pub(crate) fn slot_part(slot: u8) -> Range<usize> {
     let start = usize::from(slot) * PAGE_BYTES;
     start..start + PAGE_BYTES
 }

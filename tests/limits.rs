@@ -8,11 +8,12 @@ use sim::{
     exec::Step,
     format_options,
     image::{LOG_OFFSET, Logged, SUPERBLOCKS},
+    lab::content,
     open_options,
 };
 use std::cell::Cell;
 use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, Device, Durability, Errno, OpenOptions, WriteError, create::FormatOptions,
+    BlockIndex, BlockRange, Buf, Device, Durability, Errno, OnMismatch, OpenOptions, WriteError, create::FormatOptions,
 };
 
 const TIB: u64 = 1 << 40;
@@ -109,6 +110,42 @@ fn discarding_64_tib_is_a_few_entries_and_a_few_pages() {
         let mut lab = lab.reopened().unwrap();
         assert!(lab.reads_as(places[1], 2) && lab.reads_as(places[1] - 1, 0) && lab.reads_as(blocks - 1, 0));
     }
+}
+
+/// What it costs to open a volume after a crash: operations by kind, and bytes written.
+fn opening(size: u64) -> (u8, [usize; 4], usize) {
+    let mut lab = Lab::new(&sized(4096, size), &options());
+    lab.write(0, 20, 1);
+    lab.checkpoint();
+    lab.write(5, 20, 2);
+    lab.flush();
+    lab.zero(200, 3);
+    lab.write(7, 1, 3);
+    let (io, levels) = (lab.io.clone(), lab.superblock().levels());
+    io.disk().trace = Some(Vec::new());
+    let mut lab = lab.reopened().unwrap();
+    let trace: Vec<_> = io.disk().trace.take().unwrap().into_iter().map(|(_, t)| t).collect();
+    assert!(lab.reads_as(0, 1) && lab.reads_as(6, 2) && lab.reads_as(7, 3));
+    let count = |kind: fn(&Trace) -> bool| trace.iter().filter(|t| kind(t)).count();
+    let data = count(|t| matches!(t, Trace::Read { device: Device::Data, .. }));
+    let meta = count(|t| matches!(t, Trace::Read { device: Device::Meta, .. }));
+    let syncs = count(|t| matches!(t, Trace::SyncStart(_)));
+    let (writes, bytes) = written(&trace);
+    (levels, [data, meta, syncs, writes], bytes)
+}
+
+#[test]
+fn an_open_costs_the_same_at_any_size_but_for_the_trees_height() {
+    let (low, small, small_bytes) = opening(1 << 20);
+    let (high, large, large_bytes) = opening(64 * TIB);
+    assert_eq!((low, high), (2, 6));
+    let more = usize::from(high - low);
+    let [data, meta, syncs, writes] = small;
+    println!("{small:?} {large:?}");
+    assert!(large[0] == data && large[2] == syncs, "{small:?} {large:?}");
+    assert_eq!(large[3], writes + more, "a page of each level");
+    assert_eq!(large_bytes, small_bytes + more * 4096);
+    assert!(large[1] <= meta + 4 * more, "the way down to the tag page: {small:?} {large:?}");
 }
 
 /// Many writers at once, each with many requests, on a log that holds few of them.
@@ -272,6 +309,46 @@ fn metadata_that_cant_be_read_is_an_io_error_and_no_alarm() {
     assert!(lab.reads_as(130, 1));
     let mut lab = lab.reopened().unwrap();
     assert!(lab.reads_as(130, 1) && lab.reads_as(131, 2));
+}
+
+/// Tag pages side by side are one read; what is wrong with one must stay its own.
+#[test]
+fn a_tag_page_that_cant_be_had_does_not_take_its_neighbours_along() {
+    let opening = OpenOptions { cache_bytes: 0, on_mismatch: OnMismatch::Zero, ..options() };
+    let mut lab = Lab::new(&format_options(512), &opening);
+    lab.write(0, 250, 1);
+    lab.write(250, 250, 1);
+    lab.checkpoint();
+    let page = lab.superblock().pages(&lab.disk()).into_iter().find(|p| (p.level, p.index) == (0, 1)).unwrap();
+    let bad =
+        |offset| BadRange { device: Device::Meta, range: offset..offset + 512, reads: Some(Errno::EIO), writes: None };
+    lab.disk().bad_ranges.push(bad(page.offset));
+    assert_eq!(lab.read_range(100, 200).0.unwrap_err().errno(), Errno::EIO);
+    assert!(lab.range_reads_as(100, 28, 1) && lab.range_reads_as(256, 200, 1));
+    lab.disk().bad_ranges.clear();
+    lab.poke(Device::Meta, page.offset + 8, &[0xab; 8]);
+    let (result, bytes) = lab.read_range(100, 200);
+    result.unwrap();
+    for (block, bytes) in (100..).zip(bytes.chunks_exact(512)) {
+        let version = if (128..256).contains(&block) { 0 } else { 1 };
+        assert!(bytes == content(512, block, version), "block {block}");
+    }
+    assert_eq!(lab.volume.status().counters.mismatches, 128);
+}
+
+#[test]
+fn an_old_slot_that_cant_be_read_is_not_missed() {
+    let mut lab = Lab::new(&format_options(512), &OpenOptions { cache_bytes: 1 << 20, ..options() });
+    lab.write(0, 250, 1);
+    lab.write(250, 250, 1);
+    lab.checkpoint();
+    let page = lab.superblock().pages(&lab.disk()).into_iter().find(|p| (p.level, p.index) == (0, 1)).unwrap();
+    let mut lab = lab.reopened().unwrap();
+    assert!(lab.reads_as(499, 1), "brings the root");
+    let old = lab.superblock().slot_offset(0, 1, 1 - page.slot);
+    let bad = BadRange { device: Device::Meta, range: old..old + 4096, reads: Some(Errno::EIO), writes: None };
+    lab.disk().bad_ranges.push(bad);
+    assert!(lab.range_reads_as(100, 200, 1));
 }
 
 #[test]

@@ -11,8 +11,8 @@ use sim::{
     watch::Watch,
     world::{MAX_REQUEST, QUEUES, World, live},
 };
-use std::{cell::RefCell, rc::Rc};
-use ublk_integrity::{Device, OpenOptions, create::FormatOptions, open::open};
+use std::{cell::RefCell, future::Future, rc::Rc};
+use ublk_integrity::{BlockIndex, BlockRange, Buf, Device, OpenOptions, create::FormatOptions, open::open};
 
 fn separate() -> (FormatOptions, OpenOptions) {
     let format = FormatOptions { separate_meta: true, ..format_options(512) };
@@ -116,6 +116,45 @@ fn reads_do_no_io_that_they_can_do_without() {
     assert_eq!(read(&mut lab, 3, 1), (1, 0));
     lab.zero(3, 1);
     assert_eq!(read(&mut lab, 3, 0), (0, 0), "zeros are pending");
+}
+
+/// Many tag pages of one request: whatever is missing is asked for before anything has come back, in one read.
+#[test]
+fn data_and_all_tag_pages_of_a_request_are_read_together() {
+    let (format, options) = separate();
+    let mut lab = Lab::new(&format, &OpenOptions { max_request_bytes: 512 << 10, ..options });
+    lab.write(0, 1024, 1);
+    lab.write(1024, 1024, 1);
+    lab.checkpoint();
+    const FIRST: u64 = 64;
+    const BLOCKS: u64 = 1024;
+    let pairs = (lab.superblock().slot_offset(0, 0, 0), 9 * 2 * 4096);
+    for warm in [false, true] {
+        lab = lab.reopened().unwrap();
+        if warm {
+            // Brings the root, and one tag page that the request does not touch.
+            assert!(lab.reads_as(2047, 1));
+        }
+        let trace = lab.traced(|lab| {
+            let range = BlockRange::new(BlockIndex(FIRST), BLOCKS);
+            let Lab { io, volume, slot, .. } = lab;
+            let mut read = std::pin::pin!(volume.read(io, slot, range, Buf::new(512 << 10)));
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(read.as_mut().poll(&mut cx).is_pending());
+            let started = io.in_flight();
+            assert_eq!(started, if warm { 2 } else { 3 }, "nothing has come back yet");
+            assert!(sim::block_on(io, read).0.is_ok());
+        });
+        let meta = trace.iter().filter_map(|t| match t {
+            Trace::Read { device: Device::Meta, offset, len } => Some((*offset, *len)),
+            _ => None,
+        });
+        let meta: Vec<_> = meta.collect();
+        assert_eq!(reads(&trace), (1, if warm { 1 } else { 2 }), "all of it began at once: {trace:?}");
+        assert_eq!(meta.last(), Some(&pairs));
+        assert!(lab.range_reads_as(FIRST, BLOCKS, 1));
+        assert_eq!(reads(&lab.traced(|lab| assert!(lab.range_reads_as(FIRST, BLOCKS, 1)))), (1, 0), "all are cached");
+    }
 }
 
 #[test]

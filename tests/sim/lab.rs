@@ -119,6 +119,21 @@ impl Lab {
         self.buf = Some(buf);
         result.map(|()| bytes)
     }
+    /// Reads a range at one go into the front of the buffer; the buffer comes back.
+    pub fn read_range(&mut self, first: u64, count: u64) -> (Result<(), ReadError>, Vec<u8>) {
+        let range = BlockRange::new(BlockIndex(first), count);
+        let buf = self.buf.take().unwrap();
+        let (result, buf) = block_on(&self.io, self.volume.read(&self.io, &mut self.slot, range, buf));
+        let bytes = buf[..count as usize * self.block_size()].to_vec();
+        self.buf = Some(buf);
+        (result, bytes)
+    }
+    /// Whether all blocks of a range, read at one go, are of this version.
+    pub fn range_reads_as(&mut self, first: u64, count: u64, version: VersionId) -> bool {
+        let bs = self.block_size();
+        let (result, bytes) = self.read_range(first, count);
+        result.is_ok() && (first..).zip(bytes.chunks_exact(bs)).all(|(b, bytes)| bytes == content(bs, b, version))
+    }
     /// Whether the block reads as this version.
     pub fn reads_as(&mut self, block: u64, version: VersionId) -> bool {
         let want = content(self.block_size(), block, version);
