@@ -20,6 +20,8 @@ pub enum Trace {
 pub struct Faults {
     /// Per cent of data writes that fail; what they leave is old, new or torn.
     pub data_writes: u64,
+    /// Per cent of data reads that fail.
+    pub data_reads: u64,
     /// Every operation of the data device fails.
     pub data_dead: bool,
     /// Every operation of the metadata device fails.
@@ -28,6 +30,10 @@ pub struct Faults {
     pub meta_unwritable: bool,
     /// Per cent of metadata reads that fail.
     pub meta_reads: u64,
+    /// Per cent of metadata writes that fail; what they leave is old, new or torn.
+    pub meta_writes: u64,
+    /// Per cent of syncs that fail, of either device.
+    pub syncs: u64,
     /// Of this device, some per cent of the writes are acknowledged and forgotten.
     pub lost: Option<(Device, u64)>,
     /// Of this device, some per cent of the writes go to the place after the one they were meant for.
@@ -65,10 +71,18 @@ impl Disk {
             (Device::Data, _) if f.data_dead => true,
             (Device::Meta, _) if f.meta_dead => true,
             (Device::Meta, Kind::Write(..) | Kind::Sync(_)) if f.meta_unwritable => true,
-            (Device::Data, Kind::Write(..)) => f.data_writes > 0 && self.rng.chance(f.data_writes),
-            (Device::Meta, Kind::Read(_)) => f.meta_reads > 0 && self.rng.chance(f.meta_reads),
+            (Device::Data, Kind::Write(..)) => self.strikes(f.data_writes),
+            (Device::Data, Kind::Read(_)) => self.strikes(f.data_reads),
+            (Device::Meta, Kind::Write(..)) => self.strikes(f.meta_writes),
+            (Device::Meta, Kind::Read(_)) => self.strikes(f.meta_reads),
+            (_, Kind::Sync(_)) => self.strikes(f.syncs),
             _ => false,
         }
+    }
+
+    /// Draws nothing where there is nothing to draw for: old seeds replay.
+    fn strikes(&mut self, percent: u64) -> bool {
+        percent > 0 && self.rng.chance(percent)
     }
 
     pub(super) fn strays(&mut self, device: Device, fault: Option<(Device, u64)>) -> bool {

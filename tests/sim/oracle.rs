@@ -77,6 +77,10 @@ impl Oracle {
             h.floor = h.floor.max(acked);
         }
     }
+    /// Blocks that have a version which a power cut must not take back.
+    pub fn flushed_blocks(&self) -> u64 {
+        self.blocks.values().filter(|h| h.floor > 0).count() as u64
+    }
     /// What is read while the volume runs: nothing older than what was acknowledged when the read began.
     pub fn check_running(&mut self, block: BlockIndex, at_start: usize, data: &[u8]) {
         let h = self.of(block).clone();
