@@ -1,7 +1,7 @@
 //! The primitives that threads share, in one place, so that a model checker can stand in for them.
 //!
 //! With `--cfg shuttle` locks and atomics are shuttle's, which tries many interleavings (all of them
-//! sequentially consistent). The hint channel and the program's eventfds are not instrumented.
+//! sequentially consistent). The hint channel is not instrumented; the program has a `sync.rs` of its own.
 
 #[cfg(shuttle)]
 use shuttle::sync;

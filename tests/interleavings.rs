@@ -5,165 +5,19 @@
 //! `SHUTTLE_ITERATIONS=n` sets how many schedules are tried.
 #![cfg(shuttle)]
 
+#[path = "sim/shared.rs"]
+mod shared;
+
+use shared::{Memory, check, formatted, opened, opened_with, range, read, write};
 use shuttle::{
     future::block_on,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicBool, Ordering},
     },
     thread,
 };
-use std::{
-    future::Future,
-    ops::Range,
-    pin::Pin,
-    sync::OnceLock,
-    task::{Context, Poll},
-    time::Duration,
-};
-use ublk_integrity::{
-    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
-    OpenOptions, Storage, TagAlgorithm, Volume, WriteError,
-    create::{FormatOptions, format},
-    open::open,
-};
-
-const BLOCK: usize = 4096;
-
-/// A device in memory that all threads share; an operation takes effect when it starts and ends at the second poll.
-#[derive(Clone)]
-struct Memory {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    /// Metadata writes that still succeed.
-    writes_left: Arc<AtomicU64>,
-}
-
-struct Soon<T>(Option<T>, bool);
-
-impl<T: Unpin> Future for Soon<T> {
-    type Output = T;
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        if !std::mem::replace(&mut self.1, true) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Poll::Ready(self.0.take().expect("polled to its end once"))
-    }
-}
-
-fn soon<T>(value: T) -> Soon<T> {
-    Soon(Some(value), false)
-}
-
-impl Memory {
-    fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: Arc::new(Mutex::new(bytes)), writes_left: Arc::new(AtomicU64::new(u64::MAX)) }
-    }
-}
-
-impl Storage for Memory {
-    type Transfer = Soon<(Result<(), Errno>, Buf)>;
-    type Command = Soon<Result<(), Errno>>;
-
-    fn geometry(&self, _: Device) -> Geometry {
-        Geometry { size: self.bytes.lock().unwrap().len() as u64, physical_block: BLOCK as u32 }
-    }
-    fn read(&self, _: Device, offset: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
-        let (at, len) = (offset.0 as usize, part.len());
-        buf[part].copy_from_slice(&self.bytes.lock().unwrap()[at..at + len]);
-        soon((Ok(()), buf))
-    }
-    fn write(&self, device: Device, offset: ByteOffset, buf: Buf, part: Range<usize>, _: Durability) -> Self::Transfer {
-        let left = match device {
-            Device::Data => u64::MAX,
-            Device::Meta => self.writes_left.load(Ordering::SeqCst),
-        };
-        if left == 0 {
-            return soon((Err(Errno::EIO), buf));
-        }
-        if left != u64::MAX {
-            self.writes_left.fetch_sub(1, Ordering::SeqCst);
-        }
-        let at = offset.0 as usize;
-        self.bytes.lock().unwrap()[at..at + part.len()].copy_from_slice(&buf[part]);
-        soon((Ok(()), buf))
-    }
-    fn sync(&self, _: Device) -> Self::Command {
-        soon(Ok(()))
-    }
-    fn discard(&self, _: Device, _: ByteOffset, _: u64) -> Self::Command {
-        soon(Ok(()))
-    }
-    fn sleep(&self, _: Duration) -> Self::Command {
-        soon(Ok(()))
-    }
-}
-
-fn key() -> MasterKey {
-    MasterKey::new(&[1; 32]).unwrap()
-}
-
-/// An empty volume; formatted once, copied for every schedule.
-fn formatted() -> Memory {
-    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    let options = FormatOptions {
-        block_size: BLOCK as u32,
-        size: Some(1 << 20),
-        log_size: Some(64 << 10),
-        tag: TagAlgorithm::HmacSha256,
-        uuid: [3; 16],
-        separate_meta: false,
-    };
-    let bytes = ublk_integrity::create::plan(&options).unwrap().data_device_bytes as usize;
-    let image = IMAGE.get_or_init(|| {
-        let io = Memory::new(vec![0; bytes]);
-        block_on(format(&io, &key(), &options)).unwrap();
-        io.bytes.lock().unwrap().clone()
-    });
-    Memory::new(image.clone())
-}
-
-fn opened(io: &Memory, id: u8) -> Arc<Volume> {
-    let options = OpenOptions {
-        access: Access::ReadWrite,
-        cache_bytes: 0,
-        max_slots: 32,
-        queues: 1,
-        max_request_bytes: 2 * BLOCK,
-        separate_meta: false,
-        on_mismatch: OnMismatch::Fail,
-        open_id: [id; 32],
-        hints: None,
-    };
-    Arc::new(block_on(open(io, &key(), &options)).unwrap())
-}
-
-fn range(first: u64, count: u64) -> BlockRange {
-    BlockRange::new(BlockIndex(first), count)
-}
-
-fn write(volume: &Volume, io: &Memory, blocks: BlockRange, fill: u8) -> Result<(), WriteError> {
-    let mut buf = Buf::new(2 * BLOCK);
-    buf.fill(fill);
-    block_on(volume.write(io, &mut volume.slot(0), blocks, buf, Durability::MayBeLost)).0
-}
-
-/// What the blocks hold; panics where a block is not of one piece or the blocks differ.
-fn read(volume: &Volume, io: &Memory, blocks: BlockRange) -> u8 {
-    let bytes = blocks.count as usize * BLOCK;
-    let (result, buf) = block_on(volume.read(io, &mut volume.slot(0), blocks, Buf::new(2 * BLOCK)));
-    result.expect("a false alarm");
-    assert!(buf[..bytes].iter().all(|b| *b == buf[0]), "half of one write and half of another");
-    buf[0]
-}
-
-/// Half of the schedules are random; the other half let one thread run far ahead of another (Burckhardt
-/// and others 2010), which a fair coin at every step hardly ever does.
-fn check(test: impl Fn() + Send + Sync + Copy + 'static) {
-    let schedules = std::env::var("SHUTTLE_ITERATIONS").map_or(1000, |n| n.parse().expect("a number"));
-    shuttle::check_random(test, schedules / 2);
-    shuttle::check_pct(test, schedules / 2, 3);
-}
+use ublk_integrity::{Volume, hints};
 
 /// Runs `f` on a thread of its own.
 fn with<T: Send + 'static>(
@@ -266,5 +120,41 @@ fn a_device_that_fails_in_the_middle_ends_every_wait() {
         });
         writers.into_iter().for_each(|w| w.join().unwrap());
         worker.join().unwrap();
+    });
+}
+
+#[test]
+fn hints_bring_pages_beside_readers_and_checkpoints() {
+    check(|| {
+        let io = formatted();
+        let volume = opened(&io, 1);
+        write(&volume, &io, range(0, 1), 1).unwrap();
+        write(&volume, &io, range(130, 1), 3).unwrap();
+        block_on(volume.checkpoint(&io)).unwrap();
+        // Cold, with room for both tag pages and the root, and a channel that is soon full.
+        let (sender, hints) = hints::channel(1);
+        let volume = opened_with(&io, 2, 3 * 4096, Some(sender));
+        let enough = Arc::new(AtomicBool::new(false));
+        let worker = {
+            let enough = enough.clone();
+            with(&volume, &io, move |v, io| {
+                let mut slot = v.slot(0);
+                while !enough.load(Ordering::SeqCst) {
+                    // The channel is not instrumented: a worker that waited in it would stop all threads.
+                    match hints.try_recv() {
+                        Ok(hint) => block_on(v.prefetch(io, &mut slot, hint)),
+                        Err(_) => thread::yield_now(),
+                    }
+                }
+            })
+        };
+        let reader = with(&volume, &io, |v, io| [130, 0, 130, 0].map(|block| read(v, io, range(block, 1))));
+        write(&volume, &io, range(0, 1), 2).unwrap();
+        block_on(volume.checkpoint(&io)).unwrap();
+        let seen = reader.join().unwrap();
+        assert!([[3, 1, 3, 1], [3, 1, 3, 2], [3, 2, 3, 2]].contains(&seen), "{seen:?}");
+        enough.store(true, Ordering::SeqCst);
+        worker.join().unwrap();
+        assert_eq!([0, 130].map(|block| read(&volume, &io, range(block, 1))), [2, 3]);
     });
 }

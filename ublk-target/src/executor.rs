@@ -9,16 +9,14 @@
 //! fills the ready queue, then looks whether the owner sleeps. In whatever order these four happen,
 //! one of the two sees the other.
 
+use crate::sync::{AtomicBool, Ordering};
 use crossbeam_queue::ArrayQueue;
 use nix::sys::eventfd::EventFd;
 use std::{
     cell::{Cell, RefCell},
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Wake, Waker},
 };
 
@@ -203,5 +201,81 @@ mod tests {
         assert!(bell.read().is_err());
         exec.run_ready();
         assert!(exec.is_done() && exec.may_sleep());
+    }
+}
+
+/// Real threads under a model checker: see `sync.rs`.
+#[cfg(all(test, shuttle))]
+mod interleavings {
+    use super::*;
+    use crate::{
+        checkpoints::Stop,
+        shared::{BLOCK, check, formatted, opened, range, read},
+    };
+    use nix::sys::eventfd::EfdFlags;
+    use shuttle::thread;
+    use ublk_integrity::{BlockRange, Buf, Durability, Storage, Volume};
+
+    fn doorbell() -> Arc<EventFd> {
+        Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap())
+    }
+
+    /// The owner's loop. Its sleep is modelled: it looks at the doorbell over and over, and a wake that
+    /// never comes runs into the checker's limit of steps.
+    fn drive(exec: &Executor<'_>, bell: &EventFd) {
+        loop {
+            exec.run_ready();
+            if exec.is_done() {
+                return;
+            }
+            if exec.may_sleep() {
+                while bell.read().is_err() {
+                    thread::yield_now();
+                }
+            }
+            exec.awake();
+        }
+    }
+
+    #[test]
+    fn an_owner_that_goes_to_sleep_hears_every_wake() {
+        check(|| {
+            let stops = [(); 2].map(|()| Arc::new(Stop::default()));
+            let others = stops.clone().map(|stop| thread::spawn(move || stop.set()));
+            let bell = doorbell();
+            let mut exec = Executor::new(2, &bell);
+            stops.iter().for_each(|stop| exec.spawn(stop.wait()));
+            drive(&exec, &bell);
+            others.into_iter().for_each(|other| other.join().unwrap());
+        });
+    }
+
+    async fn write_and_flush(volume: &Volume, io: &impl Storage, blocks: BlockRange, fill: u8) {
+        let (mut slot, mut buf) = (volume.slot(0), Buf::new(2 * BLOCK));
+        buf.fill(fill);
+        volume.write(io, &mut slot, blocks, buf, Durability::MayBeLost).await.0.unwrap();
+        volume.flush(io, &mut slot).await.unwrap();
+    }
+
+    /// Each waits for ranges that the other's tasks hold, and for log writes and syncs on the other's ring.
+    #[test]
+    fn two_queues_wake_each_other() {
+        check(|| {
+            let io = formatted();
+            let volume = opened(&io, 1);
+            let queues = [1, 2].map(|fill| {
+                let (io, volume) = (io.clone(), volume.clone());
+                thread::spawn(move || {
+                    let bell = doorbell();
+                    let mut exec = Executor::new(2, &bell);
+                    exec.spawn(write_and_flush(&volume, &io, range(3, 2), fill));
+                    exec.spawn(write_and_flush(&volume, &io, range(u64::from(fill), 1), 7));
+                    drive(&exec, &bell);
+                })
+            });
+            queues.into_iter().for_each(|queue| queue.join().unwrap());
+            assert!([1, 2].contains(&read(&volume, &io, range(3, 2))));
+            assert!([1, 2].iter().all(|block| read(&volume, &io, range(*block, 1)) == 7));
+        });
     }
 }

@@ -14,7 +14,11 @@ mod offline;
 mod os;
 mod report;
 mod ring;
+#[cfg(all(test, shuttle))]
+#[path = "../../tests/sim/shared.rs"]
+mod shared;
 mod size;
+mod sync;
 mod ublk;
 
 fn main() -> std::process::ExitCode {
