@@ -28,4 +28,4 @@ grep -qx 'oom_kill 0' $group/memory.events || die 'the daemon was killed'
 remove
 echo "$$" >/sys/fs/cgroup/cgroup.procs
 within 10 rmdir $group
-check_clean
+check_closed

@@ -18,8 +18,8 @@ ui del -n "$id" --force
 [ $((SECONDS - since)) -lt 20 ] || die "it took $((SECONDS - since)) s"
 ! wait $fio || die 'fio saw no error'
 within 10 test ! -e "$disk"
-step 'the volume is whole'
-check_clean
+step 'the volume is whole, and closed'
+check_closed
 add
 remove
 

@@ -29,7 +29,7 @@ all_zero() {
 all_zero
 step 'the same after the volume was closed and opened'
 remove
-check_clean
+check_closed
 add
 all_zero
 step 'and what is written there afterwards stays'

@@ -34,7 +34,7 @@ add
 [ "$(read_block "$disk" 11)" = ok ] || die "block 11: $(read_block "$disk" 11)"
 mark_block "$disk" 12 written-after-opening-again
 remove
-check_clean
+check_closed
 
 step 'a part of the disk fails under fio'
 add
@@ -53,5 +53,5 @@ add
 step 'every block reads, or was never written'
 fio --name=r --filename="$disk" --ioengine=libaio --direct=1 --rw=read --bs=1M --iodepth=4 --output=/run/fio || { tail -n 20 /run/fio; die 'a read failed'; }
 remove
-check_clean
+check_closed
 unlinear lower

@@ -19,4 +19,4 @@ step 'opened again, verified once more'
 add -q 4
 run --name=mixed --size=48M --rw=randwrite --bsrange=4k-512k --verify_only
 remove
-check_clean
+check_closed

@@ -27,8 +27,13 @@ add() {
   id=${disk#/dev/ublkb}
 }
 remove() { ui del -n "$id"; [ ! -e "$disk" ] || die "$disk outlived del"; }
-# All blocks verify, and nothing is said about any.
+# All blocks verify, whatever the log has to settle first.
 check_clean() { ui check --data $data --key-file $key "$@"; }
+# And the log has nothing to settle: the volume was closed in order. (A killed one passes check_clean, too.)
+check_closed() {
+  check_clean --json "$@" >/run/report || { cat /run/report; die 'bad blocks'; }
+  jq -e '.recovery.records == 0' /run/report >/dev/null || { cat /run/report; die 'the volume was not closed'; }
+}
 
 # A value of the device's status, wherever in it.
 counter() { ui status -n "$id" --json | jq -e "first(.. | objects | select(has(\"$1\")) | .$1)"; }
@@ -91,6 +96,9 @@ flip_bit() { # FILE OFFSET
 # Make one 4096-byte block of a device say its name: mark_block DEVICE BLOCK NAME.
 mark_block() { head -c 4096 <(yes "$3") | dd of="$1" bs=4096 seek="$2" oflag=direct iflag=fullblock conv=notrunc,fsync status=none; }
 
+# Load whose every block is known by its version: see there. What it says is left in /run/versions.
+versions() { python3 tests/vm/versions.py "$@" >/run/versions || return 1; cat /run/versions; }
+
 # A real tree: hundreds of small files and a few large ones.
 plant() {
   mkdir "$1/tree"
@@ -123,7 +131,7 @@ file_system() {
   umount /mnt/t
   remove
   step 'the whole volume, offline'
-  check_clean
+  check_closed
   add
   step 'open again, mount again'
   mount "$disk" /mnt/t
@@ -135,9 +143,13 @@ file_system() {
   remove
 }
 
-# A device that can be suspended, or made to fail, between the volume and a disk.
-linear() { # NAME DISK
-  dmsetup create "$1" --noudevsync --table "0 $(blockdev --getsz "$2") linear $2 0"
+# A device that can be suspended, or made to fail, between the volume and a disk, or a part of one.
+linear() { # NAME DISK [MIB [FIRST MIB]]
+  local sectors=${3:+$(($3 * 2048))}
+  dm "$1" "0 ${sectors:-$(blockdev --getsz "$2")} linear $2 $((${4:-0} * 2048))"
+}
+dm() { # NAME TABLE
+  dmsetup create "$1" --noudevsync --table "$2"
   dmsetup mknodes "$1"
 }
 table() { # NAME TABLE: a new table in place of the old, without waiting for what is under way

@@ -10,7 +10,7 @@ mount "$disk" /mnt/t
 plant /mnt/t
 umount /mnt/t
 remove
-check_clean "${meta[@]}"
+check_closed "${meta[@]}"
 add "${meta[@]}"
 mount "$disk" /mnt/t
 same_tree /mnt/t
@@ -36,7 +36,7 @@ mount "$disk" /mnt/t
 plant /mnt/t
 umount /mnt/t
 remove
-check_clean
+check_closed
 add
 mount "$disk" /mnt/t
 same_tree /mnt/t

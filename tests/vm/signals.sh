@@ -10,7 +10,7 @@ for signal in TERM INT; do
   kill -$signal "$pid"
   within 20 gone "$pid"
   within 10 test ! -e "$disk"
-  check_clean
+  check_closed
   add
   [ "$(read_block "$disk" 5)" = ok ] || die 'block 5'
   grep -aq "written-before-$signal" /run/block || die 'the write was lost'
@@ -23,8 +23,26 @@ for signal in TERM INT; do
   within 20 gone "$pid"
   ! wait $fio || die 'fio saw no error'
   within 10 test ! -e "$disk"
-  check_clean
+  check_closed
 done
+
+step 'the device stopped from outside, as by another tool'\''s del'
+add
+mark_block "$disk" 5 written-before-the-stop
+fio --name=io --filename="$disk" --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --direct=1 --offset=1M --size=64M --time_based --runtime=60 --output=/run/fio & fio=$!
+within 30 busy
+sleep 1
+pid=$(daemon)
+ui stop -n "$id"
+within 20 gone "$pid"
+! wait $fio || die 'fio saw no error'
+within 10 test ! -e "$disk"
+[ "$(ui list --json)" = '[]' ] || die "list: $(ui list --json)"
+check_closed
+add
+[ "$(read_block "$disk" 5)" = ok ] || die 'block 5'
+grep -aq written-before-the-stop /run/block || die 'the write was lost'
+remove
 
 step 'SIGINT in the foreground'
 # (A shell starts what is in the background with SIGINT ignored.)
@@ -34,6 +52,7 @@ grep -q '^/dev/ublkb3$' /run/out || { cat /run/out; die 'the foreground did not 
 kill -INT $pid
 wait $pid || die "it exited with $?"
 [ ! -e /dev/ublkb3 ] || die 'the device is left'
+check_closed
 
 step 'the daemon keeps none of the fds 0-2 of its caller'
 disk=$(timeout 30 "$ublk_integrity" add --data $data --key-file $key 2>&1 | tail -n 1) || die 'the pipe stayed open'
@@ -44,3 +63,4 @@ for fd in 0 1 2; do
 done
 [ "$(readlink "/proc/$pid/cwd")" = / ] || die "its cwd is $(readlink "/proc/$pid/cwd")"
 remove
+check_closed

@@ -32,5 +32,5 @@ fio --name=v --filename="$disk" --ioengine=libaio --direct=1 --rw=randwrite --bs
   --verify_fatal=1 --verify_state_save=0 --output=/run/fio || die 'fio'
 [ "$(counter mismatches)" = 0 ] || die 'mismatches'
 remove
-check_clean "${meta[@]}"
+check_closed "${meta[@]}"
 unlinear meta

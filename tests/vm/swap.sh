@@ -32,4 +32,4 @@ step 'a device that is swapped to is busy'
 refused 5 ui del -n "$id"
 swapoff "$disk"
 remove
-check_clean
+check_closed

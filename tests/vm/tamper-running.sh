@@ -37,4 +37,4 @@ remove
 add
 [ "$(read_block "$disk" 100)" = ok ] || die 'not signed'
 remove
-check_clean
+check_closed

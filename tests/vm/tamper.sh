@@ -24,7 +24,7 @@ step 'writing it anew heals it'
 mark_block "$disk" 1000 block-1000-anew
 [ "$(read_block "$disk" 1000)" = ok ] || die 'still bad after it was written'
 remove
-check_clean
+check_closed
 
 step 'block 7 where block 8 belongs'
 home7=$(($(where_is $data block-7-of-the-device) / 4096 * 4096))
