@@ -7,24 +7,34 @@ data=/dev/mapper/lower
 format
 add
 mark_block "$disk" 50 the-first-version
-fio --name=io --filename="$disk" --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --direct=1 --offset=16M --size=64M \
-  --time_based --runtime=20 --output=/run/fio & fio=$!
+# Its writes are on their way when the daemon dies, and go on when the next one serves.
+versions write "$disk" 4096 8 30 /run/table & writer=$!
 within 30 busy
-sleep 1
+sleep 2
 step 'the disk under the volume stops answering, and the daemon is killed'
 suspend lower
 sleep 1
 pid=$(daemon)
 kill -9 "$pid"
-sleep 2
-step 'recovery waits for the writes under way'
+within 10 gone "$pid"
+step 'the daemon is gone; the lock is held by its writes alone'
+locked() { ! timeout 10 flock -n $data true; }
+locked || die 'nothing holds the lock'
+step 'recovery waits for them'
 ui recover -n "$id" --key-file $key & recovery=$!
 sleep 5
 gone $recovery && die 'recovery did not wait'
+locked || die 'nothing holds the lock any more'
 resume lower
 wait $recovery || die 'recovery failed'
-wait $fio || { tail /run/fio; die 'fio saw an error'; }
+wait $writer || die 'an old version, or an error'
+grep -q ' 0 failed' /run/versions || die 'an error reached the writer'
 [ "$(read_block "$disk" 50)" = ok ] || die 'block 50'
+[ "$(counter mismatches)" = 0 ] || die 'mismatches'
 remove
-check_clean
+locked && die 'the lock outlived the device'
+check_closed
+add
+versions check "$disk" /run/table || die 'a late write landed after all'
+remove
 unlinear lower
