@@ -29,3 +29,32 @@ add --read-only
 [ "$(cat /sys/block/"${disk#/dev/}"/ro)" = 1 ] || die 'not read only'
 [ "$(read_block "$disk" 1)" = ok ]
 remove
+
+step 'a volume that was not closed, read by all that write nothing'
+linear small /dev/vdb 64
+data=/dev/mapper/small
+format
+add
+for block in 1 2 3; do mark_block "$disk" $block "block-$block-logged"; done
+pid=$(daemon)
+kill -9 "$pid"
+within 20 gone "$pid"
+ui del -n "$id"
+dirty() { check_clean --json | jq -e '.recovery.records > 0' >/dev/null; }
+dirty || die 'nothing was left in the log: the test shows nothing'
+before=$(sha256sum <$data)
+unchanged() { [ "$(sha256sum <$data)" = "$before" ] || die "$1 wrote"; }
+add --read-only
+for block in 1 2 3 4; do [ "$(read_block "$disk" $block)" = ok ] || die "block $block"; done
+[ "$(read_block "$disk" 2)" = ok ]
+grep -aq block-2-logged /run/block || die 'block 2'
+remove
+unchanged 'add --read-only'
+check_clean
+unchanged check
+ui export --data $data --key-file $key /run/content
+unchanged export
+ui dump --data $data
+unchanged dump
+dirty || die 'the log is gone'
+unlinear small
