@@ -23,6 +23,7 @@ for me in range(4):
     threading.Thread(target=writer, args=[me]).start()
 P
 }
+enough() { [ -s "/out/synced.$boot.0" ]; }
 verify() {
   cat /out/synced.* >/run/synced
   step "$(wc -l </run/synced) synced files"

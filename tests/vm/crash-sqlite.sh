@@ -25,19 +25,22 @@ with open(f"/out/committed.{mode}", "a") as out:
 P
 }
 load() { committer delete & committer wal & wait; }
+enough() { grep -q "^$boot " /out/committed.delete && grep -q "^$boot " /out/committed.wal; }
 verify() {
   local mode
   for mode in delete wal; do
     [ "$(sqlite3 "/mnt/t/$mode.db" 'pragma integrity_check')" = ok ] || die "$mode.db is damaged"
     sqlite3 -separator ' ' "/mnt/t/$mode.db" 'select boot, n, count(*) from t group by boot, n' >/run/there
-    python3 - "$mode" <<'P'
+    python3 - "$mode" "$boot" <<'P'
 import sys
-mode = sys.argv[1]
+mode, boots = sys.argv[1], range(1, int(sys.argv[2]))
 there = {tuple(map(int, line.split()[:2])): int(line.split()[2]) for line in open("/run/there")}
 committed = [tuple(map(int, l.split())) for l in open(f"/out/committed.{mode}") if l.endswith("\n")]
 for boot, n in committed:
     if there.get((boot, n)) != 1 + n % 5:
         sys.exit(f"{mode}: transaction {boot} {n} was committed, and {there.get((boot, n))} of its rows are there")
+if idle := set(boots) - {boot for boot, _ in committed}:
+    sys.exit(f"{mode}: nothing was committed in boot {idle}")
 print(f"{mode}: all {len(committed)} committed transactions are there")
 P
   done
