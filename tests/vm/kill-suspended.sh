@@ -28,7 +28,7 @@ locked || die 'nothing holds the lock any more'
 resume lower
 wait $recovery || die 'recovery failed'
 wait $writer || die 'an old version, or an error'
-grep -q ' 0 failed' /run/versions || die 'an error reached the writer'
+grep -q ' 0 threads failed' /run/versions || die 'an error reached the writer'
 [ "$(read_block "$disk" 50)" = ok ] || die 'block 50'
 [ "$(counter mismatches)" = 0 ] || die 'mismatches'
 remove

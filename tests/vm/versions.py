@@ -5,8 +5,8 @@
 
 A fio --verify that looks at each block's own checksum takes an old block for a good one; this does not.
 Each thread has blocks of its own, writes runs of them directly, and reads others of them back in between:
-they must be the versions that were acknowledged last. All are written once before it begins. A write that fails ends its thread; its blocks may
-then hold either version. `write` checks all blocks at its end and leaves a line "BLOCK VERSION [VERSION]"
+they must be the versions that were acknowledged last. All are written once before it begins. An error ends the
+thread that meets it; where it was a write, its blocks may then hold either version. `write` checks all blocks at its end and leaves a line "BLOCK VERSION [VERSION]"
 for each; `check` compares with that. Exit code 1 and a line on stderr for each block that is wrong.
 """
 import mmap, os, random, struct, sys, threading, time
@@ -65,19 +65,25 @@ class Blocks:
 
     def work(self, name, until):
         device = Device(name)
-        while time.monotonic() < until and not self.wrong:
-            count = random.randint(1, RUN)
-            at = random.randrange(OWN - count + 1)
-            new = [versions[0] + 1 for versions in self.allowed[at:at + count]]
+        while time.monotonic() < until and not self.wrong and not self.error:
+            self.write_some(device)
             try:
-                device.write(self.first + at, new)
+                self.compare(device, random.randrange(OWN - RUN + 1), RUN)
             except OSError as e:
                 self.error = e
-                self.allowed[at:at + count] = [(v - 1, v) for v in new]
-                return
+
+    def write_some(self, device):
+        count = random.randint(1, RUN)
+        at = random.randrange(OWN - count + 1)
+        new = [versions[0] + 1 for versions in self.allowed[at:at + count]]
+        try:
+            device.write(self.first + at, new)
+        except OSError as e:
+            self.error = e
+            self.allowed[at:at + count] = [(v - 1, v) for v in new]
+        else:
             self.allowed[at:at + count] = [(v,) for v in new]
             self.writes += 1
-            self.compare(device, random.randrange(OWN - RUN + 1), RUN)
 
     def check(self, device):
         for at in range(0, OWN, RUN):
@@ -91,13 +97,7 @@ def write(name, first, threads, seconds, table):
         blocks.fill(device)
     until = time.monotonic() + float(seconds)
 
-    def run(blocks):
-        try:
-            blocks.work(name, until)
-        except OSError as e:
-            blocks.wrong.append(f"a read: {e}")
-
-    workers = [threading.Thread(target=run, args=[blocks]) for blocks in all_blocks]
+    workers = [threading.Thread(target=blocks.work, args=[name, until]) for blocks in all_blocks]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -110,7 +110,7 @@ def write(name, first, threads, seconds, table):
         for blocks in all_blocks:
             for i, versions in enumerate(blocks.allowed):
                 print(blocks.first + i, *versions, file=out)
-    print(f"{sum(blocks.writes for blocks in all_blocks)} writes acknowledged, {len(failed)} failed")
+    print(f"{sum(blocks.writes for blocks in all_blocks)} writes acknowledged, {len(failed)} threads failed")
     return [line for blocks in all_blocks for line in blocks.wrong]
 
 
