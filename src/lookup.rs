@@ -122,16 +122,7 @@ impl Volume {
     ) -> Result<Option<PageName>, DeviceError> {
         let mut bad = None;
         for run in slot.pages.runs(tag_pages(range)) {
-            let mut lost = self.find(io, slot, range, run.clone(), into).await;
-            if lost.is_err() && run.end - run.start > 1 {
-                // One page that can't be read must not take its neighbours along, nor an old slot of theirs.
-                lost = Ok(None);
-                for page in run {
-                    let one = self.find(io, slot, range, page..page + 1, into).await?;
-                    lost = lost.map(|lost| lost.or(one));
-                }
-            }
-            bad = bad.or(lost?);
+            bad = bad.or(self.find(io, slot, range, run, into).await?);
         }
         Ok(bad.map(PageId::name))
     }

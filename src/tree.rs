@@ -135,7 +135,23 @@ impl Missing {
     fn extent(&self) -> Option<Range<usize>> {
         let mut places = (0..MAX_TOGETHER).filter(|i| self.is_missing(*i));
         let first = places.next()?;
-        Some(first..places.last().unwrap_or(first) + 1)
+        Some(first..places.next_back().unwrap_or(first) + 1)
+    }
+}
+
+/// How the way down to the parent of a run of tag pages ended.
+struct Way<'a> {
+    missing: &'a Missing,
+    end: Result<Found, LoadError>,
+    /// Names the parent.
+    entry: TreeEntry,
+    /// Both slots of the parent, where it was missing.
+    parent: Option<&'a [u8]>,
+}
+
+impl Way<'_> {
+    fn leaf(&self, i: usize) -> PageId {
+        PageId { level: 0, index: self.missing.first + i as u64 }
     }
 }
 
@@ -214,9 +230,10 @@ impl Tree {
         let mut parent = (Ok(Found::Page), missing.above.map_or(TreeEntry::ABSENT, |(_, entry)| entry));
         for level in (1..=levels).rev() {
             let Some(read) = reads[usize::from(level)].take() else { continue };
-            let (read, buf) = read.await;
+            let (mut read, mut buf) = read.await;
             if let (Ok(Found::Page), entry) = parent {
                 let page = self.layout.ancestor(missing.first, level);
+                (read, buf) = self.once_more(io, read, page, entry, (0, buf)).await;
                 parent.0 = self.accept(page, entry, read, &buf, hinted);
                 if parent.0 == Ok(Found::Page) && level > 1 {
                     parent.1 = self.child(&buf, entry, missing.first, level);
@@ -224,10 +241,36 @@ impl Tree {
             }
             bufs.levels[usize::from(level)] = Some(buf);
         }
-        let (read, buf) = leaves.await;
-        let result = self.accept_leaves(missing, parent, bufs.levels[1].as_deref(), (read, &buf), hinted, found);
+        let (read, mut buf) = leaves.await;
+        let mut reads = [read; MAX_TOGETHER];
+        let way = Way { missing, end: parent.0, entry: parent.1, parent: bufs.levels[1].as_deref() };
+        for i in extent.filter(|i| read.is_err() && way.missing.is_missing(*i)) {
+            if let Ok(Ok(entry)) = self.leaf_entry(&way, i) {
+                (reads[i], buf) = self.once_more(io, read, way.leaf(i), entry, (i * PAIR_BYTES, buf)).await;
+            }
+        }
+        let result = self.accept_leaves(&way, &reads, &buf, hinted, found);
         bufs.levels[0] = Some(buf);
         result
+    }
+
+    /// A read that failed is done again for the slot alone that holds the page: the other slot, or a neighbour, may be
+    /// what can't be read, and nobody needs it. `at`: where the page's pair lies in the buffer.
+    async fn once_more<S: Storage>(
+        &self,
+        io: &S,
+        read: Result<(), Errno>,
+        page: PageId,
+        entry: TreeEntry,
+        (at, buf): (usize, Buf),
+    ) -> (Result<(), Errno>, Buf) {
+        match (read, entry.state()) {
+            (Err(_), EntryState::Slot(slot)) => {
+                let part = slot_part(slot);
+                io.read(Device::Meta, self.layout.slot_offset(page, slot), buf, at + part.start..at + part.end).await
+            }
+            _ => (read, buf),
+        }
     }
 
     /// Starts to read bytes of a page's pair of slots, or of several pairs side by side, into its level's buffer from `at` on.
@@ -245,33 +288,38 @@ impl Tree {
         io.read(Device::Meta, offset, buf, at + part.start..at + part.end)
     }
 
+    /// What names a tag page, or where the way to it ended.
+    fn leaf_entry(&self, way: &Way<'_>, i: usize) -> Result<Result<TreeEntry, Found>, LoadError> {
+        match (way.missing.leaves[i], way.end, way.parent) {
+            (Leaf::Entry(entry), ..) => Ok(Ok(entry)),
+            (_, Ok(Found::Page), Some(parent)) => Ok(Ok(self.child(parent, way.entry, way.leaf(i).index, 1))),
+            (_, Ok(end), _) => Ok(Err(end)),
+            (_, Err(e), _) => Err(e),
+        }
+    }
+
     /// Judges the tag pages that were read, once it is known how the way to their parent ended.
     fn accept_leaves(
         &self,
-        missing: &Missing,
-        (way, parent_entry): (Result<Found, LoadError>, TreeEntry),
-        parent: Option<&[u8]>,
-        (read, buf): (Result<(), Errno>, &[u8]),
+        way: &Way<'_>,
+        reads: &[Result<(), Errno>; MAX_TOGETHER],
+        buf: &[u8],
         hinted: bool,
         mut found: impl FnMut(u64, Found, &[u8]),
     ) -> Result<(), LoadError> {
         let mut result = Ok(());
-        for ((leaf, tag_page), pair) in missing.leaves.iter().zip(missing.first..).zip(buf.chunks_exact(PAIR_BYTES)) {
-            let entry = match (leaf, way, parent) {
-                (Leaf::NotMissing, ..) => continue,
-                (Leaf::Entry(entry), ..) => Ok(*entry),
-                (Leaf::InParent, Ok(Found::Page), Some(parent)) => Ok(self.child(parent, parent_entry, tag_page, 1)),
-                (Leaf::InParent, Ok(end), _) => {
-                    found(tag_page, end, &[]);
-                    continue;
-                }
-                (Leaf::InParent, Err(e), _) => Err(e),
-            };
-            let page = PageId { level: 0, index: tag_page };
-            let accepted = entry.and_then(|entry| Ok((self.accept(page, entry, read, pair, hinted)?, entry)));
+        for ((i, pair), read) in buf.chunks_exact(PAIR_BYTES).enumerate().zip(reads) {
+            if !way.missing.is_missing(i) {
+                continue;
+            }
+            let page = way.leaf(i);
+            let accepted = self.leaf_entry(way, i).and_then(|entry| match entry {
+                Ok(entry) => Ok((self.accept(page, entry, *read, pair, hinted)?, &pair[known_part(entry)])),
+                Err(end) => Ok((end, &[][..])),
+            });
             match (accepted, result) {
-                (Ok((Found::Page, entry)), _) => found(tag_page, Found::Page, &pair[known_part(entry)]),
-                (Ok((end, _)), _) => found(tag_page, end, &[]),
+                (Ok((Found::Page, bytes)), _) => found(page.index, Found::Page, bytes),
+                (Ok((end, _)), _) => found(page.index, end, &[]),
                 (Err(_), Err(LoadError::Device(_))) => {}
                 (Err(e), _) => result = Err(e),
             }

@@ -311,6 +311,23 @@ fn metadata_that_cant_be_read_is_an_io_error_and_no_alarm() {
     assert!(lab.reads_as(130, 1) && lab.reads_as(131, 2));
 }
 
+/// Where it is not known yet which of a page's two slots is current, both are read; only one of them matters.
+#[test]
+fn a_slot_that_nobody_needs_may_be_unreadable() {
+    let mut lab = Lab::new(&format_options(512), &OpenOptions { cache_bytes: 0, ..options() });
+    lab.write(0, 128, 1);
+    lab.write(128, 72, 1);
+    lab.checkpoint();
+    let superblock = lab.superblock();
+    // In use for the first time, every page is in slot 0.
+    let others = (0..superblock.levels()).map(|level| superblock.slot_offset(level, 0, 1));
+    for other in others.chain([superblock.slot_offset(0, 1, 1)]) {
+        let bad = BadRange { device: Device::Meta, range: other..other + 512, reads: Some(Errno::EIO), writes: None };
+        lab.disk().bad_ranges.push(bad);
+        assert!(lab.reads_as(0, 1) && lab.reads_as(130, 1), "with the slot at {other} unreadable");
+    }
+}
+
 /// Tag pages side by side are one read; what is wrong with one must stay its own.
 #[test]
 fn a_tag_page_that_cant_be_had_does_not_take_its_neighbours_along() {
