@@ -102,7 +102,7 @@ fn every_bit_of_every_current_page() {
         let good = lab.peek(Device::Meta, page.offset, PAGE as usize);
         // A block elsewhere, where there is one: all hang on the root.
         let under = block_under(page);
-        let other = *PLACES.iter().rev().find(|b| **b / 128 >> (6 * page.level) != page.index).unwrap_or(&under);
+        let other = *PLACES.iter().rev().find(|b| (**b / 128) >> (6 * page.level) != page.index).unwrap_or(&under);
         for bit in 0..good.len() * 8 {
             // One sector is enough to write, and ten times faster than the page.
             let (byte, sector) = (bit / 8, bit / 8 / 512 * 512);
