@@ -8,7 +8,7 @@ use crate::{
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
 use futures_util::future::join;
-use std::{future::Future, time::Duration};
+use std::{future::Future, os::fd::RawFd, time::Duration};
 use ublk_integrity::{
     Buf, MasterKey, OnMismatch, Slot, Volume,
     open::{Access, OpenOptions, open},
@@ -60,6 +60,11 @@ impl Offline {
     /// A handle on the devices.
     pub fn io(&self) -> RingStorage {
         self.ring.storage(self.files)
+    }
+
+    /// What a thread needs for a ring of its own on the same devices.
+    pub fn handles(&self) -> (Vec<RawFd>, DeviceFiles) {
+        (self.backings.fds(), self.files)
     }
 
     /// Gives the devices back, once nothing is under way.

@@ -90,7 +90,7 @@ fn print_memory(memory: &[MemorySpeed]) {
 }
 
 fn print_disk(report: &DiskReport) {
-    println!("\n{:<30}{:>14}{:>14}{:>12}{:>8}", "one thread, in process", "plain", "verified", "verified/s", "ratio");
+    println!("\n{:<30}{:>14}{:>14}{:>12}{:>8}", "one thread for requests", "plain", "verified", "verified/s", "ratio");
     for speed in &report.disk {
         let DiskSpeed { pattern, request_bytes, plain, verified } = speed;
         let requests = verified / *request_bytes as f64;

@@ -5,7 +5,7 @@ use crate::{
     device::{Backings, Use},
     failure::{Context, Exit, Failure, Outcome},
     offline::{Offline, random},
-    ring::RingStorage,
+    ring::{DeviceFiles, OwnRing, RingStorage},
     size::Size,
 };
 use serde::Serialize;
@@ -13,6 +13,7 @@ use std::{
     cell::{Cell, RefCell},
     fs::File,
     future::Future,
+    os::fd::RawFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -43,10 +44,10 @@ const fn pattern(name: &'static str, request: usize, depth: usize, random: bool,
 const PATTERNS: [Pattern; 6] = [
     pattern("read 4K random, depth 1", 4 << 10, 1, true, false),
     pattern("read 4K random, depth 32", 4 << 10, 32, true, false),
-    pattern("read 1M sequential, depth 8", 1 << 20, 8, false, false),
+    pattern("read 1M sequential, depth 16", 1 << 20, 16, false, false),
     pattern("write 4K random, depth 1", 4 << 10, 1, true, true),
     pattern("write 4K random, depth 32", 4 << 10, 32, true, true),
-    pattern("write 1M sequential, depth 8", 1 << 20, 8, false, true),
+    pattern("write 1M sequential, depth 16", 1 << 20, 16, false, true),
 ];
 const DEEPEST: usize = 32;
 
@@ -290,23 +291,26 @@ impl Bench {
     ) -> Outcome<f64> {
         let io = self.offline.io();
         let progress = Progress::new();
-        let stop = Stop::default();
-        let active = Cell::new(pattern.depth);
-        let requests = lanes[..pattern.depth].iter_mut().map(|lane| async {
-            progress.keep(self.lane(pattern, volume, &io, lane, &progress, total)).await;
-            active.set(active.get() - 1);
-            if active.get() == 0 {
-                stop.set();
-            }
-        });
-        let checkpoints = async {
-            if let Some(volume) = volume {
-                // A failure shows in the requests.
-                let _ = checkpoints::run(volume, &io, &stop, |_| {}).await;
-            }
-        };
-        self.offline.run_together(requests, checkpoints)?;
+        let (stop, handles) = (Stop::default(), self.offline.handles());
+        let requests = lanes[..pattern.depth]
+            .iter_mut()
+            .map(|lane| progress.keep(self.lane(pattern, volume, &io, lane, &progress, total)));
+        std::thread::scope(|threads| {
+            // As in the daemon, on a thread and a ring of their own.
+            let checkpoints = volume.map(|volume| threads.spawn(|| Self::make_checkpoints(&handles, volume, &stop)));
+            let done = self.offline.run_together(requests, async {});
+            stop.set();
+            done.and(checkpoints.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|_| std::process::abort())))
+        })?;
         progress.result()
+    }
+
+    fn make_checkpoints(handles: &(Vec<RawFd>, DeviceFiles), volume: &Volume, stop: &Stop) -> Outcome {
+        let (fds, files) = handles;
+        let ring = OwnRing::new(fds).doing("can't set up io_uring")?;
+        let io = ring.storage(*files);
+        let done = ring.block_on(checkpoints::run(volume, &io, stop, |_| {})).doing("io_uring failed")?;
+        Ok(done?)
     }
 
     async fn lane(
