@@ -14,6 +14,17 @@ pub struct Buf {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
+    mark: Option<BufMark>,
+}
+
+/// What a [`Storage`](crate::Storage) has noted about a buffer's memory: that it is known to the kernel beforehand. It
+/// goes with the memory, so that it can't be taken for true of other memory at the same address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BufMark {
+    /// The ring that knows it.
+    pub ring: u32,
+    /// Its number there.
+    pub index: u16,
 }
 
 impl Buf {
@@ -23,7 +34,17 @@ impl Buf {
         let mut bytes = vec![0; len + BUF_ALIGN];
         bytes.chunks_mut(BUF_ALIGN).for_each(|page| page[0] = std::hint::black_box(0));
         let start = bytes.as_ptr().align_offset(BUF_ALIGN);
-        Self { bytes, start, len }
+        Self { bytes, start, len, mark: None }
+    }
+
+    /// What was noted about this memory.
+    pub fn mark(&self) -> Option<BufMark> {
+        self.mark
+    }
+
+    /// Notes something about this memory.
+    pub fn set_mark(&mut self, mark: BufMark) {
+        self.mark = Some(mark);
     }
 }
 

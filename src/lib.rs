@@ -73,7 +73,7 @@ mod units;
 mod volume;
 mod write;
 
-pub use buf::{BUF_ALIGN, Buf};
+pub use buf::{BUF_ALIGN, Buf, BufMark};
 pub use counters::CounterValues;
 pub use error::{DeviceError, Latched, PageName, ReadError, WriteError};
 pub use hints::{Hint, HintReceiver, HintSender};

@@ -62,6 +62,11 @@ impl Offline {
         self.ring.storage(self.files)
     }
 
+    /// Makes the kernel know buffers beforehand, where it can.
+    pub fn register<'a>(&self, bufs: impl IntoIterator<Item = &'a mut Buf>) {
+        let _ = self.ring.register(bufs);
+    }
+
     /// What a thread needs for a ring of its own on the same devices.
     pub fn handles(&self) -> (Vec<RawFd>, DeviceFiles) {
         (self.backings.fds(), self.files)

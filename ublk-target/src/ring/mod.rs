@@ -14,6 +14,7 @@
 mod ops;
 mod own;
 mod port;
+mod registered;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ mod tests;
 pub use ops::Ops;
 pub use own::{OwnRing, drive};
 pub use port::{Port, build};
+pub use registered::register;
 pub use storage::{DeviceFiles, RingStorage};
 
 /// Set in the user data of every entry that is ours; ublk's own commands leave it clear.

@@ -12,7 +12,10 @@ use std::{
     os::fd::{AsFd, AsRawFd},
     pin::Pin,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -89,8 +92,12 @@ pub struct Ops {
     /// Rung by other threads; see [`Executor`](crate::executor::Executor).
     doorbell: Arc<EventFd>,
     doorbell_armed: Cell<bool>,
+    /// Tells this ring from all others of the process.
+    number: u32,
     port: Port,
 }
+
+static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// The most files a ring can have registered: the ublk character device, data, meta.
 const MAX_FILES: usize = 3;
@@ -108,6 +115,7 @@ impl Ops {
             no_dsync: [const { Cell::new(false) }; MAX_FILES],
             doorbell: Arc::new(doorbell),
             doorbell_armed: Cell::new(false),
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             port,
         };
         for _ in 0..capacity {
@@ -119,6 +127,10 @@ impl Ops {
     /// What other threads ring to end this ring's sleep.
     pub fn doorbell(&self) -> &Arc<EventFd> {
         &self.doorbell
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
     }
 
     pub(super) fn port(&self) -> &Port {
@@ -161,7 +173,7 @@ impl Ops {
         let entry = {
             let op = &mut self.table.borrow_mut()[key as usize];
             let i = op.file.0 as usize;
-            op.entry(self.discard[i].get(), self.no_dsync[i].get())
+            op.entry(self.number, self.discard[i].get(), self.no_dsync[i].get())
         };
         match entry {
             Some(entry) => self.port.push(&entry.user_data(TARGET_BIT | u64::from(key))),
@@ -244,21 +256,28 @@ fn write_flags(durability: Durability, no_dsync: bool) -> i32 {
 
 impl Op {
     /// The submission for what remains to be done; `None` where the device can't.
-    fn entry(&mut self, discard: DiscardWay, no_dsync: bool) -> Option<squeue::Entry> {
+    fn entry(&mut self, ring: u32, discard: DiscardWay, no_dsync: bool) -> Option<squeue::Entry> {
         let file = types::Fixed(self.file.0);
         let data_sync = || opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build();
         Some(match &mut self.work {
             Work::Read { buf, part, at } => {
+                let registered = registered(buf, ring);
                 let rest = &mut buf[part.clone()][self.moved..];
-                let at = at.0 + self.moved as u64;
-                opcode::Read::new(file, rest.as_mut_ptr(), rest.len() as u32).offset(at).build()
+                let (at, len, memory) = (at.0 + self.moved as u64, rest.len() as u32, rest.as_mut_ptr());
+                match registered {
+                    Some(index) => opcode::ReadFixed::new(file, memory, len, index).offset(at).build(),
+                    None => opcode::Read::new(file, memory, len).offset(at).build(),
+                }
             }
             Work::Write { .. } if self.syncing => data_sync(),
             Work::Write { buf, part, at, durability } => {
                 let rest = &buf[part.clone()][self.moved..];
-                let at = at.0 + self.moved as u64;
+                let (at, len, memory) = (at.0 + self.moved as u64, rest.len() as u32, rest.as_ptr());
                 let flags = write_flags(*durability, no_dsync);
-                opcode::Write::new(file, rest.as_ptr(), rest.len() as u32).offset(at).rw_flags(flags).build()
+                match registered(buf, ring) {
+                    Some(index) => opcode::WriteFixed::new(file, memory, len, index).offset(at).rw_flags(flags).build(),
+                    None => opcode::Write::new(file, memory, len).offset(at).rw_flags(flags).build(),
+                }
             }
             Work::Sync => data_sync(),
             Work::Discard { at, len } => {
@@ -319,6 +338,11 @@ impl Op {
             _ => Some(Ok(())),
         }
     }
+}
+
+/// The number by which a ring knows this buffer.
+fn registered(buf: &Buf, ring: u32) -> Option<u16> {
+    buf.mark().filter(|mark| mark.ring == ring).map(|mark| mark.index)
 }
 
 /// An operation under way.
@@ -388,7 +412,7 @@ mod tests {
     }
 
     fn submits(op: &mut Op, no_dsync: bool) -> u8 {
-        op.entry(DiscardWay::PunchHole, no_dsync).unwrap().get_opcode() as u8
+        op.entry(0, DiscardWay::PunchHole, no_dsync).unwrap().get_opcode() as u8
     }
 
     #[test]

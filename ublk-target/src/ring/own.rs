@@ -5,6 +5,7 @@ use super::{DeviceFiles, Ops, Port, RingStorage};
 use crate::executor::Executor;
 use io_uring::types::{SubmitArgs, Timespec};
 use std::{cell::RefCell, future::Future, io, os::fd::RawFd, rc::Rc};
+use ublk_integrity::Buf;
 
 /// Submission entries of such a ring.
 const ENTRIES: u32 = 256;
@@ -25,6 +26,11 @@ impl OwnRing {
         let port = Port::own(ENTRIES)?;
         port.with(|ring| ring.submitter().register_files(files))?;
         Ok(Self { ops: Ops::new(port, OPS)? })
+    }
+
+    /// Makes the kernel know buffers beforehand; see [`register`](super::register).
+    pub fn register<'a>(&self, bufs: impl IntoIterator<Item = &'a mut Buf>) -> io::Result<()> {
+        super::register(&self.ops, bufs)
     }
 
     /// A handle on the devices for use inside [`block_on`](Self::block_on).

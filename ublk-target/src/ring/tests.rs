@@ -58,6 +58,36 @@ fn operations_start_at_the_call_and_run_together() {
 }
 
 #[test]
+fn registered_buffers_move_the_same_bytes_and_only_on_their_ring() {
+    with_file(|ring, files, file| {
+        let mut bufs = [filled(7), filled(8)];
+        ring.register(&mut bufs).unwrap();
+        assert!(bufs.iter().all(|buf| buf.mark().is_some()));
+        let [first, second] = bufs;
+        let io = ring.storage(files);
+        let at = ByteOffset(BLOCK as u64);
+        let first = ring.block_on(async {
+            let write = io.write(Device::Data, at, second, 512..BLOCK, Durability::Durable);
+            assert_eq!(write.await.0, Ok(()));
+            let (done, first) = io.read(Device::Data, at, first, 0..BLOCK - 512).await;
+            assert_eq!(done, Ok(()));
+            assert!(first[..BLOCK - 512].iter().all(|b| *b == 8) && first[BLOCK - 512..].iter().all(|b| *b == 7));
+            first
+        });
+        // Another ring does not know it, and must not take its number for that of one of its own.
+        let other = OwnRing::new(&[file.as_raw_fd()]).unwrap();
+        let mut own = [Buf::new(BLOCK)];
+        other.register(&mut own).unwrap();
+        let io = other.storage(files);
+        let write = io.write(Device::Data, ByteOffset(0), first.unwrap(), 0..512, Durability::MayBeLost);
+        assert_eq!(other.block_on(write).unwrap().0, Ok(()));
+        let mut bytes = [0; 512];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [8; 512]);
+    });
+}
+
+#[test]
 fn the_end_of_the_device_is_an_error() {
     with_file(|ring, files, _| {
         let io = ring.storage(files);

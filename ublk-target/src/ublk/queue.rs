@@ -8,7 +8,7 @@ use super::request::{BlockShift, Request};
 use crate::{
     daemon::log::{Event, Log},
     executor::Executor,
-    ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, drive},
+    ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, drive, register},
 };
 use libublk::{
     BufDesc, UblkError,
@@ -55,11 +55,15 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     let ops = Ops::new(Port::UblkQueue, usize::from(depth) * OPS_PER_REQUEST)?;
     let io = RingStorage::new(Rc::clone(&ops), shared.files);
     let mut exec = Executor::new(usize::from(depth), ops.doorbell());
-    for tag in 0..depth {
-        let memory = Memory {
+    let mut memories: Vec<_> = (0..depth)
+        .map(|_| Memory {
             slot: shared.volume.slot(usize::from(id)),
             buf: Buf::new(device.dev_info.max_io_buf_bytes as usize),
-        };
+        })
+        .collect();
+    // Refused, it only costs time.
+    let _ = register(&ops, memories.iter_mut().map(|memory| &mut memory.buf));
+    for (tag, memory) in (0..depth).zip(memories) {
         exec.spawn(serve_tag(&queue, tag, memory, &io, shared));
     }
     // Submits the fetch commands, for which START_DEV waits.

@@ -237,6 +237,7 @@ impl Bench {
     fn patterns(&self, opened: &Opened) -> Outcome<Vec<DiskSpeed>> {
         let volume = &opened.volume;
         let (mut plain, mut verified) = (lanes(None), lanes(Some(volume)));
+        self.offline.register(plain.iter_mut().chain(&mut verified).map(|lane| &mut lane.buf));
         let fill = pattern("fill", LARGEST, 8, false, true);
         self.measure(&fill, None, &mut plain, Some(self.size))?;
         self.measure(&fill, Some(volume), &mut verified, Some(self.size))?;
