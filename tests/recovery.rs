@@ -429,3 +429,16 @@ fn a_bad_sector_in_the_log_costs_writing_and_nothing_else() {
         assert_eq!(opened.disk().writes, writes, "nothing was written");
     }
 }
+
+#[test]
+fn an_orderly_end_leaves_nothing_in_the_log() {
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    lab.checkpoint();
+    // What the checkpoint flushed is noted in the next epoch, and nothing else is.
+    block_on(&lab.io, lab.volume.work(&lab.io, ublk_integrity::Work::FlushRecord)).unwrap();
+    block_on(&lab.io, lab.volume.close(&lab.io)).unwrap();
+    let mut lab = lab.reopened().unwrap();
+    assert_eq!(lab.volume.recovery().records, 0);
+    assert!(lab.reads_as(7, 1));
+}

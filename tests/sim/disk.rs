@@ -308,9 +308,11 @@ impl Disk {
                     (None, true) => self.end_failed_write(id, disk, offset, len),
                     (None, false) => self.end_versions(id, disk, offset, len, true, durable),
                 }
-                if !fails {
-                    self.note(id, Trace::WriteEnd { device, offset, len: part.len(), durable });
-                }
+                let event = match fails {
+                    true => Trace::WriteFailed { device, offset },
+                    false => Trace::WriteEnd { device, offset, len: part.len(), durable },
+                };
+                self.note(id, event);
             }
             Kind::Sync(since) if !fails => {
                 self.syncs += 1;

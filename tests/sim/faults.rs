@@ -10,6 +10,7 @@ pub enum Trace {
     Read { device: Device, offset: u64, len: usize },
     WriteStart { device: Device, offset: u64, len: usize, durable: bool },
     WriteEnd { device: Device, offset: u64, len: usize, durable: bool },
+    WriteFailed { device: Device, offset: u64 },
     SyncStart(Device),
     SyncEnd(Device),
     Discard { offset: u64, len: u64 },

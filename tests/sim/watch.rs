@@ -89,7 +89,7 @@ impl Watch {
         let ring = LOG_OFFSET..LOG_OFFSET + self.superblock.log_size;
         match event {
             Trace::WriteStart { device: Device::Data, offset, len, .. } => self.data_starts(op, offset, len),
-            Trace::WriteEnd { device: Device::Data, .. } => {
+            Trace::WriteEnd { device: Device::Data, .. } | Trace::WriteFailed { device: Device::Data, .. } => {
                 self.writing.remove(&op);
             }
             Trace::WriteStart { offset, len, durable, .. } if SUPERBLOCKS.contains(&offset) => {
@@ -112,7 +112,7 @@ impl Watch {
             }
             Trace::SyncStart(device) => self.sync_starts(op, device),
             Trace::SyncEnd(device) => self.sync_ends(op, device),
-            Trace::Read { .. } => {}
+            Trace::Read { .. } | Trace::WriteFailed { .. } => {}
         }
     }
 

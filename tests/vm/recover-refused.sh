@@ -31,6 +31,23 @@ wait $waiting || die 'the waiting request failed'
 grep -aq written-while-nobody-served /run/block || die 'the waiting write is not there'
 remove
 
+step 'a device that would lie on itself, or on one that lies on it'
+add
+state=/run/ublk-integrity/$id.json
+ui format --data "$disk" --key-file $key >/dev/null
+upper=$(ui add --data "$disk" --key-file $key)
+kill_daemon
+cp "$state" /run/own.json
+for below in "$disk" "$upper"; do
+  jq --arg data "$below" '.data = $data' /run/own.json >"$state"
+  refused 4 ui recover -n "$id"
+  grep -q 'itself' /run/err || die "refused for another reason than that it lies on $below"
+done
+cp /run/own.json "$state"
+ui recover -n "$id"
+ui del -n "${upper#/dev/ublkb}"
+remove
+
 step 'a device deleted behind our back, whose number is another program'\''s: nothing of it is touched'
 add --no-recovery
 kill_daemon
