@@ -139,7 +139,7 @@ fn most_memory(volume: Option<&VolumeInfo>, queues: u16, depth: u16, max_io: u32
 
 impl Defaults {
     /// At most 1/8 of the machine's memory, from 512 MiB on: what is left of that when nothing has been chosen goes to
-    /// requests by two thirds, to the cache by one.
+    /// requests by three quarters at most, to the cache what remains.
     pub fn for_machine(memory: u64, cpus: usize, max_io: u32, volume: Option<&VolumeInfo>) -> Self {
         const LEAST_CACHE: u64 = 1 << 20;
         let fixed = most_memory(volume, 0, 0, max_io, 0);
@@ -147,10 +147,10 @@ impl Defaults {
         let mut queues = cpus.clamp(1, 4) as u16;
         let mut depth: u16 = 128;
         let taken = |queues: u16, depth: u16| most_memory(volume, queues, depth, max_io, 0) - fixed;
-        while taken(queues, depth) > free / 3 * 2 && queues > 1 {
+        while taken(queues, depth) > free / 4 * 3 && queues > 1 {
             queues -= 1;
         }
-        while taken(queues, depth) > free / 3 * 2 && depth > 8 {
+        while taken(queues, depth) > free / 4 * 3 && depth > 8 {
             depth /= 2;
         }
         // The pages of a cache need a little more than their own size.
