@@ -52,7 +52,7 @@ remove
 unchanged 'add --read-only'
 check_clean
 unchanged check
-ui export --data $data --key-file $key /run/content
+ui export --data $data --key-file $key /run/exported
 unchanged export
 ui dump --data $data
 unchanged dump

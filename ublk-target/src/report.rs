@@ -5,19 +5,27 @@ use ublk_integrity::open::RecoveryReport;
 /// Blocks that a line names one by one.
 const NAMED: usize = 20;
 
-/// One line each; none where there was nothing to recover.
+/// All there is to say; nothing where there was nothing to recover.
 pub fn recovery(report: &RecoveryReport) -> Vec<String> {
+    summary(report).into_iter().chain(findings(report)).collect()
+}
+
+/// The figures in one line, where there was something in the log.
+pub fn summary(report: &RecoveryReport) -> Option<String> {
+    (report.records > 0).then(|| {
+        format!(
+            "recovery: {} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable",
+            report.records, report.blocks, report.settled, report.older, report.corrupt, report.unreadable
+        )
+    })
+}
+
+/// What somebody should look at, one line each.
+pub fn findings(report: &RecoveryReport) -> Vec<String> {
     let mut lines = Vec::new();
     if report.superblock_repaired {
         lines.push("one superblock copy was damaged; the other is good".into());
     }
-    if report.records == 0 {
-        return lines;
-    }
-    lines.push(format!(
-        "recovery: {} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable",
-        report.records, report.blocks, report.settled, report.older, report.corrupt, report.unreadable
-    ));
     for (what, count, blocks) in [
         ("writes that never arrived, and were never flushed", report.older, &report.older_blocks),
         ("corrupt, lost or rolled back", report.corrupt, &report.corrupt_blocks),

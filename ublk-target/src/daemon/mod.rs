@@ -81,11 +81,12 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
     refuse_other_volume(&settings, origin, &identity)?;
     let (_, memory) = settings::memory_line(&settings, opened.volume.memory_bytes());
     reporter.info(&memory);
-    let findings = report::recovery(opened.volume.recovery());
-    for finding in findings.iter().chain(opened.volume.warnings()) {
+    let recovery = opened.volume.recovery();
+    report::summary(recovery).iter().for_each(|line| reporter.info(line));
+    for finding in report::findings(recovery).iter().chain(opened.volume.warnings()) {
         reporter.warn(finding);
     }
-    let log = Log::start(sink, findings).doing("can't start the log thread")?;
+    let log = Log::start(sink, report::recovery(recovery)).doing("can't start the log thread")?;
     let stop = Arc::new(Stop::default());
     let checkpoints = workers::start_checkpoints(&opened.volume, &opened.backings, &stop, &log, settings.verbose)
         .doing("can't start the checkpoint thread")?;
