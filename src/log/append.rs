@@ -165,9 +165,11 @@ impl Log {
         let epoch = s.epoch;
         let used = s.used();
         let of = s.of(epoch);
-        let half =
-            used * 2 > self.config.size || of.tags * 2 > self.config.max_tags || of.runs * 2 > self.config.max_runs;
-        s.want_checkpoint |= half;
+        // The next epoch has a set of its own to fill meanwhile, so this one may be nearly full: the more tags go together,
+        // the fewer pages are written for each. The ring is shared by both.
+        let enough =
+            used * 2 > self.config.size || of.tags * 4 > self.config.max_tags * 3 || of.runs * 2 > self.config.max_runs;
+        s.want_checkpoint |= enough;
     }
 
     /// Completes when the checkpoint thread is wanted.

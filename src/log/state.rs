@@ -47,7 +47,7 @@ pub(super) enum Waiting {
 /// What the checkpoint thread is wanted for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Work {
-    /// The log or the pending tags are half full: checkpoint now.
+    /// The log is half full, or the pending tags nearly: checkpoint now.
     Checkpoint,
     /// A flush entry has been gathered and nobody carries it to the log.
     FlushRecord,

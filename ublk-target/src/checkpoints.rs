@@ -11,7 +11,7 @@ use std::{
 use ublk_integrity::{Latched, Storage, Volume, Work};
 
 /// How long written tags stay in memory and log at most before they move into pages.
-const PERIOD: Duration = Duration::from_secs(5);
+const PERIOD: Duration = Duration::from_secs(15);
 
 /// A request to end, which a future can wait for.
 #[derive(Default)]
