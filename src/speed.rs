@@ -113,7 +113,8 @@ pub fn measure_crates(block_size: usize, memory: usize, time: Duration) -> f64 {
     median(&mut speeds)
 }
 
-fn median(values: &mut [f64]) -> f64 {
+/// The middle one; of an even number the higher of the two. There must be at least one.
+pub fn median(values: &mut [f64]) -> f64 {
     let middle = values.len() / 2;
     *values.select_nth_unstable_by(middle, f64::total_cmp).1
 }

@@ -22,6 +22,7 @@ use ublk_integrity::{
     Volume,
     create::{self, FormatOptions},
     open::{Access, OpenOptions, open},
+    speed::median,
 };
 
 const BLOCK: u32 = 4096;
@@ -206,11 +207,6 @@ fn lanes(volume: Option<&Volume>) -> Vec<Lane> {
     (0..DEEPEST).map(lane).collect()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    let middle = values.len() / 2;
-    *values.select_nth_unstable_by(middle, f64::total_cmp).1
-}
-
 impl Bench {
     fn new_volume(&self, options: &FormatOptions) -> Outcome<Opened> {
         let key = MasterKey::new(&random::<32>()?)?;
@@ -250,8 +246,8 @@ impl Bench {
             Ok(DiskSpeed {
                 pattern: pattern.name,
                 request_bytes: pattern.request,
-                plain: median(plain_speeds),
-                verified: median(speeds),
+                plain: median(&mut plain_speeds),
+                verified: median(&mut speeds),
             })
         };
         PATTERNS.iter().map(one).collect()
