@@ -25,6 +25,16 @@ enum Method {
     Blake3 { key: Blake3Key },
 }
 
+impl Method {
+    /// How many blocks to hash side by side.
+    fn lanes(&self) -> usize {
+        match self {
+            Self::HmacSha256 { engine, .. } => engine.lanes(),
+            Self::Blake3 { .. } => 1,
+        }
+    }
+}
+
 impl Tagger {
     pub(crate) fn new(keys: &Keys, algorithm: TagAlgorithm, layout: &Layout) -> Self {
         let method = match algorithm {
@@ -63,7 +73,16 @@ impl Tagger {
     }
 
     /// Makes the tags of some of the blocks in `data`, which begins with block `first`; `which` counts from there.
-    fn each(
+    fn each(&self, first: BlockIndex, data: &[u8], which: impl Iterator<Item = usize>, with: impl FnMut(usize, Tag)) {
+        match self.method.lanes() {
+            8 => self.in_groups_of::<8>(first, data, which, with),
+            2 => self.in_groups_of::<2>(first, data, which, with),
+            _ => self.in_groups_of::<1>(first, data, which, with),
+        }
+    }
+
+    /// The same, `N` blocks side by side.
+    fn in_groups_of<const N: usize>(
         &self,
         first: BlockIndex,
         data: &[u8],
@@ -72,17 +91,17 @@ impl Tagger {
     ) {
         let bs = self.layout.block_size as usize;
         let block = |i: usize| (BlockIndex(first.0 + i as u64), &data[i * bs..(i + 1) * bs]);
-        while let Some(i) = which.next() {
-            match which.next() {
-                Some(j) => {
-                    let [a, b] = self.side_by_side([block(i), block(j)]);
-                    with(i, a);
-                    with(j, b);
-                }
-                None => {
-                    let [a] = self.side_by_side([block(i)]);
-                    with(i, a);
-                }
+        let mut group = [0; N];
+        loop {
+            let count = group.iter_mut().zip(which.by_ref()).map(|(place, i)| *place = i).count();
+            let Some(&spare) = group[..count].last() else { return };
+            // Lanes without a block cost as much as those with one: less than a third full they are not worth it.
+            if count == 1 || 3 * count < N {
+                group[..count].iter().for_each(|i| with(*i, self.side_by_side([block(*i)])[0]));
+            } else {
+                group[count..].fill(spare);
+                let tags = self.side_by_side(group.map(block));
+                group[..count].iter().zip(tags).for_each(|(i, tag)| with(*i, tag));
             }
         }
     }

@@ -4,6 +4,9 @@
 //! spends most of its time waiting for them. A second, independent message fills exactly that time,
 //! so that two digests take no longer than one. A third has no registers left to live in.
 
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)] // As below.
+mod avx2;
 mod hmac;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)] // The one place: an instruction that not every processor has is unsafe to use.
@@ -25,12 +28,28 @@ const BLOCK_BYTES: usize = 64;
 /// The chaining value that every digest begins with (FIPS 180-4, 5.3.3).
 const INITIAL: State = [0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19];
 
+/// The round constants (FIPS 180-4, 4.2.2), four to a row as the rounds are done.
+#[rustfmt::skip]
+const K: [[u32; 4]; 16] = [
+    [0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5], [0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5],
+    [0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3], [0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174],
+    [0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc], [0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da],
+    [0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7], [0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967],
+    [0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13], [0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85],
+    [0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3], [0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070],
+    [0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5], [0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3],
+    [0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208], [0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2],
+];
+
 /// What compresses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Engine {
     /// The SHA instructions of x86, all messages interleaved; two are worth it.
     #[cfg(target_arch = "x86_64")]
     ShaNi(sha_ni::ShaNi),
+    /// Eight messages in the lanes of AVX2's registers; a single one as in `Portable`.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
     /// The `sha2` crate, one message after the other.
     Portable,
 }
@@ -42,6 +61,10 @@ impl Engine {
         if let Some(token) = sha_ni::ShaNi::detect() {
             return Self::ShaNi(token);
         }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(token) = avx2::Avx2::detect() {
+            return Self::Avx2(token);
+        }
         Self::Portable
     }
 
@@ -50,6 +73,8 @@ impl Engine {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::ShaNi(_) => "sha-ni x2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2 x8",
             Self::Portable => "portable",
         }
     }
@@ -61,12 +86,26 @@ impl Engine {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::ShaNi(token) => token.compress(states, messages, last),
-            Self::Portable => {
-                for ((state, message), last) in states.iter_mut().zip(messages).zip(last) {
-                    compress256(state, message);
-                    compress256(state, from_ref(last));
-                }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(token) if N > 1 => {
+                let lanes = avx2::LANES;
+                let groups = states.chunks_mut(lanes).zip(messages.chunks(lanes)).zip(last.chunks(lanes));
+                groups.for_each(|((states, messages), last)| token.compress(states, messages, last));
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => one_by_one(states, &messages, last),
+            Self::Portable => one_by_one(states, &messages, last),
+        }
+    }
+
+    /// How many messages at a time make full use of it.
+    pub(crate) fn lanes(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::ShaNi(_) => 2,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => avx2::LANES,
+            Self::Portable => 1,
         }
     }
 
@@ -76,6 +115,13 @@ impl Engine {
         let mut states = [INITIAL; N];
         self.compress(&mut states, messages.map(whole_blocks), &[last_block(&[], bytes); N]);
         states.map(to_bytes)
+    }
+}
+
+fn one_by_one(states: &mut [State], messages: &[&[Block]], last: &[Block]) {
+    for ((state, message), last) in states.iter_mut().zip(messages).zip(last) {
+        compress256(state, message);
+        compress256(state, from_ref(last));
     }
 }
 
@@ -114,12 +160,16 @@ mod tests {
 
     /// All that this machine can run.
     pub(super) fn engines() -> Vec<Engine> {
-        let fastest = Engine::detect();
-        if matches!(fastest, Engine::Portable) {
-            eprintln!("skipped: no SHA instructions here, only the portable path is tested");
-            return vec![fastest];
+        let mut engines = vec![Engine::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            engines.extend(sha_ni::ShaNi::detect().map(Engine::ShaNi));
+            engines.extend(avx2::Avx2::detect().map(Engine::Avx2));
         }
-        vec![fastest, Engine::Portable]
+        if engines.len() < 3 {
+            eprintln!("skipped: of SHA-NI and AVX2, what this processor has not; tested: {engines:?}");
+        }
+        engines
     }
 
     /// Padding as in FIPS 180-4, 5.1.1, for any length: the raw compression takes what it gets.
