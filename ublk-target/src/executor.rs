@@ -101,8 +101,13 @@ impl<'a> Executor<'a> {
     /// Runs once each task that is ready now. Those that become ready meanwhile wait for the next
     /// call: between the two the owner looks at its ring, and what a task wakes itself for may be there.
     pub fn run_ready(&self) {
+        self.run_until(|| false);
+    }
+
+    /// The same, but leaves the rest for the next call once `enough` says so; returns whether it did.
+    pub fn run_until(&self, enough: impl Fn() -> bool) -> bool {
         for _ in 0..self.ready.tasks.len() {
-            let Some(index) = self.ready.tasks.pop() else { return };
+            let Some(index) = self.ready.tasks.pop() else { return false };
             let task = &self.tasks[index];
             // Before the poll: a wake that comes during it must queue the task again.
             task.state.queued.store(false, Ordering::SeqCst);
@@ -112,7 +117,12 @@ impl<'a> Executor<'a> {
                 *slot = None;
                 self.alive.set(self.alive.get() - 1);
             }
+            drop(slot);
+            if enough() {
+                return true;
+            }
         }
+        false
     }
 
     /// Whether a task is ready.
@@ -191,6 +201,17 @@ mod tests {
         }));
         exec.run_ready();
         assert!(!exec.may_sleep(), "it is ready again");
+    }
+
+    #[test]
+    fn what_has_had_enough_leaves_the_rest_for_the_next_turn() {
+        let bell = doorbell();
+        let mut exec = Executor::new(3, &bell);
+        (0..3).for_each(|_| exec.spawn(async {}));
+        assert!(exec.run_until(|| true));
+        assert!(exec.has_ready() && !exec.is_done() && !exec.may_sleep());
+        assert!(!exec.run_until(|| false));
+        assert!(exec.is_done());
     }
 
     #[test]

@@ -4,7 +4,14 @@
 use super::{DeviceFiles, Ops, Port, RingStorage};
 use crate::executor::Executor;
 use io_uring::types::{SubmitArgs, Timespec};
-use std::{cell::RefCell, future::Future, io, os::fd::RawFd, rc::Rc};
+use std::{
+    cell::RefCell,
+    future::Future,
+    io,
+    os::fd::RawFd,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 use ublk_integrity::Buf;
 
 /// Submission entries of such a ring.
@@ -14,6 +21,10 @@ const OPS: usize = 256;
 
 /// Rounds of ready tasks between two looks at the ring.
 const ROUNDS: usize = 8;
+
+/// How long tasks run before what they have to submit goes out: whoever waits for the first of many requests need not
+/// wait until all of them are hashed.
+const TURN: Duration = Duration::from_micros(500);
 
 /// A ring and the loop that drives it.
 pub struct OwnRing {
@@ -93,9 +104,9 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port)) -> io::Result
     loop {
         // Tasks that wake each other get a few rounds, so that what they submit goes out together; not more, for what
         // they wait for may be in the ring.
+        let begin = Instant::now();
         for _ in 0..ROUNDS {
-            exec.run_ready();
-            if !exec.has_ready() {
+            if exec.run_until(|| begin.elapsed() >= TURN) || !exec.has_ready() {
                 break;
             }
         }
