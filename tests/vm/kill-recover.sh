@@ -12,7 +12,7 @@ kill_and_recover() {
 }
 
 format
-add -q 4
+add
 step 'under fio --verify'
 fio --name=v --filename="$disk" --ioengine=libaio --direct=1 --rw=randwrite --bsrange=4k-64k --iodepth=16 --numjobs=4 \
   --size=24M --offset_increment=200M --loops=1000 --time_based --runtime=24 --verify=crc32c --verify_fatal=1 \

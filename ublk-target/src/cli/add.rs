@@ -6,7 +6,7 @@ use crate::{
         self, Origin,
         launch::{self, Reporter, Side},
         log::Sink,
-        settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings},
+        settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, Wanted},
     },
     failure::{Context, Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
@@ -55,9 +55,14 @@ pub struct Args {
 /// What the daemon's memory depends on.
 #[derive(clap::Args)]
 pub struct SizeArgs {
-    /// Queues, each with a thread [default: one for each CPU, at most 4, less where memory is short]
+    /// Queues [default: one for four CPUs, at most 4; where threads can't share one, one for each CPU, at most 4; less
+    /// where memory is short]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     queues: Option<u16>,
+    /// Threads of each queue, which share its requests; more than one needs Linux 6.16 [default: one for each of its CPUs,
+    /// at most 4]
+    #[arg(short = 'T', long, alias = "threads_per_queue", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    threads_per_queue: Option<u16>,
     /// Requests of each queue [default: 128, less where memory is short]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     depth: Option<u16>,
@@ -86,8 +91,10 @@ pub fn run(args: &Args) -> Outcome {
 /// Checks what can be checked before there is a daemon.
 pub fn prepare(args: &Args) -> Outcome<Start> {
     let settings = settings(args, args.key.source()?)?;
+    refuse_idle_threads(&settings)?;
     settings.refuse_too_much_memory()?;
     ublk::need_driver()?;
+    refuse_shared_queues(&settings)?;
     if let Some(number) = args.number.filter(|n| ublk::exists(*n)) {
         return Err(Failure::new(
             Exit::Busy,
@@ -127,14 +134,23 @@ impl Start {
 
 fn settings(args: &Args, key: KeySource) -> Outcome<Settings> {
     let max_io = args.sizes.max_io.map_or(Ok(DEFAULT_MAX_IO), max_io)?;
-    let defaults = Defaults::here(max_io, args.devices.meta.as_ref().unwrap_or(&args.devices.data));
+    let sizes = &args.sizes;
+    let wanted = Wanted {
+        queues: sizes.queues,
+        threads: sizes.threads_per_queue,
+        depth: sizes.depth,
+        cpus: std::thread::available_parallelism().map_or(1, Into::into),
+        shares: ublk::shares_queues(),
+    };
+    let defaults = Defaults::here(wanted, max_io, args.devices.meta.as_ref().unwrap_or(&args.devices.data));
     Ok(Settings {
         data: absolute(&args.devices.data)?,
         meta: args.devices.meta.as_deref().map(absolute).transpose()?,
         key,
-        queues: args.sizes.queues.unwrap_or(defaults.queues),
-        depth: args.sizes.depth.unwrap_or(defaults.depth),
-        cache: args.sizes.cache.map_or(defaults.cache, |s| s.0),
+        queues: defaults.counts.queues,
+        threads: defaults.counts.threads,
+        depth: defaults.counts.depth,
+        cache: sizes.cache.map_or(defaults.cache, |s| s.0),
         max_io,
         prefetch: !args.no_prefetch,
         on_mismatch: args.on_mismatch,
@@ -143,6 +159,26 @@ fn settings(args: &Args, key: KeySource) -> Outcome<Settings> {
         verbose: args.verbose,
         recovery: !args.no_recovery,
     })
+}
+
+fn refuse_idle_threads(settings: &Settings) -> Outcome {
+    let (threads, depth) = (settings.threads, settings.depth);
+    if threads <= depth {
+        return Ok(());
+    }
+    let message = format!("--threads-per-queue {threads} is more than the {depth} requests of a queue: lower it");
+    Err(Failure::new(Exit::Arguments, message))
+}
+
+fn refuse_shared_queues(settings: &Settings) -> Outcome {
+    let threads = settings.threads;
+    if threads == 1 || ublk::shares_queues() {
+        return Ok(());
+    }
+    let message = format!(
+        "--threads-per-queue {threads}: on this kernel a queue has one thread (more need Linux 6.16 or later): use --queues"
+    );
+    Err(Failure::new(Exit::Device, message))
 }
 
 /// The kernel takes whole pages, up to 32 MiB.

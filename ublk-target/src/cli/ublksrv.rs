@@ -41,6 +41,9 @@ enum Command {
         args: recover::Args,
         #[command(flatten)]
         standard: Standard,
+        /// As many as before
+        #[arg(short = 'T', long = "threads_per_queue", hide = true)]
+        threads_per_queue: Option<u16>,
     },
     /// The options of `add`
     Help {
@@ -72,8 +75,6 @@ struct Standard {
     need_get_data: Option<u8>,
     #[arg(short = 'z', long = "zerocopy", aliases = ["zero_copy", "zero-copy"], hide = true)]
     zero_copy: bool,
-    #[arg(short = 'T', long = "threads_per_queue", hide = true)]
-    threads_per_queue: Option<u16>,
     #[arg(short = 'S', long = "seq_tags", hide = true)]
     seq_tags: bool,
     #[arg(short = 'b', long = "batch-io", hide = true)]

@@ -199,12 +199,12 @@ struct Opened {
 fn open_volume(settings: &Settings, key: &MasterKey, backings: Backings) -> Outcome<Opened> {
     let (sender, receiver) = hints::channel(HINTS);
     let (sender, receiver) = if settings.prefetch { (Some(sender), Some(receiver)) } else { (None, None) };
-    let queues = usize::from(settings.queues);
+    let counts = settings.counts();
     let options = OpenOptions {
         access: if settings.read_only { Access::ReadOnly } else { Access::ReadWrite },
         cache_bytes: settings.cache,
-        max_slots: queues * usize::from(settings.depth) + PREFETCH_LANES,
-        queues,
+        max_slots: counts.requests() as usize + PREFETCH_LANES,
+        queues: counts.io_threads() as usize,
         max_request_bytes: settings.max_io as usize,
         separate_meta: backings.meta.is_some(),
         on_mismatch: settings.on_mismatch.into(),
@@ -223,6 +223,7 @@ fn shape(settings: &Settings, origin: Origin, size: u64) -> Shape {
             Origin::Recovered(number) => Some(number),
         },
         queues: settings.queues,
+        threads: settings.threads,
         depth: settings.depth,
         max_io: settings.max_io,
         size,

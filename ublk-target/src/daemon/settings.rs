@@ -27,6 +27,9 @@ pub struct Settings {
     pub key: KeySource,
     /// Queues.
     pub queues: u16,
+    /// Threads of each queue, which share its requests.
+    #[serde(default = "one")]
+    pub threads: u16,
     /// Requests of each queue.
     pub depth: u16,
     /// Bytes of verified pages kept.
@@ -48,7 +51,17 @@ pub struct Settings {
     pub recovery: bool,
 }
 
+/// Before there were several.
+fn one() -> u16 {
+    1
+}
+
 impl Settings {
+    /// The device's numbers.
+    pub fn counts(&self) -> Counts {
+        Counts { queues: self.queues, threads: self.threads, depth: self.depth }
+    }
+
     /// Whether both need one device.
     pub fn shares_devices(&self, other: &Self) -> bool {
         let all = |settings: &Self| settings.meta.iter().chain([&settings.data]).cloned().collect::<Vec<_>>();
@@ -63,12 +76,12 @@ impl Settings {
     }
 
     fn refuse_more_memory_than(&self, machine: u64) -> Outcome {
-        let most = most_memory(None, self.queues, self.depth, self.max_io, self.cache);
+        let most = most_memory(None, self.counts(), self.max_io, self.cache);
         if most <= machine {
             return Ok(());
         }
         let message = format_args!(
-            "the daemon would take up to {} of memory, this machine has {}: lower --queues, --depth, --max-io or --cache",
+            "the daemon would take up to {} of memory, this machine has {}: lower --queues, --threads-per-queue, --depth, --max-io or --cache",
             Size(most),
             Size(machine)
         )
@@ -99,13 +112,60 @@ impl From<Mismatch> for OnMismatch {
     }
 }
 
+/// How many of what a device has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// Queues.
+    pub queues: u16,
+    /// Threads of each queue.
+    pub threads: u16,
+    /// Requests of each queue.
+    pub depth: u16,
+}
+
+impl Counts {
+    /// Threads that serve requests.
+    pub fn io_threads(self) -> u64 {
+        u64::from(self.queues) * u64::from(self.threads)
+    }
+    /// Requests under way at most.
+    pub fn requests(self) -> u64 {
+        u64::from(self.queues) * u64::from(self.depth)
+    }
+}
+
+/// What was chosen of [`Counts`], and what the machine is like: the rest is left to us.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Wanted {
+    /// Queues.
+    pub queues: Option<u16>,
+    /// Threads of each queue.
+    pub threads: Option<u16>,
+    /// Requests of each queue.
+    pub depth: Option<u16>,
+    /// Processors.
+    pub cpus: usize,
+    /// Whether several threads can share a queue here.
+    pub shares: bool,
+}
+
+impl Wanted {
+    /// Threads for four processors. Where they can share a queue they do: one submitter uses one queue, and would keep
+    /// one thread busy while the others sleep. More processors have more queues.
+    fn counts(self) -> Counts {
+        let cpus = self.cpus.clamp(1, 16) as u16;
+        let queues = self.queues.unwrap_or(if self.shares { cpus.div_ceil(4) } else { cpus.min(4) });
+        let depth = self.depth.unwrap_or(128);
+        let threads = if self.shares { (cpus / queues).clamp(1, 4).min(depth) } else { 1 };
+        Counts { queues, threads: self.threads.unwrap_or(threads), depth }
+    }
+}
+
 /// Sizes that were left to us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Defaults {
-    /// Queues.
-    pub queues: u16,
-    /// Requests of each queue.
-    pub depth: u16,
+    /// Queues, threads, requests.
+    pub counts: Counts,
     /// Bytes of verified pages kept.
     pub cache: u64,
 }
@@ -113,60 +173,54 @@ pub struct Defaults {
 /// Bytes of the largest request by default: what the kernel's own drivers ask for at least.
 pub const DEFAULT_MAX_IO: u32 = 512 << 10;
 
-/// Code, and the tables and stacks of up to four queues.
+/// Code, and the tables and stacks of up to four threads for requests.
 const CODE: u64 = 18 << 20;
-/// Stack of each further queue.
-const QUEUE: u64 = 2 << 20;
+/// Stack of each further one.
+const THREAD: u64 = 2 << 20;
 /// Each request's room in the tables of its ring, and what aligns its buffer.
 const REQUEST: u64 = 8 << 10;
 
 /// What is neither request buffers nor the volume's.
-fn rest(queues: u16, depth: u16) -> u64 {
-    CODE + u64::from(queues.saturating_sub(4)) * QUEUE + requests(queues, depth) * REQUEST
-}
-
-fn requests(queues: u16, depth: u16) -> u64 {
-    u64::from(queues) * u64::from(depth)
+fn rest(counts: Counts) -> u64 {
+    CODE + counts.io_threads().saturating_sub(4) * THREAD + counts.requests() * REQUEST
 }
 
 /// What a daemon takes at most, with a volume of these sizes or any: blocks of 512 bytes and a deep tree take most.
-fn most_memory(volume: Option<&VolumeInfo>, queues: u16, depth: u16, max_io: u32, cache: u64) -> u64 {
-    let requests = requests(queues, depth);
+fn most_memory(volume: Option<&VolumeInfo>, counts: Counts, max_io: u32, cache: u64) -> u64 {
+    let requests = counts.requests();
     // Neither product comes near 64 bits; the cache may be anything.
     let volume = most_memory_bytes(volume, cache, requests as usize + PREFETCH_LANES, max_io as usize);
-    volume.saturating_add(requests * u64::from(max_io) + rest(queues, depth))
+    volume.saturating_add(requests * u64::from(max_io) + rest(counts))
 }
 
 impl Defaults {
     /// At most 1/8 of the machine's memory, from 512 MiB on: what is left of that when nothing has been chosen goes to
     /// requests by three quarters at most, to the cache what remains.
-    pub fn for_machine(memory: u64, cpus: usize, max_io: u32, volume: Option<&VolumeInfo>) -> Self {
+    pub fn for_machine(memory: u64, wanted: Wanted, max_io: u32, volume: Option<&VolumeInfo>) -> Self {
         const LEAST_CACHE: u64 = 1 << 20;
-        let fixed = most_memory(volume, 0, 0, max_io, 0);
+        let fixed = most_memory(volume, Counts { queues: 0, threads: 0, depth: 0 }, max_io, 0);
         let free = (memory / 8).saturating_sub(fixed);
-        let mut queues = cpus.clamp(1, 4) as u16;
-        let mut depth: u16 = 128;
-        let taken = |queues: u16, depth: u16| most_memory(volume, queues, depth, max_io, 0) - fixed;
-        while taken(queues, depth) > free / 4 * 3 && queues > 1 {
-            queues -= 1;
+        let mut counts = wanted.counts();
+        let taken = |counts| most_memory(volume, counts, max_io, 0) - fixed;
+        while taken(counts) > free / 4 * 3 && counts.queues > 1 && wanted.queues.is_none() {
+            counts.queues -= 1;
         }
-        while taken(queues, depth) > free / 4 * 3 && depth > 8 {
-            depth /= 2;
+        while taken(counts) > free / 4 * 3 && counts.depth > 8 && wanted.depth.is_none() {
+            counts.depth /= 2;
         }
         // The pages of a cache need a little more than their own size.
-        let left = free.saturating_sub(taken(queues, depth)) / 65 * 64;
-        Self { queues, depth, cache: left.min(memory / 32).clamp(LEAST_CACHE, 256 << 20) }
+        let left = free.saturating_sub(taken(counts)) / 65 * 64;
+        Self { counts, cache: left.min(memory / 32).clamp(LEAST_CACHE, 256 << 20) }
     }
 
     /// For the machine we run on, and the volume that the device with its metadata seems to hold.
-    pub fn here(max_io: u32, meta: &Path) -> Self {
+    pub fn here(wanted: Wanted, max_io: u32, meta: &Path) -> Self {
         let mut superblock = [0; 512];
         // Whatever the path leads to: what is no volume is refused later.
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(meta);
         let read = file.and_then(|mut file| file.read_exact(&mut superblock));
         let volume = read.ok().and_then(|()| VolumeInfo::peek(&superblock));
-        let cpus = std::thread::available_parallelism().map_or(1, Into::into);
-        Self::for_machine(machine_memory(), cpus, max_io, volume.as_ref())
+        Self::for_machine(machine_memory(), wanted, max_io, volume.as_ref())
     }
 }
 
@@ -181,10 +235,11 @@ pub fn machine_memory() -> u64 {
 
 /// What the daemon takes, for the line it prints at start.
 pub fn memory_line(settings: &Settings, volume_bytes: u64) -> (u64, String) {
-    let (queues, depth, max_io) = (settings.queues, settings.depth, settings.max_io);
-    let buffers = requests(queues, depth) * u64::from(max_io);
+    let (counts, max_io) = (settings.counts(), settings.max_io);
+    let (queues, depth) = (counts.queues, counts.depth);
+    let buffers = counts.requests() * u64::from(max_io);
     let volume_rest = volume_bytes.saturating_sub(settings.cache);
-    let rest = rest(queues, depth);
+    let rest = rest(counts);
     let total = buffers + volume_bytes.max(settings.cache) + rest;
     let line = format!(
         "memory: {} = {queues} queue{} × {depth} requests × {} + cache {} + log and pending tags {} + {}",
@@ -207,20 +262,41 @@ mod tests {
     fn defaults_fit_an_eighth_of_any_machine() {
         for megabytes in [512, 700, 1024, 1500, 2048, 24 << 10, 1 << 20] {
             for cpus in [1, 2, 64] {
-                let memory = megabytes << 20;
-                let d = Defaults::for_machine(memory, cpus, DEFAULT_MAX_IO, None);
-                let most = most_memory(None, d.queues, d.depth, DEFAULT_MAX_IO, d.cache);
-                assert!(most <= memory / 8, "{megabytes} MiB, {cpus} CPUs: {d:?} take {most}");
+                for shares in [false, true] {
+                    let memory = megabytes << 20;
+                    let d = Defaults::for_machine(memory, machine(cpus, shares), DEFAULT_MAX_IO, None);
+                    let most = most_memory(None, d.counts, DEFAULT_MAX_IO, d.cache);
+                    assert!(most <= memory / 8, "{megabytes} MiB, {cpus} CPUs: {d:?} take {most}");
+                }
             }
         }
         let info = plan(512, 64 << 40);
-        let d = Defaults::for_machine(2 << 30, 2, DEFAULT_MAX_IO, Some(&info));
-        assert!(most_memory(Some(&info), d.queues, d.depth, DEFAULT_MAX_IO, d.cache) <= 256 << 20, "{d:?}");
+        let d = Defaults::for_machine(2 << 30, machine(2, false), DEFAULT_MAX_IO, Some(&info));
+        assert!(most_memory(Some(&info), d.counts, DEFAULT_MAX_IO, d.cache) <= 256 << 20, "{d:?}");
         // What is known to be small leaves more for requests.
-        let d = Defaults::for_machine(2 << 30, 2, DEFAULT_MAX_IO, Some(&plan(4096, 1 << 30)));
-        assert_eq!((d.queues, d.depth), (2, 128));
-        let big = Defaults::for_machine(16 << 30, 4, DEFAULT_MAX_IO, None);
-        assert_eq!(big, Defaults { queues: 4, depth: 128, cache: 256 << 20 });
+        let d = Defaults::for_machine(2 << 30, machine(2, false), DEFAULT_MAX_IO, Some(&plan(4096, 1 << 30)));
+        assert_eq!(d.counts, Counts { queues: 2, threads: 1, depth: 128 });
+        let big = Defaults::for_machine(16 << 30, machine(4, false), DEFAULT_MAX_IO, None);
+        assert_eq!(big, Defaults { counts: Counts { queues: 4, threads: 1, depth: 128 }, cache: 256 << 20 });
+    }
+
+    fn machine(cpus: usize, shares: bool) -> Wanted {
+        Wanted { cpus, shares, ..Wanted::default() }
+    }
+
+    #[test]
+    fn threads_share_queues_where_they_can() {
+        let counts = |wanted: Wanted| {
+            let c = wanted.counts();
+            (c.queues, c.threads)
+        };
+        let shared = [1, 2, 4, 8, 16, 128].map(|cpus| counts(machine(cpus, true)));
+        assert_eq!(shared, [(1, 1), (1, 2), (1, 4), (2, 4), (4, 4), (4, 4)]);
+        assert_eq!([1, 2, 128].map(|cpus| counts(machine(cpus, false))), [(1, 1), (2, 1), (4, 1)]);
+        let four = Wanted { queues: Some(4), ..machine(2, true) };
+        assert_eq!(counts(four), (4, 1), "no more threads than processors");
+        assert_eq!(counts(Wanted { threads: Some(3), ..four }), (4, 3), "unless they are wanted");
+        assert_eq!(counts(Wanted { depth: Some(1), ..machine(4, true) }), (1, 1), "a request for each");
     }
 
     fn plan(block_size: u32, size: u64) -> VolumeInfo {
@@ -274,6 +350,6 @@ mod tests {
         let s = settings();
         let requests = usize::from(s.queues) * usize::from(s.depth) + PREFETCH_LANES;
         let volume = most_memory_bytes(None, s.cache, requests, s.max_io as usize);
-        assert_eq!(memory_line(&s, volume).0, most_memory(None, s.queues, s.depth, s.max_io, s.cache));
+        assert_eq!(memory_line(&s, volume).0, most_memory(None, s.counts(), s.max_io, s.cache));
     }
 }

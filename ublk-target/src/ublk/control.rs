@@ -34,6 +34,8 @@ pub struct Shape {
     pub number: Option<u32>,
     /// Queues.
     pub queues: u16,
+    /// Threads of each queue.
+    pub threads: u16,
     /// Requests of each queue.
     pub depth: u16,
     /// Bytes of the largest request.
@@ -129,6 +131,7 @@ fn builder(shape: &Shape) -> UblkCtrlBuilder<'static> {
     UblkCtrlBuilder::default()
         .name(TARGET_NAME)
         .nr_queues(shape.queues)
+        .io_threads_per_queue(shape.threads)
         .depth(shape.depth)
         .io_buf_bytes(shape.max_io)
         .ctrl_flags(if shape.recovery { recovery.into() } else { 0 })
@@ -174,6 +177,13 @@ pub fn need_driver() -> Outcome {
         "this kernel has no ublk ({CONTROL} is missing): `modprobe ublk_drv` as root; it needs Linux 6.1 or later with CONFIG_BLK_DEV_UBLK"
     );
     Err(Failure::new(Exit::Device, message))
+}
+
+/// Whether several threads can share a queue's requests (UBLK_F_PER_IO_DAEMON, Linux 6.16).
+pub fn shares_queues() -> bool {
+    // libublk keeps the ring that it asks with for as long as the thread lives, and this process may yet fork.
+    let asked = std::thread::spawn(|| Path::new(CONTROL).exists().then(UblkCtrl::get_features).flatten());
+    asked.join().ok().flatten().is_some_and(|features| features & u64::from(sys::UBLK_F_PER_IO_DAEMON) != 0)
 }
 
 /// The block device's path.

@@ -4,7 +4,9 @@ mod control;
 mod queue;
 mod request;
 
-pub use control::{Device, Shape, block_path, daemon_of, delete, exists, need_driver, secure_run_folder, stop};
+pub use control::{
+    Device, Shape, block_path, daemon_of, delete, exists, need_driver, secure_run_folder, shares_queues, stop,
+};
 pub use queue::Shared;
 pub use request::{BlockShift, Request, Unknown};
 

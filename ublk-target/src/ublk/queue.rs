@@ -1,4 +1,4 @@
-//! One thread for each ublk queue, one task for each tag.
+//! One thread for each ublk queue, or several that share its tags; one task for each tag.
 //!
 //! A task fetches a request, serves it on the queue's own ring, and commits the result, which fetches
 //! the next. Whatever happens it commits *something*: a request that is never completed hangs its
@@ -12,7 +12,7 @@ use crate::{
 };
 use libublk::{
     BufDesc, UblkError,
-    io::{UblkDev, UblkQueue},
+    io::{UblkDev, UblkQueue, io_thread_idx},
     ublk_init_task_ring,
     uring_async::{ublk_reap_io_events_with_update_queue, ublk_wake_task},
 };
@@ -37,7 +37,7 @@ pub struct Shared {
     pub log: Log,
 }
 
-/// A queue's thread. Returns when the device has been stopped.
+/// A thread of a queue. Returns when the device has been stopped.
 pub(super) fn run(id: u16, device: &UblkDev, shared: &Shared) {
     if let Err(e) = serve(id, device, shared) {
         // START_DEV waits for every queue, and requests would hang: there is no way to go on without one.
@@ -47,23 +47,23 @@ pub(super) fn run(id: u16, device: &UblkDev, shared: &Shared) {
 }
 
 fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
+    let (share, shares) = (io_thread_idx(), device.io_threads_per_queue());
+    let thread = usize::from(id) * usize::from(shares) + usize::from(share);
+    let name = if shares == 1 { format!("queue {id}") } else { format!("queue {id}.{share}") };
     // For people who look at threads; nothing depends on it.
-    let _ = CString::new(format!("queue {id}")).map(|name| set_name(&name));
+    let _ = CString::new(name).map(|name| set_name(&name));
     init_ring(device)?;
     let queue = UblkQueue::new(id, device)?;
-    let depth = device.dev_info.queue_depth;
-    let ops = Ops::new(Port::UblkQueue, usize::from(depth) * OPS_PER_REQUEST)?;
+    let tags = queue.nr_tags() as usize;
+    let ops = Ops::new(Port::UblkQueue, tags * OPS_PER_REQUEST)?;
     let io = RingStorage::new(Rc::clone(&ops), shared.files);
-    let mut exec = Executor::new(usize::from(depth), ops.doorbell());
-    let mut memories: Vec<_> = (0..depth)
-        .map(|_| Memory {
-            slot: shared.volume.slot(usize::from(id)),
-            buf: Buf::new(device.dev_info.max_io_buf_bytes as usize),
-        })
+    let mut exec = Executor::new(tags, ops.doorbell());
+    let mut memories: Vec<_> = (0..tags)
+        .map(|_| Memory { slot: shared.volume.slot(thread), buf: Buf::new(device.dev_info.max_io_buf_bytes as usize) })
         .collect();
     // Refused, it only costs time.
     let _ = register(&ops, memories.iter_mut().map(|memory| &mut memory.buf));
-    for (tag, memory) in (0..depth).zip(memories) {
+    for (tag, memory) in queue.tags().zip(memories) {
         exec.spawn(serve_tag(&queue, tag, memory, &io, shared));
     }
     // Submits the fetch commands, for which START_DEV waits.
