@@ -73,6 +73,11 @@ impl Cache {
         bytes.saturating_add(bytes / PAGE_BYTES as u64 * (size_of::<Frame>() as u64 + 1))
     }
 
+    /// How many pages it holds.
+    pub(crate) fn pages(&self) -> usize {
+        self.frames.len()
+    }
+
     /// Bytes of memory taken.
     pub(crate) fn memory_bytes(&self) -> u64 {
         (self.words.len() * 8 + self.frames.len() * size_of::<Frame>() + self.hands.len()) as u64

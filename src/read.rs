@@ -1,7 +1,7 @@
 //! Reading: the data and whatever metadata is missing are fetched together, then everything is verified.
 
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, Hint, OnMismatch, PageName, ReadError, Slot,
+    BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, OnMismatch, PageName, ReadError, Slot,
     Storage, Volume, WriteError,
     format::{LOST_TAG, ZERO_TAG},
     lookup::Into,
@@ -78,7 +78,7 @@ impl Volume {
         let data = io.read(Device::Data, offset, buf, 0..bytes);
         // The data read is on its way: only now is there time for hints.
         if uses.misses + uses.hints_used > 0 {
-            self.hint(slot.queue, range);
+            self.hints.iter().for_each(|hints| hints.offer(range, counters));
         }
         let pages = match complete {
             true => Ok(None),
@@ -93,16 +93,6 @@ impl Volume {
             _ => pages,
         };
         (result, buf)
-    }
-
-    /// Hands a hint to the worker, if that costs nothing.
-    fn hint(&self, queue: usize, range: BlockRange) {
-        let Some(hints) = &self.hints else { return };
-        let counters = &self.counters[queue];
-        match hints.try_send(Hint(range)) {
-            Ok(()) => counters.hints_sent.add(1),
-            Err(_) => counters.hints_dropped.add(1),
-        }
     }
 
     /// Compares all blocks with their tags, and clears those that read as zeros or must not be seen.

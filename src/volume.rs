@@ -5,12 +5,13 @@
 //! [`prefetch`](Volume::prefetch).
 
 use crate::{
-    BlockIndex, CounterValues, HintSender, Latched, MasterKey, Slot,
+    BlockIndex, CounterValues, Latched, MasterKey, Slot,
     apply::Scratch,
     cache::Cache,
     counters::QueueCounters,
     create::VolumeInfo,
     format::{Layout, Superblock},
+    hints::Hints,
     keys::Keys,
     log::{Log, LogConfig, LogPoint},
     open::{Access, OpenOptions, RecoveryReport},
@@ -54,7 +55,7 @@ pub struct Volume {
     pub(crate) pending: [PendingSet; 2],
     pub(crate) log: Log,
     pub(crate) ranges: Ranges,
-    pub(crate) hints: Option<HintSender>,
+    pub(crate) hints: Option<Hints>,
     /// Where the last hint led: the worker's alone.
     pub(crate) last_cluster: crate::sync::AtomicU64,
     /// Lookups that ask the next checkpoint to wait.
@@ -106,6 +107,7 @@ impl Volume {
         let keys = Keys::derive(master, &superblock.uuid);
         let layout = superblock.layout;
         let max_tags = max_pending_tags(&layout);
+        let cache = Cache::new(options.cache_bytes);
         let set = || PendingSet::new(max_tags, MAX_PENDING_RUNS);
         Self {
             info: VolumeInfo::of(&superblock),
@@ -113,11 +115,11 @@ impl Volume {
             on_mismatch: options.on_mismatch,
             max_request_bytes: options.max_request_bytes,
             tagger: Tagger::new(&keys, superblock.tag, &layout),
-            tree: Tree { layout, root: Root::new(superblock.root), cache: Cache::new(options.cache_bytes) },
+            hints: options.hints.clone().map(|sender| Hints::new(sender, &layout, cache.pages())),
+            tree: Tree { layout, root: Root::new(superblock.root), cache },
             pending: [set(), set()],
             log: Log::new(log_config(&superblock, &keys, options.max_slots), superblock.epoch, head),
             ranges: Ranges::new(options.max_slots),
-            hints: options.hints.clone(),
             last_cluster: crate::sync::AtomicU64::new(u64::MAX),
             holds: AtomicUsize::new(0),
             scratch: Mutex::new(Some(Scratch::new(&layout, max_tags, MAX_PENDING_RUNS))),

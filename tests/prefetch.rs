@@ -29,10 +29,10 @@ fn tag_pages(lab: &Lab, trace: &[Trace]) -> Vec<u64> {
 }
 
 /// A full volume of four clusters, opened anew: nothing is cached.
-fn cold() -> (Lab, HintReceiver) {
+fn cold(cache_bytes: u64) -> (Lab, HintReceiver) {
     let format = FormatOptions { size: Some(4 << 20), ..format_options(512) };
     let (sender, hints) = hints::channel(64);
-    let options = OpenOptions { cache_bytes: 1 << 20, hints: Some(sender), ..open_options(&mut Rng::new(1)) };
+    let options = OpenOptions { cache_bytes, hints: Some(sender), ..open_options(&mut Rng::new(1)) };
     let mut lab = Lab::new(&format, &options);
     (0..lab.volume.blocks()).step_by(256).for_each(|first| lab.write(first, 256, 1));
     lab.checkpoint();
@@ -47,9 +47,14 @@ fn follow(lab: &mut Lab, worker: &mut Slot, hints: &HintReceiver) -> Vec<u64> {
     tag_pages(lab, &trace)
 }
 
+/// More than all pages need.
+const ALL: u64 = 1 << 20;
+/// Two clusters and the tree above them: half of the pages.
+const HALF: u64 = 40 << 12;
+
 #[test]
 fn a_sequential_cold_read_finds_its_tag_pages_there() {
-    let (mut lab, hints) = cold();
+    let (mut lab, hints) = cold(ALL);
     let mut worker = lab.volume.slot(0);
     let pages = lab.volume.blocks() / TAGS_PER_PAGE;
     let cluster = |n: u64| -> Range<u64> { n * CLUSTER..(n + 1) * CLUSTER };
@@ -74,11 +79,30 @@ fn a_sequential_cold_read_finds_its_tag_pages_there() {
 
 #[test]
 fn a_hint_anywhere_brings_its_whole_cluster_and_no_other() {
-    let (mut lab, hints) = cold();
+    let (mut lab, hints) = cold(ALL);
     let mut worker = lab.volume.slot(0);
     assert!(lab.reads_as(37 * TAGS_PER_PAGE, 1));
     let brought = follow(&mut lab, &mut worker, &hints);
     // A run that is read in pieces may cover a page that is there already.
     assert!((32..48).all(|page| page == 37 || brought.contains(&page)), "{brought:?}");
     assert!(brought.iter().all(|page| (32..48).contains(page)), "{brought:?}");
+}
+
+#[test]
+fn where_not_all_fit_only_reads_that_run_on_bring_anything() {
+    let (mut lab, hints) = cold(HALF);
+    let mut worker = lab.volume.slot(0);
+    for page in [37, 3, 50, 11, 60, 23, 45, 19] {
+        assert!(lab.reads_as(page * TAGS_PER_PAGE, 1));
+        assert_eq!(follow(&mut lab, &mut worker, &hints), [], "page {page}: nobody knows what comes next");
+    }
+    let counters = lab.volume.status().counters;
+    assert_eq!((counters.hints_sent, counters.hints_dropped), (0, 0), "{counters:?}");
+    assert!(lab.reads_as(38 * TAGS_PER_PAGE, 1), "the page after the first");
+    let brought = follow(&mut lab, &mut worker, &hints);
+    assert!([32, 33, 46, 47].iter().all(|page| brought.contains(page)), "{brought:?}");
+    for page in 39..43 {
+        let trace = lab.traced(|lab| assert!(lab.range_reads_as(page * TAGS_PER_PAGE, TAGS_PER_PAGE, 1)));
+        assert_eq!(tag_pages(&lab, &trace), [], "page {page} is there");
+    }
 }
