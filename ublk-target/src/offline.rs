@@ -62,11 +62,6 @@ impl Offline {
         self.ring.storage(self.files)
     }
 
-    /// Makes the kernel know buffers beforehand, where it can.
-    pub fn register<'a>(&self, bufs: impl IntoIterator<Item = &'a mut Buf>) {
-        let _ = self.ring.register(bufs);
-    }
-
     /// What a thread needs for a ring of its own on the same devices.
     pub fn handles(&self) -> (Vec<RawFd>, DeviceFiles) {
         (self.backings.fds(), self.files)
@@ -82,15 +77,6 @@ impl Offline {
     /// Runs `work` to its end.
     pub fn run<T>(&self, work: impl Future<Output = T>) -> Outcome<T> {
         self.ring.block_on(work).doing("io_uring failed")
-    }
-
-    /// Runs all futures to their ends, each as a task of its own.
-    pub fn run_together(
-        &self,
-        futures: impl IntoIterator<Item = impl Future<Output = ()>>,
-        one_more: impl Future<Output = ()>,
-    ) -> Outcome {
-        self.ring.run_together(futures, one_more).doing("io_uring failed")
     }
 
     /// Opens the volume, with recovery.

@@ -1,6 +1,7 @@
 //! `benchmark`: how fast tags are made here, and what verification costs on a disk.
 
 mod disk;
+mod lanes;
 
 use crate::{
     failure::{Exit, Failure, Outcome},
@@ -26,6 +27,9 @@ pub struct Args {
     /// Seconds for each measurement
     #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
     time: f64,
+    /// Most threads for requests to it; each pattern runs on one, too [default: one for each CPU, at most 4]
+    #[arg(long, value_name = "N", requires = "data", value_parser = clap::value_parser!(u16).range(1..=32))]
+    threads: Option<u16>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -57,7 +61,9 @@ pub fn run(args: &Args) -> Outcome {
         print_tags(&report);
         print_memory(&report.memory);
     }
-    report.disk = args.data.as_deref().map(|folder| disk::measure(folder, args.size, time)).transpose()?;
+    let cpus = std::thread::available_parallelism().map_or(1, Into::into);
+    let threads = args.threads.map_or(cpus.min(4), usize::from);
+    report.disk = args.data.as_deref().map(|folder| disk::measure(folder, args.size, time, threads)).transpose()?;
     match &report.disk {
         _ if args.json => println!("{}", serde_json::to_string_pretty(&report).expect("plain data")),
         Some(disk) => print_disk(disk),
@@ -90,11 +96,11 @@ fn print_memory(memory: &[MemorySpeed]) {
 }
 
 fn print_disk(report: &DiskReport) {
-    println!("\n{:<30}{:>14}{:>14}{:>12}{:>8}", "one thread for requests", "plain", "verified", "verified/s", "ratio");
+    println!("\n{:<30}{:>8}{:>14}{:>14}{:>12}{:>8}", "disk", "threads", "plain", "verified", "verified/s", "ratio");
     for speed in &report.disk {
-        let DiskSpeed { pattern, request_bytes, plain, verified } = speed;
-        let requests = verified / *request_bytes as f64;
-        println!("{pattern:<30}{:>14}{:>14}{requests:>12.0}{:>8.2}", rate(*plain), rate(*verified), verified / plain);
+        let DiskSpeed { pattern, threads, request_bytes, plain, verified } = speed;
+        let (requests, ratio) = (verified / *request_bytes as f64, verified / plain);
+        println!("{pattern:<30}{threads:>8}{:>14}{:>14}{requests:>12.0}{ratio:>8.2}", rate(*plain), rate(*verified));
     }
     println!("\nformat of a sparse 1 TiB volume: {:.3} s", report.format_1t_seconds);
     let (writes, seconds) = (report.crash_writes, report.open_after_crash_seconds);

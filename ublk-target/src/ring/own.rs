@@ -60,14 +60,9 @@ impl OwnRing {
     }
 
     /// Runs all futures to their ends, each as a task of its own.
-    pub fn run_together(
-        &self,
-        futures: impl IntoIterator<Item = impl Future<Output = ()>>,
-        one_more: impl Future<Output = ()>,
-    ) -> io::Result<()> {
+    pub fn run_together(&self, futures: impl IntoIterator<Item = impl Future<Output = ()>>) -> io::Result<()> {
         let futures: Vec<_> = futures.into_iter().collect();
-        let mut exec = Executor::new(futures.len() + 1, self.ops.doorbell());
-        exec.spawn(one_more);
+        let mut exec = Executor::new(futures.len(), self.ops.doorbell());
         futures.into_iter().for_each(|future| exec.spawn(future));
         drive(&exec, &self.ops, |port| reap(port, &self.ops))
     }

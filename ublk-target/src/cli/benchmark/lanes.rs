@@ -1,0 +1,223 @@
+//! Requests of one pattern on several threads, plain or through a volume.
+
+use crate::{
+    checkpoints::{self, Stop},
+    failure::{Context, Exit, Failure, Outcome},
+    ring::{DeviceFiles, OwnRing, RingStorage},
+};
+use std::{
+    future::Future,
+    os::fd::RawFd,
+    sync::{
+        Barrier, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use ublk_integrity::{BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Slot, Storage, Volume};
+
+/// One way to use a disk.
+pub struct Pattern {
+    pub name: &'static str,
+    /// Bytes of a request.
+    pub request: usize,
+    /// Requests under way.
+    pub depth: usize,
+    pub random: bool,
+    pub write: bool,
+}
+
+/// When a run ends.
+#[derive(Clone, Copy)]
+pub enum Until {
+    Elapsed(Duration),
+    /// So many bytes have been moved.
+    Moved(u64),
+}
+
+/// What one of the requests under way owns.
+pub struct Lane {
+    slot: Option<Slot>,
+    buf: Buf,
+}
+
+/// So many lanes, of requests of up to `largest` bytes.
+pub fn lanes(volume: Option<&Volume>, count: usize, largest: usize) -> Vec<Lane> {
+    let lane = |_| {
+        let mut buf = Buf::new(largest);
+        buf.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8 + 1);
+        Lane { slot: volume.map(|v| v.slot(0)), buf }
+    };
+    (0..count).map(lane).collect()
+}
+
+/// Where requests go.
+#[derive(Clone, Copy)]
+pub enum Target<'a> {
+    Volume(&'a Volume),
+    /// A volume for which nobody makes checkpoints meanwhile.
+    Unattended(&'a Volume),
+    /// The data device itself, from this offset on.
+    Plain(u64),
+}
+
+/// A run of one pattern.
+pub struct Run<'a> {
+    pub pattern: &'a Pattern,
+    pub target: Target<'a>,
+    /// Bytes that are read and written: whole requests.
+    pub size: u64,
+    pub until: Until,
+    /// Threads for requests, of which none has less than one lane.
+    pub threads: usize,
+    /// For the ring of each.
+    pub fds: &'a [RawFd],
+    pub files: DeviceFiles,
+}
+
+/// What the lanes of a run share.
+#[derive(Default)]
+struct Progress {
+    begin: OnceLock<Instant>,
+    next: AtomicU64,
+    moved: AtomicU64,
+    failed: Mutex<Option<Failure>>,
+}
+
+impl Progress {
+    fn fail(&self, failure: Failure) {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+    }
+
+    /// Keeps the first failure.
+    async fn keep(&self, work: impl Future<Output = Outcome>) {
+        if let Err(failure) = work.await {
+            self.fail(failure);
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.begin.get_or_init(Instant::now).elapsed()
+    }
+}
+
+impl Run<'_> {
+    /// Bytes per second, with as many requests under way as there are lanes.
+    pub fn measure(&self, lanes: &mut [Lane]) -> Outcome<f64> {
+        let progress = Progress::default();
+        let share = lanes.len().div_ceil(self.threads);
+        let shares: Vec<_> = lanes.chunks_mut(share).collect();
+        let all_ready = Barrier::new(shares.len());
+        let (stop, mut seconds) = (Stop::default(), 0.0);
+        thread::scope(|scope| {
+            let Target::Volume(volume) = self.target else {
+                seconds = self.on_threads(shares, &all_ready, &progress);
+                return Ok(());
+            };
+            // As in the daemon, on a thread and a ring of their own.
+            let checkpoints = scope.spawn(|| self.make_checkpoints(volume, &stop));
+            seconds = self.on_threads(shares, &all_ready, &progress);
+            stop.set();
+            checkpoints.join().unwrap_or_else(|_| std::process::abort())
+        })?;
+        let failed = progress.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failed.map_or(Ok(progress.moved.into_inner() as f64 / seconds), Err)
+    }
+
+    /// Seconds until all have ended.
+    fn on_threads(&self, shares: Vec<&mut [Lane]>, all_ready: &Barrier, progress: &Progress) -> f64 {
+        thread::scope(|scope| {
+            for lanes in shares {
+                scope.spawn(|| {
+                    if let Err(failure) = self.on_this_thread(lanes, all_ready, progress) {
+                        progress.fail(failure);
+                    }
+                });
+            }
+        });
+        progress.elapsed().as_secs_f64()
+    }
+
+    fn on_this_thread(&self, lanes: &mut [Lane], all_ready: &Barrier, progress: &Progress) -> Outcome {
+        let ring = OwnRing::new(self.fds).doing("can't set up io_uring");
+        if let Ok(ring) = &ring {
+            // Refused, it only costs time.
+            let _ = ring.register(lanes.iter_mut().map(|lane| &mut lane.buf));
+        }
+        // Whatever has failed: the others wait.
+        all_ready.wait();
+        let (ring, _) = (ring?, progress.elapsed());
+        let io = ring.storage(self.files);
+        let requests = lanes.iter_mut().map(|lane| progress.keep(self.lane(&io, lane, progress)));
+        ring.run_together(requests).doing("io_uring failed")
+    }
+
+    fn make_checkpoints(&self, volume: &Volume, stop: &Stop) -> Outcome {
+        let ring = OwnRing::new(self.fds).doing("can't set up io_uring")?;
+        let io = ring.storage(self.files);
+        let done = ring.block_on(checkpoints::run(volume, &io, stop, |_| {})).doing("io_uring failed")?;
+        Ok(done?)
+    }
+
+    async fn lane(&self, io: &RingStorage, lane: &mut Lane, progress: &Progress) -> Outcome {
+        let request = self.pattern.request as u64;
+        let places = self.size / request;
+        loop {
+            let turn = progress.next.fetch_add(1, Ordering::Relaxed);
+            let done = match self.until {
+                Until::Elapsed(time) => progress.elapsed() >= time,
+                Until::Moved(bytes) => turn * request >= bytes,
+            };
+            if done {
+                return Ok(());
+            }
+            let place = if self.pattern.random { scatter(turn) } else { turn } % places;
+            match self.target {
+                Target::Volume(volume) | Target::Unattended(volume) => {
+                    verified(self.pattern, volume, io, lane, place * request).await?
+                }
+                Target::Plain(from) => plain(self.pattern, io, lane, from + place * request).await?,
+            }
+            progress.moved.fetch_add(request, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn verified(pattern: &Pattern, volume: &Volume, io: &RingStorage, lane: &mut Lane, at: u64) -> Outcome {
+    let buf = std::mem::replace(&mut lane.buf, Buf::new(0));
+    let slot = lane.slot.as_mut().expect("this lane was made for the volume");
+    let block = volume.block_size() as u64;
+    let range = BlockRange::new(BlockIndex(at / block), pattern.request as u64 / block);
+    let result: Outcome;
+    (result, lane.buf) = match pattern.write {
+        true => {
+            let (result, buf) = volume.write(io, slot, range, buf, Durability::MayBeLost).await;
+            (result.map_err(Failure::from), buf)
+        }
+        false => {
+            let (result, buf) = volume.read(io, slot, range, buf).await;
+            (result.map_err(Failure::from), buf)
+        }
+    };
+    result
+}
+
+async fn plain(pattern: &Pattern, io: &RingStorage, lane: &mut Lane, at: u64) -> Outcome {
+    let buf = std::mem::replace(&mut lane.buf, Buf::new(0));
+    let part = 0..pattern.request;
+    let transfer = match pattern.write {
+        true => io.write(Device::Data, ByteOffset(at), buf, part, Durability::MayBeLost),
+        false => io.read(Device::Data, ByteOffset(at), buf, part),
+    };
+    let result;
+    (result, lane.buf) = transfer.await;
+    result.map_err(|e| Failure::new(Exit::Device, format_args!("plain I/O at {at}: {e}")))
+}
+
+/// Spreads consecutive numbers over all of u64 (the finalizer of a 64-bit hash; no two collide).
+fn scatter(n: u64) -> u64 {
+    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
+}
