@@ -42,6 +42,11 @@ impl Work {
     fn weight(&self) -> usize {
         usize::from(!matches!(self, Self::Sleep(_)))
     }
+
+    /// A log record or a sync: many requests wait for one.
+    fn is_urgent(&self) -> bool {
+        matches!(self, Self::Write { durability: Durability::Durable, .. } | Self::Sync)
+    }
 }
 
 /// Where a discard stands: each way is tried until the device has refused it once.
@@ -86,6 +91,8 @@ pub struct Ops {
     again: RefCell<VecDeque<u32>>,
     /// Operations that the kernel has not ended yet, sleeps excepted: those have no memory and change nothing.
     under_way: Cell<usize>,
+    /// Something has been pushed that others may wait for.
+    urgent: Cell<bool>,
     discard: [Cell<DiscardWay>; MAX_FILES],
     /// RWF_DSYNC was refused: write, then fdatasync.
     no_dsync: [Cell<bool>; MAX_FILES],
@@ -111,6 +118,7 @@ impl Ops {
             free: RefCell::new(Vec::with_capacity(capacity)),
             again: RefCell::new(VecDeque::with_capacity(capacity)),
             under_way: Cell::new(0),
+            urgent: Cell::new(false),
             discard: [const { Cell::new(DiscardWay::PunchHole) }; MAX_FILES],
             no_dsync: [const { Cell::new(false) }; MAX_FILES],
             doorbell: Arc::new(doorbell),
@@ -157,6 +165,7 @@ impl Ops {
         }
         let key = self.free.borrow_mut().pop().expect("a slot was just added");
         self.under_way.set(self.under_way.get() + work.weight());
+        self.urgent.set(self.urgent.get() || work.is_urgent());
         {
             let op = &mut self.table.borrow_mut()[key as usize];
             op.file = file;
@@ -203,8 +212,14 @@ impl Ops {
         }
     }
 
-    /// Submits what completions left unfinished, and the poll on the doorbell.
+    /// Whether something has been started that should not wait until all tasks have run.
+    pub fn is_urgent(&self) -> bool {
+        self.urgent.get()
+    }
+
+    /// Pushes what completions left unfinished, and the poll on the doorbell; the caller then submits all.
     pub fn resubmit(&self) {
+        self.urgent.set(false);
         if !self.doorbell_armed.replace(true) {
             let fd = types::Fd(self.doorbell.as_fd().as_raw_fd());
             self.port.push(&opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(DOORBELL));

@@ -101,7 +101,7 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port)) -> io::Result
         // they wait for may be in the ring.
         let begin = Instant::now();
         for _ in 0..ROUNDS {
-            if exec.run_until(|| begin.elapsed() >= TURN) || !exec.has_ready() {
+            if exec.run_until(|| ops.is_urgent() || begin.elapsed() >= TURN) || !exec.has_ready() {
                 break;
             }
         }
