@@ -9,7 +9,12 @@ use crate::{
 };
 use disk::{DiskReport, DiskSpeed, LARGEST};
 use serde::Serialize;
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 use ublk_integrity::{
     TagAlgorithm,
     speed::{MemorySpeed, TagBench, TagSpeed, measure_crates, measure_in_memory},
@@ -40,6 +45,8 @@ struct Report {
     tags: Vec<TagSpeed>,
     /// What the `sha2` and `hmac` crates make of tags of 4 KiB blocks, one after the other.
     sha2_bytes_per_second: f64,
+    /// From one thread's call until another, asleep, goes on.
+    wake_up_seconds: f64,
     /// The verified path on a disk in memory.
     memory: Vec<MemorySpeed>,
     #[serde(flatten)]
@@ -54,6 +61,7 @@ pub fn run(args: &Args) -> Outcome {
     let mut report = Report {
         tags: tag_speeds(time / 4),
         sha2_bytes_per_second: measure_crates(4096, LARGEST, time / 4),
+        wake_up_seconds: wake_up(time / 4).as_secs_f64(),
         memory: measure_in_memory(time / 4),
         disk: None,
     };
@@ -78,6 +86,25 @@ fn tag_speeds(time: Duration) -> Vec<TagSpeed> {
     benches.map(|(tag, block, batch)| TagBench::new(tag, block, batch, LARGEST).measure(time)).collect()
 }
 
+/// What it takes to wake a thread. A request passes through several threads, so where hashing is as slow as in an emulator
+/// this tells how far the rest is.
+fn wake_up(time: Duration) -> Duration {
+    let (there, other) = mpsc::sync_channel::<()>(0);
+    let (answers, back) = mpsc::sync_channel(0);
+    let echo = thread::spawn(move || other.iter().all(|()| answers.send(()).is_ok()));
+    let (begin, mut rounds) = (Instant::now(), 0);
+    while rounds < 100 || begin.elapsed() < time {
+        // Both ends live until this function drops its own.
+        let _ = there.send(());
+        let _ = back.recv();
+        rounds += 1;
+    }
+    let each = begin.elapsed() / (2 * rounds);
+    drop((there, back));
+    let _ = echo.join();
+    each
+}
+
 fn print_tags(report: &Report) {
     println!("{:<14}{:>6}{:>16}  {:<20}{:>14}", "tags", "block", "blocks at once", "by", "speed");
     for speed in &report.tags {
@@ -86,6 +113,7 @@ fn print_tags(report: &Report) {
     }
     let (algorithm, speed) = (TagAlgorithm::HmacSha256, rate(report.sha2_bytes_per_second));
     println!("{algorithm:<14}{:>6}{:>16}  {:<20}{speed:>14}", 4096, 1, "sha2, hmac crates");
+    println!("\nwake-up of another thread: {:.1} µs", report.wake_up_seconds * 1e6);
 }
 
 fn print_memory(memory: &[MemorySpeed]) {

@@ -56,6 +56,7 @@ const LINES: &[(&str, &str)] = &[
         "log",
         "{log_used:size} of {log_size:size} in use, {log_records} records written; {pending_tags} tags pending, {checkpoints} checkpoints",
     ),
+    ("queues", "{queues} of {depth} requests up to {max_io:size}, {threads} threads each"),
     ("memory", "{daemon_memory_bytes:size}"),
 ];
 
