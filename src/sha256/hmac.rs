@@ -42,7 +42,7 @@ impl HmacKey {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::engines, *};
+    use super::*;
     use hmac::{Hmac, KeyInit, Mac as _};
     use proptest::prelude::*;
     use sha2::Sha256;
@@ -59,7 +59,7 @@ mod tests {
             longest in any::<[[u8; 55]; 2]>(),
         ) {
             let mine = HmacKey::new(&key);
-            for engine in engines() {
+            for engine in Engine::all() {
                 prop_assert_eq!(mine.sign(engine, long), long.map(|m| reference(&key, &m)));
                 prop_assert_eq!(mine.sign(engine, longest), longest.map(|m| reference(&key, &m)));
                 prop_assert_eq!(mine.sign(engine, [long[0]]), [reference(&key, &long[0])]);

@@ -68,6 +68,21 @@ impl Engine {
         Self::Portable
     }
 
+    /// All that this machine can run.
+    #[cfg(test)]
+    pub(crate) fn all() -> Vec<Self> {
+        let mut engines = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            engines.extend(sha_ni::ShaNi::detect().map(Self::ShaNi));
+            engines.extend(avx2::Avx2::detect().map(Self::Avx2));
+        }
+        if engines.len() < 3 {
+            eprintln!("skipped: of SHA-NI and AVX2, what this processor has not; tested: {engines:?}");
+        }
+        engines
+    }
+
     /// Its name for `benchmark`.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -158,20 +173,6 @@ mod tests {
     use proptest::prelude::*;
     use sha2::{Digest as _, Sha256};
 
-    /// All that this machine can run.
-    pub(super) fn engines() -> Vec<Engine> {
-        let mut engines = vec![Engine::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            engines.extend(sha_ni::ShaNi::detect().map(Engine::ShaNi));
-            engines.extend(avx2::Avx2::detect().map(Engine::Avx2));
-        }
-        if engines.len() < 3 {
-            eprintln!("skipped: of SHA-NI and AVX2, what this processor has not; tested: {engines:?}");
-        }
-        engines
-    }
-
     /// Padding as in FIPS 180-4, 5.1.1, for any length: the raw compression takes what it gets.
     fn padded(message: &[u8]) -> (Vec<Block>, Block) {
         let mut bytes = message.to_vec();
@@ -210,7 +211,7 @@ mod tests {
             ),
             (&million, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"),
         ];
-        for engine in engines() {
+        for engine in Engine::all() {
             for (message, digest) in vectors {
                 for d in compressed(engine, [message]).into_iter().chain(compressed(engine, [message, message])) {
                     assert_eq!(crate::format::hex(&d), digest, "{engine:?}");
@@ -222,7 +223,7 @@ mod tests {
     #[test]
     fn every_length_around_the_padding() {
         let bytes: Vec<u8> = (0..300).map(|i| (i * 7) as u8).collect();
-        for engine in engines() {
+        for engine in Engine::all() {
             for len in 0..=200 {
                 let (a, b) = (&bytes[..len], &bytes[100..100 + len]);
                 assert_eq!(compressed(engine, [a, b]), [sha2(a), sha2(b)], "{engine:?}, {len} bytes");
@@ -238,7 +239,7 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 3 * 4096),
         ) {
             let (a, b, c) = (&bytes[..block], &bytes[block..2 * block], &bytes[2 * block..3 * block]);
-            for engine in engines() {
+            for engine in Engine::all() {
                 prop_assert_eq!(engine.digests([a]), [sha2(a)]);
                 prop_assert_eq!(engine.digests([a, b]), [sha2(a), sha2(b)]);
                 prop_assert_eq!(engine.digests([c, b, a]), [sha2(c), sha2(b), sha2(a)]);
