@@ -1,17 +1,25 @@
 //! Making, starting, stopping and deleting ublk devices.
 
 use super::queue::{self, Shared};
-use crate::failure::{Exit, Failure, Outcome};
+use crate::{
+    failure::{Exit, Failure, Outcome},
+    os,
+};
 use libublk::{
     UblkError, UblkFlags,
     ctrl::{UblkCtrl, UblkCtrlBuilder},
     io::UblkDev,
     sys,
 };
+use nix::{
+    sys::wait::{WaitStatus, waitpid},
+    unistd::ForkResult,
+};
 use std::{
     fs, io,
     os::{fd::RawFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
+    process,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -181,9 +189,19 @@ pub fn need_driver() -> Outcome {
 
 /// Whether several threads can share a queue's requests (UBLK_F_PER_IO_DAEMON, Linux 6.16).
 pub fn shares_queues() -> bool {
-    // libublk keeps the ring that it asks with for as long as the thread lives, and this process may yet fork.
-    let asked = std::thread::spawn(|| Path::new(CONTROL).exists().then(UblkCtrl::get_features).flatten());
-    asked.join().ok().flatten().is_some_and(|features| features & u64::from(sys::UBLK_F_PER_IO_DAEMON) != 0)
+    if !Path::new(CONTROL).exists() {
+        return false;
+    }
+    // Asked by another process: libublk keeps the ring that it asks with, and this one may yet fork. (Nor will a thread do:
+    // it may still be there a little after it was joined, and with it nobody forks.)
+    match os::fork_single_threaded() {
+        Ok(ForkResult::Child) => {
+            let features = UblkCtrl::get_features().unwrap_or(0);
+            process::exit(i32::from(features & u64::from(sys::UBLK_F_PER_IO_DAEMON) == 0))
+        }
+        Ok(ForkResult::Parent { child }) => matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))),
+        Err(_) => false,
+    }
 }
 
 /// The block device's path.
