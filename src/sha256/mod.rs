@@ -94,19 +94,15 @@ impl Engine {
         }
     }
 
-    /// Moves each state on by the blocks of its message, then by the message's last block; all messages
-    /// have the same length. The last ones come in the same call because a second one would first
+    /// Moves each state on by the blocks of its message, then by the message's last block; all messages,
+    /// at most eight, have the same length. The last ones come in the same call because a second one would first
     /// have to wait for the end of the chain.
     fn compress<const N: usize>(self, states: &mut [State; N], messages: [&[Block]; N], last: &[Block; N]) {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::ShaNi(token) => token.compress(states, messages, last),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(token) if N > 1 => {
-                let lanes = avx2::LANES;
-                let groups = states.chunks_mut(lanes).zip(messages.chunks(lanes)).zip(last.chunks(lanes));
-                groups.for_each(|((states, messages), last)| token.compress(states, messages, last));
-            }
+            Self::Avx2(token) if N > 1 => token.compress(states, &messages, last),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => one_by_one(states, &messages, last),
             Self::Portable => one_by_one(states, &messages, last),
