@@ -4,7 +4,8 @@
 use crate::{
     BlockRange,
     counters::QueueCounters,
-    format::{Layout, TAGS_PER_PAGE},
+    format::Layout,
+    lookup::tag_pages,
     sync::{AtomicU64, AtomicUsize, Ordering},
 };
 use std::ops::Range;
@@ -48,11 +49,6 @@ impl Hints {
             Err(_) => counters.hints_dropped.add(1),
         }
     }
-}
-
-/// The tag pages of some blocks.
-pub(crate) fn tag_pages(range: BlockRange) -> Range<u64> {
-    range.first.0 / TAGS_PER_PAGE..range.end().div_ceil(TAGS_PER_PAGE)
 }
 
 /// Streams of sequential reads that are told from one another.

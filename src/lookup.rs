@@ -7,7 +7,6 @@
 use crate::{
     BlockIndex, BlockRange, DeviceError, PageName, Slot, Storage, Volume,
     format::{LOST_TAG, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG},
-    hints::tag_pages,
     slot::TagBuf,
     tree::{CacheUse, Found, LoadError, Missing, Walk},
 };
@@ -34,6 +33,11 @@ struct Part {
     places: Range<usize>,
     /// Byte offset in the page of the first.
     at: usize,
+}
+
+/// The tag pages of some blocks.
+pub(crate) fn tag_pages(range: BlockRange) -> Range<u64> {
+    range.first.0 / TAGS_PER_PAGE..range.end().div_ceil(TAGS_PER_PAGE)
 }
 
 fn part(range: BlockRange, tag_page: u64) -> Part {
