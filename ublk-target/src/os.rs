@@ -64,6 +64,11 @@ pub fn read_user_key(name: &str, limit: usize) -> nix::Result<Zeroizing<Vec<u8>>
     Ok(payload)
 }
 
+/// Processors that this process may use.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, Into::into)
+}
+
 /// Forks a process that has one thread.
 pub fn fork_single_threaded() -> nix::Result<ForkResult> {
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);

@@ -90,11 +90,14 @@ pub fn run(args: &Args) -> Outcome {
 
 /// Checks what can be checked before there is a daemon.
 pub fn prepare(args: &Args) -> Outcome<Start> {
-    let settings = settings(args, args.key.source()?)?;
+    let shares_queues = ublk::shares_queues();
+    let settings = settings(args, args.key.source()?, shares_queues)?;
     refuse_idle_threads(&settings)?;
     settings.refuse_too_much_memory()?;
     ublk::need_driver()?;
-    refuse_shared_queues(&settings)?;
+    if settings.threads > 1 && !shares_queues {
+        return Err(cant_share_queues(settings.threads));
+    }
     if let Some(number) = args.number.filter(|n| ublk::exists(*n)) {
         return Err(Failure::new(
             Exit::Busy,
@@ -132,15 +135,15 @@ impl Start {
     }
 }
 
-fn settings(args: &Args, key: KeySource) -> Outcome<Settings> {
+fn settings(args: &Args, key: KeySource, shares_queues: bool) -> Outcome<Settings> {
     let max_io = args.sizes.max_io.map_or(Ok(DEFAULT_MAX_IO), max_io)?;
     let sizes = &args.sizes;
     let wanted = Wanted {
         queues: sizes.queues,
         threads: sizes.threads_per_queue,
         depth: sizes.depth,
-        cpus: std::thread::available_parallelism().map_or(1, Into::into),
-        shares: ublk::shares_queues(),
+        cpus: os::processors(),
+        shares: shares_queues,
     };
     let defaults = Defaults::here(wanted, max_io, args.devices.meta.as_ref().unwrap_or(&args.devices.data));
     Ok(Settings {
@@ -170,15 +173,11 @@ fn refuse_idle_threads(settings: &Settings) -> Outcome {
     Err(Failure::new(Exit::Arguments, message))
 }
 
-fn refuse_shared_queues(settings: &Settings) -> Outcome {
-    let threads = settings.threads;
-    if threads == 1 || ublk::shares_queues() {
-        return Ok(());
-    }
+fn cant_share_queues(threads: u16) -> Failure {
     let message = format!(
         "--threads-per-queue {threads}: on this kernel a queue has one thread (more need Linux 6.16 or later): use --queues"
     );
-    Err(Failure::new(Exit::Device, message))
+    Failure::new(Exit::Device, message)
 }
 
 /// The kernel takes whole pages, up to 32 MiB.

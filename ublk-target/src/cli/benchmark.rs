@@ -5,6 +5,7 @@ mod lanes;
 
 use crate::{
     failure::{Exit, Failure, Outcome},
+    os,
     size::Size,
 };
 use disk::{DiskReport, DiskSpeed, LARGEST};
@@ -69,8 +70,7 @@ pub fn run(args: &Args) -> Outcome {
         print_tags(&report);
         print_memory(&report.memory);
     }
-    let cpus = std::thread::available_parallelism().map_or(1, Into::into);
-    let threads = args.threads.map_or(cpus.min(4), usize::from);
+    let threads = args.threads.map_or_else(|| os::processors().min(4), usize::from);
     report.disk = args.data.as_deref().map(|folder| disk::measure(folder, args.size, time, threads)).transpose()?;
     match &report.disk {
         _ if args.json => println!("{}", serde_json::to_string_pretty(&report).expect("plain data")),
