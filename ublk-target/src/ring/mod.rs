@@ -11,6 +11,7 @@
 //! the future only names the slot. Dropping the future leaves the operation running and its buffer
 //! in the slot.
 
+mod op;
 mod ops;
 mod own;
 mod port;

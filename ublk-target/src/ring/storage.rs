@@ -1,6 +1,9 @@
 //! The library's [`Storage`] over a ring.
 
-use super::ops::{FileIndex, Ops, Running, Work};
+use super::{
+    op::{FileIndex, Work},
+    ops::{Ops, Running},
+};
 use std::{
     future::Future,
     ops::Range,
