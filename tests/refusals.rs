@@ -1,0 +1,128 @@
+//! What an open refuses, and what it must not believe: damaged logs, superblocks put back.
+
+mod sim;
+
+use sim::{
+    Lab, Rng, SimStorage, block_on, disk::BadRange, format_options, image::SUPERBLOCKS, lab::content, open_options,
+};
+use ublk_integrity::{
+    Device, Errno, Latched, OpenOptions, ReadError, WriteError, create::FormatOptions, open::OpenError,
+};
+
+fn options() -> OpenOptions {
+    open_options(&mut Rng::new(3))
+}
+
+/// Data and metadata apart, so that a trace tells them apart too.
+fn lab() -> Lab {
+    let format = FormatOptions { separate_meta: true, ..format_options(512) };
+    Lab::new(&format, &OpenOptions { separate_meta: true, ..options() })
+}
+
+#[test]
+fn a_log_damaged_in_the_middle_is_refused() {
+    let mut lab = lab();
+    (1..=3).for_each(|version| lab.write(version, 1, version));
+    let records = lab.records();
+    let tail = lab.peek(Device::Meta, records[2].offset, 512);
+    lab.poke(Device::Meta, records[1].offset + 100, &[0xab]);
+    let (io, options) = (lab.io.clone(), lab.options.clone());
+    let refused = |result: Result<Lab, OpenError>| matches!(result, Err(OpenError::Tampered { .. }));
+    assert!(refused(Lab::open(io.clone(), &options)));
+    // Damaged at its end it is like one whose last write was cut short.
+    io.disk().poke(Device::Meta, records[2].offset, &[0xab; 512]);
+    let cut = Lab::open(SimStorage::new(io.disk().fork(1)), &options).unwrap();
+    assert_eq!(cut.volume.recovery().records, 1);
+    io.disk().poke(Device::Meta, records[2].offset, &tail);
+    assert!(refused(Lab::open(io, &options)));
+}
+
+#[test]
+fn the_superblock_of_an_earlier_life_is_refused() {
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    let old = SUPERBLOCKS.map(|at| lab.peek(Device::Meta, at, 512));
+    let mut lab = lab.reopened().expect("recovery does not refuse");
+    // Something has been logged since: the old superblock does not know the link that this life began with.
+    lab.write(7, 1, 2);
+    SUPERBLOCKS.iter().zip(&old).for_each(|(at, bytes)| lab.poke(Device::Meta, *at, bytes));
+    assert!(matches!(lab.reopened(), Err(OpenError::Tampered { .. })));
+}
+
+#[test]
+fn two_copies_of_one_epoch_that_differ_are_refused() {
+    // Two daemons on copies of one disk: both recover from the same state.
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    let other = SimStorage::new(lab.disk().fork(1));
+    let options = OpenOptions { open_id: [77; 32], ..lab.options.clone() };
+    let lab = lab.reopened().expect("recovery does not refuse");
+    let other = Lab::open(other, &options).unwrap();
+    let [_, b] = SUPERBLOCKS;
+    lab.poke(Device::Meta, b, &other.peek(Device::Meta, b, 512));
+    assert!(matches!(lab.reopened(), Err(OpenError::Tampered { .. })));
+}
+
+/// What happens to block 7, version 2 after version 1, when everything but its log is put back to version 1.
+fn put_back(last: impl FnOnce(&mut Lab)) -> Result<Vec<u8>, ReadError> {
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    lab.checkpoint();
+    let old = SUPERBLOCKS.map(|at| lab.peek(Device::Meta, at, 512));
+    lab.write(7, 1, 2);
+    last(&mut lab);
+    SUPERBLOCKS.iter().zip(&old).for_each(|(at, bytes)| lab.poke(Device::Meta, *at, bytes));
+    lab.poke(Device::Data, lab.block_offset(7), &content(512, 7, 1));
+    lab.reopened().expect("the log goes on from there").read(7)
+}
+
+#[test]
+fn the_superblock_before_an_orderly_end_brings_no_old_block_back() {
+    let read = put_back(|lab| block_on(&lab.io, lab.volume.close(&lab.io)).unwrap());
+    assert!(matches!(read, Err(ReadError::Mismatch { .. })), "{read:?}");
+}
+
+#[test]
+fn a_checkpoint_does_not_forget_what_a_flush_had_to_say() {
+    // The flush ends while the checkpoint thread is busy: its entry is gathered, and the switch drops it.
+    let read = put_back(|lab| {
+        lab.try_flush().unwrap();
+        lab.checkpoint();
+        block_on(&lab.io, lab.volume.work(&lab.io, ublk_integrity::Work::FlushRecord)).unwrap();
+    });
+    assert!(matches!(read, Err(ReadError::Mismatch { .. })), "{read:?}");
+}
+
+#[test]
+fn a_bad_sector_in_the_log_costs_writing_and_nothing_else() {
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    lab.checkpoint();
+    lab.write(8, 1, 2);
+    let begin = lab.records()[0].offset;
+    // Behind the live log; and then the live log's only record itself.
+    for (range, version_of_8) in [(begin + 32768..begin + 33280, 2), (begin..begin + 4096, 0)] {
+        let bad = BadRange { device: Device::Meta, range, reads: Some(Errno::EIO), writes: None };
+        let copy = SimStorage::new(lab.disk().fork(1));
+        copy.disk().bad_ranges.push(bad);
+        let writes = copy.disk().writes;
+        let mut opened = Lab::open(copy, &lab.options).unwrap();
+        assert!(opened.reads_as(7, 1) && (version_of_8 == 0 || opened.reads_as(8, version_of_8)));
+        assert_eq!(opened.try_write(9, 1, 3), Err(WriteError::ReadOnly));
+        assert!(matches!(opened.volume.latched(), Some(Latched::Device(_))), "and it says why");
+        assert_eq!(opened.disk().writes, writes, "nothing was written");
+    }
+}
+
+#[test]
+fn an_orderly_end_leaves_nothing_in_the_log() {
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    lab.checkpoint();
+    // What the checkpoint flushed is noted in the next epoch, and nothing else is.
+    block_on(&lab.io, lab.volume.work(&lab.io, ublk_integrity::Work::FlushRecord)).unwrap();
+    block_on(&lab.io, lab.volume.close(&lab.io)).unwrap();
+    let mut lab = lab.reopened().unwrap();
+    assert_eq!(lab.volume.recovery().records, 0);
+    assert!(lab.reads_as(7, 1));
+}
