@@ -63,10 +63,9 @@ impl Layout {
         Ok(Self { block_size, blocks: size / u64::from(block_size), log_size, separate_meta })
     }
 
-    /// The log for a volume of `size` bytes: 1/64 of it, a power of two from 256 KiB to 64 MiB.
+    /// The log for a volume of `size` bytes: 1/32 of it or up to twice as much, a power of two from 256 KiB to 64 MiB.
     pub(crate) fn default_log_size(size: u64) -> u64 {
-        let target = (size / 64).clamp(256 << 10, 64 << 20);
-        1 << target.ilog2()
+        (size / 32).clamp(256 << 10, 64 << 20).next_power_of_two()
     }
 
     /// The largest volume that fits: on one device of `data` bytes, or with its metadata on another of `meta` bytes.
