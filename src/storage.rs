@@ -106,4 +106,7 @@ pub trait Storage {
     fn discard(&self, device: Device, offset: ByteOffset, len: u64) -> Self::Command;
     /// Waits; used only between bounded retries.
     fn sleep(&self, time: Duration) -> Self::Command;
+    /// Completes once the other requests of this thread that can go on have done so, or have for a while: whoever is
+    /// about to write for all then takes along what they have to say. Never waits for I/O or for another thread.
+    fn end_of_turn(&self) -> impl Future<Output = ()>;
 }

@@ -57,6 +57,9 @@ impl Storage for NeverAnswers {
     fn sleep(&self, _: Duration) -> Self::Command {
         ready(Ok(()))
     }
+    fn end_of_turn(&self) -> impl Future<Output = ()> {
+        ready(())
+    }
 }
 
 async fn yield_now() {

@@ -93,6 +93,9 @@ impl Storage for Memory {
     fn sleep(&self, _: Duration) -> Self::Command {
         soon(Ok(()))
     }
+    fn end_of_turn(&self) -> impl Future<Output = ()> {
+        soon(())
+    }
 }
 
 const BLOCK: usize = 512;

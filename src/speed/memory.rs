@@ -54,6 +54,9 @@ impl Storage for MemoryDisk {
     fn sleep(&self, _: Duration) -> Self::Command {
         ready(Ok(()))
     }
+    fn end_of_turn(&self) -> impl Future<Output = ()> {
+        ready(())
+    }
 }
 
 /// Runs what never has to wait.

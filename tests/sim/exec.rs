@@ -95,9 +95,14 @@ pub fn block_on<T>(io: &SimStorage, future: impl Future<Output = T>) -> T {
 /// The same for at most so many completed operations; `None` where that was not enough.
 pub fn block_on_steps<T>(io: &SimStorage, future: impl Future<Output = T>, mut steps: u64) -> Option<T> {
     let mut future = std::pin::pin!(future);
+    let woken = Ready::default();
+    let waker = Waker::from(Arc::new(TaskWaker { id: 0, ready: woken.clone() }));
     loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return Some(value);
+        }
+        if woken.lock().unwrap().take(&0).is_some() {
+            continue;
         }
         steps = steps.checked_sub(1)?;
         assert!(io.in_flight() > 0, "deadlock: the future waits and no operation is under way");

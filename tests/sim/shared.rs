@@ -94,6 +94,9 @@ impl Storage for Memory {
     fn sleep(&self, time: Duration) -> Self::Command {
         Soon((time < Duration::from_secs(1)).then_some(Ok(())), false)
     }
+    fn end_of_turn(&self) -> impl Future<Output = ()> {
+        soon(())
+    }
 }
 
 fn key() -> MasterKey {

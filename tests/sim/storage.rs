@@ -110,4 +110,13 @@ impl Storage for SimStorage {
     fn sleep(&self, _: Duration) -> Command {
         Command(self.start(Device::Data, 0, Kind::Sleep, None))
     }
+    /// Others may run before, as the executor likes.
+    async fn end_of_turn(&self) {
+        let mut yielded = false;
+        std::future::poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            if std::mem::replace(&mut yielded, true) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
 }

@@ -14,6 +14,7 @@ use crossbeam_queue::ArrayQueue;
 use nix::sys::eventfd::EventFd;
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -64,6 +65,8 @@ struct Task<'a> {
 pub struct Executor<'a> {
     tasks: Vec<Task<'a>>,
     ready: Arc<Ready>,
+    /// Ready too, and set aside while others ran: they are the next.
+    aside: RefCell<VecDeque<TaskIndex>>,
     alive: Cell<usize>,
 }
 
@@ -77,6 +80,7 @@ impl<'a> Executor<'a> {
                 owner_sleeps: AtomicBool::new(false),
                 doorbell: Arc::clone(doorbell),
             }),
+            aside: RefCell::new(VecDeque::with_capacity(capacity)),
             alive: Cell::new(0),
         }
     }
@@ -106,18 +110,11 @@ impl<'a> Executor<'a> {
 
     /// The same, but leaves the rest for the next call once `enough` says so; returns whether it did.
     pub fn run_until(&self, enough: impl Fn() -> bool) -> bool {
-        for _ in 0..self.ready.tasks.len() {
-            let Some(index) = self.ready.tasks.pop() else { return false };
-            let task = &self.tasks[index];
-            // Before the poll: a wake that comes during it must queue the task again.
-            task.state.queued.store(false, Ordering::SeqCst);
-            let mut slot = task.future.borrow_mut();
-            let Some(future) = slot.as_mut() else { continue };
-            if future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready() {
-                *slot = None;
-                self.alive.set(self.alive.get() - 1);
-            }
-            drop(slot);
+        let ready = self.aside.borrow().len() + self.ready.tasks.len();
+        for _ in 0..ready {
+            let aside = self.aside.borrow_mut().pop_front();
+            let Some(index) = aside.or_else(|| self.ready.tasks.pop()) else { return false };
+            self.run(index);
             if enough() {
                 return true;
             }
@@ -125,9 +122,32 @@ impl<'a> Executor<'a> {
         false
     }
 
+    /// Calls `wake`, and runs the tasks that it wakes before all others.
+    pub fn run_first(&self, wake: impl Fn()) {
+        while let Some(index) = self.ready.tasks.pop() {
+            self.aside.borrow_mut().push_back(index);
+        }
+        wake();
+        for _ in 0..self.ready.tasks.len() {
+            self.ready.tasks.pop().into_iter().for_each(|index| self.run(index));
+        }
+    }
+
+    fn run(&self, index: TaskIndex) {
+        let task = &self.tasks[index];
+        // Before the poll: a wake that comes during it must queue the task again.
+        task.state.queued.store(false, Ordering::SeqCst);
+        let mut slot = task.future.borrow_mut();
+        let Some(future) = slot.as_mut() else { return };
+        if future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready() {
+            *slot = None;
+            self.alive.set(self.alive.get() - 1);
+        }
+    }
+
     /// Whether a task is ready.
     pub fn has_ready(&self) -> bool {
-        !self.ready.tasks.is_empty()
+        !self.aside.borrow().is_empty() || !self.ready.tasks.is_empty()
     }
 
     /// Whether every task has ended.
@@ -138,7 +158,7 @@ impl<'a> Executor<'a> {
     /// Says that the owner is about to sleep; `false` if a task has become ready, so that it must not.
     pub fn may_sleep(&self) -> bool {
         self.ready.owner_sleeps.store(true, Ordering::SeqCst);
-        let idle = self.ready.tasks.is_empty();
+        let idle = !self.has_ready();
         if !idle {
             self.ready.owner_sleeps.store(false, Ordering::SeqCst);
         }
@@ -212,6 +232,29 @@ mod tests {
         assert!(exec.has_ready() && !exec.is_done() && !exec.may_sleep());
         assert!(!exec.run_until(|| false));
         assert!(exec.is_done());
+    }
+
+    #[test]
+    fn what_is_woken_first_runs_before_the_rest_and_the_rest_keeps_its_turn() {
+        let bell = doorbell();
+        let order = RefCell::new(Vec::new());
+        let waker = RefCell::new(None);
+        let mut exec = Executor::new(4, &bell);
+        exec.spawn(poll_fn(|cx| {
+            let first = waker.replace(Some(cx.waker().clone())).is_none();
+            order.borrow_mut().push(0);
+            if first { Poll::Pending } else { Poll::Ready(()) }
+        }));
+        exec.run_ready();
+        let say = |n: usize| order.borrow_mut().push(n);
+        (1..4).for_each(|n| exec.spawn(async move { say(n) }));
+        assert!(exec.run_until(|| true));
+        exec.run_first(|| waker.borrow().as_ref().unwrap().wake_by_ref());
+        assert_eq!(*order.borrow(), [0, 1, 0]);
+        assert!(exec.has_ready() && !exec.may_sleep());
+        exec.run_ready();
+        assert_eq!(*order.borrow(), [0, 1, 0, 2, 3]);
+        assert!(exec.is_done() && exec.may_sleep());
     }
 
     #[test]

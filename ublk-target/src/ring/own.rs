@@ -105,6 +105,7 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port)) -> io::Result
                 break;
             }
         }
+        exec.run_first(|| ops.end_turn());
         if exec.is_done() {
             return Ok(());
         }

@@ -78,6 +78,10 @@ impl Storage for RingStorage {
     fn sleep(&self, time: Duration) -> Command {
         Command(self.ops.start(self.file(Device::Data), Work::Sleep(time)))
     }
+
+    fn end_of_turn(&self) -> impl Future<Output = ()> {
+        self.ops.end_of_turn()
+    }
 }
 
 /// A read or write under way.
