@@ -19,7 +19,7 @@ fn separate() -> (FormatOptions, OpenOptions) {
     (format, OpenOptions { separate_meta: true, ..open_options(&mut Rng::new(1)) })
 }
 
-fn watched(seed: u64) -> (u64, u64) {
+fn watched(seed: u64) -> Watch {
     let (format, mut options) = separate();
     options.max_request_bytes = MAX_REQUEST;
     options.max_slots = QUEUES + 1;
@@ -38,19 +38,21 @@ fn watched(seed: u64) -> (u64, u64) {
     // Writes that fail are settled with a sync, and that has its order too.
     io.disk().faults.data_writes = [0, 5][seed as usize % 2];
     live(&world, seed, 6000, || watch.look(&io));
-    (watch.checkpoints, watch.data_writes)
+    watch
 }
 
 #[test]
 fn random_requests_keep_every_order() {
-    let (mut checkpoints, mut writes) = (0, 0);
+    let (mut checkpoints, mut writes, mut beside) = (0, 0, 0);
     for seed in 0..12 {
         println!("seed {seed}");
-        let (c, w) = watched(seed);
-        checkpoints += c;
-        writes += w;
+        let watch = watched(seed);
+        checkpoints += watch.checkpoints;
+        writes += watch.data_writes;
+        beside += watch.beside;
     }
-    assert!(checkpoints > 50 && writes > 3000, "{checkpoints} checkpoints, {writes} data writes: nothing was seen");
+    let seen = checkpoints > 50 && writes > 3000 && beside > 50;
+    assert!(seen, "{checkpoints} checkpoints, {writes} data writes, {beside} records beside another: nothing was seen");
 }
 
 fn lab() -> Lab {

@@ -7,12 +7,16 @@ use sim::{
     disk::{BadRange, Trace},
     exec::block_on_steps,
     format_options,
-    image::SUPERBLOCKS,
+    image::{self, SUPERBLOCKS},
     lab::content,
     open_options,
 };
+use std::{
+    future::Future,
+    task::{Context, Waker},
+};
 use ublk_integrity::{
-    Access, Device, Errno, OpenOptions, ReadError, WriteError,
+    Access, BlockIndex, BlockRange, Buf, Device, Durability, Errno, OpenOptions, ReadError, WriteError,
     check::check,
     create::FormatOptions,
     open::{RecoveryReport, open},
@@ -333,4 +337,54 @@ fn a_damaged_superblock_copy_is_made_good() {
         let [a, b] = SUPERBLOCKS.map(|at| lab.peek(Device::Meta, at, 512));
         assert_eq!(a, b);
     }
+}
+
+/// Two records under way, of blocks 7 and 8, and a power cut that loses the first of them and keeps the second.
+fn stranded() -> Lab {
+    let lab = lab();
+    let (io, volume) = (&lab.io, &lab.volume);
+    let mut slots = [volume.slot(0), volume.slot(0)];
+    let mut writes: Vec<_> = slots
+        .iter_mut()
+        .zip([7, 8])
+        .map(|(slot, block)| {
+            let one = BlockRange::new(BlockIndex(block), 1);
+            Box::pin(volume.write(io, slot, one, Buf::new(512), Durability::MayBeLost))
+        })
+        .collect();
+    let mut cx = Context::from_waker(Waker::noop());
+    for write in &mut writes {
+        // To the end of the turn, and on to the record.
+        (0..2).for_each(|_| assert!(write.as_mut().poll(&mut cx).is_pending()));
+    }
+    assert_eq!(io.in_flight(), 2, "a record each");
+    io.complete(1);
+    (0..2).for_each(|_| writes.iter_mut().for_each(|write| assert!(write.as_mut().poll(&mut cx).is_pending())));
+    assert_eq!(io.in_flight(), 1, "no data is sent for a record whose predecessor may be lost");
+    drop(writes);
+    let superblock = lab.superblock();
+    for seed in 0.. {
+        let mut disk = lab.disk().fork(seed);
+        disk.power_cut();
+        let left = image::ring(&disk, &superblock);
+        if left.iter().all(|record| record.under_way == 1) {
+            assert_eq!(left.len(), 1);
+            return Lab::open(SimStorage::new(disk), &lab.options).expect("a crash may leave this");
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_record_whose_predecessor_was_lost_says_nothing() {
+    let mut lab = stranded();
+    assert_eq!(lab.volume.recovery().records, 0);
+    assert!(lab.reads_as(7, 0) && lab.reads_as(8, 0));
+    let superblock = lab.superblock();
+    let number = image::ring(&lab.disk(), &superblock)[0].number;
+    // It is still there, and must not be taken for one of this life, which begins with a record in the place of the lost one.
+    lab.write(7, 1, 1);
+    assert_eq!(lab.records()[0].number, number + 1);
+    let mut lab = lab.reopened().unwrap();
+    assert!(lab.reads_as(7, 1) && lab.reads_as(8, 0));
 }

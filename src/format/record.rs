@@ -7,7 +7,7 @@ use crate::{
 };
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout,
-    little_endian::{U32, U64},
+    little_endian::{U16, U32, U64},
 };
 
 const MAGIC: [u8; 8] = *b"UBLKILOG";
@@ -24,7 +24,7 @@ const KIND_TAGS: u32 = 1;
 const KIND_ZEROS: u32 = 2;
 const KIND_FLUSH: u32 = 3;
 
-/// Header of a record: 8 magic + 8 epoch + 8 number + 8 position + 4 bytes + 4 entries + 32 link = 72 bytes.
+/// Header of a record: 8 magic + 8 epoch + 8 number + 8 position + 4 bytes + 2 entries + 2 under way + 32 link = 72 bytes.
 /// Entries follow, then the MAC over all before it; the rest, up to the physical block, is zeros.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -36,7 +36,8 @@ pub(crate) struct RawRecord {
     position: U64,
     /// Header, entries and MAC.
     bytes: U32,
-    entries: U32,
+    entries: U16,
+    under_way: U16,
     link: Link,
 }
 const _: () = assert!(size_of::<RawRecord>() == 72);
@@ -59,7 +60,17 @@ pub(crate) struct RecordHead {
     pub(crate) epoch: Epoch,
     pub(crate) number: RecordNumber,
     pub(crate) position: u64,
+    /// How many of the records before this one were not known to be durable when it was sealed: a crash may lose those and
+    /// leave this one.
+    pub(crate) under_way: u16,
     pub(crate) link: Link,
+}
+
+impl RecordHead {
+    /// Whether the record with this number was durable when this one was sealed.
+    pub(crate) fn follows_durable(&self, number: RecordNumber) -> bool {
+        number.0 < self.number.0.saturating_sub(self.under_way.into())
+    }
 }
 
 /// One logged change.
@@ -95,9 +106,10 @@ impl RawRecord {
             epoch: Epoch(raw.epoch.get()),
             number: RecordNumber(raw.number.get()),
             position: raw.position.get(),
+            under_way: raw.under_way.get(),
             link: raw.link,
         };
-        Some((head, EntryReader { rest: &body[size_of::<Self>()..], left: raw.entries.get() }, mac))
+        Some((head, EntryReader { rest: &body[size_of::<Self>()..], left: raw.entries.get().into() }, mac))
     }
 
     /// Bytes of the record at the front of `bytes`, header and MAC included; call only after [`Self::verify`].
@@ -141,7 +153,7 @@ impl<'a> Iterator for EntryReader<'a> {
 pub(crate) struct RecordBuilder {
     buf: Buf,
     used: usize,
-    entries: u32,
+    entries: u16,
 }
 
 impl RecordBuilder {
@@ -151,6 +163,10 @@ impl RecordBuilder {
     /// Whether nothing has been gathered.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries == 0
+    }
+    /// Bytes of what has been gathered, header included.
+    pub(crate) fn content(&self) -> usize {
+        self.used
     }
     /// Whether an entry of this many bytes, [`ENTRY_BYTES`] included, still fits.
     pub(crate) fn fits(&self, entry: usize) -> bool {
@@ -211,7 +227,8 @@ impl RecordBuilder {
             number: U64::new(head.number.0),
             position: U64::new(head.position),
             bytes: U32::new((self.used + MAC_BYTES) as u32),
-            entries: U32::new(self.entries),
+            entries: U16::new(self.entries),
+            under_way: U16::new(head.under_way),
             link: head.link,
         };
         self.buf[..size_of::<RawRecord>()].copy_from_slice(raw.as_bytes());
@@ -243,7 +260,7 @@ mod tests {
     #[test]
     fn entries_come_back_and_damage_does_not() {
         let keys = Keys::derive(&MasterKey::new(&[7; 32]).unwrap(), &[1; 16]);
-        let head = RecordHead { epoch: Epoch(3), number: RecordNumber(9), position: 512, link: [5; 32] };
+        let head = RecordHead { epoch: Epoch(3), number: RecordNumber(9), position: 512, under_way: 2, link: [5; 32] };
         let mut b = RecordBuilder::new(Buf::new(4096));
         let tags = [[1; 32], [2; 32]];
         b.push_tags(Seq(1), BlockIndex(10), &tags);
@@ -258,6 +275,8 @@ mod tests {
         assert_eq!(entries[1], Entry::Zeros { seq: Seq(2), range: BlockRange::new(BlockIndex(5), 77) });
         assert_eq!(entries[2], Entry::Flush { highest: Seq(2), except: &[U64::new(1)] });
         assert_eq!(entries.len(), 3);
+        let durable = |number| got.follows_durable(RecordNumber(number));
+        assert!(durable(6) && !durable(7) && !durable(9) && !durable(10));
         let end = RawRecord::bytes_of(&buf);
         for bit in 0..end * 8 {
             let mut bad = buf[..].to_vec();

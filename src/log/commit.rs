@@ -1,19 +1,22 @@
-//! Group commit: one log write at a time, carrying all that has gathered.
+//! Group commit: each log write carries all that has gathered, and few are under way at a time.
+//!
+//! Records are sealed one after the other, for each carries the MAC of the one before; their writes may overlap and end in
+//! any order, but a number is durable only once every record up to its own is.
 
 use super::{
     Log, LogPoint,
-    state::{State, Waiting, WorkerWaits},
+    state::{State, UnderWay, Waiting, WorkerWaits},
 };
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Durability, Latched, RecordNumber, Seq, Storage,
-    format::{Link, RecordBuilder, RecordHead},
+    format::{RecordBuilder, RecordHead},
 };
 use std::{
     future::poll_fn,
     task::{Poll, Waker},
 };
 
-/// A record on its way to the device; its buffer is back in the log when it has ended.
+/// What had gathered, taken to be sealed and written; its buffer is back in the log when the write has ended.
 struct Outgoing {
     builder: RecordBuilder,
     head: RecordHead,
@@ -24,9 +27,12 @@ struct Outgoing {
 /// What a slot that wants its record durable finds.
 enum Turn {
     Durable,
-    /// No log write is in flight: it is up to us.
+    /// Nobody seals a record, and another may be under way: it is up to us.
     Lead(Outgoing),
 }
+
+/// Who is to go on: a slot that leads next, and the checkpoint thread where it is wanted.
+type Next = [Option<Waker>; 2];
 
 impl Log {
     /// Waits until the record with `seq` is durable, writing it ourselves where nobody does.
@@ -51,7 +57,7 @@ impl Log {
         let record = {
             let mut s = self.state.lock();
             s.want_flush_record = false;
-            if s.latched.is_some() || s.gather.is_empty() || s.gather_owned || s.spare.is_none() {
+            if s.latched.is_some() || s.gather.is_empty() || s.gather_owned || !s.may_lead() {
                 return Ok(());
             }
             self.take_gathered(&mut s)
@@ -65,7 +71,7 @@ impl Log {
             Ok(Turn::Durable)
         } else if let Some(why) = s.latched {
             Err(why)
-        } else if s.spare.is_some() {
+        } else if s.taken < seq && s.may_lead() {
             Ok(Turn::Lead(self.take_gathered(&mut s)))
         } else {
             s.wait(slot, Waiting::Commit(seq), waker);
@@ -75,16 +81,20 @@ impl Log {
         Some(turn)
     }
 
-    /// Takes what has gathered, leaving the other buffer to gather in, and its place in the ring.
+    /// Takes what has gathered, leaving another buffer to gather in, and its place in the ring.
     fn take_gathered(&self, s: &mut State) -> Outgoing {
-        let spare = s.spare.take().expect("looked at before");
+        let spare = s.spares.pop().expect("looked at before");
         let builder = std::mem::replace(&mut s.gather, RecordBuilder::new(spare));
         let size = builder.padded(self.config.physical_block) as u64;
         // A record never straddles the ring's end: where the largest might not fit, all go on at
         // its start. Recovery follows the same rule, so nothing needs to be written about it.
         let position = next_position(s.head.position, self.config.size, self.config.max_record as u64);
-        let head = RecordHead { epoch: s.gather_epoch, number: s.head.number, position, link: s.head.link };
+        let number = s.head.number;
+        let under_way = s.under_way.len() as u16;
+        let head = RecordHead { epoch: s.gather_epoch, number, position, under_way, link: s.head.link };
         s.head.position = position + size;
+        s.sealing = true;
+        s.taken = s.gather_last;
         s.want_flush_record = false;
         s.gather_owned = false;
         let reserved = std::mem::take(&mut s.gather_reserved);
@@ -97,14 +107,27 @@ impl Log {
         self.wake_front();
         let Outgoing { builder, head, last, reserved } = record;
         let unfinished = Unfinished(self);
+        let content = builder.content();
         let (buf, bytes, link) = builder.seal(&head, self.config.physical_block, &self.config.key);
         debug_assert!(bytes as u64 <= reserved);
         let offset = ByteOffset(self.config.offset + head.position % self.config.size);
-        let (result, buf) = io.write(Device::Meta, offset, buf, 0..bytes, Durability::Durable).await;
+        let write = io.write(Device::Meta, offset, buf, 0..bytes, Durability::Durable);
+        let end = LogPoint { position: head.position + bytes as u64, number: RecordNumber(head.number.0 + 1), link };
+        let wake = self.sealed(UnderWay {
+            number: head.number,
+            epoch: head.epoch,
+            last,
+            end,
+            bytes: bytes as u64,
+            content,
+            done: false,
+        });
+        wake.into_iter().flatten().for_each(Waker::wake);
+        let (result, buf) = write.await;
         let result = result.map_err(|errno| {
             Latched::Device(DeviceError { op: "write", device: Device::Meta, offset, len: bytes as u64, errno })
         });
-        let wake = self.written(Written { buf, bytes: bytes as u64, head, last, link, result });
+        let wake = self.written(head.number, buf, result);
         std::mem::forget(unfinished);
         wake.into_iter().flatten().for_each(Waker::wake);
         match result {
@@ -114,46 +137,51 @@ impl Log {
         result
     }
 
-    /// Notes the end of a log write; returns who shall lead next, and the checkpoint thread if it is wanted.
-    fn written(&self, w: Written) -> [Option<Waker>; 2] {
+    /// The record's MAC is known: the next may be sealed.
+    fn sealed(&self, record: UnderWay) -> Next {
         let mut s = self.state.lock();
-        if let Err(why) = w.result {
-            // Latched in the same step that gives the buffer back: otherwise somebody could write
-            // a second record with this number, and be believed.
+        s.sealing = false;
+        s.head = record.end;
+        s.under_way.push_back(record);
+        self.hand_on(&mut s)
+    }
+
+    /// Notes the end of a log write.
+    fn written(&self, number: RecordNumber, buf: Buf, result: Result<(), Latched>) -> Next {
+        let mut s = self.state.lock();
+        s.spares.push(buf);
+        if let Err(why) = result {
+            // It stays under way for ever, and so does every record after it.
             s.latched.get_or_insert(why);
-        }
-        s.spare = Some(w.buf);
-        if w.result.is_err() {
             return [None, None];
         }
-        s.durable = s.durable.max(w.last);
-        s.head = LogPoint { position: s.head.position, number: RecordNumber(w.head.number.0 + 1), link: w.link };
-        let end = s.head;
-        s.of(w.head.epoch).end = Some(end);
-        s.records += 1;
-        s.record_bytes += w.bytes;
-        // Hand the lead on to one of those whose entries have gathered meanwhile.
-        let durable = s.durable;
+        s.under_way.iter_mut().filter(|record| record.number == number).for_each(|record| record.done = true);
+        while s.under_way.front().is_some_and(|record| record.done) {
+            let record = s.under_way.pop_front().expect("just seen");
+            s.durable = record.last;
+            s.of(record.epoch).end = Some(record.end);
+            s.records += 1;
+            s.record_bytes += record.bytes;
+        }
+        self.hand_on(&mut s)
+    }
+
+    /// Hands the lead on to one of those whose entries have gathered meanwhile.
+    fn hand_on(&self, s: &mut State) -> Next {
+        if !s.may_lead() {
+            return [None, None];
+        }
+        let taken = s.taken;
         let next = s
             .waiting
             .iter_mut()
             .flatten()
-            .find(|(why, waker)| matches!(why, Waiting::Commit(seq) if *seq > durable) && waker.is_some());
+            .find(|(why, waker)| matches!(why, Waiting::Commit(seq) if *seq > taken) && waker.is_some());
         let lead = next.and_then(|(_, waker)| waker.take());
         let flush_only = !s.gather.is_empty() && !s.gather_owned;
         s.want_flush_record |= flush_only;
         [lead, flush_only.then(|| s.worker_that(WorkerWaits::Work)).flatten()]
     }
-}
-
-/// A log write that has ended.
-struct Written {
-    buf: Buf,
-    bytes: u64,
-    head: RecordHead,
-    last: Seq,
-    link: Link,
-    result: Result<(), Latched>,
 }
 
 /// Dropping a log write or a flush half done would keep everybody waiting: the volume is latched instead.

@@ -133,7 +133,7 @@ impl Log {
                 s.gather_epoch = s.epoch;
                 s.gather_reserved += alone;
                 s.reserved += alone;
-                s.want_flush_record |= !s.gather_owned && s.spare.is_some();
+                s.want_flush_record |= !s.gather_owned && s.may_lead();
             }
             let wanted = s.want_flush_record;
             wanted.then(|| s.worker_that(WorkerWaits::Work)).flatten()

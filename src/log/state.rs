@@ -8,6 +8,9 @@ use crate::{
 };
 use std::{collections::VecDeque, task::Waker};
 
+/// Records that are written at a time: while one is on its way, the next is gathered, sealed and sent.
+pub(super) const RECORDS_UNDER_WAY: usize = 2;
+
 /// Fixed numbers of a log.
 pub(crate) struct LogConfig {
     /// Where the ring begins on the metadata device, in bytes.
@@ -75,6 +78,21 @@ pub(super) struct EpochUse {
     pub(super) end: Option<LogPoint>,
 }
 
+/// A record on its way to the device.
+pub(super) struct UnderWay {
+    pub(super) number: RecordNumber,
+    pub(super) epoch: Epoch,
+    /// The last of the numbers in it.
+    pub(super) last: Seq,
+    /// Where the chain goes on.
+    pub(super) end: LogPoint,
+    /// Bytes, padding included, and without.
+    pub(super) bytes: u64,
+    pub(super) content: usize,
+    /// It is durable, but one before it is not yet.
+    pub(super) done: bool,
+}
+
 pub(super) struct State {
     pub(super) epoch: Epoch,
     pub(super) next_seq: Seq,
@@ -91,8 +109,14 @@ pub(super) struct State {
     pub(super) gather_reserved: u64,
     /// Whether anybody's tags or zeros are in it, or flush entries only.
     pub(super) gather_owned: bool,
-    /// The other buffer; `None` while a record is being written.
-    pub(super) spare: Option<Buf>,
+    /// The other buffers; none while as many records as may be are under way.
+    pub(super) spares: Vec<Buf>,
+    /// Somebody has taken what had gathered and computes its MAC, which the record after it must carry.
+    pub(super) sealing: bool,
+    /// Every number up to this one has left the gathering buffer.
+    pub(super) taken: Seq,
+    /// Records that are sealed and not known durable, oldest first.
+    pub(super) under_way: VecDeque<UnderWay>,
 
     /// Where the next record goes.
     pub(super) head: LogPoint,
@@ -126,6 +150,12 @@ impl State {
     /// Bytes of the ring in use or reserved.
     pub(super) fn used(&self) -> u64 {
         self.head.position - self.tail + self.reserved
+    }
+    /// Whether what has gathered may be taken and written: alone, or beside records that are no larger together. Many small
+    /// ones would cost more than the time they save.
+    pub(super) fn may_lead(&self) -> bool {
+        let under_way: usize = self.under_way.iter().map(|record| record.content).sum();
+        !self.sealing && !self.spares.is_empty() && self.gather.content() >= under_way
     }
     /// Notes a waiter; keeps its waker fresh.
     pub(super) fn wait(&mut self, slot: usize, why: Waiting, waker: &Waker) {
@@ -166,7 +196,10 @@ impl Log {
             gather_last: Seq(0),
             gather_reserved: 0,
             gather_owned: false,
-            spare: Some(Buf::new(config.max_record)),
+            spares: (0..RECORDS_UNDER_WAY).map(|_| Buf::new(config.max_record)).collect(),
+            sealing: false,
+            taken: Seq(0),
+            under_way: VecDeque::with_capacity(RECORDS_UNDER_WAY),
             head,
             tail: head.position,
             reserved: 0,
@@ -187,7 +220,7 @@ impl Log {
     /// The memory of a log with records of at most `max_record` bytes.
     pub(crate) fn memory_bytes_for(max_record: usize, max_slots: usize) -> u64 {
         let per_slot = size_of::<(Seq, Epoch)>() + size_of::<(Waiting, Waker)>() + 32;
-        (2 * max_record + max_slots * per_slot) as u64
+        ((1 + RECORDS_UNDER_WAY) * max_record + max_slots * per_slot) as u64
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {

@@ -61,10 +61,11 @@ pub(crate) async fn follow<S: Storage>(io: &S, superblock: &Superblock, keys: &K
             link: mac,
         };
     }
-    match (refuse_later_records(&ring, superblock, chain.end.number, keys), chain.unreadable) {
+    match (after_stranded(&ring, superblock, chain.end.number, keys), chain.unreadable) {
         // What could not be read may be the record in between.
         (Err(_), Some(unreadable)) => Err(unreadable.into()),
-        (refusal, _) => refusal.map(|()| chain),
+        (Err(refusal), None) => Err(refusal),
+        (Ok(number), _) => Ok(Chain { end: LogPoint { number, ..chain.end }, ..chain }),
     }
 }
 
@@ -72,21 +73,31 @@ fn padded(record: &[u8], physical_block: u32) -> u64 {
     (RawRecord::bytes_of(record) as u64).next_multiple_of(u64::from(physical_block))
 }
 
-fn refuse_later_records(
+/// Looks for records behind the end of the chain, where `expected` is missing; returns the number to go on with.
+///
+/// A crash may lose a record and leave one that was sent before the lost one was durable. Nothing hangs on the one that it
+/// leaves, for the data that it speaks of was never sent. Any other refuses the log. The numbers go on after those left,
+/// so that they can't be mistaken for records of the next life.
+fn after_stranded(
     ring: &[u8],
     superblock: &Superblock,
     expected: RecordNumber,
     keys: &Keys,
-) -> Result<(), OpenError> {
+) -> Result<RecordNumber, OpenError> {
+    let mut next = expected;
     for at in (0..ring.len()).step_by(superblock.physical_block as usize) {
         // No record is larger, whatever its header claims: what is hashed here is bounded.
         let bytes = &ring[at..(at + superblock.layout.max_record()).min(ring.len())];
-        let later = RawRecord::peek(bytes).is_some_and(|number| number >= expected);
-        if later && RawRecord::verify(bytes, keys.log()).is_some() {
+        if RawRecord::peek(bytes).is_none_or(|number| number < expected) {
+            continue;
+        }
+        let Some((head, ..)) = RawRecord::verify(bytes, keys.log()) else { continue };
+        if head.number == expected || head.follows_durable(expected) {
             return Err(OpenError::Tampered { what: "tag log (it holds a record newer than the superblock allows)" });
         }
+        next = next.max(RecordNumber(head.number.0 + 1));
     }
-    Ok(())
+    Ok(next)
 }
 
 /// The whole ring; what can't be read is zeros, and the first error comes with it.

@@ -19,6 +19,9 @@ pub const FANOUT: u64 = 64;
 const RECORD_HEADER: usize = 72;
 const MAX_RECORD: u64 = 64 << 10;
 
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())
+}
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
@@ -168,6 +171,8 @@ pub struct Record {
     pub offset: u64,
     /// On the device, padding included.
     pub bytes: u64,
+    /// How many records before it were not known to be durable when it was sealed.
+    pub under_way: u64,
     pub entries: Vec<Logged>,
 }
 
@@ -207,7 +212,7 @@ fn record(superblock: &Superblock, ring: &[u8], at: usize) -> Option<Record> {
     }
     let mut entries = Vec::new();
     let mut rest = RECORD_HEADER;
-    for _ in 0..u32_at(body, 36) {
+    for _ in 0..u16_at(body, 36) {
         let (kind, count) = (u32_at(body, rest), u64::from(u32_at(body, rest + 4)));
         let (first, seq) = (u64_at(body, rest + 8), u64_at(body, rest + 16));
         rest += 24;
@@ -231,6 +236,7 @@ fn record(superblock: &Superblock, ring: &[u8], at: usize) -> Option<Record> {
         position: u64_at(body, 24),
         offset: LOG_OFFSET + at as u64,
         bytes: (bytes as u64).next_multiple_of(superblock.physical),
+        under_way: u16_at(body, 38).into(),
         entries,
     })
 }

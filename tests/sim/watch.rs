@@ -6,7 +6,7 @@ use super::{
     disk::Trace,
     image::{self, LOG_OFFSET, Logged, PAGE, SUPERBLOCKS, Superblock},
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use ublk_integrity::Device;
 
 /// First block and count of a logged or written run.
@@ -33,6 +33,8 @@ pub struct Watch {
     /// The older of the two copies' log beginnings.
     tail: u64,
     head: u64,
+    /// Records sent and not all durable up to them, oldest first: place, and whether it is durable itself.
+    records: VecDeque<(u64, bool)>,
     stage: Stage,
     page_writes: HashSet<u64>,
     /// Durable in the log, data not yet sent; with the epoch of each entry, oldest first.
@@ -46,6 +48,8 @@ pub struct Watch {
     syncing: Option<u64>,
     pub checkpoints: u64,
     pub data_writes: u64,
+    /// Records that began while another was under way.
+    pub beside: u64,
 }
 
 impl Watch {
@@ -61,6 +65,7 @@ impl Watch {
             named: HashSet::new(),
             tail: superblock.log_begin,
             head: superblock.log_begin,
+            records: VecDeque::new(),
             stage: Stage::Idle,
             page_writes: HashSet::new(),
             logged: HashMap::new(),
@@ -70,6 +75,7 @@ impl Watch {
             syncing: None,
             checkpoints: 0,
             data_writes: 0,
+            beside: 0,
         };
         watch.look_at_superblocks(&disk);
         watch
@@ -102,6 +108,7 @@ impl Watch {
                 self.record_starts(offset, len as u64);
             }
             Trace::WriteEnd { offset, .. } if ring.contains(&offset) => self.record_ends(disk, offset),
+            Trace::WriteFailed { offset, .. } if ring.contains(&offset) => {}
             Trace::WriteStart { offset, .. } => self.page_starts(op, offset),
             Trace::WriteEnd { .. } => {
                 self.page_writes.remove(&op);
@@ -138,9 +145,20 @@ impl Watch {
             "a record at {position} overwrites the live log, which begins at {}",
             self.tail
         );
+        self.beside += u64::from(!self.records.is_empty());
+        self.records.push_back((offset, false));
     }
 
+    /// A record counts once all before it are durable too.
     fn record_ends(&mut self, disk: &Disk, offset: u64) {
+        self.records.iter_mut().filter(|(at, _)| *at == offset).for_each(|(_, durable)| *durable = true);
+        while let Some((offset, true)) = self.records.front() {
+            self.record_counts(disk, *offset);
+            self.records.pop_front();
+        }
+    }
+
+    fn record_counts(&mut self, disk: &Disk, offset: u64) {
         let record = image::record_at(disk, &self.superblock, offset).expect("what was written is a record");
         for entry in &record.entries {
             let run = match entry {

@@ -1,0 +1,254 @@
+#!/usr/bin/env python3
+"""Random model of the write, flush, zero, checkpoint and recovery orders (docs/crash-safety.md), with crashes between any two steps.
+Oracle: after every crash each block reads as an allowed version (no false alarm, nothing older than the last completed flush),
+and no version older than the last flush recorded in the log is among the accepted ones (no replay). Nothing ever deadlocks.
+usage: protocol_model.py [RUNS] [SEED] [BUG]     FAIL=0.05: share of data writes that fail
+BUG: log_after flush_all flush_no_sync ignore_flush no_drain fail_forgets same_slot no_meta_sync one_sb overrun zero_newest_only
+     zero_any late_buf mixed put_active join nothing own_durable refuse_stranded no_skip
+In the model: one ring log with group commit, two records under way and a finite size, lazy flush records, zero runs, failed and torn data writes, two slots a page,
+two superblock copies that can tear, epochs, drain, recovery cut short and repeated. Not in it: the hash tree above the pages, the cache, keys."""
+import os, random, sys
+RUNS = int(sys.argv[1]) if len(sys.argv) > 1 else 20000
+SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+BUG = sys.argv[3] if len(sys.argv) > 3 else ""
+FAIL = float(os.environ.get("FAIL", "0.05"))
+NB, CAP = 3, 14                                     # blocks (one a page); records in the ring
+class Refuse(Exception): pass
+
+class Disk:                                         # what a crash leaves
+    def __init__(d, r):
+        d.r = r; d.data = [[('garbage', b)] for b in range(NB)]          # possible contents, newest last
+        d.slot = [[[None], [None]] for _ in range(NB)]                   # two slots a page, possible contents
+        d.log = {}                                                       # place in the ring -> record
+        d.sb = [None, None]
+    def sync_data(d): d.data = [[c[-1]] for c in d.data]
+    def sync_meta(d): d.slot = [[[s[-1]] for s in p] for p in d.slot]
+    def power_cut(d):
+        d.data = [[d.r.choice(c)] for c in d.data]; d.slot = [[[d.r.choice(s)] for s in p] for p in d.slot]
+    def write_sb(d, sb):                            # A durable, then B durable; a crash can tear the one being written
+        for i in ((0, 1) if BUG != 'one_sb' else (sb['epoch'] % 2,)):
+            old = d.sb[i]; d.sb[i] = d.r.choice([None, old]); yield
+            d.sb[i] = sb; yield
+
+class User:                                         # what was promised
+    def __init__(u): u.next = 1; u.issued = [[('zero', 0)] for _ in range(NB)]; u.acked = [0] * NB; u.floor = [0] * NB; u.logged = [0] * NB; u.torn = set()
+    def index(u, b, v): return len(u.issued[b]) - 1 - u.issued[b][::-1].index(v)
+
+class Node:
+    def __init__(n, d, u, sb, seq):
+        n.d, n.u, n.sb = d, u, sb; n.epoch = sb['epoch']; n.seq = seq
+        n.active, n.frozen, n.root = {}, None, dict(sb['root'])
+        n.inflight, n.abandoned, n.guard = {}, {}, set()
+        n.buf, n.way, n.pos, n.link, n.tail, n.durable = [], [], sb['tail'], sb['link'], sb['tail'], 0
+        n.ck = False; n.tasks = []; n.flushlock = False; n.last_flush = (-1, ())
+    def tag(n, b):
+        for p in (n.active, n.frozen or {}): 
+            if b in p: return p[b]
+        return n.root[b][1] if b in n.root else ('zero', 0)
+    def full(n): return n.pos + (1 if n.buf else 0) - n.tail >= (CAP - 2 if BUG != 'overrun' else 99)
+    def append(n, b, v):                            # epoch, number and in-flight entry in one step
+        while n.full(): yield
+        n.seq += 1; q = n.seq; e = n.inflight[q] = n.epoch
+        if BUG == 'late_buf': yield                 # epoch, number, in-flight list and gathering buffer are one step
+        n.buf.append((e, 'tag', q, b, v))
+        if BUG == 'log_after': return q
+        yield from n.commit(q)
+        return q
+    def commit(n, q):                               # group commit: whoever finds room for a record leads
+        while n.durable < q:
+            if len(n.way) < 2 and n.buf: yield from n.send(n.buf[0][0])
+            yield
+    def send(n, e):                                 # sealed one after the other, on their way side by side, durable in order
+        batch = [x for x in n.buf if x[0] == e]; n.buf = [x for x in n.buf if x[0] != e]   # one epoch a record
+        if BUG == 'mixed': batch += n.buf; n.buf = []
+        rec = dict(pos=n.pos, prev=n.link, id=(id(n), n.pos, n.d.r.random()), epoch=e, entries=batch, first=n.way[0]['rec']['pos'] if n.way else n.pos)
+        n.pos += 1; n.link = rec['id']; w = dict(rec=rec, done=False); n.way.append(w); yield
+        n.d.log[rec['pos'] % CAP] = rec; w['done'] = True
+        if BUG == 'own_durable': n.durable = max([n.durable] + [x[2] for x in batch if x[1] == 'tag'])
+        while n.way and n.way[0]['done']:
+            rec = n.way.pop(0)['rec']; n.durable = max([n.durable] + [x[2] for x in rec['entries'] if x[1] == 'tag'])
+            n.last = getattr(n, 'last', {}); n.last[rec['epoch']] = (rec['pos'] + 1, rec['id'])
+            for x in rec['entries']:
+                if x[1] == 'flush': n.u.logged = [max(a, c) for a, c in zip(n.u.logged, x[4])]
+    def put(n, e, b, v): (n.active if BUG == 'put_active' or e == n.epoch else n.frozen if n.frozen is not None else {})[b] = v
+    def write(n, b, fail):
+        d, u = n.d, n.u
+        while b in n.guard: yield
+        n.guard.add(b); v = ('w', u.next); u.next += 1; old = n.tag(b); oldc = d.data[b][-1]; u.issued[b].append(v)
+        q = yield from n.append(b, v); e = n.inflight[q]
+        if not fail or d.r.random() < .4: d.data[b].append(v)
+        elif d.r.random() < .4: d.data[b].append(('torn', v))
+        yield
+        if BUG == 'log_after': yield from n.commit(q)
+        if not fail:
+            n.put(e, b, v); u.torn.discard(b); u.acked[b] = u.index(b, v)
+        else:                                       # under the range: sync, read back
+            d.sync_data(); yield
+            c = d.data[b][-1]
+            if c == v: n.put(e, b, v); u.torn.discard(b)
+            elif c == old or old[0] == 'zero':
+                if BUG != 'fail_forgets': n.abandoned[q] = e
+                u.issued[b].remove(v)
+            else: n.put(e, b, v); n.abandoned[q] = e; u.torn.add(b)   # proves nothing: reads fail until the next write
+        del n.inflight[q]; n.guard.discard(b)
+    def zero(n, b):
+        u = n.u
+        while b in n.guard: yield
+        n.guard.add(b); v = ('zero', u.next); u.next += 1; u.issued[b].append(v)
+        q = yield from n.append(b, v); e = n.inflight[q]
+        yield
+        n.put(e, b, v); u.torn.discard(b); u.acked[b] = u.index(b, v); del n.inflight[q]; n.guard.discard(b)
+    def flush(n):
+        if BUG == 'join' and n.flushlock:           # may only join a flush whose snapshot is not yet taken
+            acked = list(n.u.acked)
+            while n.flushlock: yield
+            n.u.floor = [max(a, c) for a, c in zip(n.u.floor, acked)]; return
+        while n.flushlock: yield
+        if n.seq == n.last_flush[0] and (BUG == 'nothing' or not n.last_flush[1]):   # nothing to do
+            n.u.floor = [max(a, c) for a, c in zip(n.u.floor, n.u.acked)]; return
+        n.flushlock = True; u = n.u; acked = list(u.acked)
+        W = (n.seq, frozenset() if BUG == 'flush_all' else frozenset(n.inflight) | frozenset(n.abandoned)); yield
+        if BUG != 'flush_no_sync': n.d.sync_data()
+        yield
+        n.buf.append((n.epoch, 'flush', W, None, acked)) if not n.full() else None      # rides on the next record
+        u.floor = [max(a, c) for a, c in zip(u.floor, acked)]; n.flushlock = False; n.last_flush = W
+        yield
+    def checkpoint(n):
+        d = n.d
+        E = n.epoch; n.frozen, n.active = n.active, {}; n.epoch += 1
+        yield
+        while BUG != 'no_drain' and E in n.inflight.values(): yield
+        while any(x[0] == E for x in n.buf): # a flush record of E that nobody carries: write it now
+            yield from n.lead(E)
+        while any(w['rec']['epoch'] == E for w in n.way): yield
+        pos, link = getattr(n, 'last', {}).get(E, (n.sb['tail'], n.sb['link']))
+        d.sync_data(); yield
+        root = dict(n.sb['root'])
+        for b, v in sorted(n.frozen.items()):
+            s = 1 - root[b][0] if b in root else 0
+            if BUG == 'same_slot' and b in root: s = root[b][0]
+            d.slot[b][s].append(v); root[b] = (s, v); yield
+        if BUG != 'no_meta_sync': d.sync_meta()
+        yield
+        sb = dict(epoch=E + 1, root=root, tail=pos, link=link)
+        yield from d.write_sb(sb)
+        n.sb = sb; n.root = root; n.tail = pos; n.frozen = None; n.ck = False
+        n.abandoned = {q: e for q, e in n.abandoned.items() if e != E}; yield
+    def lead(n, E):
+        while len(n.way) == 2: yield
+        if any(x[0] == E for x in n.buf): yield from n.send(E)
+
+def newest(d):
+    s = [x for x in d.sb if x]
+    if not s: raise Refuse("no valid superblock")
+    if len(s) == 2 and s[0]['epoch'] == s[1]['epoch'] and s[0] != s[1]: raise Refuse("two superblocks of one epoch")
+    return max(s, key=lambda x: x['epoch'])
+
+def scan(d, sb):
+    pos, link, ents = sb['tail'], sb['link'], []
+    while True:                                     # record numbers (pos) never restart
+        rec = d.log.get(pos % CAP)
+        if not rec or rec['pos'] != pos or rec['prev'] != link:
+            later = [x for x in d.log.values() if x['pos'] >= pos]   # a crash may leave one that was sent before this one was durable
+            if any(x['pos'] == pos or x['first'] > pos or BUG == 'refuse_stranded' for x in later): raise Refuse("the log holds a record newer than the superblock allows")
+            return ents, max([pos] + [x['pos'] + 1 for x in later if BUG != 'no_skip']), link
+        ents += rec['entries']; pos += 1; link = rec['id']
+
+def candidates(sb, ents):
+    c = [[(0, sb['root'][b][1] if b in sb['root'] else ('zero', 0))] for b in range(NB)]
+    F = [x[2] for x in ents if x[1] == 'flush']
+    for x in sorted((x for x in ents if x[1] == 'tag'), key=lambda x: x[2]): c[x[3]].append((x[2], x[4]))
+    for b in range(NB):
+        base = 0
+        for i, (q, v) in enumerate(c[b]):
+            if v[0] == 'zero' and BUG != 'zero_any': base = i                         # logged zeros are done
+            if BUG != 'ignore_flush' and any(q <= W and q not in ex for W, ex in F): base = max(base, i)
+        c[b] = c[b][base:]
+    return c
+
+def settle(c, content):
+    for q, v in reversed(c):
+        if v == content: return v
+    if c[0][1][0] == 'zero' and BUG != 'zero_newest_only' or c[-1][1][0] == 'zero': return c[-1][1] if c[-1][1][0] == 'zero' else c[0][1]
+    return None
+
+def recover(d, u):                                  # a generator too: it can be cut short anywhere
+    d.sync_data(); d.sync_meta(); yield None
+    sb = newest(d)
+    if BUG != 'one_sb':                             # both copies newest again, before anything old is reused
+        for i in (0, 1):
+            if d.sb[i] != sb: d.sb[i] = None; yield None; d.sb[i] = sb; yield None
+    for b, (s, v) in sb['root'].items():
+        if d.slot[b][s][-1] != v: raise Refuse(f"page {b}: its slot does not hold what the root says")
+    ents, pos, link = scan(d, sb)
+    c = candidates(sb, ents); root = dict(sb['root'])
+    got = []
+    for b in range(NB):
+        content = d.data[b][-1]; v = settle(c[b], content); vs = [x for _, x in c[b]]
+        if v is None:
+            if b not in u.torn and not (content[0] == 'torn'): raise Refuse(f"false alarm: block {b} holds {content}, candidates {vs}")
+            v = vs[-1]
+        elif b not in u.torn:
+            if u.index(b, v) < (u.logged if content[0] == 'torn' else u.floor)[b]: raise Refuse(f"stale: block {b} settled as {v}, floor {u.floor[b]} of {u.issued[b]}")
+            for x in vs:
+                if x in u.issued[b] and u.index(b, x) < u.logged[b]: raise Refuse(f"replay of {x} accepted on block {b}, logged floor {u.logged[b]} of {u.issued[b]}")
+        got.append(v)
+    yield None
+    for b in range(NB):
+        if b not in root or root[b][1] != got[b]:
+            s = 1 - root[b][0] if b in root else 0
+            d.slot[b][s].append(got[b]); root[b] = (s, got[b]); yield None
+    d.sync_meta(); yield None
+    new = dict(epoch=sb['epoch'] + 2, root=root, tail=pos, link=('open', d.r.random()))
+    yield from (None for _ in d.write_sb(new))
+    yield got, new, max([x[2] for x in ents if x[1] == 'tag'], default=0)
+
+def run(seed):
+    r = random.Random(seed); d = Disk(r); u = User()
+    sb0 = dict(epoch=0, root={}, tail=0, link='format')
+    for _ in d.write_sb(sb0): pass
+    d.sb = [sb0, sb0]; n = Node(d, u, sb0, 0)
+    try:
+        for life in range(r.randint(1, 4)):
+            for _ in range(r.randint(5, 300)):
+                x = r.random()
+                if len(n.tasks) < 7:
+                    if x < .30: n.tasks.append(n.write(r.randrange(NB), r.random() < FAIL))
+                    elif x < .38: n.tasks.append(n.zero(r.randrange(NB)))
+                    elif x < .48: n.tasks.append(n.flush())
+                    elif x < .53 and not n.ck: n.ck = True; n.tasks.append(n.checkpoint())
+                if n.tasks:
+                    t = r.choice(n.tasks)
+                    try: next(t)
+                    except StopIteration: n.tasks.remove(t)
+            if r.random() < .15:                    # no crash yet: everything must come to an end
+                for k in range(4000):
+                    if n.full() and not n.ck: n.ck = True; n.tasks.append(n.checkpoint())
+                    if not n.tasks: break
+                    t = r.choice(n.tasks)
+                    try: next(t)
+                    except StopIteration: n.tasks.remove(t)
+                else: return f"seed {seed}: deadlock: {len(n.tasks)} tasks never end"
+            if r.random() < .7: d.power_cut()
+            while True:
+                steps = r.randint(1, 12) if r.random() < .5 else 999; out = None
+                for i, y in enumerate(recover(d, u)):
+                    if y: out = y
+                    if i >= steps: out = None; break
+                if out: break
+                if r.random() < .7: d.power_cut()
+            got, sb, top = out
+            for b in range(NB):
+                u.issued[b].append(got[b]); u.floor[b] = u.acked[b] = u.logged[b] = len(u.issued[b]) - 1
+            n = Node(d, u, sb, top)
+    except Refuse as e: return f"seed {seed}: {e}"
+    return None
+
+if __name__ == '__main__':
+    bad = 0
+    for i in range(RUNS):
+        m = run(SEED * 1000003 + i)
+        if m:
+            bad += 1
+            if bad <= 3: print(m)
+    print(f"{RUNS} runs, {bad} bad" + (f" with bug {BUG}" if BUG else "")); sys.exit(1 if bad else 0)
