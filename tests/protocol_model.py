@@ -63,7 +63,8 @@ class Node:
         if BUG == 'mixed': batch += n.buf; n.buf = []
         rec = dict(pos=n.pos, prev=n.link, id=(id(n), n.pos, n.d.r.random()), epoch=e, entries=batch, first=n.way[0]['rec']['pos'] if n.way else n.pos)
         n.pos += 1; n.link = rec['id']; w = dict(rec=rec, done=False); n.way.append(w); yield
-        n.d.log[rec['pos'] % CAP] = rec; w['done'] = True
+        n.d.log[rec['pos'] % CAP] = rec; yield
+        w['done'] = True
         if BUG == 'own_durable': n.durable = max([n.durable] + [x[2] for x in batch if x[1] == 'tag'])
         while n.way and n.way[0]['done']:
             rec = n.way.pop(0)['rec']; n.durable = max([n.durable] + [x[2] for x in rec['entries'] if x[1] == 'tag'])

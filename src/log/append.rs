@@ -227,6 +227,8 @@ impl Log {
     /// Where the log begins once `epoch` is in the tree: after its last record.
     pub(crate) fn end_of(&self, epoch: Epoch) -> LogPoint {
         let mut s = self.state.lock();
+        // What was settled was durable, and records that only say what was flushed are the checkpoint thread's own.
+        debug_assert!(s.under_way.iter().all(|record| record.epoch != epoch));
         s.of(epoch).end.expect("an epoch that changed something has a record")
     }
 

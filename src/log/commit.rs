@@ -67,10 +67,11 @@ impl Log {
 
     fn turn(&self, slot: usize, seq: Seq, waker: &Waker) -> Option<Result<Turn, Latched>> {
         let mut s = self.state.lock();
-        let turn = if s.durable >= seq {
-            Ok(Turn::Durable)
-        } else if let Some(why) = s.latched {
+        // The latch first: where write-back errors are told to one sync only, one that succeeds beside one that fails means nothing.
+        let turn = if let Some(why) = s.latched {
             Err(why)
+        } else if s.durable >= seq {
+            Ok(Turn::Durable)
         } else if s.taken < seq && s.may_lead() {
             Ok(Turn::Lead(self.take_gathered(&mut s)))
         } else {
@@ -83,7 +84,7 @@ impl Log {
 
     /// Takes what has gathered, leaving another buffer to gather in, and its place in the ring.
     fn take_gathered(&self, s: &mut State) -> Outgoing {
-        let spare = s.spares.pop().expect("looked at before");
+        let spare = s.spares.pop().expect("as many as records may be under way");
         let builder = std::mem::replace(&mut s.gather, RecordBuilder::new(spare));
         let size = builder.padded(self.config.physical_block) as u64;
         // A record never straddles the ring's end: where the largest might not fit, all go on at
@@ -141,6 +142,7 @@ impl Log {
     fn sealed(&self, record: UnderWay) -> Next {
         let mut s = self.state.lock();
         s.sealing = false;
+        debug_assert!(s.under_way.len() < s.under_way.capacity());
         s.head = record.end;
         s.under_way.push_back(record);
         self.hand_on(&mut s)

@@ -155,7 +155,9 @@ impl State {
     /// ones would cost more than the time they save.
     pub(super) fn may_lead(&self) -> bool {
         let under_way: usize = self.under_way.iter().map(|record| record.content).sum();
-        !self.sealing && !self.spares.is_empty() && self.gather.content() >= under_way
+        // One that is durable before its predecessor is counts too, though its buffer is back.
+        let room = self.under_way.len() < RECORDS_UNDER_WAY;
+        !self.sealing && room && self.gather.content() >= under_way
     }
     /// Notes a waiter; keeps its waker fresh.
     pub(super) fn wait(&mut self, slot: usize, why: Waiting, waker: &Waker) {

@@ -147,6 +147,7 @@ impl Watch {
         );
         self.beside += u64::from(!self.records.is_empty());
         self.records.push_back((offset, false));
+        assert!(self.records.len() <= 2, "more than two records not known to be durable");
     }
 
     /// A record counts once all before it are durable too.

@@ -15,10 +15,11 @@ use nix::sys::eventfd::EventFd;
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
+    rc::Rc,
     sync::Arc,
-    task::{Context, Wake, Waker},
+    task::{Context, Poll, Wake, Waker},
 };
 
 type TaskIndex = usize;
@@ -55,6 +56,34 @@ impl Wake for TaskWaker {
     }
 }
 
+/// The end of a thread's turn, for its tasks to wait for; shared by the executor and what the tasks do I/O with.
+pub struct Turn {
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Turn {
+    /// With room for so many tasks; it grows beyond, which is harmless but allocates.
+    pub fn new(capacity: usize) -> Rc<Self> {
+        Rc::new(Self { waiting: RefCell::new(Vec::with_capacity(capacity)) })
+    }
+
+    /// Completes when the executor next [ends the turn](Executor::end_turn).
+    pub fn end(&self) -> impl Future<Output = ()> {
+        let mut waits = false;
+        poll_fn(move |cx| {
+            if std::mem::replace(&mut waits, true) {
+                return Poll::Ready(());
+            }
+            self.waiting.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+    }
+
+    fn is_awaited(&self) -> bool {
+        !self.waiting.borrow().is_empty()
+    }
+}
+
 struct Task<'a> {
     future: RefCell<Option<Pin<Box<dyn Future<Output = ()> + 'a>>>>,
     state: Arc<TaskWaker>,
@@ -67,12 +96,13 @@ pub struct Executor<'a> {
     ready: Arc<Ready>,
     /// Ready too, and set aside while others ran: they are the next.
     aside: RefCell<VecDeque<TaskIndex>>,
+    turn: Rc<Turn>,
     alive: Cell<usize>,
 }
 
 impl<'a> Executor<'a> {
-    /// An executor for at most `capacity` tasks, whose owner sleeps until `doorbell` is readable.
-    pub fn new(capacity: usize, doorbell: &Arc<EventFd>) -> Self {
+    /// An executor for at most `capacity` tasks, whose owner sleeps until `doorbell` is readable and ends each `turn`.
+    pub fn new(capacity: usize, doorbell: &Arc<EventFd>, turn: &Rc<Turn>) -> Self {
         Self {
             tasks: Vec::with_capacity(capacity),
             ready: Arc::new(Ready {
@@ -81,6 +111,7 @@ impl<'a> Executor<'a> {
                 doorbell: Arc::clone(doorbell),
             }),
             aside: RefCell::new(VecDeque::with_capacity(capacity)),
+            turn: Rc::clone(turn),
             alive: Cell::new(0),
         }
     }
@@ -122,12 +153,16 @@ impl<'a> Executor<'a> {
         false
     }
 
-    /// Calls `wake`, and runs the tasks that it wakes before all others.
-    pub fn run_first(&self, wake: impl Fn()) {
+    /// Ends the turn: those who wait for that run before all others. Another thread may wake a task just then that runs too,
+    /// and waits for the end of a turn in its turn: that is the next one's, before which the owner must not sleep.
+    pub fn end_turn(&self) {
+        if !self.turn.is_awaited() {
+            return;
+        }
         while let Some(index) = self.ready.tasks.pop() {
             self.aside.borrow_mut().push_back(index);
         }
-        wake();
+        self.turn.waiting.borrow_mut().drain(..).for_each(Waker::wake);
         for _ in 0..self.ready.tasks.len() {
             self.ready.tasks.pop().into_iter().for_each(|index| self.run(index));
         }
@@ -155,10 +190,11 @@ impl<'a> Executor<'a> {
         self.alive.get() == 0
     }
 
-    /// Says that the owner is about to sleep; `false` if a task has become ready, so that it must not.
+    /// Says that the owner is about to sleep; `false` if a task has become ready, or waits for the end of the turn, so that it
+    /// must not.
     pub fn may_sleep(&self) -> bool {
         self.ready.owner_sleeps.store(true, Ordering::SeqCst);
-        let idle = !self.has_ready();
+        let idle = !self.has_ready() && !self.turn.is_awaited();
         if !idle {
             self.ready.owner_sleeps.store(false, Ordering::SeqCst);
         }
@@ -175,7 +211,6 @@ impl<'a> Executor<'a> {
 mod tests {
     use super::*;
     use nix::sys::eventfd::EfdFlags;
-    use std::{future::poll_fn, task::Poll};
 
     fn doorbell() -> Arc<EventFd> {
         Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap())
@@ -185,7 +220,7 @@ mod tests {
     fn wakes_from_another_thread_ring_a_sleeping_owner_once() {
         let (tx, rx) = std::sync::mpsc::channel::<Waker>();
         let bell = doorbell();
-        let mut exec = Executor::new(1, &bell);
+        let mut exec = Executor::new(1, &bell, &Turn::new(1));
         let mut polls = 0;
         exec.spawn(poll_fn(move |cx| {
             polls += 1;
@@ -214,7 +249,7 @@ mod tests {
     #[test]
     fn a_task_that_wakes_itself_lets_the_owner_look_at_its_ring() {
         let bell = doorbell();
-        let mut exec = Executor::new(1, &bell);
+        let mut exec = Executor::new(1, &bell, &Turn::new(1));
         exec.spawn(poll_fn(|cx| {
             cx.waker().wake_by_ref();
             Poll::<()>::Pending
@@ -226,7 +261,7 @@ mod tests {
     #[test]
     fn what_has_had_enough_leaves_the_rest_for_the_next_turn() {
         let bell = doorbell();
-        let mut exec = Executor::new(3, &bell);
+        let mut exec = Executor::new(3, &bell, &Turn::new(3));
         (0..3).for_each(|_| exec.spawn(async {}));
         assert!(exec.run_until(|| true));
         assert!(exec.has_ready() && !exec.is_done() && !exec.may_sleep());
@@ -235,32 +270,42 @@ mod tests {
     }
 
     #[test]
-    fn what_is_woken_first_runs_before_the_rest_and_the_rest_keeps_its_turn() {
+    fn at_the_end_of_the_turn_those_who_wait_for_it_come_first() {
         let bell = doorbell();
-        let order = RefCell::new(Vec::new());
-        let waker = RefCell::new(None);
-        let mut exec = Executor::new(4, &bell);
-        exec.spawn(poll_fn(|cx| {
-            let first = waker.replace(Some(cx.waker().clone())).is_none();
-            order.borrow_mut().push(0);
-            if first { Poll::Pending } else { Poll::Ready(()) }
-        }));
-        exec.run_ready();
+        let (order, turn) = (RefCell::new(Vec::new()), Turn::new(4));
         let say = |n: usize| order.borrow_mut().push(n);
+        let mut exec = Executor::new(4, &bell, &turn);
+        exec.spawn(async {
+            say(0);
+            turn.end().await;
+            say(4);
+        });
         (1..4).for_each(|n| exec.spawn(async move { say(n) }));
+        exec.run_until(|| true);
         assert!(exec.run_until(|| true));
-        exec.run_first(|| waker.borrow().as_ref().unwrap().wake_by_ref());
-        assert_eq!(*order.borrow(), [0, 1, 0]);
+        exec.end_turn();
+        assert_eq!(*order.borrow(), [0, 1, 4]);
         assert!(exec.has_ready() && !exec.may_sleep());
         exec.run_ready();
-        assert_eq!(*order.borrow(), [0, 1, 0, 2, 3]);
+        assert_eq!(*order.borrow(), [0, 1, 4, 2, 3]);
+        assert!(exec.is_done() && exec.may_sleep());
+    }
+
+    #[test]
+    fn nobody_sleeps_before_the_end_of_a_turn_that_is_waited_for() {
+        let (bell, turn) = (doorbell(), Turn::new(1));
+        let mut exec = Executor::new(1, &bell, &turn);
+        exec.spawn(turn.end());
+        exec.run_ready();
+        assert!(!exec.has_ready() && !exec.may_sleep());
+        exec.end_turn();
         assert!(exec.is_done() && exec.may_sleep());
     }
 
     #[test]
     fn a_wake_of_an_awake_owner_does_not_ring() {
         let bell = doorbell();
-        let mut exec = Executor::new(1, &bell);
+        let mut exec = Executor::new(1, &bell, &Turn::new(1));
         exec.spawn(async {});
         assert!(bell.read().is_err());
         exec.run_ready();
@@ -289,6 +334,7 @@ mod interleavings {
     fn drive(exec: &Executor<'_>, bell: &EventFd) {
         loop {
             exec.run_ready();
+            exec.end_turn();
             if exec.is_done() {
                 return;
             }
@@ -306,9 +352,16 @@ mod interleavings {
         check(|| {
             let stops = [(); 2].map(|()| Arc::new(Stop::default()));
             let others = stops.clone().map(|stop| thread::spawn(move || stop.set()));
-            let bell = doorbell();
-            let mut exec = Executor::new(2, &bell);
-            stops.iter().for_each(|stop| exec.spawn(stop.wait()));
+            let (bell, turn) = (doorbell(), Turn::new(2));
+            let mut exec = Executor::new(2, &bell, &turn);
+            // A wake may come while the turn is ended: who is woken then waits for the end of the next.
+            stops.iter().for_each(|stop| {
+                exec.spawn(async {
+                    turn.end().await;
+                    stop.wait().await;
+                    turn.end().await;
+                });
+            });
             drive(&exec, &bell);
             others.into_iter().for_each(|other| other.join().unwrap());
         });
@@ -331,7 +384,7 @@ mod interleavings {
                 let (io, volume) = (io.clone(), volume.clone());
                 thread::spawn(move || {
                     let bell = doorbell();
-                    let mut exec = Executor::new(2, &bell);
+                    let mut exec = Executor::new(2, &bell, &Turn::new(2));
                     exec.spawn(write_and_flush(&volume, &io, range(3, 2), fill));
                     exec.spawn(write_and_flush(&volume, &io, range(u64::from(fill), 1), 7));
                     drive(&exec, &bell);

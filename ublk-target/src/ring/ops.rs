@@ -4,12 +4,13 @@ use super::{
     Port, TARGET_BIT,
     op::{DiscardWay, FileIndex, Op, State, Work},
 };
+use crate::executor::Turn;
 use io_uring::{opcode, types};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    future::{Future, poll_fn},
+    future::Future,
     io,
     os::fd::{AsFd, AsRawFd},
     pin::Pin,
@@ -18,7 +19,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 use ublk_integrity::Errno;
 
@@ -35,14 +36,13 @@ pub struct Ops {
     under_way: Cell<usize>,
     /// Something has been pushed that others may wait for.
     urgent: Cell<bool>,
-    /// Tasks that wait for the end of the thread's turn.
-    at_end_of_turn: RefCell<Vec<Waker>>,
     discard: [Cell<DiscardWay>; MAX_FILES],
     /// RWF_DSYNC was refused: write, then fdatasync.
     no_dsync: [Cell<bool>; MAX_FILES],
     /// Rung by other threads; see [`Executor`](crate::executor::Executor).
     doorbell: Arc<EventFd>,
     doorbell_armed: Cell<bool>,
+    turn: Rc<Turn>,
     /// Tells this ring from all others of the process.
     number: u32,
     port: Port,
@@ -63,7 +63,7 @@ impl Ops {
             again: RefCell::new(VecDeque::with_capacity(capacity)),
             under_way: Cell::new(0),
             urgent: Cell::new(false),
-            at_end_of_turn: RefCell::new(Vec::with_capacity(capacity)),
+            turn: Turn::new(capacity),
             discard: [const { Cell::new(DiscardWay::PunchHole) }; MAX_FILES],
             no_dsync: [const { Cell::new(false) }; MAX_FILES],
             doorbell: Arc::new(doorbell),
@@ -80,6 +80,11 @@ impl Ops {
     /// What other threads ring to end this ring's sleep.
     pub fn doorbell(&self) -> &Arc<EventFd> {
         &self.doorbell
+    }
+
+    /// The turns of this ring's thread.
+    pub fn turn(&self) -> &Rc<Turn> {
+        &self.turn
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -155,23 +160,6 @@ impl Ops {
             Some(result) => self.finish(key, result),
             None => self.again.borrow_mut().push_back(key),
         }
-    }
-
-    /// Completes when [`end_turn`](Self::end_turn) is next called.
-    pub(super) fn end_of_turn(&self) -> impl Future<Output = ()> {
-        let mut waits = false;
-        poll_fn(move |cx| {
-            if std::mem::replace(&mut waits, true) {
-                return Poll::Ready(());
-            }
-            self.at_end_of_turn.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-    }
-
-    /// Wakes the tasks that have waited for the others of this turn.
-    pub(super) fn end_turn(&self) {
-        self.at_end_of_turn.borrow_mut().drain(..).for_each(Waker::wake);
     }
 
     /// Whether something has been started that should not wait until all tasks have run.

@@ -52,7 +52,7 @@ impl OwnRing {
     /// Runs `future` to its end. Wakes from other threads reach it.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> io::Result<T> {
         let result = RefCell::new(None);
-        let mut exec = Executor::new(1, self.ops.doorbell());
+        let mut exec = Executor::new(1, self.ops.doorbell(), self.ops.turn());
         exec.spawn(async { *result.borrow_mut() = Some(future.await) });
         drive(&exec, &self.ops, |port| reap(port, &self.ops))?;
         drop(exec);
@@ -62,7 +62,7 @@ impl OwnRing {
     /// Runs all futures to their ends, each as a task of its own.
     pub fn run_together(&self, futures: impl IntoIterator<Item = impl Future<Output = ()>>) -> io::Result<()> {
         let futures: Vec<_> = futures.into_iter().collect();
-        let mut exec = Executor::new(futures.len(), self.ops.doorbell());
+        let mut exec = Executor::new(futures.len(), self.ops.doorbell(), self.ops.turn());
         futures.into_iter().for_each(|future| exec.spawn(future));
         drive(&exec, &self.ops, |port| reap(port, &self.ops))
     }
@@ -105,7 +105,7 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port)) -> io::Result
                 break;
             }
         }
-        exec.run_first(|| ops.end_turn());
+        exec.end_turn();
         if exec.is_done() {
             return Ok(());
         }

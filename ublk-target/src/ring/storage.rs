@@ -80,7 +80,7 @@ impl Storage for RingStorage {
     }
 
     fn end_of_turn(&self) -> impl Future<Output = ()> {
-        self.ops.end_of_turn()
+        self.ops.turn().end()
     }
 }
 

@@ -57,7 +57,7 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     let tags = queue.nr_tags() as usize;
     let ops = Ops::new(Port::UblkQueue, tags * OPS_PER_REQUEST)?;
     let io = RingStorage::new(Rc::clone(&ops), shared.files);
-    let mut exec = Executor::new(tags, ops.doorbell());
+    let mut exec = Executor::new(tags, ops.doorbell(), ops.turn());
     let mut memories: Vec<_> = (0..tags)
         .map(|_| Memory { slot: shared.volume.slot(thread), buf: Buf::new(device.dev_info.max_io_buf_bytes as usize) })
         .collect();
