@@ -21,7 +21,7 @@ crash() {
 crash_test() { # BOOTS SECONDS OF LOAD
   mkdir -p /mnt/t
   if [ "$boot" = 1 ]; then
-    format
+    format --log-size 4M # small, so that there are many checkpoints
     add
     mkfs.ext4 -q "$disk"
     mount "$disk" /mnt/t

@@ -11,7 +11,7 @@ linear lower /dev/vda $mib
 dm logged "0 $((mib * 2048)) log-writes /dev/mapper/lower /dev/vdc"
 data=/dev/mapper/logged
 mark() { dmsetup message logged 0 mark "$1"; }
-format
+format --log-size 512K # small, so that there are checkpoints
 mark begin
 add
 mkfs.ext4 -q "$disk"

@@ -30,7 +30,7 @@ format
 add
 [ "$(blockdev --getss "$disk")" = 512 ] || die "block size $(blockdev --getss "$disk")"
 file_system_size=$(blockdev --getsize64 "$disk")
-[ "$file_system_size" -gt $((440 * 1048576)) ] || die "only $file_system_size bytes"
+[ "$file_system_size" -gt $((430 * 1048576)) ] || die "only $file_system_size bytes"
 mkfs.ext4 -q "$disk"
 mount "$disk" /mnt/t
 plant /mnt/t
