@@ -4,16 +4,15 @@ mod sim;
 
 use sim::{
     Executor, Lab, Rng, SimStorage,
-    exec::Step,
+    exec::{Step, yield_now},
     format_options, formatted, open_options, reopen,
     world::{MAX_REQUEST, QUEUES, Queue, World},
 };
 use std::{
     cell::{Cell, RefCell},
-    future::{Pending, Ready, poll_fn, ready},
+    future::{Pending, Ready, ready},
     ops::Range,
     rc::Rc,
-    task::Poll,
     time::Duration,
 };
 use ublk_integrity::{
@@ -60,18 +59,6 @@ impl Storage for NeverAnswers {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         ready(())
     }
-}
-
-async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        cx.waker().wake_by_ref();
-        match std::mem::replace(&mut yielded, true) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
-    })
-    .await;
 }
 
 async fn work_on_hints<S: Storage>(world: &World, io: &S, hints: &HintReceiver) {

@@ -114,21 +114,13 @@ impl Log {
         let offset = ByteOffset(self.config.offset + head.position % self.config.size);
         let write = io.write(Device::Meta, offset, buf, 0..bytes, Durability::Durable);
         let end = LogPoint { position: head.position + bytes as u64, number: RecordNumber(head.number.0 + 1), link };
-        let wake = self.sealed(UnderWay {
-            number: head.number,
-            epoch: head.epoch,
-            last,
-            end,
-            bytes: bytes as u64,
-            content,
-            done: false,
-        });
+        let wake = self.sealed(UnderWay { epoch: head.epoch, last, end, bytes: bytes as u64, content, done: false });
         wake.into_iter().flatten().for_each(Waker::wake);
         let (result, buf) = write.await;
         let result = result.map_err(|errno| {
             Latched::Device(DeviceError { op: "write", device: Device::Meta, offset, len: bytes as u64, errno })
         });
-        let wake = self.written(head.number, buf, result);
+        let wake = self.written(end, buf, result);
         std::mem::forget(unfinished);
         wake.into_iter().flatten().for_each(Waker::wake);
         match result {
@@ -148,8 +140,8 @@ impl Log {
         self.hand_on(&mut s)
     }
 
-    /// Notes the end of a log write.
-    fn written(&self, number: RecordNumber, buf: Buf, result: Result<(), Latched>) -> Next {
+    /// Notes that the write has ended of the record after which the chain goes on at `end`.
+    fn written(&self, end: LogPoint, buf: Buf, result: Result<(), Latched>) -> Next {
         let mut s = self.state.lock();
         s.spares.push(buf);
         if let Err(why) = result {
@@ -157,7 +149,7 @@ impl Log {
             s.latched.get_or_insert(why);
             return [None, None];
         }
-        s.under_way.iter_mut().filter(|record| record.number == number).for_each(|record| record.done = true);
+        s.under_way.iter_mut().filter(|record| record.end == end).for_each(|record| record.done = true);
         while s.under_way.front().is_some_and(|record| record.done) {
             let record = s.under_way.pop_front().expect("just seen");
             s.durable = record.last;

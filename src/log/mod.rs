@@ -2,11 +2,11 @@
 //!
 //! *Append* gives an entry its epoch, its sequence number, its place in the in-flight list and its
 //! place in the gathering buffer in one indivisible step, so that a flush or an epoch switch sees
-//! either all of it or nothing. *Commit* makes the record durable: whoever finds no log write in
-//! flight leads, writes what has gathered on its own ring and wakes the others.
+//! either all of it or nothing. *Commit* makes the record durable: whoever finds room
+//! for another log write leads, writes what has gathered on its own ring and wakes the others.
 //!
 //! Who waits: an append waits for space, before it has logged anything; a commit waits for the
-//! leader's write, which some ring completes. The checkpoint frees space and waits for neither.
+//! leader's write and those before it, which some ring completes. The checkpoint frees space and waits for neither.
 
 mod append;
 mod commit;

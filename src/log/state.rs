@@ -80,7 +80,6 @@ pub(super) struct EpochUse {
 
 /// A record on its way to the device.
 pub(super) struct UnderWay {
-    pub(super) number: RecordNumber,
     pub(super) epoch: Epoch,
     /// The last of the numbers in it.
     pub(super) last: Seq,

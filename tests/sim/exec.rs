@@ -3,7 +3,7 @@
 use super::{Rng, SimStorage};
 use std::{
     collections::BTreeSet,
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll, Wake, Waker},
@@ -82,6 +82,16 @@ impl<'a> Executor<'a> {
         }
         Step::Ran
     }
+}
+
+/// Lets others run first.
+pub async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        if std::mem::replace(&mut yielded, true) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Runs one future to its end; nothing else happens meanwhile.

@@ -1,6 +1,9 @@
 //! The library's seam, on the simulated disks: operations start when asked for and end when the executor says.
 
-use super::disk::{Disk, Kind};
+use super::{
+    disk::{Disk, Kind},
+    exec::yield_now,
+};
 use std::{
     cell::RefCell,
     future::Future,
@@ -111,12 +114,7 @@ impl Storage for SimStorage {
         Command(self.start(Device::Data, 0, Kind::Sleep, None))
     }
     /// Others may run before, as the executor likes.
-    async fn end_of_turn(&self) {
-        let mut yielded = false;
-        std::future::poll_fn(|cx| {
-            cx.waker().wake_by_ref();
-            if std::mem::replace(&mut yielded, true) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+    fn end_of_turn(&self) -> impl Future<Output = ()> {
+        yield_now()
     }
 }

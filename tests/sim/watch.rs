@@ -108,7 +108,6 @@ impl Watch {
                 self.record_starts(offset, len as u64);
             }
             Trace::WriteEnd { offset, .. } if ring.contains(&offset) => self.record_ends(disk, offset),
-            Trace::WriteFailed { offset, .. } if ring.contains(&offset) => {}
             Trace::WriteStart { offset, .. } => self.page_starts(op, offset),
             Trace::WriteEnd { .. } => {
                 self.page_writes.remove(&op);
