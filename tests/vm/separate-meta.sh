@@ -26,11 +26,11 @@ ui format --data /run/data2 --meta /run/meta2 --key-file $key
 refused 4 ui add --data $data --meta /run/meta2 --key-file $key
 step '512-byte blocks on a disk that has them'
 data=/dev/vdc
-format
+format --log-size 4M
 add
 [ "$(blockdev --getss "$disk")" = 512 ] || die "block size $(blockdev --getss "$disk")"
 file_system_size=$(blockdev --getsize64 "$disk")
-[ "$file_system_size" -gt $((430 * 1048576)) ] || die "only $file_system_size bytes"
+[ "$file_system_size" -gt $((440 * 1048576)) ] || die "only $file_system_size bytes"
 mkfs.ext4 -q "$disk"
 mount "$disk" /mnt/t
 plant /mnt/t
