@@ -3,7 +3,7 @@
 //! ```text
 //!   read.rs ──┬─ lookup.rs ─┬─ pending.rs   tags logged since the last checkpoint
 //!             │             └─ tree.rs ── cache.rs, root.rs
-//!   write.rs ─┼─ tag.rs ── sha256/  (two blocks side by side), blake3
+//!   write.rs ─┼─ multibuffer.rs ── tag.rs ── sha256/  (two blocks side by side), blake3
 //!             └─ log/             append → group commit
 //!   checkpoint.rs ── apply.rs     pending tags → tag pages → tree → superblock
 //!   open.rs ── recovery/          log → candidates → one tag a block
@@ -31,8 +31,8 @@
 //!
 //! # Who waits for whom
 //!
-//! A request waits for its own I/O, for earlier requests whose range overlaps (`ranges.rs`), for log
-//! space before it has logged anything, for the log write that carries its record, and for the sync
+//! A request waits for its own I/O, for earlier requests whose range overlaps (`ranges.rs`), for the
+//! end of its thread's turn, for log space before it has logged anything, for the log write that carries its record, and for the sync
 //! it has joined. The checkpoint waits only for requests that have logged; those wait for I/O alone.
 //! So nothing waits in a circle, and nothing ever waits for a hint.
 //!
@@ -54,6 +54,7 @@ pub mod hints;
 mod keys;
 mod log;
 mod lookup;
+mod multibuffer;
 pub mod open;
 mod pending;
 mod prefetch;

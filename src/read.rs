@@ -3,7 +3,8 @@
 use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, OnMismatch, PageName, ReadError, Slot,
     Storage, Volume, WriteError,
-    format::{LOST_TAG, ZERO_TAG},
+    format::{LOST_TAG, Tag, ZERO_TAG},
+    keys::equal,
     lookup::Into,
     open::Access,
     ranges::Mode,
@@ -39,8 +40,11 @@ impl Volume {
             Err(e) => return (Err(e.into()), buf),
             Ok(bad_page) => bad_page,
         };
-        let mut buf = buf;
-        let verdict = self.verify(slot, range, &mut buf[..bytes]);
+        let (made, mut buf) = match slot.tags.tags(1)[0] {
+            ZERO_TAG | LOST_TAG => (None, buf),
+            _ => self.tag_in_company(io, slot, range, buf, 0).await,
+        };
+        let verdict = self.verify(slot, range, &mut buf[..bytes], made);
         match (verdict.first_bad, self.on_mismatch) {
             (None, _) | (_, OnMismatch::Zero) => (Ok(()), buf),
             (Some(_), OnMismatch::Fix) if self.access == Access::ReadWrite => self.fix(io, slot, range, buf).await,
@@ -95,15 +99,19 @@ impl Volume {
         (result, buf)
     }
 
-    /// Compares all blocks with their tags, and clears those that read as zeros or must not be seen.
-    fn verify(&self, slot: &Slot, range: BlockRange, data: &mut [u8]) -> Verdict {
+    /// Compares all blocks with their tags, and clears those that read as zeros or must not be seen. The tag of a single
+    /// one may have been made already.
+    fn verify(&self, slot: &Slot, range: BlockRange, data: &mut [u8], made: Option<Tag>) -> Verdict {
         let counters = &self.counters[slot.queue];
         let (mut verified, mut mismatches, mut first_bad) = (0, 0, None);
         let bs = self.block_size();
         let firsts = range.blocks().step_by(MAX_VERIFIED);
         let tags = slot.tags.tags(range.count).chunks(MAX_VERIFIED);
         for ((first, tags), data) in firsts.zip(tags).zip(data.chunks_mut(MAX_VERIFIED * bs)) {
-            let bad = self.tagger.mismatches(first, data, tags);
+            let bad = match &made {
+                Some(made) => u64::from(!equal(&tags[0], made)),
+                None => self.tagger.mismatches(first, data, tags),
+            };
             for (i, (tag, bytes)) in tags.iter().zip(data.chunks_exact_mut(bs)).enumerate() {
                 let is_bad = bad >> i & 1 != 0;
                 if *tag == ZERO_TAG || is_bad && self.on_mismatch == OnMismatch::Zero {

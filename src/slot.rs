@@ -3,6 +3,7 @@
 use crate::{
     BlockRange,
     format::{PAGE_BYTES, Tag, ZERO_TAG},
+    multibuffer::{Member, MultiBuffer},
     tree::PageBufs,
 };
 
@@ -19,6 +20,8 @@ pub struct Slot {
     pub(crate) pages: PageBufs,
     /// A tag page's worth of tags on their way from the tree.
     pub(crate) leaf: Box<[u8; PAGE_BYTES]>,
+    /// Its place among the requests of its thread, where it has company.
+    pub(crate) member: Option<Member>,
 }
 
 impl Slot {
@@ -30,10 +33,12 @@ impl Slot {
             old: TagBuf::new(max_blocks),
             pages: PageBufs::new(levels, max_blocks),
             leaf: Box::new([0; PAGE_BYTES]),
+            member: None,
         }
     }
     pub(crate) fn memory_bytes(max_blocks: usize, levels: usize) -> u64 {
-        PageBufs::memory_bytes(levels, max_blocks) + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES) as u64
+        PageBufs::memory_bytes(levels, max_blocks)
+            + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + MultiBuffer::MEMBER_BYTES) as u64
     }
 }
 

@@ -44,6 +44,11 @@ impl Tagger {
         Self { method, layout: *layout }
     }
 
+    /// Bytes of a block.
+    pub(crate) fn block_size(&self) -> usize {
+        self.layout.block_size as usize
+    }
+
     /// What hashes, for `benchmark`.
     pub(crate) fn implementation(&self) -> &'static str {
         match &self.method {
@@ -54,7 +59,12 @@ impl Tagger {
 
     /// The tags of consecutive blocks.
     pub(crate) fn tags(&self, first: BlockIndex, data: &[u8], out: &mut [Tag]) {
-        self.each(first, data, 0..out.len(), |i, tag| out[i] = tag);
+        self.each(0..out.len(), self.consecutive(first, data), |i, tag| out[i] = tag);
+    }
+
+    /// Whether two blocks take less time together than one after the other.
+    pub(crate) fn gains_by_company(&self) -> bool {
+        self.method.lanes() > 1
     }
 
     /// Whether the block is what the tag says; for [`ZERO_TAG`] there is nothing to prove.
@@ -68,29 +78,38 @@ impl Tagger {
         assert!(tags.len() <= MAX_VERIFIED, "one bit a block");
         let mut bad = tags.iter().rev().fold(0, |bad, tag| bad << 1 | u64::from(*tag == LOST_TAG));
         let to_prove = (0..tags.len()).filter(|i| ![ZERO_TAG, LOST_TAG].contains(&tags[*i]));
-        self.each(first, data, to_prove, |i, made| bad |= u64::from(!equal(&tags[i], &made)) << i);
+        let block = self.consecutive(first, data);
+        self.each(to_prove, block, |i, made| bad |= u64::from(!equal(&tags[i], &made)) << i);
         bad
     }
 
-    /// Makes the tags of some of the blocks in `data`, which begins with block `first`; `which` counts from there.
-    fn each(&self, first: BlockIndex, data: &[u8], which: impl Iterator<Item = usize>, with: impl FnMut(usize, Tag)) {
+    /// The blocks of `data`, which begins with block `first`.
+    fn consecutive<'d>(&self, first: BlockIndex, data: &'d [u8]) -> impl Fn(usize) -> (BlockIndex, &'d [u8]) + use<'d> {
+        let bs = self.block_size();
+        move |i| (BlockIndex(first.0 + i as u64), &data[i * bs..(i + 1) * bs])
+    }
+
+    /// Makes the tags of some blocks, whichever they are: `which` are the numbers that `block` knows them by.
+    pub(crate) fn each<'d>(
+        &self,
+        which: impl Iterator<Item = usize>,
+        block: impl Fn(usize) -> (BlockIndex, &'d [u8]),
+        with: impl FnMut(usize, Tag),
+    ) {
         match self.method.lanes() {
-            8 => self.in_groups_of::<8>(first, data, which, with),
-            2 => self.in_groups_of::<2>(first, data, which, with),
-            _ => self.in_groups_of::<1>(first, data, which, with),
+            8 => self.in_groups_of::<8>(which, block, with),
+            2 => self.in_groups_of::<2>(which, block, with),
+            _ => self.in_groups_of::<1>(which, block, with),
         }
     }
 
     /// The same, `N` blocks side by side.
-    fn in_groups_of<const N: usize>(
+    fn in_groups_of<'d, const N: usize>(
         &self,
-        first: BlockIndex,
-        data: &[u8],
         mut which: impl Iterator<Item = usize>,
+        block: impl Fn(usize) -> (BlockIndex, &'d [u8]),
         mut with: impl FnMut(usize, Tag),
     ) {
-        let bs = self.layout.block_size as usize;
-        let block = |i: usize| (BlockIndex(first.0 + i as u64), &data[i * bs..(i + 1) * bs]);
         let mut group = [0; N];
         loop {
             let count = group.iter_mut().zip(which.by_ref()).map(|(place, i)| *place = i).count();
@@ -100,7 +119,7 @@ impl Tagger {
                 group[..count].iter().for_each(|i| with(*i, self.side_by_side([block(*i)])[0]));
             } else {
                 group[count..].fill(spare);
-                let tags = self.side_by_side(group.map(block));
+                let tags = self.side_by_side(group.map(&block));
                 group[..count].iter().zip(tags).for_each(|(i, tag)| with(*i, tag));
             }
         }

@@ -114,8 +114,7 @@ fn serve(worker: Worker, channel: usize, cache_bytes: u64, seed: u64) -> Counter
         (Worker::Alive, Some(receiver)) => exec.spawn(work_on_hints(&world, &io, receiver)),
         _ => {}
     }
-    for _ in 0..QUEUES {
-        let mut q = Queue::new(&world.volume);
+    for mut q in Queue::all(&world.volume) {
         let (ended, world) = (&ended, &world);
         exec.spawn(async move {
             for _ in 0..EACH {

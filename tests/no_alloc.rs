@@ -220,7 +220,8 @@ fn the_io_path_does_not_allocate() {
         block_on(format(&io, &key, &options)).unwrap();
         let (sender, _receiver) = hints::channel(8);
         let volume = volume(&io, cache_bytes, &key, sender);
-        let clients: [Client; CLIENTS] = std::array::from_fn(|i| Client::new(&volume, i as u64));
+        let mut clients: [Client; CLIENTS] = std::array::from_fn(|i| Client::new(&volume, i as u64));
+        Slot::work_together(clients.iter_mut().map(|client| &mut client.slot));
         let checkpoints = run(&volume, &io, clients, rounds);
         assert!(checkpoints > 10, "{checkpoints} checkpoints");
     }

@@ -34,8 +34,12 @@ pub struct Queue {
 }
 
 impl Queue {
-    pub fn new(volume: &Volume) -> Self {
-        Self { slot: volume.slot(0), buf: Some(Buf::new(MAX_REQUEST)) }
+    /// All queues, as those of one thread, whose requests are hashed together.
+    pub fn all(volume: &Volume) -> Vec<Self> {
+        let mut all: Vec<_> =
+            (0..QUEUES).map(|_| Self { slot: volume.slot(0), buf: Some(Buf::new(MAX_REQUEST)) }).collect();
+        Slot::work_together(all.iter_mut().map(|queue| &mut queue.slot));
+        all
     }
 }
 
@@ -146,7 +150,8 @@ impl World {
 /// One life: requests on several queues, until the power fails after so many steps. `watch` sees every step.
 pub fn live(world: &World, seed: u64, steps: u64, mut watch: impl FnMut()) {
     let mut exec = Executor::new(seed);
-    let queues: Vec<_> = (0..QUEUES).map(|_| Rc::new(RefCell::new(Some(Queue::new(&world.volume))))).collect();
+    let queues: Vec<_> =
+        Queue::all(&world.volume).into_iter().map(|queue| Rc::new(RefCell::new(Some(queue)))).collect();
     exec.spawn(world.checkpoints());
     for _ in 0..steps {
         for queue in &queues {

@@ -24,6 +24,9 @@ use std::{
 
 type TaskIndex = usize;
 
+/// How often a task may wait for the end of the same turn, one after the other.
+const ENDS: usize = 2;
+
 /// What wakers share with the owner.
 struct Ready {
     tasks: ArrayQueue<TaskIndex>,
@@ -153,18 +156,21 @@ impl<'a> Executor<'a> {
         false
     }
 
-    /// Ends the turn: those who wait for that run before all others. Another thread may wake a task just then that runs too,
-    /// and waits for the end of a turn in its turn: that is the next one's, before which the owner must not sleep.
+    /// Ends the turn: those who wait for that run before all others. What they then wait for the end of has ended too: a
+    /// block is hashed at the first end and logged at the second. Another thread may wake a task just then that runs as well,
+    /// and still waits after both: that is the next turn's, before which the owner must not sleep.
     pub fn end_turn(&self) {
-        if !self.turn.is_awaited() {
-            return;
-        }
-        while let Some(index) = self.ready.tasks.pop() {
-            self.aside.borrow_mut().push_back(index);
-        }
-        self.turn.waiting.borrow_mut().drain(..).for_each(Waker::wake);
-        for _ in 0..self.ready.tasks.len() {
-            self.ready.tasks.pop().into_iter().for_each(|index| self.run(index));
+        for _ in 0..ENDS {
+            if !self.turn.is_awaited() {
+                return;
+            }
+            while let Some(index) = self.ready.tasks.pop() {
+                self.aside.borrow_mut().push_back(index);
+            }
+            self.turn.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+            for _ in 0..self.ready.tasks.len() {
+                self.ready.tasks.pop().into_iter().for_each(|index| self.run(index));
+            }
         }
     }
 
@@ -289,6 +295,24 @@ mod tests {
         exec.run_ready();
         assert_eq!(*order.borrow(), [0, 1, 4, 2, 3]);
         assert!(exec.is_done() && exec.may_sleep());
+    }
+
+    #[test]
+    fn a_turn_has_two_ends_and_a_third_is_the_next_ones() {
+        let (bell, ended, turn) = (doorbell(), Cell::new(0), Turn::new(1));
+        let mut exec = Executor::new(1, &bell, &turn);
+        exec.spawn(async {
+            for _ in 0..3 {
+                turn.end().await;
+                ended.set(ended.get() + 1);
+            }
+        });
+        exec.run_ready();
+        exec.end_turn();
+        assert_eq!(ended.get(), 2);
+        assert!(!exec.may_sleep());
+        exec.end_turn();
+        assert!(ended.get() == 3 && exec.is_done());
     }
 
     #[test]

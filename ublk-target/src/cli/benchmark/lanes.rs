@@ -145,6 +145,7 @@ impl Run<'_> {
             // Refused, it only costs time.
             let _ = ring.register(lanes.iter_mut().map(|lane| &mut lane.buf));
         }
+        Slot::work_together(lanes.iter_mut().filter_map(|lane| lane.slot.as_mut()));
         // Whatever has failed: the others wait.
         all_ready.wait();
         let (ring, _) = (ring?, progress.elapsed());

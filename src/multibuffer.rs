@@ -1,0 +1,176 @@
+//! Multi-buffer hashing: single blocks of several requests of one thread, tagged side by side.
+//!
+//! Two digests take a processor hardly longer than one (see [`sha256`](crate::sha256)), but a request for one block has
+//! only one to make. So it waits for the end of its thread's turn, and the first that goes on then makes the tags of all
+//! that have come together. Where nobody else has come, the turn is over at once.
+
+use crate::{
+    BlockIndex, BlockRange, Buf, Slot, Storage, Volume,
+    format::{Tag, ZERO_TAG},
+    sync::Mutex,
+    tag::Tagger,
+};
+use std::sync::Arc;
+
+/// Where the requests of one thread meet: whoever holds the lock is on it.
+pub(crate) struct MultiBuffer(Mutex<Meeting>);
+
+struct Meeting {
+    /// By member.
+    work: Vec<Option<Work>>,
+    tags: Vec<Tag>,
+    /// Members whose tags are still to be made.
+    waiting: Vec<usize>,
+}
+
+/// A block on its way to its tag.
+struct Work {
+    block: BlockIndex,
+    buf: Buf,
+    /// Where in `buf` it begins.
+    at: usize,
+    tagged: bool,
+}
+
+/// A request's place in it.
+pub(crate) struct Member {
+    meeting: Arc<MultiBuffer>,
+    index: usize,
+}
+
+impl MultiBuffer {
+    /// Bytes of memory for each member.
+    pub(crate) const MEMBER_BYTES: usize = size_of::<Option<Work>>() + size_of::<Tag>() + size_of::<usize>();
+}
+
+impl Slot {
+    /// Lets requests share work that is done faster for several than for each: for slots that one thread uses.
+    pub fn work_together<'a>(slots: impl IntoIterator<Item = &'a mut Slot>) {
+        let slots: Vec<_> = slots.into_iter().collect();
+        let count = slots.len();
+        let work = (0..count).map(|_| None).collect();
+        let meeting = Meeting { work, tags: vec![ZERO_TAG; count], waiting: Vec::with_capacity(count) };
+        let meeting = Arc::new(MultiBuffer(Mutex::new(meeting)));
+        for (index, slot) in slots.into_iter().enumerate() {
+            slot.member = Some(Member { meeting: Arc::clone(&meeting), index });
+        }
+    }
+}
+
+impl Meeting {
+    fn come(&mut self, index: usize, work: Work) {
+        // Of a request that was dropped while it waited, the place in the list is still there.
+        let waits = self.work[index].replace(work).is_some_and(|before| !before.tagged);
+        if !waits {
+            self.waiting.push(index);
+        }
+    }
+
+    fn leave(&mut self, index: usize, tagger: &Tagger) -> (Tag, Buf) {
+        if self.work[index].as_ref().is_some_and(|work| !work.tagged) {
+            self.make_tags(tagger);
+        }
+        let work = self.work[index].take().expect("whoever came is there until it leaves");
+        (self.tags[index], work.buf)
+    }
+
+    fn make_tags(&mut self, tagger: &Tagger) {
+        let Self { work, tags, waiting } = self;
+        let block = |i: usize| {
+            let Work { block, buf, at, .. } = work[i].as_ref().expect("it waits");
+            (*block, &buf[*at..*at + tagger.block_size()])
+        };
+        tagger.each(waiting.iter().copied(), block, |i, tag| tags[i] = tag);
+        waiting.drain(..).for_each(|i| work[i].iter_mut().for_each(|work| work.tagged = true));
+    }
+}
+
+impl Volume {
+    /// The tag of the block at `at` in `buf`, made together with those of other requests; `None` where nothing is
+    /// gained by that.
+    pub(crate) async fn tag_in_company<S: Storage>(
+        &self,
+        io: &S,
+        slot: &Slot,
+        range: BlockRange,
+        buf: Buf,
+        at: usize,
+    ) -> (Option<Tag>, Buf) {
+        let Some(Member { meeting, index }) = &slot.member else { return (None, buf) };
+        if range.count > 1 || !self.tagger.gains_by_company() {
+            return (None, buf);
+        }
+        meeting.0.lock().come(*index, Work { block: range.first, buf, at, tagged: false });
+        io.end_of_turn().await;
+        let (tag, buf) = meeting.0.lock().leave(*index, &self.tagger);
+        (Some(tag), buf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MasterKey, TagAlgorithm, format::Layout, keys::Keys};
+    use proptest::prelude::*;
+
+    const BLOCK: usize = 512;
+
+    fn tagger() -> Tagger {
+        let keys = Keys::derive(&MasterKey::new(&[0x42; 32]).unwrap(), &[7; 16]);
+        Tagger::new(&keys, TagAlgorithm::HmacSha256, &Layout::new(BLOCK as u32, 1 << 30, 1 << 20, false).unwrap())
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Come {
+            index: usize,
+            fill: u8,
+            block: u64,
+        },
+        Leave(usize),
+        /// The request is dropped where it waits.
+        Vanish(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = (0..3, 0..12usize, any::<u8>(), 0..1000u64).prop_map(|(kind, index, fill, block)| match kind {
+            0 => Step::Come { index, fill, block },
+            1 => Step::Leave(index),
+            _ => Step::Vanish(index),
+        });
+        prop::collection::vec(step, 1..60)
+    }
+
+    proptest! {
+        #[test]
+        fn each_gets_its_own_tag_and_buffer_whoever_comes_and_goes(steps in steps()) {
+            let tagger = tagger();
+            let work = (0..12).map(|_| None).collect();
+            let mut meeting = Meeting { work, tags: vec![ZERO_TAG; 12], waiting: Vec::with_capacity(12) };
+            let mut here = [None; 12];
+            for step in steps {
+                match step {
+                    Step::Come { index, fill, block } if here[index].is_none() => {
+                        let (block, at) = (BlockIndex(block), BLOCK * (fill as usize % 2));
+                        let mut buf = Buf::new(2 * BLOCK);
+                        buf[at..at + BLOCK].fill(fill);
+                        let mut tag = [ZERO_TAG];
+                        tagger.tags(block, &buf[at..at + BLOCK], &mut tag);
+                        here[index] = Some((tag[0], buf.as_ptr()));
+                        meeting.come(index, Work { block, buf, at, tagged: false });
+                    }
+                    Step::Leave(index) => {
+                        if let Some(expected) = here[index].take() {
+                            let (tag, buf) = meeting.leave(index, &tagger);
+                            prop_assert_eq!((tag, buf.as_ptr()), expected);
+
+                        }
+                    }
+                    Step::Vanish(index) => here[index] = None,
+                    Step::Come { .. } => {}
+                }
+                prop_assert!(meeting.waiting.len() <= 12, "no more places than members");
+            }
+        }
+    }
+}
