@@ -26,6 +26,9 @@ const ROUNDS: usize = 8;
 /// wait until all of them are hashed.
 const TURN: Duration = Duration::from_micros(500);
 
+/// The part of the time of a turn that the first request of the next may wait for the others: one in so many.
+const COMPANY: u32 = 4;
+
 /// A ring and the loop that drives it.
 pub struct OwnRing {
     ops: Rc<Ops>,
@@ -54,7 +57,7 @@ impl OwnRing {
         let result = RefCell::new(None);
         let mut exec = Executor::new(1, self.ops.doorbell(), self.ops.turn());
         exec.spawn(async { *result.borrow_mut() = Some(future.await) });
-        drive(&exec, &self.ops, |port| reap(port, &self.ops))?;
+        drive(&exec, &self.ops, |port| reap(port, &self.ops), || 1)?;
         drop(exec);
         Ok(result.into_inner().expect("the only task has ended"))
     }
@@ -64,7 +67,7 @@ impl OwnRing {
         let futures: Vec<_> = futures.into_iter().collect();
         let mut exec = Executor::new(futures.len(), self.ops.doorbell(), self.ops.turn());
         futures.into_iter().for_each(|future| exec.spawn(future));
-        drive(&exec, &self.ops, |port| reap(port, &self.ops))
+        drive(&exec, &self.ops, |port| reap(port, &self.ops), || 1)
     }
 }
 
@@ -93,13 +96,16 @@ fn reap(port: &Port, ops: &Ops) {
 }
 
 /// The loop of every thread with a ring: run what is ready, submit, wait, take completions (`reap`).
-pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port)) -> io::Result<()> {
+///
+/// Before it sleeps it asks how many completions are `expected` at once. It waits for so many, for they cost less together;
+/// but where that is more than one, for a fraction of the time at most that the last ones took to serve.
+pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: impl Fn() -> usize) -> io::Result<()> {
     let no_time = Timespec::new();
     let at_once = SubmitArgs::new().timespec(&no_time);
     loop {
+        let begin = Instant::now();
         // Tasks that wake each other get a few rounds, so that what they submit goes out together; not more, for what
         // they wait for may be in the ring.
-        let begin = Instant::now();
         for _ in 0..ROUNDS {
             if exec.run_until(|| ops.is_urgent() || begin.elapsed() >= TURN) || !exec.has_ready() {
                 break;
@@ -111,7 +117,14 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port)) -> io::Result
         }
         ops.resubmit();
         let entered = match exec.may_sleep() {
-            true => ops.port().with(|ring| ring.submit_and_wait(1)),
+            true => match expected() {
+                many @ 2.. => {
+                    let a_while = Timespec::from(begin.elapsed() / COMPANY);
+                    let args = SubmitArgs::new().timespec(&a_while);
+                    ops.port().with(|ring| ring.submitter().submit_with_args(many, &args))
+                }
+                _ => ops.port().with(|ring| ring.submit_and_wait(1)),
+            },
             // Tasks are ready: look only. Asked for no completion at all, the kernel would not make any ready.
             false => ops.port().with(|ring| ring.submitter().submit_with_args(1, &at_once)),
         };

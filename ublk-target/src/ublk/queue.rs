@@ -17,7 +17,13 @@ use libublk::{
     uring_async::{ublk_reap_io_events_with_update_queue, ublk_wake_task},
 };
 use nix::sys::prctl::set_name;
-use std::{cell::RefCell, ffi::CString, process, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    ffi::CString,
+    process,
+    rc::Rc,
+    sync::Arc,
+};
 use ublk_integrity::{Buf, Errno, Slot, Volume};
 
 /// Operations that one request may have under way at a time before the table grows: data, and a few pages of metadata.
@@ -57,19 +63,21 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     let tags = queue.nr_tags() as usize;
     let ops = Ops::new(Port::UblkQueue, tags * OPS_PER_REQUEST)?;
     let io = RingStorage::new(Rc::clone(&ops), shared.files);
+    let load = Load::default();
     let mut exec = Executor::new(tags, ops.doorbell(), ops.turn());
     let mut memories: Vec<_> = (0..tags)
         .map(|_| Memory { slot: shared.volume.slot(thread), buf: Buf::new(device.dev_info.max_io_buf_bytes as usize) })
         .collect();
+    Slot::work_together(memories.iter_mut().map(|memory| &mut memory.slot));
     // Refused, it only costs time.
     let _ = register(&ops, memories.iter_mut().map(|memory| &mut memory.buf));
     for (tag, memory) in queue.tags().zip(memories) {
-        exec.spawn(serve_tag(&queue, tag, memory, &io, shared));
+        exec.spawn(serve_tag(&queue, tag, memory, &io, shared, &load));
     }
     // Submits the fetch commands, for which START_DEV waits.
     exec.run_ready();
     device.notify_buffer_registration_complete(false);
-    drive(&exec, &ops, |_| {
+    let reap = |_: &Port| {
         // Can't fail: it only takes completions.
         let _ = ublk_reap_io_events_with_update_queue(&queue, false, None, |cqe| {
             if cqe.user_data() & TARGET_BIT != 0 {
@@ -78,7 +86,8 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
                 ublk_wake_task(cqe.user_data(), cqe);
             }
         });
-    })?;
+    };
+    drive(&exec, &ops, reap, || load.expected(ops.under_way()))?;
     Ok(())
 }
 
@@ -92,18 +101,55 @@ fn init_ring(device: &UblkDev) -> Result<(), UblkError> {
     })
 }
 
+/// The requests of one thread, counted: those that were just answered are a guess of what comes next.
+#[derive(Default)]
+struct Load {
+    under_way: Cell<usize>,
+    answered: Cell<usize>,
+}
+
+impl Load {
+    fn fetched(&self) {
+        self.under_way.set(self.under_way.get() + 1);
+    }
+
+    fn answered(&self) {
+        self.under_way.set(self.under_way.get() - 1);
+        self.answered.set(self.answered.get() + 1);
+    }
+
+    /// How many to wait for now, with so many `operations` under way. Whoever keeps so many requests going sends others for
+    /// those that were answered since the last time, nearly all; if not, the guess was wrong once.
+    fn expected(&self, operations: usize) -> usize {
+        let answered = self.answered.take();
+        match self.under_way.get() + operations {
+            0 => answered * 3 / 4,
+            // What others wait for, an operation or the word of another thread, must not wait for company.
+            _ => 1,
+        }
+    }
+}
+
 /// All that a tag needs, taken once.
 struct Memory {
     slot: Slot,
     buf: Buf,
 }
 
-async fn serve_tag(queue: &UblkQueue<'_>, tag: u16, mut memory: Memory, io: &RingStorage, shared: &Shared) {
+async fn serve_tag(
+    queue: &UblkQueue<'_>,
+    tag: u16,
+    mut memory: Memory,
+    io: &RingStorage,
+    shared: &Shared,
+    load: &Load,
+) {
     // The kernel copies the payload to and from the buffer at this address, which is the same as long as the buffer lives:
     // it moves into operations and back, its memory does not. It lives until the queue is down.
     let place = |memory: &Memory| BufDesc::RawAddress(memory.buf.as_ptr());
     let mut fetched = queue.submit_io_prep_cmd(tag, place(&memory), -1, None).await;
     while fetched.is_ok() {
+        load.fetched();
         let result = match Request::parse(queue.get_iod(tag), shared.shift) {
             Ok(request) => {
                 let (result, buf) = shared.handle(request, io, &mut memory.slot, memory.buf).await;
@@ -115,6 +161,7 @@ async fn serve_tag(queue: &UblkQueue<'_>, tag: u16, mut memory: Memory, io: &Rin
                 Err(Errno::EINVAL)
             }
         };
+        load.answered();
         let code = result.unwrap_or_else(|errno| -errno.0);
         fetched = queue.submit_io_commit_cmd(tag, place(&memory), code).await;
     }
@@ -142,5 +189,30 @@ impl Shared {
             e.errno()
         });
         (told, buf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_answered_is_expected_once_and_only_while_nothing_is_under_way() {
+        let load = Load::default();
+        let turn = |requests| {
+            (0..requests).for_each(|_| load.fetched());
+            (0..requests).for_each(|_| load.answered());
+        };
+        assert_eq!(load.expected(0), 0, "nobody has come yet");
+        turn(8);
+        assert_eq!(load.expected(0), 6);
+        assert_eq!(load.expected(0), 0, "they did not come");
+        turn(1);
+        assert_eq!(load.expected(0), 0, "one at a time never waits");
+        turn(8);
+        assert_eq!(load.expected(1), 1, "an operation is waited for");
+        load.fetched();
+        turn(8);
+        assert_eq!(load.expected(0), 1, "one may wait for another thread");
     }
 }
