@@ -119,7 +119,7 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: imp
         let entered = match exec.may_sleep() {
             true => match expected() {
                 many @ 2.. => {
-                    let a_while = Timespec::from(begin.elapsed() / COMPANY);
+                    let a_while = Timespec::from((begin.elapsed() / COMPANY).min(TURN));
                     let args = SubmitArgs::new().timespec(&a_while);
                     ops.port().with(|ring| ring.submitter().submit_with_args(many, &args))
                 }
