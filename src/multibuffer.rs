@@ -2,7 +2,7 @@
 //!
 //! Two digests take a processor hardly longer than one (see [`sha256`](crate::sha256)), but a request for one block has
 //! only one to make. So it waits for the end of its thread's turn, and the first that goes on then makes the tags of all
-//! that have come together. Where nobody else has come, the turn is over at once.
+//! that have come together, unless there were enough before.
 
 use crate::{
     BlockIndex, BlockRange, Buf, Slot, Storage, Volume,
@@ -11,6 +11,10 @@ use crate::{
     tag::Tagger,
 };
 use std::sync::Arc;
+
+/// As many as make full use of any processor's lanes: more would only keep the first of them waiting, and hide from the turn
+/// how long it takes.
+const ENOUGH: usize = 16;
 
 /// Where the requests of one thread meet: whoever holds the lock is on it.
 pub(crate) struct MultiBuffer(Mutex<Meeting>);
@@ -44,7 +48,8 @@ impl MultiBuffer {
 }
 
 impl Slot {
-    /// Lets requests share work that is done faster for several than for each: for slots that one thread uses.
+    /// Lets requests share work that is done faster for several than for each: for slots of one
+    /// volume that one thread uses.
     pub fn work_together<'a>(slots: impl IntoIterator<Item = &'a mut Slot>) {
         let slots: Vec<_> = slots.into_iter().collect();
         let count = slots.len();
@@ -58,11 +63,14 @@ impl Slot {
 }
 
 impl Meeting {
-    fn come(&mut self, index: usize, work: Work) {
+    fn come(&mut self, index: usize, work: Work, tagger: &Tagger) {
         // Of a request that was dropped while it waited, the place in the list is still there.
         let waits = self.work[index].replace(work).is_some_and(|before| !before.tagged);
         if !waits {
             self.waiting.push(index);
+        }
+        if self.waiting.len() >= ENOUGH {
+            self.make_tags(tagger);
         }
     }
 
@@ -97,10 +105,10 @@ impl Volume {
         at: usize,
     ) -> (Option<Tag>, Buf) {
         let Some(Member { meeting, index }) = &slot.member else { return (None, buf) };
-        if range.count > 1 || !self.tagger.gains_by_company() {
+        if range.count != 1 || !self.tagger.gains_by_company() {
             return (None, buf);
         }
-        meeting.0.lock().come(*index, Work { block: range.first, buf, at, tagged: false });
+        meeting.0.lock().come(*index, Work { block: range.first, buf, at, tagged: false }, &self.tagger);
         io.end_of_turn().await;
         let (tag, buf) = meeting.0.lock().leave(*index, &self.tagger);
         (Some(tag), buf)
@@ -133,7 +141,7 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = (0..3, 0..12usize, any::<u8>(), 0..1000u64).prop_map(|(kind, index, fill, block)| match kind {
+        let step = (0..3, 0..20usize, any::<u8>(), 0..1000u64).prop_map(|(kind, index, fill, block)| match kind {
             0 => Step::Come { index, fill, block },
             1 => Step::Leave(index),
             _ => Step::Vanish(index),
@@ -145,9 +153,9 @@ mod tests {
         #[test]
         fn each_gets_its_own_tag_and_buffer_whoever_comes_and_goes(steps in steps()) {
             let tagger = tagger();
-            let work = (0..12).map(|_| None).collect();
-            let mut meeting = Meeting { work, tags: vec![ZERO_TAG; 12], waiting: Vec::with_capacity(12) };
-            let mut here = [None; 12];
+            let work = (0..20).map(|_| None).collect();
+            let mut meeting = Meeting { work, tags: vec![ZERO_TAG; 20], waiting: Vec::with_capacity(20) };
+            let mut here = [None; 20];
             for step in steps {
                 match step {
                     Step::Come { index, fill, block } if here[index].is_none() => {
@@ -157,7 +165,7 @@ mod tests {
                         let mut tag = [ZERO_TAG];
                         tagger.tags(block, &buf[at..at + BLOCK], &mut tag);
                         here[index] = Some((tag[0], buf.as_ptr()));
-                        meeting.come(index, Work { block, buf, at, tagged: false });
+                        meeting.come(index, Work { block, buf, at, tagged: false }, &tagger);
                     }
                     Step::Leave(index) => {
                         if let Some(expected) = here[index].take() {
@@ -169,7 +177,7 @@ mod tests {
                     Step::Vanish(index) => here[index] = None,
                     Step::Come { .. } => {}
                 }
-                prop_assert!(meeting.waiting.len() <= 12, "no more places than members");
+                prop_assert!(meeting.waiting.len() < ENOUGH, "enough are tagged at once");
             }
         }
     }

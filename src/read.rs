@@ -40,9 +40,10 @@ impl Volume {
             Err(e) => return (Err(e.into()), buf),
             Ok(bad_page) => bad_page,
         };
-        let (made, mut buf) = match slot.tags.tags(1)[0] {
-            ZERO_TAG | LOST_TAG => (None, buf),
-            _ => self.tag_in_company(io, slot, range, buf, 0).await,
+        let provable = range.count == 1 && ![ZERO_TAG, LOST_TAG].contains(&slot.tags.tags(1)[0]);
+        let (made, mut buf) = match provable {
+            true => self.tag_in_company(io, slot, range, buf, 0).await,
+            false => (None, buf),
         };
         let verdict = self.verify(slot, range, &mut buf[..bytes], made);
         match (verdict.first_bad, self.on_mismatch) {

@@ -54,10 +54,19 @@ impl OwnRing {
 
     /// Runs `future` to its end. Wakes from other threads reach it.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> io::Result<T> {
+        self.block_on_expecting(future, || 1)
+    }
+
+    /// The same, with so many completions [expected](drive) at once.
+    pub(super) fn block_on_expecting<T>(
+        &self,
+        future: impl Future<Output = T>,
+        expected: impl Fn() -> usize,
+    ) -> io::Result<T> {
         let result = RefCell::new(None);
         let mut exec = Executor::new(1, self.ops.doorbell(), self.ops.turn());
         exec.spawn(async { *result.borrow_mut() = Some(future.await) });
-        drive(&exec, &self.ops, |port| reap(port, &self.ops), || 1)?;
+        drive(&exec, &self.ops, |port| reap(port, &self.ops), expected)?;
         drop(exec);
         Ok(result.into_inner().expect("the only task has ended"))
     }
@@ -97,8 +106,8 @@ fn reap(port: &Port, ops: &Ops) {
 
 /// The loop of every thread with a ring: run what is ready, submit, wait, take completions (`reap`).
 ///
-/// Before it sleeps it asks how many completions are `expected` at once. It waits for so many, for they cost less together;
-/// but where that is more than one, for a fraction of the time at most that the last ones took to serve.
+/// After each turn it asks how many completions are `expected` at once. If it sleeps it waits for so many, for they cost less
+/// together; but where that is more than one, for a fraction of the time at most that the turn took, and of the longest turn.
 pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: impl Fn() -> usize) -> io::Result<()> {
     let no_time = Timespec::new();
     let at_once = SubmitArgs::new().timespec(&no_time);
@@ -116,9 +125,10 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: imp
             return Ok(());
         }
         ops.resubmit();
+        let many = expected();
         let entered = match exec.may_sleep() {
-            true => match expected() {
-                many @ 2.. => {
+            true => match many {
+                2.. => {
                     let a_while = Timespec::from((begin.elapsed() / COMPANY).min(TURN));
                     let args = SubmitArgs::new().timespec(&a_while);
                     ops.port().with(|ring| ring.submitter().submit_with_args(many, &args))

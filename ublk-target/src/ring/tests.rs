@@ -30,6 +30,21 @@ fn filled(byte: u8) -> Buf {
 }
 
 #[test]
+fn what_is_expected_and_does_not_come_is_not_waited_for_long() {
+    with_file(|ring, files, _| {
+        let (io, begin) = (ring.storage(files), Instant::now());
+        let reads = async {
+            for _ in 0..20 {
+                let (done, _) = io.read(Device::Data, ByteOffset(0), Buf::new(BLOCK), 0..BLOCK).await;
+                assert_eq!(done, Ok(()));
+            }
+        };
+        ring.block_on_expecting(reads, || 100).unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    });
+}
+
+#[test]
 fn operations_start_at_the_call_and_run_together() {
     with_file(|ring, files, file| {
         let io = ring.storage(files);

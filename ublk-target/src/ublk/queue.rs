@@ -119,7 +119,7 @@ impl Load {
     }
 
     /// How many to wait for now, with so many `operations` under way. Whoever keeps so many requests going sends others for
-    /// those that were answered since the last time, nearly all; if not, the guess was wrong once.
+    /// those that were answered in this turn, nearly all; if not, the guess was wrong once.
     fn expected(&self, operations: usize) -> usize {
         let answered = self.answered.take();
         match self.under_way.get() + operations {
