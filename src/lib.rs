@@ -32,8 +32,9 @@
 //! # Who waits for whom
 //!
 //! A request waits for its own I/O, for earlier requests whose range overlaps (`ranges.rs`), for the
-//! end of its thread's turn, for log space before it has logged anything, for the log write that carries its record, and for the sync
-//! it has joined. The checkpoint waits only for requests that have logged; those wait for I/O alone.
+//! end of its thread's turn, for log space before it has logged anything, for the log write that
+//! carries its record, and for the sync it has joined. The checkpoint waits only for requests that
+//! have logged; those wait for I/O alone.
 //! So nothing waits in a circle, and nothing ever waits for a hint.
 //!
 //! The library has no thread, no ring and, but for [`speed`], no clock: it is async code over

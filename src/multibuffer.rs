@@ -4,25 +4,19 @@
 //! only one to make. So it waits for the end of its thread's turn, and the first that goes on then makes the tags of all
 //! that have come together, unless there were enough before.
 
-use crate::{
-    BlockIndex, BlockRange, Buf, Slot, Storage, Volume,
-    format::{Tag, ZERO_TAG},
-    sync::Mutex,
-    tag::Tagger,
-};
+use crate::{BlockIndex, BlockRange, Buf, Slot, Storage, Volume, format::Tag, sync::Mutex, tag::Tagger};
 use std::sync::Arc;
 
 /// As many as make full use of any processor's lanes: more would only keep the first of them waiting, and hide from the turn
 /// how long it takes.
 const ENOUGH: usize = 16;
 
-/// Where the requests of one thread meet: whoever holds the lock is on it.
-pub(crate) struct MultiBuffer(Mutex<Meeting>);
-
+/// Where the requests of one thread meet.
 struct Meeting {
     /// By member.
     work: Vec<Option<Work>>,
-    tags: Vec<Tag>,
+    /// By member: made and not yet taken.
+    tags: Vec<Option<Tag>>,
     /// Members whose tags are still to be made.
     waiting: Vec<usize>,
 }
@@ -33,18 +27,17 @@ struct Work {
     buf: Buf,
     /// Where in `buf` it begins.
     at: usize,
-    tagged: bool,
 }
 
 /// A request's place in it.
 pub(crate) struct Member {
-    meeting: Arc<MultiBuffer>,
+    meeting: Arc<Mutex<Meeting>>,
     index: usize,
 }
 
-impl MultiBuffer {
-    /// Bytes of memory for each member.
-    pub(crate) const MEMBER_BYTES: usize = size_of::<Option<Work>>() + size_of::<Tag>() + size_of::<usize>();
+impl Member {
+    /// Bytes that each takes in the meeting.
+    pub(crate) const MEMORY_BYTES: usize = size_of::<Option<Work>>() + size_of::<Option<Tag>>() + size_of::<usize>();
 }
 
 impl Slot {
@@ -52,10 +45,7 @@ impl Slot {
     /// volume that one thread uses.
     pub fn work_together<'a>(slots: impl IntoIterator<Item = &'a mut Slot>) {
         let slots: Vec<_> = slots.into_iter().collect();
-        let count = slots.len();
-        let work = (0..count).map(|_| None).collect();
-        let meeting = Meeting { work, tags: vec![ZERO_TAG; count], waiting: Vec::with_capacity(count) };
-        let meeting = Arc::new(MultiBuffer(Mutex::new(meeting)));
+        let meeting = Arc::new(Mutex::new(Meeting::new(slots.len())));
         for (index, slot) in slots.into_iter().enumerate() {
             slot.member = Some(Member { meeting: Arc::clone(&meeting), index });
         }
@@ -63,9 +53,18 @@ impl Slot {
 }
 
 impl Meeting {
+    fn new(members: usize) -> Self {
+        Self {
+            work: (0..members).map(|_| None).collect(),
+            tags: vec![None; members],
+            waiting: Vec::with_capacity(members),
+        }
+    }
+
     fn come(&mut self, index: usize, work: Work, tagger: &Tagger) {
         // Of a request that was dropped while it waited, the place in the list is still there.
-        let waits = self.work[index].replace(work).is_some_and(|before| !before.tagged);
+        let waits = self.work[index].replace(work).is_some() && self.tags[index].is_none();
+        self.tags[index] = None;
         if !waits {
             self.waiting.push(index);
         }
@@ -75,21 +74,20 @@ impl Meeting {
     }
 
     fn leave(&mut self, index: usize, tagger: &Tagger) -> (Tag, Buf) {
-        if self.work[index].as_ref().is_some_and(|work| !work.tagged) {
+        if self.tags[index].is_none() {
             self.make_tags(tagger);
         }
-        let work = self.work[index].take().expect("whoever came is there until it leaves");
-        (self.tags[index], work.buf)
+        let (tag, work) = (self.tags[index].take(), self.work[index].take());
+        tag.zip(work).map(|(tag, work)| (tag, work.buf)).expect("whoever came is there until it leaves")
     }
 
     fn make_tags(&mut self, tagger: &Tagger) {
         let Self { work, tags, waiting } = self;
         let block = |i: usize| {
-            let Work { block, buf, at, .. } = work[i].as_ref().expect("it waits");
+            let Work { block, buf, at } = work[i].as_ref().expect("it waits");
             (*block, &buf[*at..*at + tagger.block_size()])
         };
-        tagger.each(waiting.iter().copied(), block, |i, tag| tags[i] = tag);
-        waiting.drain(..).for_each(|i| work[i].iter_mut().for_each(|work| work.tagged = true));
+        tagger.each(waiting.drain(..), block, |i, tag| tags[i] = Some(tag));
     }
 }
 
@@ -108,9 +106,9 @@ impl Volume {
         if range.count != 1 || !self.tagger.gains_by_company() {
             return (None, buf);
         }
-        meeting.0.lock().come(*index, Work { block: range.first, buf, at, tagged: false }, &self.tagger);
+        meeting.lock().come(*index, Work { block: range.first, buf, at }, &self.tagger);
         io.end_of_turn().await;
-        let (tag, buf) = meeting.0.lock().leave(*index, &self.tagger);
+        let (tag, buf) = meeting.lock().leave(*index, &self.tagger);
         (Some(tag), buf)
     }
 }
@@ -118,15 +116,10 @@ impl Volume {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MasterKey, TagAlgorithm, format::Layout, keys::Keys};
+    use crate::{TagAlgorithm, tag::tests::tagger};
     use proptest::prelude::*;
 
     const BLOCK: usize = 512;
-
-    fn tagger() -> Tagger {
-        let keys = Keys::derive(&MasterKey::new(&[0x42; 32]).unwrap(), &[7; 16]);
-        Tagger::new(&keys, TagAlgorithm::HmacSha256, &Layout::new(BLOCK as u32, 1 << 30, 1 << 20, false).unwrap())
-    }
 
     #[derive(Clone, Copy, Debug)]
     enum Step {
@@ -152,9 +145,8 @@ mod tests {
     proptest! {
         #[test]
         fn each_gets_its_own_tag_and_buffer_whoever_comes_and_goes(steps in steps()) {
-            let tagger = tagger();
-            let work = (0..20).map(|_| None).collect();
-            let mut meeting = Meeting { work, tags: vec![ZERO_TAG; 20], waiting: Vec::with_capacity(20) };
+            let tagger = tagger(TagAlgorithm::HmacSha256, BLOCK as u32);
+            let mut meeting = Meeting::new(20);
             let mut here = [None; 20];
             for step in steps {
                 match step {
@@ -162,16 +154,15 @@ mod tests {
                         let (block, at) = (BlockIndex(block), BLOCK * (fill as usize % 2));
                         let mut buf = Buf::new(2 * BLOCK);
                         buf[at..at + BLOCK].fill(fill);
-                        let mut tag = [ZERO_TAG];
+                        let mut tag = [Tag::default()];
                         tagger.tags(block, &buf[at..at + BLOCK], &mut tag);
                         here[index] = Some((tag[0], buf.as_ptr()));
-                        meeting.come(index, Work { block, buf, at, tagged: false }, &tagger);
+                        meeting.come(index, Work { block, buf, at }, &tagger);
                     }
                     Step::Leave(index) => {
                         if let Some(expected) = here[index].take() {
                             let (tag, buf) = meeting.leave(index, &tagger);
                             prop_assert_eq!((tag, buf.as_ptr()), expected);
-
                         }
                     }
                     Step::Vanish(index) => here[index] = None,

@@ -3,7 +3,7 @@
 use crate::{
     BlockRange,
     format::{PAGE_BYTES, Tag, ZERO_TAG},
-    multibuffer::{Member, MultiBuffer},
+    multibuffer::Member,
     tree::PageBufs,
 };
 
@@ -38,7 +38,7 @@ impl Slot {
     }
     pub(crate) fn memory_bytes(max_blocks: usize, levels: usize) -> u64 {
         PageBufs::memory_bytes(levels, max_blocks)
-            + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + MultiBuffer::MEMBER_BYTES) as u64
+            + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + Member::MEMORY_BYTES) as u64
     }
 }
 

@@ -153,7 +153,7 @@ fn keyed_blake3(key: &Blake3Key, (offset, data): ([u8; 8], &[u8])) -> Tag {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::MasterKey;
     use hmac::{Hmac, KeyInit, Mac as _};
@@ -162,7 +162,7 @@ mod tests {
 
     const UUID: [u8; 16] = [7; 16];
 
-    fn tagger(algorithm: TagAlgorithm, block_size: u32) -> Tagger {
+    pub(crate) fn tagger(algorithm: TagAlgorithm, block_size: u32) -> Tagger {
         let keys = Keys::derive(&MasterKey::new(&[0x42; 32]).unwrap(), &UUID);
         let layout = Layout::new(block_size, 1 << 30, 1 << 20, false).unwrap();
         Tagger::new(&keys, algorithm, &layout)
