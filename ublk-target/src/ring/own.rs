@@ -112,9 +112,9 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: imp
     let no_time = Timespec::new();
     let at_once = SubmitArgs::new().timespec(&no_time);
     loop {
-        let begin = Instant::now();
         // Tasks that wake each other get a few rounds, so that what they submit goes out together; not more, for what
         // they wait for may be in the ring.
+        let begin = Instant::now();
         for _ in 0..ROUNDS {
             if exec.run_until(|| ops.is_urgent() || begin.elapsed() >= TURN) || !exec.has_ready() {
                 break;
@@ -126,17 +126,15 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: imp
         }
         ops.resubmit();
         let many = expected();
-        let entered = match exec.may_sleep() {
-            true => match many {
-                2.. => {
-                    let a_while = Timespec::from((begin.elapsed() / COMPANY).min(TURN));
-                    let args = SubmitArgs::new().timespec(&a_while);
-                    ops.port().with(|ring| ring.submitter().submit_with_args(many, &args))
-                }
-                _ => ops.port().with(|ring| ring.submit_and_wait(1)),
-            },
+        let entered = match (exec.may_sleep(), many) {
+            (true, 2..) => {
+                let a_while = Timespec::from((begin.elapsed() / COMPANY).min(TURN));
+                let args = SubmitArgs::new().timespec(&a_while);
+                ops.port().with(|ring| ring.submitter().submit_with_args(many, &args))
+            }
+            (true, _) => ops.port().with(|ring| ring.submit_and_wait(1)),
             // Tasks are ready: look only. Asked for no completion at all, the kernel would not make any ready.
-            false => ops.port().with(|ring| ring.submitter().submit_with_args(1, &at_once)),
+            (false, _) => ops.port().with(|ring| ring.submitter().submit_with_args(1, &at_once)),
         };
         exec.awake();
         match entered {
