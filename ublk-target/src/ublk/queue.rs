@@ -29,6 +29,9 @@ use ublk_integrity::{Buf, Errno, Slot, Volume};
 /// Operations that one request may have under way at a time before the table grows: data, and a few pages of metadata.
 const OPS_PER_REQUEST: usize = 16;
 
+/// Neighbouring tags that one of the threads of a queue serves: as many blocks as the widest processor hashes at once.
+const RUN: u16 = 8;
+
 /// What all queues share.
 pub struct Shared {
     /// The volume that is served.
@@ -71,7 +74,7 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     Slot::work_together(memories.iter_mut().map(|memory| &mut memory.slot));
     // Refused, it only costs time.
     let _ = register(&ops, memories.iter_mut().map(|memory| &mut memory.buf));
-    for (tag, memory) in queue.tags().zip(memories) {
+    for (tag, memory) in tags_of(share, shares, queue.get_depth() as u16).zip(memories) {
         exec.spawn(serve_tag(&queue, tag, memory, &io, shared, &load));
     }
     // Submits the fetch commands, for which START_DEV waits.
@@ -99,6 +102,17 @@ fn init_ring(device: &UblkDev) -> Result<(), UblkError> {
         let _ = cell.set(RefCell::new(ring));
         Ok(())
     })
+}
+
+/// The tags of the `share`-th of the threads that share a queue: as many as libublk reckons with, but not the same.
+///
+/// The kernel hands tags out in order, so requests that come together have tags side by side. libublk would deal these out
+/// one by one, which wakes every thread for a few requests. Here each gets a run of them, and has more to do at once.
+fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
+    // What remains of the last round is dealt out one by one, so that no thread has two more than another.
+    let rounds = depth - depth % (RUN * shares);
+    let whose = move |tag| if tag < rounds { tag / RUN } else { tag };
+    (0..depth).filter(move |tag| whose(*tag) % shares == share)
 }
 
 /// The requests of one thread, counted: those that were just answered are a guess of what comes next.
@@ -195,6 +209,22 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_threads_of_a_queue_share_its_tags_as_libublk_counts_them() {
+        for (depth, shares) in [(1, 1), (2, 2), (7, 3), (16, 2), (24, 2), (100, 3), (128, 2), (4096, 5)] {
+            let mut seen = vec![false; depth.into()];
+            for share in 0..shares {
+                let tags: Vec<_> = tags_of(share, shares, depth).collect();
+                assert_eq!(tags.len(), usize::from((depth - share).div_ceil(shares)), "{depth} tags, {shares} threads");
+                for tag in tags {
+                    assert!(!std::mem::replace(&mut seen[usize::from(tag)], true), "tag {tag} twice");
+                }
+            }
+            assert!(!seen.contains(&false));
+        }
+        assert!(tags_of(1, 2, 128).take(16).eq((8..16).chain(24..32)));
+    }
 
     #[test]
     fn what_was_answered_is_expected_once_and_only_while_nothing_is_under_way() {
