@@ -17,7 +17,7 @@ use ublk_integrity::{
     MasterKey, OnMismatch, TagAlgorithm, Volume,
     create::{self, FormatOptions},
     open::{Access, OpenOptions, open},
-    speed::median,
+    speed::{TagBench, median},
 };
 
 const BLOCK: u32 = 4096;
@@ -31,15 +31,17 @@ const fn pattern(name: &'static str, request: usize, depth: usize, random: bool,
 const PATTERNS: [Pattern; 6] = [
     pattern("read 4K random, depth 1", 4 << 10, 1, true, false),
     pattern("read 4K random, depth 32", 4 << 10, 32, true, false),
-    pattern("read 1M sequential, depth 16", 1 << 20, 16, false, false),
+    pattern("read 1M sequential, depth 32", 1 << 20, 32, false, false),
     pattern("write 4K random, depth 1", 4 << 10, 1, true, true),
     pattern("write 4K random, depth 32", 4 << 10, 32, true, true),
-    pattern("write 1M sequential, depth 16", 1 << 20, 16, false, true),
+    pattern("write 1M sequential, depth 32", 1 << 20, 32, false, true),
 ];
 const DEEPEST: usize = 32;
 
-/// Plain and verified turns of each pattern, one after the other.
+/// Turns of each pattern: plain, verified and the tags alone, one after the other.
 const TURNS: u32 = 3;
+/// How long the tags alone are made in each.
+const TAGS_TURN: Duration = Duration::from_millis(100);
 /// Writes in the log when the power fails.
 const CRASH_WRITES: u64 = 10_000;
 /// A log that holds all of them, however few share a record: 10,000 × 4 KiB.
@@ -55,6 +57,8 @@ pub struct DiskSpeed {
     pub threads: usize,
     pub request_bytes: usize,
     pub plain: f64,
+    /// Of the tags alone, as many blocks at a time, by one thread.
+    pub tags: f64,
     pub verified: f64,
 }
 
@@ -190,9 +194,11 @@ impl Bench {
         self.run(&fill, self.plain, &mut plain, 1, whole)?;
         self.run(&fill, target, &mut verified, 1, whole)?;
         let mut one = |pattern: &Pattern, threads: usize| {
-            let (mut speeds, mut plain_speeds) = (Vec::new(), Vec::new());
+            let mut tags = TagBench::new(TagAlgorithm::default(), BLOCK, pattern.request / BLOCK as usize, LARGEST);
+            let (mut speeds, mut plain_speeds, mut tag_speeds) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..TURNS {
                 plain_speeds.push(self.run(pattern, self.plain, &mut plain, threads, self.until)?);
+                tag_speeds.push(tags.measure(TAGS_TURN).bytes_per_second);
                 speeds.push(self.run(pattern, target, &mut verified, threads, self.until)?);
             }
             Ok(DiskSpeed {
@@ -200,6 +206,7 @@ impl Bench {
                 threads,
                 request_bytes: pattern.request,
                 plain: median(&mut plain_speeds),
+                tags: median(&mut tag_speeds),
                 verified: median(&mut speeds),
             })
         };

@@ -103,40 +103,57 @@ impl Progress {
 }
 
 impl Run<'_> {
-    /// Bytes per second, with as many requests under way as there are lanes.
+    /// Bytes per second, with as many requests under way as there are lanes. Writes count once a sync has ended that
+    /// comes after them: what a cache has taken is not written.
     pub fn measure(&self, lanes: &mut [Lane]) -> Outcome<f64> {
         let progress = Progress::default();
-        let share = lanes.len().div_ceil(self.threads);
-        let shares: Vec<_> = lanes.chunks_mut(share).collect();
-        let all_ready = Barrier::new(shares.len());
         let (stop, mut seconds) = (Stop::default(), 0.0);
         thread::scope(|scope| {
-            let Target::Volume(volume) = self.target else {
-                seconds = self.on_threads(shares, &all_ready, &progress);
-                return Ok(());
-            };
             // As in the daemon, on a thread and a ring of their own.
-            let checkpoints = scope.spawn(|| self.make_checkpoints(volume, &stop));
-            seconds = self.on_threads(shares, &all_ready, &progress);
+            let checkpoints = match self.target {
+                Target::Volume(volume) => Some(scope.spawn(|| self.make_checkpoints(volume, &stop))),
+                Target::Unattended(_) | Target::Plain(_) => None,
+            };
+            self.on_threads(lanes, &progress);
+            let synced = self.sync(&mut lanes[0]);
+            seconds = progress.elapsed().as_secs_f64();
             stop.set();
-            checkpoints.join().unwrap_or_else(|_| std::process::abort())
+            let checkpoints = checkpoints.map(|thread| thread.join().unwrap_or_else(|_| std::process::abort()));
+            synced.and(checkpoints.unwrap_or(Ok(())))
         })?;
         let failed = progress.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
         failed.map_or(Ok(progress.moved.into_inner() as f64 / seconds), Err)
     }
 
-    /// Seconds until all have ended.
-    fn on_threads(&self, shares: Vec<&mut [Lane]>, all_ready: &Barrier, progress: &Progress) -> f64 {
+    /// Returns when all have ended.
+    fn on_threads(&self, lanes: &mut [Lane], progress: &Progress) {
+        let share = lanes.len().div_ceil(self.threads);
+        let shares: Vec<_> = lanes.chunks_mut(share).collect();
+        let all_ready = Barrier::new(shares.len());
         thread::scope(|scope| {
             for lanes in shares {
                 scope.spawn(|| {
-                    if let Err(failure) = self.on_this_thread(lanes, all_ready, progress) {
+                    if let Err(failure) = self.on_this_thread(lanes, &all_ready, progress) {
                         progress.fail(failure);
                     }
                 });
             }
         });
-        progress.elapsed().as_secs_f64()
+    }
+
+    fn sync(&self, lane: &mut Lane) -> Outcome {
+        let (true, Target::Volume(_) | Target::Plain(_)) = (self.pattern.write, self.target) else { return Ok(()) };
+        let ring = OwnRing::new(self.fds).doing("can't set up io_uring")?;
+        let io = ring.storage(self.files);
+        let synced = ring.block_on(async {
+            match (self.target, &mut lane.slot) {
+                (Target::Volume(volume), Some(slot)) => volume.flush(&io, slot).await.map_err(Failure::from),
+                _ => {
+                    io.sync(Device::Data).await.map_err(|e| Failure::new(Exit::Device, format_args!("plain sync: {e}")))
+                }
+            }
+        });
+        synced.doing("io_uring failed")?
     }
 
     fn on_this_thread(&self, lanes: &mut [Lane], all_ready: &Barrier, progress: &Progress) -> Outcome {
