@@ -124,9 +124,10 @@ fn print_memory(memory: &[MemorySpeed]) {
 }
 
 fn print_disk(report: &DiskReport) {
-    let columns = ("disk", "threads", "plain", "tags alone", "verified", "verified/s", "ratio");
-    let (name, threads, plain, tags, verified, requests, ratio) = columns;
-    println!("\n{name:<30}{threads:>8}{plain:>14}{tags:>14}{verified:>14}{requests:>12}{ratio:>8}");
+    println!(
+        "\n{:<30}{:>8}{:>14}{:>14}{:>14}{:>12}{:>8}",
+        "disk", "threads", "plain", "tags alone", "verified", "verified/s", "ratio"
+    );
     for speed in &report.disk {
         let DiskSpeed { pattern, threads, request_bytes, plain, tags, verified } = speed;
         let (requests, ratio) = (verified / *request_bytes as f64, verified / plain);

@@ -40,8 +40,6 @@ const DEEPEST: usize = 32;
 
 /// Turns of each pattern: plain, verified and the tags alone, one after the other.
 const TURNS: u32 = 3;
-/// How long the tags alone are made in each.
-const TAGS_TURN: Duration = Duration::from_millis(100);
 /// Writes in the log when the power fails.
 const CRASH_WRITES: u64 = 10_000;
 /// A log that holds all of them, however few share a record: 10,000 × 4 KiB.
@@ -86,13 +84,8 @@ pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Out
     let volume_bytes = create::plan(&usual)?.data_device_bytes.max(create::plan(&crash)?.data_device_bytes);
     // Plain I/O goes to the same file, behind the volume.
     let scratch = Scratch::new(folder, volume_bytes + size)?;
-    let bench = Bench {
-        offline: scratch.open()?,
-        size,
-        plain: Target::Plain(volume_bytes),
-        until: Until::Elapsed(time / TURNS),
-        threads,
-    };
+    let bench =
+        Bench { offline: scratch.open()?, size, plain: Target::Plain(volume_bytes), turn: time / TURNS, threads };
     let disk = bench.patterns(&bench.new_volume(&usual)?)?;
     let open_after_crash_seconds = bench.open_after_crash(&crash)?;
     Ok(DiskReport { disk, format_1t_seconds, crash_writes: CRASH_WRITES, open_after_crash_seconds })
@@ -151,8 +144,8 @@ struct Bench {
     size: u64,
     /// Plain requests go here.
     plain: Target<'static>,
-    /// The end of one turn.
-    until: Until,
+    /// How long one turn takes.
+    turn: Duration,
     /// Most threads for requests.
     threads: usize,
 }
@@ -190,16 +183,16 @@ impl Bench {
         let volume = &opened.volume;
         let (mut plain, mut verified) = (lanes(None, DEEPEST, LARGEST), lanes(Some(volume), DEEPEST, LARGEST));
         let fill = pattern("fill", LARGEST, 8, false, true);
-        let (target, whole) = (Target::Volume(volume), Until::Moved(self.size));
+        let (target, whole, turn) = (Target::Volume(volume), Until::Moved(self.size), Until::Elapsed(self.turn));
         self.run(&fill, self.plain, &mut plain, 1, whole)?;
         self.run(&fill, target, &mut verified, 1, whole)?;
         let mut one = |pattern: &Pattern, threads: usize| {
             let mut tags = TagBench::new(TagAlgorithm::default(), BLOCK, pattern.request / BLOCK as usize, LARGEST);
             let (mut speeds, mut plain_speeds, mut tag_speeds) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..TURNS {
-                plain_speeds.push(self.run(pattern, self.plain, &mut plain, threads, self.until)?);
-                tag_speeds.push(tags.measure(TAGS_TURN).bytes_per_second);
-                speeds.push(self.run(pattern, target, &mut verified, threads, self.until)?);
+                plain_speeds.push(self.run(pattern, self.plain, &mut plain, threads, turn)?);
+                tag_speeds.push(tags.measure(self.turn / 4).bytes_per_second);
+                speeds.push(self.run(pattern, target, &mut verified, threads, turn)?);
             }
             Ok(DiskSpeed {
                 pattern: pattern.name,

@@ -42,6 +42,14 @@ pub struct Lane {
     buf: Buf,
 }
 
+impl Lane {
+    /// # Panics
+    /// Where it was not made for a volume.
+    fn slot(&mut self) -> &mut Slot {
+        self.slot.as_mut().expect("this lane was made for the volume")
+    }
+}
+
 /// So many lanes, of requests of up to `largest` bytes.
 pub fn lanes(volume: Option<&Volume>, count: usize, largest: usize) -> Vec<Lane> {
     let lane = |_| {
@@ -107,8 +115,8 @@ impl Run<'_> {
     /// comes after them: what a cache has taken is not written.
     pub fn measure(&self, lanes: &mut [Lane]) -> Outcome<f64> {
         let progress = Progress::default();
-        let (stop, mut seconds) = (Stop::default(), 0.0);
-        thread::scope(|scope| {
+        let stop = Stop::default();
+        let seconds = thread::scope(|scope| {
             // As in the daemon, on a thread and a ring of their own.
             let checkpoints = match self.target {
                 Target::Volume(volume) => Some(scope.spawn(|| self.make_checkpoints(volume, &stop))),
@@ -116,10 +124,10 @@ impl Run<'_> {
             };
             self.on_threads(lanes, &progress);
             let synced = self.sync(&mut lanes[0]);
-            seconds = progress.elapsed().as_secs_f64();
+            let seconds = progress.elapsed().as_secs_f64();
             stop.set();
-            let checkpoints = checkpoints.map(|thread| thread.join().unwrap_or_else(|_| std::process::abort()));
-            synced.and(checkpoints.unwrap_or(Ok(())))
+            let ended = checkpoints.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|_| std::process::abort()));
+            synced.and(ended).map(|()| seconds)
         })?;
         let failed = progress.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
         failed.map_or(Ok(progress.moved.into_inner() as f64 / seconds), Err)
@@ -142,15 +150,19 @@ impl Run<'_> {
     }
 
     fn sync(&self, lane: &mut Lane) -> Outcome {
-        let (true, Target::Volume(_) | Target::Plain(_)) = (self.pattern.write, self.target) else { return Ok(()) };
+        if !self.pattern.write {
+            return Ok(());
+        }
         let ring = OwnRing::new(self.fds).doing("can't set up io_uring")?;
         let io = ring.storage(self.files);
         let synced = ring.block_on(async {
-            match (self.target, &mut lane.slot) {
-                (Target::Volume(volume), Some(slot)) => volume.flush(&io, slot).await.map_err(Failure::from),
-                _ => {
+            match self.target {
+                Target::Volume(volume) => Ok(volume.flush(&io, lane.slot()).await?),
+                Target::Plain(_) => {
                     io.sync(Device::Data).await.map_err(|e| Failure::new(Exit::Device, format_args!("plain sync: {e}")))
                 }
+                // Left as by a power cut.
+                Target::Unattended(_) => Ok(()),
             }
         });
         synced.doing("io_uring failed")?
@@ -204,7 +216,7 @@ impl Run<'_> {
 
 async fn verified(pattern: &Pattern, volume: &Volume, io: &RingStorage, lane: &mut Lane, at: u64) -> Outcome {
     let buf = std::mem::replace(&mut lane.buf, Buf::new(0));
-    let slot = lane.slot.as_mut().expect("this lane was made for the volume");
+    let slot = lane.slot();
     let block = volume.block_size() as u64;
     let range = BlockRange::new(BlockIndex(at / block), pattern.request as u64 / block);
     let result: Outcome;
