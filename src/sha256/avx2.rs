@@ -45,6 +45,22 @@ impl Avx2 {
 /// The same word of each message.
 type Words = [u32; LANES];
 
+/// Sixteen rounds, one after the other in the code: as a loop they would move all of the state from register to register
+/// in each.
+macro_rules! each_round {
+    ($state:expr, $w:ident, $k:expr, $word:expr) => {
+        each_round!(@ $state, $w, $k, $word, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $state:expr, $w:ident, $k:expr, $word:expr, $($i:literal)*) => {{
+        let (mut state, k) = ($state, $k);
+        $(
+            let word = $word(&mut $w, $i);
+            state = one_round(state, add(word, _mm256_set1_epi32(k[$i / 4][$i % 4] as i32)));
+        )*
+        state
+    }};
+}
+
 /// # Safety
 /// The processor has the feature.
 #[target_feature(enable = "avx2")]
@@ -58,11 +74,9 @@ unsafe fn compress(states: &mut [State; LANES], messages: [&[Block]; LANES], las
         for block in 0..=messages[0].len() {
             let mut w = load_words(&from_fn(|lane| messages[lane].get(block).unwrap_or(last[lane])));
             let before = state;
-            for round in 0..64 {
-                if round >= 16 {
-                    w[round % 16] = next_word(&w, round);
-                }
-                state = one_round(state, add(w[round % 16], _mm256_set1_epi32(K[round / 4][round % 4] as i32)));
+            state = each_round!(state, w, &K[..4], |w: &mut [__m256i; 16], i: usize| w[i]);
+            for k in K[4..].chunks_exact(4) {
+                state = each_round!(state, w, k, next_word);
             }
             for (word, before) in state.iter_mut().zip(before) {
                 *word = add(*word, before);
@@ -94,19 +108,20 @@ unsafe fn one_round([a, b, c, d, e, f, g, h]: [__m256i; 8], wk: __m256i) -> [__m
     }
 }
 
-/// The word of the schedule for a round from the 17th on, from the sixteen before it.
+/// The word of the schedule for a round from the 17th on, from the sixteen before it, the oldest of which it replaces.
 ///
 /// # Safety
 /// The processor has the feature.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn next_word(w: &[__m256i; 16], round: usize) -> __m256i {
+unsafe fn next_word(w: &mut [__m256i; 16], round: usize) -> __m256i {
     // SAFETY: the feature is the caller's word; no pointer is used here.
     unsafe {
         let (w15, w2) = (w[(round + 1) % 16], w[(round + 14) % 16]);
         let sigma0 = xor(xor(rotate::<7, 25>(w15), rotate::<18, 14>(w15)), _mm256_srli_epi32::<3>(w15));
         let sigma1 = xor(xor(rotate::<17, 15>(w2), rotate::<19, 13>(w2)), _mm256_srli_epi32::<10>(w2));
-        add(add(w[round % 16], sigma0), add(w[(round + 9) % 16], sigma1))
+        w[round] = add(add(w[round], sigma0), add(w[(round + 9) % 16], sigma1));
+        w[round]
     }
 }
 
