@@ -3,7 +3,7 @@
 //! ```text
 //!   read.rs ──┬─ lookup.rs ─┬─ pending.rs   tags logged since the last checkpoint
 //!             │             └─ tree.rs ── cache.rs, root.rs
-//!   write.rs ─┼─ multibuffer.rs ── tag.rs ── sha256/  (two blocks side by side), blake3
+//!   write.rs ─┼─ hashing.rs ── tag.rs ── sha256/  (two blocks side by side), blake3
 //!             └─ log/             append → group commit
 //!   checkpoint.rs ── apply.rs     pending tags → tag pages → tree → superblock
 //!   open.rs ── recovery/          log → candidates → one tag a block
@@ -32,7 +32,7 @@
 //! # Who waits for whom
 //!
 //! A request waits for its own I/O, for earlier requests whose range overlaps (`ranges.rs`), for the
-//! end of its thread's turn, for log space before it has logged anything, for the log write that
+//! end of its thread's turn, for a thread that makes its tags (`hashing.rs`), for log space before it has logged anything, for the log write that
 //! carries its record, and for the sync it has joined. The checkpoint waits only for requests that
 //! have logged; those wait for I/O alone.
 //! So nothing waits in a circle, and nothing ever waits for a hint.
@@ -51,11 +51,11 @@ mod counters;
 pub mod create;
 mod error;
 mod format;
+mod hashing;
 pub mod hints;
 mod keys;
 mod log;
 mod lookup;
-mod multibuffer;
 pub mod open;
 mod pending;
 mod prefetch;
@@ -78,6 +78,7 @@ mod write;
 pub use buf::{BUF_ALIGN, Buf, BufMark};
 pub use counters::CounterValues;
 pub use error::{DeviceError, Latched, PageName, ReadError, WriteError};
+pub use hashing::{HashJob, HashThreads};
 pub use hints::{Hint, HintReceiver, HintSender};
 pub use keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
 pub use log::Work;

@@ -61,7 +61,7 @@ fn leaf_tag(leaf: &[u8], i: usize) -> Tag {
 }
 
 impl Slot {
-    fn buf(&mut self, into: Into) -> &mut TagBuf {
+    pub(crate) fn buf(&mut self, into: Into) -> &mut TagBuf {
         if into == Into::Tags { &mut self.tags } else { &mut self.old }
     }
 }

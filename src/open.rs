@@ -45,6 +45,8 @@ pub struct OpenOptions {
     pub open_id: [u8; 32],
     /// Where prefetch hints go; none are made where `None`.
     pub hints: Option<crate::HintSender>,
+    /// Threads that hash for those that serve requests, where there are any.
+    pub hash_threads: Option<crate::HashThreads>,
 }
 
 /// What can be known without a key (`dump`).

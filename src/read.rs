@@ -3,7 +3,7 @@
 use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, OnMismatch, PageName, ReadError, Slot,
     Storage, Volume, WriteError,
-    format::{LOST_TAG, Tag, ZERO_TAG},
+    format::{LOST_TAG, ZERO_TAG},
     keys::equal,
     lookup::Into,
     open::Access,
@@ -40,11 +40,10 @@ impl Volume {
             Err(e) => return (Err(e.into()), buf),
             Ok(bad_page) => bad_page,
         };
-        let provable = range.count == 1 && ![ZERO_TAG, LOST_TAG].contains(&slot.tags.tags(1)[0]);
-        let (made, mut buf) = match provable {
-            true => self.tag_in_company(io, slot, range, buf, 0).await,
-            false => (None, buf),
-        };
+        // Only where each block has something to prove: tags that nobody asks for would be made too.
+        let tags = slot.tags.tags(range.count);
+        let made = range.count > 0 && tags.iter().all(|tag| ![ZERO_TAG, LOST_TAG].contains(tag));
+        let mut buf = if made { self.make_tags(io, slot, Into::Old, range, buf, 0).await } else { buf };
         let verdict = self.verify(slot, range, &mut buf[..bytes], made);
         match (verdict.first_bad, self.on_mismatch) {
             (None, _) | (_, OnMismatch::Zero) => (Ok(()), buf),
@@ -100,18 +99,19 @@ impl Volume {
         (result, buf)
     }
 
-    /// Compares all blocks with their tags, and clears those that read as zeros or must not be seen. The tag of a single
-    /// one may have been made already.
-    fn verify(&self, slot: &Slot, range: BlockRange, data: &mut [u8], made: Option<Tag>) -> Verdict {
+    /// Compares all blocks with their tags, and clears those that read as zeros or must not be seen. `made`: the slot's old
+    /// tags are those of the data.
+    fn verify(&self, slot: &Slot, range: BlockRange, data: &mut [u8], made: bool) -> Verdict {
         let counters = &self.counters[slot.queue];
         let (mut verified, mut mismatches, mut first_bad) = (0, 0, None);
         let bs = self.block_size();
         let firsts = range.blocks().step_by(MAX_VERIFIED);
         let tags = slot.tags.tags(range.count).chunks(MAX_VERIFIED);
-        for ((first, tags), data) in firsts.zip(tags).zip(data.chunks_mut(MAX_VERIFIED * bs)) {
-            let bad = match &made {
-                Some(made) => u64::from(!equal(&tags[0], made)),
-                None => self.tagger.mismatches(first, data, tags),
+        let old = slot.old.tags(range.count).chunks(MAX_VERIFIED);
+        for (((first, tags), old), data) in firsts.zip(tags).zip(old).zip(data.chunks_mut(MAX_VERIFIED * bs)) {
+            let bad = match made {
+                true => tags.iter().zip(old).rev().fold(0, |bad, (a, b)| bad << 1 | u64::from(!equal(a, b))),
+                false => self.tagger.mismatches(first, data, tags),
             };
             for (i, (tag, bytes)) in tags.iter().zip(data.chunks_exact_mut(bs)).enumerate() {
                 let is_bad = bad >> i & 1 != 0;

@@ -3,7 +3,7 @@
 use crate::{
     BlockRange,
     format::{PAGE_BYTES, Tag, ZERO_TAG},
-    multibuffer::Member,
+    hashing::Member,
     tree::PageBufs,
 };
 
@@ -56,8 +56,12 @@ impl TagBuf {
     pub(crate) fn tags(&self, count: u64) -> &[Tag] {
         &self.tags[..count as usize]
     }
-    pub(crate) fn tags_mut(&mut self, count: u64) -> &mut [Tag] {
-        &mut self.tags[..count as usize]
+    /// Room for all tags, which the buffer is without until it is given back.
+    pub(crate) fn lend(&mut self) -> Vec<Tag> {
+        std::mem::take(&mut self.tags)
+    }
+    pub(crate) fn give_back(&mut self, tags: Vec<Tag>) {
+        self.tags = tags;
     }
     /// Forgets all.
     pub(crate) fn begin(&mut self, range: BlockRange) {

@@ -84,33 +84,37 @@ impl Tagger {
     }
 
     /// The blocks of `data`, which begins with block `first`.
-    fn consecutive<'d>(&self, first: BlockIndex, data: &'d [u8]) -> impl Fn(usize) -> (BlockIndex, &'d [u8]) + use<'d> {
+    pub(crate) fn consecutive<'d>(
+        &self,
+        first: BlockIndex,
+        data: &'d [u8],
+    ) -> impl Fn(usize) -> (BlockIndex, &'d [u8]) + use<'d> {
         let bs = self.block_size();
         move |i| (BlockIndex(first.0 + i as u64), &data[i * bs..(i + 1) * bs])
     }
 
     /// Makes the tags of some blocks, whichever they are: `which` are the numbers that `block` knows them by.
-    pub(crate) fn each<'d>(
+    pub(crate) fn each<'d, W: Copy + Default>(
         &self,
-        which: impl Iterator<Item = usize>,
-        block: impl Fn(usize) -> (BlockIndex, &'d [u8]),
-        with: impl FnMut(usize, Tag),
+        which: impl Iterator<Item = W>,
+        block: impl Fn(W) -> (BlockIndex, &'d [u8]),
+        with: impl FnMut(W, Tag),
     ) {
         match self.method.lanes() {
-            8 => self.in_groups_of::<8>(which, block, with),
-            2 => self.in_groups_of::<2>(which, block, with),
-            _ => self.in_groups_of::<1>(which, block, with),
+            8 => self.in_groups_of::<8, _>(which, block, with),
+            2 => self.in_groups_of::<2, _>(which, block, with),
+            _ => self.in_groups_of::<1, _>(which, block, with),
         }
     }
 
     /// The same, `N` blocks side by side.
-    fn in_groups_of<'d, const N: usize>(
+    fn in_groups_of<'d, const N: usize, W: Copy + Default>(
         &self,
-        mut which: impl Iterator<Item = usize>,
-        block: impl Fn(usize) -> (BlockIndex, &'d [u8]),
-        mut with: impl FnMut(usize, Tag),
+        mut which: impl Iterator<Item = W>,
+        block: impl Fn(W) -> (BlockIndex, &'d [u8]),
+        mut with: impl FnMut(W, Tag),
     ) {
-        let mut group = [0; N];
+        let mut group = [W::default(); N];
         loop {
             let count = group.iter_mut().zip(which.by_ref()).map(|(place, i)| *place = i).count();
             let Some(&spare) = group[..count].last() else { return };

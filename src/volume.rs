@@ -11,6 +11,7 @@ use crate::{
     counters::QueueCounters,
     create::VolumeInfo,
     format::{Layout, Superblock},
+    hashing::HashThreads,
     hints::Hints,
     keys::Keys,
     log::{Log, LogConfig, LogPoint},
@@ -23,6 +24,7 @@ use crate::{
     tree::Tree,
 };
 use serde::Serialize;
+use std::sync::Arc;
 
 /// What a read does with a block that does not match its tag.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -49,7 +51,8 @@ pub struct Volume {
     pub(crate) keys: Keys,
     /// As both copies have it; the checkpoint moves it on.
     pub(crate) superblock: Mutex<Superblock>,
-    pub(crate) tagger: Tagger,
+    pub(crate) tagger: Arc<Tagger>,
+    pub(crate) hash_threads: Option<HashThreads>,
     pub(crate) tree: Tree,
     /// By parity of the epoch.
     pub(crate) pending: [PendingSet; 2],
@@ -114,7 +117,8 @@ impl Volume {
             access: options.access,
             on_mismatch: options.on_mismatch,
             max_request_bytes: options.max_request_bytes,
-            tagger: Tagger::new(&keys, superblock.tag, &layout),
+            tagger: Arc::new(Tagger::new(&keys, superblock.tag, &layout)),
+            hash_threads: options.hash_threads.clone(),
             hints: options.hints.clone().map(|sender| Hints::new(sender, &layout, cache.pages())),
             tree: Tree { layout, root: Root::new(superblock.root), cache },
             pending: [set(), set()],

@@ -75,12 +75,7 @@ impl Volume {
         durability: Durability,
     ) -> (Result<(), WriteError>, Buf) {
         let bytes = at..at + part.count as usize * self.block_size();
-        let (tag, buf) = self.tag_in_company(io, slot, part, buf, at).await;
-        let tags = slot.tags.tags_mut(part.count);
-        match tag {
-            Some(tag) => tags[0] = tag,
-            None => self.tagger.tags(part.first, &buf[bytes.clone()], tags),
-        }
+        let buf = self.make_tags(io, slot, Into::Tags, part, buf, at).await;
         let change = Change::Tags { first: part.first, tags: slot.tags.tags(part.count) };
         let appended = match self.log.append(slot.id, change).await {
             Ok(appended) => appended,

@@ -8,7 +8,7 @@
 #[path = "sim/shared.rs"]
 mod shared;
 
-use shared::{Memory, check, formatted, opened, opened_with, range, read, write};
+use shared::{BLOCK, Memory, check, formatted, opened, opened_with, options, range, read, write};
 use shuttle::{
     future::block_on,
     sync::{
@@ -17,7 +17,12 @@ use shuttle::{
     },
     thread,
 };
-use ublk_integrity::{Volume, hints};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+};
+use ublk_integrity::{Buf, Durability, HashThreads, OpenOptions, Slot, Volume, hints};
 
 /// Runs `f` on a thread of its own.
 fn with<T: Send + 'static>(
@@ -133,7 +138,7 @@ fn hints_bring_pages_beside_readers_and_checkpoints() {
         block_on(volume.checkpoint(&io)).unwrap();
         // Cold, with room for both tag pages and the root, and a channel that is soon full.
         let (sender, hints) = hints::channel(1);
-        let volume = opened_with(&io, 2, 3 * 4096, Some(sender));
+        let volume = opened_with(&io, OpenOptions { cache_bytes: 3 * 4096, hints: Some(sender), ..options(2) });
         let enough = Arc::new(AtomicBool::new(false));
         let worker = {
             let enough = enough.clone();
@@ -156,5 +161,50 @@ fn hints_bring_pages_beside_readers_and_checkpoints() {
         enough.store(true, Ordering::SeqCst);
         worker.join().unwrap();
         assert_eq!([0, 130].map(|block| read(&volume, &io, range(block, 1))), [2, 3]);
+    });
+}
+
+/// Runs two futures as tasks of one thread.
+async fn both(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    let (mut one, mut other, mut ended) = (pin!(one), pin!(other), [false; 2]);
+    poll_fn(|cx| {
+        ended[0] = ended[0] || one.as_mut().poll(cx).is_ready();
+        ended[1] = ended[1] || other.as_mut().poll(cx).is_ready();
+        if ended == [true; 2] { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+async fn write_and_read(volume: &Volume, io: &Memory, slot: &mut Slot, first: u64, count: u64, fill: u8) {
+    let mut buf = Buf::new(16 * BLOCK);
+    buf.fill(fill);
+    let (result, mut buf) = volume.write(io, slot, range(first, count), buf, Durability::MayBeLost).await;
+    result.unwrap();
+    buf.fill(0);
+    let (result, buf) = volume.read(io, slot, range(first, count), buf).await;
+    result.expect("the tags are those of the blocks");
+    assert!(buf[..count as usize * BLOCK].iter().all(|byte| *byte == fill));
+}
+
+#[test]
+fn tags_made_by_other_threads_wake_whoever_waits_for_them() {
+    check(|| {
+        let io = formatted();
+        let elsewhere = HashThreads::new(|job| {
+            thread::spawn(move || job.run());
+            None
+        });
+        let volume = opened_with(
+            &io,
+            OpenOptions { max_request_bytes: 16 * BLOCK, hash_threads: Some(elsewhere), ..options(1) },
+        );
+        let mut slots = [volume.slot(0), volume.slot(0)];
+        Slot::work_together(&mut slots);
+        let [one, other] = &mut slots;
+        // Enough alone, then only together.
+        for count in [16, 5] {
+            let one = write_and_read(&volume, &io, one, 0, count, 1);
+            block_on(both(one, write_and_read(&volume, &io, other, 40, count, 2)));
+        }
     });
 }

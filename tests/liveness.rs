@@ -59,6 +59,9 @@ impl Storage for NeverAnswers {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         ready(())
     }
+    fn others_can_go_on(&self) -> bool {
+        true
+    }
 }
 
 async fn work_on_hints<S: Storage>(world: &World, io: &S, hints: &HintReceiver) {

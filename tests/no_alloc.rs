@@ -7,12 +7,13 @@ use std::{
     future::Future,
     ops::Range,
     pin::{Pin, pin},
+    sync::Mutex,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 use ublk_integrity::{
-    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
-    OpenOptions, Slot, Storage, TagAlgorithm, Volume,
+    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
+    MasterKey, OnMismatch, OpenOptions, Slot, Storage, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     hints,
     open::open,
@@ -20,6 +21,7 @@ use ublk_integrity::{
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static JOBS: Cell<u64> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -96,6 +98,9 @@ impl Storage for Memory {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         soon(())
     }
+    fn others_can_go_on(&self) -> bool {
+        true
+    }
 }
 
 const BLOCK: usize = 512;
@@ -170,6 +175,20 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
+/// What another thread was handed to hash; done here, between two rounds.
+static ELSEWHERE: Mutex<Option<HashJob>> = Mutex::new(None);
+
+fn hash_threads() -> HashThreads {
+    HashThreads::new(|job| {
+        let mut place = ELSEWHERE.lock().unwrap();
+        if place.is_some() {
+            return Some(job);
+        }
+        *place = Some(job);
+        None
+    })
+}
+
 /// Polls all until all but the worker have ended.
 fn drive(requests: &mut [Pin<&mut dyn Future<Output = ()>>; CLIENTS], worker: &mut Pin<&mut dyn Future<Output = ()>>) {
     let mut cx = Context::from_waker(Waker::noop());
@@ -179,6 +198,11 @@ fn drive(requests: &mut [Pin<&mut dyn Future<Output = ()>>; CLIENTS], worker: &m
             *ended = *ended || request.as_mut().poll(&mut cx).is_ready();
         }
         let _: Poll<()> = worker.as_mut().poll(&mut cx);
+        let handed = ELSEWHERE.lock().unwrap().take();
+        if let Some(job) = handed {
+            job.run();
+            JOBS.set(JOBS.get() + 1);
+        }
         if ended.iter().all(|e| *e) {
             return;
         }
@@ -197,6 +221,7 @@ fn volume(io: &Memory, cache_bytes: u64, key: &MasterKey, hints: hints::HintSend
         on_mismatch: OnMismatch::Fail,
         open_id: [1; 32],
         hints: Some(hints),
+        hash_threads: Some(hash_threads()),
     };
     block_on(open(io, key, &options)).unwrap()
 }
@@ -224,6 +249,7 @@ fn the_io_path_does_not_allocate() {
         Slot::work_together(clients.iter_mut().map(|client| &mut client.slot));
         let checkpoints = run(&volume, &io, clients, rounds);
         assert!(checkpoints > 10, "{checkpoints} checkpoints");
+        assert!(JOBS.get() > rounds, "{} jobs for other threads", JOBS.get());
     }
 }
 

@@ -57,6 +57,9 @@ impl Storage for MemoryDisk {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         ready(())
     }
+    fn others_can_go_on(&self) -> bool {
+        false
+    }
 }
 
 /// Runs what never has to wait.
@@ -111,6 +114,7 @@ impl Bench {
             on_mismatch: OnMismatch::Fail,
             open_id: [2; 32],
             hints: None,
+            hash_threads: None,
         };
         let volume = run(open(&disk, &key, &options)).expect("a new volume opens");
         let mut buf = Buf::new(LARGEST);

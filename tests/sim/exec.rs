@@ -1,6 +1,6 @@
 //! One thread, any number of tasks; what runs next is drawn from the seed.
 
-use super::{Rng, SimStorage};
+use super::{Rng, SimStorage, elsewhere};
 use std::{
     collections::BTreeSet,
     future::{Future, poll_fn},
@@ -57,19 +57,20 @@ impl<'a> Executor<'a> {
         self.tasks.iter().flatten().count()
     }
 
-    /// Polls one ready task or completes one operation.
+    /// Polls one ready task, completes one operation, or ends one job of another thread.
     pub fn step(&mut self, io: &SimStorage) -> Step {
         let ready: Vec<usize> = self.ready.lock().unwrap().iter().copied().collect();
-        let ops = io.in_flight();
+        let (ops, jobs) = (io.in_flight(), elsewhere::at_work());
         if self.running() == 0 {
             return Step::Done;
         }
-        if ready.len() + ops == 0 {
+        if ready.len() + ops + jobs == 0 {
             return Step::Stuck;
         }
-        let choice = self.rng.index(ready.len() + ops);
+        let choice = self.rng.index(ready.len() + ops + jobs);
         match ready.get(choice) {
-            None => io.complete(choice - ready.len()),
+            None if choice < ready.len() + ops => io.complete(choice - ready.len()),
+            None => elsewhere::end(choice - ready.len() - ops),
             Some(&id) => {
                 self.ready.lock().unwrap().remove(&id);
                 let waker = Waker::from(Arc::new(TaskWaker { id, ready: self.ready.clone() }));

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports)] // each test binary uses its own part of this
 
 pub mod disk;
+pub mod elsewhere;
 pub mod exec;
 pub mod faults;
 pub mod floors;
@@ -58,6 +59,7 @@ pub fn open_options(rng: &mut Rng) -> OpenOptions {
         on_mismatch: OnMismatch::Fail,
         open_id: rng.bytes(),
         hints: None,
+        hash_threads: Some(elsewhere::hash_threads()),
     }
 }
 

@@ -24,17 +24,33 @@ struct History {
     floor: usize,
     /// A write failed and may have left anything: EILSEQ is right until the next write.
     broken: bool,
+    /// How often that was said.
+    breaks: u64,
+}
+
+impl History {
+    fn set_broken(&mut self) {
+        self.broken = true;
+        self.breaks += 1;
+    }
 }
 
 impl Default for History {
     fn default() -> Self {
-        Self { issued: vec![0], acked: 0, floor: 0, broken: false }
+        Self { issued: vec![0], acked: 0, floor: 0, broken: false, breaks: 0 }
     }
 }
 
 #[derive(Clone, Default)]
 pub struct Oracle {
     blocks: HashMap<u64, History>,
+}
+
+/// A block when a read of it began.
+pub struct Before {
+    acked: usize,
+    broken: bool,
+    breaks: u64,
 }
 
 /// What was acknowledged at some moment.
@@ -66,7 +82,7 @@ impl Oracle {
         }
     }
     pub fn fail(&mut self, range: BlockRange) {
-        range.blocks().for_each(|b| self.of(b).broken = true);
+        range.blocks().for_each(|b| self.of(b).set_broken());
     }
     pub fn snapshot(&self) -> Snapshot {
         Snapshot(self.blocks.iter().map(|(b, h)| (*b, h.acked)).collect())
@@ -82,17 +98,23 @@ impl Oracle {
         self.blocks.values().filter(|h| h.floor > 0).count() as u64
     }
     /// What is read while the volume runs: nothing older than what was acknowledged when the read began.
-    pub fn check_running(&mut self, block: BlockIndex, at_start: usize, data: &[u8]) {
+    pub fn check_running(&mut self, block: BlockIndex, before: &Before, data: &[u8]) {
         let h = self.of(block).clone();
-        self.check(block, at_start, &h, data, "running");
+        self.check(block, before.acked, &h, data, "running");
         // Whatever a failed write left there has been settled: from now on an error is a false alarm.
-        self.of(block).broken = false;
+        self.of(block).broken &= h.breaks > before.breaks;
     }
-    pub fn acked(&mut self, block: BlockIndex) -> usize {
-        self.of(block).acked
+    /// What a read of this block may rely on, at its start.
+    pub fn before(&mut self, block: BlockIndex) -> Before {
+        let h = self.of(block);
+        Before { acked: h.acked, broken: h.broken, breaks: h.breaks }
     }
     pub fn broken(&mut self, block: BlockIndex) -> bool {
         self.of(block).broken
+    }
+    /// Whether it has been broken at any moment since: a read may be answered late.
+    pub fn broken_since(&mut self, block: BlockIndex, before: &Before) -> bool {
+        before.broken || self.of(block).breaks > before.breaks
     }
     fn check(&self, block: BlockIndex, floor: usize, h: &History, data: &[u8], when: &str) -> VersionId {
         let mut want = vec![0; data.len()];
@@ -123,14 +145,14 @@ impl Oracle {
                 h.issued,
                 h.floor
             );
-            self.of(block).broken = true;
+            self.of(block).set_broken();
             return;
         };
         // Torn below the unit of atomicity: that its newest version was flushed can't be known then, if
         // the flush entry was not durable yet.
         let floor = if torn { 0 } else { h.floor };
         let version = self.check(block, floor, &h, data, "after a crash");
-        *self.of(block) = History { issued: vec![version], acked: 0, floor: 0, broken: false };
+        *self.of(block) = History { issued: vec![version], acked: 0, floor: 0, broken: false, breaks: 0 };
     }
     /// All versions of a block, in order.
     pub fn issued(&self, block: BlockIndex) -> &[VersionId] {

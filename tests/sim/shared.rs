@@ -3,7 +3,9 @@
 #![allow(dead_code, unreachable_pub)] // each uses its own part of this
 
 use shuttle::{
+    Config, Runner,
     future::block_on,
+    scheduler::{PctScheduler, RandomScheduler},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -18,8 +20,8 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HintSender, MasterKey,
-    OnMismatch, OpenOptions, Storage, TagAlgorithm, Volume, WriteError,
+    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
+    OpenOptions, Storage, TagAlgorithm, Volume, WriteError,
     create::{FormatOptions, format},
     open::open,
 };
@@ -97,6 +99,9 @@ impl Storage for Memory {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         soon(())
     }
+    fn others_can_go_on(&self) -> bool {
+        true
+    }
 }
 
 fn key() -> MasterKey {
@@ -124,21 +129,25 @@ pub fn formatted() -> Memory {
 }
 
 pub fn opened(io: &Memory, id: u8) -> Arc<Volume> {
-    opened_with(io, id, 0, None)
+    opened_with(io, options(id))
 }
 
-pub fn opened_with(io: &Memory, id: u8, cache_bytes: u64, hints: Option<HintSender>) -> Arc<Volume> {
-    let options = OpenOptions {
+pub fn options(id: u8) -> OpenOptions {
+    OpenOptions {
         access: Access::ReadWrite,
-        cache_bytes,
+        cache_bytes: 0,
         max_slots: 32,
         queues: 1,
         max_request_bytes: 2 * BLOCK,
         separate_meta: false,
         on_mismatch: OnMismatch::Fail,
         open_id: [id; 32],
-        hints,
-    };
+        hints: None,
+        hash_threads: None,
+    }
+}
+
+pub fn opened_with(io: &Memory, options: OpenOptions) -> Arc<Volume> {
     Arc::new(block_on(open(io, &key(), &options)).unwrap())
 }
 
@@ -165,6 +174,9 @@ pub fn read(volume: &Volume, io: &Memory, blocks: BlockRange) -> u8 {
 /// and others 2010), which a fair coin at every step hardly ever does.
 pub fn check(test: impl Fn() + Send + Sync + Copy + 'static) {
     let schedules = std::env::var("SHUTTLE_ITERATIONS").map_or(1000, |n| n.parse().expect("a number"));
-    shuttle::check_random(test, schedules / 2);
-    shuttle::check_pct(test, schedules / 2, 3);
+    let mut config = Config::default();
+    // Of a thread. The default is too small for a few functions that call each other, unoptimized.
+    config.stack_size = 256 << 10;
+    Runner::new(RandomScheduler::new(schedules / 2), config.clone()).run(test);
+    Runner::new(PctScheduler::new(3, schedules / 2), config).run(test);
 }

@@ -1,7 +1,7 @@
 //! The workload: random requests on several queues, each answer held against the oracle.
 
 use super::{
-    Executor, Rng, SimStorage, block_on,
+    Executor, Rng, SimStorage, block_on, elsewhere,
     exec::{Step, block_on_steps},
     oracle::{Oracle, VersionId, fill},
 };
@@ -119,19 +119,23 @@ impl World {
 
     async fn read(&self, q: &mut Queue) {
         let range = self.range();
-        let start: Vec<usize> = range.blocks().map(|b| self.oracle.borrow_mut().acked(b)).collect();
+        let start: Vec<_> = range.blocks().map(|b| self.oracle.borrow_mut().before(b)).collect();
         let buf = q.buf.take().unwrap();
         let (result, buf) = self.volume.read(&self.io, &mut q.slot, range, buf).await;
         match result {
             Ok(()) => {
                 let blocks = buf.chunks_exact(self.volume.block_size());
-                for ((block, at_start), data) in range.blocks().zip(start).zip(blocks) {
+                for ((block, at_start), data) in range.blocks().zip(&start).zip(blocks) {
                     self.oracle.borrow_mut().check_running(block, at_start, data);
                 }
             }
             Err(_) if self.distrust => {}
             Err(ReadError::Mismatch { block }) => {
-                assert!(self.oracle.borrow_mut().broken(block), "false alarm while running: block {block}");
+                let before = &start[(block.0 - range.first.0) as usize];
+                assert!(
+                    self.oracle.borrow_mut().broken_since(block, before),
+                    "false alarm while running: block {block}"
+                );
             }
             Err(e) => panic!("read of {range}: {e}"),
         }
@@ -149,6 +153,7 @@ impl World {
 
 /// One life: requests on several queues, until the power fails after so many steps. `watch` sees every step.
 pub fn live(world: &World, seed: u64, steps: u64, mut watch: impl FnMut()) {
+    elsewhere::crash();
     let mut exec = Executor::new(seed);
     let queues: Vec<_> =
         Queue::all(&world.volume).into_iter().map(|queue| Rc::new(RefCell::new(Some(queue)))).collect();

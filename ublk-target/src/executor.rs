@@ -59,15 +59,22 @@ impl Wake for TaskWaker {
     }
 }
 
-/// The end of a thread's turn, for its tasks to wait for; shared by the executor and what the tasks do I/O with.
+/// A thread's turn, as its tasks see it: its end, to wait for, and whether others are ready meanwhile; shared by the executor
+/// and what the tasks do I/O with.
 pub struct Turn {
     waiting: RefCell<Vec<Waker>>,
+    others_ready: Cell<bool>,
 }
 
 impl Turn {
     /// With room for so many tasks; it grows beyond, which is harmless but allocates.
     pub fn new(capacity: usize) -> Rc<Self> {
-        Rc::new(Self { waiting: RefCell::new(Vec::with_capacity(capacity)) })
+        Rc::new(Self { waiting: RefCell::new(Vec::with_capacity(capacity)), others_ready: Cell::new(false) })
+    }
+
+    /// Whether there were other ready tasks when the one that runs began to.
+    pub fn others_ready(&self) -> bool {
+        self.others_ready.get()
     }
 
     /// Completes when the executor next [ends the turn](Executor::end_turn).
@@ -178,6 +185,7 @@ impl<'a> Executor<'a> {
         let task = &self.tasks[index];
         // Before the poll: a wake that comes during it must queue the task again.
         task.state.queued.store(false, Ordering::SeqCst);
+        self.turn.others_ready.set(self.has_ready());
         let mut slot = task.future.borrow_mut();
         let Some(future) = slot.as_mut() else { return };
         if future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready() {

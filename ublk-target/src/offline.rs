@@ -91,6 +91,7 @@ impl Offline {
             on_mismatch: OnMismatch::Fail,
             open_id: random()?,
             hints: None,
+            hash_threads: None,
         };
         Ok(self.run(open(&self.io(), key, &options))??)
     }

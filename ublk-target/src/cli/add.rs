@@ -55,14 +55,15 @@ pub struct Args {
 /// What the daemon's memory depends on.
 #[derive(clap::Args)]
 pub struct SizeArgs {
-    /// Queues [default: one for four CPUs, at most 4; where threads can't share one, one for each CPU, at most 4; less
-    /// where memory is short]
+    /// Queues [default: one for four CPUs, at most 4; where threads can't share one, one for two; less where memory is short]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     queues: Option<u16>,
-    /// Threads of each queue, which share its requests; more than one needs Linux 6.16 [default: one for each of its CPUs,
-    /// at most 4]
+    /// Threads of each queue, which share its requests; more than one needs Linux 6.16 [default: 2 for four CPUs, or 1]
     #[arg(short = 'T', long, alias = "threads_per_queue", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     threads_per_queue: Option<u16>,
+    /// Threads that hash for those of the queues when these have more to do [default: one for each CPU that is left, at most 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
+    hash_threads: Option<u16>,
     /// Requests of each queue [default: 128, less where memory is short]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     depth: Option<u16>,
@@ -141,6 +142,7 @@ fn settings(args: &Args, key: KeySource, shares_queues: bool) -> Outcome<Setting
     let wanted = Wanted {
         queues: sizes.queues,
         threads: sizes.threads_per_queue,
+        hash_threads: sizes.hash_threads,
         depth: sizes.depth,
         cpus: os::processors(),
         shares: shares_queues,
@@ -152,6 +154,7 @@ fn settings(args: &Args, key: KeySource, shares_queues: bool) -> Outcome<Setting
         key,
         queues: defaults.counts.queues,
         threads: defaults.counts.threads,
+        hash_threads: defaults.counts.hash_threads,
         depth: defaults.counts.depth,
         cache: sizes.cache.map_or(defaults.cache, |s| s.0),
         max_io,

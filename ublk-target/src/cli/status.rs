@@ -56,7 +56,10 @@ const LINES: &[(&str, &str)] = &[
         "log",
         "{log_used:size} of {log_size:size} in use, {log_records} records written; {pending_tags} tags pending, {checkpoints} checkpoints",
     ),
-    ("queues", "{queues} of {depth} requests up to {max_io:size}, {threads} threads each"),
+    (
+        "queues",
+        "{queues} of {depth} requests up to {max_io:size}, {threads} threads each, {hash_threads} that hash for them",
+    ),
     ("memory", "{daemon_memory_bytes:size}"),
 ];
 

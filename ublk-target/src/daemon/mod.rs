@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   launch (fork, report) ─> devices opened and locked ─> harden ─> volume opened (recovery)
-//!     ─> threads: log, checkpoint, prefetch ─> ublk device added and started ─> control socket
+//!     ─> threads: hash, log, checkpoint, prefetch ─> ublk device added and started ─> control socket
 //!     ─> queues serve … signal, `stop` or another tool's del ─> queues down
 //!     ─> last checkpoint ─> device deleted ─> state removed ─> locks released by exit
 //! ```
@@ -14,7 +14,7 @@ pub mod launch;
 pub mod log;
 pub mod settings;
 pub mod state;
-mod workers;
+pub mod workers;
 
 use crate::{
     checkpoints::Stop,
@@ -200,6 +200,7 @@ fn open_volume(settings: &Settings, key: &MasterKey, backings: Backings) -> Outc
     let (sender, receiver) = hints::channel(HINTS);
     let (sender, receiver) = if settings.prefetch { (Some(sender), Some(receiver)) } else { (None, None) };
     let counts = settings.counts();
+    let hash_threads = workers::start_hashing(settings.hash_threads).doing("can't start a hash thread")?;
     let options = OpenOptions {
         access: if settings.read_only { Access::ReadOnly } else { Access::ReadWrite },
         cache_bytes: settings.cache,
@@ -210,6 +211,7 @@ fn open_volume(settings: &Settings, key: &MasterKey, backings: Backings) -> Outc
         on_mismatch: settings.on_mismatch.into(),
         open_id: random()?,
         hints: sender,
+        hash_threads: Some(hash_threads),
     };
     let offline = Offline::with(backings)?;
     let volume = offline.run(open(&offline.io(), key, &options))??;

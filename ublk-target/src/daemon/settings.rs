@@ -30,6 +30,9 @@ pub struct Settings {
     /// Threads of each queue, which share its requests.
     #[serde(default = "one")]
     pub threads: u16,
+    /// Threads that hash for those.
+    #[serde(default)]
+    pub hash_threads: u16,
     /// Requests of each queue.
     pub depth: u16,
     /// Bytes of verified pages kept.
@@ -59,7 +62,7 @@ fn one() -> u16 {
 impl Settings {
     /// The device's numbers.
     pub fn counts(&self) -> Counts {
-        Counts { queues: self.queues, threads: self.threads, depth: self.depth }
+        Counts { queues: self.queues, threads: self.threads, hash_threads: self.hash_threads, depth: self.depth }
     }
 
     /// Whether both need one device.
@@ -81,7 +84,7 @@ impl Settings {
             return Ok(());
         }
         let message = format_args!(
-            "the daemon would take up to {} of memory, this machine has {}: lower --queues, --threads-per-queue, --depth, --max-io or --cache",
+            "the daemon would take up to {} of memory, this machine has {}: lower --queues, --threads-per-queue, --hash-threads, --depth, --max-io or --cache",
             Size(most),
             Size(machine)
         )
@@ -119,6 +122,8 @@ pub struct Counts {
     pub queues: u16,
     /// Threads of each queue.
     pub threads: u16,
+    /// Threads that hash for those.
+    pub hash_threads: u16,
     /// Requests of each queue.
     pub depth: u16,
 }
@@ -141,6 +146,8 @@ pub struct Wanted {
     pub queues: Option<u16>,
     /// Threads of each queue.
     pub threads: Option<u16>,
+    /// Threads that hash for those.
+    pub hash_threads: Option<u16>,
     /// Requests of each queue.
     pub depth: Option<u16>,
     /// Processors.
@@ -150,14 +157,17 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Threads for four processors. Where they can share a queue they do: one submitter uses one queue, and would keep
-    /// one thread busy while the others sleep. More processors have more queues.
+    /// Half of the processors have a thread for requests, the others one that hashes for those. Where threads can share a
+    /// queue two do: one submitter uses one queue. More processors have more queues.
     fn counts(self) -> Counts {
         let cpus = self.cpus.clamp(1, 16) as u16;
-        let queues = self.queues.unwrap_or(if self.shares { cpus.div_ceil(4) } else { cpus.min(4) });
+        let serving = cpus.div_ceil(2);
+        let queues = self.queues.unwrap_or(if self.shares { serving.div_ceil(2) } else { serving.min(4) });
         let depth = self.depth.unwrap_or(128);
-        let threads = if self.shares { (cpus / queues).clamp(1, 4).min(depth) } else { 1 };
-        Counts { queues, threads: self.threads.unwrap_or(threads), depth }
+        let threads = if self.shares { (serving / queues).clamp(1, 2).min(depth) } else { 1 };
+        let threads = self.threads.unwrap_or(threads);
+        let left = cpus.saturating_sub(queues.saturating_mul(threads));
+        Counts { queues, threads, hash_threads: self.hash_threads.unwrap_or(left.min(8)), depth }
     }
 }
 
@@ -173,7 +183,7 @@ pub struct Defaults {
 /// Bytes of the largest request by default: what the kernel's own drivers ask for at least.
 pub const DEFAULT_MAX_IO: u32 = 512 << 10;
 
-/// Code, and the tables and stacks of up to four threads for requests.
+/// Code, and the tables and stacks of up to four threads for requests and hashing.
 const CODE: u64 = 18 << 20;
 /// Stack of each further one.
 const THREAD: u64 = 2 << 20;
@@ -182,7 +192,8 @@ const REQUEST: u64 = 8 << 10;
 
 /// What is neither request buffers nor the volume's.
 fn rest(counts: Counts) -> u64 {
-    CODE + counts.io_threads().saturating_sub(4) * THREAD + counts.requests() * REQUEST
+    let threads = counts.io_threads() + u64::from(counts.hash_threads);
+    CODE + threads.saturating_sub(4) * THREAD + counts.requests() * REQUEST
 }
 
 /// What a daemon takes at most, with a volume of these sizes or any: blocks of 512 bytes and a deep tree take most.
@@ -198,7 +209,7 @@ impl Defaults {
     /// requests by three quarters at most, to the cache what remains.
     pub fn for_machine(memory: u64, wanted: Wanted, max_io: u32, volume: Option<&VolumeInfo>) -> Self {
         const LEAST_CACHE: u64 = 1 << 20;
-        let fixed = most_memory(volume, Counts { queues: 0, threads: 0, depth: 0 }, max_io, 0);
+        let fixed = most_memory(volume, Counts { queues: 0, threads: 0, hash_threads: 0, depth: 0 }, max_io, 0);
         let free = (memory / 8).saturating_sub(fixed);
         let mut counts = wanted.counts();
         let taken = |counts| most_memory(volume, counts, max_io, 0) - fixed;
@@ -275,9 +286,10 @@ mod tests {
         assert!(most_memory(Some(&info), d.counts, DEFAULT_MAX_IO, d.cache) <= 256 << 20, "{d:?}");
         // What is known to be small leaves more for requests.
         let d = Defaults::for_machine(2 << 30, machine(2, false), DEFAULT_MAX_IO, Some(&plan(4096, 1 << 30)));
-        assert_eq!(d.counts, Counts { queues: 2, threads: 1, depth: 128 });
+        assert_eq!(d.counts, Counts { queues: 1, threads: 1, hash_threads: 1, depth: 128 });
         let big = Defaults::for_machine(16 << 30, machine(4, false), DEFAULT_MAX_IO, None);
-        assert_eq!(big, Defaults { counts: Counts { queues: 4, threads: 1, depth: 128 }, cache: 256 << 20 });
+        let counts = Counts { queues: 2, threads: 1, hash_threads: 2, depth: 128 };
+        assert_eq!(big, Defaults { counts, cache: 256 << 20 });
     }
 
     fn machine(cpus: usize, shares: bool) -> Wanted {
@@ -285,18 +297,25 @@ mod tests {
     }
 
     #[test]
-    fn threads_share_queues_where_they_can() {
+    fn half_of_the_processors_hash_for_the_others() {
         let counts = |wanted: Wanted| {
             let c = wanted.counts();
-            (c.queues, c.threads)
+            (c.queues, c.threads, c.hash_threads)
         };
-        let shared = [1, 2, 4, 8, 16, 128].map(|cpus| counts(machine(cpus, true)));
-        assert_eq!(shared, [(1, 1), (1, 2), (1, 4), (2, 4), (4, 4), (4, 4)]);
-        assert_eq!([1, 2, 128].map(|cpus| counts(machine(cpus, false))), [(1, 1), (2, 1), (4, 1)]);
+        let shared = [1, 2, 3, 4, 8, 16, 128].map(|cpus| counts(machine(cpus, true)));
+        assert_eq!(shared, [(1, 1, 0), (1, 1, 1), (1, 2, 1), (1, 2, 2), (2, 2, 4), (4, 2, 8), (4, 2, 8)]);
+        let not = [1, 2, 3, 4, 8, 128].map(|cpus| counts(machine(cpus, false)));
+        assert_eq!(not, [(1, 1, 0), (1, 1, 1), (2, 1, 1), (2, 1, 2), (4, 1, 4), (4, 1, 8)]);
         let four = Wanted { queues: Some(4), ..machine(2, true) };
-        assert_eq!(counts(four), (4, 1), "no more threads than processors");
-        assert_eq!(counts(Wanted { threads: Some(3), ..four }), (4, 3), "unless they are wanted");
-        assert_eq!(counts(Wanted { depth: Some(1), ..machine(4, true) }), (1, 1), "a request for each");
+        assert_eq!(counts(four), (4, 1, 0), "no more threads than processors");
+        assert_eq!(
+            counts(Wanted { threads: Some(3), hash_threads: Some(2), ..four }),
+            (4, 3, 2),
+            "unless they are wanted"
+        );
+        assert_eq!(counts(Wanted { depth: Some(1), ..machine(4, true) }), (1, 1, 3), "a request for each");
+        let most = Wanted { queues: Some(u16::MAX), threads: Some(u16::MAX), ..machine(4, true) };
+        assert_eq!(counts(most), (u16::MAX, u16::MAX, 0));
     }
 
     fn plan(block_size: u32, size: u64) -> VolumeInfo {

@@ -1,4 +1,4 @@
-//! The threads beside the queues: checkpoints and prefetch. Each has a ring of its own, so that no
+//! The threads beside the queues: hashing, checkpoints and prefetch. The last two have a ring of their own each, so that no
 //! queue ever waits for them but where the library says so (log space).
 
 use super::log::{Event, Log};
@@ -7,13 +7,14 @@ use crate::{
     device::Backings,
     ring::{DeviceFiles, OwnRing},
 };
+use crossbeam_channel::{Sender, TrySendError};
 use futures_util::future::join_all;
 use std::{
     io,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
 };
-use ublk_integrity::{Hint, HintReceiver, Latched, Slot, Volume, Work};
+use ublk_integrity::{HashJob, HashThreads, Hint, HintReceiver, Latched, Slot, Volume, Work};
 
 /// Hints followed at a time.
 pub const PREFETCH_LANES: usize = 8;
@@ -55,6 +56,23 @@ pub fn start_checkpoints(
     })?;
     started.recv().unwrap_or_else(|_| Err(io::Error::other("the checkpoint thread died")))?;
     Ok(thread)
+}
+
+/// Starts threads that hash for those that serve requests, as long as there is somebody to ask them.
+///
+/// They are asked by a channel without room: what is sent has been received.
+pub fn start_hashing(threads: u16) -> io::Result<HashThreads> {
+    let (sender, jobs) = crossbeam_channel::bounded::<HashJob>(0);
+    for i in 0..threads {
+        let jobs = jobs.clone();
+        named(&format!("hash {i}")).spawn(move || jobs.iter().for_each(HashJob::run))?;
+    }
+    Ok(hash_threads(sender))
+}
+
+/// The threads that receive from a channel without room.
+pub fn hash_threads(sender: Sender<HashJob>) -> HashThreads {
+    HashThreads::new(move |job| sender.try_send(job).err().map(TrySendError::into_inner))
 }
 
 /// Starts the prefetch thread, which ends with the last sender of hints. Whatever becomes of it, reads do without.

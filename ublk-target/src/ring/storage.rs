@@ -82,6 +82,10 @@ impl Storage for RingStorage {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         self.ops.turn().end()
     }
+
+    fn others_can_go_on(&self) -> bool {
+        self.ops.turn().others_ready()
+    }
 }
 
 /// A read or write under way.

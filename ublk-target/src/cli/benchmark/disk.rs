@@ -1,6 +1,6 @@
 //! The verified path on a real disk beside plain I/O on the same file, and opening after a crash.
 
-use super::lanes::{Lane, Pattern, Run, Target, Until, lanes};
+use super::lanes::{Hashing, Lane, Pattern, Run, Target, Until, lanes};
 use crate::{
     device::{Backings, Use},
     failure::{Context, Exit, Failure, Outcome},
@@ -51,7 +51,7 @@ const CRASH_VOLUME: u64 = 64 << 20;
 #[derive(Serialize)]
 pub struct DiskSpeed {
     pub pattern: &'static str,
-    /// Threads for requests.
+    /// One for requests; the others hash for it.
     pub threads: usize,
     pub request_bytes: usize,
     pub plain: f64,
@@ -84,8 +84,14 @@ pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Out
     let volume_bytes = create::plan(&usual)?.data_device_bytes.max(create::plan(&crash)?.data_device_bytes);
     // Plain I/O goes to the same file, behind the volume.
     let scratch = Scratch::new(folder, volume_bytes + size)?;
-    let bench =
-        Bench { offline: scratch.open()?, size, plain: Target::Plain(volume_bytes), turn: time / TURNS, threads };
+    let bench = Bench {
+        offline: scratch.open()?,
+        size,
+        plain: Target::Plain(volume_bytes),
+        turn: time / TURNS,
+        threads,
+        hashing: Hashing::new(),
+    };
     let disk = bench.patterns(&bench.new_volume(&usual)?)?;
     let open_after_crash_seconds = bench.open_after_crash(&crash)?;
     Ok(DiskReport { disk, format_1t_seconds, crash_writes: CRASH_WRITES, open_after_crash_seconds })
@@ -146,8 +152,9 @@ struct Bench {
     plain: Target<'static>,
     /// How long one turn takes.
     turn: Duration,
-    /// Most threads for requests.
+    /// Most threads.
     threads: usize,
+    hashing: Hashing,
 }
 
 /// An open volume and its key.
@@ -174,6 +181,7 @@ impl Bench {
             on_mismatch: OnMismatch::Fail,
             open_id: random()?,
             hints: None,
+            hash_threads: Some(self.hashing.way()),
         };
         Ok(self.offline.run(open(&self.offline.io(), key, &options))??)
     }
@@ -204,6 +212,7 @@ impl Bench {
             })
         };
         let counts = if self.threads > 1 { &[1, self.threads][..] } else { &[1] };
+        // One request at a time needs one thread.
         let runs = PATTERNS.iter().flat_map(|p| counts.iter().filter(|n| **n <= p.depth).map(move |n| (p, *n)));
         runs.map(|(pattern, threads)| one(pattern, threads)).collect()
     }
@@ -237,7 +246,7 @@ impl Bench {
         until: Until,
     ) -> Outcome<f64> {
         let (fds, files) = self.offline.handles();
-        let run = Run { pattern, target, size: self.size, until, threads, fds: &fds, files };
+        let run = Run { pattern, target, size: self.size, until, threads, hashing: &self.hashing, fds: &fds, files };
         run.measure(&mut lanes[..pattern.depth])
     }
 }

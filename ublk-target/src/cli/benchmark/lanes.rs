@@ -2,20 +2,24 @@
 
 use crate::{
     checkpoints::{self, Stop},
+    daemon::workers::hash_threads,
     failure::{Context, Exit, Failure, Outcome},
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
+use crossbeam_channel::{Receiver, Sender, select};
 use std::{
     future::Future,
     os::fd::RawFd,
     sync::{
-        Barrier, Mutex, OnceLock, PoisonError,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
-use ublk_integrity::{BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Slot, Storage, Volume};
+use ublk_integrity::{
+    BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, HashJob, HashThreads, Slot, Storage, Volume,
+};
 
 /// One way to use a disk.
 pub struct Pattern {
@@ -77,11 +81,41 @@ pub struct Run<'a> {
     /// Bytes that are read and written: whole requests.
     pub size: u64,
     pub until: Until,
-    /// Threads for requests, of which none has less than one lane.
+    /// One for requests; the others hash for it.
     pub threads: usize,
+    /// The way to those.
+    pub hashing: &'a Hashing,
     /// For the ring of each.
     pub fds: &'a [RawFd],
     pub files: DeviceFiles,
+}
+
+/// A way to hash threads that are there while a run is.
+pub struct Hashing {
+    sender: Sender<HashJob>,
+    jobs: Receiver<HashJob>,
+}
+
+impl Hashing {
+    pub fn new() -> Self {
+        let (sender, jobs) = crossbeam_channel::bounded(0);
+        Self { sender, jobs }
+    }
+
+    /// For a volume.
+    pub fn way(&self) -> HashThreads {
+        hash_threads(self.sender.clone())
+    }
+
+    /// Works until the other end of `end` is dropped.
+    fn work(&self, end: &Receiver<()>) {
+        loop {
+            select! {
+                recv(self.jobs) -> job => job.into_iter().for_each(HashJob::run),
+                recv(end) -> _ => return,
+            }
+        }
+    }
 }
 
 /// What the lanes of a run share.
@@ -122,31 +156,26 @@ impl Run<'_> {
                 Target::Volume(volume) => Some(scope.spawn(|| self.make_checkpoints(volume, &stop))),
                 Target::Unattended(_) | Target::Plain(_) => None,
             };
-            self.on_threads(lanes, &progress);
+            let requests = self.requests(lanes, &progress);
             let synced = self.sync(&mut lanes[0]);
             let seconds = progress.elapsed().as_secs_f64();
             stop.set();
             let ended = checkpoints.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|_| std::process::abort()));
-            synced.and(ended).map(|()| seconds)
+            requests.and(synced).and(ended).map(|()| seconds)
         })?;
         let failed = progress.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
         failed.map_or(Ok(progress.moved.into_inner() as f64 / seconds), Err)
     }
 
-    /// Returns when all have ended.
-    fn on_threads(&self, lanes: &mut [Lane], progress: &Progress) {
-        let share = lanes.len().div_ceil(self.threads);
-        let shares: Vec<_> = lanes.chunks_mut(share).collect();
-        let all_ready = Barrier::new(shares.len());
+    /// All requests, with threads beside this one that hash for them.
+    fn requests(&self, lanes: &mut [Lane], progress: &Progress) -> Outcome {
+        let (running, end) = crossbeam_channel::bounded(0);
         thread::scope(|scope| {
-            for lanes in shares {
-                scope.spawn(|| {
-                    if let Err(failure) = self.on_this_thread(lanes, &all_ready, progress) {
-                        progress.fail(failure);
-                    }
-                });
-            }
-        });
+            (1..self.threads).for_each(|_| drop(scope.spawn(|| self.hashing.work(&end))));
+            let done = self.on_this_thread(lanes, progress);
+            drop(running);
+            done
+        })
     }
 
     fn sync(&self, lane: &mut Lane) -> Outcome {
@@ -168,16 +197,12 @@ impl Run<'_> {
         synced.doing("io_uring failed")?
     }
 
-    fn on_this_thread(&self, lanes: &mut [Lane], all_ready: &Barrier, progress: &Progress) -> Outcome {
-        let ring = OwnRing::new(self.fds).doing("can't set up io_uring");
-        if let Ok(ring) = &ring {
-            // Refused, it only costs time.
-            let _ = ring.register(lanes.iter_mut().map(|lane| &mut lane.buf));
-        }
+    fn on_this_thread(&self, lanes: &mut [Lane], progress: &Progress) -> Outcome {
+        let ring = OwnRing::new(self.fds).doing("can't set up io_uring")?;
+        // Refused, it only costs time.
+        let _ = ring.register(lanes.iter_mut().map(|lane| &mut lane.buf));
         Slot::work_together(lanes.iter_mut().filter_map(|lane| lane.slot.as_mut()));
-        // Whatever has failed: the others wait.
-        all_ready.wait();
-        let (ring, _) = (ring?, progress.elapsed());
+        progress.elapsed();
         let io = ring.storage(self.files);
         let requests = lanes.iter_mut().map(|lane| progress.keep(self.lane(&io, lane, progress)));
         ring.run_together(requests).doing("io_uring failed")
