@@ -27,8 +27,8 @@ use std::{
 /// how long it takes.
 const ENOUGH: usize = 16;
 
-/// Blocks that are worth waking another thread for.
-const WORTH: usize = 8;
+/// Bytes that are worth waking another thread for.
+const WORTH: usize = 32 << 10;
 
 /// Threads that hash for those that serve requests.
 #[derive(Clone)]
@@ -221,12 +221,12 @@ impl Volume {
         buf: Buf,
         at: usize,
     ) -> Buf {
-        let many = part.count >= ENOUGH as u64;
-        let together =
-            if many { self.hash_threads.is_some() && io.others_can_go_on() } else { self.tagger.gains_by_company() };
-        let mut work = Work { first: part.first, buf, at, count: part.count as usize, tags: slot.buf(into).lend() };
+        let count = part.count as usize;
+        let alone = self.hash_threads.is_some() && count * self.block_size() >= WORTH && io.others_ready() > 0;
+        let together = alone || self.tagger.gains_by_company(count);
+        let mut work = Work { first: part.first, buf, at, count, tags: slot.buf(into).lend() };
         match &slot.member {
-            Some(member) if together => work = self.tag_together(io, member, work, many).await,
+            Some(member) if together => work = self.tag_together(io, member, work, alone).await,
             _ => tag_all(&self.tagger, once(&mut work)),
         }
         slot.buf(into).give_back(work.tags);
@@ -237,28 +237,33 @@ impl Volume {
         let Member { meeting, index } = member;
         let come = meeting.lock().come(*index, work, alone);
         match come {
-            Ok(true) => {}
-            Ok(false) => io.end_of_turn().await,
+            Ok(true) => self.see_to(member, |_| io.others_ready() > 0),
+            Ok(false) => {
+                io.end_of_turn().await;
+                // Those of its own group are ready too, for what it is about to do.
+                self.see_to(member, |requests| io.others_ready() >= requests);
+            }
             Err(mut work) => {
                 tag_all(&self.tagger, once(&mut work));
                 return work;
             }
         }
-        self.see_to(io, member);
         poll_fn(|cx| meeting.lock().leave(*index, cx.waker())).await
     }
 
-    /// Unless it has been seen to: has another thread make the tags, if they are worth that and one waits; if not, makes them.
-    fn see_to<S: Storage>(&self, io: &S, Member { meeting, index }: &Member) {
+    /// Unless it has been seen to: has another thread make the tags, if they are worth that, one waits and this one `has_more` to
+    /// do than this group of so many requests; if not, makes them.
+    fn see_to(&self, Member { meeting, index }: &Member, has_more: impl Fn(usize) -> bool) {
         let works = meeting.lock().take_for(*index);
         if works.is_empty() {
             return;
         }
         let blocks: usize = works.iter().map(|(_, work)| work.count).sum();
+        let worth = blocks * self.block_size() >= WORTH && has_more(works.len());
         let group = Group { meeting: Arc::clone(meeting), works };
         let job = HashJob { group, tagger: Arc::clone(&self.tagger) };
         let left = match &self.hash_threads {
-            Some(HashThreads(offer)) if blocks >= WORTH && io.others_can_go_on() => offer(job),
+            Some(HashThreads(offer)) if worth => offer(job),
             _ => Some(job),
         };
         if let Some(job) = left {

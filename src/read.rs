@@ -107,11 +107,11 @@ impl Volume {
         let bs = self.block_size();
         let firsts = range.blocks().step_by(MAX_VERIFIED);
         let tags = slot.tags.tags(range.count).chunks(MAX_VERIFIED);
-        let old = slot.old.tags(range.count).chunks(MAX_VERIFIED);
-        for (((first, tags), old), data) in firsts.zip(tags).zip(old).zip(data.chunks_mut(MAX_VERIFIED * bs)) {
-            let bad = match made {
-                true => tags.iter().zip(old).rev().fold(0, |bad, (a, b)| bad << 1 | u64::from(!equal(a, b))),
-                false => self.tagger.mismatches(first, data, tags),
+        let mut made = made.then(|| slot.old.tags(range.count).chunks(MAX_VERIFIED));
+        for ((first, tags), data) in firsts.zip(tags).zip(data.chunks_mut(MAX_VERIFIED * bs)) {
+            let bad = match made.as_mut().and_then(Iterator::next) {
+                Some(made) => tags.iter().zip(made).rev().fold(0, |bad, (a, b)| bad << 1 | u64::from(!equal(a, b))),
+                None => self.tagger.mismatches(first, data, tags),
             };
             for (i, (tag, bytes)) in tags.iter().zip(data.chunks_exact_mut(bs)).enumerate() {
                 let is_bad = bad >> i & 1 != 0;

@@ -58,13 +58,21 @@ impl TagBuf {
     }
     /// Room for all tags, which the buffer is without until it is given back.
     pub(crate) fn lend(&mut self) -> Vec<Tag> {
+        self.mend();
         std::mem::take(&mut self.tags)
     }
     pub(crate) fn give_back(&mut self, tags: Vec<Tag>) {
         self.tags = tags;
     }
+    /// A request that was dropped has not given them back.
+    fn mend(&mut self) {
+        if self.tags.is_empty() {
+            self.tags.resize(self.known.len(), ZERO_TAG);
+        }
+    }
     /// Forgets all.
     pub(crate) fn begin(&mut self, range: BlockRange) {
+        self.mend();
         self.known[..range.count as usize].fill(false);
     }
     pub(crate) fn set(&mut self, i: usize, tag: Tag) {

@@ -109,6 +109,7 @@ pub trait Storage {
     /// Completes once the other requests of this thread that can go on have done so, or have for a while: whoever is
     /// about to write for all then takes along what they have to say. Never waits for I/O or for another thread.
     fn end_of_turn(&self) -> impl Future<Output = ()>;
-    /// Whether other requests of this thread can go on now, so that work which another thread could do is better done there.
-    fn others_can_go_on(&self) -> bool;
+    /// How many other requests of this thread can go on now: where there are any, work that another thread could do is better
+    /// done there.
+    fn others_ready(&self) -> usize;
 }

@@ -62,9 +62,9 @@ impl Tagger {
         self.each(0..out.len(), self.consecutive(first, data), |i, tag| out[i] = tag);
     }
 
-    /// Whether two blocks take less time together than one after the other.
-    pub(crate) fn gains_by_company(&self) -> bool {
-        self.method.lanes() > 1
+    /// Whether so many blocks take less time with others than alone.
+    pub(crate) fn gains_by_company(&self, blocks: usize) -> bool {
+        blocks < self.method.lanes()
     }
 
     /// Whether the block is what the tag says; for [`ZERO_TAG`] there is nothing to prove.

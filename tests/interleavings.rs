@@ -201,8 +201,8 @@ fn tags_made_by_other_threads_wake_whoever_waits_for_them() {
         let mut slots = [volume.slot(0), volume.slot(0)];
         Slot::work_together(&mut slots);
         let [one, other] = &mut slots;
-        // Enough alone, then only together.
-        for count in [16, 5] {
+        // Handed over, then hashed together.
+        for count in [16, 1] {
             let one = write_and_read(&volume, &io, one, 0, count, 1);
             block_on(both(one, write_and_read(&volume, &io, other, 40, count, 2)));
         }

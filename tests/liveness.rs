@@ -59,8 +59,8 @@ impl Storage for NeverAnswers {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         ready(())
     }
-    fn others_can_go_on(&self) -> bool {
-        true
+    fn others_ready(&self) -> usize {
+        usize::MAX
     }
 }
 

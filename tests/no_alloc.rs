@@ -98,8 +98,8 @@ impl Storage for Memory {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         soon(())
     }
-    fn others_can_go_on(&self) -> bool {
-        true
+    fn others_ready(&self) -> usize {
+        usize::MAX
     }
 }
 
@@ -107,7 +107,7 @@ const BLOCK: usize = 512;
 const CLIENTS: usize = 4;
 /// Each client keeps to its own blocks, so that it knows what they hold.
 const BLOCKS_EACH: u64 = 3000;
-const MAX_BLOCKS: u64 = 40;
+const MAX_BLOCKS: u64 = 80;
 
 struct Client {
     slot: Slot,
@@ -249,7 +249,7 @@ fn the_io_path_does_not_allocate() {
         Slot::work_together(clients.iter_mut().map(|client| &mut client.slot));
         let checkpoints = run(&volume, &io, clients, rounds);
         assert!(checkpoints > 10, "{checkpoints} checkpoints");
-        assert!(JOBS.get() > rounds, "{} jobs for other threads", JOBS.get());
+        assert!(JOBS.get() > rounds / 10, "{} jobs for other threads", JOBS.get());
     }
 }
 

@@ -57,8 +57,8 @@ impl Storage for MemoryDisk {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         ready(())
     }
-    fn others_can_go_on(&self) -> bool {
-        false
+    fn others_ready(&self) -> usize {
+        0
     }
 }
 

@@ -99,8 +99,8 @@ impl Storage for Memory {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         soon(())
     }
-    fn others_can_go_on(&self) -> bool {
-        true
+    fn others_ready(&self) -> usize {
+        usize::MAX
     }
 }
 

@@ -117,7 +117,7 @@ impl Storage for SimStorage {
     fn end_of_turn(&self) -> impl Future<Output = ()> {
         yield_now()
     }
-    fn others_can_go_on(&self) -> bool {
-        self.disk().rng.chance(50)
+    fn others_ready(&self) -> usize {
+        self.disk().rng.below(8) as usize
     }
 }

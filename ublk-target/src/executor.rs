@@ -59,21 +59,21 @@ impl Wake for TaskWaker {
     }
 }
 
-/// A thread's turn, as its tasks see it: its end, to wait for, and whether others are ready meanwhile; shared by the executor
+/// A thread's turn, as its tasks see it: its end, to wait for, and how many others are ready; shared by the executor
 /// and what the tasks do I/O with.
 pub struct Turn {
     waiting: RefCell<Vec<Waker>>,
-    others_ready: Cell<bool>,
+    others_ready: Cell<usize>,
 }
 
 impl Turn {
     /// With room for so many tasks; it grows beyond, which is harmless but allocates.
     pub fn new(capacity: usize) -> Rc<Self> {
-        Rc::new(Self { waiting: RefCell::new(Vec::with_capacity(capacity)), others_ready: Cell::new(false) })
+        Rc::new(Self { waiting: RefCell::new(Vec::with_capacity(capacity)), others_ready: Cell::new(0) })
     }
 
-    /// Whether there were other ready tasks when the one that runs began to.
-    pub fn others_ready(&self) -> bool {
+    /// How many other tasks were ready when the one that runs began to.
+    pub fn others_ready(&self) -> usize {
         self.others_ready.get()
     }
 
@@ -185,7 +185,7 @@ impl<'a> Executor<'a> {
         let task = &self.tasks[index];
         // Before the poll: a wake that comes during it must queue the task again.
         task.state.queued.store(false, Ordering::SeqCst);
-        self.turn.others_ready.set(self.has_ready());
+        self.turn.others_ready.set(self.aside.borrow().len() + self.ready.tasks.len());
         let mut slot = task.future.borrow_mut();
         let Some(future) = slot.as_mut() else { return };
         if future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready() {
@@ -303,6 +303,27 @@ mod tests {
         exec.run_ready();
         assert_eq!(*order.borrow(), [0, 1, 4, 2, 3]);
         assert!(exec.is_done() && exec.may_sleep());
+    }
+
+    #[test]
+    fn a_task_knows_how_many_others_are_ready() {
+        let (bell, turn, seen) = (doorbell(), Turn::new(3), RefCell::new(Vec::new()));
+        let mut exec = Executor::new(3, &bell, &turn);
+        for ends in [true, true, false] {
+            let (turn, seen) = (&turn, &seen);
+            exec.spawn(async move {
+                seen.borrow_mut().push(turn.others_ready());
+                if ends {
+                    turn.end().await;
+                    seen.borrow_mut().push(turn.others_ready());
+                }
+            });
+        }
+        exec.run_until(|| seen.borrow().len() == 2);
+        exec.end_turn();
+        assert_eq!(*seen.borrow(), [2, 1, 2, 1], "the third was set aside and counts at the end of the turn");
+        exec.run_ready();
+        assert_eq!(seen.borrow()[4..], [0]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod disk;
 mod lanes;
 
 use crate::{
+    daemon::abort_on_panic,
     failure::{Exit, Failure, Outcome},
     os,
     size::Size,
@@ -59,6 +60,8 @@ pub fn run(args: &Args) -> Outcome {
     if !(0.01..=3600.0).contains(&args.time) {
         return Err(Failure::new(Exit::Arguments, format_args!("--time {}: must be from 0.01 to 3600", args.time)));
     }
+    // One that hashes for others would leave them waiting.
+    abort_on_panic();
     let time = Duration::from_secs_f64(args.time);
     let (tags, sha2_bytes_per_second) = tag_speeds(time / 4);
     let mut report = Report {

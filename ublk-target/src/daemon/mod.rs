@@ -1,8 +1,8 @@
 //! The process behind a device.
 //!
 //! ```text
-//!   launch (fork, report) ─> devices opened and locked ─> harden ─> volume opened (recovery)
-//!     ─> threads: hash, log, checkpoint, prefetch ─> ublk device added and started ─> control socket
+//!   launch (fork, report) ─> devices opened and locked ─> harden ─> hash threads ─> volume opened
+//!     (recovery) ─> threads: log, checkpoint, prefetch ─> ublk device added and started ─> control socket
 //!     ─> queues serve … signal, `stop` or another tool's del ─> queues down
 //!     ─> last checkpoint ─> device deleted ─> state removed ─> locks released by exit
 //! ```
@@ -25,7 +25,8 @@ use crate::{
     os, report,
     ublk::{self, BlockShift, Device, Shape, Shared},
 };
-use endings::{Watchdog, abort_on_panic, block_stop_signals, stop_on_signals};
+pub use endings::abort_on_panic;
+use endings::{Watchdog, block_stop_signals, stop_on_signals};
 use launch::Reporter;
 use log::{Event, Log, Sink};
 use nix::sys::signal::SigSet;

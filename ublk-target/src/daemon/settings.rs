@@ -162,7 +162,7 @@ impl Wanted {
     fn counts(self) -> Counts {
         let cpus = self.cpus.clamp(1, 16) as u16;
         let serving = cpus.div_ceil(2);
-        let queues = self.queues.unwrap_or(if self.shares { serving.div_ceil(2) } else { serving.min(4) });
+        let queues = self.queues.unwrap_or(if self.shares { (serving / 2).max(1) } else { serving.min(4) });
         let depth = self.depth.unwrap_or(128);
         let threads = if self.shares { (serving / queues).clamp(1, 2).min(depth) } else { 1 };
         let threads = self.threads.unwrap_or(threads);
@@ -218,6 +218,9 @@ impl Defaults {
         }
         while taken(counts) > free / 4 * 3 && counts.depth > 8 && wanted.depth.is_none() {
             counts.depth /= 2;
+        }
+        while taken(counts) > free / 4 * 3 && counts.hash_threads > 1 && wanted.hash_threads.is_none() {
+            counts.hash_threads -= 1;
         }
         // The pages of a cache need a little more than their own size.
         let left = free.saturating_sub(taken(counts)) / 65 * 64;
@@ -304,6 +307,8 @@ mod tests {
         };
         let shared = [1, 2, 3, 4, 8, 16, 128].map(|cpus| counts(machine(cpus, true)));
         assert_eq!(shared, [(1, 1, 0), (1, 1, 1), (1, 2, 1), (1, 2, 2), (2, 2, 4), (4, 2, 8), (4, 2, 8)]);
+        let odd = [5, 6, 10, 14].map(|cpus| counts(machine(cpus, true)));
+        assert_eq!(odd, [(1, 2, 3), (1, 2, 4), (2, 2, 6), (3, 2, 8)]);
         let not = [1, 2, 3, 4, 8, 128].map(|cpus| counts(machine(cpus, false)));
         assert_eq!(not, [(1, 1, 0), (1, 1, 1), (2, 1, 1), (2, 1, 2), (4, 1, 4), (4, 1, 8)]);
         let four = Wanted { queues: Some(4), ..machine(2, true) };

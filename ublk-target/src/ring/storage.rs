@@ -83,7 +83,7 @@ impl Storage for RingStorage {
         self.ops.turn().end()
     }
 
-    fn others_can_go_on(&self) -> bool {
+    fn others_ready(&self) -> usize {
         self.ops.turn().others_ready()
     }
 }
