@@ -1,4 +1,4 @@
-//! Requests of one pattern on several threads, plain or through a volume.
+//! Requests of one pattern on one thread, plain or through a volume; others may hash for it.
 
 use crate::{
     checkpoints::{self, Stop},
@@ -8,12 +8,9 @@ use crate::{
 };
 use crossbeam_channel::{Receiver, Sender, select};
 use std::{
+    cell::{Cell, OnceCell, RefCell},
     future::Future,
     os::fd::RawFd,
-    sync::{
-        Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -121,21 +118,17 @@ impl Hashing {
 /// What the lanes of a run share.
 #[derive(Default)]
 struct Progress {
-    begin: OnceLock<Instant>,
-    next: AtomicU64,
-    moved: AtomicU64,
-    failed: Mutex<Option<Failure>>,
+    begin: OnceCell<Instant>,
+    next: Cell<u64>,
+    moved: Cell<u64>,
+    failed: RefCell<Option<Failure>>,
 }
 
 impl Progress {
-    fn fail(&self, failure: Failure) {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
-    }
-
     /// Keeps the first failure.
     async fn keep(&self, work: impl Future<Output = Outcome>) {
         if let Err(failure) = work.await {
-            self.fail(failure);
+            self.failed.borrow_mut().get_or_insert(failure);
         }
     }
 
@@ -163,8 +156,7 @@ impl Run<'_> {
             let ended = checkpoints.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|_| std::process::abort()));
             requests.and(synced).and(ended).map(|()| seconds)
         })?;
-        let failed = progress.failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-        failed.map_or(Ok(progress.moved.into_inner() as f64 / seconds), Err)
+        progress.failed.into_inner().map_or(Ok(progress.moved.into_inner() as f64 / seconds), Err)
     }
 
     /// All requests, with threads beside this one that hash for them.
@@ -202,6 +194,7 @@ impl Run<'_> {
         // Refused, it only costs time.
         let _ = ring.register(lanes.iter_mut().map(|lane| &mut lane.buf));
         Slot::work_together(lanes.iter_mut().filter_map(|lane| lane.slot.as_mut()));
+        // Time counts from here.
         progress.elapsed();
         let io = ring.storage(self.files);
         let requests = lanes.iter_mut().map(|lane| progress.keep(self.lane(&io, lane, progress)));
@@ -219,7 +212,7 @@ impl Run<'_> {
         let request = self.pattern.request as u64;
         let places = self.size / request;
         loop {
-            let turn = progress.next.fetch_add(1, Ordering::Relaxed);
+            let turn = progress.next.replace(progress.next.get() + 1);
             let done = match self.until {
                 Until::Elapsed(time) => progress.elapsed() >= time,
                 Until::Moved(bytes) => turn * request >= bytes,
@@ -234,7 +227,7 @@ impl Run<'_> {
                 }
                 Target::Plain(from) => plain(self.pattern, io, lane, from + place * request).await?,
             }
-            progress.moved.fetch_add(request, Ordering::Relaxed);
+            progress.moved.set(progress.moved.get() + request);
         }
     }
 }
