@@ -151,8 +151,7 @@ impl<'a> Executor<'a> {
 
     /// The same, but leaves the rest for the next call once `enough` says so; returns whether it did.
     pub fn run_until(&self, enough: impl Fn() -> bool) -> bool {
-        let ready = self.aside.borrow().len() + self.ready.tasks.len();
-        for _ in 0..ready {
+        for _ in 0..self.ready() {
             let aside = self.aside.borrow_mut().pop_front();
             let Some(index) = aside.or_else(|| self.ready.tasks.pop()) else { return false };
             self.run(index);
@@ -185,7 +184,7 @@ impl<'a> Executor<'a> {
         let task = &self.tasks[index];
         // Before the poll: a wake that comes during it must queue the task again.
         task.state.queued.store(false, Ordering::SeqCst);
-        self.turn.others_ready.set(self.aside.borrow().len() + self.ready.tasks.len());
+        self.turn.others_ready.set(self.ready());
         let mut slot = task.future.borrow_mut();
         let Some(future) = slot.as_mut() else { return };
         if future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready() {
@@ -196,7 +195,12 @@ impl<'a> Executor<'a> {
 
     /// Whether a task is ready.
     pub fn has_ready(&self) -> bool {
-        !self.aside.borrow().is_empty() || !self.ready.tasks.is_empty()
+        self.ready() > 0
+    }
+
+    /// How many tasks are.
+    fn ready(&self) -> usize {
+        self.aside.borrow().len() + self.ready.tasks.len()
     }
 
     /// Whether every task has ended.
