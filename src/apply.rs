@@ -6,9 +6,12 @@
 //! untouched. Work goes in batches, so that the device always has several requests.
 
 use crate::{
-    BlockRange, Buf, Device, DeviceError, Durability, Epoch, Errno, Latched, Storage,
+    Buf, Device, DeviceError, Durability, Epoch, Errno, Latched, Storage,
     cache::Lookup,
-    format::{EntryState, Layout, PAGE_BYTES, PageId, TAG_BYTES, TREE_FANOUT, Tag, TreeEntry, ZERO_TAG, digest},
+    changes::{Changes, Effect},
+    format::{
+        EntryState, Layout, PAGE_BYTES, PageId, TAG_BYTES, TREE_FANOUT, Tag, TreeEntry, ZERO_TAG, digest, digest_each,
+    },
     keys::equal,
     lookup::{READ_PAUSE, READ_TRIES},
     pending::{PendingSet, PendingTag, ZeroRun},
@@ -74,45 +77,6 @@ pub(crate) struct Applied {
     pub(crate) pages_lost: u64,
 }
 
-/// What the pending changes do to a page's blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Effect {
-    None,
-    /// All become zeros and nothing else: the entry becomes absent.
-    Vanish,
-    Change,
-}
-
-/// Walks the sorted changes along with ascending page indices.
-struct Changes<'a> {
-    tags: &'a [PendingTag],
-    runs: &'a [ZeroRun],
-}
-
-impl<'a> Changes<'a> {
-    fn tags_in(&self, range: BlockRange) -> &'a [PendingTag] {
-        let from = self.tags.partition_point(|t| t.block < range.first);
-        let len = self.tags[from..].partition_point(|t| t.block.0 < range.end());
-        &self.tags[from..from + len]
-    }
-    fn runs_in(&self, range: BlockRange) -> &'a [ZeroRun] {
-        let from = self.runs.partition_point(|r| r.end <= range.first.0);
-        let len = self.runs[from..].partition_point(|r| r.start < range.end());
-        &self.runs[from..from + len]
-    }
-    /// Whether the runs leave no block of the range out.
-    fn zeroes_all(&self, range: BlockRange) -> bool {
-        matches!(self.runs_in(range), [run, ..] if run.start <= range.first.0 && run.end >= range.end())
-    }
-    fn effect(&self, range: BlockRange) -> Effect {
-        match (self.tags_in(range).is_empty(), self.runs_in(range)) {
-            (true, []) => Effect::None,
-            (true, _) if self.zeroes_all(range) => Effect::Vanish,
-            _ => Effect::Change,
-        }
-    }
-}
-
 /// A page as the base of its new version.
 enum Base {
     /// Verified bytes are in the buffer.
@@ -135,8 +99,7 @@ pub(crate) async fn apply<S: Storage>(
 ) -> Result<(TreeEntry, Applied), Latched> {
     let Scratch { tags, runs, touched, bufs } = scratch;
     set.sorted(tags, runs);
-    join_runs(runs);
-    let changes = Changes { tags, runs };
+    let changes = Changes::new(tags, runs);
     let mut job = Job { io, tree, set, changes, epoch, bufs, applied: Applied::default() };
     let top = tree.layout.root_page();
     touched.iter_mut().for_each(Vec::clear);
@@ -154,17 +117,6 @@ pub(crate) async fn apply<S: Storage>(
         job.rewrite(level, &mut here[0], below.last().map_or(&[], Vec::as_slice)).await?;
     }
     Ok((touched[usize::from(top.level)][0].entry, job.applied))
-}
-
-/// Runs that touch each other become one: what they say of a page is then said by one of them.
-fn join_runs(runs: &mut Vec<ZeroRun>) {
-    runs.dedup_by(|next, run| {
-        let touch = run.end == next.start;
-        if touch {
-            run.end = next.end;
-        }
-        touch
-    });
 }
 
 struct Job<'a, S> {
@@ -207,34 +159,10 @@ impl<S: Storage> Job<'_, S> {
     async fn rewrite(&mut self, level: u8, here: &mut [Touched], below: &[Touched]) -> Result<(), Latched> {
         for batch in here.chunks_mut(BATCH) {
             let bases = self.load(level, batch).await?;
-            let mut writes = [const { None }; BATCH];
-            for (i, page) in batch.iter_mut().enumerate() {
-                let id = PageId { level, index: page.index };
-                let mut buf = self.bufs[i].take().expect("loads have ended");
-                match bases[i] {
-                    Some(Base::Page) => {}
-                    Some(Base::Lost) => {
-                        buf.fill(0xff);
-                        self.applied.pages_lost += u64::from(page.entry.state() != EntryState::Lost);
-                    }
-                    _ => buf.fill(0),
-                }
-                match level {
-                    0 => self.change_tags(id, &mut buf),
-                    _ => self.change_entries(id, &mut buf, below),
-                }
-                if buf.iter().all(|b| *b == 0) {
-                    page.entry = TreeEntry::ABSENT;
-                    self.bufs[i] = Some(buf);
-                    continue;
-                }
-                let slot = page.entry.other_slot();
-                page.entry = TreeEntry::new(digest(id, &buf), self.epoch, slot);
-                self.tree.cache.put(id, self.epoch, &buf, false);
-                let offset = self.tree.layout.slot_offset(id, slot);
-                self.applied.pages_written += 1;
-                writes[i] = Some(self.io.write(Device::Meta, offset, buf, 0..PAGE_BYTES, Durability::MayBeLost));
+            for (i, (page, base)) in batch.iter_mut().zip(bases).enumerate() {
+                self.change(PageId { level, index: page.index }, i, page.entry, base, below);
             }
+            let mut writes = self.write_new(level, batch);
             let mut failed = None;
             for (i, write) in writes.iter_mut().enumerate() {
                 let Some(write) = write.take() else { continue };
@@ -248,6 +176,48 @@ impl<S: Storage> Job<'_, S> {
             }
         }
         Ok(())
+    }
+
+    /// Makes the new version of a page in the `i`-th buffer.
+    fn change(&mut self, id: PageId, i: usize, current: TreeEntry, base: Option<Base>, below: &[Touched]) {
+        let mut buf = self.bufs[i].take().expect("loads have ended");
+        match base {
+            Some(Base::Page) => {}
+            Some(Base::Lost) => {
+                buf.fill(0xff);
+                self.applied.pages_lost += u64::from(current.state() != EntryState::Lost);
+            }
+            _ => buf.fill(0),
+        }
+        match id.level {
+            0 => self.change_tags(id, &mut buf),
+            _ => self.change_entries(id, &mut buf, below),
+        }
+        self.bufs[i] = Some(buf);
+    }
+
+    /// Gives the new versions of a batch of pages their entries, and starts their writes. Those of zeros alone need none.
+    fn write_new(&mut self, level: u8, batch: &mut [Touched]) -> [Option<S::Transfer>; BATCH] {
+        let mut digests = [None; BATCH];
+        let id = |page: &Touched| PageId { level, index: page.index };
+        let bufs = self.bufs.iter().map(|buf| buf.as_deref().expect("loads have ended"));
+        let pages = batch.iter().zip(bufs).enumerate().map(|(i, (page, buf))| (i, id(page), buf));
+        digest_each(pages.filter(|(.., buf)| buf.iter().any(|b| *b != 0)), |i, digest| digests[i] = Some(digest));
+        let mut writes = [const { None }; BATCH];
+        for (i, page) in batch.iter_mut().enumerate() {
+            let Some(digest) = digests[i] else {
+                page.entry = TreeEntry::ABSENT;
+                continue;
+            };
+            let slot = page.entry.other_slot();
+            page.entry = TreeEntry::new(digest, self.epoch, slot);
+            let buf = self.bufs[i].take().expect("just hashed");
+            self.tree.cache.put(id(page), self.epoch, &buf, false);
+            let offset = self.tree.layout.slot_offset(id(page), slot);
+            self.applied.pages_written += 1;
+            writes[i] = Some(self.io.write(Device::Meta, offset, buf, 0..PAGE_BYTES, Durability::MayBeLost));
+        }
+        writes
     }
 
     fn change_tags(&self, id: PageId, page: &mut [u8]) {
@@ -308,11 +278,25 @@ impl<S: Storage> Job<'_, S> {
             let offset = self.tree.layout.slot_offset(id, slot);
             reads[i] = Some(self.io.read(Device::Meta, offset, buf, 0..PAGE_BYTES));
         }
+        let mut results = [None; BATCH];
+        for (i, read) in reads.iter_mut().enumerate() {
+            let Some(read) = read.take() else { continue };
+            let (result, buf) = read.await;
+            (results[i], self.bufs[i]) = (Some(result), Some(buf));
+        }
+        let id = |page: &Touched| PageId { level, index: page.index };
+        let pages = batch.iter().zip(self.bufs.iter()).enumerate().filter(|(i, _)| results[*i] == Some(Ok(())));
+        let pages = pages.map(|(i, (page, buf))| (i, id(page), buf.as_deref().expect("just read")));
+        digest_each(pages, |i, digest| {
+            if equal(&digest, &batch[i].entry.digest) {
+                bases[i] = Some(Base::Page);
+            }
+        });
         let mut failed = None;
         for (i, page) in batch.iter().enumerate() {
-            let Some(read) = reads[i].take() else { continue };
-            let (result, buf) = read.await;
-            let (judged, buf) = self.judge(PageId { level, index: page.index }, page.entry, result, buf).await;
+            let Some(result) = results[i].filter(|_| bases[i].is_none()) else { continue };
+            let buf = self.bufs[i].take().expect("just read");
+            let (judged, buf) = self.judge(id(page), page.entry, result, buf).await;
             self.bufs[i] = Some(buf);
             match judged {
                 Ok(base) => bases[i] = Some(base),

@@ -45,6 +45,7 @@
 mod apply;
 mod buf;
 mod cache;
+mod changes;
 pub mod check;
 mod checkpoint;
 mod counters;
@@ -54,6 +55,7 @@ mod format;
 mod hashing;
 pub mod hints;
 mod keys;
+mod lanes;
 mod log;
 mod lookup;
 pub mod open;

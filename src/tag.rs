@@ -4,6 +4,7 @@ use crate::{
     BlockIndex,
     format::{LOST_TAG, Layout, Tag, ZERO_TAG},
     keys::{Blake3Key, Keys, TagAlgorithm, equal},
+    lanes::{self, Lanes},
     sha256::{Engine, HmacKey},
 };
 
@@ -69,7 +70,7 @@ impl Tagger {
 
     /// Whether the block is what the tag says; for [`ZERO_TAG`] there is nothing to prove.
     pub(crate) fn proves(&self, tag: &Tag, block: BlockIndex, data: &[u8]) -> bool {
-        *tag != LOST_TAG && equal(tag, &self.side_by_side([(block, data)])[0])
+        *tag != LOST_TAG && equal(tag, &self.tags_of([(block, data)])[0])
     }
 
     /// Which of at most [`MAX_VERIFIED`] consecutive blocks do not match their tags: bit i for the i-th.
@@ -94,43 +95,17 @@ impl Tagger {
     }
 
     /// Makes the tags of some blocks, whichever they are: `which` are the numbers that `block` knows them by.
-    pub(crate) fn each<'d, W: Copy + Default>(
+    pub(crate) fn each<'d, W: Copy>(
         &self,
         which: impl Iterator<Item = W>,
         block: impl Fn(W) -> (BlockIndex, &'d [u8]),
-        with: impl FnMut(W, Tag),
-    ) {
-        match self.method.lanes() {
-            8 => self.in_groups_of::<8, _>(which, block, with),
-            2 => self.in_groups_of::<2, _>(which, block, with),
-            _ => self.in_groups_of::<1, _>(which, block, with),
-        }
-    }
-
-    /// The same, `N` blocks side by side.
-    fn in_groups_of<'d, const N: usize, W: Copy + Default>(
-        &self,
-        mut which: impl Iterator<Item = W>,
-        block: impl Fn(W) -> (BlockIndex, &'d [u8]),
         mut with: impl FnMut(W, Tag),
     ) {
-        let mut group = [W::default(); N];
-        loop {
-            let count = group.iter_mut().zip(which.by_ref()).map(|(place, i)| *place = i).count();
-            let Some(&spare) = group[..count].last() else { return };
-            // Lanes without a block cost as much as those with one: less than a third full they are not worth it.
-            if count == 1 || 3 * count < N {
-                group[..count].iter().for_each(|i| with(*i, self.side_by_side([block(*i)])[0]));
-            } else {
-                group[count..].fill(spare);
-                let tags = self.side_by_side(group.map(&block));
-                group[..count].iter().zip(tags).for_each(|(i, tag)| with(*i, tag));
-            }
-        }
+        lanes::each(self, which.map(|w| (w, block(w))), |(w, _), tag| with(w, tag));
     }
 
-    /// The tags of any blocks; two may take hardly longer than one.
-    fn side_by_side<const N: usize>(&self, blocks: [(BlockIndex, &[u8]); N]) -> [Tag; N] {
+    /// The tags of any blocks.
+    fn tags_of<const N: usize>(&self, blocks: [(BlockIndex, &[u8]); N]) -> [Tag; N] {
         let blocks = blocks.map(|(block, data)| (self.layout.volume_offset(block).0.to_le_bytes(), data));
         let tags = match &self.method {
             Method::HmacSha256 { key, engine } => hmac_sha256(key, *engine, blocks),
@@ -139,6 +114,18 @@ impl Tagger {
         // 2^-255: but a tag that means something else must not be one that can occur.
         debug_assert!(tags.iter().all(|tag| *tag != ZERO_TAG && *tag != LOST_TAG));
         tags
+    }
+}
+
+impl<'d, W: Copy> Lanes<(W, (BlockIndex, &'d [u8]))> for Tagger {
+    type Output = Tag;
+
+    fn lanes(&self) -> usize {
+        self.method.lanes()
+    }
+
+    fn side_by_side<const N: usize>(&self, blocks: [(W, (BlockIndex, &'d [u8])); N]) -> [Tag; N] {
+        self.tags_of(blocks.map(|(_, block)| block))
     }
 }
 

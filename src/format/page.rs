@@ -1,8 +1,12 @@
 //! Tag pages and tree pages.
 
 use super::{PAGE_BYTES, PageId, TAG_BYTES};
-use crate::{Epoch, keys::Digest};
-use sha2::{Digest as _, Sha256};
+use crate::{
+    Epoch,
+    keys::Digest,
+    lanes::{self, Lanes},
+    sha256::Engine,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian::U64};
 
 /// Tags in a tag page: 4096 / 32 = 128.
@@ -68,13 +72,39 @@ impl TreeEntry {
     }
 }
 
+/// What comes before a page where it is hashed: label ‖ le64(level) ‖ le64(index).
+fn prefix(id: PageId) -> [u8; 40] {
+    let mut prefix = [0; 40];
+    prefix[..24].copy_from_slice(PAGE_LABEL);
+    prefix[24..32].copy_from_slice(&u64::from(id.level).to_le_bytes());
+    prefix[32..].copy_from_slice(&id.index.to_le_bytes());
+    prefix
+}
+
 /// SHA-256(label ‖ le64(level) ‖ le64(index) ‖ page).
 pub(crate) fn digest(id: PageId, page: &[u8]) -> Digest {
-    Sha256::new()
-        .chain_update(PAGE_LABEL)
-        .chain_update(u64::from(id.level).to_le_bytes())
-        .chain_update(id.index.to_le_bytes())
-        .chain_update(page)
-        .finalize()
-        .into()
+    PageHash(Engine::detect()).side_by_side([((), id, page)])[0]
+}
+
+/// The digests of many pages; `W` says which one it is.
+pub(crate) fn digest_each<'p, W: Copy>(
+    pages: impl Iterator<Item = (W, PageId, &'p [u8])>,
+    mut with: impl FnMut(W, Digest),
+) {
+    lanes::each(&PageHash(Engine::detect()), pages, |(which, ..), digest| with(which, digest));
+}
+
+struct PageHash(Engine);
+
+impl<'p, W: Copy> Lanes<(W, PageId, &'p [u8])> for PageHash {
+    type Output = Digest;
+
+    fn lanes(&self) -> usize {
+        self.0.lanes()
+    }
+
+    fn side_by_side<const N: usize>(&self, pages: [(W, PageId, &'p [u8]); N]) -> [Digest; N] {
+        let prefixes = pages.map(|(_, id, _)| prefix(id));
+        self.0.prefixed_digests(std::array::from_fn(|i| (&prefixes[i], pages[i].2)))
+    }
 }

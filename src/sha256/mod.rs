@@ -127,6 +127,27 @@ impl Engine {
         self.compress(&mut states, messages.map(whole_blocks), &[last_block(&[], bytes); N]);
         states.map(to_bytes)
     }
+
+    /// The digests of messages of one length, at least a block, each after a prefix of less than one. They must not end
+    /// within 9 bytes before a block's end: the padding has no block of its own.
+    pub(crate) fn prefixed_digests<const P: usize, const N: usize>(
+        self,
+        messages: [(&[u8; P], &[u8]); N],
+    ) -> [Digest; N] {
+        let bytes = P + messages[0].1.len();
+        let mut states = [INITIAL; N];
+        let parts = messages.map(|(prefix, message)| {
+            let (begin, rest) = message.split_at(BLOCK_BYTES - P);
+            let mut first = [0; BLOCK_BYTES];
+            first[..P].copy_from_slice(prefix);
+            first[P..].copy_from_slice(begin);
+            (first, rest.split_at(rest.len() / BLOCK_BYTES * BLOCK_BYTES))
+        });
+        self.compress(&mut states, [&[]; N], &parts.map(|(first, _)| first));
+        let last = parts.map(|(_, (_, tail))| last_block(tail, bytes as u64));
+        self.compress(&mut states, parts.map(|(_, (blocks, _))| whole_blocks(blocks)), &last);
+        states.map(to_bytes)
+    }
 }
 
 fn one_by_one(states: &mut [State], messages: &[&[Block]], last: &[Block]) {
@@ -229,6 +250,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_prefix_comes_before_the_message(
+            prefix in any::<[u8; 40]>(),
+            len in prop::sample::select(&[64usize, 79, 512, 4096][..]),
+            bytes in prop::collection::vec(any::<u8>(), 2 * 4096),
+        ) {
+            let (a, b) = (&bytes[..len], &bytes[4096..4096 + len]);
+            let reference = |message: &[u8]| sha2(&[&prefix, message].concat());
+            for engine in Engine::all() {
+                prop_assert_eq!(engine.prefixed_digests([(&prefix, a)]), [reference(a)]);
+                prop_assert_eq!(engine.prefixed_digests([(&prefix, a), (&prefix, b)]), [reference(a), reference(b)]);
+            }
+        }
+
         #[test]
         fn same_digests_as_sha2(
             block in prop::sample::select(&[512usize, 1024, 2048, 4096][..]),
