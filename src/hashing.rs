@@ -133,9 +133,9 @@ impl Meeting {
         Self { places: (0..members).map(|_| Place::Free).collect(), waiting: ArrayVec::new() }
     }
 
-    /// A request comes; returns whether there is enough to be done at once. `alone`: its own work is enough. It gets that back
-    /// where an earlier request of the same member was dropped and is still away.
-    fn come(&mut self, index: usize, work: Work, alone: bool) -> Result<bool, Work> {
+    /// A request comes; returns how many blocks can be done together now, [`ENOUGH`] of them at once. `alone`: its own work is
+    /// enough. It gets that back where an earlier request of the same member was dropped and is still away.
+    fn come(&mut self, index: usize, work: Work, alone: bool) -> Result<usize, Work> {
         if let Place::Away(_) = self.places[index] {
             return Err(work);
         }
@@ -143,11 +143,11 @@ impl Meeting {
         self.waiting.retain(|i| *i != index);
         self.places[index] = Place::Waiting(work);
         if alone {
-            return Ok(true);
+            return Ok(ENOUGH);
         }
         self.waiting.push(index);
         let blocks = |i: &usize| if let Place::Waiting(work) = &self.places[*i] { work.count } else { 0 };
-        Ok(self.waiting.iter().map(blocks).sum::<usize>() >= ENOUGH)
+        Ok(self.waiting.iter().map(blocks).sum())
     }
 
     /// Takes the work of this member, and of all in the list if it is one of them; nothing, if it does not wait any more.
@@ -237,9 +237,9 @@ impl Volume {
         let Member { meeting, index } = member;
         let come = meeting.lock().come(*index, work, alone);
         match come {
-            Ok(true) => self.see_to(member, |_| io.others_ready() > 0),
-            Ok(false) => {
-                io.end_of_turn().await;
+            Ok(ENOUGH..) => self.see_to(member, |_| io.others_ready() > 0),
+            Ok(blocks) => {
+                io.end_of_turn(self.tagger.gains_by_more(blocks)).await;
                 // Those of its own group are ready too, for what it is about to do.
                 self.see_to(member, |requests| io.others_ready() >= requests);
             }
@@ -331,9 +331,9 @@ mod tests {
             let work = Work { first, buf, at, count, tags: vec![ZERO_TAG; MOST] };
             let come = self.meeting.lock().come(index, work, count >= ENOUGH);
             match come {
-                Ok(enough) => {
+                Ok(blocks) => {
                     self.here[index] = Some((tags, place));
-                    if enough {
+                    if blocks >= ENOUGH {
                         self.see_to(index);
                     }
                 }

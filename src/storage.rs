@@ -108,7 +108,10 @@ pub trait Storage {
     fn sleep(&self, time: Duration) -> Self::Command;
     /// Completes once the other requests of this thread that can go on have done so, or have for a while: whoever is
     /// about to write for all then takes along what they have to say. Never waits for I/O or for another thread.
-    fn end_of_turn(&self) -> impl Future<Output = ()>;
+    ///
+    /// `gains`: whether more company would be worth a look for I/O that has ended and requests that have come meanwhile; who
+    /// says so last speaks for all.
+    fn end_of_turn(&self, gains: bool) -> impl Future<Output = ()>;
     /// How many other requests of this thread can go on now: where there are any, work that another thread could do is better
     /// done there.
     fn others_ready(&self) -> usize;

@@ -68,6 +68,11 @@ impl Tagger {
         blocks < self.method.lanes()
     }
 
+    /// Whether so many blocks of several requests gain by more of them: what fills no lane is at most half of the work then.
+    pub(crate) fn gains_by_more(&self, blocks: usize) -> bool {
+        blocks < 2 * self.method.lanes()
+    }
+
     /// Whether the block is what the tag says; for [`ZERO_TAG`] there is nothing to prove.
     pub(crate) fn proves(&self, tag: &Tag, block: BlockIndex, data: &[u8]) -> bool {
         *tag != LOST_TAG && equal(tag, &self.tags_of([(block, data)])[0])

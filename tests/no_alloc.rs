@@ -95,7 +95,7 @@ impl Storage for Memory {
     fn sleep(&self, _: Duration) -> Self::Command {
         soon(Ok(()))
     }
-    fn end_of_turn(&self) -> impl Future<Output = ()> {
+    fn end_of_turn(&self, _: bool) -> impl Future<Output = ()> {
         soon(())
     }
     fn others_ready(&self) -> usize {

@@ -54,7 +54,7 @@ impl Storage for MemoryDisk {
     fn sleep(&self, _: Duration) -> Self::Command {
         ready(Ok(()))
     }
-    fn end_of_turn(&self) -> impl Future<Output = ()> {
+    fn end_of_turn(&self, _: bool) -> impl Future<Output = ()> {
         ready(())
     }
     fn others_ready(&self) -> usize {

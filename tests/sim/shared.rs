@@ -96,7 +96,7 @@ impl Storage for Memory {
     fn sleep(&self, time: Duration) -> Self::Command {
         Soon((time < Duration::from_secs(1)).then_some(Ok(())), false)
     }
-    fn end_of_turn(&self) -> impl Future<Output = ()> {
+    fn end_of_turn(&self, _: bool) -> impl Future<Output = ()> {
         soon(())
     }
     fn others_ready(&self) -> usize {

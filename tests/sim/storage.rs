@@ -114,7 +114,7 @@ impl Storage for SimStorage {
         Command(self.start(Device::Data, 0, Kind::Sleep, None))
     }
     /// Others may run before, as the executor likes.
-    fn end_of_turn(&self) -> impl Future<Output = ()> {
+    fn end_of_turn(&self, _: bool) -> impl Future<Output = ()> {
         yield_now()
     }
     fn others_ready(&self) -> usize {

@@ -64,12 +64,18 @@ impl Wake for TaskWaker {
 pub struct Turn {
     waiting: RefCell<Vec<Waker>>,
     others_ready: Cell<usize>,
+    /// What the last of those who wait said.
+    gains: Cell<bool>,
 }
 
 impl Turn {
     /// With room for so many tasks; it grows beyond, which is harmless but allocates.
     pub fn new(capacity: usize) -> Rc<Self> {
-        Rc::new(Self { waiting: RefCell::new(Vec::with_capacity(capacity)), others_ready: Cell::new(0) })
+        Rc::new(Self {
+            waiting: RefCell::new(Vec::with_capacity(capacity)),
+            others_ready: Cell::new(0),
+            gains: Cell::new(false),
+        })
     }
 
     /// How many other tasks were ready when the one that runs began to.
@@ -77,13 +83,15 @@ impl Turn {
         self.others_ready.get()
     }
 
-    /// Completes when the executor next [ends the turn](Executor::end_turn).
-    pub fn end(&self) -> impl Future<Output = ()> {
+    /// Completes when the executor next [ends the turn](Executor::end_turn). `gains`: whether those who wait for that gain
+    /// by more company, so that it is better put off while there may be some.
+    pub fn end(&self, gains: bool) -> impl Future<Output = ()> {
         let mut waits = false;
         poll_fn(move |cx| {
             if std::mem::replace(&mut waits, true) {
                 return Poll::Ready(());
             }
+            self.gains.set(gains);
             self.waiting.borrow_mut().push(cx.waker().clone());
             Poll::Pending
         })
@@ -193,6 +201,11 @@ impl<'a> Executor<'a> {
         }
     }
 
+    /// Whether those who wait for the end of the turn gain by more company.
+    pub fn gains_by_company(&self) -> bool {
+        self.turn.is_awaited() && self.turn.gains.get()
+    }
+
     /// Whether a task is ready.
     pub fn has_ready(&self) -> bool {
         self.ready() > 0
@@ -295,7 +308,7 @@ mod tests {
         let mut exec = Executor::new(4, &bell, &turn);
         exec.spawn(async {
             say(0);
-            turn.end().await;
+            turn.end(true).await;
             say(4);
         });
         (1..4).for_each(|n| exec.spawn(async move { say(n) }));
@@ -318,7 +331,7 @@ mod tests {
             exec.spawn(async move {
                 seen.borrow_mut().push(turn.others_ready());
                 if ends {
-                    turn.end().await;
+                    turn.end(true).await;
                     seen.borrow_mut().push(turn.others_ready());
                 }
             });
@@ -336,7 +349,7 @@ mod tests {
         let mut exec = Executor::new(1, &bell, &turn);
         exec.spawn(async {
             for _ in 0..3 {
-                turn.end().await;
+                turn.end(true).await;
                 ended.set(ended.get() + 1);
             }
         });
@@ -349,10 +362,26 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_last_says_whether_company_is_welcome() {
+        let (bell, turn) = (doorbell(), Turn::new(2));
+        let mut exec = Executor::new(2, &bell, &turn);
+        assert!(!exec.gains_by_company());
+        exec.spawn(turn.end(true));
+        exec.spawn(turn.end(false));
+        assert!(!exec.gains_by_company(), "nobody waits yet");
+        exec.run_until(|| true);
+        assert!(exec.gains_by_company());
+        exec.run_ready();
+        assert!(!exec.gains_by_company());
+        exec.end_turn();
+        assert!(exec.is_done());
+    }
+
+    #[test]
     fn nobody_sleeps_before_the_end_of_a_turn_that_is_waited_for() {
         let (bell, turn) = (doorbell(), Turn::new(1));
         let mut exec = Executor::new(1, &bell, &turn);
-        exec.spawn(turn.end());
+        exec.spawn(turn.end(true));
         exec.run_ready();
         assert!(!exec.has_ready() && !exec.may_sleep());
         exec.end_turn();
@@ -414,9 +443,9 @@ mod interleavings {
             // A wake may come while the turn is ended: who is woken then waits for the end of the next.
             stops.iter().for_each(|stop| {
                 exec.spawn(async {
-                    turn.end().await;
+                    turn.end(true).await;
                     stop.wait().await;
-                    turn.end().await;
+                    turn.end(true).await;
                 });
             });
             drive(&exec, &bell);

@@ -104,45 +104,80 @@ fn reap(port: &Port, ops: &Ops) {
     });
 }
 
-/// The loop of every thread with a ring: run what is ready, submit, wait, take completions (`reap`).
+/// The loop of every thread with a ring: take a turn, submit, wait, take completions (`reap`).
 ///
 /// After each turn it asks how many completions are `expected` at once. If it sleeps it waits for so many, for they cost less
 /// together; but where that is more than one, for a fraction of the time at most that the turn took, and of the longest turn.
 pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: impl Fn() -> usize) -> io::Result<()> {
-    let no_time = Timespec::new();
-    let at_once = SubmitArgs::new().timespec(&no_time);
     loop {
-        // Tasks that wake each other get a few rounds, so that what they submit goes out together; not more, for what
-        // they wait for may be in the ring.
         let begin = Instant::now();
-        for _ in 0..ROUNDS {
-            if exec.run_until(|| ops.is_urgent() || begin.elapsed() >= TURN) || !exec.has_ready() {
-                break;
-            }
-        }
-        exec.end_turn();
+        take_turn(exec, ops, &reap, begin)?;
         if exec.is_done() {
             return Ok(());
         }
-        ops.resubmit();
-        let many = expected();
-        let entered = match (exec.may_sleep(), many) {
-            (true, 2..) => {
-                let a_while = Timespec::from((begin.elapsed() / COMPANY).min(TURN));
-                let args = SubmitArgs::new().timespec(&a_while);
-                ops.port().with(|ring| ring.submitter().submit_with_args(many, &args))
-            }
-            (true, _) => ops.port().with(|ring| ring.submit_and_wait(1)),
-            // Tasks are ready: look only. Asked for no completion at all, the kernel would not make any ready.
-            (false, _) => ops.port().with(|ring| ring.submitter().submit_with_args(1, &at_once)),
+        let wait = match (exec.may_sleep(), expected()) {
+            (true, many @ 2..) => Wait::Many(many, (begin.elapsed() / COMPANY).min(TURN)),
+            (true, _) => Wait::One,
+            (false, _) => Wait::No,
         };
+        let entered = enter(ops, wait);
         exec.awake();
-        match entered {
-            // EBUSY: completions must be taken first, which is what follows. ETIME: there are none yet.
-            Err(e) if !matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME)) => {
-                return Err(e);
+        entered?;
+        reap(ops.port());
+    }
+}
+
+/// Runs what is ready, and what becomes so meanwhile, until the time is up or nothing is left but to wait; then ends the turn.
+///
+/// Where those who wait for its end gain by company, what has come in is taken before it, and what others wait for goes out.
+fn take_turn(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), begin: Instant) -> io::Result<()> {
+    let time_is_up = || begin.elapsed() >= TURN;
+    loop {
+        // Tasks that wake each other get a few rounds, so that what they submit goes out together; not more, for what
+        // they wait for may be in the ring.
+        for _ in 0..ROUNDS {
+            if exec.run_until(|| ops.is_urgent() || time_is_up()) || !exec.has_ready() {
+                break;
             }
-            _ => reap(ops.port()),
         }
+        let more = || ops.is_urgent() || ops.port().has_completions();
+        if !exec.gains_by_company() || !more() || time_is_up() {
+            break;
+        }
+        enter(ops, Wait::No)?;
+        reap(ops.port());
+    }
+    exec.end_turn();
+    Ok(())
+}
+
+/// What to wait for in the kernel.
+enum Wait {
+    No,
+    One,
+    /// So many completions, but only so long.
+    Many(usize, Duration),
+}
+
+/// Submits, waits, and has completions made ready.
+fn enter(ops: &Ops, wait: Wait) -> io::Result<()> {
+    let (least, time) = match wait {
+        // Asked for no completion at all, the kernel would not make any ready.
+        Wait::No => (1, Some(Duration::ZERO)),
+        Wait::One => (1, None),
+        Wait::Many(many, time) => (many, Some(time)),
+    };
+    ops.resubmit();
+    let entered = ops.port().with(|ring| match time {
+        None => ring.submit_and_wait(least),
+        Some(time) => {
+            let time = Timespec::from(time);
+            ring.submitter().submit_with_args(least, &SubmitArgs::new().timespec(&time))
+        }
+    });
+    match entered {
+        // EBUSY: completions must be taken first, which is what follows. ETIME: there are none yet.
+        Err(e) if !matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME)) => Err(e),
+        _ => Ok(()),
     }
 }

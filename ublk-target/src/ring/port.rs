@@ -11,15 +11,14 @@ pub enum Port {
     UblkQueue,
 }
 
-/// A ring that only its thread submits to, and whose completions are made ready in batches when that thread asks.
+/// A ring that only its thread submits to, and whose completions are made ready in batches when that thread asks. That
+/// there are some to ask for can be seen in its memory.
 pub fn build(entries: u32, completions: u32) -> io::Result<IoUring> {
-    let single =
-        IoUring::builder().setup_cqsize(completions).setup_single_issuer().setup_defer_taskrun().build(entries);
-    match single {
+    let mut builder = IoUring::builder();
+    builder.setup_cqsize(completions).setup_taskrun_flag();
+    match builder.clone().setup_single_issuer().setup_defer_taskrun().build(entries) {
         // Linux 6.0 and earlier.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-            IoUring::builder().setup_cqsize(completions).setup_coop_taskrun().build(entries)
-        }
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => builder.setup_coop_taskrun().build(entries),
         other => other,
     }
 }
@@ -36,6 +35,11 @@ impl Port {
             Self::Own(ring) => f(&mut ring.borrow_mut()),
             Self::UblkQueue => crate::ublk::with_queue_ring(f),
         }
+    }
+
+    /// Whether completions can be had without waiting; a look at memory.
+    pub fn has_completions(&self) -> bool {
+        self.with(|ring| ring.submission().taskrun() || !ring.completion().is_empty())
     }
 
     /// Puts an entry into the submission queue; makes room by submitting what is there.

@@ -79,8 +79,8 @@ impl Storage for RingStorage {
         Command(self.ops.start(self.file(Device::Data), Work::Sleep(time)))
     }
 
-    fn end_of_turn(&self) -> impl Future<Output = ()> {
-        self.ops.turn().end()
+    fn end_of_turn(&self, gains: bool) -> impl Future<Output = ()> {
+        self.ops.turn().end(gains)
     }
 
     fn others_ready(&self) -> usize {
