@@ -128,8 +128,8 @@ impl Engine {
         states.map(to_bytes)
     }
 
-    /// The digests of messages of one length, at least a block, each after a prefix of less than one. They must not end
-    /// within 9 bytes before a block's end: the padding has no block of its own.
+    /// The digests of messages of one length, at least a block, each after a prefix of less than one. What of them does not
+    /// fill a block must leave room in it for the padding, 9 bytes.
     pub(crate) fn prefixed_digests<const P: usize, const N: usize>(
         self,
         messages: [(&[u8; P], &[u8]); N],
@@ -261,6 +261,8 @@ mod tests {
             for engine in Engine::all() {
                 prop_assert_eq!(engine.prefixed_digests([(&prefix, a)]), [reference(a)]);
                 prop_assert_eq!(engine.prefixed_digests([(&prefix, a), (&prefix, b)]), [reference(a), reference(b)]);
+                let eight: [&[u8]; 8] = std::array::from_fn(|i| &bytes[i * 500..i * 500 + len]);
+                prop_assert_eq!(engine.prefixed_digests(eight.map(|m| (&prefix, m))), eight.map(reference));
             }
         }
 

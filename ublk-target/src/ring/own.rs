@@ -127,9 +127,8 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: imp
     }
 }
 
-/// Runs what is ready, and what becomes so meanwhile, until the time is up or nothing is left but to wait; then ends the turn.
-///
-/// Where those who wait for its end gain by company, what has come in is taken before it, and what others wait for goes out.
+/// Runs what is ready, then ends the turn. Where those who wait for that gain by company, what has come in is taken before, and
+/// what others wait for goes out; until the time is up.
 fn take_turn(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), begin: Instant) -> io::Result<()> {
     let time_is_up = || begin.elapsed() >= TURN;
     loop {
@@ -161,18 +160,14 @@ enum Wait {
 
 /// Submits, waits, and has completions made ready.
 fn enter(ops: &Ops, wait: Wait) -> io::Result<()> {
-    let (least, time) = match wait {
-        // Asked for no completion at all, the kernel would not make any ready.
-        Wait::No => (1, Some(Duration::ZERO)),
-        Wait::One => (1, None),
-        Wait::Many(many, time) => (many, Some(time)),
-    };
     ops.resubmit();
-    let entered = ops.port().with(|ring| match time {
-        None => ring.submit_and_wait(least),
-        Some(time) => {
+    let entered = ops.port().with(|ring| match wait {
+        // Has completions made ready, too, where the ring's memory shows that there are some.
+        Wait::No => ring.submit(),
+        Wait::One => ring.submit_and_wait(1),
+        Wait::Many(many, time) => {
             let time = Timespec::from(time);
-            ring.submitter().submit_with_args(least, &SubmitArgs::new().timespec(&time))
+            ring.submitter().submit_with_args(many, &SubmitArgs::new().timespec(&time))
         }
     });
     match entered {

@@ -115,16 +115,18 @@ fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
     (0..depth).filter(move |tag| whose(*tag) % shares == share)
 }
 
-/// The requests of one thread, counted: those that were just answered are a guess of what comes next.
+/// The requests of one thread, counted: those that were answered in this turn are a guess of what comes next.
 #[derive(Default)]
 struct Load {
     under_way: Cell<usize>,
+    /// And have not been followed by others yet.
     answered: Cell<usize>,
 }
 
 impl Load {
     fn fetched(&self) {
         self.under_way.set(self.under_way.get() + 1);
+        self.answered.set(self.answered.get().saturating_sub(1));
     }
 
     fn answered(&self) {
@@ -239,6 +241,8 @@ mod tests {
         assert_eq!(load.expected(0), 0, "they did not come");
         turn(1);
         assert_eq!(load.expected(0), 0, "one at a time never waits");
+        (0..3).for_each(|_| turn(4));
+        assert_eq!(load.expected(0), 3, "the same four, three times");
         turn(8);
         assert_eq!(load.expected(1), 1, "an operation is waited for");
         load.fetched();
