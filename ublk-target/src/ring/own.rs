@@ -31,7 +31,7 @@ const COMPANY: u32 = 4;
 
 /// A ring and the loop that drives it.
 pub struct OwnRing {
-    ops: Rc<Ops>,
+    pub(super) ops: Rc<Ops>,
 }
 
 impl OwnRing {
@@ -139,8 +139,8 @@ fn take_turn(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), begin: Instan
                 break;
             }
         }
-        let more = || ops.is_urgent() || ops.port().has_completions();
-        if !exec.gains_by_company() || !more() || time_is_up() {
+        let worth_a_look = exec.gains_by_company() && (ops.is_urgent() || ops.port().has_completions());
+        if !worth_a_look || time_is_up() {
             break;
         }
         enter(ops, Wait::No)?;

@@ -45,6 +45,24 @@ fn what_is_expected_and_does_not_come_is_not_waited_for_long() {
 }
 
 #[test]
+fn before_a_turn_ends_for_those_who_gain_by_company_what_others_wait_for_has_gone_out() {
+    for gains in [true, false] {
+        with_file(|ring, files, _| {
+            let io = &ring.storage(files);
+            let request = |waits: bool| async move {
+                if waits {
+                    io.end_of_turn(gains).await;
+                    assert_eq!(ring.ops.port().with(|ring| ring.submission().is_empty()), gains);
+                } else {
+                    assert_eq!(io.sync(Device::Data).await, Ok(()));
+                }
+            };
+            ring.run_together([true, false].map(request)).unwrap();
+        });
+    }
+}
+
+#[test]
 fn operations_start_at_the_call_and_run_together() {
     with_file(|ring, files, file| {
         let io = ring.storage(files);
