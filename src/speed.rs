@@ -1,5 +1,5 @@
-//! How fast this processor makes tags, and what the verified path costs beside them: for `benchmark` and
-//! `benches/`. Nothing on the I/O path is here.
+//! How fast this processor makes tags, and what the verified path costs beside them: for `benchmark`.
+//! Nothing on the I/O path is here.
 
 mod memory;
 

@@ -3,9 +3,7 @@
 //!
 //! `ADVERSARY_SEED=n` replays one seed; `ADVERSARY_SEEDS=n` sets how many are run (soak).
 
-mod sim;
-
-use sim::{
+use crate::sim::{
     Disk, Rng, SimStorage,
     faults::Faults,
     floors::{Floors, Since},

@@ -3,9 +3,7 @@
 //!
 //! `CRASH_SEED=n` replays one seed; `CRASH_POINTS=n` sets how many crashes a run makes (soak).
 
-mod sim;
-
-use sim::{
+use crate::sim::{
     Rng, SimStorage, block_on, elsewhere, format_options, formatted, open_options,
     oracle::Oracle,
     reopen,

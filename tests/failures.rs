@@ -1,8 +1,6 @@
 //! Devices that give up: what fails, what latches, and what readers still get.
 
-mod sim;
-
-use sim::{
+use crate::sim::{
     Executor, Lab, Rng,
     disk::BadRange,
     exec::Step,

@@ -4,9 +4,7 @@
 //! and 4096 bytes of content for each page that is not all zeros. `GOLDEN_WRITE=1` makes the files that are not
 //! there; one that is there is never written again.
 
-mod sim;
-
-use sim::{Disk, Lab, Rng, SimStorage, format_options, lab::content, open_options, oracle::VersionId};
+use crate::sim::{Disk, Lab, Rng, SimStorage, format_options, lab::content, open_options, oracle::VersionId};
 use std::{fs, path::PathBuf};
 use ublk_integrity::{Device, OpenOptions, TagAlgorithm, create::FormatOptions};
 

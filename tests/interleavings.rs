@@ -1,7 +1,7 @@
 //! Real threads, all their locks and atomics under a model checker: it tries interleavings, finds
 //! deadlocks and lost wake-ups, and prints a schedule that replays.
 //!
-//! `RUSTFLAGS='--cfg shuttle' cargo test --test interleavings`; without the flag there is nothing here.
+//! `RUSTFLAGS='--cfg shuttle' cargo test --profile shuttle --workspace --test interleavings`; without the flag there is nothing here.
 //! `SHUTTLE_ITERATIONS=n` sets how many schedules are tried.
 #![cfg(shuttle)]
 

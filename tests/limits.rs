@@ -1,8 +1,6 @@
 //! The smallest and the largest volume, a full log.
 
-mod sim;
-
-use sim::{Executor, Lab, Rng, disk::Trace, exec::Step, format_options, image::Logged, open_options};
+use crate::sim::{Executor, Lab, Rng, disk::Trace, exec::Step, format_options, image::Logged, open_options};
 use std::cell::Cell;
 use ublk_integrity::{BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, WriteError, create::FormatOptions};
 
@@ -29,9 +27,9 @@ fn written(trace: &[Trace]) -> (usize, usize) {
 fn format_costs_the_same_at_any_size() {
     let cost = |format: FormatOptions| {
         let plan = ublk_integrity::create::plan(&format).unwrap();
-        let io = sim::SimStorage::new(sim::Disk::new(plan.data_device_bytes, None, 4096, 1));
+        let io = crate::sim::SimStorage::new(crate::sim::Disk::new(plan.data_device_bytes, None, 4096, 1));
         io.disk().trace = Some(Vec::new());
-        sim::block_on(&io, ublk_integrity::create::format(&io, &sim::key(), &format)).unwrap();
+        crate::sim::block_on(&io, ublk_integrity::create::format(&io, &crate::sim::key(), &format)).unwrap();
         let trace: Vec<_> = io.disk().trace.take().unwrap().into_iter().map(|(_, t)| t).collect();
         (written(&trace), trace.len())
     };
@@ -198,7 +196,7 @@ fn a_request_larger_than_a_record_is_split() {
     let range = BlockRange::new(BlockIndex(0), too_large);
     let buf = Buf::new(too_large as usize * 512);
     let (result, _) =
-        sim::block_on(&lab.io, lab.volume.write(&lab.io, &mut lab.slot, range, buf, Durability::MayBeLost));
+        crate::sim::block_on(&lab.io, lab.volume.write(&lab.io, &mut lab.slot, range, buf, Durability::MayBeLost));
     assert_eq!(result, Err(WriteError::BadRange(range)));
 }
 
@@ -209,7 +207,8 @@ fn more_runs_of_zeros_than_fit_wait_for_a_checkpoint() {
     let Lab { io, volume, slot, .. } = &mut lab;
     for i in 0..6000 {
         let one = BlockRange::new(BlockIndex(2 * i), 1);
-        sim::block_on(io, sim::lab::with_checkpoints(volume, io, volume.zero(io, slot, one, false))).unwrap();
+        crate::sim::block_on(io, crate::sim::lab::with_checkpoints(volume, io, volume.zero(io, slot, one, false)))
+            .unwrap();
     }
     assert!(lab.volume.status().counters.checkpoints > 0);
     assert!(lab.reads_as(1, 1) && lab.reads_as(0, 0));

@@ -1,8 +1,6 @@
 //! Nobody waits for the hint worker, for a slow reader, or for memory: every request ends, with the right bytes.
 
-mod sim;
-
-use sim::{
+use crate::sim::{
     Executor, Lab, Rng, SimStorage,
     exec::{Step, yield_now},
     format_options, formatted, open_options, reopen,
@@ -185,8 +183,8 @@ fn a_reader_stuck_in_io_holds_up_neither_checkpoints_nor_other_blocks() {
             // The same tag page, and three checkpoints over it.
             let range = BlockRange::new(BlockIndex(140 + i), 1);
             let write = lab.volume.write(&lab.io, &mut other, range, Buf::new(512), Durability::Durable);
-            sim::block_on(&lab.io, write).0.unwrap();
-            sim::block_on(&lab.io, lab.volume.checkpoint(&lab.io)).unwrap();
+            crate::sim::block_on(&lab.io, write).0.unwrap();
+            crate::sim::block_on(&lab.io, lab.volume.checkpoint(&lab.io)).unwrap();
         }
         assert!(stuck.as_mut().poll(&mut cx).is_pending());
     }

@@ -1,9 +1,7 @@
 //! The volume against a plain buffer: random operations, tiny caches, forced checkpoints, reopening.
 
-mod sim;
-
+use crate::sim::{Rng, SimStorage, block_on, format_options, formatted, lab::with_checkpoints, open_options, reopen};
 use proptest::prelude::*;
-use sim::{Rng, SimStorage, block_on, format_options, formatted, lab::with_checkpoints, open_options, reopen};
 use std::ops::Range;
 use ublk_integrity::{BlockIndex, BlockRange, Buf, Durability, OpenOptions, Slot, Volume};
 
@@ -49,7 +47,7 @@ impl Pair {
         let bs = block_size as usize;
         let mut format = format_options(block_size);
         format.separate_meta = separate;
-        format.tag = sim::tag_algorithm(seed);
+        format.tag = crate::sim::tag_algorithm(seed);
         let io = formatted(&format, seed);
         let mut rng = Rng::new(seed);
         let mut options = open_options(&mut rng);

@@ -1,9 +1,7 @@
 //! The orders of section 4, seen on the wire: a random workload under the eyes of [`Watch`], and the
 //! requests that must cost nothing, one by one.
 
-mod sim;
-
-use sim::{
+use crate::sim::{
     Lab, Rng, SimStorage,
     disk::Trace,
     format_options, formatted, open_options,
@@ -25,7 +23,7 @@ fn watched(seed: u64) -> Watch {
     options.max_slots = QUEUES + 1;
     options.cache_bytes = [0, 4096, 1 << 20][seed as usize % 3];
     let io: SimStorage = formatted(&format, seed);
-    let volume = sim::block_on(&io, open(&io, &sim::key(), &options)).unwrap();
+    let volume = crate::sim::block_on(&io, open(&io, &crate::sim::key(), &options)).unwrap();
     let world = World {
         io: io.clone(),
         volume,
@@ -147,7 +145,7 @@ fn data_and_all_tag_pages_of_a_request_are_read_together() {
             assert!(read.as_mut().poll(&mut cx).is_pending());
             let started = io.in_flight();
             assert_eq!(started, if warm { 2 } else { 3 }, "nothing has come back yet");
-            assert!(sim::block_on(io, read).0.is_ok());
+            assert!(crate::sim::block_on(io, read).0.is_ok());
         });
         let meta = trace.iter().filter_map(|t| match t {
             Trace::Read { device: Device::Meta, offset, len } => Some((*offset, *len)),

@@ -1,8 +1,6 @@
 //! The hint worker beside a sequential reader: whole clusters, and the next one before it is asked for.
 
-mod sim;
-
-use sim::{Lab, Rng, block_on, disk::Trace, format_options, open_options};
+use crate::sim::{Lab, Rng, block_on, disk::Trace, format_options, open_options};
 use std::ops::Range;
 use ublk_integrity::{Device, HintReceiver, OpenOptions, Slot, create::FormatOptions, hints};
 

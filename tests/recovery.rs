@@ -1,8 +1,6 @@
 //! The recovery table, one test a row, each crash state laid out by hand.
 
-mod sim;
-
-use sim::{
+use crate::sim::{
     Lab, Rng, SimStorage,
     disk::{BadRange, Trace},
     exec::block_on_steps,
@@ -234,7 +232,7 @@ fn a_read_only_open_writes_nothing_and_finds_the_same() {
     let read_only = OpenOptions { access: Access::ReadOnly, ..options.clone() };
     let mut reader = Lab::open(io.clone(), &read_only).unwrap();
     let seen = contents(&mut reader);
-    let report = sim::block_on(&io, check(&reader.volume, &io, &mut reader.slot, |_| {}));
+    let report = crate::sim::block_on(&io, check(&reader.volume, &io, &mut reader.slot, |_| {}));
     assert_eq!(reader.try_write(0, 1, 9), Err(WriteError::ReadOnly));
     reader.try_flush().unwrap();
     reader.checkpoint();
@@ -311,7 +309,7 @@ fn recovery_cut_short_in_the_middle_of_a_superblock_copy() {
     for steps in 0.. {
         let io = SimStorage::new(lab.disk().fork(steps));
         io.disk().trace = Some(Vec::new());
-        if block_on_steps(&io, open(&io, &sim::key(), &lab.options), steps).is_some() {
+        if block_on_steps(&io, open(&io, &crate::sim::key(), &lab.options), steps).is_some() {
             break;
         }
         let Some(at) = being_written(io.disk().trace.as_ref().unwrap()) else { continue };

@@ -1,8 +1,6 @@
 //! What an open refuses, and what it must not believe: damaged logs, superblocks put back.
 
-mod sim;
-
-use sim::{
+use crate::sim::{
     Lab, Rng, SimStorage, block_on, disk::BadRange, format_options, image::SUPERBLOCKS, lab::content, open_options,
 };
 use ublk_integrity::{

@@ -1,15 +1,13 @@
 //! Everything on the medium changed, one thing at a time: EILSEQ or a refused open, or the right
 //! bytes where a second copy rightly heals it; never wrong bytes.
 
-mod sim;
-
-use sha2::{Digest, Sha256};
-use sim::{
+use crate::sim::{
     Lab, Rng, SimStorage, format_options,
     image::{self, PAGE, SUPERBLOCK_BYTES, SUPERBLOCKS, Superblock},
     lab::content,
     open_options,
 };
+use sha2::{Digest, Sha256};
 use ublk_integrity::{Access, Device, Errno, OpenOptions, create::FormatOptions, open::OpenError};
 
 /// Nothing is cached: every read looks at the medium.

@@ -1,0 +1,15 @@
+//! The library's tests on the simulator: one program, so that the simulator is compiled once.
+
+mod adversary;
+mod crash;
+mod failures;
+mod golden;
+mod limits;
+mod liveness;
+mod model;
+mod orders;
+mod prefetch;
+mod recovery;
+mod refusals;
+mod sim;
+mod tamper;
