@@ -2,8 +2,16 @@
 //!
 //! A request waits here only for requests that came before it and overlap it, and each of those
 //! either has its range or waits for still earlier ones: no cycle.
+//!
+//! Stripes of blocks are dealt out to shards, each with a lock of its own, so that the queues of a volume seldom meet at one.
+//! A request stands in line in each shard that its range touches. It takes its places under the locks of all of them, which is
+//! what makes that one step: whoever came before it in one shard came before it in all.
 
-use crate::{BlockRange, sync::Mutex};
+use crate::{
+    BlockRange,
+    sync::{AtomicUsize, Mutex, MutexGuard, Ordering},
+};
+use arrayvec::ArrayVec;
 use std::{
     future::poll_fn,
     task::{Context, Poll, Waker},
@@ -18,13 +26,31 @@ pub(crate) enum Mode {
     Exclusive,
 }
 
+/// How many shards there are: a bit for each in [`ShardSet`].
+const SHARDS: usize = 16;
+
+/// Some of the shards.
+#[derive(Clone, Copy)]
+struct ShardSet(u16);
+
+impl Iterator for ShardSet {
+    type Item = usize;
+
+    /// In ascending order, in which their locks are taken.
+    fn next(&mut self) -> Option<usize> {
+        let shard = self.0.trailing_zeros() as usize;
+        self.0 &= self.0.wrapping_sub(1);
+        (shard < SHARDS).then_some(shard)
+    }
+}
+
+/// A request's place in the line of a shard.
 struct Claim {
-    ticket: u64,
+    slot: usize,
     range: BlockRange,
     mode: Mode,
-    /// `None` while it waits.
+    /// Nobody before it in this shard is in its way.
     granted: bool,
-    waker: Option<Waker>,
 }
 
 impl Claim {
@@ -33,92 +59,138 @@ impl Claim {
     }
 }
 
-struct Claims {
-    next_ticket: u64,
+/// The requests of a shard, in the order in which they came.
+struct Line {
     claims: Vec<Claim>,
     waiting: usize,
 }
 
-pub(crate) struct Ranges(Mutex<Claims>);
+/// On cache lines of its own, so that queues at work on different shards really don't meet.
+#[repr(align(128))]
+struct Shard(Mutex<Line>);
+
+/// What a slot's request waits for.
+#[repr(align(128))]
+struct Wait {
+    /// Shards that have not granted it its range.
+    shards: AtomicUsize,
+    waker: Mutex<Option<Waker>>,
+}
+
+pub(crate) struct Ranges {
+    shards: Vec<Shard>,
+    /// By slot.
+    waits: Vec<Wait>,
+    /// Binary logarithm of the blocks of a stripe.
+    stripe: u32,
+}
 
 /// A range that is held or waited for; released when dropped.
 pub(crate) struct RangeGuard<'a> {
     ranges: &'a Ranges,
-    ticket: u64,
+    slot: usize,
+    range: BlockRange,
 }
 
 impl Ranges {
-    /// Room for `max` requests at a time; memory is taken here.
-    pub(crate) fn new(max: usize) -> Self {
-        Self(Mutex::new(Claims { next_ticket: 0, claims: Vec::with_capacity(max), waiting: 0 }))
+    /// For requests of `slots` slots, one at a time each, of at most `max_blocks` as a rule: those touch two shards at most.
+    /// Memory is taken here.
+    pub(crate) fn new(slots: usize, max_blocks: usize) -> Self {
+        let shard = |_| Shard(Mutex::new(Line { claims: Vec::with_capacity(slots), waiting: 0 }));
+        let wait = |_| Wait { shards: AtomicUsize::new(0), waker: Mutex::new(None) };
+        Self {
+            shards: (0..SHARDS).map(shard).collect(),
+            waits: (0..slots).map(wait).collect(),
+            stripe: max_blocks.next_power_of_two().trailing_zeros(),
+        }
     }
 
-    /// Waits until the range is ours.
-    pub(crate) async fn acquire(&self, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
-        let guard = self.enqueue(range, mode);
+    /// The memory for so many slots.
+    pub(crate) fn memory_bytes_for(slots: usize) -> u64 {
+        (slots as u64).saturating_mul((SHARDS * size_of::<Claim>() + size_of::<Wait>()) as u64)
+    }
+
+    /// Waits until the range is that of the slot's request.
+    pub(crate) async fn acquire(&self, slot: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
+        let guard = self.stand_in_line(slot, range, mode);
         poll_fn(|cx| guard.poll_granted(cx)).await;
         guard
     }
 
-    fn enqueue(&self, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
-        let mut c = self.0.lock();
-        let ticket = c.next_ticket;
-        c.next_ticket += 1;
-        let mut claim = Claim { ticket, range, mode, granted: false, waker: None };
-        claim.granted = !c.claims.iter().any(|earlier| earlier.conflicts(&claim));
-        c.waiting += usize::from(!claim.granted);
-        debug_assert!(c.claims.len() < c.claims.capacity(), "more claims than slots");
-        c.claims.push(claim);
-        RangeGuard { ranges: self, ticket }
+    fn shards_of(&self, range: BlockRange) -> ShardSet {
+        if range.count == 0 {
+            return ShardSet(0);
+        }
+        let (first, last) = (range.first.0 >> self.stripe, (range.end() - 1) >> self.stripe);
+        if last - first >= SHARDS as u64 {
+            return ShardSet(u16::MAX);
+        }
+        ShardSet((first..=last).fold(0, |set, stripe| set | 1 << (stripe % SHARDS as u64)))
     }
 
-    /// Grants what one release made possible; one waker at a time, so that none is called under the lock.
-    fn grant_next(&self, released: &Claim) -> Option<Waker> {
-        let mut c = self.0.lock();
-        if c.waiting == 0 {
-            return None;
+    fn stand_in_line(&self, slot: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
+        let mut lines: ArrayVec<MutexGuard<'_, Line>, SHARDS> =
+            self.shards_of(range).map(|shard| self.shards[shard].0.lock()).collect();
+        let mut waiting = 0;
+        for line in &mut lines {
+            let mut claim = Claim { slot, range, mode, granted: false };
+            claim.granted = !line.claims.iter().any(|earlier| earlier.conflicts(&claim));
+            let waits = usize::from(!claim.granted);
+            line.waiting += waits;
+            waiting += waits;
+            debug_assert!(line.claims.iter().all(|c| c.slot != slot), "one request a slot at a time");
+            line.claims.push(claim);
         }
-        let free = |claim: &Claim, all: &[Claim]| {
-            !claim.granted
-                && claim.conflicts(released)
-                && !all.iter().any(|o| o.ticket < claim.ticket && o.conflicts(claim))
-        };
-        while let Some(i) = c.claims.iter().position(|claim| free(claim, &c.claims)) {
-            c.claims[i].granted = true;
-            c.waiting -= 1;
-            // Without a waker its task has not been polled yet and will see the grant then.
-            if let Some(waker) = c.claims[i].waker.take() {
-                return Some(waker);
+        // Before the locks go: nobody can grant anything until then.
+        self.waits[slot].shards.store(waiting, Ordering::Release);
+        RangeGuard { ranges: self, slot, range }
+    }
+
+    /// Leaves the line of a shard, and wakes whoever that makes go on; one at a time, so that no waker is called under the lock.
+    fn leave(&self, shard: usize, slot: usize) {
+        let mut line = self.shards[shard].0.lock();
+        let place = line.claims.iter().position(|claim| claim.slot == slot).expect("it left once");
+        let released = line.claims.remove(place);
+        line.waiting -= usize::from(!released.granted);
+        while line.waiting > 0 {
+            let free = |i: usize| {
+                let claim = &line.claims[i];
+                !claim.granted && claim.conflicts(&released) && !line.claims[..i].iter().any(|c| c.conflicts(claim))
+            };
+            let Some(next) = (0..line.claims.len()).find(|i| free(*i)) else { return };
+            line.claims[next].granted = true;
+            line.waiting -= 1;
+            let wait = &self.waits[line.claims[next].slot];
+            // Still under the lock, which one that gives up takes before its slot's next request counts anew.
+            let granted = wait.shards.fetch_sub(1, Ordering::AcqRel) == 1;
+            drop(line);
+            if granted {
+                // Without a waker its task has not been polled yet, or looks once more after leaving it. It may also be that of
+                // the slot's next request, which then looks again.
+                let waker = wait.waker.lock().take();
+                waker.into_iter().for_each(Waker::wake);
             }
+            line = self.shards[shard].0.lock();
         }
-        None
     }
 }
 
 impl RangeGuard<'_> {
     fn poll_granted(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut c = self.ranges.0.lock();
-        let claim = c.claims.iter_mut().find(|c| c.ticket == self.ticket).expect("a claim lives as long as its guard");
-        if claim.granted {
+        let wait = &self.ranges.waits[self.slot];
+        let granted = || wait.shards.load(Ordering::Acquire) == 0;
+        if granted() {
             return Poll::Ready(());
         }
-        claim.waker = Some(cx.waker().clone());
-        Poll::Pending
+        *wait.waker.lock() = Some(cx.waker().clone());
+        // Who grants it counts down first and takes the waker then: one of the two sees the other.
+        if granted() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
-        let released = {
-            let mut c = self.ranges.0.lock();
-            let i = c.claims.iter().position(|c| c.ticket == self.ticket).expect("released once");
-            let claim = c.claims.swap_remove(i);
-            c.waiting -= usize::from(!claim.granted);
-            claim
-        };
-        while let Some(waker) = self.ranges.grant_next(&released) {
-            waker.wake();
-        }
+        self.ranges.shards_of(self.range).for_each(|shard| self.ranges.leave(shard, self.slot));
     }
 }
 
@@ -126,6 +198,7 @@ impl Drop for RangeGuard<'_> {
 mod tests {
     use super::*;
     use crate::BlockIndex;
+    use proptest::prelude::*;
 
     fn range(first: u64, count: u64) -> BlockRange {
         BlockRange::new(BlockIndex(first), count)
@@ -136,12 +209,12 @@ mod tests {
 
     #[test]
     fn readers_share_writers_do_not_and_order_is_kept() {
-        let r = Ranges::new(8);
-        let a = r.enqueue(range(0, 4), Mode::Shared);
-        let b = r.enqueue(range(2, 4), Mode::Shared);
-        let w = r.enqueue(range(3, 1), Mode::Exclusive);
-        let late = r.enqueue(range(3, 1), Mode::Shared);
-        let far = r.enqueue(range(100, 1), Mode::Exclusive);
+        let r = Ranges::new(8, 4);
+        let a = r.stand_in_line(0, range(0, 4), Mode::Shared);
+        let b = r.stand_in_line(1, range(2, 4), Mode::Shared);
+        let w = r.stand_in_line(2, range(3, 1), Mode::Exclusive);
+        let late = r.stand_in_line(3, range(3, 1), Mode::Shared);
+        let far = r.stand_in_line(4, range(100, 1), Mode::Exclusive);
         assert!(held(&a) && held(&b) && !held(&w) && !held(&late) && held(&far));
         drop(a);
         assert!(!held(&w));
@@ -153,12 +226,89 @@ mod tests {
 
     #[test]
     fn a_waiter_that_gives_up_lets_others_pass() {
-        let r = Ranges::new(4);
-        let a = r.enqueue(range(0, 4), Mode::Shared);
-        let w = r.enqueue(range(0, 4), Mode::Exclusive);
-        let b = r.enqueue(range(0, 4), Mode::Shared);
+        let r = Ranges::new(4, 1);
+        let a = r.stand_in_line(0, range(0, 4), Mode::Shared);
+        let w = r.stand_in_line(1, range(0, 4), Mode::Exclusive);
+        let b = r.stand_in_line(2, range(0, 4), Mode::Shared);
         assert!(held(&a) && !held(&b));
         drop(w);
         assert!(held(&b));
+    }
+
+    #[test]
+    fn ranges_that_end_in_one_shard_and_wrap_around_meet_there_alone() {
+        let r = Ranges::new(4, 1);
+        let all = r.stand_in_line(0, range(0, 1 << 40), Mode::Exclusive);
+        let far = r.stand_in_line(1, range(SHARDS as u64 * 5 - 1, 2), Mode::Shared);
+        let none = r.stand_in_line(2, range(7, 0), Mode::Exclusive);
+        assert!(held(&all) && !held(&far) && held(&none));
+        drop(all);
+        assert!(held(&far));
+        let beside = r.stand_in_line(3, range(SHARDS as u64 * 4 - 1, 2), Mode::Exclusive);
+        assert!(held(&beside), "the same shards, other blocks");
+    }
+
+    const SLOTS: usize = 6;
+
+    proptest! {
+        /// Whoever holds a range, and when, is as if there were one line.
+        #[test]
+        fn shards_are_as_one_line(
+            steps in prop::collection::vec((0..SLOTS, 0u64..40, prop_oneof![0u64..6, 0u64..60], any::<bool>()), 1..60),
+            max_blocks in 1usize..5,
+        ) {
+            let r = Ranges::new(SLOTS, max_blocks);
+            let mut guards: [Option<RangeGuard<'_>>; SLOTS] = Default::default();
+            let mut line: Vec<Claim> = Vec::new();
+            for (slot, first, count, exclusive) in steps {
+                if guards[slot].take().is_some() {
+                    line.retain(|claim| claim.slot != slot);
+                } else {
+                    let mode = if exclusive { Mode::Exclusive } else { Mode::Shared };
+                    let guard = r.stand_in_line(slot, range(first, count), mode);
+                    match count {
+                        0 => prop_assert!(held(&guard), "no blocks are in nobody's way"),
+                        _ => line.push(Claim { slot, range: range(first, count), mode, granted: false }),
+                    }
+                    guards[slot] = Some(guard);
+                }
+                for (i, claim) in line.iter().enumerate() {
+                    let expected = !line[..i].iter().any(|earlier| earlier.conflicts(claim));
+                    let guard = guards[claim.slot].as_ref().expect("it is in line");
+                    prop_assert_eq!(held(guard), expected, "slot {} of {} in line", claim.slot, line.len());
+                }
+            }
+        }
+    }
+}
+
+/// Real threads under a model checker: see `sync.rs`.
+#[cfg(all(test, shuttle))]
+mod interleavings {
+    use super::*;
+    use crate::BlockIndex;
+    use shuttle::{future::block_on, sync::Arc, thread};
+
+    #[test]
+    fn who_gives_up_in_line_leaves_nothing_to_its_slots_next_request() {
+        const SCHEDULES: usize = 10_000;
+        let test = || {
+            let blocks = BlockRange::new(BlockIndex(0), 1);
+            let shared = Arc::new((Ranges::new(3, 1), AtomicUsize::new(0)));
+            let hold = move |(ranges, holders): &(Ranges, AtomicUsize), slot| {
+                let _guard = block_on(ranges.acquire(slot, blocks, Mode::Exclusive));
+                assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0, "two hold it");
+                holders.fetch_sub(1, Ordering::SeqCst);
+            };
+            let others = [0, 1].map(|slot| {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || hold(&shared, slot))
+            });
+            drop(shared.0.stand_in_line(2, blocks, Mode::Exclusive));
+            hold(&shared, 2);
+            others.into_iter().for_each(|thread| thread.join().unwrap());
+        };
+        shuttle::check_random(test, SCHEDULES);
+        shuttle::check_pct(test, SCHEDULES, 4);
     }
 }

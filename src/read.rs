@@ -33,7 +33,7 @@ impl Volume {
         let counters = &self.counters[slot.queue];
         counters.reads.add(1);
         counters.read_bytes.add(bytes as u64);
-        let guard = self.ranges.acquire(range, Mode::Shared).await;
+        let guard = self.ranges.acquire(slot.id, range, Mode::Shared).await;
         let (result, buf) = self.fetch(io, slot, range, buf).await;
         drop(guard);
         let bad_page = match result {
@@ -138,7 +138,7 @@ impl Volume {
         range: BlockRange,
         buf: Buf,
     ) -> (Result<(), ReadError>, Buf) {
-        let _guard = self.ranges.acquire(range, Mode::Exclusive).await;
+        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
         let (result, mut buf) = self.fetch(io, slot, range, buf).await;
         if let Err(e) = result {
             return (Err(e.into()), buf);

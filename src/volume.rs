@@ -123,7 +123,7 @@ impl Volume {
             tree: Tree { layout, root: Root::new(superblock.root), cache },
             pending: [set(), set()],
             log: Log::new(log_config(&superblock, &keys, options.max_slots), superblock.epoch, head),
-            ranges: Ranges::new(options.max_slots),
+            ranges: Ranges::new(options.max_slots, options.max_request_bytes / layout.block_size as usize),
             last_cluster: crate::sync::AtomicU64::new(u64::MAX),
             holds: AtomicUsize::new(0),
             scratch: Mutex::new(Some(Scratch::new(&layout, max_tags, MAX_PENDING_RUNS))),
@@ -158,7 +158,8 @@ impl Volume {
         self.tree.layout.blocks
     }
 
-    /// Memory taken by this volume in bytes: cache, log buffers, pending tags, checkpoint and `max_slots` slots.
+    /// Memory taken by this volume in bytes: cache, log buffers, pending tags, checkpoint, and `max_slots` slots with their places
+    /// in line.
     pub fn memory_bytes(&self) -> u64 {
         let max_blocks = self.max_request_bytes / self.block_size();
         let slot = Slot::memory_bytes(max_blocks, self.tree.layout.levels());
@@ -168,6 +169,7 @@ impl Volume {
             + self.pending.iter().map(PendingSet::memory_bytes).sum::<u64>()
             + Scratch::memory_bytes(&self.tree.layout, max_tags, MAX_PENDING_RUNS)
             + self.max_slots as u64 * slot
+            + Ranges::memory_bytes_for(self.max_slots)
     }
 
     /// Memory for one request; its counters go to `queue`'s.
@@ -239,6 +241,7 @@ pub fn most_memory_bytes(
         .saturating_add(Log::memory_bytes_for(layout.max_record(), slots))
         .saturating_add(2 * PendingSet::memory_bytes_for(max_tags, MAX_PENDING_RUNS))
         .saturating_add(Scratch::memory_bytes(&layout, max_tags, MAX_PENDING_RUNS))
+        .saturating_add(Ranges::memory_bytes_for(slots))
         .saturating_add(Cache::most_memory_bytes(cache_bytes))
 }
 

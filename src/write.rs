@@ -49,7 +49,7 @@ impl Volume {
         };
         self.counters[slot.queue].writes.add(1);
         self.counters[slot.queue].written_bytes.add(bytes as u64);
-        let _guard = self.ranges.acquire(range, Mode::Exclusive).await;
+        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
         let most = self.log.max_entry_tags() as u64;
         let mut done = 0;
         while done < range.count {
@@ -190,7 +190,7 @@ impl Volume {
     ) -> Result<(), WriteError> {
         self.writable(range)?;
         self.counters[slot.queue].zeroes.add(1);
-        let _guard = self.ranges.acquire(range, Mode::Exclusive).await;
+        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
         let mut done = 0;
         while done < range.count {
             let part = BlockRange::new(BlockIndex(range.first.0 + done), MAX_ZERO_RUN.min(range.count - done));

@@ -49,6 +49,19 @@ fn ranges_are_taken_whole_across_threads() {
 }
 
 #[test]
+fn narrow_and_wide_ranges_meet() {
+    check(|| {
+        let io = formatted();
+        let volume = opened(&io, 1);
+        // In the last shard and the first; in all of them.
+        let writer = with(&volume, &io, |v, io| write(v, io, range(31, 2), 1).unwrap());
+        let zeroes = with(&volume, &io, |v, io| block_on(v.zero(io, &mut v.slot(0), range(0, 64), false)).unwrap());
+        assert!([0, 1].contains(&read(&volume, &io, range(31, 2))));
+        [writer, zeroes].into_iter().for_each(|t| t.join().unwrap());
+    });
+}
+
+#[test]
 fn writes_zeros_and_flushes_across_epoch_switches() {
     check(|| {
         let io = formatted();
