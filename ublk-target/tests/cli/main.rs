@@ -10,6 +10,8 @@ use std::{
     os::unix::fs::{FileExt, PermissionsExt},
     path::Path,
     process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 #[test]
@@ -195,6 +197,27 @@ fn the_benchmark_measures_and_leaves_nothing_behind() {
     f.run("benchmark --data nowhere").expect(DEVICE);
     f.run("benchmark --time 0").expect(ARGUMENTS);
     f.run("benchmark --data . --size 1K --time 0.01").expect(ARGUMENTS);
+}
+
+#[test]
+fn a_benchmark_that_is_killed_leaves_nothing_either() {
+    let f = Folder::new();
+    let mut child = f.command("benchmark --data . --size 8M --time 1").stdout(Stdio::null()).spawn().unwrap();
+    let fds = format!("/proc/{}/fd", child.id());
+    let has_scratch_file = || {
+        let mut links = fs::read_dir(&fds).unwrap().filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+        links.any(|to| to.to_string_lossy().contains("ublk-integrity-benchmark."))
+    };
+    let begin = Instant::now();
+    while !has_scratch_file() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no scratch file");
+        sleep(Duration::from_millis(1));
+    }
+    // A moment between making the file and taking its name away.
+    sleep(Duration::from_millis(100));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(fs::read_dir(f.dir.path()).unwrap().count(), 1, "only the key is there");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::{
 use serde::Serialize;
 use std::{
     fs::File,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 use ublk_integrity::{
@@ -82,10 +82,9 @@ pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Out
     let usual = options(size, None);
     let crash = options(size.max(CRASH_VOLUME), Some(CRASH_LOG));
     let volume_bytes = create::plan(&usual)?.data_device_bytes.max(create::plan(&crash)?.data_device_bytes);
-    // Plain I/O goes to the same file, behind the volume.
-    let scratch = Scratch::new(folder, volume_bytes + size)?;
     let bench = Bench {
-        offline: scratch.open()?,
+        // Plain I/O goes to the same file, behind the volume.
+        offline: scratch(folder, volume_bytes + size)?,
         size,
         plain: Target::Plain(volume_bytes),
         turn: time / TURNS,
@@ -110,38 +109,22 @@ fn options(size: u64, log_size: Option<u64>) -> FormatOptions {
 
 fn format_1t(folder: &Path) -> Outcome<f64> {
     let options = options(1 << 40, None);
-    let scratch = Scratch::new(folder, create::plan(&options)?.data_device_bytes)?;
-    let offline = scratch.open()?;
+    let offline = scratch(folder, create::plan(&options)?.data_device_bytes)?;
     let key = MasterKey::new(&random::<32>()?)?;
     let begin = Instant::now();
     offline.run(create::format(&offline.io(), &key, &options))??;
     Ok(begin.elapsed().as_secs_f64())
 }
 
-/// A file that goes when this does.
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    fn new(folder: &Path, bytes: u64) -> Outcome<Self> {
-        let path = folder.join(format!("ublk-integrity-benchmark.{}", std::process::id()));
-        let what = format!("can't make {}", path.display());
-        let file = File::create_new(&path).doing(&what)?;
-        let scratch = Self { path };
-        file.set_len(bytes).doing(&what)?;
-        Ok(scratch)
-    }
-
-    fn open(&self) -> Outcome<Offline> {
-        Offline::with(Backings::open(&self.path, None, Use::Exclusive, Duration::ZERO)?)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
+/// A new file of so many bytes, which has lost its name already: it goes when it is closed, also by whoever kills this process.
+fn scratch(folder: &Path, bytes: u64) -> Outcome<Offline> {
+    let path = folder.join(format!("ublk-integrity-benchmark.{}", std::process::id()));
+    let what = format!("can't make {}", path.display());
+    let file = File::create_new(&path).doing(&what)?;
+    let open = || Offline::with(Backings::open(&path, None, Use::Exclusive, Duration::ZERO)?);
+    let opened = file.set_len(bytes).doing(&what).and_then(|()| open());
+    std::fs::remove_file(&path).doing(format!("can't remove {}", path.display()))?;
+    opened
 }
 
 struct Bench {
