@@ -4,6 +4,7 @@
 . tests/vm/lib.sh
 kill_and_recover() {
   local pid
+  within 5 busy # or the test shows nothing
   pid=$(daemon)
   kill -9 "$pid"
   within 20 gone "$pid"
@@ -15,21 +16,21 @@ format
 add
 step 'under fio --verify'
 fio --name=v --filename="$disk" --ioengine=libaio --direct=1 --rw=randwrite --bsrange=4k-64k --iodepth=16 --numjobs=4 \
-  --size=24M --offset_increment=200M --loops=1000 --time_based --runtime=24 --verify=crc32c --verify_fatal=1 \
+  --size=24M --offset_increment=200M --loops=1000 --time_based --runtime=22 --verify=crc32c --verify_fatal=1 \
   --verify_state_save=0 --verify_backlog=64 --output=/run/fio & fio=$!
 within 30 busy
-for round in 1 2 3; do
-  sleep 6
+for round in 1 2; do
+  sleep 3
   step "kill -9, round $round"
   kill_and_recover
 done
 wait $fio || { tail -n 30 /run/fio; die 'fio saw an error'; }
 
 step 'under a writer that knows the version of each block'
-versions write "$disk" 0 8 20 /run/table & writer=$!
+versions write "$disk" 0 8 18 /run/table & writer=$!
 within 30 busy
-for round in 1 2 3; do
-  sleep 4
+for round in 1 2; do
+  sleep 3
   step "kill -9, round $round"
   kill_and_recover
 done

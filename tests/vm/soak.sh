@@ -1,6 +1,6 @@
 #!/bin/bash
 # soak - mixed load: the daemon's memory stays what it said at start (SOAK_SECONDS; an hour with --full)
-# vm: limit=120
+# vm: limit=120 long
 . tests/vm/lib.sh
 seconds=${SOAK_SECONDS:-25}
 format
