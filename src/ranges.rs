@@ -122,9 +122,7 @@ impl Ranges {
             return ShardSet(0);
         }
         let (first, last) = (range.first.0 >> self.stripe, (range.end() - 1) >> self.stripe);
-        if last - first >= SHARDS as u64 {
-            return ShardSet(u16::MAX);
-        }
+        let last = last.min(first + SHARDS as u64 - 1);
         ShardSet((first..=last).fold(0, |set, stripe| set | 1 << (stripe % SHARDS as u64)))
     }
 

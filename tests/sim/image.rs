@@ -104,10 +104,6 @@ impl Superblock {
     pub fn block_offset(&self, block: u64) -> u64 {
         self.data_offset() + block * self.block_size
     }
-    /// The place of a record on the device, by its position in the life of the ring.
-    pub fn ring_offset(&self, position: u64) -> u64 {
-        LOG_OFFSET + position % self.log_size
-    }
 
     /// Every page that this superblock names, from the root down.
     pub fn pages(&self, disk: &Disk) -> Vec<Page> {

@@ -1,5 +1,5 @@
 //! A deterministic world for the library: one executor, one simulated pair of disks, one seed.
-#![allow(dead_code, unreachable_pub, unused_imports)] // each test binary uses its own part of this
+#![allow(unreachable_pub)] // a program of tests has no outside
 
 pub mod disk;
 pub mod elsewhere;

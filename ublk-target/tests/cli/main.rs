@@ -204,17 +204,17 @@ fn a_benchmark_that_is_killed_leaves_nothing_either() {
     let f = Folder::new();
     let mut child = f.command("benchmark --data . --size 8M --time 1").stdout(Stdio::null()).spawn().unwrap();
     let fds = format!("/proc/{}/fd", child.id());
-    let has_scratch_file = || {
-        let mut links = fs::read_dir(&fds).unwrap().filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
-        links.any(|to| to.to_string_lossy().contains("ublk-integrity-benchmark."))
+    let has_nameless_file = || {
+        let links = fs::read_dir(&fds).unwrap().filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+        links
+            .map(|to| to.to_string_lossy().into_owned())
+            .any(|to| to.contains("ublk-integrity-benchmark.") && to.ends_with(" (deleted)"))
     };
     let begin = Instant::now();
-    while !has_scratch_file() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "no scratch file");
+    while !has_nameless_file() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no scratch file without a name");
         sleep(Duration::from_millis(1));
     }
-    // A moment between making the file and taking its name away.
-    sleep(Duration::from_millis(100));
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(fs::read_dir(f.dir.path()).unwrap().count(), 1, "only the key is there");
