@@ -39,6 +39,8 @@ pub(crate) struct Layout {
     pub(crate) blocks: u64,
     pub(crate) log_size: u64,
     pub(crate) separate_meta: bool,
+    /// Where the blocks begin on the data device: needed for each request, and far to reckon.
+    data_offset: u64,
 }
 
 /// Why a layout is impossible.
@@ -60,7 +62,15 @@ impl Layout {
         if !(MIN_LOG..=MAX_LOG).contains(&log_size) || log_size % PAGE != 0 {
             return Err(LayoutError::LogSize);
         }
-        Ok(Self { block_size, blocks: size / u64::from(block_size), log_size, separate_meta })
+        Ok(Self::of(block_size, size / u64::from(block_size), log_size, separate_meta))
+    }
+
+    fn of(block_size: u32, blocks: u64, log_size: u64, separate_meta: bool) -> Self {
+        let layout = Self { block_size, blocks, log_size, separate_meta, data_offset: MIB };
+        match separate_meta {
+            true => layout,
+            false => Self { data_offset: layout.metadata_end().next_multiple_of(MIB), ..layout },
+        }
     }
 
     /// The log for a volume of `size` bytes: 1/32 of it or up to twice as much, a power of two from 256 KiB to 64 MiB.
@@ -89,7 +99,7 @@ impl Layout {
 
     /// The one that takes the most memory: the most blocks, the deepest tree.
     pub(crate) fn most_demanding() -> Self {
-        Self { block_size: 512, blocks: MAX_VOLUME / 512, log_size: MAX_LOG, separate_meta: false }
+        Self::of(512, MAX_VOLUME / 512, MAX_LOG, false)
     }
 
     /// Usable bytes.
@@ -142,11 +152,11 @@ impl Layout {
     }
     /// Where the blocks begin on the data device.
     pub(crate) fn data_offset(&self) -> u64 {
-        if self.separate_meta { MIB } else { self.metadata_end().next_multiple_of(MIB) }
+        self.data_offset
     }
     /// Place of a block on the data device.
     pub(crate) fn block_offset(&self, block: BlockIndex) -> ByteOffset {
-        ByteOffset(self.data_offset() + block.0 * u64::from(self.block_size))
+        ByteOffset(self.data_offset + block.0 * u64::from(self.block_size))
     }
     /// Place of a block within the volume: what its tag is bound to.
     pub(crate) fn volume_offset(&self, block: BlockIndex) -> ByteOffset {
