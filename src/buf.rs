@@ -37,6 +37,11 @@ impl Buf {
         Self { bytes, start, len, mark: None }
     }
 
+    /// A buffer of no bytes and without memory: what is left where one has been moved away.
+    pub const fn none() -> Self {
+        Self { bytes: Vec::new(), start: 0, len: 0, mark: None }
+    }
+
     /// What was noted about this memory.
     pub fn mark(&self) -> Option<BufMark> {
         self.mark
@@ -79,5 +84,6 @@ mod tests {
             assert_eq!(buf.as_ptr() as usize % BUF_ALIGN, 0);
             assert!(buf.iter().all(|&b| b == 0));
         }
+        assert!(Buf::none().is_empty());
     }
 }

@@ -233,7 +233,7 @@ impl Run<'_> {
 }
 
 async fn verified(pattern: &Pattern, volume: &Volume, io: &RingStorage, lane: &mut Lane, at: u64) -> Outcome {
-    let buf = std::mem::replace(&mut lane.buf, Buf::new(0));
+    let buf = std::mem::replace(&mut lane.buf, Buf::none());
     let slot = lane.slot();
     let block = volume.block_size() as u64;
     let range = BlockRange::new(BlockIndex(at / block), pattern.request as u64 / block);
@@ -252,7 +252,7 @@ async fn verified(pattern: &Pattern, volume: &Volume, io: &RingStorage, lane: &m
 }
 
 async fn plain(pattern: &Pattern, io: &RingStorage, lane: &mut Lane, at: u64) -> Outcome {
-    let buf = std::mem::replace(&mut lane.buf, Buf::new(0));
+    let buf = std::mem::replace(&mut lane.buf, Buf::none());
     let part = 0..pattern.request;
     let transfer = match pattern.write {
         true => io.write(Device::Data, ByteOffset(at), buf, part, Durability::MayBeLost),
