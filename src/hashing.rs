@@ -13,7 +13,10 @@
 //! A group goes only to a thread that waits for one already. So it never waits for a thread, and whoever waits for the
 //! group waits for hashing alone.
 
-use crate::{BlockIndex, BlockRange, Buf, Slot, Storage, Volume, format::Tag, lookup::Into, sync::Mutex, tag::Tagger};
+use crate::{
+    AtEnd, BlockIndex, BlockRange, Buf, Slot, Storage, Volume, format::Tag, lanes::MAX_LANES, lookup::Into,
+    sync::Mutex, tag::Tagger,
+};
 use arrayvec::ArrayVec;
 use std::{
     fmt,
@@ -23,9 +26,9 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// Blocks that make full use of any processor's lanes: more would only keep the first of them waiting, and hide from the turn
+/// Blocks that are enough for any processor's lanes: more would only keep the first of them waiting, and hide from the turn
 /// how long it takes.
-const ENOUGH: usize = 16;
+const ENOUGH: usize = 2 * MAX_LANES;
 
 /// Bytes that are worth waking another thread for.
 const WORTH: usize = 32 << 10;
@@ -94,10 +97,14 @@ struct Meeting {
     places: Vec<Place>,
     /// Members whose tags are still to be made, of fewer blocks than are enough.
     waiting: ArrayVec<usize, ENOUGH>,
+    /// Blocks of those.
+    blocks: usize,
+    /// Memory of groups that are done.
+    spares: Vec<Works>,
 }
 
-/// Work with its member.
-type Works = ArrayVec<(usize, Work), ENOUGH>;
+/// Work with its member. On the heap, for it changes hands often.
+type Works = Vec<(usize, Work)>;
 
 /// Work that was taken out of a meeting, to be done at once.
 struct Group {
@@ -113,7 +120,7 @@ pub(crate) struct Member {
 
 impl Member {
     /// Bytes that each takes in the meeting.
-    pub(crate) const MEMORY_BYTES: usize = size_of::<Place>();
+    pub(crate) const MEMORY_BYTES: usize = size_of::<Place>() + ENOUGH * size_of::<(usize, Work)>();
 }
 
 impl Slot {
@@ -130,40 +137,55 @@ impl Slot {
 
 impl Meeting {
     fn new(members: usize) -> Self {
-        Self { places: (0..members).map(|_| Place::Free).collect(), waiting: ArrayVec::new() }
+        Self {
+            places: (0..members).map(|_| Place::Free).collect(),
+            waiting: ArrayVec::new(),
+            blocks: 0,
+            // A group has a member at least.
+            spares: (0..members).map(|_| Vec::with_capacity(ENOUGH)).collect(),
+        }
     }
 
-    /// A request comes; returns how many blocks can be done together now, [`ENOUGH`] of them at once. `alone`: its own work is
-    /// enough. It gets that back where an earlier request of the same member was dropped and is still away.
+    /// A request comes; returns how many blocks can be done together now. `alone`: its own work is enough. It gets that back
+    /// where an earlier request of the same member was dropped and is still away.
     fn come(&mut self, index: usize, work: Work, alone: bool) -> Result<usize, Work> {
-        if let Place::Away(_) = self.places[index] {
-            return Err(work);
+        match &self.places[index] {
+            Place::Away(_) => return Err(work),
+            // Of a request that was dropped while it waited, the place in the list may still be there.
+            Place::Waiting(dropped) => {
+                let before = self.waiting.len();
+                self.waiting.retain(|i| *i != index);
+                self.blocks -= if self.waiting.len() < before { dropped.count } else { 0 };
+            }
+            _ => {}
         }
-        // Of a request that was dropped while it waited, the place in the list is still there.
-        self.waiting.retain(|i| *i != index);
+        if !alone {
+            self.waiting.push(index);
+            self.blocks += work.count;
+        }
         self.places[index] = Place::Waiting(work);
-        if alone {
-            return Ok(ENOUGH);
-        }
-        self.waiting.push(index);
-        let blocks = |i: &usize| if let Place::Waiting(work) = &self.places[*i] { work.count } else { 0 };
-        Ok(self.waiting.iter().map(blocks).sum())
+        Ok(if alone { ENOUGH } else { self.blocks })
     }
 
     /// Takes the work of this member, and of all in the list if it is one of them; nothing, if it does not wait any more.
     fn take_for(&mut self, index: usize) -> Works {
-        let Self { places, waiting } = self;
+        let Self { places, waiting, blocks, spares } = self;
         if !matches!(places[index], Place::Waiting(_)) {
             return Works::new();
         }
-        let mut take = |i: usize| match std::mem::replace(&mut places[i], Place::Away(None)) {
+        let mut works = spares.pop().expect("as many as there are members");
+        let take = |i: usize| match std::mem::replace(&mut places[i], Place::Away(None)) {
             Place::Waiting(work) => (i, work),
             _ => unreachable!("it is in the list, or was seen to wait"),
         };
         match waiting.contains(&index) {
-            true => waiting.drain(..).map(take).collect(),
-            false => once(take(index)).collect(),
+            true => {
+                *blocks = 0;
+                works.extend(waiting.drain(..).map(take));
+            }
+            false => works.extend(once(index).map(take)),
         }
+        works
     }
 
     /// The work with its tags, or a promise to wake.
@@ -187,11 +209,12 @@ impl Group {
         tag_all(tagger, self.works.iter_mut().map(|(_, work)| work));
         let mut wakers = ArrayVec::<Waker, ENOUGH>::new();
         let mut meeting = self.meeting.lock();
-        for (index, work) in self.works {
+        for (index, work) in self.works.drain(..) {
             if let Place::Away(Some(waker)) = std::mem::replace(&mut meeting.places[index], Place::Ready(work)) {
                 wakers.push(waker);
             }
         }
+        meeting.spares.push(self.works);
         drop(meeting);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -227,7 +250,10 @@ impl Volume {
         let mut work = Work { first: part.first, buf, at, count, tags: slot.buf(into).lend() };
         match &slot.member {
             Some(member) if together => work = self.tag_together(io, member, work, alone).await,
-            _ => tag_all(&self.tagger, once(&mut work)),
+            _ => {
+                tag_all(&self.tagger, once(&mut work));
+                io.took_time();
+            }
         }
         slot.buf(into).give_back(work.tags);
         work.buf
@@ -237,14 +263,15 @@ impl Volume {
         let Member { meeting, index } = member;
         let come = meeting.lock().come(*index, work, alone);
         match come {
-            Ok(ENOUGH..) => self.see_to(member, |_| io.others_ready() > 0),
-            Ok(blocks) => {
-                io.end_of_turn(self.tagger.gains_by_more(blocks)).await;
+            Ok(blocks) if !self.tagger.gains_by_more(blocks) => self.see_to(io, member, |_| io.others_ready() > 0),
+            Ok(_) => {
+                io.end_of_turn(AtEnd::Tags).await;
                 // Those of its own group are ready too, for what it is about to do.
-                self.see_to(member, |requests| io.others_ready() >= requests);
+                self.see_to(io, member, |requests| io.others_ready() >= requests);
             }
             Err(mut work) => {
                 tag_all(&self.tagger, once(&mut work));
+                io.took_time();
                 return work;
             }
         }
@@ -253,7 +280,7 @@ impl Volume {
 
     /// Unless it has been seen to: has another thread make the tags, if they are worth that, one waits and this one `has_more` to
     /// do than this group of so many requests; if not, makes them.
-    fn see_to(&self, Member { meeting, index }: &Member, has_more: impl Fn(usize) -> bool) {
+    fn see_to<S: Storage>(&self, io: &S, Member { meeting, index }: &Member, has_more: impl Fn(usize) -> bool) {
         let works = meeting.lock().take_for(*index);
         if works.is_empty() {
             return;
@@ -268,6 +295,7 @@ impl Volume {
         };
         if let Some(job) = left {
             job.run();
+            io.took_time();
         }
     }
 }

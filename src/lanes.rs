@@ -1,6 +1,7 @@
 //! Work on many items, as many side by side as the processor has lanes.
 
-use arrayvec::ArrayVec;
+/// The most lanes that any processor has.
+pub(crate) const MAX_LANES: usize = 8;
 
 /// What is done for several items in hardly more time than for one.
 pub(crate) trait Lanes<Item: Copy> {
@@ -27,16 +28,20 @@ fn in_groups_of<const N: usize, I: Copy, L: Lanes<I>>(
     mut items: impl Iterator<Item = I>,
     mut with: impl FnMut(I, L::Output),
 ) {
-    loop {
-        let group: ArrayVec<I, N> = items.by_ref().take(N).collect();
-        let Some(&spare) = group.last() else { return };
-        let count = group.len();
+    while let Some(first) = items.next() {
+        let (mut group, mut count) = ([first; N], 1);
+        while count < N {
+            let Some(item) = items.next() else { break };
+            group[count] = item;
+            count += 1;
+        }
         // Lanes without an item cost as much as those with one: less than a third full they are not worth it.
         if count == 1 || 3 * count < N {
-            group.into_iter().for_each(|item| work.side_by_side([item]).into_iter().for_each(|out| with(item, out)));
+            group[..count]
+                .iter()
+                .for_each(|item| work.side_by_side([*item]).into_iter().for_each(|out| with(*item, out)));
         } else {
-            let full: [I; N] = std::array::from_fn(|i| *group.get(i).unwrap_or(&spare));
-            group.into_iter().zip(work.side_by_side(full)).for_each(|(item, out)| with(item, out));
+            group.into_iter().zip(work.side_by_side(group)).take(count).for_each(|(item, out)| with(item, out));
         }
     }
 }

@@ -86,6 +86,6 @@ pub use keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm,
 pub use log::Work;
 pub use open::{Access, OpenOptions};
 pub use slot::Slot;
-pub use storage::{Device, Durability, Errno, Geometry, Storage};
+pub use storage::{AtEnd, Device, Durability, Errno, Geometry, Storage};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
 pub use volume::{OnMismatch, Status, Volume, most_memory_bytes};

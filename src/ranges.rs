@@ -127,10 +127,10 @@ impl Ranges {
     }
 
     fn stand_in_line(&self, slot: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
-        let mut lines: ArrayVec<MutexGuard<'_, Line>, SHARDS> =
-            self.shards_of(range).map(|shard| self.shards[shard].0.lock()).collect();
+        let mut lines = ArrayVec::<MutexGuard<'_, Line>, SHARDS>::new();
         let mut waiting = 0;
-        for line in &mut lines {
+        for shard in self.shards_of(range) {
+            let mut line = self.shards[shard].0.lock();
             let mut claim = Claim { slot, range, mode, granted: false };
             claim.granted = !line.claims.iter().any(|earlier| earlier.conflicts(&claim));
             let waits = usize::from(!claim.granted);
@@ -138,6 +138,7 @@ impl Ranges {
             waiting += waits;
             debug_assert!(line.claims.iter().all(|c| c.slot != slot), "one request a slot at a time");
             line.claims.push(claim);
+            lines.push(line);
         }
         // Before the locks go: nobody can grant anything until then.
         self.waits[slot].shards.store(waiting, Ordering::Release);

@@ -45,6 +45,9 @@ impl Volume {
         let made = range.count > 0 && tags.iter().all(|tag| ![ZERO_TAG, LOST_TAG].contains(tag));
         let mut buf = if made { self.make_tags(io, slot, Into::Old, range, buf, 0).await } else { buf };
         let verdict = self.verify(slot, range, &mut buf[..bytes], made);
+        if !made && slot.tags.tags(range.count).iter().any(|tag| *tag != ZERO_TAG) {
+            io.took_time();
+        }
         match (verdict.first_bad, self.on_mismatch) {
             (None, _) | (_, OnMismatch::Zero) => (Ok(()), buf),
             (Some(_), OnMismatch::Fix) if self.access == Access::ReadWrite => self.fix(io, slot, range, buf).await,

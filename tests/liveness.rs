@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, ByteOffset, CounterValues, Device, Durability, Errno, Geometry, HintReceiver,
+    AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, CounterValues, Device, Durability, Errno, Geometry, HintReceiver,
     OpenOptions, Storage, hints,
 };
 
@@ -54,7 +54,7 @@ impl Storage for NeverAnswers {
     fn sleep(&self, _: Duration) -> Self::Command {
         ready(Ok(()))
     }
-    fn end_of_turn(&self, _: bool) -> impl Future<Output = ()> {
+    fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {
         ready(())
     }
     fn others_ready(&self) -> usize {

@@ -1,6 +1,7 @@
 //! After start the library's I/O path allocates nothing: a counting allocator, a storage that does not
 //! allocate either, and many requests of every kind, cached and not, with checkpoints in between.
 
+use arrayvec::{ArrayVec, CapacityError};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::{Cell, RefCell},
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
+    Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
     MasterKey, OnMismatch, OpenOptions, Slot, Storage, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     hints,
@@ -95,7 +96,7 @@ impl Storage for Memory {
     fn sleep(&self, _: Duration) -> Self::Command {
         soon(Ok(()))
     }
-    fn end_of_turn(&self, _: bool) -> impl Future<Output = ()> {
+    fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {
         soon(())
     }
     fn others_ready(&self) -> usize {
@@ -175,18 +176,11 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// What another thread was handed to hash; done here, between two rounds.
-static ELSEWHERE: Mutex<Option<HashJob>> = Mutex::new(None);
+/// What other threads were handed to hash; done here, between two rounds.
+static ELSEWHERE: Mutex<ArrayVec<HashJob, 8>> = Mutex::new(ArrayVec::new_const());
 
 fn hash_threads() -> HashThreads {
-    HashThreads::new(|job| {
-        let mut place = ELSEWHERE.lock().unwrap();
-        if place.is_some() {
-            return Some(job);
-        }
-        *place = Some(job);
-        None
-    })
+    HashThreads::new(|job| ELSEWHERE.lock().unwrap().try_push(job).err().map(CapacityError::element))
 }
 
 /// Polls all until all but the worker have ended.
@@ -198,8 +192,8 @@ fn drive(requests: &mut [Pin<&mut dyn Future<Output = ()>>; CLIENTS], worker: &m
             *ended = *ended || request.as_mut().poll(&mut cx).is_ready();
         }
         let _: Poll<()> = worker.as_mut().poll(&mut cx);
-        let handed = ELSEWHERE.lock().unwrap().take();
-        if let Some(job) = handed {
+        let handed = std::mem::take(&mut *ELSEWHERE.lock().unwrap());
+        for job in handed {
             job.run();
             JOBS.set(JOBS.get() + 1);
         }

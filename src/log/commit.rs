@@ -8,7 +8,7 @@ use super::{
     state::{State, UnderWay, Waiting, WorkerWaits},
 };
 use crate::{
-    Buf, ByteOffset, Device, DeviceError, Durability, Latched, RecordNumber, Seq, Storage,
+    AtEnd, Buf, ByteOffset, Device, DeviceError, Durability, Latched, RecordNumber, Seq, Storage,
     format::{RecordBuilder, RecordHead},
 };
 use std::{
@@ -38,7 +38,7 @@ impl Log {
     /// Waits until the record with `seq` is durable, writing it ourselves where nobody does.
     pub(crate) async fn commit<S: Storage>(&self, io: &S, slot: usize, seq: Seq) -> Result<(), Latched> {
         // One record for all that this thread has to log.
-        io.end_of_turn(false).await;
+        io.end_of_turn(AtEnd::Log).await;
         loop {
             let turn = poll_fn(|cx| match self.turn(slot, seq, cx.waker()) {
                 Some(turn) => Poll::Ready(turn),

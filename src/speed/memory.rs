@@ -2,7 +2,7 @@
 
 use super::{TagBench, median};
 use crate::{
-    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
+    Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
     OpenOptions, Slot, Storage, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     open::open,
@@ -54,7 +54,7 @@ impl Storage for MemoryDisk {
     fn sleep(&self, _: Duration) -> Self::Command {
         ready(Ok(()))
     }
-    fn end_of_turn(&self, _: bool) -> impl Future<Output = ()> {
+    fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {
         ready(())
     }
     fn others_ready(&self) -> usize {

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
+    Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
     OpenOptions, Storage, TagAlgorithm, Volume, WriteError,
     create::{FormatOptions, format},
     open::open,
@@ -96,7 +96,7 @@ impl Storage for Memory {
     fn sleep(&self, time: Duration) -> Self::Command {
         Soon((time < Duration::from_secs(1)).then_some(Ok(())), false)
     }
-    fn end_of_turn(&self, _: bool) -> impl Future<Output = ()> {
+    fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {
         soon(())
     }
     fn others_ready(&self) -> usize {

@@ -13,7 +13,7 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use ublk_integrity::{Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
+use ublk_integrity::{AtEnd, Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
 
 /// A handle on the disks; clones share them.
 #[derive(Clone)]
@@ -114,7 +114,7 @@ impl Storage for SimStorage {
         Command(self.start(Device::Data, 0, Kind::Sleep, None))
     }
     /// Others may run before, as the executor likes.
-    fn end_of_turn(&self, _: bool) -> impl Future<Output = ()> {
+    fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {
         yield_now()
     }
     fn others_ready(&self) -> usize {

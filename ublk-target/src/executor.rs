@@ -1,43 +1,38 @@
 //! A single-threaded executor that allocates nothing once its tasks are spawned.
 //!
-//! Each task has one waker for its whole life, and the ready queue has one place for each task, so
-//! waking can neither allocate nor fail. A wake may come from any thread. The owner sleeps in
-//! `io_uring_enter`, which only a completion can end: so whoever wakes a task of a *sleeping* owner
-//! also writes the owner's eventfd, on which the owner's ring has a poll under way.
+//! Each task has one waker for its whole life and a bit among those that are woken, so waking can neither allocate nor
+//! fail. A wake may come from any thread. The owner sleeps in `io_uring_enter`, which only a completion can end: so
+//! whoever wakes a task of a *sleeping* owner also writes the owner's eventfd, on which the owner's ring has a poll under
+//! way.
 //!
-//! No wake is lost: the owner first says that it sleeps, then looks at the ready queue; a waker first
-//! fills the ready queue, then looks whether the owner sleeps. In whatever order these four happen,
-//! one of the two sees the other.
+//! No wake is lost: the owner first says that it sleeps, then looks who is woken; a waker first sets its bit, then looks
+//! whether the owner sleeps. In whatever order these four happen, one of the two sees the other.
 
-use crate::sync::{AtomicBool, Ordering};
-use crossbeam_queue::ArrayQueue;
+use crate::{
+    sync::{AtomicBool, AtomicU64, Ordering},
+    tasks::{TaskIndex, TaskSet, place},
+};
 use nix::sys::eventfd::EventFd;
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
 };
-
-type TaskIndex = usize;
-
-/// How often a task may wait for the end of the same turn, one after the other.
-const ENDS: usize = 2;
+use ublk_integrity::AtEnd;
 
 /// What wakers share with the owner.
 struct Ready {
-    tasks: ArrayQueue<TaskIndex>,
+    /// Tasks that have been woken, a bit for each.
+    woken: Vec<AtomicU64>,
     owner_sleeps: AtomicBool,
     doorbell: Arc<EventFd>,
 }
 
 struct TaskWaker {
     index: TaskIndex,
-    /// Keeps a task at most once in the ready queue, which is why the queue can't overflow.
-    queued: AtomicBool,
     ready: Arc<Ready>,
 }
 
@@ -47,12 +42,13 @@ impl Wake for TaskWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.queued.swap(true, Ordering::SeqCst) {
+        let (word, bit) = place(self.index);
+        if self.ready.woken[word].fetch_or(bit, Ordering::SeqCst) & bit != 0 {
+            // Whoever set it rings if need be.
             return;
         }
-        let pushed = self.ready.tasks.push(self.index);
-        debug_assert!(pushed.is_ok(), "one place for each task");
-        if self.ready.owner_sleeps.swap(false, Ordering::SeqCst) {
+        let sleeps = &self.ready.owner_sleeps;
+        if sleeps.load(Ordering::SeqCst) && sleeps.swap(false, Ordering::SeqCst) {
             // Only fails where the counter would overflow, and then the owner is being woken already.
             let _ = self.ready.doorbell.write(1);
         }
@@ -62,73 +58,121 @@ impl Wake for TaskWaker {
 /// A thread's turn, as its tasks see it: its end, to wait for, and how many others are ready; shared by the executor
 /// and what the tasks do I/O with.
 pub struct Turn {
-    waiting: RefCell<Vec<Waker>>,
+    /// Those who wait for its end, by what they do then.
+    waiting: [TaskSet; 2],
+    /// The task that runs, and what its waker is known by.
+    task: Cell<TaskIndex>,
+    own_waker: Cell<*const ()>,
+    /// Of futures that wait inside of tasks and are not polled with the task.
+    inner: RefCell<Vec<Waker>>,
     others_ready: Cell<usize>,
-    /// What the last of those who wait said.
+    took_time: Cell<bool>,
+    /// Somebody has come to wait for company since a task has last taken time.
     gains: Cell<bool>,
 }
 
 impl Turn {
-    /// With room for so many tasks; it grows beyond, which is harmless but allocates.
-    pub fn new(capacity: usize) -> Rc<Self> {
+    /// For at most so many tasks.
+    pub fn new(tasks: usize) -> Rc<Self> {
         Rc::new(Self {
-            waiting: RefCell::new(Vec::with_capacity(capacity)),
+            waiting: [(); 2].map(|()| TaskSet::new(tasks)),
+            task: Cell::new(0),
+            own_waker: Cell::new(std::ptr::null()),
+            inner: RefCell::default(),
             others_ready: Cell::new(0),
+            took_time: Cell::new(false),
             gains: Cell::new(false),
         })
     }
 
-    /// How many other tasks were ready when the one that runs began to.
+    /// How many other tasks were still to run when the one that runs began to: of those that were ready together, or wait
+    /// for the same end.
     pub fn others_ready(&self) -> usize {
         self.others_ready.get()
     }
 
-    /// Completes when the executor next [ends the turn](Executor::end_turn). `gains`: whether those who wait for that gain
-    /// by more company, so that it is better put off while there may be some.
-    pub fn end(&self, gains: bool) -> impl Future<Output = ()> {
+    /// Completes when the executor next [ends the turn](Executor::end_turn).
+    pub fn end(&self, what: AtEnd) -> impl Future<Output = ()> {
+        let waiting = self.waiting_for(what);
         let mut waits = false;
         poll_fn(move |cx| {
-            if std::mem::replace(&mut waits, true) {
+            let task = self.task.get();
+            if !std::mem::replace(&mut waits, true) {
+                waiting.insert(task);
+                self.gains.set(self.gains.get() || what == AtEnd::Tags);
+            }
+            // A task may be woken for something else meanwhile.
+            if !waiting.contains(task) {
                 return Poll::Ready(());
             }
-            self.gains.set(gains);
-            self.waiting.borrow_mut().push(cx.waker().clone());
+            if cx.waker().data() != self.own_waker.get() {
+                self.inner.borrow_mut().push(cx.waker().clone());
+            }
             Poll::Pending
         })
     }
 
+    /// Says that the task that runs has taken time, to hash. Those who waited for company have had it, as a rule.
+    pub fn took_time(&self) {
+        self.took_time.set(true);
+        self.gains.set(false);
+    }
+
+    /// Whether a task has taken time since this was last asked.
+    pub fn has_taken_time(&self) -> bool {
+        self.took_time.take()
+    }
+
+    fn waiting_for(&self, what: AtEnd) -> &TaskSet {
+        match what {
+            AtEnd::Tags => &self.waiting[0],
+            AtEnd::Log => &self.waiting[1],
+        }
+    }
+
     fn is_awaited(&self) -> bool {
-        !self.waiting.borrow().is_empty()
+        self.waiting.iter().any(|waiting| waiting.len() > 0)
     }
 }
 
 struct Task<'a> {
     future: RefCell<Option<Pin<Box<dyn Future<Output = ()> + 'a>>>>,
-    state: Arc<TaskWaker>,
     waker: Waker,
 }
 
 /// The tasks of one thread.
 pub struct Executor<'a> {
     tasks: Vec<Task<'a>>,
+    capacity: usize,
     ready: Arc<Ready>,
-    /// Ready too, and set aside while others ran: they are the next.
-    aside: RefCell<VecDeque<TaskIndex>>,
+    /// Those that were ready together and have not run yet.
+    round: TaskSet,
+    /// Those that have waited for the end of the turn and have not run yet.
+    ending: TaskSet,
     turn: Rc<Turn>,
     alive: Cell<usize>,
 }
 
 impl<'a> Executor<'a> {
     /// An executor for at most `capacity` tasks, whose owner sleeps until `doorbell` is readable and ends each `turn`.
+    ///
+    /// # Panics
+    /// When the turn is for fewer.
     pub fn new(capacity: usize, doorbell: &Arc<EventFd>, turn: &Rc<Turn>) -> Self {
+        assert!(turn.waiting[0].words() >= TaskSet::new(capacity).words(), "a turn for fewer tasks");
+        let round = TaskSet::new(capacity);
+        // Of an executor before, dropped with tasks that waited.
+        turn.waiting.iter().for_each(TaskSet::clear);
         Self {
             tasks: Vec::with_capacity(capacity),
+            capacity,
             ready: Arc::new(Ready {
-                tasks: ArrayQueue::new(capacity.max(1)),
+                woken: (0..round.words()).map(|_| AtomicU64::new(0)).collect(),
                 owner_sleeps: AtomicBool::new(false),
                 doorbell: Arc::clone(doorbell),
             }),
-            aside: RefCell::new(VecDeque::with_capacity(capacity)),
+            round,
+            ending: TaskSet::new(capacity),
             turn: Rc::clone(turn),
             alive: Cell::new(0),
         }
@@ -139,15 +183,10 @@ impl<'a> Executor<'a> {
     /// # Panics
     /// When there are `capacity` tasks already.
     pub fn spawn(&mut self, future: impl Future<Output = ()> + 'a) {
-        assert!(self.tasks.len() < self.ready.tasks.capacity(), "more tasks than announced");
-        let state = Arc::new(TaskWaker {
-            index: self.tasks.len(),
-            queued: AtomicBool::new(false),
-            ready: Arc::clone(&self.ready),
-        });
-        let waker = Waker::from(Arc::clone(&state));
+        assert!(self.tasks.len() < self.capacity, "more tasks than announced");
+        let waker = Waker::from(Arc::new(TaskWaker { index: self.tasks.len(), ready: Arc::clone(&self.ready) }));
         waker.wake_by_ref();
-        self.tasks.push(Task { future: RefCell::new(Some(Box::pin(future))), state, waker });
+        self.tasks.push(Task { future: RefCell::new(Some(Box::pin(future))), waker });
         self.alive.set(self.alive.get() + 1);
     }
 
@@ -157,11 +196,25 @@ impl<'a> Executor<'a> {
         self.run_until(|| false);
     }
 
-    /// The same, but leaves the rest for the next call once `enough` says so; returns whether it did.
+    /// The same, but leaves the rest for the next call, which begins with it, once `enough` says so; returns whether it did.
     pub fn run_until(&self, enough: impl Fn() -> bool) -> bool {
-        for _ in 0..self.ready() {
-            let aside = self.aside.borrow_mut().pop_front();
-            let Some(index) = aside.or_else(|| self.ready.tasks.pop()) else { return false };
+        self.run_round(&enough) || {
+            self.begin_round();
+            self.run_round(&enough)
+        }
+    }
+
+    fn begin_round(&self) {
+        for (word, woken) in self.ready.woken.iter().enumerate() {
+            // A look is cheaper than the exchange.
+            if woken.load(Ordering::SeqCst) != 0 {
+                self.round.insert_all(word, woken.swap(0, Ordering::SeqCst));
+            }
+        }
+    }
+
+    fn run_round(&self, enough: impl Fn() -> bool) -> bool {
+        while let Some(index) = self.round.pop() {
             self.run(index);
             if enough() {
                 return true;
@@ -170,29 +223,23 @@ impl<'a> Executor<'a> {
         false
     }
 
-    /// Ends the turn: those who wait for that run before all others. What they then wait for the end of has ended too: a
-    /// block is hashed at the first end and logged at the second. Another thread may wake a task just then that runs as well,
-    /// and still waits after both: that is the next turn's, before which the owner must not sleep.
+    /// Ends the turn: those who wait for that run before all others. Who has made tags then may write the log after that; who
+    /// waits for what has been done already waits for the next turn's end, before which the owner must not sleep.
     pub fn end_turn(&self) {
-        for _ in 0..ENDS {
-            if !self.turn.is_awaited() {
-                return;
-            }
-            while let Some(index) = self.ready.tasks.pop() {
-                self.aside.borrow_mut().push_back(index);
-            }
-            self.turn.waiting.borrow_mut().drain(..).for_each(Waker::wake);
-            for _ in 0..self.ready.tasks.len() {
-                self.ready.tasks.pop().into_iter().for_each(|index| self.run(index));
+        for waiting in &self.turn.waiting {
+            waiting.move_to(&self.ending);
+            self.turn.inner.borrow_mut().drain(..).for_each(Waker::wake);
+            while let Some(index) = self.ending.pop() {
+                self.run(index);
             }
         }
     }
 
     fn run(&self, index: TaskIndex) {
         let task = &self.tasks[index];
-        // Before the poll: a wake that comes during it must queue the task again.
-        task.state.queued.store(false, Ordering::SeqCst);
-        self.turn.others_ready.set(self.ready());
+        self.turn.task.set(index);
+        self.turn.own_waker.set(task.waker.data());
+        self.turn.others_ready.set(self.round.len() + self.ending.len());
         let mut slot = task.future.borrow_mut();
         let Some(future) = slot.as_mut() else { return };
         if future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready() {
@@ -201,19 +248,14 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Whether those who wait for the end of the turn gain by more company.
+    /// Whether some wait for the end of the turn who gain by more company.
     pub fn gains_by_company(&self) -> bool {
-        self.turn.is_awaited() && self.turn.gains.get()
+        self.turn.gains.get() && self.turn.waiting_for(AtEnd::Tags).len() > 0
     }
 
     /// Whether a task is ready.
     pub fn has_ready(&self) -> bool {
-        self.ready() > 0
-    }
-
-    /// How many tasks are.
-    fn ready(&self) -> usize {
-        self.aside.borrow().len() + self.ready.tasks.len()
+        self.round.len() > 0 || self.ready.woken.iter().any(|woken| woken.load(Ordering::SeqCst) != 0)
     }
 
     /// Whether every task has ended.
@@ -241,6 +283,7 @@ impl<'a> Executor<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::future::join_all;
     use nix::sys::eventfd::EfdFlags;
 
     fn doorbell() -> Arc<EventFd> {
@@ -308,7 +351,7 @@ mod tests {
         let mut exec = Executor::new(4, &bell, &turn);
         exec.spawn(async {
             say(0);
-            turn.end(true).await;
+            turn.end(AtEnd::Tags).await;
             say(4);
         });
         (1..4).for_each(|n| exec.spawn(async move { say(n) }));
@@ -331,7 +374,7 @@ mod tests {
             exec.spawn(async move {
                 seen.borrow_mut().push(turn.others_ready());
                 if ends {
-                    turn.end(true).await;
+                    turn.end(AtEnd::Tags).await;
                     seen.borrow_mut().push(turn.others_ready());
                 }
             });
@@ -344,44 +387,101 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_has_two_ends_and_a_third_is_the_next_ones() {
-        let (bell, ended, turn) = (doorbell(), Cell::new(0), Turn::new(1));
-        let mut exec = Executor::new(1, &bell, &turn);
+    fn the_log_is_written_after_all_tags_are_made_and_more_tags_in_the_next_turn() {
+        let (bell, done, turn) = (doorbell(), RefCell::new(Vec::new()), Turn::new(2));
+        let say = |what| done.borrow_mut().push(what);
+        let mut exec = Executor::new(2, &bell, &turn);
         exec.spawn(async {
-            for _ in 0..3 {
-                turn.end(true).await;
-                ended.set(ended.get() + 1);
-            }
+            turn.end(AtEnd::Log).await;
+            say("log of the first");
+            turn.end(AtEnd::Tags).await;
+            say("its tags");
+        });
+        exec.spawn(async {
+            turn.end(AtEnd::Tags).await;
+            say("tags");
+            turn.end(AtEnd::Log).await;
+            say("log");
         });
         exec.run_ready();
         exec.end_turn();
-        assert_eq!(ended.get(), 2);
+        assert_eq!(*done.borrow(), ["tags", "log of the first", "log"]);
         assert!(!exec.may_sleep());
         exec.end_turn();
-        assert!(ended.get() == 3 && exec.is_done());
+        assert!(done.borrow()[3] == "its tags" && exec.is_done());
     }
 
     #[test]
-    fn who_comes_last_says_whether_company_is_welcome() {
-        let (bell, turn) = (doorbell(), Turn::new(2));
-        let mut exec = Executor::new(2, &bell, &turn);
-        assert!(!exec.gains_by_company());
-        exec.spawn(turn.end(true));
-        exec.spawn(turn.end(false));
-        assert!(!exec.gains_by_company(), "nobody waits yet");
-        exec.run_until(|| true);
-        assert!(exec.gains_by_company());
+    fn who_is_woken_before_the_end_still_waits_for_it() {
+        let (bell, turn, waker) = (doorbell(), Turn::new(1), RefCell::new(None::<Waker>));
+        let mut exec = Executor::new(1, &bell, &turn);
+        exec.spawn(async {
+            let own = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+            waker.replace(Some(own));
+            turn.end(AtEnd::Tags).await;
+        });
         exec.run_ready();
-        assert!(!exec.gains_by_company());
+        waker.take().unwrap().wake();
+        exec.run_ready();
+        assert!(!exec.is_done());
         exec.end_turn();
         assert!(exec.is_done());
+    }
+
+    #[test]
+    fn company_is_welcome_while_tags_are_to_be_made() {
+        let (bell, turn) = (doorbell(), Turn::new(2));
+        let mut exec = Executor::new(2, &bell, &turn);
+        exec.spawn(turn.end(AtEnd::Log));
+        exec.spawn(turn.end(AtEnd::Tags));
+        exec.run_until(|| true);
+        assert!(!exec.gains_by_company(), "only the log waits");
+        exec.run_ready();
+        assert!(exec.gains_by_company());
+        exec.end_turn();
+        assert!(!exec.gains_by_company() && exec.is_done());
+    }
+
+    #[test]
+    fn company_that_has_been_had_is_not_waited_for() {
+        let (bell, turn) = (doorbell(), Turn::new(2));
+        let mut exec = Executor::new(2, &bell, &turn);
+        exec.spawn(turn.end(AtEnd::Tags));
+        exec.spawn(async { turn.took_time() });
+        exec.run_ready();
+        assert!(!exec.gains_by_company() && !exec.may_sleep());
+    }
+
+    #[test]
+    fn the_end_reaches_futures_that_are_not_polled_with_their_task() {
+        // More than a joined few, which are.
+        const MANY: usize = 100;
+        let (bell, turn) = (doorbell(), Turn::new(1));
+        let mut exec = Executor::new(1, &bell, &turn);
+        exec.spawn(async { drop(join_all((0..MANY).map(|_| turn.end(AtEnd::Log))).await) });
+        exec.run_ready();
+        exec.end_turn();
+        exec.run_ready();
+        assert!(exec.is_done());
+    }
+
+    #[test]
+    fn an_executor_does_not_run_what_waited_in_one_before() {
+        let (bell, turn) = (doorbell(), Turn::new(2));
+        let mut before = Executor::new(2, &bell, &turn);
+        (0..2).for_each(|_| before.spawn(turn.end(AtEnd::Tags)));
+        before.run_ready();
+        drop(before);
+        let exec = Executor::new(1, &bell, &turn);
+        assert!(exec.may_sleep());
+        exec.end_turn();
     }
 
     #[test]
     fn nobody_sleeps_before_the_end_of_a_turn_that_is_waited_for() {
         let (bell, turn) = (doorbell(), Turn::new(1));
         let mut exec = Executor::new(1, &bell, &turn);
-        exec.spawn(turn.end(true));
+        exec.spawn(turn.end(AtEnd::Tags));
         exec.run_ready();
         assert!(!exec.has_ready() && !exec.may_sleep());
         exec.end_turn();
@@ -443,9 +543,9 @@ mod interleavings {
             // A wake may come while the turn is ended: who is woken then waits for the end of the next.
             stops.iter().for_each(|stop| {
                 exec.spawn(async {
-                    turn.end(true).await;
+                    turn.end(AtEnd::Log).await;
                     stop.wait().await;
-                    turn.end(true).await;
+                    turn.end(AtEnd::Log).await;
                 });
             });
             drive(&exec, &bell);

@@ -19,6 +19,7 @@ mod ring;
 mod shared;
 mod size;
 mod sync;
+mod tasks;
 mod ublk;
 
 fn main() -> std::process::ExitCode {

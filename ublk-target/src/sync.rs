@@ -1,16 +1,16 @@
 //! What wakes the program's threads, in one place, so that a model checker can stand in for it.
 //!
 //! With `--cfg shuttle` the atomics and the place for a waker are shuttle's, which tries many
-//! interleavings. Ready queues and eventfds are not instrumented: each of their operations is one step.
+//! interleavings. Eventfds are not instrumented: each of their operations is one step.
 
 #[cfg(not(shuttle))]
 pub use {
     futures_util::task::AtomicWaker,
-    std::sync::atomic::{AtomicBool, Ordering},
+    std::sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 #[cfg(shuttle)]
 pub use {
-    shuttle::sync::atomic::{AtomicBool, Ordering},
+    shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering},
     waker::AtomicWaker,
 };
 

@@ -5,7 +5,7 @@ use super::{
     op::{DiscardWay, FileIndex, Op, State, Work},
 };
 use crate::executor::Turn;
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
     cell::{Cell, RefCell},
@@ -30,11 +30,11 @@ const DOORBELL: u64 = TARGET_BIT | u32::MAX as u64;
 pub struct Ops {
     table: RefCell<Vec<Op>>,
     free: RefCell<Vec<u32>>,
-    /// Slots to be submitted again (short transfer, fallback).
-    again: RefCell<VecDeque<u32>>,
+    /// Slots to be submitted: new ones, and once more those of a short transfer or a fallback.
+    outbox: RefCell<VecDeque<u32>>,
     /// Operations that the kernel has not ended yet, sleeps excepted: those have no memory and change nothing.
     under_way: Cell<usize>,
-    /// Something has been pushed that others may wait for.
+    /// Something has been started that others may wait for.
     urgent: Cell<bool>,
     discard: [Cell<DiscardWay>; MAX_FILES],
     /// RWF_DSYNC was refused: write, then fdatasync.
@@ -60,7 +60,7 @@ impl Ops {
         let ops = Self {
             table: RefCell::new(Vec::with_capacity(capacity)),
             free: RefCell::new(Vec::with_capacity(capacity)),
-            again: RefCell::new(VecDeque::with_capacity(capacity)),
+            outbox: RefCell::new(VecDeque::with_capacity(capacity)),
             under_way: Cell::new(0),
             urgent: Cell::new(false),
             turn: Turn::new(capacity),
@@ -108,7 +108,7 @@ impl Ops {
         });
     }
 
-    /// Starts an operation: it is in the submission queue when this returns.
+    /// Starts an operation: it goes out with the next [`push`](Self::push).
     pub fn start(self: &Rc<Self>, file: FileIndex, work: Work) -> Running {
         if self.free.borrow().is_empty() {
             self.add_slot();
@@ -124,26 +124,14 @@ impl Ops {
             op.syncing = false;
             op.state = State::UnderWay(None);
         }
-        self.submit(key);
+        self.outbox.borrow_mut().push_back(key);
         Running { ops: Rc::clone(self), key: Some(key) }
-    }
-
-    fn submit(&self, key: u32) {
-        let entry = {
-            let op = &mut self.table.borrow_mut()[key as usize];
-            let i = op.file.0 as usize;
-            op.entry(self.number, self.discard[i].get(), self.no_dsync[i].get())
-        };
-        match entry {
-            Some(entry) => self.port.push(&entry.user_data(TARGET_BIT | u64::from(key))),
-            None => self.finish(key, Err(Errno::EOPNOTSUPP)),
-        }
     }
 
     /// Takes a completion; wakes the task that waits for it.
     ///
-    /// Does not touch the ring, which the caller has borrowed: what must be submitted again waits for
-    /// [`resubmit`](Self::resubmit).
+    /// Does not touch the ring, which the caller has borrowed: what must be submitted again waits for the next
+    /// [`push`](Self::push).
     pub fn complete(&self, user_data: u64, result: i32) {
         if user_data == DOORBELL {
             let _ = self.doorbell.read(); // EAGAIN: rung and read already
@@ -158,7 +146,7 @@ impl Ops {
         };
         match next {
             Some(result) => self.finish(key, result),
-            None => self.again.borrow_mut().push_back(key),
+            None => self.outbox.borrow_mut().push_back(key),
         }
     }
 
@@ -167,16 +155,30 @@ impl Ops {
         self.urgent.get()
     }
 
-    /// Pushes what completions left unfinished, and the poll on the doorbell; the caller then submits all.
-    pub fn resubmit(&self) {
+    /// Pushes what has been started or is unfinished, and the poll on the doorbell, to the submission queue; the caller
+    /// then submits all.
+    pub fn push(&self) {
         self.urgent.set(false);
-        if !self.doorbell_armed.replace(true) {
+        let doorbell = (!self.doorbell_armed.replace(true)).then(|| {
             let fd = types::Fd(self.doorbell.as_fd().as_raw_fd());
-            self.port.push(&opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(DOORBELL));
-        }
+            opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(DOORBELL)
+        });
+        self.port.push(doorbell.into_iter().chain(std::iter::from_fn(|| self.next_entry())));
+    }
+
+    /// The entry of the next operation in the outbox; one that the device can't do has ended.
+    fn next_entry(&self) -> Option<squeue::Entry> {
         loop {
-            let Some(key) = self.again.borrow_mut().pop_front() else { return };
-            self.submit(key);
+            let key = self.outbox.borrow_mut().pop_front()?;
+            let entry = {
+                let op = &mut self.table.borrow_mut()[key as usize];
+                let i = op.file.0 as usize;
+                op.entry(self.number, self.discard[i].get(), self.no_dsync[i].get())
+            };
+            match entry {
+                Some(entry) => return Some(entry.user_data(TARGET_BIT | u64::from(key))),
+                None => self.finish(key, Err(Errno::EOPNOTSUPP)),
+            }
         }
     }
 
@@ -198,6 +200,11 @@ impl Ops {
         op.state = State::Free;
         self.free.borrow_mut().push(key);
         std::mem::replace(&mut op.work, Work::Sync)
+    }
+
+    #[cfg(test)]
+    pub(super) fn outbox_is_empty(&self) -> bool {
+        self.outbox.borrow().is_empty()
     }
 
     /// How many operations the kernel has not ended yet, sleeps excepted.

@@ -2,10 +2,10 @@
 //! work without ublk.
 
 use super::{DeviceFiles, Ops, Port, RingStorage};
-use crate::executor::Executor;
+use crate::executor::{Executor, Turn};
 use io_uring::types::{SubmitArgs, Timespec};
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::Future,
     io,
     os::fd::RawFd,
@@ -25,6 +25,9 @@ const ROUNDS: usize = 8;
 /// How long tasks run before what they have to submit goes out: whoever waits for the first of many requests need not
 /// wait until all of them are hashed.
 const TURN: Duration = Duration::from_micros(500);
+
+/// Tasks between two looks at the clock where none says that it has taken time.
+const UNSEEN: u32 = 8;
 
 /// The part of the time of a turn that the first request of the next may wait for the others: one in so many.
 const COMPANY: u32 = 4;
@@ -72,6 +75,9 @@ impl OwnRing {
     }
 
     /// Runs all futures to their ends, each as a task of its own.
+    ///
+    /// # Panics
+    /// When there are more than [`OPS`].
     pub fn run_together(&self, futures: impl IntoIterator<Item = impl Future<Output = ()>>) -> io::Result<()> {
         let futures: Vec<_> = futures.into_iter().collect();
         let mut exec = Executor::new(futures.len(), self.ops.doorbell(), self.ops.turn());
@@ -83,6 +89,7 @@ impl OwnRing {
 impl Drop for OwnRing {
     fn drop(&mut self) {
         // A sleep's time is read when it is submitted; the ring's end cancels it.
+        self.ops.push();
         let _ = self.ops.port().with(|ring| ring.submit());
         // Operations whose futures were dropped: let them end, so that their memory can be freed.
         while self.ops.under_way() > 0 {
@@ -91,7 +98,7 @@ impl Drop for OwnRing {
                 return; // `Ops` leaks them
             }
             reap(self.ops.port(), &self.ops);
-            self.ops.resubmit();
+            self.ops.push();
         }
     }
 }
@@ -130,17 +137,17 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: imp
 /// Runs what is ready, then ends the turn. Where those who wait for that gain by company, what has come in is taken before, and
 /// what others wait for goes out; until the time is up.
 fn take_turn(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), begin: Instant) -> io::Result<()> {
-    let time_is_up = || begin.elapsed() >= TURN;
+    let clock = Clock::new(begin, ops.turn());
     loop {
         // Tasks that wake each other get a few rounds, so that what they submit goes out together; not more, for what
         // they wait for may be in the ring.
         for _ in 0..ROUNDS {
-            if exec.run_until(|| ops.is_urgent() || time_is_up()) || !exec.has_ready() {
+            if exec.run_until(|| ops.is_urgent() || clock.is_up_after_a_task()) || !exec.has_ready() {
                 break;
             }
         }
         let worth_a_look = exec.gains_by_company() && (ops.is_urgent() || ops.port().has_completions());
-        if !worth_a_look || time_is_up() {
+        if !worth_a_look || clock.is_up() {
             break;
         }
         enter(ops, Wait::No)?;
@@ -148,6 +155,34 @@ fn take_turn(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), begin: Instan
     }
     exec.end_turn();
     Ok(())
+}
+
+/// The time of a turn. To look at it takes as long as most tasks do: only after one that says that it has taken time, and after
+/// some of the others.
+struct Clock<'a> {
+    begin: Instant,
+    turn: &'a Turn,
+    /// Tasks since the last look.
+    unseen: Cell<u32>,
+}
+
+impl<'a> Clock<'a> {
+    fn new(begin: Instant, turn: &'a Turn) -> Self {
+        Self { begin, turn, unseen: Cell::new(0) }
+    }
+
+    fn is_up(&self) -> bool {
+        self.begin.elapsed() >= TURN
+    }
+
+    fn is_up_after_a_task(&self) -> bool {
+        self.unseen.set(self.unseen.get() + 1);
+        if !self.turn.has_taken_time() && self.unseen.get() < UNSEEN {
+            return false;
+        }
+        self.unseen.set(0);
+        self.is_up()
+    }
 }
 
 /// What to wait for in the kernel.
@@ -160,7 +195,7 @@ enum Wait {
 
 /// Submits, waits, and has completions made ready.
 fn enter(ops: &Ops, wait: Wait) -> io::Result<()> {
-    ops.resubmit();
+    ops.push();
     let entered = ops.port().with(|ring| match wait {
         // Has completions made ready, too, where the ring's memory shows that there are some.
         Wait::No => ring.submit(),

@@ -42,18 +42,17 @@ impl Port {
         self.with(|ring| ring.submission().taskrun() || !ring.completion().is_empty())
     }
 
-    /// Puts an entry into the submission queue; makes room by submitting what is there.
-    pub(super) fn push(&self, entry: &squeue::Entry) {
+    /// Puts entries into the submission queue; makes room by submitting what is there.
+    pub(super) fn push(&self, entries: impl Iterator<Item = squeue::Entry>) {
         self.with(|ring| {
-            loop {
+            for entry in entries {
                 // SAFETY: the entry's buffer and timespec live in a slot of `Ops`, on the heap, and leave it only after
                 // this entry's completion; `Ops` leaks its table rather than free it before. The doorbell's poll has no memory.
-                if unsafe { ring.submission().push(entry) }.is_ok() {
-                    return;
+                while unsafe { ring.submission().push(&entry) }.is_err() {
+                    // Full. EBUSY (completion queue full too) passes as the kernel makes room; nothing else can be
+                    // wrong with a ring that was set up.
+                    let _ = ring.submit();
                 }
-                // Full. EBUSY (completion queue full too) passes as the kernel makes room; nothing else can be
-                // wrong with a ring that was set up.
-                let _ = ring.submit();
             }
         });
     }

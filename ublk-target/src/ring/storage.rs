@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use ublk_integrity::{Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
+use ublk_integrity::{AtEnd, Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
 
 /// The backing devices as a ring knows them.
 #[derive(Clone, Copy, Debug)]
@@ -79,8 +79,12 @@ impl Storage for RingStorage {
         Command(self.ops.start(self.file(Device::Data), Work::Sleep(time)))
     }
 
-    fn end_of_turn(&self, gains: bool) -> impl Future<Output = ()> {
-        self.ops.turn().end(gains)
+    fn end_of_turn(&self, what: AtEnd) -> impl Future<Output = ()> {
+        self.ops.turn().end(what)
+    }
+
+    fn took_time(&self) {
+        self.ops.turn().took_time();
     }
 
     fn others_ready(&self) -> usize {

@@ -10,7 +10,7 @@ use std::{
     pin::pin,
     time::{Duration, Instant},
 };
-use ublk_integrity::{Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
+use ublk_integrity::{AtEnd, Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
 
 const BLOCK: usize = 4096;
 const SIZE: u64 = 1 << 20;
@@ -46,13 +46,13 @@ fn what_is_expected_and_does_not_come_is_not_waited_for_long() {
 
 #[test]
 fn before_a_turn_ends_for_those_who_gain_by_company_what_others_wait_for_has_gone_out() {
-    for gains in [true, false] {
+    for (what, gone_out) in [(AtEnd::Tags, true), (AtEnd::Log, false)] {
         with_file(|ring, files, _| {
             let io = &ring.storage(files);
             let request = |waits: bool| async move {
                 if waits {
-                    io.end_of_turn(gains).await;
-                    assert_eq!(ring.ops.port().with(|ring| ring.submission().is_empty()), gains);
+                    io.end_of_turn(what).await;
+                    assert_eq!(ring.ops.outbox_is_empty(), gone_out);
                 } else {
                     assert_eq!(io.sync(Device::Data).await, Ok(()));
                 }
