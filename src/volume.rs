@@ -122,7 +122,7 @@ impl Volume {
             hints: options.hints.clone().map(|sender| Hints::new(sender, &layout, cache.pages())),
             tree: Tree { layout, root: Root::new(superblock.root), cache },
             pending: [set(), set()],
-            log: Log::new(log_config(&superblock, &keys, options.max_slots), superblock.epoch, head),
+            log: Log::new(log_config(&superblock, &keys, options.max_slots, options.queues), superblock.epoch, head),
             ranges: Ranges::new(options.max_slots, options.max_request_bytes / layout.block_size as usize),
             last_cluster: crate::sync::AtomicU64::new(u64::MAX),
             holds: AtomicUsize::new(0),
@@ -141,7 +141,8 @@ impl Volume {
     /// Goes on from where recovery has left off; nothing is pending.
     pub(crate) fn begin(&mut self, superblock: Superblock, head: LogPoint) {
         self.tree.root.store(superblock.root);
-        self.log = Log::new(log_config(&superblock, &self.keys, self.max_slots), superblock.epoch, head);
+        self.log =
+            Log::new(log_config(&superblock, &self.keys, self.max_slots, self.counters.len()), superblock.epoch, head);
         self.superblock = Mutex::new(superblock);
     }
 
@@ -249,7 +250,7 @@ fn max_pending_tags(layout: &Layout) -> usize {
     layout.blocks.min(MAX_PENDING_TAGS) as usize
 }
 
-fn log_config(superblock: &Superblock, keys: &Keys, max_slots: usize) -> LogConfig {
+fn log_config(superblock: &Superblock, keys: &Keys, max_slots: usize, queues: usize) -> LogConfig {
     let layout = &superblock.layout;
     LogConfig {
         offset: layout.log_offset().0,
@@ -260,5 +261,6 @@ fn log_config(superblock: &Superblock, keys: &Keys, max_slots: usize) -> LogConf
         max_tags: max_pending_tags(layout),
         max_runs: MAX_PENDING_RUNS,
         max_slots,
+        queues: queues.max(1),
     }
 }

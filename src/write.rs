@@ -77,13 +77,13 @@ impl Volume {
         let bytes = at..at + part.count as usize * self.block_size();
         let buf = self.make_tags(io, slot, Into::Tags, part, buf, at).await;
         let change = Change::Tags { first: part.first, tags: slot.tags.tags(part.count) };
-        let appended = match self.log.append(slot.id, change).await {
+        let appended = match self.log.append(slot, change).await {
             Ok(appended) => appended,
             Err(why) => return (Err(WriteError::Latched(why)), buf),
         };
         // Durable in the log first. If the data reached the medium before the record, a crash in
         // between would leave a block that nothing vouches for.
-        if let Err(why) = self.log.commit(io, slot.id, appended.seq).await {
+        if let Err(why) = self.log.commit(io, &appended).await {
             return (Err(WriteError::Latched(why)), buf);
         }
         let offset = self.tree.layout.block_offset(part.first);
@@ -194,8 +194,8 @@ impl Volume {
         let mut done = 0;
         while done < range.count {
             let part = BlockRange::new(BlockIndex(range.first.0 + done), MAX_ZERO_RUN.min(range.count - done));
-            let appended = self.log.append(slot.id, Change::Zeros(part)).await.map_err(WriteError::Latched)?;
-            self.log.commit(io, slot.id, appended.seq).await.map_err(WriteError::Latched)?;
+            let appended = self.log.append(slot, Change::Zeros(part)).await.map_err(WriteError::Latched)?;
+            self.log.commit(io, &appended).await.map_err(WriteError::Latched)?;
             if discard {
                 let offset = self.tree.layout.block_offset(part.first);
                 let bytes = part.count * self.block_size() as u64;

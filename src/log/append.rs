@@ -5,7 +5,7 @@ use super::{
     state::{MAX_ABANDONED, State, Waiting, WorkerWaits},
 };
 use crate::{
-    BlockIndex, BlockRange, Epoch, Latched, Seq,
+    BlockIndex, BlockRange, Epoch, Latched, Seq, Slot,
     format::{ENTRY_BYTES, RecordBuilder, TAG_BYTES, Tag},
 };
 use std::{
@@ -47,10 +47,13 @@ pub(crate) struct Reserved {
 /// the log then says something that nobody has seen to.
 pub(crate) struct Appended<'a> {
     log: &'a Log,
-    slot: usize,
+    pub(super) slot: usize,
+    pub(super) queue: usize,
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
     reserved: Reserved,
+    /// It is up to this one to look at what has gathered by the end of the turn, for all of its queue.
+    pub(super) sees_to_all: bool,
     settled: bool,
 }
 
@@ -61,7 +64,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         {
             let mut s = self.0.state.lock();
-            s.waiting[self.1] = None;
+            s.waiters.leave(self.1);
             s.queue.retain(|slot| *slot != self.1);
         }
         self.0.wake_front();
@@ -70,11 +73,11 @@ impl Drop for Place<'_> {
 
 impl Log {
     /// Waits for space, then takes the indivisible step. Nothing has been logged while this waits.
-    pub(crate) async fn append(&self, slot: usize, change: Change<'_>) -> Result<Appended<'_>, Latched> {
+    pub(crate) async fn append(&self, slot: &Slot, change: Change<'_>) -> Result<Appended<'_>, Latched> {
         if let Some(done) = self.try_append(slot, &change, None) {
             return done;
         }
-        let place = Place(self, slot);
+        let place = Place(self, slot.id);
         let appended = poll_fn(|cx| match self.try_append(slot, &change, Some(cx.waker())) {
             Some(done) => Poll::Ready(done),
             None => Poll::Pending,
@@ -87,7 +90,7 @@ impl Log {
     /// With a waker, waits in the queue; without, takes the step only where nobody is before us.
     fn try_append(
         &self,
-        slot: usize,
+        slot: &Slot,
         change: &Change<'_>,
         waker: Option<&Waker>,
     ) -> Option<Result<Appended<'_>, Latched>> {
@@ -96,15 +99,17 @@ impl Log {
             if let Some(why) = s.latched {
                 return Some(Err(why));
             }
-            let first = s.queue.front().is_none_or(|front| *front == slot);
-            let result = if first && self.has_room(&mut s, change) {
-                Some(Ok(self.take_step(&mut s, slot, change)))
+            let first = s.queue.front().is_none_or(|front| *front == slot.id);
+            // Room for a record of its own, though it will share one.
+            let alone = RecordBuilder::padded_alone(change.bytes(), self.config.physical_block) as u64;
+            let result = if first && self.has_room(&mut s, change, alone) {
+                Some(Ok(self.take_step(&mut s, slot, change, alone)))
             } else {
                 if let Some(waker) = waker {
-                    if !s.queue.contains(&slot) {
-                        s.queue.push_back(slot);
+                    if !s.queue.contains(&slot.id) {
+                        s.queue.push_back(slot.id);
                     }
-                    s.wait(slot, Waiting::Space, waker);
+                    s.waiters.wait(slot.id, Waiting::Space, waker);
                 }
                 None
             };
@@ -116,18 +121,18 @@ impl Log {
         result
     }
 
-    fn has_room(&self, s: &mut State, change: &Change<'_>) -> bool {
+    fn has_room(&self, s: &mut State, change: &Change<'_>, alone: u64) -> bool {
         let epoch = s.epoch;
-        let alone = RecordBuilder::padded_alone(change.bytes(), self.config.physical_block) as u64;
         // Up to one record's worth is skipped at the ring's end.
         let in_ring = |s: &State| s.used() + alone + self.config.max_record as u64 <= self.config.size;
-        let in_the_way = !s.gather.fits(change.bytes()) || !in_ring(s);
+        let (mut fits, mut ring) = (s.gather.fits(change.bytes()), in_ring(s));
+        let in_the_way = !fits || !ring;
         if in_the_way && !s.gather_owned {
             // Only flush entries are in the way, and nobody waits for those.
             s.drop_gathered();
+            (fits, ring) = (s.gather.fits(change.bytes()), in_ring(s));
         }
-        let gathers = (s.gather.is_empty() || s.gather_epoch == epoch) && s.gather.fits(change.bytes());
-        let ring = in_ring(s);
+        let gathers = fits && (s.gather.is_empty() || s.gather_epoch == epoch);
         let reserved = change.reserved();
         let of = s.of(epoch);
         let pending =
@@ -138,11 +143,11 @@ impl Log {
         gathers && ring && pending
     }
 
-    fn take_step(&self, s: &mut State, slot: usize, change: &Change<'_>) -> Appended<'_> {
+    fn take_step(&self, s: &mut State, slot: &Slot, change: &Change<'_>, alone: u64) -> Appended<'_> {
         let (seq, epoch, reserved) = (s.next_seq, s.epoch, change.reserved());
         s.next_seq = Seq(seq.0 + 1);
-        debug_assert!(s.in_flight[slot].is_none(), "one change a slot at a time");
-        s.in_flight[slot] = Some((seq, epoch));
+        debug_assert!(s.in_flight[slot.id].is_none(), "one change a slot at a time");
+        s.in_flight[slot.id] = Some((seq, epoch));
         let of = s.of(epoch);
         of.in_flight += 1;
         of.appended += 1;
@@ -152,13 +157,13 @@ impl Log {
             Change::Tags { first, tags } => s.gather.push_tags(seq, *first, tags),
             Change::Zeros(range) => s.gather.push_zeros(seq, *range),
         }
-        let alone = RecordBuilder::padded_alone(change.bytes(), self.config.physical_block) as u64;
         s.gather_epoch = epoch;
         s.gather_last = seq;
         s.gather_owned = true;
         s.gather_reserved += alone;
         s.reserved += alone;
-        Appended { log: self, slot, seq, epoch, reserved, settled: false }
+        let sees_to_all = !std::mem::replace(&mut s.seen_to[slot.queue], true);
+        Appended { log: self, slot: slot.id, queue: slot.queue, seq, epoch, reserved, sees_to_all, settled: false }
     }
 
     fn ask_for_checkpoint(&self, s: &mut State) {

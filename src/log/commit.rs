@@ -4,7 +4,7 @@
 //! any order, but a number is durable only once every record up to its own is.
 
 use super::{
-    Log, LogPoint,
+    Appended, Log, LogPoint,
     state::{State, UnderWay, Waiting, WorkerWaits},
 };
 use crate::{
@@ -35,12 +35,15 @@ enum Turn {
 type Next = [Option<Waker>; 2];
 
 impl Log {
-    /// Waits until the record with `seq` is durable, writing it ourselves where nobody does.
-    pub(crate) async fn commit<S: Storage>(&self, io: &S, slot: usize, seq: Seq) -> Result<(), Latched> {
-        // One record for all that this thread has to log.
-        io.end_of_turn(AtEnd::Log).await;
+    /// Waits until the record of a change is durable, writing it ourselves where nobody does.
+    pub(crate) async fn commit<S: Storage>(&self, io: &S, change: &Appended<'_>) -> Result<(), Latched> {
+        let mut looks = change.sees_to_all;
+        if looks {
+            // One record for all that this thread has to log.
+            io.end_of_turn(AtEnd::Log).await;
+        }
         loop {
-            let turn = poll_fn(|cx| match self.turn(slot, seq, cx.waker()) {
+            let turn = poll_fn(|cx| match self.turn(change, std::mem::take(&mut looks), cx.waker()) {
                 Some(turn) => Poll::Ready(turn),
                 None => Poll::Pending,
             })
@@ -65,20 +68,23 @@ impl Log {
         self.write(io, record).await
     }
 
-    fn turn(&self, slot: usize, seq: Seq, waker: &Waker) -> Option<Result<Turn, Latched>> {
+    /// `looks`: the others of the queue have left it to this one until now.
+    fn turn(&self, change: &Appended<'_>, looks: bool, waker: &Waker) -> Option<Result<Turn, Latched>> {
+        let Appended { slot, queue, seq, .. } = *change;
         let mut s = self.state.lock();
+        s.seen_to[queue] &= !looks;
         // The latch first: where write-back errors are told to one sync only, one that succeeds beside one that fails means nothing.
         let turn = if let Some(why) = s.latched {
             Err(why)
         } else if s.durable >= seq {
             Ok(Turn::Durable)
-        } else if s.taken < seq && s.may_lead() {
+        } else if s.taken < seq && !s.seen_to[queue] && s.may_lead() {
             Ok(Turn::Lead(self.take_gathered(&mut s)))
         } else {
-            s.wait(slot, Waiting::Commit(seq), waker);
+            s.waiters.wait(slot, Waiting::Commit(seq), waker);
             return None;
         };
-        s.waiting[slot] = None;
+        s.waiters.leave(slot);
         Some(turn)
     }
 
@@ -98,6 +104,8 @@ impl Log {
         s.taken = s.gather_last;
         s.want_flush_record = false;
         s.gather_owned = false;
+        // Whoever comes next is the first again. One that still means to look may do so.
+        s.seen_to.fill(false);
         let reserved = std::mem::take(&mut s.gather_reserved);
         s.reserved -= reserved;
         Outgoing { builder, head, last: s.gather_last, reserved }
@@ -165,13 +173,8 @@ impl Log {
         if !s.may_lead() {
             return [None, None];
         }
-        let taken = s.taken;
-        let next = s
-            .waiting
-            .iter_mut()
-            .flatten()
-            .find(|(why, waker)| matches!(why, Waiting::Commit(seq) if *seq > taken) && waker.is_some());
-        let lead = next.and_then(|(_, waker)| waker.take());
+        let next = s.waiters.find(0, |why| matches!(why, Waiting::Commit(seq) if seq > s.taken));
+        let lead = next.and_then(|slot| s.waiters.take_waker(slot));
         let flush_only = !s.gather.is_empty() && !s.gather_owned;
         s.want_flush_record |= flush_only;
         [lead, flush_only.then(|| s.worker_that(WorkerWaits::Work)).flatten()]

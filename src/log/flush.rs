@@ -88,7 +88,7 @@ impl Log {
         } else if s.flush.done >= wanted || idle {
             Ok(Turn::Done)
         } else if s.flush.running {
-            s.wait(slot, Waiting::Flush, waker);
+            s.waiters.wait(slot, Waiting::Flush, waker);
             return None;
         } else {
             s.flush.running = true;
@@ -97,7 +97,7 @@ impl Log {
             s.flush.listed.extend(s.in_flight.iter().flatten().chain(&s.abandoned).map(|(seq, _)| *seq));
             Ok(Turn::Lead { highest })
         };
-        s.waiting[slot] = None;
+        s.waiters.leave(slot);
         Some(turn)
     }
 

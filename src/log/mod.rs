@@ -5,13 +5,15 @@
 //! either all of it or nothing. *Commit* makes the record durable: whoever finds room
 //! for another log write leads, writes what has gathered on its own ring and wakes the others.
 //!
-//! Who waits: an append waits for space, before it has logged anything; a commit waits for the
-//! leader's write and those before it, which some ring completes. The checkpoint frees space and waits for neither.
+//! Who waits: an append waits for space, before it has logged anything; a commit waits for the end of a thread's turn, where
+//! somebody looks at what has gathered, and for the leader's write and those before it, which some ring completes. The
+//! checkpoint frees space and waits for neither.
 
 mod append;
 mod commit;
 mod flush;
 mod state;
+mod waiters;
 
 pub(crate) use append::{Appended, Change, Reserved};
 pub(crate) use commit::next_position;

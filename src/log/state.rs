@@ -1,5 +1,6 @@
 //! What the log knows, behind one lock, and who is waiting for it.
 
+use super::waiters::Waiters;
 use crate::{
     Buf, Epoch, Latched, RecordNumber, Seq,
     format::{Link, RecordBuilder},
@@ -28,6 +29,8 @@ pub(crate) struct LogConfig {
     pub(crate) max_runs: usize,
     /// Slots that may wait.
     pub(crate) max_slots: usize,
+    /// Queues that these are of.
+    pub(crate) queues: usize,
 }
 
 /// A place in the chain: where the next record goes and what it must carry.
@@ -108,6 +111,9 @@ pub(super) struct State {
     pub(super) gather_reserved: u64,
     /// Whether anybody's tags or zeros are in it, or flush entries only.
     pub(super) gather_owned: bool,
+    /// By queue: somebody whose entry is in it will look at it at the end of its thread's turn, so the others of that queue
+    /// need not.
+    pub(super) seen_to: Vec<bool>,
     /// The other buffers; none while as many records as may be are under way.
     pub(super) spares: Vec<Buf>,
     /// Somebody has taken what had gathered and computes its MAC, which the record after it must carry.
@@ -128,8 +134,7 @@ pub(super) struct State {
 
     /// Slots that wait for space, first come first served.
     pub(super) queue: VecDeque<usize>,
-    /// By slot.
-    pub(super) waiting: Vec<Option<(Waiting, Option<Waker>)>>,
+    pub(super) waiters: Waiters,
     /// The checkpoint thread, and what it waits for: work that it does not wait for must not wake it.
     pub(super) worker: Option<(WorkerWaits, Waker)>,
     pub(super) want_checkpoint: bool,
@@ -158,13 +163,6 @@ impl State {
         let room = self.under_way.len() < RECORDS_UNDER_WAY;
         !self.sealing && room && self.gather.content() >= under_way
     }
-    /// Notes a waiter; keeps its waker fresh.
-    pub(super) fn wait(&mut self, slot: usize, why: Waiting, waker: &Waker) {
-        match &mut self.waiting[slot] {
-            Some((w, Some(known))) if *w == why && known.will_wake(waker) => {}
-            place => *place = Some((why, Some(waker.clone()))),
-        }
-    }
     /// The checkpoint thread's waker, if this is what it waits for.
     pub(super) fn worker_that(&mut self, waits: WorkerWaits) -> Option<Waker> {
         self.worker.take_if(|(why, _)| *why == waits).map(|(_, waker)| waker)
@@ -172,7 +170,7 @@ impl State {
     /// The waker of the first slot in the queue for space.
     pub(super) fn front_waker(&mut self) -> Option<Waker> {
         let front = *self.queue.front()?;
-        self.waiting[front].as_mut()?.1.take()
+        self.waiters.take_waker(front)
     }
 }
 
@@ -197,6 +195,7 @@ impl Log {
             gather_last: Seq(0),
             gather_reserved: 0,
             gather_owned: false,
+            seen_to: vec![false; config.queues],
             spares: (0..RECORDS_UNDER_WAY).map(|_| Buf::new(config.max_record)).collect(),
             sealing: false,
             taken: Seq(0),
@@ -206,7 +205,7 @@ impl Log {
             reserved: 0,
             durable: Seq(0),
             queue: VecDeque::with_capacity(n),
-            waiting: (0..n).map(|_| None).collect(),
+            waiters: Waiters::new(n),
             worker: None,
             want_checkpoint: false,
             want_flush_record: false,
@@ -262,13 +261,11 @@ impl Log {
                     batch[0] = s.worker.take().map(|(_, waker)| waker);
                     n = 1;
                 }
-                while from < s.waiting.len() && n < batch.len() {
-                    let picked = s.waiting[from].as_ref().is_some_and(|(why, _)| wanted(&s, *why));
-                    if let (true, Some((_, waker))) = (picked, &mut s.waiting[from]) {
-                        batch[n] = waker.take();
-                        n += 1;
-                    }
-                    from += 1;
+                while n < batch.len() {
+                    let Some(slot) = s.waiters.find(from, |why| wanted(&s, why)) else { break };
+                    batch[n] = s.waiters.take_waker(slot);
+                    n += 1;
+                    from = slot + 1;
                 }
             }
             batch.into_iter().flatten().for_each(Waker::wake);

@@ -1,0 +1,86 @@
+//! The slots that wait for something of the log.
+
+use super::state::Waiting;
+use std::task::Waker;
+
+/// By slot; of many slots few wait, so a bit for each says who does, and only those are looked at.
+pub(super) struct Waiters {
+    places: Vec<Option<(Waiting, Option<Waker>)>>,
+    occupied: Vec<u64>,
+}
+
+impl Waiters {
+    /// Nobody of so many slots.
+    pub(super) fn new(slots: usize) -> Self {
+        Self { places: (0..slots).map(|_| None).collect(), occupied: vec![0; slots.div_ceil(64)] }
+    }
+
+    /// Notes a waiter; keeps its waker fresh.
+    pub(super) fn wait(&mut self, slot: usize, why: Waiting, waker: &Waker) {
+        self.occupied[slot / 64] |= 1 << (slot % 64);
+        match &mut self.places[slot] {
+            Some((w, Some(known))) if *w == why && known.will_wake(waker) => {}
+            place => *place = Some((why, Some(waker.clone()))),
+        }
+    }
+
+    /// The slot waits no more.
+    pub(super) fn leave(&mut self, slot: usize) {
+        self.occupied[slot / 64] &= !(1 << (slot % 64));
+        self.places[slot] = None;
+    }
+
+    /// The first slot from `from` on whose waker is here and which waits for what is `wanted`.
+    pub(super) fn find(&self, from: usize, wanted: impl Fn(Waiting) -> bool) -> Option<usize> {
+        let mut from = from;
+        loop {
+            let slot = self.next(from)?;
+            if matches!(self.places[slot], Some((why, Some(_))) if wanted(why)) {
+                return Some(slot);
+            }
+            from = slot + 1;
+        }
+    }
+
+    /// The first slot from `from` on that waits.
+    fn next(&self, from: usize) -> Option<usize> {
+        let (first, passed) = (from / 64, from % 64);
+        let words = self.occupied.iter().enumerate().skip(first);
+        words
+            .map(|(i, word)| (i, if i == first { word >> passed << passed } else { *word }))
+            .find(|(_, word)| *word != 0)
+            .map(|(i, word)| i * 64 + word.trailing_zeros() as usize)
+    }
+
+    /// The waker of a slot that waits.
+    pub(super) fn take_waker(&mut self, slot: usize) -> Option<Waker> {
+        self.places[slot].as_mut()?.1.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Seq;
+
+    #[test]
+    fn whoever_waits_is_found_until_it_leaves_or_is_woken() {
+        let mut w = Waiters::new(200);
+        let flush = |why| why == Waiting::Flush;
+        let all = |w: &Waiters, wanted: fn(Waiting) -> bool| {
+            std::iter::successors(w.find(0, wanted), |slot| w.find(slot + 1, wanted)).collect::<Vec<_>>()
+        };
+        for slot in [199, 63, 64, 0] {
+            w.wait(slot, Waiting::Flush, Waker::noop());
+        }
+        w.wait(65, Waiting::Commit(Seq(7)), Waker::noop());
+        w.wait(0, Waiting::Space, Waker::noop());
+        assert_eq!(all(&w, flush), [63, 64, 199]);
+        assert_eq!(all(&w, |why| why == Waiting::Commit(Seq(7))), [65]);
+        assert!(w.take_waker(64).is_some() && w.take_waker(64).is_none() && w.take_waker(1).is_none());
+        w.leave(199);
+        assert_eq!(all(&w, flush), [63]);
+        w.wait(64, Waiting::Flush, Waker::noop());
+        assert_eq!(all(&w, |_| true), [0, 63, 64, 65]);
+    }
+}
