@@ -97,8 +97,6 @@ struct Meeting {
     places: Vec<Place>,
     /// Members whose tags are still to be made, of fewer blocks than are enough.
     waiting: ArrayVec<usize, ENOUGH>,
-    /// Blocks of those.
-    blocks: usize,
     /// Memory of groups that are done.
     spares: Vec<Works>,
 }
@@ -140,7 +138,6 @@ impl Meeting {
         Self {
             places: (0..members).map(|_| Place::Free).collect(),
             waiting: ArrayVec::new(),
-            blocks: 0,
             // A group has a member at least.
             spares: (0..members).map(|_| Vec::with_capacity(ENOUGH)).collect(),
         }
@@ -152,38 +149,32 @@ impl Meeting {
         match &self.places[index] {
             Place::Away(_) => return Err(work),
             // Of a request that was dropped while it waited, the place in the list may still be there.
-            Place::Waiting(dropped) => {
-                let before = self.waiting.len();
-                self.waiting.retain(|i| *i != index);
-                self.blocks -= if self.waiting.len() < before { dropped.count } else { 0 };
-            }
+            Place::Waiting(_) => self.waiting.retain(|i| *i != index),
             _ => {}
         }
-        if !alone {
-            self.waiting.push(index);
-            self.blocks += work.count;
-        }
         self.places[index] = Place::Waiting(work);
-        Ok(if alone { ENOUGH } else { self.blocks })
+        if alone {
+            return Ok(ENOUGH);
+        }
+        self.waiting.push(index);
+        let blocks = |i: &usize| if let Place::Waiting(work) = &self.places[*i] { work.count } else { 0 };
+        Ok(self.waiting.iter().map(blocks).sum())
     }
 
     /// Takes the work of this member, and of all in the list if it is one of them; nothing, if it does not wait any more.
     fn take_for(&mut self, index: usize) -> Works {
-        let Self { places, waiting, blocks, spares } = self;
+        let Self { places, waiting, spares } = self;
         if !matches!(places[index], Place::Waiting(_)) {
             return Works::new();
         }
         let mut works = spares.pop().expect("as many as there are members");
-        let take = |i: usize| match std::mem::replace(&mut places[i], Place::Away(None)) {
+        let mut take = |i: usize| match std::mem::replace(&mut places[i], Place::Away(None)) {
             Place::Waiting(work) => (i, work),
             _ => unreachable!("it is in the list, or was seen to wait"),
         };
         match waiting.contains(&index) {
-            true => {
-                *blocks = 0;
-                works.extend(waiting.drain(..).map(take));
-            }
-            false => works.extend(once(index).map(take)),
+            true => works.extend(waiting.drain(..).map(take)),
+            false => works.push(take(index)),
         }
         works
     }
@@ -250,13 +241,15 @@ impl Volume {
         let mut work = Work { first: part.first, buf, at, count, tags: slot.buf(into).lend() };
         match &slot.member {
             Some(member) if together => work = self.tag_together(io, member, work, alone).await,
-            _ => {
-                tag_all(&self.tagger, once(&mut work));
-                io.took_time();
-            }
+            _ => self.tag_here(io, &mut work),
         }
         slot.buf(into).give_back(work.tags);
         work.buf
+    }
+
+    fn tag_here<S: Storage>(&self, io: &S, work: &mut Work) {
+        tag_all(&self.tagger, once(work));
+        io.took_time();
     }
 
     async fn tag_together<S: Storage>(&self, io: &S, member: &Member, work: Work, alone: bool) -> Work {
@@ -270,8 +263,7 @@ impl Volume {
                 self.see_to(io, member, |requests| io.others_ready() >= requests);
             }
             Err(mut work) => {
-                tag_all(&self.tagger, once(&mut work));
-                io.took_time();
+                self.tag_here(io, &mut work);
                 return work;
             }
         }

@@ -15,6 +15,8 @@ use crate::{
 /// What verification of a request found.
 struct Verdict {
     first_bad: Option<BlockIndex>,
+    /// Blocks that had something to prove.
+    verified: u64,
 }
 
 impl Volume {
@@ -45,7 +47,7 @@ impl Volume {
         let made = range.count > 0 && tags.iter().all(|tag| ![ZERO_TAG, LOST_TAG].contains(tag));
         let mut buf = if made { self.make_tags(io, slot, Into::Old, range, buf, 0).await } else { buf };
         let verdict = self.verify(slot, range, &mut buf[..bytes], made);
-        if !made && slot.tags.tags(range.count).iter().any(|tag| *tag != ZERO_TAG) {
+        if !made && verdict.verified > 0 {
             io.took_time();
         }
         match (verdict.first_bad, self.on_mismatch) {
@@ -130,7 +132,7 @@ impl Volume {
         }
         counters.blocks_verified.add(verified);
         counters.mismatches.add(mismatches);
-        Verdict { first_bad }
+        Verdict { first_bad, verified }
     }
 
     /// "Fix": what is on the medium is accepted and signed anew, through the ordinary write path.

@@ -110,6 +110,7 @@ impl Volume {
         let keys = Keys::derive(master, &superblock.uuid);
         let layout = superblock.layout;
         let max_tags = max_pending_tags(&layout);
+        let queues = options.queues.max(1);
         let cache = Cache::new(options.cache_bytes);
         let set = || PendingSet::new(max_tags, MAX_PENDING_RUNS);
         Self {
@@ -122,12 +123,12 @@ impl Volume {
             hints: options.hints.clone().map(|sender| Hints::new(sender, &layout, cache.pages())),
             tree: Tree { layout, root: Root::new(superblock.root), cache },
             pending: [set(), set()],
-            log: Log::new(log_config(&superblock, &keys, options.max_slots, options.queues), superblock.epoch, head),
+            log: Log::new(log_config(&superblock, &keys, options.max_slots, queues), superblock.epoch, head),
             ranges: Ranges::new(options.max_slots, options.max_request_bytes / layout.block_size as usize),
             last_cluster: crate::sync::AtomicU64::new(u64::MAX),
             holds: AtomicUsize::new(0),
             scratch: Mutex::new(Some(Scratch::new(&layout, max_tags, MAX_PENDING_RUNS))),
-            counters: (0..options.queues.max(1)).map(|_| QueueCounters::default()).collect(),
+            counters: (0..queues).map(|_| QueueCounters::default()).collect(),
             recovery: RecoveryReport::default(),
             warnings: Vec::new(),
             overlay: Vec::new(),
@@ -261,6 +262,6 @@ fn log_config(superblock: &Superblock, keys: &Keys, max_slots: usize, queues: us
         max_tags: max_pending_tags(layout),
         max_runs: MAX_PENDING_RUNS,
         max_slots,
-        queues: queues.max(1),
+        queues,
     }
 }

@@ -159,8 +159,8 @@ impl<'a> Executor<'a> {
     /// # Panics
     /// When the turn is for fewer.
     pub fn new(capacity: usize, doorbell: &Arc<EventFd>, turn: &Rc<Turn>) -> Self {
-        assert!(turn.waiting[0].words() >= TaskSet::new(capacity).words(), "a turn for fewer tasks");
         let round = TaskSet::new(capacity);
+        assert!(turn.waiting[0].words() >= round.words(), "a turn for fewer tasks");
         // Of an executor before, dropped with tasks that waited.
         turn.waiting.iter().for_each(TaskSet::clear);
         Self {
