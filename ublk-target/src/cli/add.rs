@@ -58,7 +58,7 @@ pub struct SizeArgs {
     /// Queues [default: one for four CPUs, at most 4; where threads can't share one, one for two; less where memory is short]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     queues: Option<u16>,
-    /// Threads of each queue, which share its requests; more than one needs Linux 6.16 [default: 2 for four CPUs, or 1]
+    /// Threads of each queue, which share its requests; more than one needs Linux 6.16 [default: 2 where there are as many CPUs]
     #[arg(short = 'T', long, alias = "threads_per_queue", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     threads_per_queue: Option<u16>,
     /// Threads that hash for those of the queues when these have more to do [default: one for each CPU that is left, at most 8]

@@ -157,14 +157,15 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Half of the processors have a thread for requests, the others one that hashes for those. Where threads can share a
-    /// queue two do: one submitter uses one queue. More processors have more queues.
+    /// Where threads can share a queue two do, as far as there are processors: one submitter uses one queue, and a thread's
+    /// part of a small request takes twice the submitter's. More processors have more queues, up to half of them a thread
+    /// for requests; the others have one that hashes for those.
     fn counts(self) -> Counts {
         let cpus = self.cpus.clamp(1, 16) as u16;
         let serving = cpus.div_ceil(2);
         let queues = self.queues.unwrap_or(if self.shares { (serving / 2).max(1) } else { serving.min(4) });
         let depth = self.depth.unwrap_or(128);
-        let threads = if self.shares { (serving / queues).clamp(1, 2).min(depth) } else { 1 };
+        let threads = if self.shares { (cpus / queues).clamp(1, 2).min(depth) } else { 1 };
         let threads = self.threads.unwrap_or(threads);
         let left = cpus.saturating_sub(queues.saturating_mul(threads));
         Counts { queues, threads, hash_threads: self.hash_threads.unwrap_or(left.min(8)), depth }
@@ -300,13 +301,13 @@ mod tests {
     }
 
     #[test]
-    fn half_of_the_processors_hash_for_the_others() {
+    fn two_threads_share_a_queue_and_what_is_left_hashes() {
         let counts = |wanted: Wanted| {
             let c = wanted.counts();
             (c.queues, c.threads, c.hash_threads)
         };
         let shared = [1, 2, 3, 4, 8, 16, 128].map(|cpus| counts(machine(cpus, true)));
-        assert_eq!(shared, [(1, 1, 0), (1, 1, 1), (1, 2, 1), (1, 2, 2), (2, 2, 4), (4, 2, 8), (4, 2, 8)]);
+        assert_eq!(shared, [(1, 1, 0), (1, 2, 0), (1, 2, 1), (1, 2, 2), (2, 2, 4), (4, 2, 8), (4, 2, 8)]);
         let odd = [5, 6, 10, 14].map(|cpus| counts(machine(cpus, true)));
         assert_eq!(odd, [(1, 2, 3), (1, 2, 4), (2, 2, 6), (3, 2, 8)]);
         let not = [1, 2, 3, 4, 8, 128].map(|cpus| counts(machine(cpus, false)));
