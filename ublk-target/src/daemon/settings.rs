@@ -159,7 +159,8 @@ pub struct Wanted {
 impl Wanted {
     /// Where threads can share a queue two do, as far as there are processors: one submitter uses one queue, and a thread's
     /// part of a small request takes twice the submitter's. More processors have more queues, up to half of them a thread
-    /// for requests; the others have one that hashes for those.
+    /// for requests; the others have one that hashes for those, and where two share a queue there is one at least: large
+    /// requests may all be one thread's.
     fn counts(self) -> Counts {
         let cpus = self.cpus.clamp(1, 16) as u16;
         let serving = cpus.div_ceil(2);
@@ -167,7 +168,7 @@ impl Wanted {
         let depth = self.depth.unwrap_or(128);
         let threads = if self.shares { (cpus / queues).clamp(1, 2).min(depth) } else { 1 };
         let threads = self.threads.unwrap_or(threads);
-        let left = cpus.saturating_sub(queues.saturating_mul(threads));
+        let left = cpus.saturating_sub(queues.saturating_mul(threads)).max(u16::from(threads > 1));
         Counts { queues, threads, hash_threads: self.hash_threads.unwrap_or(left.min(8)), depth }
     }
 }
@@ -307,7 +308,7 @@ mod tests {
             (c.queues, c.threads, c.hash_threads)
         };
         let shared = [1, 2, 3, 4, 8, 16, 128].map(|cpus| counts(machine(cpus, true)));
-        assert_eq!(shared, [(1, 1, 0), (1, 2, 0), (1, 2, 1), (1, 2, 2), (2, 2, 4), (4, 2, 8), (4, 2, 8)]);
+        assert_eq!(shared, [(1, 1, 0), (1, 2, 1), (1, 2, 1), (1, 2, 2), (2, 2, 4), (4, 2, 8), (4, 2, 8)]);
         let odd = [5, 6, 10, 14].map(|cpus| counts(machine(cpus, true)));
         assert_eq!(odd, [(1, 2, 3), (1, 2, 4), (2, 2, 6), (3, 2, 8)]);
         let not = [1, 2, 3, 4, 8, 128].map(|cpus| counts(machine(cpus, false)));
@@ -321,7 +322,7 @@ mod tests {
         );
         assert_eq!(counts(Wanted { depth: Some(1), ..machine(4, true) }), (1, 1, 3), "a request for each");
         let most = Wanted { queues: Some(u16::MAX), threads: Some(u16::MAX), ..machine(4, true) };
-        assert_eq!(counts(most), (u16::MAX, u16::MAX, 0));
+        assert_eq!(counts(most), (u16::MAX, u16::MAX, 1));
     }
 
     fn plan(block_size: u32, size: u64) -> VolumeInfo {
