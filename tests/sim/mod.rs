@@ -53,7 +53,7 @@ pub fn open_options(rng: &mut Rng) -> OpenOptions {
         access: Access::ReadWrite,
         cache_bytes: 64 << 10,
         max_slots: 8,
-        queues: 1,
+        queues: 2,
         max_request_bytes: 128 << 10,
         separate_meta: false,
         on_mismatch: OnMismatch::Fail,

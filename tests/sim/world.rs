@@ -34,11 +34,16 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// All queues, as those of one thread, whose requests are hashed together.
+    /// All queues, the first four as those of one thread, the others as those of another: what a thread has to hash or
+    /// to log goes together.
     pub fn all(volume: &Volume) -> Vec<Self> {
-        let mut all: Vec<_> =
-            (0..QUEUES).map(|_| Self { slot: volume.slot(0), buf: Some(Buf::new(MAX_REQUEST)) }).collect();
-        Slot::work_together(all.iter_mut().map(|queue| &mut queue.slot));
+        const OF_ONE: usize = 4;
+        let slot = |n| volume.slot(usize::from(n >= OF_ONE));
+        let mut all: Vec<_> = (0..QUEUES).map(|n| Self { slot: slot(n), buf: Some(Buf::new(MAX_REQUEST)) }).collect();
+        let (one, other) = all.split_at_mut(OF_ONE);
+        for thread in [one, other] {
+            Slot::work_together(thread.iter_mut().map(|queue| &mut queue.slot));
+        }
         all
     }
 }
