@@ -61,7 +61,7 @@ pub struct SizeArgs {
     /// Threads of each queue, which share its requests; more than one needs Linux 6.16 [default: 2 where there are as many CPUs]
     #[arg(short = 'T', long, alias = "threads_per_queue", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     threads_per_queue: Option<u16>,
-    /// Threads that hash for those of the queues when these have more to do [default: one for each CPU that is left, at most 8, and one where threads share a queue]
+    /// Threads that hash for those of the queues when these have more to do [default: one for each CPU that is left, at most 8, and one at least where threads share a queue]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
     hash_threads: Option<u16>,
     /// Requests of each queue [default: 128, less where memory is short]
