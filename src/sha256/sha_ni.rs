@@ -13,10 +13,13 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{Block, K, State};
-use std::arch::x86_64::{
-    __m128i, _MM_HINT_T0, _mm_add_epi32, _mm_alignr_epi8, _mm_loadu_si128, _mm_prefetch, _mm_set_epi8, _mm_set_epi32,
-    _mm_setzero_si128, _mm_sha256msg1_epu32, _mm_sha256msg2_epu32, _mm_sha256rnds2_epu32, _mm_shuffle_epi8,
-    _mm_shuffle_epi32, _mm_storeu_si128,
+use std::arch::{
+    asm,
+    x86_64::{
+        __m128i, _MM_HINT_T0, _mm_add_epi32, _mm_alignr_epi8, _mm_loadu_si128, _mm_prefetch, _mm_set_epi8,
+        _mm_set_epi32, _mm_setzero_si128, _mm_sha256msg1_epu32, _mm_sha256msg2_epu32, _mm_sha256rnds2_epu32,
+        _mm_shuffle_epi8, _mm_shuffle_epi32, _mm_storeu_si128,
+    },
 };
 
 /// Proof that this processor has the instructions.
@@ -64,6 +67,7 @@ unsafe fn compress<const N: usize>(states: &mut [State; N], messages: [&[Block];
             for sixteen in 0..4 {
                 for quad in 0..4 {
                     four_rounds(&mut abef, &mut cdgh, &w[quad], &K[4 * sixteen + quad]);
+                    side_by_side(&mut abef);
                     if sixteen < 3 {
                         w[quad] = next_words(&w[quad], &w[(quad + 1) % 4], &w[(quad + 2) % 4], &w[(quad + 3) % 4]);
                     }
@@ -93,6 +97,23 @@ unsafe fn four_rounds<const N: usize>(abef: &mut Lanes<N>, cdgh: &mut Lanes<N>, 
             cdgh[lane] = _mm_sha256rnds2_epu32(cdgh[lane], abef[lane], wk);
             // The upper two words: the next two rounds.
             abef[lane] = _mm_sha256rnds2_epu32(abef[lane], cdgh[lane], _mm_shuffle_epi32::<0b1110>(wk));
+        }
+    }
+}
+
+/// Makes the compiler put the next rounds of either of two messages after the last ones of both. Left alone it puts all
+/// rounds of one before those of the other, and a processor that looks ahead less than a block, as one does whose core
+/// runs another thread beside, then finds one message's alone.
+///
+/// # Safety
+/// The processor has the features.
+#[inline]
+#[target_feature(enable = "sha,ssse3")]
+unsafe fn side_by_side<const N: usize>(abef: &mut Lanes<N>) {
+    if N == 2 {
+        // SAFETY: a comment with the registers in it is all there is.
+        unsafe {
+            asm!("/* {} {} */", inout(xmm_reg) abef[0], inout(xmm_reg) abef[1], options(pure, nomem, nostack, preserves_flags));
         }
     }
 }
