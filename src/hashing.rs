@@ -2,13 +2,16 @@
 //!
 //! ```text
 //!   few blocks ──> meeting of the thread ──┐ enough, or the end of the turn
-//!   many blocks ───────────────────────────┴─> group ──> a hash thread, if one sleeps and this one has more to do
+//!   many blocks ──> the end of the turn ───┴─> group ──> a hash thread, if one sleeps and this one has more to do
 //!                                                  └───> else this thread, at once
 //! ```
 //!
 //! Two digests take a processor hardly longer than one (see [`sha256`](crate::sha256)), but a request for one block has
 //! only one to make. So it waits for the end of its thread's turn, and the first that goes on then makes the tags of all
 //! that have come together, unless there were enough before.
+//!
+//! A request for many blocks takes long, so it waits for its turn's end, too: an answer, or a record that others wait for, goes
+//! out before.
 //!
 //! A group goes only to a thread that waits for one already. So it never waits for a thread, and whoever waits for the
 //! group waits for hashing alone.
@@ -236,6 +239,9 @@ impl Volume {
         at: usize,
     ) -> Buf {
         let count = part.count as usize;
+        if !self.tagger.gains_by_more(count) {
+            io.end_of_turn(AtEnd::Tags).await;
+        }
         let alone = self.hash_threads.is_some() && count * self.block_size() >= WORTH && io.others_ready() > 0;
         let together = alone || self.tagger.gains_by_company(count);
         let mut work = Work { first: part.first, buf, at, count, tags: slot.buf(into).lend() };
@@ -256,11 +262,10 @@ impl Volume {
         let Member { meeting, index } = member;
         let come = meeting.lock().come(*index, work, alone);
         match come {
-            Ok(blocks) if !self.tagger.gains_by_more(blocks) => self.see_to(io, member, |_| io.others_ready() > 0),
+            Ok(blocks) if !self.tagger.gains_by_more(blocks) => self.see_to(io, member),
             Ok(_) => {
                 io.end_of_turn(AtEnd::Tags).await;
-                // Those of its own group are ready too, for what it is about to do.
-                self.see_to(io, member, |requests| io.others_ready() >= requests);
+                self.see_to(io, member);
             }
             Err(mut work) => {
                 self.tag_here(io, &mut work);
@@ -270,15 +275,16 @@ impl Volume {
         poll_fn(|cx| meeting.lock().leave(*index, cx.waker())).await
     }
 
-    /// Unless it has been seen to: has another thread make the tags, if they are worth that, one waits and this one `has_more` to
-    /// do than this group of so many requests; if not, makes them.
-    fn see_to<S: Storage>(&self, io: &S, Member { meeting, index }: &Member, has_more: impl Fn(usize) -> bool) {
+    /// Unless it has been seen to: has another thread make the tags, if they are worth that, one waits and this one has more to
+    /// do than this group; if not, makes them.
+    fn see_to<S: Storage>(&self, io: &S, Member { meeting, index }: &Member) {
         let works = meeting.lock().take_for(*index);
         if works.is_empty() {
             return;
         }
         let blocks: usize = works.iter().map(|(_, work)| work.count).sum();
-        let worth = blocks * self.block_size() >= WORTH && has_more(works.len());
+        // Those of its own group are ready too, for what it is about to do.
+        let worth = blocks * self.block_size() >= WORTH && io.others_ready() >= works.len();
         let group = Group { meeting: Arc::clone(meeting), works };
         let job = HashJob { group, tagger: Arc::clone(&self.tagger) };
         let left = match &self.hash_threads {

@@ -75,8 +75,8 @@ pub struct Geometry {
 /// What is done for all requests of a thread at the end of its turn, in this order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AtEnd {
-    /// Tags are made. Those who wait for that gain by company: I/O that has ended and requests that have come meanwhile are
-    /// worth a look before.
+    /// Tags are made, by who takes long for that perhaps in a later turn. Many gain by company: I/O that has ended and requests
+    /// that have come meanwhile are worth a look before.
     Tags,
     /// What has been logged is written.
     Log,

@@ -85,8 +85,8 @@ impl Turn {
         })
     }
 
-    /// How many other tasks were still to run when the one that runs began to: of those that were ready together, or wait
-    /// for the same end.
+    /// How many other tasks were still to run when the one that runs began to: of those that were ready together, wait to make
+    /// tags, or write the log with it.
     pub fn others_ready(&self) -> usize {
         self.others_ready.get()
     }
@@ -130,6 +130,12 @@ impl Turn {
         }
     }
 
+    /// Those who wait for this may run, and are in `into`.
+    fn release(&self, what: AtEnd, into: &TaskSet) {
+        self.waiting_for(what).move_to(into);
+        self.inner.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+
     fn is_awaited(&self) -> bool {
         self.waiting.iter().any(|waiting| waiting.len() > 0)
     }
@@ -147,8 +153,10 @@ pub struct Executor<'a> {
     ready: Arc<Ready>,
     /// Those that were ready together and have not run yet.
     round: TaskSet,
-    /// Those that have waited for the end of the turn and have not run yet.
-    ending: TaskSet,
+    /// Those that have waited for the end of a turn to make tags and have not run yet.
+    hashing: TaskSet,
+    /// The same of those that write the log.
+    logging: TaskSet,
     turn: Rc<Turn>,
     alive: Cell<usize>,
 }
@@ -172,7 +180,8 @@ impl<'a> Executor<'a> {
                 doorbell: Arc::clone(doorbell),
             }),
             round,
-            ending: TaskSet::new(capacity),
+            hashing: TaskSet::new(capacity),
+            logging: TaskSet::new(capacity),
             turn: Rc::clone(turn),
             alive: Cell::new(0),
         }
@@ -223,15 +232,23 @@ impl<'a> Executor<'a> {
         false
     }
 
-    /// Ends the turn: those who wait for that run before all others. Who has made tags then may write the log after that; who
-    /// waits for what has been done already waits for the next turn's end, before which the owner must not sleep.
-    pub fn end_turn(&self) {
-        for waiting in &self.turn.waiting {
-            waiting.move_to(&self.ending);
-            self.turn.inner.borrow_mut().drain(..).for_each(Waker::wake);
-            while let Some(index) = self.ending.pop() {
-                self.run(index);
+    /// Ends the turn: those who wait to make tags run first, in rounds, so that nobody waits for ever. Once `enough` says so, but
+    /// never before the first, the rest is left for the next turn's end: what is ready by then comes before it. Then those who
+    /// write the log: who has made tags may do so at once. Who waits for what has been done already waits for the next turn's
+    /// end, before which the owner must not sleep.
+    pub fn end_turn(&self, enough: impl Fn() -> bool) {
+        if self.hashing.len() == 0 {
+            self.turn.release(AtEnd::Tags, &self.hashing);
+        }
+        while let Some(index) = self.hashing.pop() {
+            self.run(index);
+            if enough() {
+                break;
             }
+        }
+        self.turn.release(AtEnd::Log, &self.logging);
+        while let Some(index) = self.logging.pop() {
+            self.run(index);
         }
     }
 
@@ -239,7 +256,8 @@ impl<'a> Executor<'a> {
         let task = &self.tasks[index];
         self.turn.task.set(index);
         self.turn.own_waker.set(task.waker.data());
-        self.turn.others_ready.set(self.round.len() + self.ending.len());
+        let others = [&self.round, &self.hashing, &self.logging, self.turn.waiting_for(AtEnd::Tags)].map(TaskSet::len);
+        self.turn.others_ready.set(others.iter().sum());
         let mut slot = task.future.borrow_mut();
         let Some(future) = slot.as_mut() else { return };
         if future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready() {
@@ -251,6 +269,11 @@ impl<'a> Executor<'a> {
     /// Whether some wait for the end of the turn who gain by more company.
     pub fn gains_by_company(&self) -> bool {
         self.turn.gains.get() && self.turn.waiting_for(AtEnd::Tags).len() > 0
+    }
+
+    /// Whether some are left that could not make their tags in the turn before: it takes them long.
+    pub fn has_tags_to_make(&self) -> bool {
+        self.hashing.len() > 0
     }
 
     /// Whether a task is ready.
@@ -267,7 +290,7 @@ impl<'a> Executor<'a> {
     /// must not.
     pub fn may_sleep(&self) -> bool {
         self.ready.owner_sleeps.store(true, Ordering::SeqCst);
-        let idle = !self.has_ready() && !self.turn.is_awaited();
+        let idle = !self.has_ready() && self.hashing.len() == 0 && !self.turn.is_awaited();
         if !idle {
             self.ready.owner_sleeps.store(false, Ordering::SeqCst);
         }
@@ -357,7 +380,7 @@ mod tests {
         (1..4).for_each(|n| exec.spawn(async move { say(n) }));
         exec.run_until(|| true);
         assert!(exec.run_until(|| true));
-        exec.end_turn();
+        exec.end_turn(|| false);
         assert_eq!(*order.borrow(), [0, 1, 4]);
         assert!(exec.has_ready() && !exec.may_sleep());
         exec.run_ready();
@@ -380,8 +403,8 @@ mod tests {
             });
         }
         exec.run_until(|| seen.borrow().len() == 2);
-        exec.end_turn();
-        assert_eq!(*seen.borrow(), [2, 1, 2, 1], "the third was set aside and counts at the end of the turn");
+        exec.end_turn(|| false);
+        assert_eq!(*seen.borrow(), [2, 2, 2, 1], "the first waits to make tags, the third was set aside: both count");
         exec.run_ready();
         assert_eq!(seen.borrow()[4..], [0]);
     }
@@ -404,11 +427,42 @@ mod tests {
             say("log");
         });
         exec.run_ready();
-        exec.end_turn();
+        exec.end_turn(|| false);
         assert_eq!(*done.borrow(), ["tags", "log of the first", "log"]);
         assert!(!exec.may_sleep());
-        exec.end_turn();
+        exec.end_turn(|| false);
         assert!(done.borrow()[3] == "its tags" && exec.is_done());
+    }
+
+    #[test]
+    fn who_takes_long_to_make_tags_is_left_for_the_next_turn_behind_all_that_does_not() {
+        let (bell, order, turn) = (doorbell(), RefCell::new(Vec::new()), Turn::new(4));
+        let say = |n: usize| order.borrow_mut().push(n);
+        let mut exec = Executor::new(4, &bell, &turn);
+        for n in 0..3 {
+            let (turn, say) = (&turn, &say);
+            exec.spawn(async move {
+                for _ in 0..2 {
+                    turn.end(AtEnd::Tags).await;
+                    say(n);
+                }
+            });
+        }
+        exec.spawn(async {
+            turn.end(AtEnd::Log).await;
+            say(3);
+        });
+        exec.run_ready();
+        assert!(!exec.has_tags_to_make());
+        exec.end_turn(|| true);
+        assert_eq!(*order.borrow(), [0, 3], "one at least, and then the log");
+        assert!(exec.has_tags_to_make() && !exec.has_ready() && !exec.may_sleep());
+        // The first waits again, behind those that have not had their turn.
+        (0..3).for_each(|_| exec.end_turn(|| true));
+        assert_eq!(order.borrow()[2..], [1, 2, 0]);
+        assert!(!exec.may_sleep(), "two are left, though nobody waits any more");
+        exec.end_turn(|| false);
+        assert!(exec.is_done() && exec.may_sleep());
     }
 
     #[test]
@@ -424,7 +478,7 @@ mod tests {
         waker.take().unwrap().wake();
         exec.run_ready();
         assert!(!exec.is_done());
-        exec.end_turn();
+        exec.end_turn(|| false);
         assert!(exec.is_done());
     }
 
@@ -438,7 +492,7 @@ mod tests {
         assert!(!exec.gains_by_company(), "only the log waits");
         exec.run_ready();
         assert!(exec.gains_by_company());
-        exec.end_turn();
+        exec.end_turn(|| false);
         assert!(!exec.gains_by_company() && exec.is_done());
     }
 
@@ -460,7 +514,7 @@ mod tests {
         let mut exec = Executor::new(1, &bell, &turn);
         exec.spawn(async { drop(join_all((0..MANY).map(|_| turn.end(AtEnd::Log))).await) });
         exec.run_ready();
-        exec.end_turn();
+        exec.end_turn(|| false);
         exec.run_ready();
         assert!(exec.is_done());
     }
@@ -474,7 +528,7 @@ mod tests {
         drop(before);
         let exec = Executor::new(1, &bell, &turn);
         assert!(exec.may_sleep());
-        exec.end_turn();
+        exec.end_turn(|| false);
     }
 
     #[test]
@@ -484,7 +538,7 @@ mod tests {
         exec.spawn(turn.end(AtEnd::Tags));
         exec.run_ready();
         assert!(!exec.has_ready() && !exec.may_sleep());
-        exec.end_turn();
+        exec.end_turn(|| false);
         assert!(exec.is_done() && exec.may_sleep());
     }
 
@@ -520,7 +574,7 @@ mod interleavings {
     fn drive(exec: &Executor<'_>, bell: &EventFd) {
         loop {
             exec.run_ready();
-            exec.end_turn();
+            exec.end_turn(|| true);
             if exec.is_done() {
                 return;
             }
@@ -545,7 +599,8 @@ mod interleavings {
                 exec.spawn(async {
                     turn.end(AtEnd::Log).await;
                     stop.wait().await;
-                    turn.end(AtEnd::Log).await;
+                    // One of both is left for the turn after that.
+                    turn.end(AtEnd::Tags).await;
                 });
             });
             drive(&exec, &bell);

@@ -202,9 +202,9 @@ impl Ops {
         std::mem::replace(&mut op.work, Work::Sync)
     }
 
-    #[cfg(test)]
-    pub(super) fn outbox_is_empty(&self) -> bool {
-        self.outbox.borrow().is_empty()
+    /// Whether something has been started that has not gone out.
+    pub fn has_started(&self) -> bool {
+        !self.outbox.borrow().is_empty()
     }
 
     /// How many operations the kernel has not ended yet, sleeps excepted.

@@ -24,7 +24,7 @@ const ROUNDS: usize = 8;
 
 /// How long tasks run before what they have to submit goes out: whoever waits for the first of many requests need not
 /// wait until all of them are hashed.
-const TURN: Duration = Duration::from_micros(500);
+pub(super) const TURN: Duration = Duration::from_micros(500);
 
 /// Tasks between two looks at the clock where none says that it has taken time.
 const UNSEEN: u32 = 8;
@@ -135,7 +135,7 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: imp
 }
 
 /// Runs what is ready, then ends the turn. Where those who wait for that gain by company, what has come in is taken before, and
-/// what others wait for goes out; until the time is up.
+/// what others wait for goes out; until the time is up. Where they take long, all that has been started goes out.
 fn take_turn(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), begin: Instant) -> io::Result<()> {
     let clock = Clock::new(begin, ops.turn());
     loop {
@@ -146,14 +146,15 @@ fn take_turn(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), begin: Instan
                 break;
             }
         }
-        let worth_a_look = exec.gains_by_company() && (ops.is_urgent() || ops.port().has_completions());
+        let worth_a_look = exec.gains_by_company() && (ops.is_urgent() || ops.port().has_completions())
+            || exec.has_tags_to_make() && ops.has_started();
         if !worth_a_look || clock.is_up() {
             break;
         }
         enter(ops, Wait::No)?;
         reap(ops.port());
     }
-    exec.end_turn();
+    exec.end_turn(|| clock.is_up_after_a_task());
     Ok(())
 }
 

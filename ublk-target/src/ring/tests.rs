@@ -1,13 +1,15 @@
 //! The ring on a real file.
 
-use super::{DeviceFiles, OwnRing};
+use super::{DeviceFiles, OwnRing, own::TURN};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     fs::File,
-    future::Future,
+    future::{Future, poll_fn},
+    mem::replace,
     os::{fd::AsRawFd, unix::fs::FileExt},
-    pin::pin,
+    pin::{Pin, pin},
+    task::Poll,
     time::{Duration, Instant},
 };
 use ublk_integrity::{AtEnd, Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
@@ -52,7 +54,7 @@ fn before_a_turn_ends_for_those_who_gain_by_company_what_others_wait_for_has_gon
             let request = |waits: bool| async move {
                 if waits {
                     io.end_of_turn(what).await;
-                    assert_eq!(ring.ops.outbox_is_empty(), gone_out);
+                    assert_eq!(!ring.ops.has_started(), gone_out);
                 } else {
                     assert_eq!(io.sync(Device::Data).await, Ok(()));
                 }
@@ -60,6 +62,33 @@ fn before_a_turn_ends_for_those_who_gain_by_company_what_others_wait_for_has_gon
             ring.run_together([true, false].map(request)).unwrap();
         });
     }
+}
+
+#[test]
+fn before_tags_are_made_that_take_long_what_has_been_started_goes_out() {
+    with_file(|ring, files, _| {
+        let io = &ring.storage(files);
+        let long = || async {
+            io.end_of_turn(AtEnd::Tags).await;
+            assert!(!ring.ops.has_started());
+            std::thread::sleep(2 * TURN);
+            io.took_time();
+        };
+        let short = async {
+            // The first has made its tags. In the next turn, before the second does:
+            io.end_of_turn(AtEnd::Log).await;
+            let mut woken = false;
+            poll_fn(|cx| {
+                cx.waker().wake_by_ref();
+                if replace(&mut woken, true) { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            let (done, _) = io.read(Device::Data, ByteOffset(0), Buf::new(BLOCK), 0..BLOCK).await;
+            assert_eq!(done, Ok(()));
+        };
+        let requests: [Pin<Box<dyn Future<Output = ()>>>; 3] = [Box::pin(long()), Box::pin(long()), Box::pin(short)];
+        ring.run_together(requests).unwrap();
+    });
 }
 
 #[test]
