@@ -64,21 +64,40 @@ unsafe fn compress<const N: usize>(states: &mut [State; N], messages: [&[Block];
                     w[quad][lane] = words[quad];
                 }
             }
-            for sixteen in 0..4 {
-                for quad in 0..4 {
-                    four_rounds(&mut abef, &mut cdgh, &w[quad], &K[4 * sixteen + quad]);
-                    side_by_side(&mut abef);
-                    if sixteen < 3 {
-                        w[quad] = next_words(&w[quad], &w[(quad + 1) % 4], &w[(quad + 2) % 4], &w[(quad + 3) % 4]);
-                    }
-                }
-            }
+            // Four times in the code: as a loop it would move words from register to register.
+            sixteen_rounds::<N, 0>(&mut abef, &mut cdgh, &mut w);
+            sixteen_rounds::<N, 1>(&mut abef, &mut cdgh, &mut w);
+            sixteen_rounds::<N, 2>(&mut abef, &mut cdgh, &mut w);
+            sixteen_rounds::<N, 3>(&mut abef, &mut cdgh, &mut w);
             for lane in 0..N {
                 abef[lane] = _mm_add_epi32(abef[lane], abef_before[lane]);
                 cdgh[lane] = _mm_add_epi32(cdgh[lane], cdgh_before[lane]);
             }
         }
         store_states(states, &abef, &cdgh);
+    }
+}
+
+/// Sixteen rounds of every message on the words given, which are then those that follow; the last sixteen have none.
+///
+/// # Safety
+/// The processor has the features.
+#[inline]
+#[target_feature(enable = "sha,ssse3")]
+unsafe fn sixteen_rounds<const N: usize, const WHICH: usize>(
+    abef: &mut Lanes<N>,
+    cdgh: &mut Lanes<N>,
+    w: &mut [Lanes<N>; 4],
+) {
+    // SAFETY: the features are the caller's word.
+    unsafe {
+        for quad in 0..4 {
+            four_rounds(abef, cdgh, &w[quad], &K[4 * WHICH + quad]);
+            side_by_side(abef);
+            if WHICH < 3 {
+                w[quad] = next_words(&w[quad], &w[(quad + 1) % 4], &w[(quad + 2) % 4], &w[(quad + 3) % 4]);
+            }
+        }
     }
 }
 
