@@ -1,5 +1,6 @@
 //! Gives each processor of a guest the same speed: an instruction takes a nanosecond of the guest's time, whatever it
-//! takes to emulate. qemu's own clock that counts instructions (`-icount`) has one processor run at a time; here they
+//! takes to emulate. Only the rounds of SHA-256 take what they take on a processor that has instructions for them, which is far
+//! from that and tells one hash from two side by side (`PACE_SHA`). qemu's own clock that counts instructions (`-icount`) has one processor run at a time; here they
 //! run side by side, as a machine's do.
 //!
 //! It is loaded twice (`scripts/vm -P`). As a plugin of qemu (its manual, "QEMU TCG Plugins") it holds each processor
@@ -17,8 +18,10 @@ use std::{
     },
 };
 
-/// Instructions between two looks at the clock.
+/// The guest's nanoseconds between two looks at the clock.
 const QUANTUM: u64 = 1000;
+/// In which they are counted.
+const THOUSANDTHS: u64 = 1000;
 /// How many nanoseconds of the host a processor may be late and still make up for: over as many, fast instructions
 /// pay for slow ones.
 const CATCH_UP: u64 = 2_000_000;
@@ -49,6 +52,8 @@ unsafe extern "C" {
     fn qemu_plugin_u64_get(counter: Counter, processor: c_uint) -> u64;
     fn qemu_plugin_u64_set(counter: Counter, processor: c_uint, value: u64);
     fn qemu_plugin_tb_n_insns(block: *const c_void) -> usize;
+    fn qemu_plugin_tb_get_insn(block: *const c_void, which: usize) -> *mut c_void;
+    fn qemu_plugin_insn_data(instruction: *const c_void, to: *mut c_void, most: usize) -> usize;
     fn qemu_plugin_register_vcpu_tb_trans_cb(id: u64, call: extern "C" fn(u64, *mut c_void));
     fn qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block: *mut c_void, op: c_int, counter: Counter, by: u64);
     fn qemu_plugin_register_vcpu_tb_exec_cond_cb(
@@ -69,9 +74,10 @@ unsafe extern "C" {
 #[allow(non_upper_case_globals)]
 pub static qemu_plugin_version: c_int = 3;
 
-/// Instructions since the last look.
+/// Thousandths of a nanosecond of the guest that a processor has taken since the last look.
 static SINCE: OnceLock<Counter> = OnceLock::new();
-static INSTRUCTIONS: AtomicU64 = AtomicU64::new(0);
+/// The guest's nanoseconds that all processors have taken.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
 /// Nanoseconds of the host that instructions took too long.
 static LATE: AtomicU64 = AtomicU64::new(0);
 
@@ -80,7 +86,7 @@ thread_local! {
     static PAID: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Nanoseconds of the host for an instruction.
+/// Nanoseconds of the host for one of the guest.
 fn pace() -> u64 {
     static PACE: OnceLock<u64> = OnceLock::new();
     *PACE.get_or_init(|| std::env::var("PACE").ok().and_then(|p| p.parse().ok()).unwrap_or(1).max(1))
@@ -98,26 +104,75 @@ fn to_timespec(ns: u64) -> timespec {
     timespec { tv_sec: (ns / SECOND) as i64, tv_nsec: (ns % SECOND) as i64 }
 }
 
+/// `PACE_SHA`: thousandths of a nanosecond for two rounds of SHA-256, of one hash alone and of each of several side by side.
+/// Without, as for any instruction.
+fn sha_pace() -> Option<[u64; 2]> {
+    static SHA_PACE: OnceLock<Option<[u64; 2]>> = OnceLock::new();
+    *SHA_PACE.get_or_init(|| {
+        let text = std::env::var("PACE_SHA").ok()?;
+        let numbers = text.split_once(' ').and_then(|(one, each)| Some([one.parse().ok()?, each.parse().ok()?]));
+        // A panic ends qemu: what calls this can't unwind.
+        Some(numbers.unwrap_or_else(|| panic!("PACE_SHA='{text}': two whole numbers are wanted, as in '1410 725'")))
+    })
+}
+
+/// The register that an instruction changes which is `sha256rnds2` (Intel's manual, volume 2: 0F 38 CB /r).
+fn rounds_on(code: &[u8]) -> Option<u8> {
+    let (rex, code) = match code {
+        [rex @ 0x40..=0x4f, rest @ ..] => (*rex, rest),
+        _ => (0, code),
+    };
+    match code {
+        [0x0f, 0x38, 0xcb, registers, ..] => Some((registers >> 3 & 7) | (rex << 1 & 8)),
+        _ => None,
+    }
+}
+
+/// Thousandths of a nanosecond that a piece of code without jumps takes. The rounds are all that counts where there are any: what
+/// else is there goes beside them. One hash changes two registers in turn.
+///
+/// # Safety
+/// The block is qemu's, and valid.
+unsafe fn cost(block: *const c_void) -> u64 {
+    const LONGEST: usize = 15;
+    // SAFETY: the caller's.
+    let instructions = unsafe { qemu_plugin_tb_n_insns(block) };
+    let (mut rounds, mut registers) = (0, 0_u16);
+    for which in 0..instructions {
+        let mut code = [0; LONGEST];
+        // SAFETY: the caller's; qemu writes at most as many bytes as there are.
+        let bytes =
+            unsafe { qemu_plugin_insn_data(qemu_plugin_tb_get_insn(block, which), code.as_mut_ptr().cast(), LONGEST) };
+        if let Some(register) = rounds_on(&code[..bytes.min(LONGEST)]) {
+            rounds += 1;
+            registers |= 1 << register;
+        }
+    }
+    match sha_pace() {
+        Some([alone, beside]) if rounds > 0 => rounds * if registers.count_ones() > 2 { beside } else { alone },
+        _ => instructions as u64 * THOUSANDTHS,
+    }
+}
+
 extern "C" fn translated(_: u64, block: *mut c_void) {
-    let since = *SINCE.get().expect("set before");
+    let (since, quantum) = (*SINCE.get().expect("set before"), QUANTUM * THOUSANDTHS);
     // SAFETY: qemu's block, valid during this call; the function registered is of the type asked for.
     unsafe {
-        let instructions = qemu_plugin_tb_n_insns(block) as u64;
-        qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, ADD, since, instructions);
-        qemu_plugin_register_vcpu_tb_exec_cond_cb(block, hold_back, NO_REGISTERS, AT_LEAST, since, QUANTUM, null_mut());
+        qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, ADD, since, cost(block));
+        qemu_plugin_register_vcpu_tb_exec_cond_cb(block, hold_back, NO_REGISTERS, AT_LEAST, since, quantum, null_mut());
     }
 }
 
 extern "C" fn hold_back(processor: c_uint, _: *mut c_void) {
     let since = *SINCE.get().expect("set before");
     // SAFETY: the scoreboard lives as long as qemu, and has a place for each of its processors.
-    let ran = unsafe {
-        let ran = qemu_plugin_u64_get(since, processor);
-        qemu_plugin_u64_set(since, processor, 0);
-        ran
+    let taken = unsafe {
+        let taken = qemu_plugin_u64_get(since, processor);
+        qemu_plugin_u64_set(since, processor, taken % THOUSANDTHS);
+        taken / THOUSANDTHS
     };
-    INSTRUCTIONS.fetch_add(ran, Relaxed);
-    let (paid, mut time) = (PAID.get() + ran * pace(), now());
+    TAKEN.fetch_add(taken, Relaxed);
+    let (paid, mut time) = (PAID.get() + taken * pace(), now());
     let late = time.saturating_sub(paid + CATCH_UP);
     LATE.fetch_add(late, Relaxed);
     PAID.set(paid + late);
@@ -134,9 +189,12 @@ extern "C" fn resumed(_: u64, _: c_uint) {
 }
 
 extern "C" fn ended(_: u64, _: *mut c_void) {
-    let (ran, late) = (INSTRUCTIONS.load(Relaxed), LATE.load(Relaxed));
-    let percent = late as f64 * 100.0 / (ran * pace()).max(1) as f64;
-    eprintln!("pace: {ran} instructions, {pace} ns each; {percent:.2} % too slow", pace = pace());
+    let (taken, late) = (TAKEN.load(Relaxed), LATE.load(Relaxed));
+    let percent = late as f64 * 100.0 / (taken * pace()).max(1) as f64;
+    eprintln!(
+        "pace: {taken} ns of the guest's processors, {pace} ns of the host's each; {percent:.2} % too slow",
+        pace = pace()
+    );
 }
 
 /// What qemu calls first.
