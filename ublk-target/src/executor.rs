@@ -91,7 +91,8 @@ impl Turn {
         self.others_ready.get()
     }
 
-    /// Completes when the executor next [ends the turn](Executor::end_turn).
+    /// Completes when the executor next [ends the turn](Executor::end_turn), or, where others take long to make tags before, a
+    /// later one.
     pub fn end(&self, what: AtEnd) -> impl Future<Output = ()> {
         let waiting = self.waiting_for(what);
         let mut waits = false;
@@ -207,9 +208,9 @@ impl<'a> Executor<'a> {
 
     /// The same, but leaves the rest for the next call, which begins with it, once `enough` says so; returns whether it did.
     pub fn run_until(&self, enough: impl Fn() -> bool) -> bool {
-        self.run_round(&enough) || {
+        self.run_of(&self.round, &enough) || {
             self.begin_round();
-            self.run_round(&enough)
+            self.run_of(&self.round, &enough)
         }
     }
 
@@ -222,8 +223,9 @@ impl<'a> Executor<'a> {
         }
     }
 
-    fn run_round(&self, enough: impl Fn() -> bool) -> bool {
-        while let Some(index) = self.round.pop() {
+    /// Runs these once each, until `enough` says so after one; returns whether it did.
+    fn run_of(&self, tasks: &TaskSet, enough: impl Fn() -> bool) -> bool {
+        while let Some(index) = tasks.pop() {
             self.run(index);
             if enough() {
                 return true;
@@ -237,19 +239,12 @@ impl<'a> Executor<'a> {
     /// write the log: who has made tags may do so at once. Who waits for what has been done already waits for the next turn's
     /// end, before which the owner must not sleep.
     pub fn end_turn(&self, enough: impl Fn() -> bool) {
-        if self.hashing.len() == 0 {
+        if !self.has_tags_to_make() {
             self.turn.release(AtEnd::Tags, &self.hashing);
         }
-        while let Some(index) = self.hashing.pop() {
-            self.run(index);
-            if enough() {
-                break;
-            }
-        }
+        self.run_of(&self.hashing, enough);
         self.turn.release(AtEnd::Log, &self.logging);
-        while let Some(index) = self.logging.pop() {
-            self.run(index);
-        }
+        self.run_of(&self.logging, || false);
     }
 
     fn run(&self, index: TaskIndex) {
@@ -290,7 +285,7 @@ impl<'a> Executor<'a> {
     /// must not.
     pub fn may_sleep(&self) -> bool {
         self.ready.owner_sleeps.store(true, Ordering::SeqCst);
-        let idle = !self.has_ready() && self.hashing.len() == 0 && !self.turn.is_awaited();
+        let idle = !self.has_ready() && !self.has_tags_to_make() && !self.turn.is_awaited();
         if !idle {
             self.ready.owner_sleeps.store(false, Ordering::SeqCst);
         }
