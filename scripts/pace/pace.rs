@@ -1,7 +1,7 @@
 //! Gives each processor of a guest the same speed: an instruction takes a nanosecond of the guest's time, whatever it
-//! takes to emulate. Only the rounds of SHA-256 take what they take on a processor that has instructions for them, which is far
-//! from that and tells one hash from two side by side (`PACE_SHA`). qemu's own clock that counts instructions (`-icount`) has one processor run at a time; here they
-//! run side by side, as a machine's do.
+//! takes to emulate. qemu's own clock that counts instructions (`-icount`) has one processor run at a time; here they
+//! run side by side, as a machine's do. The rounds of SHA-256 may take what they take on a processor that has instructions
+//! for them (`PACE_SHA`): far less, and less for each of two hashes side by side.
 //!
 //! It is loaded twice (`scripts/vm -P`). As a plugin of qemu (its manual, "QEMU TCG Plugins") it holds each processor
 //! back to an instruction in `PACE` nanoseconds of the host. By `LD_PRELOAD` it gives qemu a clock that runs `PACE` times
