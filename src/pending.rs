@@ -282,6 +282,16 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 
+    #[test]
+    fn blocks_that_want_the_same_place_each_find_one() {
+        let set = PendingSet::new(64, 1);
+        let (block, tag) = (|n: u64| BlockIndex(n * NEIGHBOURS), |n: u64| [n as u8 + 1; TAG_BYTES]);
+        for new in [1, 0] {
+            (0..64).for_each(|n| assert_eq!(set.insert(block(n), Seq(n), &[tag(n)]), new));
+            (0..64).for_each(|n| assert_eq!(set.lookup(block(n)), Some((Seq(n), tag(n)))));
+        }
+    }
+
     proptest! {
         #[test]
         fn behaves_like_a_map(ops in prop::collection::vec((0u64..64, 1u64..20, any::<bool>()), 1..200)) {
