@@ -11,9 +11,6 @@ use crate::{
     sync::{AtomicU64, AtomicUsize, Mutex, Ordering, fence},
 };
 
-/// Blocks in a row whose entries lie side by side.
-const NEIGHBOURS: u64 = 16;
-
 struct Entry {
     /// Block + 1; 0 where free.
     key: AtomicU64,
@@ -94,63 +91,37 @@ impl PendingSet {
 
     fn probe(&self, block: BlockIndex) -> impl Iterator<Item = usize> {
         // Neighbours lie side by side: a large request touches few cache lines, in order.
+        const NEIGHBOURS: u64 = 16;
         let mask = self.table.len() - 1;
         let run = ((block.0 / NEIGHBOURS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) * NEIGHBOURS;
         let start = (run + block.0 % NEIGHBOURS) as usize;
         (0..self.table.len()).map(move |i| (start + i) & mask)
     }
 
-    /// Puts the tags of blocks in a row in; the caller holds their range exclusively. Returns how many blocks are new here.
+    /// Puts a tag in; the caller holds the block's range exclusively. Returns whether the block is new here.
     ///
     /// # Panics
     /// When more than the reserved number of blocks are put in: space is reserved before anything is logged.
-    pub(crate) fn insert(&self, first: BlockIndex, seq: Seq, tags: &[Tag]) -> usize {
-        let (mut block, mut rest, mut new) = (first.0, tags, 0);
-        while !rest.is_empty() {
-            let neighbours = rest.len().min((NEIGHBOURS - block % NEIGHBOURS) as usize);
-            let (tags, others) = rest.split_at(neighbours);
-            new += self.insert_neighbours(block, seq, tags);
-            (block, rest) = (block + neighbours as u64, others);
-        }
-        new
-    }
-
-    fn insert_neighbours(&self, first: u64, seq: Seq, tags: &[Tag]) -> usize {
-        // The places that they have unless others were there before. All are looked at first, so that their cache lines come
-        // side by side: an exchange waits for its line before anything after it begins.
-        let mut homes = [(0, 0); NEIGHBOURS as usize];
-        for (home, i) in homes.iter_mut().zip(self.probe(BlockIndex(first)).take(tags.len())) {
-            *home = (i, self.table[i].key.load(Ordering::Acquire));
-        }
-        let (mut places, mut new) = ([0; NEIGHBOURS as usize], 0);
-        for ((block, tag), (home, there)) in (first..).zip(tags).zip(homes) {
-            let (place, is_new) = if there == block + 1 { (home, false) } else { self.place_for(block) };
-            if is_new {
-                places[new] = place as u64;
-                new += 1;
-            }
-            let e = &self.table[place];
-            e.seq.store(seq.0, Ordering::Relaxed);
-            for (word, bytes) in e.tag.iter().zip(tag.chunks_exact(8)) {
-                word.store(u64::from_le_bytes(bytes.try_into().expect("8 bytes")), Ordering::Relaxed);
-            }
-        }
-        let n = self.count.fetch_add(new, Ordering::AcqRel);
-        self.used[n..n + new].iter().zip(&places).for_each(|(used, place)| used.store(*place, Ordering::Release));
-        new
-    }
-
-    /// The block's place, and whether it has only now become that.
-    fn place_for(&self, block: u64) -> (usize, bool) {
-        let key = block + 1;
-        let found = self.probe(BlockIndex(block)).find_map(|i| {
-            match self.table[i].key.compare_exchange(0, key, Ordering::AcqRel, Ordering::Acquire) {
+    pub(crate) fn insert(&self, block: BlockIndex, seq: Seq, tag: &Tag) -> bool {
+        let key = block.0 + 1;
+        let (place, new) = self
+            .probe(block)
+            .find_map(|i| match self.table[i].key.compare_exchange(0, key, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => Some((i, true)),
                 Err(there) if there == key => Some((i, false)),
                 Err(_) => None,
-            }
-        });
-        found.expect("pending space was reserved")
+            })
+            .expect("pending space was reserved");
+        let e = &self.table[place];
+        e.seq.store(seq.0, Ordering::Relaxed);
+        for (word, bytes) in e.tag.iter().zip(tag.chunks_exact(8)) {
+            word.store(u64::from_le_bytes(bytes.try_into().expect("8 bytes")), Ordering::Relaxed);
+        }
+        if new {
+            let n = self.count.fetch_add(1, Ordering::AcqRel);
+            self.used[n].store(place as u64, Ordering::Release);
+        }
+        new
     }
 
     /// Puts a run in over what it covers; returns by how many the number of runs grew (at most 2).
@@ -280,14 +251,14 @@ fn run_over(runs: &[ZeroRun], block: BlockIndex) -> Option<Seq> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     #[test]
     fn blocks_that_want_the_same_place_each_find_one() {
         let set = PendingSet::new(64, 1);
-        let (block, tag) = (|n: u64| BlockIndex(n * NEIGHBOURS), |n: u64| [n as u8 + 1; TAG_BYTES]);
-        for new in [1, 0] {
-            (0..64).for_each(|n| assert_eq!(set.insert(block(n), Seq(n), &[tag(n)]), new));
+        let (block, tag) = (|n: u64| BlockIndex(n * 16), |n: u64| [n as u8 + 1; TAG_BYTES]);
+        for new in [true, false] {
+            (0..64).for_each(|n| assert_eq!(set.insert(block(n), Seq(n), &tag(n)), new));
             (0..64).for_each(|n| assert_eq!(set.lookup(block(n)), Some((Seq(n), tag(n)))));
         }
     }
@@ -296,7 +267,7 @@ mod tests {
         #[test]
         fn behaves_like_a_map(ops in prop::collection::vec((0u64..64, 1u64..20, any::<bool>()), 1..200)) {
             let set = PendingSet::new(64, 512);
-            let (mut model, mut inserted) = (BTreeMap::new(), BTreeSet::new());
+            let mut model = BTreeMap::new();
             let mut runs = 0;
             for (i, (first, count, zero)) in ops.into_iter().enumerate() {
                 let seq = Seq(i as u64 + 1);
@@ -304,13 +275,8 @@ mod tests {
                     runs += set.insert_run(BlockRange::new(BlockIndex(first), count), seq);
                     for b in first..first + count { model.insert(b, (seq, ZERO_TAG)); }
                 } else {
-                    // Tags of their own, and not more of them than the set was made for.
-                    let tags: Vec<Tag> = (first..(first + count).min(64)).map(|b| [(i as u8).wrapping_add(b as u8) | 1; 32]).collect();
-                    let new = set.insert(BlockIndex(first), seq, &tags);
-                    let known = inserted.len();
-                    inserted.extend(first..first + tags.len() as u64);
-                    prop_assert_eq!(new, inserted.len() - known);
-                    model.extend((first..).zip(tags.iter().map(|tag| (seq, *tag))));
+                    set.insert(BlockIndex(first), seq, &[i as u8 + 1; 32]);
+                    model.insert(first, (seq, [i as u8 + 1; 32]));
                 }
                 for b in 0..90 { prop_assert_eq!(set.lookup(BlockIndex(b)), model.get(&b).copied()); }
             }

@@ -107,7 +107,8 @@ impl Volume {
     /// Puts tags into the pending set of the epoch that the change took.
     fn publish(&self, appended: &Appended<'_>, part: BlockRange, tags: &[Tag]) -> Reserved {
         let set = &self.pending[appended.epoch.parity()];
-        Reserved { tags: set.insert(part.first, appended.seq, tags), runs: 0 }
+        let new = part.blocks().zip(tags).filter(|(block, tag)| set.insert(*block, appended.seq, tag)).count();
+        Reserved { tags: new, runs: 0 }
     }
 
     /// A data write failed: what is on the medium now? Judged block by block under the range. Nothing

@@ -70,7 +70,7 @@ pub(crate) async fn settle<S: Storage>(
                 }
             };
             let newest = c.newest();
-            set.insert(c.block, newest.seq, &[row.tag(newest.tag)]);
+            set.insert(c.block, newest.seq, &row.tag(newest.tag));
             row.count(c.block.0, report);
         }
     }
