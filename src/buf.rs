@@ -1,5 +1,6 @@
 //! Owned, aligned memory for device I/O.
 
+use bytes::{Buf as _, BytesMut};
 use std::ops::{Deref, DerefMut};
 
 /// Alignment of every buffer in bytes: enough for O_DIRECT on any device Linux knows.
@@ -11,9 +12,7 @@ pub const BUF_ALIGN: usize = 4096;
 /// ended, so nobody else can touch memory that a device is writing to. The memory never moves while
 /// the `Buf` does: only the handle is moved.
 pub struct Buf {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
+    bytes: BytesMut,
     mark: Option<BufMark>,
 }
 
@@ -30,16 +29,29 @@ pub struct BufMark {
 impl Buf {
     /// A zeroed buffer of `len` bytes; every page of it has been touched, so that later use does not fault.
     pub fn new(len: usize) -> Self {
+        let [buf] = Self::several(1, len).try_into().expect("one was asked for");
+        buf
+    }
+
+    /// `count` such buffers side by side in one allocation, which goes with the last of them: large enough, it can be
+    /// made of huge pages, which the processor and the kernel find faster than many small ones.
+    pub fn several(count: usize, len: usize) -> Vec<Self> {
+        let place = len.next_multiple_of(BUF_ALIGN);
         // Fresh zeroed memory may be one shared page until it is written to.
-        let mut bytes = vec![0; len + BUF_ALIGN];
+        let mut bytes = BytesMut::zeroed(count * place + BUF_ALIGN);
         bytes.chunks_mut(BUF_ALIGN).for_each(|page| page[0] = std::hint::black_box(0));
-        let start = bytes.as_ptr().align_offset(BUF_ALIGN);
-        Self { bytes, start, len, mark: None }
+        bytes.advance(bytes.as_ptr().align_offset(BUF_ALIGN));
+        let one = |_| {
+            let mut bytes = bytes.split_to(place);
+            bytes.truncate(len);
+            Self { bytes, mark: None }
+        };
+        (0..count).map(one).collect()
     }
 
     /// A buffer of no bytes and without memory: what is left where one has been moved away.
-    pub const fn none() -> Self {
-        Self { bytes: Vec::new(), start: 0, len: 0, mark: None }
+    pub fn none() -> Self {
+        Self { bytes: BytesMut::new(), mark: None }
     }
 
     /// What was noted about this memory.
@@ -56,19 +68,19 @@ impl Buf {
 impl Deref for Buf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.len]
+        &self.bytes
     }
 }
 
 impl DerefMut for Buf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.len]
+        &mut self.bytes
     }
 }
 
 impl std::fmt::Debug for Buf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Buf({} bytes)", self.len)
+        write!(f, "Buf({} bytes)", self.len())
     }
 }
 
@@ -85,5 +97,21 @@ mod tests {
             assert!(buf.iter().all(|&b| b == 0));
         }
         assert!(Buf::none().is_empty());
+    }
+
+    #[test]
+    fn several_share_an_allocation_and_no_byte() {
+        for len in [1, 4096, 5000] {
+            let mut bufs = Buf::several(3, len);
+            for (i, buf) in (1..).zip(&mut bufs) {
+                assert_eq!((buf.len(), buf.as_ptr() as usize % BUF_ALIGN), (len, 0));
+                buf.fill(i);
+            }
+            assert_eq!(bufs[2].as_ptr() as usize - bufs[0].as_ptr() as usize, 2 * len.next_multiple_of(BUF_ALIGN));
+            // The others stay when one goes.
+            drop(bufs.remove(1));
+            assert!((1..).step_by(2).zip(&bufs).all(|(i, buf)| buf.iter().all(|&byte| byte == i)));
+        }
+        assert!(Buf::several(0, 4096).is_empty());
     }
 }

@@ -9,6 +9,7 @@ mod daemon;
 mod device;
 mod executor;
 mod failure;
+mod huge;
 mod key;
 mod offline;
 mod os;

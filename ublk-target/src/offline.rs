@@ -121,5 +121,5 @@ pub fn random<const N: usize>() -> Outcome<[u8; N]> {
 
 /// Lanes for a pipeline of [`LANES`] requests.
 pub fn lanes(volume: &Volume) -> Vec<Lane> {
-    (0..LANES).map(|_| Lane { slot: volume.slot(0), buf: Buf::new(REQUEST) }).collect()
+    Buf::several(LANES, REQUEST).into_iter().map(|buf| Lane { slot: volume.slot(0), buf }).collect()
 }

@@ -1,8 +1,9 @@
 //! The ring on a real file.
 
 use super::{DeviceFiles, OwnRing, own::TURN};
+use crate::huge::LargeApart;
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
+    alloc::{GlobalAlloc, Layout},
     cell::Cell,
     fs::File,
     future::{Future, poll_fn},
@@ -224,16 +225,32 @@ thread_local! {
     static ALLOCATIONS: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-// SAFETY: passes every call on to the system's allocator.
+impl Counting {
+    fn count() {
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get().map(|n| n + 1)));
+    }
+}
+
+// SAFETY: passes every call on to the program's own allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get().map(|n| n + 1)));
+        Self::count();
         // SAFETY: as promised by our caller.
-        unsafe { System.alloc(layout) }
+        unsafe { LargeApart.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        Self::count();
+        // SAFETY: as promised by our caller.
+        unsafe { LargeApart.alloc_zeroed(layout) }
     }
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
         // SAFETY: as promised by our caller.
-        unsafe { System.dealloc(place, layout) }
+        unsafe { LargeApart.dealloc(place, layout) }
+    }
+    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        Self::count();
+        // SAFETY: as promised by our caller.
+        unsafe { LargeApart.realloc(place, layout, size) }
     }
 }
 

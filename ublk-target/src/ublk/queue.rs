@@ -68,8 +68,9 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     let io = RingStorage::new(Rc::clone(&ops), shared.files);
     let load = Load::default();
     let mut exec = Executor::new(tags, ops.doorbell(), ops.turn());
-    let mut memories: Vec<_> = (0..tags)
-        .map(|_| Memory { slot: shared.volume.slot(thread), buf: Buf::new(device.dev_info.max_io_buf_bytes as usize) })
+    let mut memories: Vec<_> = Buf::several(tags, device.dev_info.max_io_buf_bytes as usize)
+        .into_iter()
+        .map(|buf| Memory { slot: shared.volume.slot(thread), buf })
         .collect();
     Slot::work_together(memories.iter_mut().map(|memory| &mut memory.slot));
     // Refused, it only costs time.

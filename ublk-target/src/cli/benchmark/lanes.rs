@@ -53,12 +53,11 @@ impl Lane {
 
 /// So many lanes, of requests of up to `largest` bytes.
 pub fn lanes(volume: Option<&Volume>, count: usize, largest: usize) -> Vec<Lane> {
-    let lane = |_| {
-        let mut buf = Buf::new(largest);
+    let lane = |mut buf: Buf| {
         buf.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8 + 1);
         Lane { slot: volume.map(|v| v.slot(0)), buf }
     };
-    (0..count).map(lane).collect()
+    Buf::several(count, largest).into_iter().map(lane).collect()
 }
 
 /// Where requests go.
