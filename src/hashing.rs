@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   few blocks ──> meeting of the thread ──┐ enough, or the end of the turn
-//!   many blocks ──> the end of the turn ───┴─> group ──> a hash thread, if one sleeps and this one has more to do
+//!   many blocks ──> the end of the turn ───┴─> group ──> a hash thread, if one is about to need work and this one has more
 //!                                                  └───> else this thread, at once
 //! ```
 //!
@@ -13,8 +13,9 @@
 //! A request for many blocks takes long, so it waits for its turn's end, too: an answer, or a record that others wait for, goes
 //! out before.
 //!
-//! A group goes only to a thread that waits for one already. So it never waits for a thread, and whoever waits for the
-//! group waits for hashing alone.
+//! A group goes to a thread that waits for one, or lies ready for the first that will. Threads that hash wait for nothing else,
+//! and a thread that serves requests takes what still lies there before it sleeps: so whoever waits for the group waits for
+//! hashing alone.
 
 use crate::{
     AtEnd, BlockIndex, BlockRange, Buf, Slot, Storage, Volume, format::Tag, lanes::MAX_LANES, lookup::Into,
@@ -40,12 +41,12 @@ const WORTH: usize = 32 << 10;
 #[derive(Clone)]
 pub struct HashThreads(Arc<Offer>);
 
-/// Hands a job to a thread that waits for one, which [runs](HashJob::run) it; gives it back at once where none does.
+/// Hands a job to a thread that [runs](HashJob::run) it; gives it back at once where none wants one.
 type Offer = dyn Fn(HashJob) -> Option<HashJob> + Send + Sync;
 
 impl HashThreads {
-    /// The way to them. `offer` gives a job back where no thread waits for one. It must not wait for that, nor keep a job
-    /// for later: the request whose blocks these are waits for it.
+    /// The way to them. `offer` gives a job back where no thread wants one. It must not wait for that. It may keep a job for
+    /// later, if whoever serves requests runs what is kept before it sleeps: the request whose blocks these are waits for it.
     pub fn new(offer: impl Fn(HashJob) -> Option<HashJob> + Send + Sync + 'static) -> Self {
         Self(Arc::new(offer))
     }

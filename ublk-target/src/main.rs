@@ -9,6 +9,7 @@ mod daemon;
 mod device;
 mod executor;
 mod failure;
+mod hash_queue;
 mod huge;
 mod key;
 mod offline;

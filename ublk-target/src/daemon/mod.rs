@@ -21,6 +21,7 @@ use crate::{
     cli::stop,
     device::{Backings, DYING, Use, stack},
     failure::{Context, Exit, Failure, Outcome},
+    hash_queue::HashQueue,
     offline::{Offline, random},
     os, report,
     ublk::{self, BlockShift, Device, Shape, Shared},
@@ -101,6 +102,7 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
         files: opened.backings.files(1),
         shift: BlockShift::of(info.block_size),
         discard: settings.discard,
+        hashing: opened.hashing,
         log: log.clone(),
     });
     let shape = shape(&settings, origin, info.size);
@@ -195,13 +197,15 @@ struct Opened {
     volume: Arc<Volume>,
     backings: Backings,
     hints: Option<HintReceiver>,
+    hashing: HashQueue,
 }
 
 fn open_volume(settings: &Settings, key: &MasterKey, backings: Backings) -> Outcome<Opened> {
     let (sender, receiver) = hints::channel(HINTS);
     let (sender, receiver) = if settings.prefetch { (Some(sender), Some(receiver)) } else { (None, None) };
     let counts = settings.counts();
-    let hash_threads = workers::start_hashing(settings.hash_threads).doing("can't start a hash thread")?;
+    let hashing = HashQueue::new(settings.hash_threads.into());
+    workers::start_hashing(&hashing, settings.hash_threads).doing("can't start a hash thread")?;
     let options = OpenOptions {
         access: if settings.read_only { Access::ReadOnly } else { Access::ReadWrite },
         cache_bytes: settings.cache,
@@ -212,11 +216,11 @@ fn open_volume(settings: &Settings, key: &MasterKey, backings: Backings) -> Outc
         on_mismatch: settings.on_mismatch.into(),
         open_id: random()?,
         hints: sender,
-        hash_threads: Some(hash_threads),
+        hash_threads: Some(hashing.way()),
     };
     let offline = Offline::with(backings)?;
     let volume = offline.run(open(&offline.io(), key, &options))??;
-    Ok(Opened { volume: Arc::new(volume), backings: offline.into_backings(), hints: receiver })
+    Ok(Opened { volume: Arc::new(volume), backings: offline.into_backings(), hints: receiver, hashing })
 }
 
 fn shape(settings: &Settings, origin: Origin, size: u64) -> Shape {

@@ -5,16 +5,16 @@ use super::log::{Event, Log};
 use crate::{
     checkpoints::{self, Stop},
     device::Backings,
+    hash_queue::HashQueue,
     ring::{DeviceFiles, OwnRing},
 };
-use crossbeam_channel::{Sender, TrySendError};
 use futures_util::future::join_all;
 use std::{
     io,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
 };
-use ublk_integrity::{HashJob, HashThreads, Hint, HintReceiver, Latched, Slot, Volume, Work};
+use ublk_integrity::{HashJob, Hint, HintReceiver, Latched, Slot, Volume, Work};
 
 /// Hints followed at a time.
 pub const PREFETCH_LANES: usize = 8;
@@ -58,21 +58,13 @@ pub fn start_checkpoints(
     Ok(thread)
 }
 
-/// Starts threads that hash for those that serve requests, as long as there is somebody to ask them.
-///
-/// They are asked by a channel without room: what is sent has been received.
-pub fn start_hashing(threads: u16) -> io::Result<HashThreads> {
-    let (sender, jobs) = crossbeam_channel::bounded::<HashJob>(0);
+/// Starts threads that hash for those that serve requests, as long as there is a way to them.
+pub fn start_hashing(queue: &HashQueue, threads: u16) -> io::Result<()> {
     for i in 0..threads {
-        let jobs = jobs.clone();
+        let jobs = queue.jobs();
         named(&format!("hash {i}")).spawn(move || jobs.iter().for_each(HashJob::run))?;
     }
-    Ok(hash_threads(sender))
-}
-
-/// The threads that receive from a channel without room.
-pub fn hash_threads(sender: Sender<HashJob>) -> HashThreads {
-    HashThreads::new(move |job| sender.try_send(job).err().map(TrySendError::into_inner))
+    Ok(())
 }
 
 /// Starts the prefetch thread, which ends with the last sender of hints. Whatever becomes of it, reads do without.

@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
-use ublk_integrity::Buf;
+use ublk_integrity::{Buf, HashJob};
 
 /// Submission entries of such a ring.
 const ENTRIES: u32 = 256;
@@ -69,20 +69,24 @@ impl OwnRing {
         let result = RefCell::new(None);
         let mut exec = Executor::new(1, self.ops.doorbell(), self.ops.turn());
         exec.spawn(async { *result.borrow_mut() = Some(future.await) });
-        drive(&exec, &self.ops, |port| reap(port, &self.ops), expected)?;
+        drive(&exec, &self.ops, |port| reap(port, &self.ops), expected, || None)?;
         drop(exec);
         Ok(result.into_inner().expect("the only task has ended"))
     }
 
-    /// Runs all futures to their ends, each as a task of its own.
+    /// Runs all futures to their ends, each as a task of its own, and what is `left` of hashing before it sleeps.
     ///
     /// # Panics
     /// When there are more than [`OPS`].
-    pub fn run_together(&self, futures: impl IntoIterator<Item = impl Future<Output = ()>>) -> io::Result<()> {
+    pub fn run_together(
+        &self,
+        futures: impl IntoIterator<Item = impl Future<Output = ()>>,
+        left: impl Fn() -> Option<HashJob>,
+    ) -> io::Result<()> {
         let futures: Vec<_> = futures.into_iter().collect();
         let mut exec = Executor::new(futures.len(), self.ops.doorbell(), self.ops.turn());
         futures.into_iter().for_each(|future| exec.spawn(future));
-        drive(&exec, &self.ops, |port| reap(port, &self.ops), || 1)
+        drive(&exec, &self.ops, |port| reap(port, &self.ops), || 1, left)
     }
 }
 
@@ -115,14 +119,24 @@ fn reap(port: &Port, ops: &Ops) {
 ///
 /// After each turn it asks how many completions are `expected` at once. If it sleeps it waits for so many, for they cost less
 /// together; but where that is more than one, for a fraction of the time at most that the turn took, and of the longest turn.
-pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: impl Fn() -> usize) -> io::Result<()> {
+///
+/// It sleeps only when nothing is `left` that it could hash.
+pub fn drive(
+    exec: &Executor<'_>,
+    ops: &Ops,
+    reap: impl Fn(&Port),
+    expected: impl Fn() -> usize,
+    left: impl Fn() -> Option<HashJob>,
+) -> io::Result<()> {
     loop {
         let begin = Instant::now();
         take_turn(exec, ops, &reap, begin)?;
         if exec.is_done() {
             return Ok(());
         }
-        let wait = match (exec.may_sleep(), expected()) {
+        let idle = exec.may_sleep();
+        let job = if idle { left() } else { None };
+        let wait = match (idle && job.is_none(), expected()) {
             (true, many @ 2..) => Wait::Many(many, (begin.elapsed() / COMPANY).min(TURN)),
             (true, _) => Wait::One,
             (false, _) => Wait::No,
@@ -131,6 +145,8 @@ pub fn drive(exec: &Executor<'_>, ops: &Ops, reap: impl Fn(&Port), expected: imp
         exec.awake();
         entered?;
         reap(ops.port());
+        // What there was to submit has gone out before.
+        job.into_iter().for_each(HashJob::run);
     }
 }
 

@@ -8,6 +8,7 @@ use super::request::{BlockShift, Request};
 use crate::{
     daemon::log::{Event, Log},
     executor::Executor,
+    hash_queue::HashQueue,
     ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, drive, register},
 };
 use libublk::{
@@ -42,6 +43,8 @@ pub struct Shared {
     pub shift: BlockShift,
     /// Whether the data device is told of discards.
     pub discard: bool,
+    /// What may be left there of hashing.
+    pub hashing: HashQueue,
     /// Where failures are told.
     pub log: Log,
 }
@@ -91,7 +94,7 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
             }
         });
     };
-    drive(&exec, &ops, reap, || load.expected(ops.under_way()))?;
+    drive(&exec, &ops, reap, || load.expected(ops.under_way()), || shared.hashing.take())?;
     Ok(())
 }
 

@@ -1,9 +1,10 @@
 //! The verified path on a real disk beside plain I/O on the same file, and opening after a crash.
 
-use super::lanes::{Hashing, Lane, Pattern, Run, Target, Until, lanes};
+use super::lanes::{Lane, Pattern, Run, Target, Until, lanes};
 use crate::{
     device::{Backings, Use},
     failure::{Context, Exit, Failure, Outcome},
+    hash_queue::HashQueue,
     offline::{Offline, random},
     size::Size,
 };
@@ -90,7 +91,7 @@ pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Out
         plain: Target::Plain(volume_bytes),
         turn: time / TURNS,
         threads,
-        hashing: Hashing::new(),
+        hashing: HashQueue::new(threads - 1),
     };
     let disk = bench.patterns(&bench.new_volume(&usual)?)?;
     let open_after_crash_seconds = bench.open_after_crash(&crash)?;
@@ -138,7 +139,7 @@ struct Bench {
     turn: Duration,
     /// Most threads.
     threads: usize,
-    hashing: Hashing,
+    hashing: HashQueue,
 }
 
 /// An open volume and its key.

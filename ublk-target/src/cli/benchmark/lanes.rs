@@ -2,11 +2,11 @@
 
 use crate::{
     checkpoints::{self, Stop},
-    daemon::workers::hash_threads,
     failure::{Context, Exit, Failure, Outcome},
+    hash_queue::HashQueue,
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
-use crossbeam_channel::{Receiver, Sender, select};
+use crossbeam_channel::{Receiver, select};
 use std::{
     cell::{Cell, OnceCell, RefCell},
     future::Future,
@@ -14,9 +14,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, HashJob, HashThreads, Slot, Storage, Volume,
-};
+use ublk_integrity::{BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, HashJob, Slot, Storage, Volume};
 
 /// One way to use a disk.
 pub struct Pattern {
@@ -80,36 +78,18 @@ pub struct Run<'a> {
     /// One for requests; the others hash for it.
     pub threads: usize,
     /// The way to those.
-    pub hashing: &'a Hashing,
+    pub hashing: &'a HashQueue,
     /// For the ring of each.
     pub fds: &'a [RawFd],
     pub files: DeviceFiles,
 }
 
-/// A way to hash threads that are there while a run is.
-pub struct Hashing {
-    sender: Sender<HashJob>,
-    jobs: Receiver<HashJob>,
-}
-
-impl Hashing {
-    pub fn new() -> Self {
-        let (sender, jobs) = crossbeam_channel::bounded(0);
-        Self { sender, jobs }
-    }
-
-    /// For a volume.
-    pub fn way(&self) -> HashThreads {
-        hash_threads(self.sender.clone())
-    }
-
-    /// Works until the other end of `end` is dropped.
-    fn work(&self, end: &Receiver<()>) {
-        loop {
-            select! {
-                recv(self.jobs) -> job => job.into_iter().for_each(HashJob::run),
-                recv(end) -> _ => return,
-            }
+/// Hashes until the other end of `end` is dropped.
+fn hash_until(jobs: &Receiver<HashJob>, end: &Receiver<()>) {
+    loop {
+        select! {
+            recv(jobs) -> job => job.into_iter().for_each(HashJob::run),
+            recv(end) -> _ => return,
         }
     }
 }
@@ -162,7 +142,7 @@ impl Run<'_> {
     fn requests(&self, lanes: &mut [Lane], progress: &Progress) -> Outcome {
         let (running, end) = crossbeam_channel::bounded(0);
         thread::scope(|scope| {
-            (1..self.threads).for_each(|_| drop(scope.spawn(|| self.hashing.work(&end))));
+            (1..self.threads).for_each(|_| drop(scope.spawn(|| hash_until(&self.hashing.jobs(), &end))));
             let done = self.on_this_thread(lanes, progress);
             drop(running);
             done
@@ -197,7 +177,7 @@ impl Run<'_> {
         progress.elapsed();
         let io = ring.storage(self.files);
         let requests = lanes.iter_mut().map(|lane| progress.keep(self.lane(&io, lane, progress)));
-        ring.run_together(requests).doing("io_uring failed")
+        ring.run_together(requests, || self.hashing.take()).doing("io_uring failed")
     }
 
     fn make_checkpoints(&self, volume: &Volume, stop: &Stop) -> Outcome {
