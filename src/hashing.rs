@@ -13,9 +13,8 @@
 //! A request for many blocks takes long, so it waits for its turn's end, too: an answer, or a record that others wait for, goes
 //! out before.
 //!
-//! A group goes to a thread that waits for one, or lies ready for the first that will. Threads that hash wait for nothing else,
-//! and a thread that serves requests takes what still lies there before it sleeps: so whoever waits for the group waits for
-//! hashing alone.
+//! A group goes to a thread that waits for one, or lies ready for the first that will. Threads that hash wait for nothing else:
+//! so whoever waits for the group waits for hashing alone.
 
 use crate::{
     AtEnd, BlockIndex, BlockRange, Buf, Slot, Storage, Volume, format::Tag, lanes::MAX_LANES, lookup::Into,
@@ -46,7 +45,7 @@ type Offer = dyn Fn(HashJob) -> Option<HashJob> + Send + Sync;
 
 impl HashThreads {
     /// The way to them. `offer` gives a job back where no thread wants one. It must not wait for that. It may keep a job for
-    /// later, if whoever serves requests runs what is kept before it sleeps: the request whose blocks these are waits for it.
+    /// later, if somebody is sure to run it who waits for nothing else: the request whose blocks these are waits for it.
     pub fn new(offer: impl Fn(HashJob) -> Option<HashJob> + Send + Sync + 'static) -> Self {
         Self(Arc::new(offer))
     }

@@ -1,8 +1,10 @@
 //! The allocator: large allocations get pages of their own, huge ones where the kernel has them.
 //!
-//! All of them are taken at start and stay: the requests' buffers, the cache, the pending tags. In huge pages the
+//! Those that stay are taken at start: the requests' buffers, the cache, the pending tags. In huge pages the
 //! processor finds their addresses without walking page tables, and the kernel sees one piece of memory in a request of
-//! 1 MiB, not 256. Nothing depends on it: where there are none, the same memory is made of small ones.
+//! 1 MiB, not 256. Nothing depends on it: where there are none, the same memory is made of small ones. For a daemon
+//! (`PR_SET_IO_FLUSHER`) the kernel makes none by moving others' memory about, so on a machine that has run for long it may get
+//! few.
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
 use std::{

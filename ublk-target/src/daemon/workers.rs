@@ -8,13 +8,14 @@ use crate::{
     hash_queue::HashQueue,
     ring::{DeviceFiles, OwnRing},
 };
+use crossbeam_channel::never;
 use futures_util::future::join_all;
 use std::{
     io,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
 };
-use ublk_integrity::{HashJob, Hint, HintReceiver, Latched, Slot, Volume, Work};
+use ublk_integrity::{Hint, HintReceiver, Latched, Slot, Volume, Work};
 
 /// Hints followed at a time.
 pub const PREFETCH_LANES: usize = 8;
@@ -58,11 +59,11 @@ pub fn start_checkpoints(
     Ok(thread)
 }
 
-/// Starts threads that hash for those that serve requests, as long as there is a way to them.
+/// Starts threads that hash for those that serve requests. They end with the process.
 pub fn start_hashing(queue: &HashQueue, threads: u16) -> io::Result<()> {
     for i in 0..threads {
-        let jobs = queue.jobs();
-        named(&format!("hash {i}")).spawn(move || jobs.iter().for_each(HashJob::run))?;
+        let thread = queue.thread();
+        named(&format!("hash {i}")).spawn(move || thread.hash_until(&never()))?;
     }
     Ok(())
 }

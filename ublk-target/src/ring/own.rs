@@ -2,7 +2,10 @@
 //! work without ublk.
 
 use super::{DeviceFiles, Ops, Port, RingStorage};
-use crate::executor::{Executor, Turn};
+use crate::{
+    executor::{Executor, Turn},
+    hash_queue::HashQueue,
+};
 use io_uring::types::{SubmitArgs, Timespec};
 use std::{
     cell::{Cell, RefCell},
@@ -69,24 +72,24 @@ impl OwnRing {
         let result = RefCell::new(None);
         let mut exec = Executor::new(1, self.ops.doorbell(), self.ops.turn());
         exec.spawn(async { *result.borrow_mut() = Some(future.await) });
-        drive(&exec, &self.ops, |port| reap(port, &self.ops), expected, || None)?;
+        drive(&exec, &self.ops, |port| reap(port, &self.ops), expected, None)?;
         drop(exec);
         Ok(result.into_inner().expect("the only task has ended"))
     }
 
-    /// Runs all futures to their ends, each as a task of its own, and what is `left` of hashing before it sleeps.
+    /// Runs all futures to their ends, each as a task of its own, and before it sleeps what is left to hash.
     ///
     /// # Panics
     /// When there are more than [`OPS`].
     pub fn run_together(
         &self,
         futures: impl IntoIterator<Item = impl Future<Output = ()>>,
-        left: impl Fn() -> Option<HashJob>,
+        hashing: Option<&HashQueue>,
     ) -> io::Result<()> {
         let futures: Vec<_> = futures.into_iter().collect();
         let mut exec = Executor::new(futures.len(), self.ops.doorbell(), self.ops.turn());
         futures.into_iter().for_each(|future| exec.spawn(future));
-        drive(&exec, &self.ops, |port| reap(port, &self.ops), || 1, left)
+        drive(&exec, &self.ops, |port| reap(port, &self.ops), || 1, hashing)
     }
 }
 
@@ -120,13 +123,13 @@ fn reap(port: &Port, ops: &Ops) {
 /// After each turn it asks how many completions are `expected` at once. If it sleeps it waits for so many, for they cost less
 /// together; but where that is more than one, for a fraction of the time at most that the turn took, and of the longest turn.
 ///
-/// It sleeps only when nothing is `left` that it could hash.
+/// It sleeps only when nothing is left in `hashing` for it.
 pub fn drive(
     exec: &Executor<'_>,
     ops: &Ops,
     reap: impl Fn(&Port),
     expected: impl Fn() -> usize,
-    left: impl Fn() -> Option<HashJob>,
+    hashing: Option<&HashQueue>,
 ) -> io::Result<()> {
     loop {
         let begin = Instant::now();
@@ -135,8 +138,8 @@ pub fn drive(
             return Ok(());
         }
         let idle = exec.may_sleep();
-        let job = if idle { left() } else { None };
-        let wait = match (idle && job.is_none(), expected()) {
+        let left = hashing.filter(|hashing| idle && hashing.has_left());
+        let wait = match (idle && left.is_none(), expected()) {
             (true, many @ 2..) => Wait::Many(many, (begin.elapsed() / COMPANY).min(TURN)),
             (true, _) => Wait::One,
             (false, _) => Wait::No,
@@ -145,8 +148,10 @@ pub fn drive(
         exec.awake();
         entered?;
         reap(ops.port());
-        // What there was to submit has gone out before.
-        job.into_iter().for_each(HashJob::run);
+        // Others may wait for what has become ready.
+        if !exec.has_ready() {
+            left.and_then(HashQueue::take).into_iter().for_each(HashJob::run);
+        }
     }
 }
 

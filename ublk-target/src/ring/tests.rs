@@ -60,7 +60,7 @@ fn before_a_turn_ends_for_those_who_gain_by_company_what_others_wait_for_has_gon
                     assert_eq!(io.sync(Device::Data).await, Ok(()));
                 }
             };
-            ring.run_together([true, false].map(request), || None).unwrap();
+            ring.run_together([true, false].map(request), None).unwrap();
         });
     }
 }
@@ -88,7 +88,7 @@ fn before_tags_are_made_that_take_long_what_has_been_started_goes_out() {
             assert_eq!(done, Ok(()));
         };
         let requests: [Pin<Box<dyn Future<Output = ()>>>; 3] = [Box::pin(long()), Box::pin(long()), Box::pin(short)];
-        ring.run_together(requests, || None).unwrap();
+        ring.run_together(requests, None).unwrap();
     });
 }
 

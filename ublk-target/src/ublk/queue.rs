@@ -94,7 +94,7 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
             }
         });
     };
-    drive(&exec, &ops, reap, || load.expected(ops.under_way()), || shared.hashing.take())?;
+    drive(&exec, &ops, reap, || load.expected(ops.under_way()), Some(&shared.hashing))?;
     Ok(())
 }
 

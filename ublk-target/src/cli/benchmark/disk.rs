@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use ublk_integrity::{
-    MasterKey, OnMismatch, TagAlgorithm, Volume,
+    Buf, ByteOffset, Device, Durability, MasterKey, OnMismatch, Storage, TagAlgorithm, Volume,
     create::{self, FormatOptions},
     open::{Access, OpenOptions, open},
     speed::{TagBench, median},
@@ -84,9 +84,11 @@ pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Out
     let usual = options(size, None);
     let crash = options(size.max(CRASH_VOLUME), Some(CRASH_LOG));
     let volume_bytes = create::plan(&usual)?.data_device_bytes.max(create::plan(&crash)?.data_device_bytes);
+    // Plain I/O goes to the same file, behind the volume.
+    let offline = scratch(folder, volume_bytes + size)?;
+    fill_holes(&offline, volume_bytes)?;
     let bench = Bench {
-        // Plain I/O goes to the same file, behind the volume.
-        offline: scratch(folder, volume_bytes + size)?,
+        offline,
         size,
         plain: Target::Plain(volume_bytes),
         turn: time / TURNS,
@@ -127,6 +129,23 @@ fn scratch(folder: &Path, bytes: u64) -> Outcome<Offline> {
     let opened = file.set_len(bytes).doing(&what).and_then(|()| open());
     std::fs::remove_file(&path).doing(format!("can't remove {}", path.display()))?;
     opened
+}
+
+/// Writes all that the volumes use: the first write to a hole of a file has its file system write much else, which would be
+/// measured until the log and the tree have been everywhere.
+fn fill_holes(offline: &Offline, bytes: u64) -> Outcome {
+    let io = offline.io();
+    let work = async {
+        let mut buf = Buf::new(LARGEST);
+        for at in (0..bytes).step_by(LARGEST) {
+            let part = 0..(bytes - at).min(LARGEST as u64) as usize;
+            let result;
+            (result, buf) = io.write(Device::Data, ByteOffset(at), buf, part, Durability::MayBeLost).await;
+            result?;
+        }
+        io.sync(Device::Data).await
+    };
+    offline.run(work)?.map_err(|e| Failure::new(Exit::Device, format_args!("writing the scratch file: {e}")))
 }
 
 struct Bench {

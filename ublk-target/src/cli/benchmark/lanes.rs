@@ -6,7 +6,6 @@ use crate::{
     hash_queue::HashQueue,
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
-use crossbeam_channel::{Receiver, select};
 use std::{
     cell::{Cell, OnceCell, RefCell},
     future::Future,
@@ -14,7 +13,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use ublk_integrity::{BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, HashJob, Slot, Storage, Volume};
+use ublk_integrity::{BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Slot, Storage, Volume};
 
 /// One way to use a disk.
 pub struct Pattern {
@@ -84,16 +83,6 @@ pub struct Run<'a> {
     pub files: DeviceFiles,
 }
 
-/// Hashes until the other end of `end` is dropped.
-fn hash_until(jobs: &Receiver<HashJob>, end: &Receiver<()>) {
-    loop {
-        select! {
-            recv(jobs) -> job => job.into_iter().for_each(HashJob::run),
-            recv(end) -> _ => return,
-        }
-    }
-}
-
 /// What the lanes of a run share.
 #[derive(Default)]
 struct Progress {
@@ -142,7 +131,10 @@ impl Run<'_> {
     fn requests(&self, lanes: &mut [Lane], progress: &Progress) -> Outcome {
         let (running, end) = crossbeam_channel::bounded(0);
         thread::scope(|scope| {
-            (1..self.threads).for_each(|_| drop(scope.spawn(|| hash_until(&self.hashing.jobs(), &end))));
+            for _ in 1..self.threads {
+                let (thread, end) = (self.hashing.thread(), &end);
+                scope.spawn(move || thread.hash_until(end));
+            }
             let done = self.on_this_thread(lanes, progress);
             drop(running);
             done
@@ -177,7 +169,7 @@ impl Run<'_> {
         progress.elapsed();
         let io = ring.storage(self.files);
         let requests = lanes.iter_mut().map(|lane| progress.keep(self.lane(&io, lane, progress)));
-        ring.run_together(requests, || self.hashing.take()).doing("io_uring failed")
+        ring.run_together(requests, Some(self.hashing)).doing("io_uring failed")
     }
 
     fn make_checkpoints(&self, volume: &Volume, stop: &Stop) -> Outcome {
