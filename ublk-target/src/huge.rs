@@ -27,15 +27,15 @@ pub struct LargeApart;
 #[global_allocator]
 static ALLOCATOR: LargeApart = LargeApart;
 
-fn is_large(size: usize, align: usize) -> bool {
-    size >= HUGE && align <= HUGE
+fn is_large(layout: Layout) -> bool {
+    layout.size() >= HUGE && layout.align() <= HUGE
 }
 
 // SAFETY: what is small is the system allocator's in every call, what is large is mapped here and nowhere else; which it is
 // follows from the layout, which is the same when memory is given back.
 unsafe impl GlobalAlloc for LargeApart {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match is_large(layout.size(), layout.align()) {
+        match is_large(layout) {
             true => map(layout.size()),
             // SAFETY: the caller keeps `alloc`'s contract.
             false => unsafe { System.alloc(layout) },
@@ -43,7 +43,7 @@ unsafe impl GlobalAlloc for LargeApart {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        match is_large(layout.size(), layout.align()) {
+        match is_large(layout) {
             // Fresh pages are zeros.
             true => map(layout.size()),
             // SAFETY: the caller keeps `alloc_zeroed`'s contract.
@@ -52,7 +52,7 @@ unsafe impl GlobalAlloc for LargeApart {
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        match is_large(layout.size(), layout.align()) {
+        match is_large(layout) {
             // SAFETY: a mapping that `map` made for so many bytes, and that nobody uses any more.
             true => unsafe { unmap(place, layout.size().next_multiple_of(PAGE)) },
             // SAFETY: `place` came from `System`, for this layout.
@@ -61,14 +61,16 @@ unsafe impl GlobalAlloc for LargeApart {
     }
 
     unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        if !is_large(layout.size(), layout.align()) && !is_large(size, layout.align()) {
+        // SAFETY: the caller vouches for the size, and the alignment is that of a layout.
+        let wanted = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        if !is_large(layout) && !is_large(wanted) {
             // SAFETY: `place` came from `System`, and the caller keeps `realloc`'s contract.
             return unsafe { System.realloc(place, layout, size) };
         }
-        // SAFETY: the caller vouches for the size, the alignment is that of a layout; the two places are different
-        // allocations, each at least as large as what is copied; the old one is not used any more.
+        // SAFETY: the two places are different allocations, each at least as large as what is copied; the old one is not used
+        // any more.
         unsafe {
-            let new = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
+            let new = self.alloc(wanted);
             if !new.is_null() {
                 ptr::copy_nonoverlapping(place, new, layout.size().min(size));
                 self.dealloc(place, layout);

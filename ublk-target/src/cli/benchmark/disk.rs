@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use ublk_integrity::{
-    Buf, ByteOffset, Device, Durability, MasterKey, OnMismatch, Storage, TagAlgorithm, Volume,
+    MasterKey, OnMismatch, TagAlgorithm, Volume,
     create::{self, FormatOptions},
     open::{Access, OpenOptions, open},
     speed::{TagBench, median},
@@ -37,6 +37,7 @@ const PATTERNS: [Pattern; 6] = [
     pattern("write 4K random, depth 32", 4 << 10, 32, true, true),
     pattern("write 1M sequential, depth 32", 1 << 20, 32, false, true),
 ];
+const FILL: Pattern = pattern("fill", LARGEST, 8, false, true);
 const DEEPEST: usize = 32;
 
 /// Turns of each pattern: plain, the tags alone and verified, one after the other, all of the same length: what else a machine
@@ -84,17 +85,17 @@ pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Out
     let usual = options(size, None);
     let crash = options(size.max(CRASH_VOLUME), Some(CRASH_LOG));
     let volume_bytes = create::plan(&usual)?.data_device_bytes.max(create::plan(&crash)?.data_device_bytes);
-    // Plain I/O goes to the same file, behind the volume.
-    let offline = scratch(folder, volume_bytes + size)?;
-    fill_holes(&offline, volume_bytes)?;
+    let file_bytes = volume_bytes + size;
     let bench = Bench {
-        offline,
+        // Plain I/O goes to the same file, behind the volume.
+        offline: scratch(folder, file_bytes)?,
         size,
         plain: Target::Plain(volume_bytes),
         turn: time / TURNS,
         threads,
         hashing: HashQueue::new(threads - 1),
     };
+    bench.fill_holes(file_bytes)?;
     let disk = bench.patterns(&bench.new_volume(&usual)?)?;
     let open_after_crash_seconds = bench.open_after_crash(&crash)?;
     Ok(DiskReport { disk, format_1t_seconds, crash_writes: CRASH_WRITES, open_after_crash_seconds })
@@ -129,23 +130,6 @@ fn scratch(folder: &Path, bytes: u64) -> Outcome<Offline> {
     let opened = file.set_len(bytes).doing(&what).and_then(|()| open());
     std::fs::remove_file(&path).doing(format!("can't remove {}", path.display()))?;
     opened
-}
-
-/// Writes all that the volumes use: the first write to a hole of a file has its file system write much else, which would be
-/// measured until the log and the tree have been everywhere.
-fn fill_holes(offline: &Offline, bytes: u64) -> Outcome {
-    let io = offline.io();
-    let work = async {
-        let mut buf = Buf::new(LARGEST);
-        for at in (0..bytes).step_by(LARGEST) {
-            let part = 0..(bytes - at).min(LARGEST as u64) as usize;
-            let result;
-            (result, buf) = io.write(Device::Data, ByteOffset(at), buf, part, Durability::MayBeLost).await;
-            result?;
-        }
-        io.sync(Device::Data).await
-    };
-    offline.run(work)?.map_err(|e| Failure::new(Exit::Device, format_args!("writing the scratch file: {e}")))
 }
 
 struct Bench {
@@ -190,14 +174,19 @@ impl Bench {
         Ok(self.offline.run(open(&self.offline.io(), key, &options))??)
     }
 
+    /// Writes all of the file once: the first write to a hole has the file system write much else, which would be measured
+    /// until the log and the tree have been everywhere.
+    fn fill_holes(&self, bytes: u64) -> Outcome {
+        let lanes = &mut lanes(None, FILL.depth, LARGEST);
+        self.run_over(bytes, &FILL, Target::Plain(0), lanes, 1, Until::Moved(bytes)).map(drop)
+    }
+
     /// All patterns, plain and through the volume in turns. What is read has been written before.
     fn patterns(&self, opened: &Opened) -> Outcome<Vec<DiskSpeed>> {
         let volume = &opened.volume;
         let (mut plain, mut verified) = (lanes(None, DEEPEST, LARGEST), lanes(Some(volume), DEEPEST, LARGEST));
-        let fill = pattern("fill", LARGEST, 8, false, true);
-        let (target, whole, turn) = (Target::Volume(volume), Until::Moved(self.size), Until::Elapsed(self.turn));
-        self.run(&fill, self.plain, &mut plain, 1, whole)?;
-        self.run(&fill, target, &mut verified, 1, whole)?;
+        let (target, turn) = (Target::Volume(volume), Until::Elapsed(self.turn));
+        self.run(&FILL, target, &mut verified, 1, Until::Moved(self.size))?;
         let mut one = |pattern: &Pattern, threads: usize| {
             let mut tags = TagBench::new(TagAlgorithm::default(), BLOCK, pattern.request / BLOCK as usize, LARGEST);
             let (mut speeds, mut plain_speeds, mut tag_speeds) = (Vec::new(), Vec::new(), Vec::new());
@@ -249,8 +238,20 @@ impl Bench {
         threads: usize,
         until: Until,
     ) -> Outcome<f64> {
+        self.run_over(self.size, pattern, target, lanes, threads, until)
+    }
+
+    fn run_over(
+        &self,
+        size: u64,
+        pattern: &Pattern,
+        target: Target<'_>,
+        lanes: &mut [Lane],
+        threads: usize,
+        until: Until,
+    ) -> Outcome<f64> {
         let (fds, files) = self.offline.handles();
-        let run = Run { pattern, target, size: self.size, until, threads, hashing: &self.hashing, fds: &fds, files };
+        let run = Run { pattern, target, size, until, threads, hashing: &self.hashing, fds: &fds, files };
         run.measure(&mut lanes[..pattern.depth])
     }
 }
