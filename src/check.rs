@@ -44,6 +44,7 @@ impl CheckReport {
             ReadError::Mismatch { .. } => "mismatch".into(),
             ReadError::BadPage { page, .. } => format!("damaged {page}"),
             ReadError::Device(e) => format!("unreadable: {e}"),
+            ReadError::NotInPlace(_) => "not in place".into(),
             ReadError::BadRange(_) => "outside the volume".into(),
         };
         let full = self.bad_runs.len() == MAX_REPORTED_RUNS;

@@ -31,6 +31,8 @@ counters! {
     reads,
     /// Write requests.
     writes,
+    /// Of those the ones that were answered before they were in place.
+    accepted_writes,
     /// Discard and write-zeroes requests.
     zeroes,
     /// Flush requests.

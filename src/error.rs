@@ -56,6 +56,9 @@ pub enum ReadError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A write of it was answered before it was in place, and failed then.
+    #[error("blocks {0} are not what was last written there: that could not be put in place")]
+    NotInPlace(BlockRange),
     /// The range is not inside the volume, or larger than a request may be.
     #[error("blocks {0} are outside the volume or too many for one request")]
     BadRange(BlockRange),
@@ -84,6 +87,9 @@ pub enum Latched {
     /// A log, page, superblock write or a sync failed.
     #[error("{0}")]
     Device(DeviceError),
+    /// A write that had been answered failed.
+    #[error("a write that had been answered could not be put in place: {0}")]
+    Accepted(DeviceError),
     /// A block whose write failed could not be read back.
     #[error("block {0} can be neither written nor read")]
     UnknownBlock(BlockIndex),
@@ -102,6 +108,7 @@ impl ReadError {
         match self {
             ReadError::Mismatch { .. } | ReadError::BadPage { .. } => Errno::EILSEQ,
             ReadError::Device(e) => e.errno,
+            ReadError::NotInPlace(_) => Errno::EIO,
             ReadError::BadRange(_) => Errno::EINVAL,
         }
     }

@@ -3,7 +3,8 @@
 //! ```text
 //!   read.rs ──┬─ lookup.rs ─┬─ pending.rs   tags logged since the last checkpoint
 //!             │             └─ tree.rs ── cache.rs, root.rs
-//!   write.rs ─┼─ hashing.rs ── tag.rs ── sha256/  (two blocks side by side), blake3
+//!   write.rs ─┼─ accepted.rs        answered before they are in place
+//!             ├─ hashing.rs ── tag.rs ── sha256/  (two blocks side by side), blake3
 //!             └─ log/             append → group commit
 //!   checkpoint.rs ── apply.rs     pending tags → tag pages → tree → superblock
 //!   open.rs ── recovery/          log → candidates → one tag a block
@@ -33,7 +34,8 @@
 //!
 //! A request waits for its own I/O, for earlier requests whose range overlaps (`ranges.rs`), for the
 //! end of its thread's turn, for a thread that makes its tags (`hashing.rs`), for log space before it has logged anything, for the log write that
-//! carries its record, and for the sync it has joined. The checkpoint waits only for requests that
+//! carries its record, and for the sync it has joined; a flush also for writes that were answered before it and are not in
+//! place (`accepted.rs`), which wait for no flush. The checkpoint waits only for requests that
 //! have logged; those wait for I/O alone.
 //! So nothing waits in a circle, and nothing ever waits for a hint.
 //!
@@ -42,6 +44,7 @@
 // Not `forbid`: the SHA instructions of x86 (`sha256/sha_ni.rs`) can't be had without.
 #![deny(unsafe_code)]
 
+mod accepted;
 mod apply;
 mod buf;
 mod cache;
@@ -77,6 +80,7 @@ mod units;
 mod volume;
 mod write;
 
+pub use accepted::Accepted;
 pub use buf::{BUF_ALIGN, Buf, BufMark};
 pub use counters::CounterValues;
 pub use error::{DeviceError, Latched, PageName, ReadError, WriteError};

@@ -190,6 +190,11 @@ async fn read_identity<S: Storage>(io: &S) -> Result<RawIdentity, DeviceError> {
     Ok(RawIdentity::read_from_prefix(&buf).expect("a page is large enough").0)
 }
 
+/// The id that was drawn when the volume was last opened for writing: 256 random bits, or that of its format. Writes nothing.
+pub async fn last_opened<S: Storage>(io: &S, key: &MasterKey) -> Result<[u8; 32], OpenError> {
+    Ok(read_copies(io).await?.newest(key)?.superblock.open_id)
+}
+
 /// Opens a volume: verifies the newest superblock, recovers from the log, and (unless read-only)
 /// writes recovery's result down before anything is served.
 ///

@@ -117,6 +117,12 @@ impl Ranges {
         guard
     }
 
+    /// The range at once, or nothing. Nobody is held up by the attempt.
+    pub(crate) fn try_acquire(&self, slot: usize, range: BlockRange, mode: Mode) -> Option<RangeGuard<'_>> {
+        let guard = self.stand_in_line(slot, range, mode);
+        guard.is_granted().then_some(guard)
+    }
+
     fn shards_of(&self, range: BlockRange) -> ShardSet {
         if range.count == 0 {
             return ShardSet(0);
@@ -175,15 +181,26 @@ impl Ranges {
 }
 
 impl RangeGuard<'_> {
+    /// Whose it is.
+    pub(crate) fn slot(&self) -> usize {
+        self.slot
+    }
+
+    pub(crate) fn range(&self) -> BlockRange {
+        self.range
+    }
+
+    fn is_granted(&self) -> bool {
+        self.ranges.waits[self.slot].shards.load(Ordering::Acquire) == 0
+    }
+
     fn poll_granted(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let wait = &self.ranges.waits[self.slot];
-        let granted = || wait.shards.load(Ordering::Acquire) == 0;
-        if granted() {
+        if self.is_granted() {
             return Poll::Ready(());
         }
-        *wait.waker.lock() = Some(cx.waker().clone());
+        *self.ranges.waits[self.slot].waker.lock() = Some(cx.waker().clone());
         // Who grants it counts down first and takes the waker then: one of the two sees the other.
-        if granted() { Poll::Ready(()) } else { Poll::Pending }
+        if self.is_granted() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 

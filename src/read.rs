@@ -36,6 +36,9 @@ impl Volume {
         counters.reads.add(1);
         counters.read_bytes.add(bytes as u64);
         let guard = self.ranges.acquire(slot.id, range, Mode::Shared).await;
+        if self.accepted.has_failed(range) {
+            return (Err(ReadError::NotInPlace(range)), buf);
+        }
         let (result, buf) = self.fetch(io, slot, range, buf).await;
         drop(guard);
         let bad_page = match result {

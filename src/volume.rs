@@ -6,6 +6,7 @@
 
 use crate::{
     BlockIndex, CounterValues, Latched, MasterKey, Slot,
+    accepted::Ledger,
     apply::Scratch,
     cache::Cache,
     counters::QueueCounters,
@@ -58,6 +59,7 @@ pub struct Volume {
     pub(crate) pending: [PendingSet; 2],
     pub(crate) log: Log,
     pub(crate) ranges: Ranges,
+    pub(crate) accepted: Ledger,
     pub(crate) hints: Option<Hints>,
     /// Where the last hint led: the worker's alone.
     pub(crate) last_cluster: crate::sync::AtomicU64,
@@ -125,6 +127,7 @@ impl Volume {
             pending: [set(), set()],
             log: Log::new(log_config(&superblock, &keys, options.max_slots, queues), superblock.epoch, head),
             ranges: Ranges::new(options.max_slots, options.max_request_bytes / layout.block_size as usize),
+            accepted: Ledger::new(options.max_slots),
             last_cluster: crate::sync::AtomicU64::new(u64::MAX),
             holds: AtomicUsize::new(0),
             scratch: Mutex::new(Some(Scratch::new(&layout, max_tags, MAX_PENDING_RUNS))),
@@ -172,6 +175,7 @@ impl Volume {
             + Scratch::memory_bytes(&self.tree.layout, max_tags, MAX_PENDING_RUNS)
             + self.max_slots as u64 * slot
             + Ranges::memory_bytes_for(self.max_slots)
+            + Ledger::memory_bytes_for(self.max_slots)
     }
 
     /// Memory for one request; its counters go to `queue`'s.
@@ -244,6 +248,7 @@ pub fn most_memory_bytes(
         .saturating_add(2 * PendingSet::memory_bytes_for(max_tags, MAX_PENDING_RUNS))
         .saturating_add(Scratch::memory_bytes(&layout, max_tags, MAX_PENDING_RUNS))
         .saturating_add(Ranges::memory_bytes_for(slots))
+        .saturating_add(Ledger::memory_bytes_for(slots))
         .saturating_add(Cache::most_memory_bytes(cache_bytes))
 }
 

@@ -22,7 +22,7 @@ const READ_BACK_PAUSE: Duration = Duration::from_millis(200);
 const MAX_ZERO_RUN: u64 = u32::MAX as u64;
 
 impl Volume {
-    fn writable(&self, range: BlockRange) -> Result<(), WriteError> {
+    pub(crate) fn writable(&self, range: BlockRange) -> Result<(), WriteError> {
         if self.access == Access::ReadOnly {
             return Err(WriteError::ReadOnly);
         }
@@ -38,18 +38,30 @@ impl Volume {
         io: &S,
         slot: &mut Slot,
         range: BlockRange,
-        mut buf: Buf,
+        buf: Buf,
         durability: Durability,
     ) -> (Result<(), WriteError>, Buf) {
         if let Err(e) = self.writable(range) {
             return (Err(e), buf);
         }
+        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
+        self.write_held(io, slot, range, buf, durability).await
+    }
+
+    /// The same for a range that the caller holds.
+    pub(crate) async fn write_held<S: Storage>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        mut buf: Buf,
+        durability: Durability,
+    ) -> (Result<(), WriteError>, Buf) {
         let Some(bytes) = self.request_bytes(range, &buf) else {
             return (Err(WriteError::BadRange(range)), buf);
         };
         self.counters[slot.queue].writes.add(1);
         self.counters[slot.queue].written_bytes.add(bytes as u64);
-        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
         let most = self.log.max_entry_tags() as u64;
         let mut done = 0;
         while done < range.count {
@@ -218,7 +230,10 @@ impl Volume {
         match self.access {
             // Nothing was written, so there is nothing to make durable.
             Access::ReadOnly if self.log.latched().is_none() => Ok(()),
-            _ => self.log.flush(io, slot.id).await.map_err(WriteError::Latched),
+            _ => {
+                self.accepted.drained(slot.id).await;
+                self.log.flush(io, slot.id).await.map_err(WriteError::Latched)
+            }
         }
     }
 }

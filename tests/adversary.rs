@@ -51,6 +51,7 @@ impl Scene {
             oracle: self.oracle.clone(),
             rng: RefCell::new(Rng::new(self.rng.next())),
             next_version: self.next_version.clone(),
+            kept: Rc::default(),
             distrust,
         }
     }
@@ -203,7 +204,7 @@ fn failing_devices(seed: u64, seen: &mut Seen) {
     scene.io.disk().faults = faults;
     scene.live(volume, true);
     let options = OpenOptions { open_id: scene.rng.bytes(), ..scene.options.clone() };
-    let volume = recover(&scene.io, &options, &mut scene.rng).expect("a healthy disk opens");
+    let volume = recover(&scene.io, &options, &mut scene.rng, Disk::power_cut).expect("a healthy disk opens");
     let mut oracle = scene.oracle.borrow_mut();
     seen.trials += 1;
     seen.flushed += oracle.flushed_blocks();

@@ -4,10 +4,10 @@
 //! `CRASH_SEED=n` replays one seed; `CRASH_POINTS=n` sets how many crashes a run makes (soak).
 
 use crate::sim::{
-    Rng, SimStorage, block_on, elsewhere, format_options, formatted, open_options,
+    Disk, Rng, SimStorage, block_on, elsewhere, format_options, formatted, open_options,
     oracle::Oracle,
     reopen,
-    world::{MAX_REQUEST, QUEUES, World, compare, live, recover},
+    world::{Kept, MAX_REQUEST, QUEUES, World, compare, live, recover, replay},
 };
 use std::{cell::RefCell, rc::Rc};
 use ublk_integrity::{OpenOptions, check::check};
@@ -31,13 +31,14 @@ fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
 fn crash_after_every_write(seed: u64) -> u64 {
     let mut rng = Rng::new(!seed);
     let (io, options) = volume_of(&mut rng, seed);
-    let volume = recover(&io, &options, &mut rng).expect("recovery does not refuse");
+    let volume = recover(&io, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
     let world = World {
         io: io.clone(),
         volume,
         oracle: Rc::default(),
         rng: RefCell::new(Rng::new(rng.next())),
         next_version: Rc::default(),
+        kept: Rc::default(),
         distrust: false,
     };
     let (mut writes, mut crashes, steps) = (io.disk().writes, 0, rng.below(600));
@@ -48,7 +49,7 @@ fn crash_after_every_write(seed: u64) -> u64 {
         writes = io.disk().writes;
         let copy = SimStorage::new(io.disk().fork(seed ^ writes));
         copy.disk().power_cut();
-        let volume = recover(&copy, &options, &mut rng).expect("recovery does not refuse");
+        let volume = recover(&copy, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
         compare(&volume, &copy, &mut world.oracle.borrow().clone());
         crashes += 1;
     });
@@ -61,8 +62,9 @@ fn several_lives(seed: u64) -> u64 {
     let (io, mut options) = volume_of(&mut rng, seed);
     let oracle = Rc::new(RefCell::new(Oracle::default()));
     let next_version = Rc::new(RefCell::new(0));
+    let kept = Kept::default();
     let mut crashes = 0;
-    let mut volume = recover(&io, &options, &mut rng).expect("recovery does not refuse");
+    let mut volume = recover(&io, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
     for _ in 0..1 + rng.below(6) {
         io.disk().faults.data_writes = if rng.chance(20) { 5 } else { 0 };
         let world = World {
@@ -71,21 +73,31 @@ fn several_lives(seed: u64) -> u64 {
             oracle: oracle.clone(),
             rng: RefCell::new(Rng::new(rng.next())),
             next_version: next_version.clone(),
+            kept: kept.clone(),
             distrust: false,
         };
         let steps = if rng.chance(20) { rng.below(3000) } else { rng.below(300) };
         live(&world, rng.next(), steps, || {});
         drop(world);
         let faults = std::mem::take(&mut io.disk().faults);
-        if rng.chance(80) {
-            io.disk().power_cut();
+        let crash = if rng.chance(70) {
+            kept.borrow_mut().clear();
+            Disk::power_cut
         } else {
-            io.disk().kill();
-        }
+            oracle.borrow_mut().killed();
+            Disk::kill
+        };
+        crash(&mut io.disk());
         crashes += 1;
-        volume = recover(&io, &options, &mut rng).expect("recovery does not refuse");
+        volume = recover(&io, &options, &mut rng, crash).expect("recovery does not refuse");
         if setting("CRASH_SEED").is_some() {
             println!("{faults:?}, {steps} steps: {:?}", volume.recovery());
+        }
+        if !replay(&volume, &io, &kept, rng.below(40)) {
+            drop(volume);
+            io.disk().kill();
+            volume = recover(&io, &options, &mut rng, Disk::kill).expect("recovery does not refuse");
+            replay(&volume, &io, &kept, u64::MAX);
         }
         compare(&volume, &io, &mut oracle.borrow_mut());
         if rng.chance(5) {

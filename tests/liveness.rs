@@ -85,6 +85,7 @@ fn world(io: &SimStorage, options: &OpenOptions, seed: u64) -> World {
         oracle: Rc::default(),
         rng: RefCell::new(Rng::new(seed)),
         next_version: Rc::new(RefCell::new(1)),
+        kept: Rc::default(),
         distrust: false,
     };
     let places = world.oracle.borrow_mut().issue(all, 1);

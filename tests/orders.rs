@@ -30,6 +30,7 @@ fn watched(seed: u64) -> Watch {
         oracle: Rc::new(RefCell::new(Oracle::default())),
         rng: RefCell::new(Rng::new(seed)),
         next_version: Rc::default(),
+        kept: Rc::default(),
         distrust: false,
     };
     let mut watch = Watch::new(&io);

@@ -93,6 +93,10 @@ impl Oracle {
             h.floor = h.floor.max(acked);
         }
     }
+    /// The daemon died and the machine did not: all that was acknowledged is there.
+    pub fn killed(&mut self) {
+        self.blocks.values_mut().for_each(|h| h.floor = h.floor.max(h.acked));
+    }
     /// Blocks that have a version which a power cut must not take back.
     pub fn flushed_blocks(&self) -> u64 {
         self.blocks.values().filter(|h| h.floor > 0).count() as u64

@@ -1,11 +1,12 @@
 //! The workload: random requests on several queues, each answer held against the oracle.
 
 use super::{
-    Executor, Rng, SimStorage, block_on, elsewhere,
+    Disk, Executor, Rng, SimStorage, block_on, elsewhere,
     exec::{Step, block_on_steps},
+    lab::with_checkpoints,
     oracle::{Oracle, VersionId, fill},
 };
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 use ublk_integrity::{
     BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, ReadError, Slot, Volume, WriteError,
     open::{OpenError, open},
@@ -16,6 +17,9 @@ pub const QUEUES: usize = 6;
 pub const MAX_REQUEST: usize = 64 << 10;
 const BLOCKS_IN_PLAY: u64 = 300;
 
+/// Writes that were answered and are not in place, by their first block: memory that outlives the daemon, not the machine.
+pub type Kept = Rc<RefCell<BTreeMap<u64, (BlockRange, VersionId)>>>;
+
 /// What all tasks of one life share.
 pub struct World {
     pub io: SimStorage,
@@ -23,6 +27,7 @@ pub struct World {
     pub oracle: Rc<RefCell<Oracle>>,
     pub rng: RefCell<Rng>,
     pub next_version: Rc<RefCell<VersionId>>,
+    pub kept: Kept,
     /// The devices misbehave: any request may fail, but what is read must still be right.
     pub distrust: bool,
 }
@@ -85,8 +90,27 @@ impl World {
         for (block, bytes) in range.blocks().zip(buf.chunks_exact_mut(self.volume.block_size())) {
             fill(block, version, bytes);
         }
+        // One that is answered and fails latches the volume: not where failures are expected to pass.
+        let may_accept = !durable && (self.distrust || self.io.disk().faults.data_writes == 0);
+        let accepted = match may_accept && self.rng.borrow_mut().chance(60) {
+            true => self.volume.accept(&q.slot, range),
+            false => None,
+        };
         // The history's order is the order in which ranges are taken: at the first poll, which is now.
         let places = self.oracle.borrow_mut().issue(range, version);
+        if let Some(accepted) = accepted {
+            self.oracle.borrow_mut().ack(range, &places, false);
+            self.kept.borrow_mut().insert(range.first.0, (range, version));
+            let forget = || _ = self.kept.borrow_mut().remove(&range.first.0);
+            let (result, buf) = self.volume.write_accepted(&self.io, &mut q.slot, accepted, buf, forget).await;
+            q.buf = Some(buf);
+            match result {
+                Ok(()) => {}
+                Err(_) if self.distrust => self.oracle.borrow_mut().fail(range),
+                Err(e) => panic!("write of {range}, which was answered: {e}"),
+            }
+            return;
+        }
         let durability = if durable { Durability::Durable } else { Durability::MayBeLost };
         let (result, buf) = self.volume.write(&self.io, &mut q.slot, range, buf, durability).await;
         q.buf = Some(buf);
@@ -179,8 +203,13 @@ pub fn live(world: &World, seed: u64, steps: u64, mut watch: impl FnMut()) {
     }
 }
 
-/// Crashes during recovery, as often as the seed says, until one open runs to its end.
-pub fn recover(io: &SimStorage, options: &OpenOptions, rng: &mut Rng) -> Result<Volume, OpenError> {
+/// Crashes during recovery, as often as the seed says and in the way that the caller does, until one open runs to its end.
+pub fn recover(
+    io: &SimStorage,
+    options: &OpenOptions,
+    rng: &mut Rng,
+    crash: fn(&mut Disk),
+) -> Result<Volume, OpenError> {
     loop {
         let steps = if rng.chance(50) { rng.below(40) } else { u64::MAX };
         let mut options = options.clone();
@@ -188,9 +217,27 @@ pub fn recover(io: &SimStorage, options: &OpenOptions, rng: &mut Rng) -> Result<
         let opened = block_on_steps(io, open(io, &super::key(), &options), steps);
         match opened {
             Some(opened) => return opened,
-            None => io.disk().power_cut(),
+            None => crash(&mut io.disk()),
         }
     }
+}
+
+/// Writes what was kept, as a new daemon does; `false`: that took more steps, and it dies, too.
+pub fn replay(volume: &Volume, io: &SimStorage, kept: &Kept, steps: u64) -> bool {
+    let mut slot = volume.slot(0);
+    let all = async {
+        let first = || kept.borrow().values().next().copied();
+        while let Some((range, version)) = first() {
+            let mut buf = Buf::new(MAX_REQUEST);
+            for (block, bytes) in range.blocks().zip(buf.chunks_exact_mut(volume.block_size())) {
+                fill(block, version, bytes);
+            }
+            let write = volume.write(io, &mut slot, range, buf, Durability::MayBeLost);
+            with_checkpoints(volume, io, write).await.0.expect("the devices are in order");
+            kept.borrow_mut().remove(&range.first.0);
+        }
+    };
+    block_on_steps(io, all, steps).is_some()
 }
 
 /// Reads every block that was ever touched, and compares.
