@@ -11,6 +11,7 @@ mod executor;
 mod failure;
 mod hash_queue;
 mod huge;
+mod kept;
 mod key;
 mod offline;
 mod os;

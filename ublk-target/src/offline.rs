@@ -5,13 +5,14 @@ use crate::{
     checkpoints::{self, Stop},
     device::{Backings, Use},
     failure::{Context, Exit, Failure, Outcome},
+    kept::{Kept, writes},
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
 use futures_util::future::join;
 use std::{future::Future, os::fd::RawFd, time::Duration};
 use ublk_integrity::{
     Buf, MasterKey, OnMismatch, Slot, Volume,
-    open::{Access, OpenOptions, open},
+    open::{Access, OpenOptions, last_opened, open},
 };
 
 /// Requests under way at a time.
@@ -93,7 +94,26 @@ impl Offline {
             hints: None,
             hash_threads: None,
         };
+        self.look_for_kept(key, access)?;
         Ok(self.run(open(&self.io(), key, &options))??)
+    }
+
+    /// What a daemon that was killed has left is for `add` and `recover` to put in place.
+    fn look_for_kept(&self, key: &MasterKey, access: Access) -> Outcome {
+        // Whatever is wrong with the volume is told when it is opened.
+        let Ok(last) = self.run(last_opened(&self.io(), key))? else { return Ok(()) };
+        let kept = Kept::left_by(&last)?.map_or(Ok(0), |kept| kept.writes().map(|writes| writes.len()))?;
+        if kept == 0 {
+            return Ok(());
+        }
+        let message = format!("{} of a daemon that was killed, in memory yet: `add` puts them in place", writes(kept));
+        match access {
+            Access::ReadOnly => {
+                eprintln!("ublk-integrity: warning: {message}; here the volume is as it was before them")
+            }
+            Access::ReadWrite => return Err(Failure::new(Exit::Busy, message)),
+        }
+        Ok(())
     }
 
     /// Runs `work` while checkpoints make room for what it writes, and one more at the end.

@@ -1,5 +1,6 @@
 //! System calls that have no safe wrapper elsewhere.
 
+use memmap2::{MmapMut, MmapOptions};
 use nix::{
     errno::Errno,
     sys::{
@@ -62,6 +63,13 @@ pub fn read_user_key(name: &str, limit: usize) -> nix::Result<Zeroizing<Vec<u8>>
     // The answer is the key's full length, even where it did not fit.
     payload.truncate(len as usize);
     Ok(payload)
+}
+
+/// Maps `len` bytes of a file from `offset` on, shared with whoever opens it later; all of it is there at once.
+pub fn map_shared(file: &File, offset: u64, len: usize) -> std::io::Result<MmapMut> {
+    // SAFETY: only for files that nobody else changes or cuts short while they are mapped: those of `kept.rs` are root's
+    // alone, and of the daemon that holds the volume's lock.
+    unsafe { MmapOptions::new().offset(offset).len(len).populate().map_mut(file) }
 }
 
 /// Processors that this process may use.

@@ -67,6 +67,10 @@ pub struct SizeArgs {
     /// Requests of each queue [default: 128, less where memory is short]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     depth: Option<u16>,
+    /// Writes of at most 16K that each thread may answer before they are in place: a flush waits for them, they outlive the
+    /// daemon, and one that fails makes the device read-only; 0: none [default: 32, less where memory is short]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    write_back: Option<u16>,
     /// Memory for verified tag pages [default: 1/32 of the machine's, at most 256M]
     #[arg(long, value_name = "SIZE")]
     cache: Option<Size>,
@@ -144,6 +148,7 @@ fn settings(args: &Args, key: KeySource, shares_queues: bool) -> Outcome<Setting
         threads: sizes.threads_per_queue,
         hash_threads: sizes.hash_threads,
         depth: sizes.depth,
+        write_back: sizes.write_back,
         cpus: os::processors(),
         shares: shares_queues,
     };
@@ -162,6 +167,7 @@ fn settings(args: &Args, key: KeySource, shares_queues: bool) -> Outcome<Setting
         on_mismatch: args.on_mismatch,
         discard: !args.no_discard,
         read_only: args.read_only,
+        write_back: if args.read_only { 0 } else { defaults.counts.write_back },
         verbose: args.verbose,
         recovery: !args.no_recovery,
     })

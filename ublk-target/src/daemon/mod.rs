@@ -12,6 +12,7 @@ mod endings;
 mod harden;
 pub mod launch;
 pub mod log;
+mod opening;
 pub mod settings;
 pub mod state;
 pub mod workers;
@@ -21,8 +22,7 @@ use crate::{
     cli::stop,
     device::{Backings, DYING, Use, stack},
     failure::{Context, Exit, Failure, Outcome},
-    hash_queue::HashQueue,
-    offline::{Offline, random},
+    kept::{self, Kept, writes},
     os, report,
     ublk::{self, BlockShift, Device, Shape, Shared},
 };
@@ -31,18 +31,12 @@ use endings::{Watchdog, block_stop_signals, stop_on_signals};
 use launch::Reporter;
 use log::{Event, Log, Sink};
 use nix::sys::signal::SigSet;
+use opening::Opened;
 use serde_json::{Value, json};
 use settings::Settings;
 use state::{Identity, OwnState, State};
 use std::{process, sync::Arc, time::Duration};
-use ublk_integrity::{
-    HintReceiver, MasterKey, Volume, hints,
-    open::{Access, OpenOptions, open},
-};
-use workers::PREFETCH_LANES;
-
-/// Hints that may wait for the prefetch thread.
-const HINTS: usize = 256;
+use ublk_integrity::MasterKey;
 
 /// A new device, or one whose daemon has died.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,9 +68,12 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
             "the file system of {path} has no O_DIRECT: each byte is copied once more and kept twice in memory, and memory pressure can stall the device"
         ));
     }
+    if settings.write_back > 0 {
+        kept::mount_memory()?;
+    }
     harden::before_threads(|warning| reporter.warn(&warning));
 
-    let opened = open_volume(&settings, &key, backings)?;
+    let opened = Opened::volume(&settings, &key, backings)?;
     // The volume has derived its own.
     drop(key);
     let identity = Identity::of(opened.volume.info());
@@ -87,6 +84,10 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
     report::summary(recovery).iter().for_each(|line| reporter.info(line));
     for finding in report::findings(recovery).iter().chain(opened.volume.warnings()) {
         reporter.warn(finding);
+    }
+    if opened.put_in_place > 0 {
+        let count = writes(opened.put_in_place);
+        reporter.info(&format!("{count} that the daemon before had answered, put in place"));
     }
     let log = Log::start(sink, report::recovery(recovery)).doing("can't start the log thread")?;
     let stop = Arc::new(Stop::default());
@@ -102,6 +103,8 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
         files: opened.backings.files(1),
         shift: BlockShift::of(info.block_size),
         discard: settings.discard,
+        kept: opened.kept,
+        write_back: settings.write_back.into(),
         hashing: opened.hashing,
         log: log.clone(),
     });
@@ -111,13 +114,18 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
 
     stop.set();
     let last = checkpoints.join().unwrap_or_else(|_| process::abort());
+    let kept = shared.kept.as_ref().map_or(Ok(0), Kept::retire);
     let (device, state) = served?;
     // The node goes only now: whoever waits for it finds a clean superblock.
     drop(device);
     match last {
         Ok(()) => state.retire(),
         Err(latched) => {
-            state.ended(&latched.to_string());
+            state.ended(&match kept {
+                Ok(0) => latched.to_string(),
+                Ok(kept) => format!("{latched}. In memory for the next `add` to put in place: {}", writes(kept)),
+                Err(unreadable) => format!("{latched}. {unreadable}"),
+            });
             log.tell(Event::Latched(latched));
             log.drain();
         }
@@ -191,36 +199,6 @@ fn patience(settings: &Settings, origin: Origin) -> Outcome<Duration> {
         patience = DYING;
     }
     Ok(patience)
-}
-
-struct Opened {
-    volume: Arc<Volume>,
-    backings: Backings,
-    hints: Option<HintReceiver>,
-    hashing: HashQueue,
-}
-
-fn open_volume(settings: &Settings, key: &MasterKey, backings: Backings) -> Outcome<Opened> {
-    let (sender, receiver) = hints::channel(HINTS);
-    let (sender, receiver) = if settings.prefetch { (Some(sender), Some(receiver)) } else { (None, None) };
-    let counts = settings.counts();
-    let hashing = HashQueue::new(settings.hash_threads.into());
-    workers::start_hashing(&hashing, settings.hash_threads).doing("can't start a hash thread")?;
-    let options = OpenOptions {
-        access: if settings.read_only { Access::ReadOnly } else { Access::ReadWrite },
-        cache_bytes: settings.cache,
-        max_slots: counts.requests() as usize + PREFETCH_LANES,
-        queues: counts.io_threads() as usize,
-        max_request_bytes: settings.max_io as usize,
-        separate_meta: backings.meta.is_some(),
-        on_mismatch: settings.on_mismatch.into(),
-        open_id: random()?,
-        hints: sender,
-        hash_threads: Some(hashing.way()),
-    };
-    let offline = Offline::with(backings)?;
-    let volume = offline.run(open(&offline.io(), key, &options))??;
-    Ok(Opened { volume: Arc::new(volume), backings: offline.into_backings(), hints: receiver, hashing })
 }
 
 fn shape(settings: &Settings, origin: Origin, size: u64) -> Shape {

@@ -4,6 +4,7 @@ use super::workers::PREFETCH_LANES;
 use crate::{
     device::is_same_device,
     failure::{Exit, Failure, Outcome},
+    kept::{MOST_BYTES, STRIDE},
     key::KeySource,
     size::Size,
 };
@@ -47,6 +48,9 @@ pub struct Settings {
     pub discard: bool,
     /// Whether nothing is written.
     pub read_only: bool,
+    /// Small writes of each thread that may be answered before they are in place.
+    #[serde(default)]
+    pub write_back: u16,
     /// Whether checkpoints are logged too.
     pub verbose: bool,
     /// Whether the device waits for a new daemon when this one dies. `status` has a report named `recovery`.
@@ -62,7 +66,13 @@ fn one() -> u16 {
 impl Settings {
     /// The device's numbers.
     pub fn counts(&self) -> Counts {
-        Counts { queues: self.queues, threads: self.threads, hash_threads: self.hash_threads, depth: self.depth }
+        Counts {
+            queues: self.queues,
+            threads: self.threads,
+            hash_threads: self.hash_threads,
+            depth: self.depth,
+            write_back: self.write_back,
+        }
     }
 
     /// Whether both need one device.
@@ -126,6 +136,8 @@ pub struct Counts {
     pub hash_threads: u16,
     /// Requests of each queue.
     pub depth: u16,
+    /// Small writes of each thread that may be answered before they are in place.
+    pub write_back: u16,
 }
 
 impl Counts {
@@ -136,6 +148,14 @@ impl Counts {
     /// Requests under way at most.
     pub fn requests(self) -> u64 {
         u64::from(self.queues) * u64::from(self.depth)
+    }
+    /// Writes at most that have been answered and are not in place.
+    pub fn early_writes(self) -> u64 {
+        self.io_threads() * u64::from(self.write_back)
+    }
+    /// Slots of a volume: one more for what the daemon before has left.
+    pub fn slots(self) -> usize {
+        (self.requests() + self.early_writes()) as usize + PREFETCH_LANES + 1
     }
 }
 
@@ -150,6 +170,8 @@ pub struct Wanted {
     pub hash_threads: Option<u16>,
     /// Requests of each queue.
     pub depth: Option<u16>,
+    /// Small writes of each thread that may be answered early.
+    pub write_back: Option<u16>,
     /// Processors.
     pub cpus: usize,
     /// Whether several threads can share a queue here.
@@ -169,7 +191,8 @@ impl Wanted {
         let threads = if self.shares { (cpus / queues).clamp(1, 2).min(depth) } else { 1 };
         let threads = self.threads.unwrap_or(threads);
         let left = cpus.saturating_sub(queues.saturating_mul(threads)).max(u16::from(threads > 1));
-        Counts { queues, threads, hash_threads: self.hash_threads.unwrap_or(left.min(8)), depth }
+        let hash_threads = self.hash_threads.unwrap_or(left.min(8));
+        Counts { queues, threads, hash_threads, depth, write_back: self.write_back.unwrap_or(DEFAULT_WRITE_BACK) }
     }
 }
 
@@ -185,6 +208,9 @@ pub struct Defaults {
 /// Bytes of the largest request by default: what the kernel's own drivers ask for at least.
 pub const DEFAULT_MAX_IO: u32 = 512 << 10;
 
+/// Small writes of each thread that may be answered early, by default: as many as keep one busy that nobody waits for.
+const DEFAULT_WRITE_BACK: u16 = 32;
+
 /// Code, and the tables and stacks of up to four threads for requests and hashing.
 const CODE: u64 = 18 << 20;
 /// Stack of each further one.
@@ -195,14 +221,16 @@ const REQUEST: u64 = 8 << 10;
 /// What is neither request buffers nor the volume's.
 fn rest(counts: Counts) -> u64 {
     let threads = counts.io_threads() + u64::from(counts.hash_threads);
-    CODE + threads.saturating_sub(4) * THREAD + counts.requests() * REQUEST
+    // Of an early write there is a copy that outlives the daemon.
+    let early = counts.early_writes() * ((MOST_BYTES + STRIDE) as u64 + REQUEST);
+    CODE + threads.saturating_sub(4) * THREAD + counts.requests() * REQUEST + early
 }
 
 /// What a daemon takes at most, with a volume of these sizes or any: blocks of 512 bytes and a deep tree take most.
 fn most_memory(volume: Option<&VolumeInfo>, counts: Counts, max_io: u32, cache: u64) -> u64 {
     let requests = counts.requests();
     // Neither product comes near 64 bits; the cache may be anything.
-    let volume = most_memory_bytes(volume, cache, requests as usize + PREFETCH_LANES, max_io as usize);
+    let volume = most_memory_bytes(volume, cache, counts.slots(), max_io as usize);
     volume.saturating_add(requests * u64::from(max_io) + rest(counts))
 }
 
@@ -211,12 +239,16 @@ impl Defaults {
     /// requests by three quarters at most, to the cache what remains.
     pub fn for_machine(memory: u64, wanted: Wanted, max_io: u32, volume: Option<&VolumeInfo>) -> Self {
         const LEAST_CACHE: u64 = 1 << 20;
-        let fixed = most_memory(volume, Counts { queues: 0, threads: 0, hash_threads: 0, depth: 0 }, max_io, 0);
+        let fixed =
+            most_memory(volume, Counts { queues: 0, threads: 0, hash_threads: 0, depth: 0, write_back: 0 }, max_io, 0);
         let free = (memory / 8).saturating_sub(fixed);
         let mut counts = wanted.counts();
         let taken = |counts| most_memory(volume, counts, max_io, 0) - fixed;
         while taken(counts) > free / 4 * 3 && counts.queues > 1 && wanted.queues.is_none() {
             counts.queues -= 1;
+        }
+        while taken(counts) > free / 4 * 3 && counts.write_back > 4 && wanted.write_back.is_none() {
+            counts.write_back /= 2;
         }
         while taken(counts) > free / 4 * 3 && counts.depth > 8 && wanted.depth.is_none() {
             counts.depth /= 2;
@@ -291,9 +323,9 @@ mod tests {
         assert!(most_memory(Some(&info), d.counts, DEFAULT_MAX_IO, d.cache) <= 256 << 20, "{d:?}");
         // What is known to be small leaves more for requests.
         let d = Defaults::for_machine(2 << 30, machine(2, false), DEFAULT_MAX_IO, Some(&plan(4096, 1 << 30)));
-        assert_eq!(d.counts, Counts { queues: 1, threads: 1, hash_threads: 1, depth: 128 });
+        assert_eq!(d.counts, Counts { queues: 1, threads: 1, hash_threads: 1, depth: 128, write_back: 32 });
         let big = Defaults::for_machine(16 << 30, machine(4, false), DEFAULT_MAX_IO, None);
-        let counts = Counts { queues: 2, threads: 1, hash_threads: 2, depth: 128 };
+        let counts = Counts { queues: 2, threads: 1, hash_threads: 2, depth: 128, write_back: 32 };
         assert_eq!(big, Defaults { counts, cache: 256 << 20 });
     }
 
@@ -374,8 +406,8 @@ mod tests {
     #[test]
     fn the_line_at_start_stays_below_what_was_foretold() {
         let s = settings();
-        let requests = usize::from(s.queues) * usize::from(s.depth) + PREFETCH_LANES;
-        let volume = most_memory_bytes(None, s.cache, requests, s.max_io as usize);
+        let s = Settings { write_back: 32, ..s };
+        let volume = most_memory_bytes(None, s.cache, s.counts().slots(), s.max_io as usize);
         assert_eq!(memory_line(&s, volume).0, most_memory(None, s.counts(), s.max_io, s.cache));
     }
 }

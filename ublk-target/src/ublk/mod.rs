@@ -1,6 +1,7 @@
 //! The kernel's ublk driver, through libublk. Nothing outside this folder names that crate.
 
 mod control;
+mod early;
 mod queue;
 mod request;
 

@@ -4,11 +4,15 @@
 //! the next. Whatever happens it commits *something*: a request that is never completed hangs its
 //! caller and the device's teardown for ever.
 
-use super::request::{BlockShift, Request};
+use super::{
+    early::Early,
+    request::{BlockShift, Request},
+};
 use crate::{
     daemon::log::{Event, Log},
     executor::Executor,
     hash_queue::HashQueue,
+    kept::Kept,
     ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, drive, register},
 };
 use libublk::{
@@ -43,6 +47,10 @@ pub struct Shared {
     pub shift: BlockShift,
     /// Whether the data device is told of discards.
     pub discard: bool,
+    /// Where writes are kept that are answered before they are in place; nowhere: none are.
+    pub kept: Option<Kept>,
+    /// How many of each thread.
+    pub write_back: usize,
     /// What may be left there of hashing.
     pub hashing: HashQueue,
     /// Where failures are told.
@@ -67,20 +75,25 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     init_ring(device)?;
     let queue = UblkQueue::new(id, device)?;
     let tags = queue.nr_tags() as usize;
-    let ops = Ops::new(Port::UblkQueue, tags * OPS_PER_REQUEST)?;
+    let writers = shared.write_back;
+    let part = shared.kept.as_ref().map(|kept| kept.part(thread * writers, writers)).transpose()?;
+    let mut early = Early::new(shared, thread, part, tags);
+    let tasks = tags + early.writers();
+    let ops = Ops::new(Port::UblkQueue, tasks * OPS_PER_REQUEST)?;
     let io = RingStorage::new(Rc::clone(&ops), shared.files);
     let load = Load::default();
-    let mut exec = Executor::new(tags, ops.doorbell(), ops.turn());
     let mut memories: Vec<_> = Buf::several(tags, device.dev_info.max_io_buf_bytes as usize)
         .into_iter()
         .map(|buf| Memory { slot: shared.volume.slot(thread), buf })
         .collect();
-    Slot::work_together(memories.iter_mut().map(|memory| &mut memory.slot));
+    Slot::work_together(memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.slot));
     // Refused, it only costs time.
-    let _ = register(&ops, memories.iter_mut().map(|memory| &mut memory.buf));
+    let _ = register(&ops, memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.buf));
+    let mut exec = Executor::new(tasks, ops.doorbell(), ops.turn());
     for (tag, memory) in tags_of(share, shares, queue.get_depth() as u16).zip(memories) {
-        exec.spawn(serve_tag(&queue, tag, memory, &io, shared, &load));
+        exec.spawn(serve_tag(&queue, tag, memory, &io, shared, &load, &early));
     }
+    (0..early.writers()).for_each(|writer| exec.spawn(early.write(writer, &io, shared, &load)));
     // Submits the fetch commands, for which START_DEV waits.
     exec.run_ready();
     device.notify_buffer_registration_complete(false);
@@ -121,7 +134,8 @@ fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
 
 /// The requests of one thread, counted: those that were answered in this turn are a guess of what comes next.
 #[derive(Default)]
-struct Load {
+pub(super) struct Load {
+    /// Or answered, and not in place.
     under_way: Cell<usize>,
     /// And have not been followed by others yet.
     answered: Cell<usize>,
@@ -138,6 +152,15 @@ impl Load {
         self.answered.set(self.answered.get() + 1);
     }
 
+    /// One that is about to be answered goes on all the same.
+    pub(super) fn goes_on(&self) {
+        self.under_way.set(self.under_way.get() + 1);
+    }
+
+    pub(super) fn in_place(&self) {
+        self.under_way.set(self.under_way.get() - 1);
+    }
+
     /// How many to wait for now, with so many `operations` under way. Whoever keeps so many requests going sends others for
     /// those that were answered in this turn, nearly all; if not, the guess was wrong once.
     fn expected(&self, operations: usize) -> usize {
@@ -150,19 +173,20 @@ impl Load {
     }
 }
 
-/// All that a tag needs, taken once.
-struct Memory {
-    slot: Slot,
-    buf: Buf,
+/// All that a request needs, taken once.
+pub(super) struct Memory {
+    pub(super) slot: Slot,
+    pub(super) buf: Buf,
 }
 
-async fn serve_tag(
+async fn serve_tag<'v>(
     queue: &UblkQueue<'_>,
     tag: u16,
     mut memory: Memory,
     io: &RingStorage,
-    shared: &Shared,
+    shared: &'v Shared,
     load: &Load,
+    early: &Early<'v>,
 ) {
     // The kernel copies the payload to and from the buffer at this address, which is the same as long as the buffer lives:
     // it moves into operations and back, its memory does not. It lives until the queue is down.
@@ -171,6 +195,7 @@ async fn serve_tag(
     while fetched.is_ok() {
         load.fetched();
         let result = match Request::parse(queue.get_iod(tag), shared.shift) {
+            Ok(request) if early.takes_on(shared, request, &memory.buf, load) => Ok(request.success(shared.shift)),
             Ok(request) => {
                 let (result, buf) = shared.handle(request, io, &mut memory.slot, memory.buf).await;
                 memory.buf = buf;
@@ -185,6 +210,7 @@ async fn serve_tag(
         let code = result.unwrap_or_else(|errno| -errno.0);
         fetched = queue.submit_io_commit_cmd(tag, place(&memory), code).await;
     }
+    early.tag_ends();
 }
 
 impl Shared {

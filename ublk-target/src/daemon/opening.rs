@@ -1,0 +1,84 @@
+//! What comes before a device: the volume is opened, recovered, and given what the daemon before has answered for.
+
+use super::{settings::Settings, workers};
+use crate::{
+    device::Backings,
+    failure::{Context, Exit, Failure, Outcome},
+    hash_queue::HashQueue,
+    kept::{Kept, OpenId, writes},
+    offline::{Offline, random},
+};
+use std::sync::Arc;
+use ublk_integrity::{
+    HintReceiver, MasterKey, Volume, hints,
+    open::{Access, OpenOptions, last_opened, open},
+};
+
+/// Hints that may wait for the prefetch thread.
+const HINTS: usize = 256;
+
+/// An open volume and what belongs to it.
+pub(super) struct Opened {
+    pub(super) volume: Arc<Volume>,
+    pub(super) backings: Backings,
+    pub(super) hints: Option<HintReceiver>,
+    pub(super) hashing: HashQueue,
+    /// For writes that will be answered before they are in place.
+    pub(super) kept: Option<Kept>,
+    /// Writes that a daemon which was killed has answered: they are in place now.
+    pub(super) put_in_place: usize,
+}
+
+impl Opened {
+    /// Opens the volume on `backings`.
+    pub(super) fn volume(settings: &Settings, key: &MasterKey, backings: Backings) -> Outcome<Self> {
+        let (sender, receiver) = hints::channel(HINTS);
+        let (sender, hints) = if settings.prefetch { (Some(sender), Some(receiver)) } else { (None, None) };
+        let counts = settings.counts();
+        let hashing = HashQueue::new(settings.hash_threads.into());
+        workers::start_hashing(&hashing, settings.hash_threads).doing("can't start a hash thread")?;
+        let open_id = random()?;
+        let options = OpenOptions {
+            access: if settings.read_only { Access::ReadOnly } else { Access::ReadWrite },
+            cache_bytes: settings.cache,
+            max_slots: counts.slots(),
+            queues: counts.io_threads() as usize,
+            max_request_bytes: settings.max_io as usize,
+            separate_meta: backings.meta.is_some(),
+            on_mismatch: settings.on_mismatch.into(),
+            open_id,
+            hints: sender,
+            hash_threads: Some(hashing.way()),
+        };
+        let offline = Offline::with(backings)?;
+        let left = left_behind(&offline, key, settings.read_only, &open_id)?;
+        let volume = offline.run(open(&offline.io(), key, &options))??;
+        let put_in_place = left.as_ref().map_or(Ok(0), |left| left.put_in_place(&offline, &volume))?;
+        left.iter().for_each(Kept::remove);
+        let kept = match counts.early_writes() {
+            0 => None,
+            places => Some(Kept::create(&open_id, places as usize)?),
+        };
+        let backings = offline.into_backings();
+        Ok(Self { volume: Arc::new(volume), backings, hints, hashing, kept, put_in_place })
+    }
+}
+
+/// What the last daemon of the volume has left in memory, which the open of `open_id` must find, too, once it has begun.
+fn left_behind(offline: &Offline, key: &MasterKey, read_only: bool, open_id: &OpenId) -> Outcome<Option<Kept>> {
+    // Whatever is wrong with the volume is told when it is opened.
+    let Ok(last) = offline.run(last_opened(&offline.io(), key))? else { return Ok(None) };
+    let Some(mut left) = Kept::left_by(&last)? else { return Ok(None) };
+    let count = left.writes()?.len();
+    match read_only {
+        true if count > 0 => {
+            let message = format!(
+                "{} of a daemon that was killed, in memory yet: `add` without --read-only puts them in place",
+                writes(count)
+            );
+            Err(Failure::new(Exit::Busy, message))
+        }
+        true => Ok(None),
+        false => left.belongs_to(open_id).map(|()| Some(left)),
+    }
+}
