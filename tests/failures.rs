@@ -1,7 +1,7 @@
 //! Devices that give up: what fails, what latches, and what readers still get.
 
 use crate::sim::{
-    Executor, Lab, Rng,
+    Executor, Lab, Rng, block_on,
     disk::BadRange,
     exec::Step,
     format_options,
@@ -10,7 +10,9 @@ use crate::sim::{
     open_options,
 };
 use std::cell::Cell;
-use ublk_integrity::{BlockIndex, BlockRange, Buf, Device, Durability, Errno, OnMismatch, OpenOptions, WriteError};
+use ublk_integrity::{
+    BlockIndex, BlockRange, Buf, Device, Durability, Errno, OnMismatch, OpenOptions, ReadError, WriteError,
+};
 
 fn options() -> OpenOptions {
     open_options(&mut Rng::new(1))
@@ -213,4 +215,67 @@ fn a_full_disk_fails_the_write_and_keeps_the_old_block() {
     assert!(lab.reads_as(0, 2) && lab.reads_as(1, 1));
     let mut lab = lab.reopened().unwrap();
     assert!(lab.reads_as(0, 2) && lab.reads_as(1, 1));
+}
+
+#[test]
+fn a_write_that_was_answered_and_fails_is_told_to_every_flush_and_never_read_over() {
+    for (first, count, bad_block) in [(5, 1, 5), (4, 3, 6)] {
+        let mut lab = Lab::new(&format_options(512), &options());
+        lab.write(0, 20, 1);
+        let range = BlockRange::new(BlockIndex(first), count);
+        let at = lab.block_offset(bad_block);
+        let bad = BadRange { device: Device::Data, range: at..at + 1, reads: None, writes: Some(Errno::EIO) };
+        lab.disk().bad_ranges.push(bad);
+        let kept = Cell::new(true);
+        let mut slot = lab.volume.slot(0);
+        let accepted = lab.volume.accept(&slot, range).expect("nobody is in its way");
+        let mut buf = Buf::new(4096);
+        (first..).zip(buf.chunks_exact_mut(512)).take(count as usize).for_each(|(b, bytes)| {
+            bytes.copy_from_slice(&content(512, b, 2));
+        });
+        let write = lab.volume.write_accepted(&lab.io, &mut slot, accepted, buf, || kept.set(false));
+        let (result, _) = block_on(&lab.io, write);
+        assert_eq!(result.unwrap_err().errno(), Errno::EIO);
+        assert!(kept.get() && lab.volume.latched().is_some());
+        assert!(lab.volume.accept(&slot, BlockRange::new(BlockIndex(15), 1)).is_none());
+        assert!(lab.try_flush().is_err() && lab.try_flush().is_err());
+        for block in range.blocks() {
+            assert_eq!(lab.read(block.0), Err(ReadError::NotInPlace(BlockRange::new(block, 1))));
+        }
+        assert_eq!(lab.read_range(first - 1, 2).0.unwrap_err().errno(), Errno::EIO);
+        assert!(lab.reads_as(first - 1, 1) && lab.reads_as(first + count, 1), "others are what they were");
+        // Whoever has kept it writes it again.
+        lab.disk().bad_ranges.clear();
+        let mut lab = lab.reopened().unwrap();
+        lab.write(first, count, 2);
+        lab.flush();
+        assert!(lab.range_reads_as(first, count, 2) && lab.reads_as(first - 1, 1));
+    }
+}
+
+#[test]
+fn a_log_that_fails_leaves_no_old_block_where_a_write_was_answered() {
+    let mut lab = Lab::new(&format_options(512), &options());
+    lab.write(0, 20, 1);
+    lab.disk().faults.meta_unwritable = true;
+    let mut slot = lab.volume.slot(0);
+    let accepted = lab.volume.accept(&slot, BlockRange::new(BlockIndex(5), 1)).unwrap();
+    let write = lab.volume.write_accepted(&lab.io, &mut slot, accepted, Buf::new(512), || unreachable!());
+    assert!(matches!(block_on(&lab.io, write).0, Err(WriteError::Latched(_))));
+    assert!(matches!(lab.read(5), Err(ReadError::NotInPlace(_))) && lab.reads_as(6, 1));
+}
+
+#[test]
+fn only_a_write_that_nobody_is_in_the_way_of_is_answered() {
+    let lab = Lab::new(&format_options(512), &options());
+    let range = |first, count| BlockRange::new(BlockIndex(first), count);
+    let slots = [(); 3].map(|()| lab.volume.slot(0));
+    let one = lab.volume.accept(&slots[0], range(5, 2)).unwrap();
+    assert!(lab.volume.accept(&slots[1], range(6, 1)).is_none(), "its range is held");
+    let other = lab.volume.accept(&slots[1], range(7, 1)).expect("the attempt has left nothing behind");
+    assert!(lab.volume.accept(&slots[2], range(lab.volume.blocks(), 1)).is_none(), "outside");
+    assert_eq!((one.range(), other.range()), (range(5, 2), range(7, 1)));
+    // Dropped, nobody would ever write them.
+    drop(one);
+    assert!(lab.volume.latched().is_some() && lab.volume.accept(&slots[0], range(0, 1)).is_none());
 }

@@ -108,6 +108,31 @@ fn group_commits_and_flushes_wake_each_other() {
 }
 
 #[test]
+fn a_flush_waits_for_what_was_answered_before_it() {
+    check(|| {
+        let io = formatted();
+        let volume = opened(&io, 1);
+        let [answered, in_place] = [[(); 2]; 2].map(|both| both.map(|()| Arc::new(AtomicBool::new(false))));
+        let writers = [0, 1].map(|i| {
+            let (answered, in_place) = (answered[i].clone(), in_place[i].clone());
+            with(&volume, &io, move |v, io| {
+                let mut slot = v.slot(0);
+                let accepted = v.accept(&slot, range(i as u64, 1)).expect("its own block");
+                answered.store(true, Ordering::SeqCst);
+                let (mut buf, forget) = (Buf::new(BLOCK), || in_place.store(true, Ordering::SeqCst));
+                buf.fill(7);
+                block_on(v.write_accepted(io, &mut slot, accepted, buf, forget)).0.unwrap();
+            })
+        });
+        let before = answered.each_ref().map(|answered| answered.load(Ordering::SeqCst));
+        block_on(volume.flush(&io, &mut volume.slot(0))).unwrap();
+        assert!(before.iter().zip(&in_place).all(|(before, in_place)| !before || in_place.load(Ordering::SeqCst)));
+        writers.into_iter().for_each(|w| w.join().unwrap());
+        assert_eq!([0, 1].map(|block| read(&volume, &io, range(block, 1))), [7, 7]);
+    });
+}
+
+#[test]
 fn readers_under_a_moving_root_see_the_newest() {
     check(|| {
         let io = formatted();

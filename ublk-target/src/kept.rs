@@ -68,8 +68,8 @@ pub type OpenId = [u8; 32];
 pub struct Kept {
     file: File,
     path: PathBuf,
-    /// What leads to it.
-    links: Vec<PathBuf>,
+    /// Where the links to it are.
+    folder: PathBuf,
 }
 
 /// The places of one thread. While they are mapped nobody else looks at them.
@@ -109,17 +109,18 @@ impl Kept {
         let what = format!("can't keep writes in {}", path.display());
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).doing(&what)?;
         file.set_len((places * STRIDE) as u64).doing(&what)?;
-        let mut kept = Self { file, path, links: Vec::new() };
-        kept.found_at(link_of(folder, id))?;
+        let kept = Self { file, path, folder: folder.into() };
+        kept.belongs_to(id)?;
         Ok(kept)
     }
 
     /// What the open of that id has left, if it did not end in good order.
     pub fn left_by(id: &OpenId) -> Outcome<Option<Self>> {
-        Self::at(link_of(Path::new(FOLDER), id))
+        Self::left_in(Path::new(FOLDER), id)
     }
 
-    fn at(link: PathBuf) -> Outcome<Option<Self>> {
+    fn left_in(folder: &Path, id: &OpenId) -> Outcome<Option<Self>> {
+        let link = link_of(folder, id);
         let Ok(path) = fs::read_link(&link) else { return Ok(None) };
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(|e| {
             let e = Failure::io(format_args!("can't open {}", path.display()), &e);
@@ -129,18 +130,13 @@ impl Kept {
             );
             Failure { message, ..e }
         })?;
-        Ok(Some(Self { file, path, links: vec![link] }))
+        Ok(Some(Self { file, path, folder: folder.into() }))
     }
 
     /// Lets the open of an id find it.
-    pub fn belongs_to(&mut self, id: &OpenId) -> Outcome {
-        self.found_at(link_of(Path::new(FOLDER), id))
-    }
-
-    fn found_at(&mut self, link: PathBuf) -> Outcome {
-        symlink(&self.path, &link).doing(format!("can't make {}", link.display()))?;
-        self.links.push(link);
-        Ok(())
+    pub fn belongs_to(&self, id: &OpenId) -> Outcome {
+        let link = link_of(&self.folder, id);
+        symlink(&self.path, &link).doing(format!("can't make {}", link.display()))
     }
 
     /// So many places, after the first `before`.
@@ -193,8 +189,10 @@ impl Kept {
 
     /// Removes it: all of it is in place.
     pub fn remove(&self) {
-        // The links first: none may lead nowhere.
-        self.links.iter().for_each(|link| _ = fs::remove_file(link));
+        // The links first: none may lead nowhere. There may be more than two, of opens that were cut short.
+        let all = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let ours = |link: &PathBuf| fs::read_link(link).is_ok_and(|path| path == self.path);
+        all.filter(ours).for_each(|link| _ = fs::remove_file(link));
         let _ = fs::remove_file(&self.path);
     }
 
@@ -243,7 +241,7 @@ mod tests {
     }
 
     fn found(folder: &Path, id: u8) -> Outcome<Option<Kept>> {
-        Kept::at(link_of(folder, &[id; 32]))
+        Kept::left_in(folder, &[id; 32])
     }
 
     #[test]
@@ -260,8 +258,8 @@ mod tests {
         // A daemon that is killed lets go of nothing.
         drop((kept, one, other));
         assert!(found(folder, 2).unwrap().is_none());
-        let mut left = found(folder, 1).unwrap().unwrap();
-        left.found_at(link_of(folder, &[2; 32])).unwrap();
+        let left = found(folder, 1).unwrap().unwrap();
+        left.belongs_to(&[2; 32]).unwrap();
         for id in [1, 2] {
             let writes = found(folder, id).unwrap().unwrap().writes().unwrap();
             let seen: Vec<_> = writes.iter().map(|(range, bytes)| (*range, bytes[0], bytes[511])).collect();
@@ -269,7 +267,7 @@ mod tests {
             assert!(writes[2].1.iter().all(|byte| *byte == 3) && writes[2].1.len() == MOST_BYTES);
         }
         assert_eq!(left.retire().unwrap(), 3, "kept for the next");
-        left.remove();
+        found(folder, 2).unwrap().unwrap().remove();
         assert!(found(folder, 1).unwrap().is_none() && found(folder, 2).unwrap().is_none());
         assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
     }

@@ -68,7 +68,7 @@ impl Opened {
 fn left_behind(offline: &Offline, key: &MasterKey, read_only: bool, open_id: &OpenId) -> Outcome<Option<Kept>> {
     // Whatever is wrong with the volume is told when it is opened.
     let Ok(last) = offline.run(last_opened(&offline.io(), key))? else { return Ok(None) };
-    let Some(mut left) = Kept::left_by(&last)? else { return Ok(None) };
+    let Some(left) = Kept::left_by(&last)? else { return Ok(None) };
     let count = left.writes()?.len();
     match read_only {
         true if count > 0 => {

@@ -1,0 +1,107 @@
+#!/bin/bash
+# write-back - small writes answered before they are in place outlive kill -9 of any number of daemons, and none is lost unsaid
+# vm: limit=240
+. tests/vm/lib.sh
+memory=/run/ublk-integrity/memory
+linear lower /dev/vda
+data=/dev/mapper/lower
+blocks=12
+kept() { find /run/ublk-integrity -name 'kept-*' | wc -l; }
+# Answered while the disk under the volume gives no answer. (No fsync, which would wait for them.)
+answered() { head -c 4096 <(yes "$2") | timeout 10 dd of="$disk" bs=4096 seek="$1" oflag=direct iflag=fullblock conv=notrunc status=none; }
+# Each block holds what was answered last.
+whole() { # WORD
+  local block
+  for block in $(seq $blocks); do
+    [ "$(read_block "$disk" "$block")" = ok ] || die "block $block: $(read_block "$disk" "$block")"
+    grep -aq "^$1-$block\$" /run/block || die "block $block holds $(head -n 1 /run/block), not $1-$block"
+  done
+}
+# Writes that were answered and are nowhere but in memory: the record of the first is on its way, no data at all.
+leave() { # WORD [ADD OPTION...]
+  local word=$1 block pid
+  shift
+  for block in $(seq $blocks); do answered "$block" "old-$block"; done
+  sync "$disk"
+  suspend lower
+  for block in $(seq $blocks); do answered "$block" "$word-$block" || die "block $block was not answered"; done
+  pid=$(daemon)
+  kill -9 "$pid"
+  resume lower
+  within 60 gone "$pid"
+}
+
+format
+add
+[ "$(stat -f -c %T $memory)" = ramfs ] || die "$memory is no ramfs"
+[ "$(stat -c %a $memory)" = 700 ] || die "$memory is $(stat -c %a $memory)"
+[ "$(kept)" = 1 ] || die "$(kept) links"
+step 'kill -9, recover'
+leave first
+ui recover -n "$id" --key-file $key
+whole first
+[ "$(counter accepted_writes)" = 0 ] || die 'the new daemon has answered writes early that were reissued to it'
+
+step 'kill -9, del: what only reads says that they are missing, what writes refuses'
+leave second
+ui del -n "$id"
+check_clean 2>/run/err || die 'bad blocks'
+grep -q "$blocks writes of a daemon that was killed" /run/err || { cat /run/err; die 'check did not say so'; }
+refused 5 ui add --data $data --key-file $key --read-only
+head -c 1M /dev/zero >/run/image
+refused 5 ui import /run/image --data $data --key-file $key
+step 'the memory is not mounted where we are'
+mkdir -p /run/elsewhere
+mount --move $memory /run/elsewhere
+refused 4 ui add --data $data --key-file $key
+[ -z "$(ui list --json | jq '.[]')" ] || die 'half a device'
+mount --move /run/elsewhere $memory
+step 'daemons that are killed while they begin'
+for delay in 0.02 0.05 0.1 0.2 0.4; do
+  "$ublk_integrity" add --data $data --key-file $key --foreground >/run/out 2>&1 & pid=$!
+  sleep $delay
+  kill -9 $pid || { cat /run/out; die 'ended before it was killed'; }
+  wait $pid || true
+  for n in $(ui list --json | jq '.[].id'); do ui del -n "$n"; done
+done
+add
+whole second
+remove
+check_closed
+[ "$(kept)" = 0 ] || die "$(kept) links are left"
+[ -z "$(ls $memory)" ] || die "left in memory: $(ls $memory)"
+
+step 'a disk that fails: told to the flush, read by nobody, put in place when it is back'
+add
+for block in $(seq $blocks); do answered "$block" "old-$block"; done
+sync "$disk"
+sectors=$(blockdev --getsz /dev/vda)
+table lower "0 $sectors error"
+answered 7 third-7 || die 'was not answered'
+code=0
+sync "$disk" 2>/run/err || code=$?
+[ $code != 0 ] || die 'a flush that lost a write succeeded'
+table lower "0 $sectors linear /dev/vda 0"
+[ "$(read_block "$disk" 7)" = "$EIO" ] || die "block 7: $(read_block "$disk" 7)"
+[ "$(read_block "$disk" 8)" = ok ] || die "block 8: $(read_block "$disk" 8)"
+ui status -n "$id"
+refused 4 ui del -n "$id"
+grep -q 'to put in place: 1 write' /run/err || die 'del did not say so'
+add
+for block in $(seq $blocks); do [ "$block" = 7 ] || answered "$block" "third-$block"; done
+whole third
+remove
+
+step 'without write-back each write waits, and is told itself'
+add --write-back 0
+[ "$(kept)" = 0 ] || die "$(kept) links"
+table lower "0 $sectors error"
+answered 9 never 2>/run/err && die 'was answered'
+table lower "0 $sectors linear /dev/vda 0"
+[ "$(counter accepted_writes)" = 0 ]
+ui del -n "$id" || true
+add
+[ "$(read_block "$disk" 8)" = ok ]
+remove
+check_closed
+unlinear lower
