@@ -160,10 +160,12 @@ impl Volume {
     /// Takes on a write of the slot's next request, if its range is free: its answer may be given at once. `None`: write it
     /// [as usual](Self::write), which waits or says why not.
     pub fn accept(&self, slot: &Slot, range: BlockRange) -> Option<Accepted<'_>> {
-        if self.writable(range).is_err() || self.log.latched().is_some() {
+        self.writable(range).ok()?;
+        let guard = self.ranges.try_acquire(slot.id, range, Mode::Exclusive)?;
+        // Asked with the range: whoever had it before and failed has latched. Two that failed must not be kept of one block.
+        if self.log.latched().is_some() {
             return None;
         }
-        let guard = self.ranges.try_acquire(slot.id, range, Mode::Exclusive)?;
         self.accepted.begin(slot.id);
         Some(Accepted { volume: self, guard, why_failed: Some(Latched::Abandoned) })
     }

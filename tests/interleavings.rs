@@ -132,6 +132,25 @@ fn a_flush_waits_for_what_was_answered_before_it() {
     });
 }
 
+/// Both would be kept, and nobody could tell which is the newer.
+#[test]
+fn of_two_writes_of_a_block_that_fail_one_is_answered() {
+    check(|| {
+        let io = formatted();
+        let volume = opened(&io, 1);
+        io.writes_left.store(0, Ordering::SeqCst);
+        let writers = [(); 2].map(|()| {
+            with(&volume, &io, |v, io| {
+                let mut slot = v.slot(0);
+                let Some(accepted) = v.accept(&slot, range(0, 1)) else { return 0 };
+                block_on(v.write_accepted(io, &mut slot, accepted, Buf::new(BLOCK), || ())).0.unwrap_err();
+                1
+            })
+        });
+        assert_eq!(writers.map(|w| w.join().unwrap()).iter().sum::<usize>(), 1);
+    });
+}
+
 #[test]
 fn readers_under_a_moving_root_see_the_newest() {
     check(|| {

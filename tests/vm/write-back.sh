@@ -48,6 +48,8 @@ ui del -n "$id"
 check_clean 2>/run/err || die 'bad blocks'
 grep -q "$blocks writes of a daemon that was killed" /run/err || { cat /run/err; die 'check did not say so'; }
 refused 5 ui add --data $data --key-file $key --read-only
+refused 5 ui export /run/image --data $data --key-file $key
+[ ! -e /run/image ] || die 'half an export'
 head -c 1M /dev/zero >/run/image
 refused 5 ui import /run/image --data $data --key-file $key
 step 'the memory is not mounted where we are'
@@ -56,6 +58,11 @@ mount --move $memory /run/elsewhere
 refused 4 ui add --data $data --key-file $key
 [ -z "$(ui list --json | jq '.[]')" ] || die 'half a device'
 mount --move /run/elsewhere $memory
+step 'a disk that has its id and neither its path nor its number may be a copy'
+unlinear lower
+refused 4 ui add --data /dev/vda --key-file $key
+grep -q 'copy of' /run/err || die 'which was not said'
+linear lower /dev/vda
 step 'daemons that are killed while they begin'
 for delay in 0.02 0.05 0.1 0.2 0.4; do
   "$ublk_integrity" add --data $data --key-file $key --foreground >/run/out 2>&1 & pid=$!

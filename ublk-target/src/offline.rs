@@ -5,14 +5,14 @@ use crate::{
     checkpoints::{self, Stop},
     device::{Backings, Use},
     failure::{Context, Exit, Failure, Outcome},
-    kept::{Kept, writes},
+    kept::{Kept, Owner, writes},
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
 use futures_util::future::join;
-use std::{future::Future, os::fd::RawFd, time::Duration};
+use std::{future::Future, os::fd::RawFd, path::Path, time::Duration};
 use ublk_integrity::{
     Buf, MasterKey, OnMismatch, Slot, Volume,
-    open::{Access, OpenOptions, last_opened, open},
+    open::{Access, OpenError, OpenOptions, last_opened, open},
 };
 
 /// Requests under way at a time.
@@ -94,26 +94,29 @@ impl Offline {
             hints: None,
             hash_threads: None,
         };
-        self.look_for_kept(key, access)?;
         Ok(self.run(open(&self.io(), key, &options))??)
     }
 
-    /// What a daemon that was killed has left is for `add` and `recover` to put in place.
-    fn look_for_kept(&self, key: &MasterKey, access: Access) -> Outcome {
-        // Whatever is wrong with the volume is told when it is opened.
-        let Ok(last) = self.run(last_opened(&self.io(), key))? else { return Ok(()) };
-        let kept = Kept::left_by(&last)?.map_or(Ok(0), |kept| kept.writes().map(|writes| writes.len()))?;
-        if kept == 0 {
-            return Ok(());
+    /// What the last daemon of the volume has left in memory.
+    pub fn left_behind(&self, key: &MasterKey, opener: &Owner) -> Outcome<Option<Kept>> {
+        match self.run(last_opened(&self.io(), key))? {
+            Ok(last) => Kept::left_by(&last, opener),
+            Err(OpenError::Device(e)) => Err(e.into()),
+            // Whatever is wrong with the volume is told when it is opened.
+            Err(_) => Ok(None),
         }
-        let message = format!("{} of a daemon that was killed, in memory yet: `add` puts them in place", writes(kept));
-        match access {
-            Access::ReadOnly => {
-                eprintln!("ublk-integrity: warning: {message}; here the volume is as it was before them")
-            }
-            Access::ReadWrite => return Err(Failure::new(Exit::Busy, message)),
-        }
-        Ok(())
+    }
+
+    /// A line about that, where there is something that only `add` puts in place.
+    pub fn missing(&self, key: &MasterKey, data: &Path) -> Outcome<Option<String>> {
+        let count = self.left_behind(key, &Owner::of(data)?)?.map_or(Ok(0), |left| left.count())?;
+        let line = || format!("{} of a daemon that was killed, in memory yet: `add` puts them in place", writes(count));
+        Ok((count > 0).then(line))
+    }
+
+    /// Refuses what must not be done before.
+    pub fn refuse_missing(&self, key: &MasterKey, data: &Path) -> Outcome {
+        self.missing(key, data)?.map_or(Ok(()), |line| Err(Failure::new(Exit::Busy, line)))
     }
 
     /// Runs `work` while checkpoints make room for what it writes, and one more at the end.

@@ -3,6 +3,7 @@
 use memmap2::{MmapMut, MmapOptions};
 use nix::{
     errno::Errno,
+    fcntl::Flock,
     sys::{
         prctl,
         resource::{Resource, setrlimit},
@@ -65,11 +66,11 @@ pub fn read_user_key(name: &str, limit: usize) -> nix::Result<Zeroizing<Vec<u8>>
     Ok(payload)
 }
 
-/// Maps `len` bytes of a file from `offset` on, shared with whoever opens it later; all of it is there at once.
-pub fn map_shared(file: &File, offset: u64, len: usize) -> std::io::Result<MmapMut> {
-    // SAFETY: only for files that nobody else changes or cuts short while they are mapped: those of `kept.rs` are root's
-    // alone, and of the daemon that holds the volume's lock.
-    unsafe { MmapOptions::new().offset(offset).len(len).populate().map_mut(file) }
+/// Maps `len` bytes of a file from `offset` on, shared with whoever opens it later.
+pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> std::io::Result<MmapMut> {
+    // SAFETY: nobody else changes the file or cuts it short: those of `kept.rs` are root's alone, and whoever opens one
+    // asks for the lock first, which is held for as long as the mapping holds the file open.
+    unsafe { MmapOptions::new().offset(offset).len(len).populate().map_mut(&**file) }
 }
 
 /// Processors that this process may use.

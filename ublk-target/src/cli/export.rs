@@ -36,7 +36,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
-    let volume = offline.open_volume(&args.key.load()?, Access::ReadOnly)?;
+    let key = args.key.load()?;
+    offline.refuse_missing(&key, &args.devices.data)?;
+    let volume = offline.open_volume(&key, Access::ReadOnly)?;
     let what = format!("can't write {}", args.out.display());
     let (out, made) = Sink::open(args)?;
     match copy(&offline, &volume, out, &what) {

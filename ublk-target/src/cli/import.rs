@@ -39,7 +39,9 @@ pub fn run(args: &Args) -> Outcome {
     let mut input = Input::open(&args.input).doing(&what)?;
     args.devices.refuse_itself(&input.file.metadata().doing(&what)?, &args.input)?;
     let offline = Offline::open(&args.devices, Use::Exclusive)?;
-    let volume = offline.open_volume(&key.load()?, Access::ReadWrite)?;
+    let key = key.load()?;
+    offline.refuse_missing(&key, &args.devices.data)?;
+    let volume = offline.open_volume(&key, Access::ReadWrite)?;
     let size = volume.info().size;
     let too_large = |bytes: u64| {
         let path = args.input.display();

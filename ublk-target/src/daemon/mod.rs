@@ -22,7 +22,7 @@ use crate::{
     cli::stop,
     device::{Backings, DYING, Use, stack},
     failure::{Context, Exit, Failure, Outcome},
-    kept::{self, Kept, writes},
+    kept::{self, writes},
     os, report,
     ublk::{self, BlockShift, Device, Shape, Shared},
 };
@@ -53,7 +53,7 @@ pub fn run(settings: Settings, origin: Origin, key: MasterKey, reporter: Reporte
     serve(settings, origin, key, &reporter, sink).inspect_err(|failure| reporter.failed(failure))
 }
 
-fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
+fn serve(mut settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     abort_on_panic();
     os::ignore_closed_pipes();
     let signals = block_stop_signals()?;
@@ -69,7 +69,10 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
         ));
     }
     if settings.write_back > 0 {
-        kept::mount_memory()?;
+        kept::mount_memory().unwrap_or_else(|failure| {
+            reporter.warn(&format!("{failure}: each small write is answered only when it is in place"));
+            settings.write_back = 0;
+        });
     }
     harden::before_threads(|warning| reporter.warn(&warning));
 
@@ -104,7 +107,6 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
         shift: BlockShift::of(info.block_size),
         discard: settings.discard,
         kept: opened.kept,
-        write_back: settings.write_back.into(),
         hashing: opened.hashing,
         log: log.clone(),
     });
@@ -114,7 +116,7 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
 
     stop.set();
     let last = checkpoints.join().unwrap_or_else(|_| process::abort());
-    let kept = shared.kept.as_ref().map_or(Ok(0), Kept::retire);
+    let kept = shared.kept.as_ref().map_or(Ok(0), |kept| kept.file.retire());
     let (device, state) = served?;
     // The node goes only now: whoever waits for it finds a clean superblock.
     drop(device);
@@ -210,6 +212,7 @@ fn shape(settings: &Settings, origin: Origin, size: u64) -> Shape {
         queues: settings.queues,
         threads: settings.threads,
         depth: settings.depth,
+        write_back: settings.write_back,
         max_io: settings.max_io,
         size,
         read_only: settings.read_only,

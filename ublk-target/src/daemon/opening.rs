@@ -5,13 +5,13 @@ use crate::{
     device::Backings,
     failure::{Context, Exit, Failure, Outcome},
     hash_queue::HashQueue,
-    kept::{Kept, OpenId, writes},
+    kept::{Kept, KeptWrites, MOST_BYTES, OpenId, Owner, writes},
     offline::{Offline, random},
 };
 use std::sync::Arc;
 use ublk_integrity::{
     HintReceiver, MasterKey, Volume, hints,
-    open::{Access, OpenOptions, last_opened, open},
+    open::{Access, OpenOptions, open},
 };
 
 /// Hints that may wait for the prefetch thread.
@@ -24,7 +24,7 @@ pub(super) struct Opened {
     pub(super) hints: Option<HintReceiver>,
     pub(super) hashing: HashQueue,
     /// For writes that will be answered before they are in place.
-    pub(super) kept: Option<Kept>,
+    pub(super) kept: Option<KeptWrites>,
     /// Writes that a daemon which was killed has answered: they are in place now.
     pub(super) put_in_place: usize,
 }
@@ -43,7 +43,7 @@ impl Opened {
             cache_bytes: settings.cache,
             max_slots: counts.slots(),
             queues: counts.io_threads() as usize,
-            max_request_bytes: settings.max_io as usize,
+            max_request_bytes: (settings.max_io as usize).max(MOST_BYTES),
             separate_meta: backings.meta.is_some(),
             on_mismatch: settings.on_mismatch.into(),
             open_id,
@@ -51,13 +51,15 @@ impl Opened {
             hash_threads: Some(hashing.way()),
         };
         let offline = Offline::with(backings)?;
-        let left = left_behind(&offline, key, settings.read_only, &open_id)?;
+        let owner = Owner::of(&settings.data)?;
+        let left = left_behind(&offline, key, settings.read_only, &owner, &open_id)?;
         let volume = offline.run(open(&offline.io(), key, &options))??;
         let put_in_place = left.as_ref().map_or(Ok(0), |left| left.put_in_place(&offline, &volume))?;
-        left.iter().for_each(Kept::remove);
-        let kept = match counts.early_writes() {
+        left.as_ref().map_or(Ok(()), Kept::forget)?;
+        drop(left);
+        let kept = match settings.write_back {
             0 => None,
-            places => Some(Kept::create(&open_id, places as usize)?),
+            each => Some(KeptWrites::new(&open_id, &owner, counts.io_threads() as usize, each.into())?),
         };
         let backings = offline.into_backings();
         Ok(Self { volume: Arc::new(volume), backings, hints, hashing, kept, put_in_place })
@@ -65,11 +67,15 @@ impl Opened {
 }
 
 /// What the last daemon of the volume has left in memory, which the open of `open_id` must find, too, once it has begun.
-fn left_behind(offline: &Offline, key: &MasterKey, read_only: bool, open_id: &OpenId) -> Outcome<Option<Kept>> {
-    // Whatever is wrong with the volume is told when it is opened.
-    let Ok(last) = offline.run(last_opened(&offline.io(), key))? else { return Ok(None) };
-    let Some(left) = Kept::left_by(&last)? else { return Ok(None) };
-    let count = left.writes()?.len();
+fn left_behind(
+    offline: &Offline,
+    key: &MasterKey,
+    read_only: bool,
+    owner: &Owner,
+    open_id: &OpenId,
+) -> Outcome<Option<Kept>> {
+    let Some(left) = offline.left_behind(key, owner)? else { return Ok(None) };
+    let count = left.count()?;
     match read_only {
         true if count > 0 => {
             let message = format!(

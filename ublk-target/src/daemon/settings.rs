@@ -94,7 +94,7 @@ impl Settings {
             return Ok(());
         }
         let message = format_args!(
-            "the daemon would take up to {} of memory, this machine has {}: lower --queues, --threads-per-queue, --hash-threads, --depth, --max-io or --cache",
+            "the daemon would take up to {} of memory, this machine has {}: lower --queues, --threads-per-queue, --hash-threads, --depth, --write-back, --max-io or --cache",
             Size(most),
             Size(machine)
         )
@@ -230,7 +230,7 @@ fn rest(counts: Counts) -> u64 {
 fn most_memory(volume: Option<&VolumeInfo>, counts: Counts, max_io: u32, cache: u64) -> u64 {
     let requests = counts.requests();
     // Neither product comes near 64 bits; the cache may be anything.
-    let volume = most_memory_bytes(volume, cache, counts.slots(), max_io as usize);
+    let volume = most_memory_bytes(volume, cache, counts.slots(), (max_io as usize).max(MOST_BYTES));
     volume.saturating_add(requests * u64::from(max_io) + rest(counts))
 }
 

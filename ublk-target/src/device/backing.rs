@@ -208,9 +208,13 @@ pub fn is_same_device(a: &Path, b: &Path) -> Outcome<bool> {
 
 /// The same of what has been looked up already.
 pub fn is_same(a: &Metadata, b: &Metadata) -> bool {
-    let id = |m: &Metadata| match m.file_type().is_block_device() {
+    number(a) == number(b)
+}
+
+/// What the kernel knows a block device by, or a file.
+pub fn number(m: &Metadata) -> (Option<u64>, u64) {
+    match m.file_type().is_block_device() {
         true => (None, m.rdev()),
         false => (Some(m.dev()), m.ino()),
-    };
-    id(a) == id(b)
+    }
 }

@@ -5,4 +5,4 @@ pub mod signature;
 pub mod stack;
 pub mod users;
 
-pub use backing::{Backings, DYING, Use, is_same, is_same_device};
+pub use backing::{Backings, DYING, Use, is_same, is_same_device, number};

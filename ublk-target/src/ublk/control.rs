@@ -46,6 +46,8 @@ pub struct Shape {
     pub threads: u16,
     /// Requests of each queue.
     pub depth: u16,
+    /// Small writes of each thread that go on after their answers.
+    pub write_back: u16,
     /// Bytes of the largest request.
     pub max_io: u32,
     /// Usable bytes.
@@ -172,8 +174,9 @@ fn describe(device: &mut UblkDev, shape: &Shape, fds: &[RawFd], block_shift: u32
     }
     target.nr_fds = fds.len() as i32 + 1;
     // A request is several operations of ours beside its fetch command.
-    target.sq_depth = (shape.depth.saturating_mul(4)).clamp(64, 4096);
-    target.cq_depth = (shape.depth.saturating_mul(8)).clamp(128, 8192);
+    let requests = shape.depth.saturating_add(shape.write_back);
+    target.sq_depth = (requests.saturating_mul(4)).clamp(64, 4096);
+    target.cq_depth = (requests.saturating_mul(8)).clamp(128, 8192);
 }
 
 /// Says what to do where the kernel has no ublk.

@@ -36,9 +36,10 @@ struct Place<'v> {
 }
 
 impl<'v> Early<'v> {
-    /// For so many tags; without writers where there is no `part` to keep anything in.
-    pub(super) fn new(shared: &Shared, thread: usize, part: Option<Part>, tags: usize) -> Self {
-        let writers = if part.is_some() { shared.write_back } else { 0 };
+    /// For so many tags of a thread; without writers where nothing can be kept.
+    pub(super) fn new(shared: &Shared, thread: usize, tags: usize) -> Self {
+        let writers = shared.kept.as_ref().map_or(0, |kept| kept.each);
+        let part = shared.kept.as_ref().and_then(|kept| kept.take(thread));
         let memories = Buf::several(writers, MOST_BYTES).into_iter();
         let places = memories.map(|buf| Place {
             memory: Some(Memory { slot: shared.volume.slot(thread), buf }),

@@ -12,7 +12,7 @@ use crate::{
     daemon::log::{Event, Log},
     executor::Executor,
     hash_queue::HashQueue,
-    kept::Kept,
+    kept::KeptWrites,
     ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, drive, register},
 };
 use libublk::{
@@ -48,9 +48,7 @@ pub struct Shared {
     /// Whether the data device is told of discards.
     pub discard: bool,
     /// Where writes are kept that are answered before they are in place; nowhere: none are.
-    pub kept: Option<Kept>,
-    /// How many of each thread.
-    pub write_back: usize,
+    pub kept: Option<KeptWrites>,
     /// What may be left there of hashing.
     pub hashing: HashQueue,
     /// Where failures are told.
@@ -75,9 +73,7 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     init_ring(device)?;
     let queue = UblkQueue::new(id, device)?;
     let tags = queue.nr_tags() as usize;
-    let writers = shared.write_back;
-    let part = shared.kept.as_ref().map(|kept| kept.part(thread * writers, writers)).transpose()?;
-    let mut early = Early::new(shared, thread, part, tags);
+    let mut early = Early::new(shared, thread, tags);
     let tasks = tags + early.writers();
     let ops = Ops::new(Port::UblkQueue, tasks * OPS_PER_REQUEST)?;
     let io = RingStorage::new(Rc::clone(&ops), shared.files);
