@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Random model of the write, flush, zero, checkpoint and recovery orders (docs/crash-safety.md), with crashes between any two steps.
 Oracle: after every crash each block reads as an allowed version (no false alarm, nothing older than the last completed flush),
-and no version older than the last flush recorded in the log is among the accepted ones (no replay). Nothing ever deadlocks.
+and no version older than the last flush recorded in the log is among the accepted ones (no replay). A kill without a power cut loses
+nothing that was answered and is not kept. Nothing ever deadlocks.
 usage: protocol_model.py [RUNS] [SEED] [BUG]     FAIL=0.05: share of data writes that fail
 BUG: log_after flush_all flush_no_sync ignore_flush no_drain fail_forgets same_slot no_meta_sync one_sb overrun zero_newest_only
      zero_any late_buf mixed put_active join nothing own_durable refuse_stranded no_skip
+     early_flush early_forget
 In the model: one ring log with group commit, two records under way and a finite size, lazy flush records, zero runs, failed and torn data writes, two slots a page,
+writes answered when they have their range (kept for whoever comes after a kill),
 two superblock copies that can tear, epochs, drain, recovery cut short and repeated. Not in it: the hash tree above the pages, the cache, keys."""
 import os, random, sys
 RUNS = int(sys.argv[1]) if len(sys.argv) > 1 else 20000
@@ -40,7 +43,7 @@ class Node:
         n.active, n.frozen, n.root = {}, None, dict(sb['root'])
         n.inflight, n.abandoned, n.guard = {}, {}, set()
         n.buf, n.way, n.pos, n.link, n.tail, n.durable = [], [], sb['tail'], sb['link'], sb['tail'], 0
-        n.ck = False; n.tasks = []; n.flushlock = False; n.last_flush = (-1, ())
+        n.kept = {}; n.ck = False; n.tasks = []; n.flushlock = False; n.last_flush = (-1, ())
     def tag(n, b):
         for p in (n.active, n.frozen or {}): 
             if b in p: return p[b]
@@ -73,16 +76,18 @@ class Node:
                 if x[1] == 'flush': n.u.logged = [max(a, c) for a, c in zip(n.u.logged, x[4])]
     def put(n, e, b, v): (n.active if BUG == 'put_active' or e == n.epoch else n.frozen if n.frozen is not None else {})[b] = v
     def write(n, b, fail):
-        d, u = n.d, n.u
+        d, u = n.d, n.u; early = not fail and b not in n.guard and d.r.random() < .5
         while b in n.guard: yield
         n.guard.add(b); v = ('w', u.next); u.next += 1; old = n.tag(b); oldc = d.data[b][-1]; u.issued[b].append(v)
+        if early: u.acked[b] = u.index(b, v); n.kept[b] = v         # answered; its range is held
+        if BUG == 'early_forget': n.kept.pop(b, None)
         q = yield from n.append(b, v); e = n.inflight[q]
         if not fail or d.r.random() < .4: d.data[b].append(v)
         elif d.r.random() < .4: d.data[b].append(('torn', v))
         yield
         if BUG == 'log_after': yield from n.commit(q)
         if not fail:
-            n.put(e, b, v); u.torn.discard(b); u.acked[b] = u.index(b, v)
+            n.put(e, b, v); u.torn.discard(b); u.acked[b] = u.index(b, v); n.kept.pop(b, None)
         else:                                       # under the range: sync, read back
             d.sync_data(); yield
             c = d.data[b][-1]
@@ -100,14 +105,15 @@ class Node:
         yield
         n.put(e, b, v); u.torn.discard(b); u.acked[b] = u.index(b, v); del n.inflight[q]; n.guard.discard(b)
     def flush(n):
+        acked, before = list(n.u.acked), dict(n.kept)
+        while BUG != 'early_flush' and any(n.kept.get(b) == v for b, v in before.items()): yield
         if BUG == 'join' and n.flushlock:           # may only join a flush whose snapshot is not yet taken
-            acked = list(n.u.acked)
             while n.flushlock: yield
             n.u.floor = [max(a, c) for a, c in zip(n.u.floor, acked)]; return
         while n.flushlock: yield
         if n.seq == n.last_flush[0] and (BUG == 'nothing' or not n.last_flush[1]):   # nothing to do
-            n.u.floor = [max(a, c) for a, c in zip(n.u.floor, n.u.acked)]; return
-        n.flushlock = True; u = n.u; acked = list(u.acked)
+            n.u.floor = [max(a, c) for a, c in zip(n.u.floor, acked)]; return
+        n.flushlock = True; u = n.u
         W = (n.seq, frozenset() if BUG == 'flush_all' else frozenset(n.inflight) | frozenset(n.abandoned)); yield
         if BUG != 'flush_no_sync': n.d.sync_data()
         yield
@@ -230,18 +236,21 @@ def run(seed):
                     try: next(t)
                     except StopIteration: n.tasks.remove(t)
                 else: return f"seed {seed}: deadlock: {len(n.tasks)} tasks never end"
-            if r.random() < .7: d.power_cut()
+            cut = r.random() < .7
+            if cut: d.power_cut()
             while True:
                 steps = r.randint(1, 12) if r.random() < .5 else 999; out = None
                 for i, y in enumerate(recover(d, u)):
                     if y: out = y
                     if i >= steps: out = None; break
                 if out: break
-                if r.random() < .7: d.power_cut()
+                if r.random() < .7: d.power_cut(); cut = True
             got, sb, top = out
             for b in range(NB):
+                if not cut and b not in n.kept and b not in u.torn and d.data[b][-1][0] != 'torn' and u.index(b, got[b]) < u.acked[b]: return f"seed {seed}: a kill lost what was answered on block {b}"
                 u.issued[b].append(got[b]); u.floor[b] = u.acked[b] = u.logged[b] = len(u.issued[b]) - 1
-            n = Node(d, u, sb, top)
+            kept = {} if cut else n.kept; n = Node(d, u, sb, top)
+            n.tasks += [n.write(b, False) for b in kept]            # in the order in which it likes: they don't overlap
     except Refuse as e: return f"seed {seed}: {e}"
     return None
 
