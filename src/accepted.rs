@@ -10,7 +10,7 @@
 //! An accepted write waits for what any write waits for, never for a flush: no circle.
 
 use crate::{
-    BlockRange, Buf, Durability, Latched, Slot, Storage, Volume, WriteError,
+    BlockRange, Buf, Durability, Latched, RecordNumber, Slot, Storage, Volume, WriteError,
     ranges::{Mode, RangeGuard},
     sync::{AtomicU64, AtomicUsize, Mutex, Ordering},
 };
@@ -49,6 +49,7 @@ struct Waiter {
 pub struct Accepted<'v> {
     volume: &'v Volume,
     guard: RangeGuard<'v>,
+    after: RecordNumber,
     why_failed: Option<Latched>,
 }
 
@@ -141,6 +142,11 @@ impl Accepted<'_> {
     pub fn range(&self) -> BlockRange {
         self.guard.range()
     }
+
+    /// All records of the log before this one were durable when it was accepted: a volume without them is an older one.
+    pub fn after(&self) -> RecordNumber {
+        self.after
+    }
 }
 
 impl Drop for Accepted<'_> {
@@ -163,11 +169,14 @@ impl Volume {
         self.writable(range).ok()?;
         let guard = self.ranges.try_acquire(slot.id, range, Mode::Exclusive)?;
         // Asked with the range: whoever had it before and failed has latched. Two that failed must not be kept of one block.
-        if self.log.latched().is_some() {
-            return None;
-        }
+        let after = self.log.first_unsure().ok()?;
         self.accepted.begin(slot.id);
-        Some(Accepted { volume: self, guard, why_failed: Some(Latched::Abandoned) })
+        Some(Accepted { volume: self, guard, after, why_failed: Some(Latched::Abandoned) })
+    }
+
+    /// The number of the next record of the log: it never goes back, but where an older copy is opened.
+    pub fn next_record(&self) -> RecordNumber {
+        self.log.head().number
     }
 
     /// Writes what `slot` has accepted, from the front of `buf`. Once it is in place, `forget` lets go of what was kept of

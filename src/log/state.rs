@@ -232,6 +232,18 @@ impl Log {
         RecordBuilder::max_tags(self.config.max_record).min(self.config.max_tags)
     }
 
+    pub(crate) fn head(&self) -> LogPoint {
+        self.state.lock().head
+    }
+
+    /// The number of the first record that is not known durable, if the volume is not latched.
+    pub(crate) fn first_unsure(&self) -> Result<RecordNumber, Latched> {
+        let s = self.state.lock();
+        // Of one under way the number after it is known.
+        let first = s.under_way.front().map(|record| RecordNumber(record.end.number.0 - 1));
+        s.latched.map_or(Ok(first.unwrap_or(s.head.number)), Err)
+    }
+
     pub(crate) fn latched(&self) -> Option<Latched> {
         self.state.lock().latched
     }

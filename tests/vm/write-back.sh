@@ -44,7 +44,8 @@ whole first
 
 step 'kill -9, del: what only reads says that they are missing, what writes refuses'
 leave second
-ui del -n "$id"
+ui del -n "$id" 2>/run/err
+grep -q "$blocks writes" /run/err || { cat /run/err; die 'del did not say so'; }
 check_clean 2>/run/err || die 'bad blocks'
 grep -q "$blocks writes of a daemon that was killed" /run/err || { cat /run/err; die 'check did not say so'; }
 refused 5 ui add --data $data --key-file $key --read-only
@@ -58,19 +59,32 @@ mount --move $memory /run/elsewhere
 refused 4 ui add --data $data --key-file $key
 [ -z "$(ui list --json | jq '.[]')" ] || die 'half a device'
 mount --move /run/elsewhere $memory
+step 'a sector that can not be written'
+at=$(($(where_is /dev/vda old-7) / 512)) all=$(blockdev --getsz /dev/vda) code=0
+table lower "0 $at linear /dev/vda 0
+$at 8 error
+$((at + 8)) $((all - at - 8)) linear /dev/vda $((at + 8))"
+ui add --data $data --key-file $key 2>/run/err || code=$?
+cat /run/err
+[ $code = 4 ] || die "exit code $code"
+grep -q "to give up what is kept there, remove $(find /run/ublk-integrity -name 'kept-*' | head -c 30)" /run/err || die 'not what to do'
+table lower "0 $all linear /dev/vda 0"
 step 'a disk that has its id and neither its path nor its number may be a copy'
 unlinear lower
 refused 4 ui add --data /dev/vda --key-file $key
-grep -q 'copy of' /run/err || die 'which was not said'
+grep -q 'if it is a copy' /run/err || die 'which was not said'
 linear lower /dev/vda
 step 'daemons that are killed while they begin'
+left=0
 for delay in 0.02 0.05 0.1 0.2 0.4; do
   "$ublk_integrity" add --data $data --key-file $key --foreground >/run/out 2>&1 & pid=$!
   sleep $delay
   kill -9 $pid || { cat /run/out; die 'ended before it was killed'; }
   wait $pid || true
+  grep -qa 'put in place' /run/out || left=$((left + 1))
   for n in $(ui list --json | jq '.[].id'); do ui del -n "$n"; done
 done
+[ $left -ge 2 ] || die 'all were put in place too early: the test shows nothing'
 add
 whole second
 remove
@@ -112,3 +126,17 @@ add
 remove
 check_closed
 unlinear lower
+
+step 'a volume in a file on a file system of its own'
+mkdir -p /mnt/t
+mkfs.ext4 -q /dev/vdb
+mount /dev/vdb /mnt/t
+data=/mnt/t/volume
+format --size 64M
+add
+answered 3 in-a-file-3
+kill -9 "$(daemon)"
+ui recover -n "$id" --key-file $key
+[ "$(read_block "$disk" 3)" = ok ] && grep -aq in-a-file-3 /run/block || die 'block 3'
+remove
+umount /mnt/t

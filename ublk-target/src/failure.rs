@@ -98,7 +98,7 @@ impl Failure {
 }
 
 /// The error without "(os error 2)", which tells nobody anything.
-fn plain(error: &io::Error) -> String {
+pub fn plain(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => nix::errno::Errno::from_raw(code).desc().to_owned(),
         None => error.to_string(),

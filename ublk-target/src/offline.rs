@@ -9,7 +9,7 @@ use crate::{
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
 use futures_util::future::join;
-use std::{future::Future, os::fd::RawFd, path::Path, time::Duration};
+use std::{future::Future, os::fd::RawFd, time::Duration};
 use ublk_integrity::{
     Buf, MasterKey, OnMismatch, Slot, Volume,
     open::{Access, OpenError, OpenOptions, last_opened, open},
@@ -68,6 +68,11 @@ impl Offline {
         (self.backings.fds(), self.files)
     }
 
+    /// The devices.
+    pub fn backings(&self) -> &Backings {
+        &self.backings
+    }
+
     /// Gives the devices back, once nothing is under way.
     pub fn into_backings(self) -> Backings {
         let Self { ring, backings, .. } = self;
@@ -98,25 +103,25 @@ impl Offline {
     }
 
     /// What the last daemon of the volume has left in memory.
-    pub fn left_behind(&self, key: &MasterKey, opener: &Owner) -> Outcome<Option<Kept>> {
+    pub fn left_behind(&self, key: &MasterKey) -> Outcome<Option<Kept>> {
         match self.run(last_opened(&self.io(), key))? {
-            Ok(last) => Kept::left_by(&last, opener),
-            Err(OpenError::Device(e)) => Err(e.into()),
-            // Whatever is wrong with the volume is told when it is opened.
-            Err(_) => Ok(None),
+            Ok(last) => Kept::left_by(&last, &Owner::of(&self.backings.data)?),
+            // Explained when it is opened.
+            Err(OpenError::NotAVolume) => Ok(None),
+            Err(e) => Err(e.into()),
         }
     }
 
     /// A line about that, where there is something that only `add` puts in place.
-    pub fn missing(&self, key: &MasterKey, data: &Path) -> Outcome<Option<String>> {
-        let count = self.left_behind(key, &Owner::of(data)?)?.map_or(Ok(0), |left| left.count())?;
+    pub fn left_in_memory(&self, key: &MasterKey) -> Outcome<Option<String>> {
+        let count = self.left_behind(key)?.map_or(Ok(0), |left| left.count())?;
         let line = || format!("{} of a daemon that was killed, in memory yet: `add` puts them in place", writes(count));
         Ok((count > 0).then(line))
     }
 
     /// Refuses what must not be done before.
-    pub fn refuse_missing(&self, key: &MasterKey, data: &Path) -> Outcome {
-        self.missing(key, data)?.map_or(Ok(()), |line| Err(Failure::new(Exit::Busy, line)))
+    pub fn refuse_left_in_memory(&self, key: &MasterKey) -> Outcome {
+        self.left_in_memory(key)?.map_or(Ok(()), |line| Err(Failure::new(Exit::Busy, line)))
     }
 
     /// Runs `work` while checkpoints make room for what it writes, and one more at the end.

@@ -68,8 +68,8 @@ pub fn read_user_key(name: &str, limit: usize) -> nix::Result<Zeroizing<Vec<u8>>
 
 /// Maps `len` bytes of a file from `offset` on, shared with whoever opens it later.
 pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> std::io::Result<MmapMut> {
-    // SAFETY: nobody else changes the file or cuts it short: those of `kept.rs` are root's alone, and whoever opens one
-    // asks for the lock first, which is held for as long as the mapping holds the file open.
+    // SAFETY: nobody else changes the file or cuts it short: those of `kept` are root's alone, and whoever opens one
+    // asks for the lock first, which the daemon holds until its threads, and with them the mappings, are gone.
     unsafe { MmapOptions::new().offset(offset).len(len).populate().map_mut(&**file) }
 }
 

@@ -36,10 +36,10 @@ struct Report<'a> {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let key = args.key.load()?;
-    if let Some(line) = offline.missing(&key, &args.devices.data).unwrap_or_else(|failure| Some(failure.message)) {
+    let volume = offline.open_volume(&key, Access::ReadOnly)?;
+    if let Some(line) = offline.left_in_memory(&key).unwrap_or_else(|failure| Some(failure.message)) {
         eprintln!("ublk-integrity: warning: {line}; here the volume is as it was without them");
     }
-    let volume = offline.open_volume(&key, Access::ReadOnly)?;
     let recovery = volume.recovery();
     let block_size = u64::from(volume.info().block_size);
     let bar = progress::bar(volume.info().size);

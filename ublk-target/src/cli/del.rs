@@ -5,7 +5,7 @@ use crate::{
     daemon::state::State,
     device::{Backings, users},
     failure::{Context, Exit, Failure, Outcome},
-    ublk,
+    kept, ublk,
 };
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,13 @@ fn end(state: &State, force: bool) -> Outcome {
     if !State::all().iter().any(|other| other.is_alive() && other.settings.shares_devices(&state.settings)) {
         // I/O that a killed daemon left behind may hold the locks yet.
         Backings::wait_until_free(&state.settings.data, state.settings.meta.as_deref())?;
+    }
+    let left = kept::waiting_for(&state.settings.data);
+    if ended.is_none() && left > 0 {
+        let left = kept::writes(left);
+        eprintln!(
+            "ublk-integrity: warning: {left} that the daemon had answered are in memory alone until `add` puts them in place"
+        );
     }
     match ended {
         Some(why) => {

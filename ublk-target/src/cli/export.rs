@@ -37,7 +37,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let key = args.key.load()?;
-    offline.refuse_missing(&key, &args.devices.data)?;
+    offline.refuse_left_in_memory(&key)?;
     let volume = offline.open_volume(&key, Access::ReadOnly)?;
     let what = format!("can't write {}", args.out.display());
     let (out, made) = Sink::open(args)?;

@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> Outcome {
     args.devices.refuse_itself(&input.file.metadata().doing(&what)?, &args.input)?;
     let offline = Offline::open(&args.devices, Use::Exclusive)?;
     let key = key.load()?;
-    offline.refuse_missing(&key, &args.devices.data)?;
+    offline.refuse_left_in_memory(&key)?;
     let volume = offline.open_volume(&key, Access::ReadWrite)?;
     let size = volume.info().size;
     let too_large = |bytes: u64| {

@@ -47,7 +47,10 @@ const LINES: &[(&str, &str)] = &[
         "{blocks_verified} blocks: {mismatches} mismatches, {bad_pages} damaged pages met, {pages_lost} pages lost, {fixed_blocks} blocks fixed",
     ),
     ("reads", "{reads} ({read_bytes:size})"),
-    ("writes", "{writes} ({written_bytes:size}), {failed_writes} failed; {zeroes} zeroes, {flushes} flushes"),
+    (
+        "writes",
+        "{writes} ({written_bytes:size}), {accepted_writes} answered early, {failed_writes} failed; {zeroes} zeroes, {flushes} flushes",
+    ),
     (
         "cache",
         "{cache:size}: {cache_hits} hits, {cache_misses} misses; hints: {hints_sent} sent, {hints_used} used, {hints_dropped} dropped",

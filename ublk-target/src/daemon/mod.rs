@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   launch (fork, report) ─> devices opened and locked ─> harden ─> hash threads ─> volume opened
-//!     (recovery) ─> threads: log, checkpoint, prefetch ─> ublk device added and started ─> control socket
+//!     (recovery), what the daemon before had answered put in place ─> threads: log, checkpoint, prefetch ─> ublk device added and started ─> control socket
 //!     ─> queues serve … signal, `stop` or another tool's del ─> queues down
 //!     ─> last checkpoint ─> device deleted ─> state removed ─> locks released by exit
 //! ```
@@ -53,7 +53,7 @@ pub fn run(settings: Settings, origin: Origin, key: MasterKey, reporter: Reporte
     serve(settings, origin, key, &reporter, sink).inspect_err(|failure| reporter.failed(failure))
 }
 
-fn serve(mut settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
+fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     abort_on_panic();
     os::ignore_closed_pipes();
     let signals = block_stop_signals()?;
@@ -68,15 +68,10 @@ fn serve(mut settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<
             "the file system of {path} has no O_DIRECT: each byte is copied once more and kept twice in memory, and memory pressure can stall the device"
         ));
     }
-    if settings.write_back > 0 {
-        kept::mount_memory().unwrap_or_else(|failure| {
-            reporter.warn(&format!("{failure}: each small write is answered only when it is in place"));
-            settings.write_back = 0;
-        });
-    }
+    let write_back = write_back(&settings, reporter);
     harden::before_threads(|warning| reporter.warn(&warning));
 
-    let opened = Opened::volume(&settings, &key, backings)?;
+    let opened = Opened::volume(&settings, &key, backings, write_back.into())?;
     // The volume has derived its own.
     drop(key);
     let identity = Identity::of(opened.volume.info());
@@ -110,14 +105,14 @@ fn serve(mut settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<
         hashing: opened.hashing,
         log: log.clone(),
     });
-    let shape = shape(&settings, origin, info.size);
+    let shape = Shape { write_back, ..shape(&settings, origin, info.size) };
     let what = Served { settings, volume: identity, origin };
     let served = serve_device(what, shape, &opened.backings, &shared, reporter, signals);
 
     stop.set();
     let last = checkpoints.join().unwrap_or_else(|_| process::abort());
-    let kept = shared.kept.as_ref().map_or(Ok(0), |kept| kept.file.retire());
     let (device, state) = served?;
+    let kept = shared.kept.as_ref().map_or(Ok(0), |kept| kept.file.retire());
     // The node goes only now: whoever waits for it finds a clean superblock.
     drop(device);
     match last {
@@ -133,6 +128,20 @@ fn serve(mut settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<
         }
     }
     Ok(last?)
+}
+
+/// How many small writes each thread may answer early: none where they can't be kept.
+fn write_back(settings: &Settings, reporter: &Reporter) -> u16 {
+    if settings.write_back == 0 {
+        return 0;
+    }
+    match kept::mount_memory() {
+        Ok(()) => settings.write_back,
+        Err(failure) => {
+            reporter.warn(&format!("{failure}: small writes, too, are answered only when they are in place"));
+            0
+        }
+    }
 }
 
 /// A device that waits for a daemon holds requests for one volume. The paths that led to it may lead to another by now.

@@ -30,8 +30,8 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Opens the volume on `backings`.
-    pub(super) fn volume(settings: &Settings, key: &MasterKey, backings: Backings) -> Outcome<Self> {
+    /// Opens the volume on `backings`, to answer `write_back` small writes of each thread early.
+    pub(super) fn volume(settings: &Settings, key: &MasterKey, backings: Backings, write_back: usize) -> Outcome<Self> {
         let (sender, receiver) = hints::channel(HINTS);
         let (sender, hints) = if settings.prefetch { (Some(sender), Some(receiver)) } else { (None, None) };
         let counts = settings.counts();
@@ -51,15 +51,14 @@ impl Opened {
             hash_threads: Some(hashing.way()),
         };
         let offline = Offline::with(backings)?;
-        let owner = Owner::of(&settings.data)?;
-        let left = left_behind(&offline, key, settings.read_only, &owner, &open_id)?;
+        let owner = Owner::of(&offline.backings().data)?;
+        let left = left_behind(&offline, key, settings.read_only, &open_id)?;
         let volume = offline.run(open(&offline.io(), key, &options))??;
         let put_in_place = left.as_ref().map_or(Ok(0), |left| left.put_in_place(&offline, &volume))?;
-        left.as_ref().map_or(Ok(()), Kept::forget)?;
         drop(left);
-        let kept = match settings.write_back {
+        let kept = match write_back {
             0 => None,
-            each => Some(KeptWrites::new(&open_id, &owner, counts.io_threads() as usize, each.into())?),
+            each => Some(KeptWrites::new(&open_id, &owner, counts.io_threads() as usize, each)?),
         };
         let backings = offline.into_backings();
         Ok(Self { volume: Arc::new(volume), backings, hints, hashing, kept, put_in_place })
@@ -67,14 +66,8 @@ impl Opened {
 }
 
 /// What the last daemon of the volume has left in memory, which the open of `open_id` must find, too, once it has begun.
-fn left_behind(
-    offline: &Offline,
-    key: &MasterKey,
-    read_only: bool,
-    owner: &Owner,
-    open_id: &OpenId,
-) -> Outcome<Option<Kept>> {
-    let Some(left) = offline.left_behind(key, owner)? else { return Ok(None) };
+fn left_behind(offline: &Offline, key: &MasterKey, read_only: bool, open_id: &OpenId) -> Outcome<Option<Kept>> {
+    let Some(left) = offline.left_behind(key)? else { return Ok(None) };
     let count = left.count()?;
     match read_only {
         true if count > 0 => {

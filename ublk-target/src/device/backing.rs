@@ -77,6 +77,22 @@ impl AsRawFd for Held {
     }
 }
 
+impl Backing {
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the kernel knows it by.
+    pub fn number(&self) -> std::io::Result<(Option<u64>, u64)> {
+        let metadata = match &self.file {
+            Held::Locked(file) => file.metadata(),
+            Held::Free(file) => file.metadata(),
+        };
+        metadata.map(|metadata| number(&metadata))
+    }
+}
+
 /// Both devices.
 pub struct Backings {
     /// Holds the blocks.
@@ -212,7 +228,7 @@ pub fn is_same(a: &Metadata, b: &Metadata) -> bool {
 }
 
 /// What the kernel knows a block device by, or a file.
-pub fn number(m: &Metadata) -> (Option<u64>, u64) {
+fn number(m: &Metadata) -> (Option<u64>, u64) {
     match m.file_type().is_block_device() {
         true => (None, m.rdev()),
         false => (Some(m.dev()), m.ino()),

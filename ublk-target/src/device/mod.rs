@@ -5,4 +5,4 @@ pub mod signature;
 pub mod stack;
 pub mod users;
 
-pub use backing::{Backings, DYING, Use, is_same, is_same_device, number};
+pub use backing::{Backing, Backings, DYING, Use, is_same, is_same_device};

@@ -73,7 +73,7 @@ impl<'v> Early<'v> {
         let memory = place.memory.as_mut().expect("an idle writer's memory is here");
         let Some(accepted) = shared.volume.accept(&memory.slot, range) else { return false };
         memory.buf[..bytes.len()].copy_from_slice(bytes);
-        self.part.borrow_mut().as_mut().expect("there are writers").keep(writer, range, bytes);
+        self.part.borrow_mut().as_mut().expect("there are writers").keep(writer, range, accepted.after(), bytes);
         place.accepted = Some(accepted);
         place.waker.wake_by_ref();
         self.idle.borrow_mut().pop();

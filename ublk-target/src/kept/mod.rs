@@ -13,40 +13,36 @@
 //!
 //! A copy of the device has the same id, so the file says whose it is, and is locked for as long as its daemon lives.
 
+mod memory;
+mod part;
+
 use crate::{
-    device,
-    failure::{Context, Exit, Failure, Outcome},
+    device::Backing,
+    failure::{Context, Exit, Failure, Outcome, plain},
     offline::Offline,
     os,
 };
-use memmap2::MmapMut;
-use nix::{
-    fcntl::{Flock, FlockArg},
-    mount::{MsFlags, mount},
-    sys::statfs::{FsType, statfs},
-};
+pub use memory::mount_memory;
+use memory::{DYING, links_to, lock, lock_memory};
+use nix::{errno::Errno, fcntl::Flock};
+pub use part::{KeptWrites, Part};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt::Display,
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, symlink},
+    os::unix::fs::{FileExt, OpenOptionsExt, symlink},
     path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::atomic::AtomicU64,
+    time::Duration,
 };
-use ublk_integrity::{BlockIndex, BlockRange, Buf, Durability, Volume};
+use ublk_integrity::{BlockIndex, BlockRange, Buf, Durability, RecordNumber, Volume};
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 /// Where the links are.
 const FOLDER: &str = "/run/ublk-integrity";
 /// Where our ramfs is mounted.
 const MEMORY: &str = "/run/ublk-integrity/memory";
-/// `linux/magic.h`
-const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
 /// Bytes of the largest write that is kept. Larger ones gain little by an early answer, and their copy costs more.
 pub const MOST_BYTES: usize = 16 << 10;
@@ -63,6 +59,8 @@ struct Head {
     state: AtomicU64,
     first_block: u64,
     blocks: u64,
+    /// All records of the log before this one were durable.
+    after: u64,
 }
 
 const PAGE: usize = 4096;
@@ -71,16 +69,14 @@ pub const STRIDE: usize = PAGE + MOST_BYTES;
 /// Where the places begin: after the owner.
 const PLACES: u64 = PAGE as u64;
 
-/// How long the end of a daemon may take from letting go of its devices to letting go of its file.
-const DYING: Duration = Duration::from_secs(5);
-
 /// The id that is drawn when a volume is opened.
 pub type OpenId = [u8; 32];
 
 /// Whose writes are kept: the data device, by its path and its number. Either may change; where both have, it is another.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Owner {
-    path: PathBuf,
+    /// Empty where it is too long to be kept.
+    path: String,
     number: (Option<u64>, u64),
 }
 
@@ -93,9 +89,6 @@ pub struct Kept {
     folder: PathBuf,
 }
 
-/// The places of one thread. While they are mapped nobody else looks at them.
-pub struct Part(MmapMut);
-
 fn hex(id: &OpenId) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -104,40 +97,53 @@ fn link_of(folder: &Path, id: &OpenId) -> PathBuf {
     folder.join(format!("kept-{}", hex(id)))
 }
 
-/// Mounts the memory, once for all daemons. Before a daemon leaves the mounts of its caller.
-pub fn mount_memory() -> Outcome {
-    let what = format!("keeping writes in {MEMORY}");
-    DirBuilder::new().recursive(true).mode(0o755).create(FOLDER).doing(&what)?;
-    // Two at once would mount twice, and the second would hide what the first has kept.
-    let folder = File::open(FOLDER).doing(&what)?;
-    let _alone = Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, e)| e).doing(&what)?;
-    DirBuilder::new().recursive(true).mode(0o700).create(MEMORY).doing(&what)?;
-    if statfs(MEMORY).doing(&what)?.filesystem_type() != RAMFS_MAGIC {
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some("ramfs"), MEMORY, Some("ramfs"), flags, Some("mode=0700")).doing(&what)?;
-    }
-    let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
-    match device(Path::new(MEMORY)) == device(&Path::new("/proc/1/root").join(&MEMORY[1..])) {
-        true => Ok(()),
-        false => Err(Failure::new(Exit::Device, format!("{what}: it would go with this mount namespace"))),
-    }
+/// How many writes to this device wait in memory for an `add` or a `recover`.
+pub fn waiting_for(data: &Path) -> usize {
+    let files = fs::read_dir(MEMORY).into_iter().flatten().flatten().map(|entry| entry.path());
+    let left = files.filter_map(|path| {
+        let (file, owner) = opened(&path).ok()?;
+        let kept = Kept { file: lock(file, Duration::ZERO).ok()?, path, folder: FOLDER.into() };
+        (owner.path == data.to_string_lossy()).then(|| kept.count().ok())?
+    });
+    left.sum()
+}
+
+/// A file and whose it is.
+fn opened(path: &Path) -> io::Result<(File, Owner)> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut owner = vec![0; PAGE];
+    file.read_exact_at(&mut owner, 0)?;
+    Ok((file, serde_json::from_slice(&owner)?))
 }
 
 impl Owner {
-    /// That of a data device.
-    pub fn of(path: &Path) -> Outcome<Self> {
-        let number = device::number(&path.metadata().doing(format!("can't use {}", path.display()))?);
-        Ok(Self { path: path.into(), number })
+    /// That of an open data device.
+    pub fn of(data: &Backing) -> Outcome<Self> {
+        let what = || format!("can't use {}", data.path().display());
+        let path = std::path::absolute(data.path()).doing(what())?;
+        Ok(Self { path: path.to_string_lossy().into(), number: data.number().doing(what())? })
     }
 
     fn is(&self, other: &Self) -> bool {
-        self.path == other.path || self.number == other.number
+        !self.path.is_empty() && self.path == other.path || self.number == other.number
+    }
+
+    /// In a page.
+    fn page(&self) -> Vec<u8> {
+        let json = |owner: &Self| serde_json::to_vec(owner).expect("plain data");
+        let mut page = json(self);
+        if page.len() > PAGE {
+            page = json(&Self { path: String::new(), ..self.clone() });
+        }
+        page.resize(PAGE, b' ');
+        page
     }
 }
 
 impl Kept {
     /// A new file of so many places for an open of that id.
     pub fn create(id: &OpenId, owner: &Owner, places: usize) -> Outcome<Self> {
+        let _alone = lock_memory()?;
         Self::create_in(Path::new(FOLDER), Path::new(MEMORY), id, owner, places)
     }
 
@@ -145,12 +151,9 @@ impl Kept {
         let path = memory.join(hex(id));
         let what = format!("can't keep writes in {}", path.display());
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).doing(&what)?;
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).doing(&what)?;
+        let file = lock(file, Duration::ZERO).map_err(|(_, e)| e).doing(&what)?;
         let kept = Self { file, path, folder: folder.into() };
-        let mut owner = serde_json::to_vec(owner).expect("plain data");
-        // Of a longer path the number alone is compared.
-        owner.resize(PAGE, b' ');
-        kept.file.write_all_at(&owner, 0).doing(&what)?;
+        kept.file.write_all_at(&owner.page(), 0).doing(&what)?;
         kept.file.set_len(PLACES + (places * STRIDE) as u64).doing(&what)?;
         kept.belongs_to(id)?;
         Ok(kept)
@@ -170,32 +173,30 @@ impl Kept {
             path => path.doing(format!("can't follow {}", link.display()))?,
         };
         let refuse = |what: &dyn Display| Failure::new(Exit::Device, format!("{}: {what}; {give_up}", path.display()));
-        let file = OpenOptions::new().read(true).write(true).open(&path);
-        let mut file = file.map_err(|e| refuse(&format_args!("{e} (is it mounted elsewhere?)")))?;
-        let mut owner = vec![0; PAGE];
-        file.read_exact_at(&mut owner, 0).map_err(|e| refuse(&e))?;
-        let owner: Owner = serde_json::from_slice(&owner).map_err(|e| refuse(&e))?;
-        let deadline = Instant::now() + patience;
-        let file = loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(locked) => break locked,
-                Err((_, e)) if Instant::now() > deadline => match owner.is(opener) {
-                    true => return Err(Failure::io(format_args!("{} is in use", path.display()), &e.into())),
-                    false => return Ok(None),
-                },
-                Err((again, _)) => file = again,
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        let (file, owner) = match opened(&path) {
+            // Its daemon has ended in good order since.
+            Err(_) if !link.is_symlink() => return Ok(None),
+            Err(e) => return Err(refuse(&format_args!("{} (is it mounted elsewhere?)", plain(&e)))),
+            Ok(opened) => opened,
+        };
+        let is_ours = owner.is(opener);
+        let file = match lock(file, if is_ours { patience } else { Duration::ZERO }) {
+            // The original is being served.
+            Err((_, Errno::EWOULDBLOCK)) if !is_ours => return Ok(None),
+            locked => locked.map_err(|(_, e)| e).doing(format!("can't lock {}", path.display()))?,
         };
         let kept = Self { file, path: path.clone(), folder: folder.into() };
-        match owner.is(opener) {
-            true => Ok(Some(kept)),
-            false if kept.count()? == 0 => Ok(None),
-            false => {
-                let what = format_args!("it is of {}, which this is a copy of: open that first", owner.path.display());
-                Err(refuse(&what))
-            }
+        if is_ours {
+            return Ok(Some(kept));
         }
+        if kept.count()? == 0 {
+            return Ok(None);
+        }
+        let what = format_args!(
+            "it is of {}, and this has neither that path nor that number: if it is a copy, open that first; if it is the same, make it known by that path",
+            owner.path
+        );
+        Err(refuse(&what))
     }
 
     /// Lets the open of an id find it.
@@ -219,20 +220,31 @@ impl Kept {
         Ok((PLACES..len).step_by(STRIDE))
     }
 
-    /// What a place holds.
-    fn held_at(&self, place: u64) -> Outcome<Option<BlockRange>> {
+    /// What a place holds: where it belongs, and the record that comes after all that were durable by then.
+    fn held_at(&self, place: u64) -> Outcome<Option<(BlockRange, RecordNumber)>> {
         let what = format!("can't read {}", self.path.display());
         let mut head = [0; size_of::<Head>()];
         self.file.read_exact_at(&mut head, place).doing(&what)?;
         let head = Head::read_from_bytes(&head).expect("its size");
         match head.state.into_inner() {
             FREE => Ok(None),
-            TAKEN => Ok(Some(BlockRange::new(BlockIndex(head.first_block), head.blocks))),
+            TAKEN => {
+                let range = BlockRange::new(BlockIndex(head.first_block), head.blocks);
+                Ok(Some((range, RecordNumber(head.after))))
+            }
             other => {
-                let message = format!("{what}: {other:#x} is not known: is it of another version of this program?");
-                Err(Failure::new(Exit::Device, message))
+                let what = format!("{what}: {other:#x} is not known: is it of another version of this program?");
+                Err(self.given_up_by(Failure::new(Exit::Device, what)))
             }
         }
+    }
+
+    /// The failure, with what to do where nothing else helps.
+    fn given_up_by(&self, failure: Failure) -> Failure {
+        let links = links_to(&self.folder, &self.path).unwrap_or_default();
+        let links: Vec<_> = links.iter().map(|link| link.display().to_string()).collect();
+        let message = format!("{failure}; to give up what is kept there, remove {}", links.join(" and "));
+        Failure { message, ..failure }
     }
 
     /// How many writes are kept.
@@ -240,32 +252,48 @@ impl Kept {
         self.places()?.try_fold(0, |count, place| Ok(count + usize::from(self.held_at(place)?.is_some())))
     }
 
-    /// Writes all of it to the volume.
+    /// Writes all of it to the volume, and lets go of what is in place: how much.
     pub fn put_in_place(&self, offline: &Offline, volume: &Volume) -> Outcome<usize> {
-        let count = self.count()?;
-        if count == 0 {
+        let (mut all, mut newest) = (Vec::new(), RecordNumber(0));
+        for place in self.places()? {
+            if let Some((range, after)) = self.held_at(place)? {
+                all.push((place, range));
+                newest = newest.max(after);
+            }
+        }
+        if all.is_empty() {
             return Ok(0);
         }
-        let what = format!("can't put in place what is kept in {} (removed, it is given up)", self.path.display());
-        let io = offline.io();
-        let all = async {
-            let (mut slot, mut buf) = (volume.slot(0), Buf::new(MOST_BYTES));
-            for place in self.places()? {
-                let Some(range) = self.held_at(place)? else { continue };
+        let what = format!("can't put in place what is kept in {}", self.path.display());
+        if volume.next_record() < newest {
+            let what = format!("{what}: the device holds an older state of the volume than it was for");
+            return Err(self.given_up_by(Failure::new(Exit::Device, what)));
+        }
+        let (io, mut failure) = (offline.io(), None);
+        let count = all.len();
+        let written = offline.run_with_checkpoints(volume, async {
+            let (mut slot, mut buf, mut written) = (volume.slot(0), Buf::new(MOST_BYTES), Vec::new());
+            for (place, range) in all {
                 self.file.read_exact_at(&mut buf, place + PAGE as u64).doing(&what)?;
-                let written;
-                (written, buf) = volume.write(&io, &mut slot, range, buf, Durability::MayBeLost).await;
-                written.map_err(Failure::from).doing(&what)?;
+                let result;
+                (result, buf) = volume.write(&io, &mut slot, range, buf, Durability::MayBeLost).await;
+                match result {
+                    Ok(()) => written.push(place),
+                    // One bad sector shall not keep the others.
+                    Err(e) => failure = failure.or(Some(e)),
+                }
             }
-            Ok(count)
-        };
-        offline.run_with_checkpoints(volume, all)
-    }
-
-    /// Lets go of all of it: it is in place.
-    pub fn forget(&self) -> Outcome {
-        let free = |place| self.file.write_all_at(FREE.as_bytes(), place);
-        self.places()?.try_for_each(free).doing(format!("can't empty {}", self.path.display()))
+            Ok(written)
+        });
+        let written = written.map_err(|e| self.given_up_by(e.context(&what)))?;
+        written.iter().try_for_each(|place| self.file.write_all_at(FREE.as_bytes(), *place)).doing(&what)?;
+        match failure {
+            None => Ok(count),
+            Some(e) => {
+                let what = format!("{what}: {} of {count}", count - written.len());
+                Err(self.given_up_by(Failure::from(e).context(what)))
+            }
+        }
     }
 
     /// Removes it, unless something is left: returns how much.
@@ -273,10 +301,10 @@ impl Kept {
         let left = self.count()?;
         if left == 0 {
             // The links first: none may lead nowhere. There may be more than two, of opens that were cut short.
-            let all = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
-            let ours = |link: &PathBuf| fs::read_link(link).is_ok_and(|path| path == self.path);
-            all.filter(ours).for_each(|link| _ = fs::remove_file(link));
-            let _ = fs::remove_file(&self.path);
+            let links = links_to(&self.folder, &self.path);
+            if links.and_then(|links| links.iter().try_for_each(fs::remove_file)).is_ok() {
+                let _ = fs::remove_file(&self.path);
+            }
         }
         Ok(left)
     }
@@ -289,57 +317,14 @@ impl Drop for Kept {
     }
 }
 
-/// What a daemon keeps: its file, and the places of each thread, for that to take.
-pub struct KeptWrites {
-    /// The file.
-    pub file: Kept,
-    /// Writes that each thread keeps at most.
-    pub each: usize,
-    parts: Vec<Mutex<Option<Part>>>,
-}
-
-impl KeptWrites {
-    /// Of `each` writes for so many threads.
-    pub fn new(id: &OpenId, owner: &Owner, threads: usize, each: usize) -> Outcome<Self> {
-        let file = Kept::create(id, owner, threads * each)?;
-        let part = |thread| Ok(Mutex::new(Some(file.part(thread * each, each)?)));
-        Ok(Self { parts: (0..threads).map(part).collect::<Outcome<_>>()?, file, each })
-    }
-
-    /// The places of a thread, once.
-    pub fn take(&self, thread: usize) -> Option<Part> {
-        self.parts[thread].lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
 /// So many, for people.
 pub fn writes(count: usize) -> String {
     format!("{count} write{}", if count == 1 { "" } else { "s" })
 }
 
-impl Part {
-    fn head(&mut self, place: usize) -> &mut Head {
-        Head::mut_from_prefix(&mut self.0[place * STRIDE..]).expect("places are aligned").0
-    }
-
-    /// Keeps a write of at most [`MOST_BYTES`] in a place that is free.
-    pub fn keep(&mut self, place: usize, range: BlockRange, bytes: &[u8]) {
-        let at = place * STRIDE + PAGE;
-        self.0[at..at + bytes.len()].copy_from_slice(bytes);
-        let head = self.head(place);
-        (head.first_block, head.blocks) = (range.first.0, range.count);
-        head.state.store(TAKEN, Ordering::Release);
-    }
-
-    /// Lets go of it.
-    pub fn forget(&mut self, place: usize) {
-        self.head(place).state.store(FREE, Ordering::Release);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{memory::sweep, *};
 
     fn range(first: u64, count: u64) -> BlockRange {
         BlockRange::new(BlockIndex(first), count)
@@ -349,8 +334,13 @@ mod tests {
         Owner { path: path.into(), number: (None, number) }
     }
 
+    fn memory(folder: &Path) -> PathBuf {
+        folder.join("memory")
+    }
+
     fn created(folder: &Path, places: usize) -> Kept {
-        Kept::create_in(folder, folder, &[1; 32], &owner("/dev/a", 1), places).unwrap()
+        let _ = fs::create_dir(memory(folder));
+        Kept::create_in(folder, &memory(folder), &[1; 32], &owner("/dev/a", 1), places).unwrap()
     }
 
     fn found_by(folder: &Path, id: u8, opener: &Owner) -> Outcome<Option<Kept>> {
@@ -362,7 +352,8 @@ mod tests {
     }
 
     fn files(folder: &Path) -> usize {
-        fs::read_dir(folder).unwrap().count()
+        // But for the folder of the memory.
+        [folder, &memory(folder)].map(|folder| fs::read_dir(folder).unwrap().count()).iter().sum::<usize>() - 1
     }
 
     #[test]
@@ -371,11 +362,11 @@ mod tests {
         let folder = folder.path();
         let kept = created(folder, 5);
         let (mut one, mut other) = (kept.part(0, 2).unwrap(), kept.part(2, 3).unwrap());
-        one.keep(1, range(7, 2), &[1; 8192]);
-        other.keep(0, range(9, 1), &[2; 4096]);
-        other.keep(2, range(u64::MAX >> 9, 4), &[3; MOST_BYTES]);
+        one.keep(1, range(7, 2), RecordNumber(5), &[1; 8192]);
+        other.keep(0, range(9, 1), RecordNumber(5), &[2; 4096]);
+        other.keep(2, range(u64::MAX >> 9, 4), RecordNumber(5), &[3; MOST_BYTES]);
         other.forget(0);
-        one.keep(0, range(0, 1), &[4; 512]);
+        one.keep(0, range(0, 1), RecordNumber(5), &[4; 512]);
         // A daemon that is killed lets go of nothing.
         drop((kept, one, other));
         assert!(found(folder, 2).unwrap().is_none());
@@ -388,14 +379,16 @@ mod tests {
                 .unwrap()
                 .filter_map(|place| {
                     left.file.read_exact_at(&mut bytes, place + PAGE as u64).unwrap();
-                    Some((left.held_at(place).unwrap()?, bytes[0], bytes[511]))
+                    Some((left.held_at(place).unwrap()?.0, bytes[0], bytes[511]))
                 })
                 .collect();
             assert_eq!(seen, [(range(0, 1), 4, 4), (range(7, 2), 1, 1), (range(u64::MAX >> 9, 4), 3, 3)]);
             assert!(bytes.iter().all(|byte| *byte == 3));
             assert_eq!(left.retire().unwrap(), 3, "kept for the next");
         }
-        found(folder, 2).unwrap().unwrap().forget().unwrap();
+        let left = found(folder, 2).unwrap().unwrap();
+        left.places().unwrap().for_each(|place| left.file.write_all_at(FREE.as_bytes(), place).unwrap());
+        drop(left);
         assert!(found(folder, 1).unwrap().is_none() && files(folder) == 0);
     }
 
@@ -404,7 +397,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let kept = created(folder.path(), 1);
         let mut part = kept.part(0, 1).unwrap();
-        part.keep(0, range(1, 1), &[1; 512]);
+        part.keep(0, range(1, 1), RecordNumber(5), &[1; 512]);
         part.forget(0);
         assert_eq!((kept.retire().unwrap(), files(folder.path())), (0, 0));
     }
@@ -415,7 +408,7 @@ mod tests {
         let folder = folder.path();
         let (renamed, renumbered, copy) = (owner("/dev/b", 1), owner("/dev/a", 2), owner("/dev/b", 2));
         let kept = created(folder, 1);
-        kept.part(0, 1).unwrap().keep(0, range(1, 1), &[1; 512]);
+        kept.part(0, 1).unwrap().keep(0, range(1, 1), RecordNumber(5), &[1; 512]);
         assert!(found_by(folder, 1, &copy).unwrap().is_none(), "the original is being served");
         assert_eq!(found_by(folder, 1, &renamed).map(|_| ()).unwrap_err().exit, Exit::Busy);
         drop(kept);
@@ -427,6 +420,33 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_can_find_any_more_is_swept_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let kept = created(folder, 1);
+        kept.part(0, 1).unwrap().keep(0, range(1, 1), RecordNumber(5), &[1; 512]);
+        let link = link_of(folder, &[1; 32]);
+        fs::remove_file(&link).unwrap();
+        sweep(folder, &memory(folder));
+        assert_eq!(files(folder), 1, "its daemon lives");
+        symlink(&kept.path, &link).unwrap();
+        drop(kept);
+        sweep(folder, &memory(folder));
+        assert_eq!(files(folder), 2, "somebody may come for it");
+        fs::remove_file(&link).unwrap();
+        sweep(folder, &memory(folder));
+        assert_eq!(files(folder), 0, "given up");
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_not_compared() {
+        let long = Owner { path: "x".repeat(5000), number: (Some(1), 2) };
+        let page: Owner = serde_json::from_slice(&long.page()).unwrap();
+        assert!(long.page().len() == PAGE && page.is(&long));
+        assert!(!page.is(&Owner { path: String::new(), number: (Some(1), 3) }));
+    }
+
+    #[test]
     fn what_cant_be_seen_or_understood_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
@@ -435,7 +455,7 @@ mod tests {
         drop(kept);
         let unknown = found(folder, 1).unwrap().unwrap().count().unwrap_err();
         assert!(unknown.message.contains("another version"), "{unknown}");
-        fs::remove_file(folder.join(hex(&[1; 32]))).unwrap();
+        fs::remove_file(memory(folder).join(hex(&[1; 32]))).unwrap();
         let away = found(folder, 1).map(|_| ()).unwrap_err();
         assert!(away.message.contains("mounted elsewhere") && away.message.contains("kept-0101"), "{away}");
     }

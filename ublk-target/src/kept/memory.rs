@@ -1,0 +1,84 @@
+//! The ramfs that files of kept writes are on.
+
+use super::{FOLDER, MEMORY};
+use crate::failure::{Context, Exit, Failure, Outcome};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sys::statfs::{FsType, statfs},
+};
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// `linux/magic.h`
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+
+/// How long whoever has the memory to itself may take, and a daemon from letting go of its devices to letting go of its file.
+pub(super) const DYING: Duration = Duration::from_secs(5);
+
+/// Mounts the memory, once for all daemons. Before a daemon leaves the mounts of its caller.
+pub fn mount_memory() -> Outcome {
+    let what = format!("keeping writes in {MEMORY}");
+    DirBuilder::new().recursive(true).mode(0o755).create(FOLDER).doing(&what)?;
+    // Two at once would mount twice, and the second would hide what the first has kept.
+    let _alone = lock_memory()?;
+    DirBuilder::new().recursive(true).mode(0o700).create(MEMORY).doing(&what)?;
+    if statfs(MEMORY).doing(&what)?.filesystem_type() != RAMFS_MAGIC {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("ramfs"), MEMORY, Some("ramfs"), flags, Some("mode=0700")).doing(&what)?;
+    }
+    let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
+    if device(Path::new(MEMORY)) != device(&Path::new("/proc/1/root").join(&MEMORY[1..])) {
+        return Err(Failure::new(Exit::Device, format!("{what}: it would go with this mount namespace")));
+    }
+    sweep(Path::new(FOLDER), Path::new(MEMORY));
+    Ok(())
+}
+
+/// For whoever mounts the memory, makes a file in it, or removes what nobody can find any more.
+pub(super) fn lock_memory() -> Outcome<Flock<File>> {
+    let path = Path::new(FOLDER).join("memory.lock");
+    let what = format!("can't lock {}", path.display());
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).doing(&what)?;
+    lock(file, DYING).map_err(|(_, e)| e).doing(&what)
+}
+
+/// Locks a file, which somebody who is about to let go of it may hold for so long yet.
+pub(super) fn lock(mut file: File, patience: Duration) -> Result<Flock<File>, (File, Errno)> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((again, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = again,
+            locked => return locked,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The links in the folder that lead to a file.
+pub(super) fn links_to(folder: &Path, file: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut links = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if fs::read_link(&path).is_ok_and(|target| target == file) {
+            links.push(path);
+        }
+    }
+    Ok(links)
+}
+
+/// Removes files of dead daemons that no link leads to: given up, or of volumes that are no more.
+pub(super) fn sweep(folder: &Path, memory: &Path) {
+    for path in fs::read_dir(memory).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let of_nobody = File::open(&path).is_ok_and(|file| lock(file, Duration::ZERO).is_ok());
+        if of_nobody && links_to(folder, &path).is_ok_and(|links| links.is_empty()) {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
