@@ -49,6 +49,7 @@ grep -q "$blocks writes" /run/err || { cat /run/err; die 'del did not say so'; }
 check_clean 2>/run/err || die 'bad blocks'
 grep -q "$blocks writes of a daemon that was killed" /run/err || { cat /run/err; die 'check did not say so'; }
 refused 5 ui add --data $data --key-file $key --read-only
+rm -f /run/image # another test's
 refused 5 ui export /run/image --data $data --key-file $key
 [ ! -e /run/image ] || die 'half an export'
 head -c 1M /dev/zero >/run/image
@@ -129,14 +130,30 @@ unlinear lower
 
 step 'a volume in a file on a file system of its own'
 mkdir -p /mnt/t
-mkfs.ext4 -q /dev/vdb
-mount /dev/vdb /mnt/t
+linear lower /dev/vdb
+mkfs.ext4 -q /dev/mapper/lower
+mount /dev/mapper/lower /mnt/t
 data=/mnt/t/volume
 format --size 64M
 add
-answered 3 in-a-file-3
-kill -9 "$(daemon)"
+leave filed
 ui recover -n "$id" --key-file $key
-[ "$(read_block "$disk" 3)" = ok ] && grep -aq in-a-file-3 /run/block || die 'block 3'
+whole filed
+step 'which is set back to an earlier moment of the same open'
+cp --sparse=always $data /mnt/t/earlier
+leave newest
+ui del -n "$id"
+mv $data /mnt/t/now
+mv /mnt/t/earlier $data
+code=0
+ui add --data $data --key-file $key 2>/run/err || code=$?
+cat /run/err
+[ $code = 4 ] || die "exit code $code"
+grep -q 'an older state' /run/err || die 'which was not said'
+mv /mnt/t/now $data
+add
+whole newest
 remove
+check_closed
 umount /mnt/t
+unlinear lower
