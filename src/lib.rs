@@ -84,6 +84,7 @@ pub use accepted::Accepted;
 pub use buf::{BUF_ALIGN, Buf, BufMark};
 pub use counters::CounterValues;
 pub use error::{DeviceError, Latched, PageName, ReadError, WriteError};
+pub use format::hex;
 pub use hashing::{HashJob, HashThreads};
 pub use hints::{Hint, HintReceiver, HintSender};
 pub use keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};

@@ -8,6 +8,7 @@ use crate::sim::{
     image::{LOG_OFFSET, SUPERBLOCKS},
     lab::content,
     open_options,
+    oracle::fill_all,
 };
 use std::cell::Cell;
 use ublk_integrity::{
@@ -230,9 +231,7 @@ fn a_write_that_was_answered_and_fails_is_told_to_every_flush_and_never_read_ove
         let mut slot = lab.volume.slot(0);
         let accepted = lab.volume.accept(&slot, range).expect("nobody is in its way");
         let mut buf = Buf::new(4096);
-        (first..).zip(buf.chunks_exact_mut(512)).take(count as usize).for_each(|(b, bytes)| {
-            bytes.copy_from_slice(&content(512, b, 2));
-        });
+        fill_all(range, 2, 512, &mut buf);
         let write = lab.volume.write_accepted(&lab.io, &mut slot, accepted, buf, || kept.set(false));
         let (result, _) = block_on(&lab.io, write);
         assert_eq!(result.unwrap_err().errno(), Errno::EIO);

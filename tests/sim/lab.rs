@@ -5,7 +5,7 @@ use super::{
     disk::Trace,
     formatted,
     image::{self, Superblock},
-    oracle::{VersionId, fill},
+    oracle::{VersionId, fill, fill_all},
     reopen,
 };
 use std::{
@@ -80,9 +80,7 @@ impl Lab {
     pub fn try_write(&mut self, first: u64, count: u64, version: VersionId) -> Result<(), WriteError> {
         let range = BlockRange::new(BlockIndex(first), count);
         let mut buf = self.buf.take().unwrap();
-        for (block, bytes) in range.blocks().zip(buf.chunks_exact_mut(self.volume.block_size())) {
-            fill(block, version, bytes);
-        }
+        fill_all(range, version, self.volume.block_size(), &mut buf);
         let Self { io, volume, slot, .. } = self;
         let write = volume.write(io, slot, range, buf, Durability::MayBeLost);
         let (result, buf) = block_on(io, with_checkpoints(volume, io, write));

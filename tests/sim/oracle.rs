@@ -14,6 +14,11 @@ pub fn fill(block: BlockIndex, version: VersionId, out: &mut [u8]) {
     }
 }
 
+/// The same for each block of a range, from the front of `out`.
+pub fn fill_all(range: BlockRange, version: VersionId, block_size: usize, out: &mut [u8]) {
+    range.blocks().zip(out.chunks_exact_mut(block_size)).for_each(|(block, bytes)| fill(block, version, bytes));
+}
+
 #[derive(Clone, Debug)]
 struct History {
     /// In the order in which the range was taken.

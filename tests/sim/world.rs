@@ -4,7 +4,7 @@ use super::{
     Disk, Executor, Rng, SimStorage, block_on, elsewhere,
     exec::{Step, block_on_steps},
     lab::with_checkpoints,
-    oracle::{Oracle, VersionId, fill},
+    oracle::{Oracle, VersionId, fill_all},
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 use ublk_integrity::{
@@ -87,9 +87,7 @@ impl World {
             *next
         };
         let mut buf = q.buf.take().unwrap();
-        for (block, bytes) in range.blocks().zip(buf.chunks_exact_mut(self.volume.block_size())) {
-            fill(block, version, bytes);
-        }
+        fill_all(range, version, self.volume.block_size(), &mut buf);
         // One that is answered and fails latches the volume: not where failures are expected to pass.
         let may_accept = !durable && (self.distrust || self.io.disk().faults.data_writes == 0);
         let accepted = match may_accept && self.rng.borrow_mut().chance(60) {
@@ -229,9 +227,7 @@ pub fn replay(volume: &Volume, io: &SimStorage, kept: &Kept, steps: u64) -> bool
         let first = || kept.borrow().values().next().copied();
         while let Some((range, version)) = first() {
             let mut buf = Buf::new(MAX_REQUEST);
-            for (block, bytes) in range.blocks().zip(buf.chunks_exact_mut(volume.block_size())) {
-                fill(block, version, bytes);
-            }
+            fill_all(range, version, volume.block_size(), &mut buf);
             let write = volume.write(io, &mut slot, range, buf, Durability::MayBeLost);
             with_checkpoints(volume, io, write).await.0.expect("the devices are in order");
             kept.borrow_mut().remove(&range.first.0);

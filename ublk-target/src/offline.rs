@@ -115,7 +115,12 @@ impl Offline {
     /// A line about that, where there is something that only `add` puts in place.
     pub fn left_in_memory(&self, key: &MasterKey) -> Outcome<Option<String>> {
         let count = self.left_behind(key)?.map_or(Ok(0), |left| left.count())?;
-        let line = || format!("{} of a daemon that was killed, in memory yet: `add` puts them in place", writes(count));
+        let line = || {
+            format!(
+                "{} of a daemon that was killed, in memory yet: `add` without --read-only puts them in place",
+                writes(count)
+            )
+        };
         Ok((count > 0).then(line))
     }
 

@@ -3,7 +3,7 @@
 use memmap2::{MmapMut, MmapOptions};
 use nix::{
     errno::Errno,
-    fcntl::Flock,
+    fcntl::{Flock, FlockArg},
     sys::{
         prctl,
         resource::{Resource, setrlimit},
@@ -15,6 +15,7 @@ use std::{
     ffi::CString,
     fs::File,
     os::fd::{AsRawFd, FromRawFd},
+    time::{Duration, Instant},
 };
 use zeroize::Zeroizing;
 
@@ -66,11 +67,23 @@ pub fn read_user_key(name: &str, limit: usize) -> nix::Result<Zeroizing<Vec<u8>>
     Ok(payload)
 }
 
+/// Takes a lock, or waits for it until then. What is not to be had any more is told with EWOULDBLOCK.
+pub fn lock_until(mut file: File, how: FlockArg, deadline: Instant) -> nix::Result<Flock<File>> {
+    loop {
+        file = match Flock::lock(file, how) {
+            Ok(locked) => return Ok(locked),
+            Err((file, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file,
+            Err((_, e)) => return Err(e),
+        };
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Maps `len` bytes of a file from `offset` on, shared with whoever opens it later.
 pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> std::io::Result<MmapMut> {
     // SAFETY: nobody else changes the file or cuts it short: those of `kept` are root's alone, and whoever opens one
     // asks for the lock first, which the daemon holds until its threads, and with them the mappings, are gone.
-    unsafe { MmapOptions::new().offset(offset).len(len).populate().map_mut(&**file) }
+    unsafe { MmapOptions::new().offset(offset).len(len).map_mut(&**file) }
 }
 
 /// Processors that this process may use.

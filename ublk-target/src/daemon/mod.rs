@@ -105,7 +105,7 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
         hashing: opened.hashing,
         log: log.clone(),
     });
-    let shape = Shape { write_back, ..shape(&settings, origin, info.size) };
+    let shape = shape(&settings, write_back, origin, info.size);
     let what = Served { settings, volume: identity, origin };
     let served = serve_device(what, shape, &opened.backings, &shared, reporter, signals);
 
@@ -212,7 +212,7 @@ fn patience(settings: &Settings, origin: Origin) -> Outcome<Duration> {
     Ok(patience)
 }
 
-fn shape(settings: &Settings, origin: Origin, size: u64) -> Shape {
+fn shape(settings: &Settings, write_back: u16, origin: Origin, size: u64) -> Shape {
     Shape {
         number: match origin {
             Origin::New(number) => number,
@@ -221,7 +221,7 @@ fn shape(settings: &Settings, origin: Origin, size: u64) -> Shape {
         queues: settings.queues,
         threads: settings.threads,
         depth: settings.depth,
-        write_back: settings.write_back,
+        write_back,
         max_io: settings.max_io,
         size,
         read_only: settings.read_only,

@@ -1,11 +1,14 @@
 //! What comes before a device: the volume is opened, recovered, and given what the daemon before has answered for.
 
-use super::{settings::Settings, workers};
+use super::{
+    settings::{Settings, largest_request},
+    workers,
+};
 use crate::{
     device::Backings,
-    failure::{Context, Exit, Failure, Outcome},
+    failure::{Context, Outcome},
     hash_queue::HashQueue,
-    kept::{Kept, KeptWrites, MOST_BYTES, OpenId, Owner, writes},
+    kept::{Kept, KeptWrites, OpenId, Owner},
     offline::{Offline, random},
 };
 use std::sync::Arc;
@@ -43,7 +46,7 @@ impl Opened {
             cache_bytes: settings.cache,
             max_slots: counts.slots(),
             queues: counts.io_threads() as usize,
-            max_request_bytes: (settings.max_io as usize).max(MOST_BYTES),
+            max_request_bytes: largest_request(settings.max_io),
             separate_meta: backings.meta.is_some(),
             on_mismatch: settings.on_mismatch.into(),
             open_id,
@@ -52,7 +55,7 @@ impl Opened {
         };
         let offline = Offline::with(backings)?;
         let owner = Owner::of(&offline.backings().data)?;
-        let left = left_behind(&offline, key, settings.read_only, &open_id)?;
+        let left = to_put_in_place(&offline, key, settings.read_only, &open_id)?;
         let volume = offline.run(open(&offline.io(), key, &options))??;
         let put_in_place = left.as_ref().map_or(Ok(0), |left| left.put_in_place(&offline, &volume))?;
         drop(left);
@@ -66,18 +69,11 @@ impl Opened {
 }
 
 /// What the last daemon of the volume has left in memory, which the open of `open_id` must find, too, once it has begun.
-fn left_behind(offline: &Offline, key: &MasterKey, read_only: bool, open_id: &OpenId) -> Outcome<Option<Kept>> {
-    let Some(left) = offline.left_behind(key)? else { return Ok(None) };
-    let count = left.count()?;
-    match read_only {
-        true if count > 0 => {
-            let message = format!(
-                "{} of a daemon that was killed, in memory yet: `add` without --read-only puts them in place",
-                writes(count)
-            );
-            Err(Failure::new(Exit::Busy, message))
-        }
-        true => Ok(None),
-        false => left.belongs_to(open_id).map(|()| Some(left)),
+fn to_put_in_place(offline: &Offline, key: &MasterKey, read_only: bool, open_id: &OpenId) -> Outcome<Option<Kept>> {
+    if read_only {
+        return offline.refuse_left_in_memory(key).map(|()| None);
     }
+    let left = offline.left_behind(key)?;
+    left.iter().try_for_each(|left| left.belongs_to(open_id))?;
+    Ok(left)
 }

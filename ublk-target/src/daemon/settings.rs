@@ -226,11 +226,16 @@ fn rest(counts: Counts) -> u64 {
     CODE + threads.saturating_sub(4) * THREAD + counts.requests() * REQUEST + early
 }
 
+/// Bytes of the volume's largest request: what the daemon before had answered may be larger than those of the device.
+pub fn largest_request(max_io: u32) -> usize {
+    (max_io as usize).max(MOST_BYTES)
+}
+
 /// What a daemon takes at most, with a volume of these sizes or any: blocks of 512 bytes and a deep tree take most.
 fn most_memory(volume: Option<&VolumeInfo>, counts: Counts, max_io: u32, cache: u64) -> u64 {
     let requests = counts.requests();
     // Neither product comes near 64 bits; the cache may be anything.
-    let volume = most_memory_bytes(volume, cache, counts.slots(), (max_io as usize).max(MOST_BYTES));
+    let volume = most_memory_bytes(volume, cache, counts.slots(), largest_request(max_io));
     volume.saturating_add(requests * u64::from(max_io) + rest(counts))
 }
 

@@ -16,7 +16,13 @@ use std::{
 };
 use ublk_integrity::create::VolumeInfo;
 
-const FOLDER: &str = "/run/ublk-integrity";
+/// Where what must outlive a daemon is.
+pub const FOLDER: &str = "/run/ublk-integrity";
+
+/// Makes it.
+pub fn make_folder() -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(FOLDER)
+}
 
 /// A device as its state file describes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -100,7 +106,7 @@ impl State {
     /// Writes the state down and takes the lock that says "alive".
     pub fn publish(self) -> Outcome<OwnState> {
         let what = format!("can't keep state in {FOLDER}");
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(FOLDER).doing(&what)?;
+        make_folder().doing(&what)?;
         let path = file_of(self.id, "json");
         let file = lock_current(&path).map_err(|e| Failure::io(&what, &e))?;
         let own = OwnState { file, path, state: self };

@@ -68,28 +68,12 @@ enum Held {
     Free(File),
 }
 
-impl AsRawFd for Held {
-    fn as_raw_fd(&self) -> RawFd {
+impl Held {
+    fn file(&self) -> &File {
         match self {
-            Self::Locked(file) => file.as_raw_fd(),
-            Self::Free(file) => file.as_raw_fd(),
+            Self::Locked(file) => file,
+            Self::Free(file) => file,
         }
-    }
-}
-
-impl Backing {
-    /// The path that it was opened by.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// What the kernel knows it by.
-    pub fn number(&self) -> std::io::Result<(Option<u64>, u64)> {
-        let metadata = match &self.file {
-            Held::Locked(file) => file.metadata(),
-            Held::Free(file) => file.metadata(),
-        };
-        metadata.map(|metadata| number(&metadata))
     }
 }
 
@@ -123,7 +107,7 @@ impl Backings {
 
     /// The descriptors to register with a ring, in the order that [`files`](Self::files) counts on.
     pub fn fds(&self) -> Vec<RawFd> {
-        std::iter::once(&self.data).chain(&self.meta).map(|b| b.file.as_raw_fd()).collect()
+        std::iter::once(&self.data).chain(&self.meta).map(|b| b.file.file().as_raw_fd()).collect()
     }
 
     /// The devices for a ring where the first of [`fds`](Self::fds) is registered as number `first`.
@@ -144,6 +128,16 @@ impl Backings {
 }
 
 impl Backing {
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the kernel knows it by.
+    pub fn number(&self) -> std::io::Result<(Option<u64>, u64)> {
+        self.file.file().metadata().map(|metadata| number(&metadata))
+    }
+
     fn open(path: &Path, purpose: Use, patience: Duration) -> Outcome<Self> {
         let deadline = Instant::now() + patience;
         loop {
@@ -191,20 +185,15 @@ fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
 }
 
 /// Waits with the file open: to close it, and open it once more, would have udev look again.
-fn lock(mut file: File, path: &Path, purpose: Use, deadline: Instant) -> Outcome<Held> {
+fn lock(file: File, path: &Path, purpose: Use, deadline: Instant) -> Outcome<Held> {
     let how = match purpose {
         Use::Exclusive | Use::Forced => FlockArg::LockExclusiveNonblock,
         Use::Shared | Use::Probe => FlockArg::LockSharedNonblock,
         Use::Unlocked => return Ok(Held::Free(file)),
     };
-    loop {
-        file = match Flock::lock(file, how) {
-            Ok(locked) => return Ok(Held::Locked(locked)),
-            Err((file, nix::Error::EWOULDBLOCK)) if Instant::now() < deadline => file,
-            Err((_, nix::Error::EWOULDBLOCK)) => return Err(in_use(path)),
-            Err((_, e)) => return Err(Failure::io(format_args!("can't lock {}", path.display()), &e.into())),
-        };
-        std::thread::sleep(Duration::from_millis(50));
+    match os::lock_until(file, how, deadline) {
+        Err(nix::Error::EWOULDBLOCK) => Err(in_use(path)),
+        locked => Ok(Held::Locked(locked.doing(format_args!("can't lock {}", path.display()))?)),
     }
 }
 

@@ -1,9 +1,12 @@
 //! The ramfs that files of kept writes are on.
 
-use super::{FOLDER, MEMORY};
-use crate::failure::{Context, Exit, Failure, Outcome};
+use super::MEMORY;
+use crate::{
+    daemon::state::{FOLDER, make_folder},
+    failure::{Context, Exit, Failure, Outcome},
+    os,
+};
 use nix::{
-    errno::Errno,
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
     sys::statfs::{FsType, statfs},
@@ -25,7 +28,7 @@ pub(super) const DYING: Duration = Duration::from_secs(5);
 /// Mounts the memory, once for all daemons. Before a daemon leaves the mounts of its caller.
 pub fn mount_memory() -> Outcome {
     let what = format!("keeping writes in {MEMORY}");
-    DirBuilder::new().recursive(true).mode(0o755).create(FOLDER).doing(&what)?;
+    make_folder().doing(&what)?;
     // Two at once would mount twice, and the second would hide what the first has kept.
     let _alone = lock_memory()?;
     DirBuilder::new().recursive(true).mode(0o700).create(MEMORY).doing(&what)?;
@@ -46,19 +49,12 @@ pub(super) fn lock_memory() -> Outcome<Flock<File>> {
     let path = Path::new(FOLDER).join("memory.lock");
     let what = format!("can't lock {}", path.display());
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).doing(&what)?;
-    lock(file, DYING).map_err(|(_, e)| e).doing(&what)
+    lock(file, DYING).doing(&what)
 }
 
 /// Locks a file, which somebody who is about to let go of it may hold for so long yet.
-pub(super) fn lock(mut file: File, patience: Duration) -> Result<Flock<File>, (File, Errno)> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Err((again, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = again,
-            locked => return locked,
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+pub(super) fn lock(file: File, patience: Duration) -> nix::Result<Flock<File>> {
+    os::lock_until(file, FlockArg::LockExclusiveNonblock, Instant::now() + patience)
 }
 
 /// The links in the folder that lead to a file.

@@ -17,6 +17,7 @@ mod memory;
 mod part;
 
 use crate::{
+    daemon::state::FOLDER,
     device::Backing,
     failure::{Context, Exit, Failure, Outcome, plain},
     offline::Offline,
@@ -33,14 +34,13 @@ use std::{
     io,
     os::unix::fs::{FileExt, OpenOptionsExt, symlink},
     path::{Path, PathBuf},
+    slice::from_ref,
     sync::atomic::AtomicU64,
     time::Duration,
 };
-use ublk_integrity::{BlockIndex, BlockRange, Buf, Durability, RecordNumber, Volume};
+use ublk_integrity::{BlockIndex, BlockRange, Buf, Durability, RecordNumber, Volume, hex};
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
-/// Where the links are.
-const FOLDER: &str = "/run/ublk-integrity";
 /// Where our ramfs is mounted.
 const MEMORY: &str = "/run/ublk-integrity/memory";
 
@@ -89,10 +89,6 @@ pub struct Kept {
     folder: PathBuf,
 }
 
-fn hex(id: &OpenId) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn link_of(folder: &Path, id: &OpenId) -> PathBuf {
     folder.join(format!("kept-{}", hex(id)))
 }
@@ -101,9 +97,9 @@ fn link_of(folder: &Path, id: &OpenId) -> PathBuf {
 pub fn waiting_for(data: &Path) -> usize {
     let files = fs::read_dir(MEMORY).into_iter().flatten().flatten().map(|entry| entry.path());
     let left = files.filter_map(|path| {
-        let (file, owner) = opened(&path).ok()?;
+        let (file, _) = opened(&path).ok().filter(|(_, owner)| owner.path == data.to_string_lossy())?;
         let kept = Kept { file: lock(file, Duration::ZERO).ok()?, path, folder: FOLDER.into() };
-        (owner.path == data.to_string_lossy()).then(|| kept.count().ok())?
+        kept.count().ok()
     });
     left.sum()
 }
@@ -114,6 +110,13 @@ fn opened(path: &Path) -> io::Result<(File, Owner)> {
     let mut owner = vec![0; PAGE];
     file.read_exact_at(&mut owner, 0)?;
     Ok((file, serde_json::from_slice(&owner)?))
+}
+
+/// The failure, with what to do where nothing else helps.
+fn unless_given_up(failure: Failure, links: &[PathBuf]) -> Failure {
+    let links: Vec<_> = links.iter().map(|link| link.display().to_string()).collect();
+    let message = format!("{failure}; to give up what is kept there, remove {}", links.join(" and "));
+    Failure { message, ..failure }
 }
 
 impl Owner {
@@ -151,7 +154,7 @@ impl Kept {
         let path = memory.join(hex(id));
         let what = format!("can't keep writes in {}", path.display());
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).doing(&what)?;
-        let file = lock(file, Duration::ZERO).map_err(|(_, e)| e).doing(&what)?;
+        let file = lock(file, Duration::ZERO).doing(&what)?;
         let kept = Self { file, path, folder: folder.into() };
         kept.file.write_all_at(&owner.page(), 0).doing(&what)?;
         kept.file.set_len(PLACES + (places * STRIDE) as u64).doing(&what)?;
@@ -167,12 +170,13 @@ impl Kept {
 
     fn left_in(folder: &Path, id: &OpenId, opener: &Owner, patience: Duration) -> Outcome<Option<Self>> {
         let link = link_of(folder, id);
-        let give_up = format!("to give up what a daemon has answered and not put in place, remove {}", link.display());
         let path = match fs::read_link(&link) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             path => path.doing(format!("can't follow {}", link.display()))?,
         };
-        let refuse = |what: &dyn Display| Failure::new(Exit::Device, format!("{}: {what}; {give_up}", path.display()));
+        let refuse = |what: &dyn Display| {
+            unless_given_up(Failure::new(Exit::Device, format!("{}: {what}", path.display())), from_ref(&link))
+        };
         let (file, owner) = match opened(&path) {
             // Its daemon has ended in good order since.
             Err(_) if !link.is_symlink() => return Ok(None),
@@ -182,8 +186,8 @@ impl Kept {
         let is_ours = owner.is(opener);
         let file = match lock(file, if is_ours { patience } else { Duration::ZERO }) {
             // The original is being served.
-            Err((_, Errno::EWOULDBLOCK)) if !is_ours => return Ok(None),
-            locked => locked.map_err(|(_, e)| e).doing(format!("can't lock {}", path.display()))?,
+            Err(Errno::EWOULDBLOCK) if !is_ours => return Ok(None),
+            locked => locked.doing(format!("can't lock {}", path.display()))?,
         };
         let kept = Self { file, path: path.clone(), folder: folder.into() };
         if is_ours {
@@ -234,17 +238,13 @@ impl Kept {
             }
             other => {
                 let what = format!("{what}: {other:#x} is not known: is it of another version of this program?");
-                Err(self.given_up_by(Failure::new(Exit::Device, what)))
+                Err(self.unless_given_up(Failure::new(Exit::Device, what)))
             }
         }
     }
 
-    /// The failure, with what to do where nothing else helps.
-    fn given_up_by(&self, failure: Failure) -> Failure {
-        let links = links_to(&self.folder, &self.path).unwrap_or_default();
-        let links: Vec<_> = links.iter().map(|link| link.display().to_string()).collect();
-        let message = format!("{failure}; to give up what is kept there, remove {}", links.join(" and "));
-        Failure { message, ..failure }
+    fn unless_given_up(&self, failure: Failure) -> Failure {
+        unless_given_up(failure, &links_to(&self.folder, &self.path).unwrap_or_default())
     }
 
     /// How many writes are kept.
@@ -267,7 +267,7 @@ impl Kept {
         let what = format!("can't put in place what is kept in {}", self.path.display());
         if volume.next_record() < newest {
             let what = format!("{what}: the device holds an older state of the volume than it was for");
-            return Err(self.given_up_by(Failure::new(Exit::Device, what)));
+            return Err(self.unless_given_up(Failure::new(Exit::Device, what)));
         }
         let (io, mut failure) = (offline.io(), None);
         let count = all.len();
@@ -285,13 +285,13 @@ impl Kept {
             }
             Ok(written)
         });
-        let written = written.map_err(|e| self.given_up_by(e.context(&what)))?;
+        let written = written.map_err(|e| self.unless_given_up(e.context(&what)))?;
         written.iter().try_for_each(|place| self.file.write_all_at(FREE.as_bytes(), *place)).doing(&what)?;
         match failure {
             None => Ok(count),
             Some(e) => {
                 let what = format!("{what}: {} of {count}", count - written.len());
-                Err(self.given_up_by(Failure::from(e).context(what)))
+                Err(self.unless_given_up(Failure::from(e).context(what)))
             }
         }
     }
