@@ -143,6 +143,11 @@ impl Accepted<'_> {
         self.guard.range()
     }
 
+    /// Gives the range back: the write is not to be answered for, and has not been.
+    pub fn withdraw(mut self) {
+        self.why_failed = None;
+    }
+
     /// All records of the log before this one were durable when it was accepted: a volume without them is an older one.
     pub fn after(&self) -> RecordNumber {
         self.after

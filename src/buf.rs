@@ -1,20 +1,30 @@
 //! Owned, aligned memory for device I/O.
 
 use bytes::{Buf as _, BytesMut};
+use stable_deref_trait::StableDeref;
 use std::ops::{Deref, DerefMut};
 
 /// Alignment of every buffer in bytes: enough for O_DIRECT on any device Linux knows.
 pub const BUF_ALIGN: usize = 4096;
 
-/// A heap buffer whose first byte lies on a [`BUF_ALIGN`] boundary.
+/// A buffer whose first byte lies on a [`BUF_ALIGN`] boundary.
 ///
 /// It is moved into a [`Storage`](crate::Storage) operation and comes back when the operation has
 /// ended, so nobody else can touch memory that a device is writing to. The memory never moves while
 /// the `Buf` does: only the handle is moved.
 pub struct Buf {
-    bytes: BytesMut,
+    memory: Memory,
     mark: Option<BufMark>,
 }
+
+enum Memory {
+    Heap(BytesMut),
+    Other(Box<dyn Other>),
+}
+
+trait Other: DerefMut<Target = [u8]> + Send + Sync {}
+
+impl<T: DerefMut<Target = [u8]> + Send + Sync> Other for T {}
 
 /// What a [`Storage`](crate::Storage) has noted about a buffer's memory: that it is known to the kernel beforehand. It
 /// goes with the memory, so that it can't be taken for true of other memory at the same address.
@@ -44,14 +54,23 @@ impl Buf {
         let one = |_| {
             let mut bytes = bytes.split_to(place);
             bytes.truncate(len);
-            Self { bytes, mark: None }
+            Self { memory: Memory::Heap(bytes), mark: None }
         };
         (0..count).map(one).collect()
     }
 
     /// A buffer of no bytes and without memory: what is left where one has been moved away.
     pub fn none() -> Self {
-        Self { bytes: BytesMut::new(), mark: None }
+        Self { memory: Memory::Heap(BytesMut::new()), mark: None }
+    }
+
+    /// A buffer in memory of another kind, a mapping for instance.
+    ///
+    /// # Panics
+    /// When it does not begin on a boundary of [`BUF_ALIGN`].
+    pub fn of(memory: impl StableDeref<Target = [u8]> + DerefMut + Send + Sync + 'static) -> Self {
+        assert_eq!(memory.as_ptr().align_offset(BUF_ALIGN), 0, "buffers are aligned");
+        Self { memory: Memory::Other(Box::new(memory)), mark: None }
     }
 
     /// What was noted about this memory.
@@ -68,13 +87,19 @@ impl Buf {
 impl Deref for Buf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.bytes
+        match &self.memory {
+            Memory::Heap(bytes) => bytes,
+            Memory::Other(bytes) => bytes,
+        }
     }
 }
 
 impl DerefMut for Buf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
+        match &mut self.memory {
+            Memory::Heap(bytes) => bytes,
+            Memory::Other(bytes) => bytes,
+        }
     }
 }
 

@@ -266,9 +266,13 @@ fn a_log_that_fails_leaves_no_old_block_where_a_write_was_answered() {
 
 #[test]
 fn only_a_write_that_nobody_is_in_the_way_of_is_answered() {
-    let lab = Lab::new(&format_options(512), &options());
+    let mut lab = Lab::new(&format_options(512), &options());
     let range = |first, count| BlockRange::new(BlockIndex(first), count);
     let slots = [(); 3].map(|()| lab.volume.slot(0));
+    // Its bytes did not come: it has not been answered, and is nobody's.
+    lab.volume.accept(&slots[0], range(5, 2)).unwrap().withdraw();
+    assert!(lab.volume.latched().is_none() && lab.try_flush().is_ok());
+    lab.write(5, 2, 1);
     let one = lab.volume.accept(&slots[0], range(5, 2)).unwrap();
     assert!(lab.volume.accept(&slots[1], range(6, 1)).is_none(), "its range is held");
     let other = lab.volume.accept(&slots[1], range(7, 1)).expect("the attempt has left nothing behind");
