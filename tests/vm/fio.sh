@@ -1,5 +1,5 @@
 #!/bin/bash
-# fio - random writes verified, at depth 32 on 4 queues, then the same bytes after opening again
+# fio - random writes verified, at depth 32 on 4 queues, then the same bytes after opening again, in both ways of copying
 # vm: cpus=4 limit=180
 . tests/vm/lib.sh
 format
@@ -15,8 +15,10 @@ step 'random mixed sizes, each verified'
 run --name=mixed --size=48M --rw=randwrite --bsrange=4k-512k --end_fsync=1
 [ "$(counter mismatches)" = 0 ] || die 'mismatches on an honest disk'
 remove
-step 'opened again, verified once more'
-add -q 4
+step 'opened again, verified once more, by buffers that the driver knows'
+add -q 4 --write-back 0
 run --name=mixed --size=48M --rw=randwrite --bsrange=4k-512k --verify_only
+run --name=small --rw=randwrite --bs=4k --size=8M
+run --name=mixed --size=16M --rw=randwrite --bsrange=4k-512k
 remove
 check_closed

@@ -33,7 +33,7 @@ leave() { # WORD [ADD OPTION...]
 
 format
 add
-[ "$(stat -f -c %T $memory)" = ramfs ] || die "$memory is no ramfs"
+grep -q "^ublk-integrity $memory tmpfs .*noswap" /proc/mounts || die "$memory: $(grep $memory /proc/mounts)"
 [ "$(stat -c %a $memory)" = 700 ] || die "$memory is $(stat -c %a $memory)"
 [ "$(kept)" = 1 ] || die "$(kept) links"
 step 'kill -9, recover'
@@ -124,6 +124,20 @@ table lower "0 $sectors linear /dev/vda 0"
 ui del -n "$id" || true
 add
 [ "$(read_block "$disk" 8)" = ok ]
+remove
+step 'a device whose first daemon answered none early, nor asked the kernel for what that takes'
+add --write-back 0
+pid=$(daemon)
+kill -9 "$pid"
+within 60 gone "$pid"
+state=/run/ublk-integrity/$id.json
+jq -c '.write_back = 32' "$state" >/run/state
+cat /run/state >"$state"
+ui recover -n "$id" --key-file $key 2>/run/err
+grep -q 'only when they are in place' /run/err || { cat /run/err; die 'not said'; }
+for block in $(seq $blocks); do answered "$block" "late-$block"; done
+whole late
+[ "$(counter accepted_writes)" = 0 ] || die 'answered early all the same'
 remove
 check_closed
 unlinear lower

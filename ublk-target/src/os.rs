@@ -14,7 +14,7 @@ use nix::{
 use std::{
     ffi::CString,
     fs::File,
-    os::fd::{AsRawFd, FromRawFd},
+    os::fd::{AsRawFd, FromRawFd, RawFd},
     time::{Duration, Instant},
 };
 use zeroize::Zeroizing;
@@ -81,9 +81,23 @@ pub fn lock_until(mut file: File, how: FlockArg, deadline: Instant) -> nix::Resu
 
 /// Maps `len` bytes of a file from `offset` on, shared with whoever opens it later.
 pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> std::io::Result<MmapMut> {
-    // SAFETY: nobody else changes the file or cuts it short: those of `kept` are root's alone, and whoever opens one
+    // SAFETY: no two mappings of ours have a byte in common, and nobody else changes the file or cuts it short: those of `kept` are root's alone, and whoever opens one
     // asks for the lock first, which the daemon holds until its threads, and with them the mappings, are gone.
     unsafe { MmapOptions::new().offset(offset).len(len).map_mut(&**file) }
+}
+
+/// Reads from a file known by its number (pread(2)), without an error into the whole of `buf`.
+pub fn read_at(fd: RawFd, buf: &mut [u8], at: u64) -> nix::Result<()> {
+    // SAFETY: the kernel writes at most `len` bytes into `buf`, which outlives the call.
+    let len = unsafe { libc::pread(fd, buf.as_mut_ptr().cast(), buf.len(), at as libc::off_t) };
+    if Errno::result(len)? as usize == buf.len() { Ok(()) } else { Err(Errno::EIO) }
+}
+
+/// Writes to a file known by its number (pwrite(2)), without an error the whole of `buf`.
+pub fn write_at(fd: RawFd, buf: &[u8], at: u64) -> nix::Result<()> {
+    // SAFETY: the kernel only reads `len` bytes of `buf`, which outlives the call.
+    let len = unsafe { libc::pwrite(fd, buf.as_ptr().cast(), buf.len(), at as libc::off_t) };
+    if Errno::result(len)? as usize == buf.len() { Ok(()) } else { Err(Errno::EIO) }
 }
 
 /// Processors that this process may use.

@@ -257,6 +257,11 @@ fn serve_device(
         Origin::Recovered(number) => Device::recover(number, shape)?,
     };
     adding.disarm();
+    if device.answers_late() {
+        reporter.warn(
+            "the device can't copy on request (Linux 6.5): small writes, too, are answered only when they are in place",
+        );
+    }
     let state =
         State { id: device.number(), pid: process::id(), volume: what.volume, ended: None, settings: what.settings };
     let own_state = state.clone().publish()?;

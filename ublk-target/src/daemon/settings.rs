@@ -4,7 +4,7 @@ use super::workers::PREFETCH_LANES;
 use crate::{
     device::is_same_device,
     failure::{Exit, Failure, Outcome},
-    kept::{MOST_BYTES, STRIDE},
+    kept::{MOST_BYTES, PAGE},
     key::KeySource,
     size::Size,
 };
@@ -221,8 +221,8 @@ const REQUEST: u64 = 8 << 10;
 /// What is neither request buffers nor the volume's.
 fn rest(counts: Counts) -> u64 {
     let threads = counts.io_threads() + u64::from(counts.hash_threads);
-    // Of an early write there is a copy that outlives the daemon.
-    let early = counts.early_writes() * ((MOST_BYTES + STRIDE) as u64 + REQUEST);
+    // What an early write is fetched into, and what tells of it, outlive the daemon.
+    let early = counts.early_writes() * (MOST_BYTES as u64 + REQUEST) + counts.io_threads() * PAGE as u64;
     CODE + threads.saturating_sub(4) * THREAD + counts.requests() * REQUEST + early
 }
 

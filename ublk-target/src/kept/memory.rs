@@ -1,4 +1,4 @@
-//! The ramfs that files of kept writes are on.
+//! The file system in memory that files of kept writes are on.
 
 use super::MEMORY;
 use crate::{
@@ -7,9 +7,9 @@ use crate::{
     os,
 };
 use nix::{
+    errno::Errno,
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
-    sys::statfs::{FsType, statfs},
 };
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -19,8 +19,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// `linux/magic.h`
-const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+/// What may be mounted there (file system, options): never swapped out, and best with buffers that a ring can register. A
+/// tmpfs knows `noswap` from Linux 6.4 on; the pages of a ramfs can't be registered.
+const WAYS: [(&str, &str); 2] = [("tmpfs", "mode=0700,size=0,nr_inodes=0,noswap"), ("ramfs", "mode=0700")];
 
 /// How long whoever has the memory to itself may take, and a daemon from letting go of its devices to letting go of its file.
 pub(super) const DYING: Duration = Duration::from_secs(5);
@@ -32,11 +33,15 @@ pub fn mount_memory() -> Outcome {
     // Two at once would mount twice, and the second would hide what the first has kept.
     let _alone = lock_memory()?;
     DirBuilder::new().recursive(true).mode(0o700).create(MEMORY).doing(&what)?;
-    if statfs(MEMORY).doing(&what)?.filesystem_type() != RAMFS_MAGIC {
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some("ramfs"), MEMORY, Some("ramfs"), flags, Some("mode=0700")).doing(&what)?;
-    }
     let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
+    if device(Path::new(MEMORY)) == device(Path::new(FOLDER)) {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let mut mounted = Err(Errno::ENODEV);
+        for (kind, options) in WAYS {
+            mounted = mounted.or_else(|_| mount(Some("ublk-integrity"), MEMORY, Some(kind), flags, Some(options)));
+        }
+        mounted.doing(&what)?;
+    }
     if device(Path::new(MEMORY)) != device(&Path::new("/proc/1/root").join(&MEMORY[1..])) {
         return Err(Failure::new(Exit::Device, format!("{what}: it would go with this mount namespace")));
     }

@@ -1,6 +1,9 @@
 //! Making, starting, stopping and deleting ublk devices.
 
-use super::queue::{self, Shared};
+use super::{
+    queue::{self, Shared},
+    transfer::is_asked,
+};
 use crate::{
     failure::{Exit, Failure, Outcome},
     os,
@@ -105,6 +108,12 @@ impl Device {
         self.ctrl.dev_info().dev_id
     }
 
+    /// Whether small writes were to be answered early and can't be: what has been fetched would lie where the next request
+    /// comes to. So it is on Linux before 6.5, and with a device whose first daemon did not ask for anything else.
+    pub fn answers_late(&self) -> bool {
+        self.shape.write_back > 0 && !is_asked(self.ctrl.dev_info().flags)
+    }
+
     /// Starts the device, calls `live`, and serves requests until it is stopped. `fds` get registered in each queue's
     /// ring from number 1 on.
     pub fn run(&self, fds: &[RawFd], shared: &Arc<Shared>, live: impl FnOnce() + Send + Sync + 'static) -> Outcome {
@@ -138,13 +147,18 @@ impl Drop for Device {
 
 fn builder(shape: &Shape) -> UblkCtrlBuilder<'static> {
     let recovery = sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
+    let mut flags = if shape.recovery { recovery } else { 0 };
+    if shape.write_back > 0 {
+        // A kernel that does not know it leaves it out.
+        flags |= sys::UBLK_F_USER_COPY;
+    }
     UblkCtrlBuilder::default()
         .name(TARGET_NAME)
         .nr_queues(shape.queues)
         .io_threads_per_queue(shape.threads)
         .depth(shape.depth)
         .io_buf_bytes(shape.max_io)
-        .ctrl_flags(if shape.recovery { recovery.into() } else { 0 })
+        .ctrl_flags(flags.into())
 }
 
 fn describe(device: &mut UblkDev, shape: &Shape, fds: &[RawFd], block_shift: u32) {

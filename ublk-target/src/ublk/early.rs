@@ -1,12 +1,14 @@
-//! Small writes of one thread that are answered before they are in place: tasks of their own put them there.
+//! Small writes of one thread that are answered before they are in place: tasks of their own put them there, from where they
+//! were fetched to.
 
 use super::{
     queue::{Load, Memory, Shared},
     request::Request,
+    transfer::Transfer,
 };
 use crate::{
     daemon::log::Event,
-    kept::{MOST_BYTES, Part},
+    kept::{Heads, MOST_BYTES, Part},
     ring::RingStorage,
 };
 use std::{
@@ -14,15 +16,15 @@ use std::{
     future::poll_fn,
     task::{Poll, Waker},
 };
-use ublk_integrity::{Accepted, Buf, Durability};
+use ublk_integrity::{Accepted, Durability, Errno};
 
 /// A thread's writers, and what they have been given. With none every write is answered when it is in place.
 pub(super) struct Early<'v> {
     places: Vec<RefCell<Place<'v>>>,
     /// Writers that have nothing to do.
     idle: RefCell<Vec<usize>>,
-    /// The copies that outlive this process.
-    part: RefCell<Option<Part>>,
+    /// Of the writers' memory, which outlives this process.
+    heads: RefCell<Option<Heads>>,
     /// Tags that may still bring writes.
     tags: Cell<usize>,
 }
@@ -36,20 +38,19 @@ struct Place<'v> {
 }
 
 impl<'v> Early<'v> {
-    /// For so many tags of a thread; without writers where nothing can be kept.
-    pub(super) fn new(shared: &Shared, thread: usize, tags: usize) -> Self {
-        let writers = shared.kept.as_ref().map_or(0, |kept| kept.each);
-        let part = shared.kept.as_ref().and_then(|kept| kept.take(thread));
-        let memories = Buf::several(writers, MOST_BYTES).into_iter();
-        let places = memories.map(|buf| Place {
+    /// For so many tags of a thread, with what it keeps, if anything.
+    pub(super) fn new(shared: &Shared, thread: usize, tags: usize, part: Option<Part>) -> Self {
+        let (heads, bufs) = part.map_or((None, Vec::new()), |part| (Some(part.heads), part.bufs));
+        let idle = (0..bufs.len()).rev().collect();
+        let place = |buf| Place {
             memory: Some(Memory { slot: shared.volume.slot(thread), buf }),
             accepted: None,
             waker: Waker::noop().clone(),
-        });
+        };
         Self {
-            places: places.map(RefCell::new).collect(),
-            idle: RefCell::new((0..writers).rev().collect()),
-            part: RefCell::new(part),
+            places: bufs.into_iter().map(place).map(RefCell::new).collect(),
+            idle: RefCell::new(idle),
+            heads: RefCell::new(heads),
             tags: Cell::new(tags),
         }
     }
@@ -64,28 +65,38 @@ impl<'v> Early<'v> {
         self.places.iter_mut().filter_map(|place| place.get_mut().memory.as_mut())
     }
 
-    /// Takes on a write from the front of `buf`, if it is one that can wait: then it may be answered.
-    pub(super) fn takes_on(&self, shared: &'v Shared, request: Request, buf: &[u8], load: &Load) -> bool {
-        let Request::Write { range, durability: Durability::MayBeLost } = request else { return false };
-        let bytes = &buf[..request.success(shared.shift) as usize];
-        let Some(&writer) = self.idle.borrow().last().filter(|_| bytes.len() <= MOST_BYTES) else { return false };
+    /// Takes on a write, if it is one that can wait: once its bytes have come it may be answered. `None`: it is not, and is
+    /// where it was.
+    pub(super) fn takes_on(
+        &self,
+        shared: &'v Shared,
+        request: Request,
+        transfer: Transfer,
+        load: &Load,
+    ) -> Option<Result<(), Errno>> {
+        let Request::Write { range, durability: Durability::MayBeLost } = request else { return None };
+        let bytes = request.success(shared.shift) as usize;
+        let writer = *self.idle.borrow().last().filter(|_| bytes <= MOST_BYTES)?;
         let mut place = self.places[writer].borrow_mut();
         let memory = place.memory.as_mut().expect("an idle writer's memory is here");
-        let Some(accepted) = shared.volume.accept(&memory.slot, range) else { return false };
-        memory.buf[..bytes.len()].copy_from_slice(bytes);
-        self.part.borrow_mut().as_mut().expect("there are writers").keep(writer, range, accepted.after(), bytes);
+        let accepted = shared.volume.accept(&memory.slot, range)?;
+        if let Err(e) = transfer.fetch(&mut memory.buf, bytes) {
+            accepted.withdraw();
+            return Some(Err(e));
+        }
+        self.heads.borrow_mut().as_mut().expect("there are writers").keep(writer, range, accepted.after());
         place.accepted = Some(accepted);
         place.waker.wake_by_ref();
         self.idle.borrow_mut().pop();
         load.goes_on();
-        true
+        Some(Ok(()))
     }
 
     /// The task of a writer.
     pub(super) async fn write(&self, writer: usize, io: &RingStorage, shared: &Shared, load: &Load) {
         while let Some((accepted, Memory { mut slot, buf })) = self.next(writer).await {
             let range = accepted.range();
-            let forget = || self.part.borrow_mut().as_mut().expect("there are writers").forget(writer);
+            let forget = || self.heads.borrow_mut().as_mut().expect("there are writers").forget(writer);
             let (result, buf) = shared.volume.write_accepted(io, &mut slot, accepted, buf, forget).await;
             load.in_place();
             if let Err(e) = result {

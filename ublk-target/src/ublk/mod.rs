@@ -4,6 +4,7 @@ mod control;
 mod early;
 mod queue;
 mod request;
+mod transfer;
 
 pub use control::{
     Device, Shape, block_path, daemon_of, delete, exists, need_driver, secure_run_folder, shares_queues, stop,

@@ -7,6 +7,7 @@
 use super::{
     early::Early,
     request::{BlockShift, Request},
+    transfer::{Transfer, is_asked},
 };
 use crate::{
     daemon::log::{Event, Log},
@@ -16,7 +17,7 @@ use crate::{
     ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, drive, register},
 };
 use libublk::{
-    BufDesc, UblkError,
+    UblkError,
     io::{UblkDev, UblkQueue, io_thread_idx},
     ublk_init_task_ring,
     uring_async::{ublk_reap_io_events_with_update_queue, ublk_wake_task},
@@ -25,7 +26,7 @@ use nix::sys::prctl::set_name;
 use std::{
     cell::{Cell, RefCell},
     ffi::CString,
-    process,
+    mem, process,
     rc::Rc,
     sync::Arc,
 };
@@ -73,7 +74,9 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     init_ring(device)?;
     let queue = UblkQueue::new(id, device)?;
     let tags = queue.nr_tags() as usize;
-    let mut early = Early::new(shared, thread, tags);
+    // What is named to the driver is overwritten with the next request.
+    let kept = shared.kept.as_ref().filter(|_| is_asked(device.dev_info.flags));
+    let mut early = Early::new(shared, thread, tags, kept.and_then(|kept| kept.take(thread)));
     let tasks = tags + early.writers();
     let ops = Ops::new(Port::UblkQueue, tasks * OPS_PER_REQUEST)?;
     let io = RingStorage::new(Rc::clone(&ops), shared.files);
@@ -184,18 +187,17 @@ async fn serve_tag<'v>(
     load: &Load,
     early: &Early<'v>,
 ) {
-    // The kernel copies the payload to and from the buffer at this address, which is the same as long as the buffer lives:
-    // it moves into operations and back, its memory does not. It lives until the queue is down.
-    let place = |memory: &Memory| BufDesc::RawAddress(memory.buf.as_ptr());
-    let mut fetched = queue.submit_io_prep_cmd(tag, place(&memory), -1, None).await;
+    let transfer = Transfer::of(queue, tag);
+    let mut fetched = queue.submit_io_prep_cmd(tag, transfer.named(&memory.buf), -1, None).await;
     while fetched.is_ok() {
         load.fetched();
         let result = match Request::parse(queue.get_iod(tag), shared.shift) {
-            Ok(request) if early.takes_on(shared, request, &memory.buf, load) => Ok(request.success(shared.shift)),
             Ok(request) => {
-                let (result, buf) = shared.handle(request, io, &mut memory.slot, memory.buf).await;
-                memory.buf = buf;
-                result.map(|()| request.success(shared.shift))
+                let answer = match early.takes_on(shared, request, transfer, load) {
+                    Some(answer) => answer,
+                    None => shared.handle(request, transfer, io, &mut memory).await,
+                };
+                answer.map(|()| request.success(shared.shift))
             }
             Err(unknown) => {
                 shared.log.tell(Event::UnknownRequest(unknown));
@@ -204,33 +206,49 @@ async fn serve_tag<'v>(
         };
         load.answered();
         let code = result.unwrap_or_else(|errno| -errno.0);
-        fetched = queue.submit_io_commit_cmd(tag, place(&memory), code).await;
+        fetched = queue.submit_io_commit_cmd(tag, transfer.named(&memory.buf), code).await;
     }
     early.tag_ends();
 }
 
 impl Shared {
-    async fn handle(&self, request: Request, io: &RingStorage, slot: &mut Slot, buf: Buf) -> (Result<(), Errno>, Buf) {
-        let volume = &*self.volume;
-        let (result, buf) = match request {
+    async fn handle(
+        &self,
+        request: Request,
+        transfer: Transfer,
+        io: &RingStorage,
+        memory: &mut Memory,
+    ) -> Result<(), Errno> {
+        let (volume, slot) = (&*self.volume, &mut memory.slot);
+        let bytes = request.success(self.shift) as usize;
+        let result = match request {
             Request::Read(range) => {
-                let (result, buf) = volume.read(io, slot, range, buf).await;
-                let told = result.map_err(|e| {
-                    self.log.tell(Event::Read(range, e));
-                    e.errno()
-                });
-                return (told, buf);
+                let (result, buf) = volume.read(io, slot, range, mem::replace(&mut memory.buf, Buf::none())).await;
+                memory.buf = buf;
+                return match result {
+                    Ok(()) => transfer.give(&memory.buf, bytes),
+                    Err(e) => {
+                        let errno = e.errno();
+                        self.log.tell(Event::Read(range, e));
+                        Err(errno)
+                    }
+                };
             }
-            Request::Write { range, durability } => volume.write(io, slot, range, buf, durability).await,
-            Request::Flush => (volume.flush(io, slot).await, buf),
-            Request::Discard(range) => (volume.zero(io, slot, range, self.discard).await, buf),
-            Request::WriteZeroes { range, unmap } => (volume.zero(io, slot, range, unmap && self.discard).await, buf),
+            Request::Write { range, durability } => {
+                transfer.fetch(&mut memory.buf, bytes)?;
+                let buf = mem::replace(&mut memory.buf, Buf::none());
+                let (result, buf) = volume.write(io, slot, range, buf, durability).await;
+                memory.buf = buf;
+                result
+            }
+            Request::Flush => volume.flush(io, slot).await,
+            Request::Discard(range) => volume.zero(io, slot, range, self.discard).await,
+            Request::WriteZeroes { range, unmap } => volume.zero(io, slot, range, unmap && self.discard).await,
         };
-        let told = result.map_err(|e| {
+        result.map_err(|e| {
             self.log.tell(Event::Write(request, e));
             e.errno()
-        });
-        (told, buf)
+        })
     }
 }
 
