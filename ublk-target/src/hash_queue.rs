@@ -98,15 +98,10 @@ impl Drop for HashThread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        device::{Backings, Use},
-        offline::Offline,
-        ring::OwnRing,
-    };
-    use std::{cell::Cell, time::Duration};
+    use crate::{offline::scratch, ring::OwnRing};
+    use std::cell::Cell;
     use ublk_integrity::{
-        Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, OnMismatch, Slot, TagAlgorithm,
-        create::{FormatOptions, format},
+        Access, BlockIndex, BlockRange, Buf, Durability, OnMismatch, Slot,
         open::{OpenOptions, open},
     };
 
@@ -131,20 +126,7 @@ mod tests {
     /// The thread that hashes never comes, so what lies here is for the one that left it. If it slept before, for ever.
     #[test]
     fn what_no_thread_takes_is_hashed_before_the_thread_sleeps() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(16 << 20).unwrap();
-        let offline =
-            Offline::with(Backings::open(file.path(), None, Use::Exclusive, Duration::ZERO).unwrap()).unwrap();
-        let key = MasterKey::new(&[7; 32]).unwrap();
-        let layout = FormatOptions {
-            block_size: 4096,
-            size: Some(4 << 20),
-            log_size: None,
-            tag: TagAlgorithm::default(),
-            uuid: [2; 16],
-            separate_meta: false,
-        };
-        offline.run(format(&offline.io(), &key, &layout)).unwrap().unwrap();
+        let (_file, offline, key) = scratch();
         let queue = HashQueue::new(1);
         let _busy = queue.thread();
         let left = Arc::new(AtomicUsize::new(0));

@@ -30,6 +30,8 @@ use nix::{
     errno::Errno,
     fcntl::{FallocateFlags, Flock, fallocate},
 };
+#[cfg(test)]
+pub use part::of_test;
 pub use part::{Heads, KeptWrites, Part};
 use std::{
     fmt::Display,

@@ -84,3 +84,12 @@ impl Heads {
         self.head(place).state.store(FREE, Ordering::Release);
     }
 }
+
+/// For tests: the part of one thread, of a file in a folder of their own.
+#[cfg(test)]
+pub fn of_test(folder: &std::path::Path, places: usize) -> (Kept, Part) {
+    let owner = Owner { path: "/dev/a".into(), number: (None, 1) };
+    let kept = Kept::create_in(folder, folder, &[1; 32], &owner, Layout { parts: 1, places }).unwrap();
+    let part = kept.part(0).unwrap();
+    (kept, part)
+}

@@ -135,3 +135,78 @@ impl<'v> Early<'v> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::request::BlockShift, *};
+    use crate::{
+        daemon::log::{Log, Sink},
+        hash_queue::HashQueue,
+        kept,
+        offline::scratch,
+    };
+    use std::{
+        fs::File,
+        io::Write,
+        os::fd::{AsRawFd, RawFd},
+        sync::Arc,
+    };
+    use ublk_integrity::{Access, BlockIndex, BlockRange, Buf};
+
+    fn request(first: u64, count: u64, durability: Durability) -> Request {
+        Request::Write { range: BlockRange::new(BlockIndex(first), count), durability }
+    }
+
+    #[test]
+    fn a_write_is_kept_where_it_is_fetched_to_until_it_is_in_place() {
+        let (_volume, offline, key) = scratch();
+        let volume = Arc::new(offline.open_volume(&key, Access::ReadWrite).unwrap());
+        let (_, files) = offline.handles();
+        let log = Log::start(Sink::Stderr, Vec::new()).unwrap();
+        let shared = Shared {
+            volume,
+            files,
+            shift: BlockShift::of(4096),
+            discard: false,
+            kept: None,
+            hashing: HashQueue::new(0),
+            log,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let (kept, part) = kept::of_test(folder.path(), 2);
+        let early = Early::new(&shared, 0, 1, Some(part));
+        let load = Load::default();
+        // In the place of a character device: a file with the bytes of three requests.
+        let mut device = tempfile::tempfile().unwrap();
+        (1..=3).for_each(|i| device.write_all(&[i; MOST_BYTES]).unwrap());
+        let from = |device: RawFd, i: u64| Transfer::Asked { device, at: i * MOST_BYTES as u64 };
+        let takes_on = |request, from| early.takes_on(&shared, request, from, &load);
+
+        let (soon, now) = (Durability::MayBeLost, Durability::Durable);
+        let device = device.as_raw_fd();
+        assert_eq!(takes_on(request(0, 1, now), from(device, 0)), None, "it must be in place first");
+        assert_eq!(takes_on(request(0, 5, soon), from(device, 0)), None, "it is too large");
+        assert_eq!(takes_on(Request::Flush, from(device, 0)), None);
+        let unreadable = File::options().write(true).open("/dev/null").unwrap();
+        let unfetched = takes_on(request(0, 4, soon), from(unreadable.as_raw_fd(), 0));
+        assert_eq!((unfetched, kept.count().unwrap()), (Some(Err(Errno(libc::EBADF))), 0));
+        assert!(shared.volume.latched().is_none(), "nobody was promised anything");
+
+        assert_eq!(takes_on(request(0, 4, soon), from(device, 0)), Some(Ok(())));
+        assert_eq!(takes_on(request(3, 2, soon), from(device, 1)), None, "the first holds one of its blocks");
+        assert_eq!(takes_on(request(9, 2, soon), from(device, 1)), Some(Ok(())));
+        assert_eq!(takes_on(request(20, 1, soon), from(device, 2)), None, "all writers are busy");
+        assert_eq!(kept.count().unwrap(), 2);
+        early.tag_ends();
+        let io = offline.io();
+        (0..2).for_each(|writer| offline.run(early.write(writer, &io, &shared, &load)).unwrap());
+        assert_eq!(kept.count().unwrap(), 0);
+        let mut slot = shared.volume.slot(0);
+        for (first, count, byte) in [(0, 4, 1), (9, 2, 2), (20, 1, 0)] {
+            let range = BlockRange::new(BlockIndex(first), count);
+            let (result, buf) = offline.run(shared.volume.read(&io, &mut slot, range, Buf::new(MOST_BYTES))).unwrap();
+            result.unwrap();
+            assert!(buf[..count as usize * 4096].iter().all(|&b| b == byte), "block {first}");
+        }
+    }
+}
