@@ -3,7 +3,8 @@
 //! 1. An accepted write holds its range from before its answer until it is in place. Whoever overlaps it comes after it.
 //! 2. A flush waits for all that were accepted before it began.
 //! 3. The caller keeps the bytes where they outlive this process, until they are in place, and writes them again after the
-//!    next [`open`](crate::open::open). The range is still held when it lets go of them: nothing newer can be there.
+//!    next [`open`](crate::open::open). The range is still held when it lets go of them: nothing newer can be there. What is
+//!    written from there is not changed, whether it succeeds or fails.
 //! 4. One that fails latches the volume: no flush succeeds any more. Its blocks, which are not what was last written, can't
 //!    be read.
 //!

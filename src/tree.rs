@@ -85,6 +85,13 @@ impl PageBufs {
     fn together_for(max_blocks: usize) -> usize {
         (max_blocks.saturating_sub(1).div_ceil(TAGS_PER_PAGE as usize) + 1).min(MAX_TOGETHER)
     }
+    /// A buffer for one block, between two loads.
+    pub(crate) fn lend(&mut self) -> Buf {
+        self.levels[0].take().expect("no load is under way")
+    }
+    pub(crate) fn give_back(&mut self, buf: Buf) {
+        self.levels[0] = Some(buf);
+    }
     /// Splits tag pages into runs that one [`Tree::load`] can bring: under one parent, and no more than there is memory for.
     pub(crate) fn runs(&self, pages: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
         let (mut start, most) = (pages.start, self.together as u64);

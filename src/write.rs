@@ -109,7 +109,7 @@ impl Volume {
             }
             Err(errno) => {
                 self.counters[slot.queue].failed_writes.add(1);
-                let (settled, buf) = self.settle_failed(io, slot, part, buf, bytes.clone(), appended).await;
+                let settled = self.settle_failed(io, slot, part, appended).await;
                 let device = WriteError::Device(data_error("write", offset, bytes.len(), errno));
                 (Err(settled.err().map_or(device, WriteError::Latched)), buf)
             }
@@ -123,39 +123,35 @@ impl Volume {
         Reserved { tags: new, runs: 0 }
     }
 
-    /// A data write failed: what is on the medium now? Judged block by block under the range. Nothing
-    /// of this appends to the log, so it can't wait for space.
+    /// A data write failed: what is on the medium now? Judged block by block under the range. Nothing of this appends to
+    /// the log, so it can't wait for space. Nor does it see the request's buffer: what was to be written stays in it, for
+    /// whoever keeps it.
     async fn settle_failed<S: Storage>(
         &self,
         io: &S,
         slot: &mut Slot,
         part: BlockRange,
-        mut buf: Buf,
-        bytes: std::ops::Range<usize>,
         appended: Appended<'_>,
-    ) -> (Result<(), Latched>, Buf) {
-        if let Err(why) = self.log.flush(io, slot.id).await {
-            return (Err(why), buf);
-        }
-        // Tags before this write. Without them nothing can be decided; damaged ones prove nothing.
-        if let Err(e) = self.lookup_patiently(io, slot, part, Into::Old).await {
-            let why = Latched::Device(e);
+    ) -> Result<(), Latched> {
+        self.log.flush(io, slot.id).await?;
+        let latch = |why: Latched| {
             self.log.latch(why);
-            return (Err(why), buf);
-        }
-        let bs = self.block_size();
-        let (mut kept, mut abandon) = (Reserved::default(), false);
+            why
+        };
+        // Tags before this write. Without them nothing can be decided; damaged ones prove nothing.
+        let looked_up = self.lookup_patiently(io, slot, part, Into::Old).await;
+        looked_up.map_err(|e| latch(Latched::Device(e)))?;
+        let mut buf = slot.pages.lend();
+        let (mut kept, mut abandon, mut unknown) = (Reserved::default(), false, None);
         for (i, block) in part.blocks().enumerate() {
-            let at = bytes.start + i * bs;
             let result;
-            (result, buf) = self.read_back(io, block, buf, at..at + bs).await;
+            (result, buf) = self.read_back(io, block, buf).await;
             if result.is_err() {
-                let why = Latched::UnknownBlock(block);
-                self.log.latch(why);
-                return (Err(why), buf);
+                unknown = Some(block);
+                break;
             }
             let (new, old) = (slot.tags.tags(part.count)[i], slot.old.tags(part.count)[i]);
-            let content = &buf[at..at + bs];
+            let content = &buf[..self.block_size()];
             let proves_new = self.tagger.proves(&new, block, content);
             let proves_old = old == ZERO_TAG || self.tagger.proves(&old, block, content);
             if proves_new || !proves_old {
@@ -164,27 +160,24 @@ impl Volume {
             }
             abandon |= !proves_new;
         }
-        match abandon {
-            true => appended.abandon(kept),
-            false => appended.settle(kept),
+        slot.pages.give_back(buf);
+        match (unknown, abandon) {
+            (Some(block), _) => return Err(latch(Latched::UnknownBlock(block))),
+            (None, true) => appended.abandon(kept),
+            (None, false) => appended.settle(kept),
         }
-        (Ok(()), buf)
+        Ok(())
     }
 
-    async fn read_back<S: Storage>(
-        &self,
-        io: &S,
-        block: BlockIndex,
-        mut buf: Buf,
-        part: std::ops::Range<usize>,
-    ) -> (Result<(), Errno>, Buf) {
+    /// A block as it is on the medium, to the front of `buf`.
+    async fn read_back<S: Storage>(&self, io: &S, block: BlockIndex, mut buf: Buf) -> (Result<(), Errno>, Buf) {
         let mut result = Err(Errno::EIO);
         for attempt in 0..READ_BACK_TRIES {
             if attempt > 0 {
                 let _ = io.sleep(READ_BACK_PAUSE).await;
             }
             let offset = self.tree.layout.block_offset(block);
-            (result, buf) = io.read(Device::Data, offset, buf, part.clone()).await;
+            (result, buf) = io.read(Device::Data, offset, buf, 0..self.block_size()).await;
             if result.is_ok() {
                 break;
             }

@@ -233,8 +233,11 @@ fn a_write_that_was_answered_and_fails_is_told_to_every_flush_and_never_read_ove
         let mut buf = Buf::new(4096);
         fill_all(range, 2, 512, &mut buf);
         let write = lab.volume.write_accepted(&lab.io, &mut slot, accepted, buf, || kept.set(false));
-        let (result, _) = block_on(&lab.io, write);
+        let (result, buf) = block_on(&lab.io, write);
         assert_eq!(result.unwrap_err().errno(), Errno::EIO);
+        let mut whole = Buf::new(4096);
+        fill_all(range, 2, 512, &mut whole);
+        assert_eq!(*buf, *whole, "what is kept is what was to be written");
         assert!(kept.get() && lab.volume.latched().is_some());
         assert!(lab.volume.accept(&slot, BlockRange::new(BlockIndex(15), 1)).is_none());
         assert!(lab.try_flush().is_err() && lab.try_flush().is_err());

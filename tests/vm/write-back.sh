@@ -1,8 +1,9 @@
 #!/bin/bash
 # write-back - small writes answered before they are in place outlive kill -9 of any number of daemons, and none is lost unsaid
-# vm: limit=240
+# vm: limit=300
 . tests/vm/lib.sh
 memory=/run/ublk-integrity/memory
+modprobe dm-flakey
 linear lower /dev/vda
 data=/dev/mapper/lower
 blocks=12
@@ -112,6 +113,28 @@ grep -q 'to put in place: 1 write' /run/err || die 'del did not say so'
 add
 for block in $(seq $blocks); do [ "$block" = 7 ] || answered "$block" "third-$block"; done
 whole third
+remove
+
+step 'a sector that takes no writes, and can be read: what is kept is what was to be written, not what is there'
+for block in $(seq $blocks); do answered "$block" "old-$block"; done
+sync "$disk"
+remove
+at=$(($(where_is /dev/vda old-7) / 512))
+add
+table lower "0 $at linear /dev/vda 0
+$at 8 flakey /dev/vda $at 0 3600 1 error_writes
+$((at + 8)) $((sectors - at - 8)) linear /dev/vda $((at + 8))"
+answered 7 fourth-7 || die 'was not answered'
+code=0
+sync "$disk" 2>/run/err || code=$?
+[ $code != 0 ] || die 'a flush that lost a write succeeded'
+[ "$(read_block "$disk" 7)" = "$EIO" ] || die "block 7: $(read_block "$disk" 7)"
+refused 4 ui del -n "$id"
+grep -q 'to put in place: 1 write' /run/err || die 'del did not say so'
+table lower "0 $sectors linear /dev/vda 0"
+add
+for block in $(seq $blocks); do [ "$block" = 7 ] || answered "$block" "fourth-$block"; done
+whole fourth
 remove
 
 step 'without write-back each write waits, and is told itself'

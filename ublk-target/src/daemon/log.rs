@@ -16,7 +16,7 @@ use std::{
     thread,
     time::Duration,
 };
-use ublk_integrity::{BlockRange, Latched, ReadError, WriteError};
+use ublk_integrity::{BlockRange, Errno, Latched, ReadError, WriteError};
 
 /// Events that may wait to be written.
 const CAPACITY: usize = 1024;
@@ -33,6 +33,8 @@ pub enum Event {
     Write(Request, WriteError),
     /// The kernel asked for what was not offered.
     UnknownRequest(Unknown),
+    /// The driver has not copied its bytes.
+    NotCopied(Request, Errno),
     /// The volume has become read-only.
     Latched(Latched),
     /// The checkpoint thread has moved the superblock on.
@@ -45,6 +47,7 @@ impl fmt::Display for Event {
             Self::Read(range, e) => write!(f, "read of blocks {range} failed: {e}"),
             Self::Write(request, e) => write!(f, "{request} failed: {e}"),
             Self::UnknownRequest(what) => write!(f, "request refused: {what:?}"),
+            Self::NotCopied(request, e) => write!(f, "{request} failed: its bytes could not be copied: {e}"),
             Self::Latched(why) => write!(f, "the volume is read-only from now on: {why}"),
             Self::Checkpoint => f.write_str("checkpoint"),
         }

@@ -107,10 +107,13 @@ impl Kept {
     /// Gives a new file its length, and its memory: where there is not enough, that is an error here and SIGBUS later.
     fn reserve(&self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)?;
-        match fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as libc::off_t) {
-            // A ramfs can't.
-            Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
-            Err(e) => Err(e.into()),
+        loop {
+            return match fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as libc::off_t) {
+                Err(Errno::EINTR) => continue,
+                // A ramfs can't.
+                Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
+                Err(e) => Err(e.into()),
+            };
         }
     }
 
@@ -133,7 +136,9 @@ impl Kept {
             // Its daemon has ended in good order since.
             Err(_) if !link.is_symlink() => return Ok(None),
             Err(e) if e.get_ref().is_some_and(|cause| cause.is::<serde_json::Error>()) => {
-                return Err(refuse(&"it can't be read: is it of another version of this program?"));
+                return Err(refuse(
+                    &"it can't be read: if another version of this program has left it, `add` with that puts it in place",
+                ));
             }
             Err(e) => return Err(refuse(&format_args!("{} (is it mounted elsewhere?)", plain(&e)))),
             Ok(opened) => opened,

@@ -82,7 +82,7 @@ impl<'v> Early<'v> {
         let accepted = shared.volume.accept(&memory.slot, range)?;
         if let Err(e) = transfer.fetch(&mut memory.buf, bytes) {
             accepted.withdraw();
-            return Some(Err(e));
+            return Some(Err(shared.not_copied(request, e)));
         }
         self.heads.borrow_mut().as_mut().expect("there are writers").keep(writer, range, accepted.after());
         place.accepted = Some(accepted);

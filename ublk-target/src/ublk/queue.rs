@@ -86,8 +86,9 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
         .map(|buf| Memory { slot: shared.volume.slot(thread), buf })
         .collect();
     Slot::work_together(memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.slot));
-    // Refused, it only costs time.
-    let _ = register(&ops, memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.buf));
+    // Refused, it only costs time. A ramfs that an older version has left mounted is: then the others alone.
+    let all = memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.buf);
+    let _ = register(&ops, all).or_else(|_| register(&ops, memories.iter_mut().map(|memory| &mut memory.buf)));
     let mut exec = Executor::new(tasks, ops.doorbell(), ops.turn());
     for (tag, memory) in tags_of(share, shares, queue.get_depth() as u16).zip(memories) {
         exec.spawn(serve_tag(&queue, tag, memory, &io, shared, &load, &early));
@@ -226,7 +227,7 @@ impl Shared {
                 let (result, buf) = volume.read(io, slot, range, mem::replace(&mut memory.buf, Buf::none())).await;
                 memory.buf = buf;
                 return match result {
-                    Ok(()) => transfer.give(&memory.buf, bytes),
+                    Ok(()) => transfer.give(&memory.buf, bytes).map_err(|e| self.not_copied(request, e)),
                     Err(e) => {
                         let errno = e.errno();
                         self.log.tell(Event::Read(range, e));
@@ -235,7 +236,7 @@ impl Shared {
                 };
             }
             Request::Write { range, durability } => {
-                transfer.fetch(&mut memory.buf, bytes)?;
+                transfer.fetch(&mut memory.buf, bytes).map_err(|e| self.not_copied(request, e))?;
                 let buf = mem::replace(&mut memory.buf, Buf::none());
                 let (result, buf) = volume.write(io, slot, range, buf, durability).await;
                 memory.buf = buf;
@@ -249,6 +250,12 @@ impl Shared {
             self.log.tell(Event::Write(request, e));
             e.errno()
         })
+    }
+
+    /// The driver has not copied the bytes of a request.
+    pub(super) fn not_copied(&self, request: Request, e: Errno) -> Errno {
+        self.log.tell(Event::NotCopied(request, e));
+        e
     }
 }
 
