@@ -116,6 +116,7 @@ whole third
 remove
 
 step 'a sector that takes no writes, and can be read: what is kept is what was to be written, not what is there'
+add
 for block in $(seq $blocks); do answered "$block" "old-$block"; done
 sync "$disk"
 remove
