@@ -19,6 +19,5 @@ step 'opened again, verified once more, by buffers that the driver knows'
 add -q 4 --write-back 0
 run --name=mixed --size=48M --rw=randwrite --bsrange=4k-512k --verify_only
 run --name=small --rw=randwrite --bs=4k --size=8M
-run --name=mixed --size=16M --rw=randwrite --bsrange=4k-512k
 remove
 check_closed
