@@ -7,7 +7,6 @@ use crate::{
     os,
 };
 use nix::{
-    errno::Errno,
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
 };
@@ -19,9 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What may be mounted there (file system, options): never swapped out, and best with buffers that a ring can register. A
-/// tmpfs knows `noswap` from Linux 6.4 on; the pages of a ramfs can't be registered.
-const WAYS: [(&str, &str); 2] = [("tmpfs", "mode=0700,size=0,nr_inodes=0,noswap"), ("ramfs", "mode=0700")];
+/// Of the tmpfs: without limits, and never swapped out (`noswap`, Linux 6.4; before 6.5 nothing can be answered early).
+const OPTIONS: &str = "mode=0700,size=0,nr_inodes=0,noswap";
 
 /// How long whoever has the memory to itself may take, and a daemon from letting go of its devices to letting go of its file.
 pub(super) const DYING: Duration = Duration::from_secs(5);
@@ -36,11 +34,7 @@ pub fn mount_memory() -> Outcome {
     let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
     if device(Path::new(MEMORY)) == device(Path::new(FOLDER)) {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        let mut mounted = Err(Errno::ENODEV);
-        for (kind, options) in WAYS {
-            mounted = mounted.or_else(|_| mount(Some("ublk-integrity"), MEMORY, Some(kind), flags, Some(options)));
-        }
-        mounted.doing(&what)?;
+        mount(Some("ublk-integrity"), MEMORY, Some("tmpfs"), flags, Some(OPTIONS)).doing(&what)?;
     }
     if device(Path::new(MEMORY)) != device(&Path::new("/proc/1/root").join(&MEMORY[1..])) {
         return Err(Failure::new(Exit::Device, format!("{what}: it would go with this mount namespace")));

@@ -110,7 +110,7 @@ impl Kept {
         loop {
             return match fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as libc::off_t) {
                 Err(Errno::EINTR) => continue,
-                // A ramfs can't.
+                // A ramfs, which an older version may have mounted, can't.
                 Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
                 Err(e) => Err(e.into()),
             };
