@@ -108,12 +108,12 @@ impl Kept {
     fn reserve(&self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)?;
         loop {
-            return match fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as libc::off_t) {
-                Err(Errno::EINTR) => continue,
+            match fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as libc::off_t) {
+                Err(Errno::EINTR) => {}
                 // A ramfs, which an older version may have mounted, can't.
-                Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
-                Err(e) => Err(e.into()),
-            };
+                Ok(()) | Err(Errno::EOPNOTSUPP) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
         }
     }
 

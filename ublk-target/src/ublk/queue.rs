@@ -226,14 +226,11 @@ impl Shared {
             Request::Read(range) => {
                 let (result, buf) = volume.read(io, slot, range, mem::replace(&mut memory.buf, Buf::none())).await;
                 memory.buf = buf;
-                return match result {
-                    Ok(()) => transfer.give(&memory.buf, bytes).map_err(|e| self.not_copied(request, e)),
-                    Err(e) => {
-                        let errno = e.errno();
-                        self.log.tell(Event::Read(range, e));
-                        Err(errno)
-                    }
-                };
+                result.map_err(|e| {
+                    self.log.tell(Event::Read(range, e));
+                    e.errno()
+                })?;
+                return transfer.give(&memory.buf, bytes).map_err(|e| self.not_copied(request, e));
             }
             Request::Write { range, durability } => {
                 transfer.fetch(&mut memory.buf, bytes).map_err(|e| self.not_copied(request, e))?;
