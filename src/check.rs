@@ -45,6 +45,7 @@ impl CheckReport {
             ReadError::BadPage { page, .. } => format!("damaged {page}"),
             ReadError::Device(e) => format!("unreadable: {e}"),
             ReadError::NotInPlace(_) => "not in place".into(),
+            ReadError::MayBeOlder(_) => "may be older than what was last written".into(),
             ReadError::BadRange(_) => "outside the volume".into(),
         };
         let full = self.bad_runs.len() == MAX_REPORTED_RUNS;
@@ -113,6 +114,10 @@ impl Volume {
     /// A run under damaged metadata counts as data: reading it tells what is wrong.
     pub async fn next_data<S: Storage>(&self, io: &S, slot: &mut Slot, from: BlockIndex) -> Option<BlockRange> {
         let mut at = from;
+        if self.newer_from.is_some() && from.0 < self.blocks() {
+            // What the tree says of a subtree may be older, too.
+            return Some(BlockRange::new(from, self.blocks() - from.0));
+        }
         while at.0 < self.blocks() {
             let page_end = (at.0 / TAGS_PER_PAGE + 1) * TAGS_PER_PAGE;
             let absent_to = match self.find_page(io, slot, at).await {

@@ -7,7 +7,7 @@ use crate::{
     },
     keys::{Keys, TagAlgorithm},
     read::data_error,
-    superblocks::{meta_error, write_both},
+    superblocks::{Change, meta_error, publish},
 };
 use serde::Serialize;
 use zerocopy::{FromBytes, IntoBytes};
@@ -214,7 +214,7 @@ pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions
         let identity = Identity { uuid: options.uuid, size: layout.size() }.seal(&keys);
         write_page(io, Device::Data, Layout::identity_offset(), identity.as_bytes()).await?;
     }
-    write_both(io, &superblock, &keys, Buf::new(PAGE_BYTES)).await.0?;
+    publish(io, &keys, Change::First(&superblock), Buf::new(PAGE_BYTES)).await.0?;
     Ok(VolumeInfo::of(&superblock))
 }
 

@@ -7,7 +7,7 @@
 //!             ├─ hashing.rs ── tag.rs ── sha256/  (two blocks side by side), blake3
 //!             └─ log/             append → group commit
 //!   checkpoint.rs ── apply.rs     pending tags → tag pages → tree → superblock
-//!   open.rs ── recovery/          log → candidates → one tag a block
+//!   open.rs ── staged.rs ── recovery/   superblock → log → candidates → one tag a block
 //!   prefetch.rs ← hints.rs        droppable, never waited for
 //!                     │
 //!                 Storage         io_uring in production, a simulated disk in the tests
@@ -71,11 +71,13 @@ mod root;
 mod sha256;
 mod slot;
 pub mod speed;
+mod staged;
 mod storage;
 mod superblocks;
 mod sync;
 mod tag;
 mod tree;
+mod undecided;
 mod units;
 mod volume;
 mod write;

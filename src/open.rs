@@ -1,15 +1,12 @@
-//! Opening a volume: which superblock, recovery, and only then a [`Volume`].
+//! Opening a volume: how, what can go wrong, and what is found. The steps themselves are in `staged.rs`.
 
+pub use crate::staged::VerifiedVolume;
 use crate::{
-    BlockIndex, Buf, ByteOffset, Device, DeviceError, Latched, MasterKey, OnMismatch, Storage, Volume,
-    apply::{Applied, Scratch, apply},
+    Buf, Device, DeviceError, MasterKey, OnMismatch, Storage, Volume,
     create::VolumeInfo,
-    format::{Identity, Layout, PAGE_BYTES, RawIdentity, Superblock, SuperblockError, hex, uuid_text},
-    log::LogPoint,
-    pending::PendingSet,
+    format::{Layout, PAGE_BYTES, RawIdentity, Superblock, SuperblockError, hex, uuid_text},
     read::data_error,
-    recovery::{follow, settle},
-    superblocks::{Newest, meta_error, read_copies, write_both, write_copy},
+    superblocks::read_copies,
 };
 use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
@@ -22,6 +19,28 @@ pub enum Access {
     ReadWrite,
     /// Nothing is written, not even recovery's result.
     ReadOnly,
+}
+
+/// What becomes of a log that can't be read where it goes on: its newest records may lie there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UnreadLog {
+    /// The volume is not opened.
+    #[default]
+    Refuse,
+    /// For rescue, read-only: what can be read of the log counts, and a block that the rest could name fails.
+    FailOlder,
+    /// For rescue, read-only: such a block reads as what is known of it, which may be older than what was last written.
+    ServeOlder,
+}
+
+/// What becomes of a block with several candidates that can't be read while recovery must choose (row F).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UnreadableBlocks {
+    /// Nothing is decided without evidence: the volume is open read-only, and the block an error until it can be read.
+    #[default]
+    KeepUndecided,
+    /// The newest tag is taken and written down: if the write never arrived, the block is lost until it is written again.
+    TakeNewest,
 }
 
 /// How to open a volume. All limits are fixed for as long as it is open: memory is taken once.
@@ -41,12 +60,39 @@ pub struct OpenOptions {
     pub separate_meta: bool,
     /// What a read does with a block that does not match its tag.
     pub on_mismatch: OnMismatch,
+    /// The UUID that the volume must have, where one is known: whole volumes under one key look alike otherwise.
+    pub expected_uuid: Option<[u8; 16]>,
+    /// What becomes of a log that can't be read.
+    pub unread_log: UnreadLog,
+    /// What becomes of blocks that can't be read.
+    pub unreadable_blocks: UnreadableBlocks,
     /// 32 fresh random bytes, drawn for this open.
     pub open_id: [u8; 32],
     /// Where prefetch hints go; none are made where `None`.
     pub hints: Option<crate::HintSender>,
     /// Threads that hash for those that serve requests, where there are any.
     pub hash_threads: Option<crate::HashThreads>,
+}
+
+impl OpenOptions {
+    /// For one request of up to 1 MiB at a time, without a cache, on one device; what is in doubt is refused.
+    pub fn new(access: Access, open_id: [u8; 32]) -> Self {
+        Self {
+            access,
+            cache_bytes: 0,
+            max_slots: 1,
+            queues: 1,
+            max_request_bytes: 1 << 20,
+            separate_meta: false,
+            on_mismatch: OnMismatch::Fail,
+            expected_uuid: None,
+            unread_log: UnreadLog::default(),
+            unreadable_blocks: UnreadableBlocks::default(),
+            open_id,
+            hints: None,
+            hash_threads: None,
+        }
+    }
 }
 
 /// What can be known without a key (`dump`).
@@ -89,7 +135,7 @@ pub struct RecoveryReport {
     pub older: u64,
     /// Blocks that match no candidate: corrupt, lost or rolled back (row E).
     pub corrupt: u64,
-    /// Blocks that could not be read (row F).
+    /// Blocks that could not be read, or whose tag page could not: undecided (row F).
     pub unreadable: u64,
     /// The first of the blocks of rows C and D.
     pub older_blocks: Vec<u64>,
@@ -143,6 +189,20 @@ pub enum OpenError {
     /// An option makes no sense.
     #[error("{0}")]
     Options(String),
+    /// Another volume than the one that was asked for.
+    #[error("this is volume {found}, not {expected}: nothing was done")]
+    OtherVolume {
+        /// The UUID that was asked for.
+        expected: String,
+        /// The one that is there.
+        found: String,
+    },
+    /// A part of the log can't be read, and the newest changes may lie there.
+    #[error("the tag log can't be read, the newest changes may be in it: {0}")]
+    LogUnreadable(DeviceError),
+    /// For ten seconds, or for many blocks, not one read of the device has succeeded.
+    #[error("not one read succeeds any more, the device seems to be away; nothing was done: {0}")]
+    Away(DeviceError),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -183,16 +243,11 @@ pub async fn dump<S: Storage>(io: &S) -> Result<Dump, OpenError> {
     }
 }
 
-async fn read_identity<S: Storage>(io: &S) -> Result<RawIdentity, DeviceError> {
+pub(crate) async fn read_identity<S: Storage>(io: &S) -> Result<RawIdentity, DeviceError> {
     let at = Layout::identity_offset();
     let (result, buf) = io.read(Device::Data, at, Buf::new(PAGE_BYTES), 0..PAGE_BYTES).await;
     result.map_err(|errno| data_error("read", at, PAGE_BYTES, errno))?;
     Ok(RawIdentity::read_from_prefix(&buf).expect("a page is large enough").0)
-}
-
-/// The id that was drawn when the volume was last opened for writing: 256 random bits, or that of its format. Writes nothing.
-pub async fn last_opened<S: Storage>(io: &S, key: &MasterKey) -> Result<[u8; 32], OpenError> {
-    Ok(read_copies(io).await?.newest(key)?.superblock.open_id)
 }
 
 /// Opens a volume: verifies the newest superblock, recovers from the log, and (unless read-only)
@@ -200,179 +255,5 @@ pub async fn last_opened<S: Storage>(io: &S, key: &MasterKey) -> Result<[u8; 32]
 ///
 /// The caller holds the locks on the devices and has waited for I/O of earlier holders.
 pub async fn open<S: Storage>(io: &S, key: &MasterKey, options: &OpenOptions) -> Result<Volume, OpenError> {
-    if options.max_request_bytes < MAX_BLOCK_BYTES {
-        let got = options.max_request_bytes;
-        return Err(OpenError::Options(format!("requests of {got} bytes are too small: at least {MAX_BLOCK_BYTES}")));
-    }
-    if options.access == Access::ReadWrite {
-        // What an earlier life has written and not synced is on the medium, or lost, from here on.
-        for device in [Device::Data, Device::Meta] {
-            let synced = io.sync(device).await;
-            synced.map_err(|errno| DeviceError { op: "sync", device, offset: ByteOffset(0), len: 0, errno })?;
-        }
-    }
-    let newest = match read_copies(io).await?.newest(key) {
-        Err(OpenError::NotAVolume) => return Err(explain_no_superblock(io).await?),
-        other => other?,
-    };
-    check_devices(io, &newest, options).await?;
-    let chain = follow(io, &newest.superblock, &newest.keys).await?;
-    let mut options = options.clone();
-    // Recovery reads and looks tags up as a request does: one slot of its own.
-    options.max_slots += 1;
-    let head = LogPoint { link: options.open_id, ..chain.end };
-    let mut volume = Volume::new(key, newest.superblock, head, &options);
-    let mut report =
-        RecoveryReport { records: chain.records, superblock_repaired: newest.damaged, ..Default::default() };
-    volume.warnings = atomicity_warnings(io, &newest.superblock);
-    let (set, settling) = chain.candidates.into_set_and_blocks();
-    let mut slot = volume.slot(0);
-    let unread = settle(io, &volume, &mut slot, &settling, &set, &mut report).await;
-    report.blocks = report.settled + report.older + report.corrupt + report.unreadable;
-    let away = report.unreadable_blocks.first().filter(|_| report.unreadable > MAX_UNREADABLE);
-    let unread = chain.unreadable.or(unread);
-    let undecided = unread.map(Latched::Device).or(away.map(|b| Latched::UnknownBlock(BlockIndex(*b))));
-    volume.recovery = report;
-    if let Some(why) = undecided {
-        volume.log.latch(why);
-    } else if options.access == Access::ReadWrite {
-        match write_down(io, &newest, &volume, &set, head, options.open_id).await {
-            Ok((superblock, applied)) => {
-                volume.begin(superblock, head);
-                volume.recovery.pages_lost = applied.pages_lost;
-                return Ok(volume);
-            }
-            // Nothing current was overwritten: what recovery found can be served, but not be added to.
-            Err(why) => volume.log.latch(why),
-        }
-    }
-    volume.serve_from_memory(set);
-    Ok(volume)
-}
-
-/// A request takes at least one block of any size.
-const MAX_BLOCK_BYTES: usize = 4096;
-
-/// More blocks than this that can't be read mean that the device is away: nothing is written then.
-const MAX_UNREADABLE: u64 = 64;
-
-/// The end of recovery: what was found goes to pages that nothing current names, then into the superblock.
-async fn write_down<S: Storage>(
-    io: &S,
-    newest: &Newest,
-    volume: &Volume,
-    set: &PendingSet,
-    head: LogPoint,
-    open_id: [u8; 32],
-) -> Result<(Superblock, Applied), Latched> {
-    // Both copies must name the current state before anything that the older one names is overwritten.
-    let current = newest.superblock.seal(&newest.keys);
-    for at in &newest.stale {
-        let (written, _) = write_copy(io, *at, &current, Buf::new(PAGE_BYTES)).await;
-        written.map_err(Latched::Superblock)?;
-    }
-    // Not the next epoch: the crashed life may have written pages and records of that one.
-    let epoch = newest.superblock.epoch.next().next();
-    let mut scratch = Scratch::new(&volume.tree.layout, set.len(), set.runs());
-    let (root, applied) = apply(io, &volume.tree, &mut scratch, set, newest.superblock.root, epoch).await?;
-    let synced = io.sync(Device::Meta).await;
-    synced.map_err(|errno| Latched::Device(meta_error("sync", ByteOffset(0), 0, errno)))?;
-    let superblock = Superblock {
-        epoch,
-        root,
-        log_begin: head.position,
-        record_number: head.number,
-        link: head.link,
-        open_id,
-        ..newest.superblock
-    };
-    let (written, _) = write_both(io, &superblock, &newest.keys, Buf::new(PAGE_BYTES)).await;
-    written.map_err(Latched::Superblock)?;
-    Ok((superblock, applied))
-}
-
-/// The devices may not be those that the volume was formatted on: an image copied to another disk.
-fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String> {
-    let (data, meta) = (io.geometry(Device::Data).physical_block, io.geometry(Device::Meta).physical_block);
-    let mut warnings = Vec::new();
-    let block = superblock.layout.block_size;
-    if block > data {
-        warnings.push(format!(
-            "blocks of {block} bytes on a device that writes only {data} at once: a power cut may tear one, which then reads as an error"
-        ));
-    }
-    if block < data {
-        warnings.push(format!(
-            "blocks of {block} bytes on a device that writes {data} at once: a power cut may damage the neighbours of a block under way, which then read as errors"
-        ));
-    }
-    if meta > superblock.physical_block {
-        warnings.push(format!(
-            "the metadata device writes {meta} bytes at once, the volume was made for {}: a power cut may damage neighbouring metadata",
-            superblock.physical_block
-        ));
-    }
-    warnings
-}
-
-/// There is no superblock: perhaps this is the data device of a volume whose metadata is elsewhere.
-async fn explain_no_superblock<S: Storage>(io: &S) -> Result<OpenError, DeviceError> {
-    Ok(match read_identity(io).await?.claim() {
-        Some(claim) => OpenError::Foreign(format!(
-            "this is the data device of volume {}; name its metadata device with --meta",
-            uuid_text(&claim.uuid)
-        )),
-        None => OpenError::NotAVolume,
-    })
-}
-
-/// The devices are the volume's, and large enough.
-async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOptions) -> Result<(), OpenError> {
-    let superblock = &newest.superblock;
-    let layout = &superblock.layout;
-    let uuid = uuid_text(&superblock.uuid);
-    match (layout.separate_meta, options.separate_meta) {
-        (true, false) => {
-            return Err(OpenError::Foreign(format!(
-                "this is the metadata device of volume {uuid}: name it with --meta, and its data device with --data"
-            )));
-        }
-        (false, true) => {
-            return Err(OpenError::Foreign(format!(
-                "volume {uuid} keeps data and metadata on one device: leave out --meta"
-            )));
-        }
-        _ => {}
-    }
-    for (device, need) in [(Device::Meta, layout.meta_device_bytes()), (Device::Data, layout.data_device_bytes())] {
-        let have = io.geometry(device).size;
-        if have < need {
-            return Err(OpenError::TooSmall { device, have, need });
-        }
-    }
-    if layout.separate_meta {
-        let raw = read_identity(io).await?;
-        let belongs = raw.claim() == Some(Identity { uuid: superblock.uuid, size: layout.size() });
-        if !belongs {
-            let what = raw.claim().map_or("no volume".into(), |c| format!("volume {}", uuid_text(&c.uuid)));
-            return Err(OpenError::Foreign(format!(
-                "the data device belongs to {what}, the metadata device to volume {uuid}"
-            )));
-        }
-        if !raw.verify(&newest.keys) {
-            return Err(OpenError::Tampered { what: "identity block of the data device" });
-        }
-    }
-    Ok(())
-}
-
-impl Volume {
-    /// Keeps what recovery found in memory, where it can't or must not be written down.
-    fn serve_from_memory(&mut self, set: PendingSet) {
-        let (mut tags, mut runs) = (Vec::new(), Vec::new());
-        set.sorted(&mut tags, &mut runs);
-        self.overlay = tags.iter().map(|t| t.block).collect();
-        self.pending[0] = set;
-        self.access = Access::ReadOnly;
-    }
+    VerifiedVolume::read(io, key, options).await?.open(io, options).await
 }

@@ -14,7 +14,7 @@ use std::{
 };
 use ublk_integrity::{
     Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
-    MasterKey, OnMismatch, OpenOptions, Slot, Storage, TagAlgorithm, Volume,
+    MasterKey, OpenOptions, Slot, Storage, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     hints,
     open::open,
@@ -210,16 +210,12 @@ fn drive(requests: &mut [Pin<&mut dyn Future<Output = ()>>; CLIENTS], worker: &m
 
 fn volume(io: &Memory, cache_bytes: u64, key: &MasterKey, hints: hints::HintSender) -> Volume {
     let options = OpenOptions {
-        access: Access::ReadWrite,
         cache_bytes,
         max_slots: CLIENTS,
-        queues: 1,
         max_request_bytes: MAX_BLOCKS as usize * BLOCK,
-        separate_meta: false,
-        on_mismatch: OnMismatch::Fail,
-        open_id: [1; 32],
         hints: Some(hints),
         hash_threads: Some(hash_threads()),
+        ..OpenOptions::new(Access::ReadWrite, [1; 32])
     };
     block_on(open(io, key, &options)).unwrap()
 }

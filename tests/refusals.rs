@@ -1,11 +1,7 @@
 //! What an open refuses, and what it must not believe: damaged logs, superblocks put back.
 
-use crate::sim::{
-    Lab, Rng, SimStorage, block_on, disk::BadRange, format_options, image::SUPERBLOCKS, lab::content, open_options,
-};
-use ublk_integrity::{
-    Device, Errno, Latched, OpenOptions, ReadError, WriteError, create::FormatOptions, open::OpenError,
-};
+use crate::sim::{Lab, Rng, SimStorage, block_on, format_options, image::SUPERBLOCKS, lab::content, open_options};
+use ublk_integrity::{Device, OpenOptions, ReadError, create::FormatOptions, open::OpenError};
 
 fn options() -> OpenOptions {
     open_options(&mut Rng::new(3))
@@ -89,27 +85,6 @@ fn a_checkpoint_does_not_forget_what_a_flush_had_to_say() {
         block_on(&lab.io, lab.volume.work(&lab.io, ublk_integrity::Work::FlushRecord)).unwrap();
     });
     assert!(matches!(read, Err(ReadError::Mismatch { .. })), "{read:?}");
-}
-
-#[test]
-fn a_bad_sector_in_the_log_costs_writing_and_nothing_else() {
-    let mut lab = lab();
-    lab.write(7, 1, 1);
-    lab.checkpoint();
-    lab.write(8, 1, 2);
-    let begin = lab.records()[0].offset;
-    // Behind the live log; and then the live log's only record itself.
-    for (range, version_of_8) in [(begin + 32768..begin + 33280, 2), (begin..begin + 4096, 0)] {
-        let bad = BadRange { device: Device::Meta, range, reads: Some(Errno::EIO), writes: None };
-        let copy = SimStorage::new(lab.disk().fork(1));
-        copy.disk().bad_ranges.push(bad);
-        let writes = copy.disk().writes;
-        let mut opened = Lab::open(copy, &lab.options).unwrap();
-        assert!(opened.reads_as(7, 1) && (version_of_8 == 0 || opened.reads_as(8, version_of_8)));
-        assert_eq!(opened.try_write(9, 1, 3), Err(WriteError::ReadOnly));
-        assert!(matches!(opened.volume.latched(), Some(Latched::Device(_))), "and it says why");
-        assert_eq!(opened.disk().writes, writes, "nothing was written");
-    }
 }
 
 #[test]

@@ -11,5 +11,6 @@ mod orders;
 mod prefetch;
 mod recovery;
 mod refusals;
+mod sick;
 mod sim;
 mod tamper;

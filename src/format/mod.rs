@@ -11,7 +11,7 @@ mod superblock;
 pub(crate) use identity::{Identity, RawIdentity};
 pub(crate) use layout::{Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId, TREE_FANOUT};
 pub(crate) use page::{EntryState, TAGS_PER_PAGE, TreeEntry, digest, digest_each};
-pub(crate) use record::{ENTRY_BYTES, Entry, Link, RawRecord, RecordBuilder, RecordHead};
+pub(crate) use record::{ENTRY_BYTES, Entry, EntryReader, Link, RawRecord, RecordBuilder, RecordHead};
 pub(crate) use superblock::{RawSuperblock, SUPERBLOCK_BYTES, Superblock, SuperblockError};
 
 /// Version of this format.

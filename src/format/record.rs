@@ -84,24 +84,26 @@ pub(crate) enum Entry<'a> {
     Flush { highest: Seq, except: &'a [U64] },
 }
 
-impl RawRecord {
-    /// A cheap look before the MAC is computed: whether this may be a record at all, and its number.
-    pub(crate) fn peek(bytes: &[u8]) -> Option<RecordNumber> {
-        let (raw, _) = Self::read_from_prefix(bytes).ok()?;
-        let whole = raw.magic == MAGIC && (RECORD_OVERHEAD..=bytes.len()).contains(&(raw.bytes.get() as usize));
-        whole.then_some(RecordNumber(raw.number.get()))
-    }
-
-    /// The record at the front of `bytes`, if its MAC holds: head, entries and its own MAC (the next link).
-    pub(crate) fn verify<'a>(bytes: &'a [u8], key: &MacKey) -> Option<(RecordHead, EntryReader<'a>, Link)> {
-        Self::peek(bytes)?;
-        let (raw, _) = Self::read_from_prefix(bytes).ok()?;
-        let end = raw.bytes.get() as usize;
-        let (body, mac) = bytes[..end].split_at(end - MAC_BYTES);
-        let mac: Mac = mac.try_into().ok()?;
-        if !key.verify(body, &mac) {
-            return None;
+impl Entry<'_> {
+    /// The number of the change, for one that has its own.
+    pub(crate) fn seq(&self) -> Option<Seq> {
+        match self {
+            Entry::Tags { seq, .. } | Entry::Zeros { seq, .. } => Some(*seq),
+            Entry::Flush { .. } => None,
         }
+    }
+}
+
+impl RawRecord {
+    /// Bytes of the header.
+    pub(crate) const HEAD_BYTES: u64 = size_of::<Self>() as u64;
+
+    /// A cheap look before the MAC is computed: what the header claims to be, if this may be a record at all, and how
+    /// many bytes it claims for header, entries and MAC.
+    pub(crate) fn claim(bytes: &[u8]) -> Option<(RecordHead, usize)> {
+        let (raw, _) = Self::read_from_prefix(bytes).ok()?;
+        let len = raw.bytes.get() as usize;
+        let whole = raw.magic == MAGIC && (RECORD_OVERHEAD..=bytes.len()).contains(&len);
         let head = RecordHead {
             epoch: Epoch(raw.epoch.get()),
             number: RecordNumber(raw.number.get()),
@@ -109,12 +111,19 @@ impl RawRecord {
             under_way: raw.under_way.get(),
             link: raw.link,
         };
-        Some((head, EntryReader { rest: &body[size_of::<Self>()..], left: raw.entries.get().into() }, mac))
+        whole.then_some((head, len))
     }
 
-    /// Bytes of the record at the front of `bytes`, header and MAC included; call only after [`Self::verify`].
-    pub(crate) fn bytes_of(bytes: &[u8]) -> usize {
-        Self::read_from_prefix(bytes).map_or(0, |(raw, _)| raw.bytes.get() as usize)
+    /// The record at the front of `bytes`, if its MAC holds: head, entries and its own MAC (the next link).
+    pub(crate) fn verify<'a>(bytes: &'a [u8], key: &MacKey) -> Option<(RecordHead, EntryReader<'a>, Link)> {
+        let (head, end) = Self::claim(bytes)?;
+        let (raw, _) = Self::read_from_prefix(bytes).ok()?;
+        let (body, mac) = bytes[..end].split_at(end - MAC_BYTES);
+        let mac: Mac = mac.try_into().ok()?;
+        if !key.verify(body, &mac) {
+            return None;
+        }
+        Some((head, EntryReader { rest: &body[size_of::<Self>()..], left: raw.entries.get().into() }, mac))
     }
 }
 
@@ -277,7 +286,7 @@ mod tests {
         assert_eq!(entries.len(), 3);
         let durable = |number| got.follows_durable(RecordNumber(number));
         assert!(durable(6) && !durable(7) && !durable(9) && !durable(10));
-        let end = RawRecord::bytes_of(&buf);
+        let (_, end) = RawRecord::claim(&buf).unwrap();
         for bit in 0..end * 8 {
             let mut bad = buf[..].to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);

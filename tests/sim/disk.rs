@@ -10,6 +10,7 @@ use std::{
     ops::Range,
     rc::Rc,
     task::Waker,
+    time::Duration,
 };
 use ublk_integrity::{Buf, Device, Durability, Errno};
 
@@ -35,7 +36,8 @@ pub(super) enum Kind {
     /// Everything completed before this time becomes durable.
     Sync(u64),
     Discard(u64),
-    Sleep,
+    /// Until this moment.
+    Sleep(Duration),
 }
 
 pub(super) struct Op {
@@ -68,6 +70,8 @@ pub struct Disk {
     pub(super) ops: Vec<Op>,
     next_op: u64,
     pub(super) clock: u64,
+    /// Time as sleepers see it: it passes when nothing else happens.
+    pub(super) now: Duration,
     pub rng: Rng,
     pub faults: Faults,
     pub bad_ranges: Vec<BadRange>,
@@ -90,6 +94,7 @@ impl Disk {
             ops: Vec::new(),
             next_op: 0,
             clock: 0,
+            now: Duration::ZERO,
             rng: Rng::new(seed ^ 0x5eed),
             faults: Faults::default(),
             bad_ranges: Vec::new(),
@@ -274,11 +279,35 @@ impl Disk {
         self.ops.iter().enumerate().filter(|(_, op)| op.result.is_none()).map(|(i, _)| i)
     }
 
+    /// Time as sleepers see it.
+    pub fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// Who sleeps shortest wakes first; and seldom does a device take longer than a deadline of seconds.
+    fn instead_of(&mut self, i: usize) -> usize {
+        let until = |op: &Op| if let Kind::Sleep(until) = op.kind { Some(until) } else { None };
+        if until(&self.ops[i]).is_none() {
+            return i;
+        }
+        let sleepers = self.pending().filter_map(|i| Some((until(&self.ops[i])?, i)));
+        let (first, sleeper) = sleepers.min().expect("there is one");
+        let at_work = self.pending().find(|i| until(&self.ops[*i]).is_none());
+        match at_work.filter(|_| first >= self.now + Duration::from_secs(1)) {
+            Some(other) if !self.is_slow() => other,
+            _ => {
+                self.now = self.now.max(first);
+                sleeper
+            }
+        }
+    }
+
     pub(super) fn complete(&mut self, nth: usize) {
         let Some(i) = self.pending().nth(nth) else {
             self.ops.clear();
             return;
         };
+        let i = self.instead_of(i);
         self.clock += 1;
         let (id, device, disk, offset, kind) = {
             let op = &self.ops[i];

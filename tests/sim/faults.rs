@@ -35,6 +35,8 @@ pub struct Faults {
     pub meta_writes: u64,
     /// Per cent of syncs that fail, of either device.
     pub syncs: u64,
+    /// In so many of a hundred moments the devices take longer than anybody waits.
+    pub slow: u64,
     /// Of this device, some per cent of the writes are acknowledged and forgotten.
     pub lost: Option<(Device, u64)>,
     /// Of this device, some per cent of the writes go to the place after the one they were meant for.
@@ -68,7 +70,7 @@ impl Disk {
     pub(super) fn fails(&mut self, device: Device, kind: &Kind) -> bool {
         let f = self.faults;
         match (device, kind) {
-            (_, Kind::Sleep) => false,
+            (_, Kind::Sleep(_)) => false,
             (Device::Data, _) if f.data_dead => true,
             (Device::Meta, _) if f.meta_dead => true,
             (Device::Meta, Kind::Write(..) | Kind::Sync(_)) if f.meta_unwritable => true,
@@ -79,6 +81,10 @@ impl Disk {
             (_, Kind::Sync(_)) => self.strikes(f.syncs),
             _ => false,
         }
+    }
+
+    pub(super) fn is_slow(&mut self) -> bool {
+        self.strikes(self.faults.slow)
     }
 
     /// Draws nothing where there is nothing to draw for: old seeds replay.

@@ -110,8 +110,9 @@ impl Storage for SimStorage {
     fn discard(&self, device: Device, offset: ByteOffset, len: u64) -> Command {
         Command(self.start(device, offset.0, Kind::Discard(len), None))
     }
-    fn sleep(&self, _: Duration) -> Command {
-        Command(self.start(Device::Data, 0, Kind::Sleep, None))
+    fn sleep(&self, time: Duration) -> Command {
+        let until = self.disk().now + time;
+        Command(self.start(Device::Data, 0, Kind::Sleep(until), None))
     }
     /// Others may run before, as the executor likes.
     fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {

@@ -189,6 +189,9 @@ impl From<OpenError> for Failure {
             | OpenError::Version(_)
             | OpenError::Damaged
             | OpenError::Foreign(_)
+            | OpenError::OtherVolume { .. }
+            | OpenError::LogUnreadable(_)
+            | OpenError::Away(_)
             | OpenError::TooSmall { .. } => Exit::Device,
         };
         Self::new(exit, e)

@@ -101,7 +101,7 @@ mod tests {
     use crate::{offline::scratch, ring::OwnRing};
     use std::cell::Cell;
     use ublk_integrity::{
-        Access, BlockIndex, BlockRange, Buf, Durability, OnMismatch, Slot,
+        Access, BlockIndex, BlockRange, Buf, Durability, Slot,
         open::{OpenOptions, open},
     };
 
@@ -110,16 +110,11 @@ mod tests {
 
     fn options(hash_threads: HashThreads) -> OpenOptions {
         OpenOptions {
-            access: Access::ReadWrite,
             cache_bytes: 1 << 20,
             max_slots: REQUESTS,
-            queues: 1,
             max_request_bytes: REQUEST,
-            separate_meta: false,
-            on_mismatch: OnMismatch::Fail,
-            open_id: [1; 32],
-            hints: None,
             hash_threads: Some(hash_threads),
+            ..OpenOptions::new(Access::ReadWrite, [1; 32])
         }
     }
 

@@ -13,6 +13,7 @@ mod hash_queue;
 mod huge;
 mod kept;
 mod key;
+mod notice;
 mod offline;
 mod os;
 mod report;

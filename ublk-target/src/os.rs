@@ -8,13 +8,18 @@ use nix::{
         prctl,
         resource::{Resource, setrlimit},
         signal::{SigHandler, Signal},
+        stat::{major, minor},
     },
-    unistd::{ForkResult, fork},
+    unistd::{AccessFlags, ForkResult, access, fork},
 };
 use std::{
     ffi::CString,
     fs::File,
-    os::fd::{AsRawFd, FromRawFd, RawFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, RawFd},
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    path::Path,
     time::{Duration, Instant},
 };
 use zeroize::Zeroizing;
@@ -32,6 +37,18 @@ pub fn physical_block_size(device: &File) -> std::io::Result<u32> {
     // SAFETY: the call fills in one unsigned int, which outlives it.
     unsafe { ioctl::physical_block_size(device.as_raw_fd(), &mut size) }?;
     Ok(size)
+}
+
+/// Whether the kernel refuses writes to this file or block device, whoever asks: a disk made read-only (`blockdev --setro`),
+/// a file system mounted so.
+pub fn is_read_only(path: &Path) -> bool {
+    let Ok(metadata) = path.metadata() else { return false };
+    if metadata.file_type().is_block_device() {
+        let number = metadata.rdev();
+        let flag = format!("/sys/dev/block/{}:{}/ro", major(number), minor(number));
+        return std::fs::read_to_string(flag).is_ok_and(|ro| ro.trim() == "1");
+    }
+    access(path, AccessFlags::W_OK) == Err(Errno::EROFS)
 }
 
 /// Marks this process as one that memory reclaim waits for (`PR_SET_IO_FLUSHER`): its own allocations

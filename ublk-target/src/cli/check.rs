@@ -1,15 +1,16 @@
 //! `check`: verify every block of a volume that is not in use.
 
-use super::{DeviceArgs, progress};
+use super::{DeviceArgs, ExpectedArgs, progress};
 use crate::{
     device::Use,
     failure::{Exit, Failure, Outcome},
     key::KeyArgs,
-    offline::Offline,
+    offline::{Offline, Opening},
     report,
 };
 use serde::Serialize;
 use ublk_integrity::{
+    Volume,
     check::{self, CheckReport},
     open::{Access, RecoveryReport},
 };
@@ -19,6 +20,8 @@ use ublk_integrity::{
 pub struct Args {
     #[command(flatten)]
     devices: DeviceArgs,
+    #[command(flatten)]
+    expected: ExpectedArgs,
     #[command(flatten)]
     key: KeyArgs,
     /// Print JSON
@@ -36,10 +39,8 @@ struct Report<'a> {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let key = args.key.load()?;
-    let volume = offline.open_volume(&key, Access::ReadOnly)?;
-    if let Some(line) = offline.left_in_memory(&key).unwrap_or_else(|failure| Some(failure.message)) {
-        eprintln!("ublk-integrity: warning: {line}; here the volume is as it was without them");
-    }
+    let how = Opening { without_kept: true, ..Opening::new(Access::ReadOnly, args.expected.uuid) };
+    let volume = offline.open_volume(&key, how)?;
     let recovery = volume.recovery();
     let block_size = u64::from(volume.info().block_size);
     let bar = progress::bar(volume.info().size);
@@ -57,7 +58,12 @@ pub fn run(args: &Args) -> Outcome {
         let bad = report.bad_blocks + report.unreadable_blocks;
         return Err(Failure::new(Exit::Integrity, format_args!("{bad} of {} blocks are bad", report.blocks)));
     }
-    Ok(())
+    refuse_latched(&volume)
+}
+
+/// No verdict is good that a volume gives which could not be opened as it should be.
+pub fn refuse_latched(volume: &Volume) -> Outcome {
+    volume.latched().map_or(Ok(()), |why| Err(Failure::from(why)))
 }
 
 fn print(report: &CheckReport, recovery: &RecoveryReport, block_size: u64) {

@@ -1,11 +1,11 @@
 //! `export`: the whole content through the verified path.
 
-use super::{DeviceArgs, progress};
+use super::{DeviceArgs, ExpectedArgs, check::refuse_latched, progress};
 use crate::{
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
     key::KeyArgs,
-    offline::{LANES, Lane, Offline, REQUEST, lanes},
+    offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
     ring::RingStorage,
 };
 use futures_util::future::join_all;
@@ -26,6 +26,8 @@ pub struct Args {
     #[command(flatten)]
     devices: DeviceArgs,
     #[command(flatten)]
+    expected: ExpectedArgs,
+    #[command(flatten)]
     key: KeyArgs,
     /// The new file (sparse), or "-" for standard output
     out: PathBuf,
@@ -37,12 +39,11 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let key = args.key.load()?;
-    offline.refuse_left_in_memory(&key)?;
-    let volume = offline.open_volume(&key, Access::ReadOnly)?;
+    let volume = offline.open_volume(&key, Opening::new(Access::ReadOnly, args.expected.uuid))?;
     let what = format!("can't write {}", args.out.display());
     let (out, made) = Sink::open(args)?;
     match copy(&offline, &volume, out, &what) {
-        Ok(bad) => bad.report(),
+        Ok(bad) => bad.report().and_then(|()| refuse_latched(&volume)),
         Err(failure) => {
             // Half a file would look like a whole one.
             if made {

@@ -70,6 +70,14 @@ pub struct DeviceArgs {
     pub meta: Option<PathBuf>,
 }
 
+/// Which volume it must be.
+#[derive(Args, Clone, Debug)]
+pub struct ExpectedArgs {
+    /// The UUID that the volume must have: without, any volume of this key passes for any other
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<uuid::Uuid>,
+}
+
 impl DeviceArgs {
     /// Refuses `other` if it is one of the devices: a volume can't be copied onto itself.
     fn refuse_itself(&self, other: &Metadata, path: &Path) -> Outcome {

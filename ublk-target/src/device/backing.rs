@@ -121,6 +121,11 @@ impl Backings {
         }
     }
 
+    /// The paths that they were opened by.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&self.data).chain(&self.meta).map(|b| b.path.as_path())
+    }
+
     /// The devices that can't do O_DIRECT, for a warning.
     pub fn buffered(&self) -> impl Iterator<Item = &Path> {
         std::iter::once(&self.data).chain(&self.meta).filter(|b| !b.direct).map(|b| b.path.as_path())

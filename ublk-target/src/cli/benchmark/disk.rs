@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use ublk_integrity::{
-    MasterKey, OnMismatch, TagAlgorithm, Volume,
+    MasterKey, TagAlgorithm, Volume,
     create::{self, FormatOptions},
     open::{Access, OpenOptions, open},
     speed::{TagBench, median},
@@ -160,16 +160,11 @@ impl Bench {
 
     fn open(&self, key: &MasterKey) -> Outcome<Volume> {
         let options = OpenOptions {
-            access: Access::ReadWrite,
             cache_bytes: 64 << 20,
             max_slots: DEEPEST,
-            queues: 1,
             max_request_bytes: LARGEST,
-            separate_meta: false,
-            on_mismatch: OnMismatch::Fail,
-            open_id: random()?,
-            hints: None,
             hash_threads: Some(self.hashing.way()),
+            ..OpenOptions::new(Access::ReadWrite, random()?)
         };
         Ok(self.offline.run(open(&self.offline.io(), key, &options))??)
     }
