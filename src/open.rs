@@ -1,7 +1,7 @@
 //! Opening a volume: which superblock, recovery, and only then a [`Volume`].
 
 use crate::{
-    BlockIndex, Buf, ByteOffset, Device, DeviceError, Latched, MasterKey, OnMismatch, Storage, Volume,
+    BelowSector, BlockIndex, Buf, ByteOffset, Device, DeviceError, Latched, MasterKey, OnMismatch, Storage, Volume,
     apply::{Applied, Scratch, apply},
     create::VolumeInfo,
     format::{Identity, Layout, PAGE_BYTES, RawIdentity, Superblock, SuperblockError, hex, uuid_text},
@@ -9,6 +9,7 @@ use crate::{
     pending::PendingSet,
     read::data_error,
     recovery::{follow, settle},
+    sectors::{refuse_blocks_below_sector, refuse_pages_below_sector, refuse_records_below_sector},
     superblocks::{Newest, meta_error, read_copies, write_both, write_copy},
 };
 use serde::{Deserialize, Serialize};
@@ -140,6 +141,9 @@ pub enum OpenError {
         /// What the volume needs.
         need: u64,
     },
+    /// The device transfers more at least than the volume reads and writes.
+    #[error(transparent)]
+    BelowSector(#[from] BelowSector),
     /// An option makes no sense.
     #[error("{0}")]
     Options(String),
@@ -211,6 +215,7 @@ pub async fn open<S: Storage>(io: &S, key: &MasterKey, options: &OpenOptions) ->
             synced.map_err(|errno| DeviceError { op: "sync", device, offset: ByteOffset(0), len: 0, errno })?;
         }
     }
+    refuse_pages_below_sector(io)?;
     let newest = match read_copies(io).await?.newest(key) {
         Err(OpenError::NotAVolume) => return Err(explain_no_superblock(io).await?),
         other => other?,
@@ -349,6 +354,11 @@ async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOption
         if have < need {
             return Err(OpenError::TooSmall { device, have, need });
         }
+    }
+    refuse_blocks_below_sector(io, layout.block_size)?;
+    if options.access == Access::ReadWrite {
+        // Records are read in large pieces.
+        refuse_records_below_sector(io, superblock.physical_block)?;
     }
     if layout.separate_meta {
         let raw = read_identity(io).await?;

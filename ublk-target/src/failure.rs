@@ -189,6 +189,7 @@ impl From<OpenError> for Failure {
             | OpenError::Version(_)
             | OpenError::Damaged
             | OpenError::Foreign(_)
+            | OpenError::BelowSector(_)
             | OpenError::TooSmall { .. } => Exit::Device,
         };
         Self::new(exit, e)

@@ -99,7 +99,15 @@ impl Offline {
             hints: None,
             hash_threads: None,
         };
-        Ok(self.run(open(&self.io(), key, &options))??)
+        self.run(open(&self.io(), key, &options))?.map_err(|e| self.refusal(e))
+    }
+
+    /// Why the volume can't be opened, with the path of the device whose sectors are too large.
+    pub fn refusal(&self, e: OpenError) -> Failure {
+        match e {
+            OpenError::BelowSector(why) => Failure::from(e).context(self.backings.get(why.device).path().display()),
+            _ => e.into(),
+        }
     }
 
     /// What the last daemon of the volume has left in memory.

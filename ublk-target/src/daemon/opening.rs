@@ -56,7 +56,7 @@ impl Opened {
         let offline = Offline::with(backings)?;
         let owner = Owner::of(&offline.backings().data)?;
         let left = to_put_in_place(&offline, key, settings.read_only, &open_id)?;
-        let volume = offline.run(open(&offline.io(), key, &options))??;
+        let volume = offline.run(open(&offline.io(), key, &options))?.map_err(|e| offline.refusal(e))?;
         let put_in_place = left.as_ref().map_or(Ok(0), |left| left.put_in_place(&offline, &volume))?;
         drop(left);
         let kept = match write_back {

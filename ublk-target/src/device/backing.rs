@@ -1,6 +1,7 @@
 //! Opening the data and metadata device for good: the very descriptions that are opened and locked
 //! here do all the I/O.
 
+use super::stack;
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
     os,
@@ -17,10 +18,12 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
-use ublk_integrity::Geometry;
+use ublk_integrity::{Device, Geometry};
 
 /// What a regular file's physical block counts as: file systems write whole pages.
 const FILE_PHYSICAL_BLOCK: u32 = 4096;
+/// The smallest sector of any device in Linux; what passes through the page cache has none.
+const LEAST_SECTOR: u32 = 512;
 /// How long the I/O of a killed daemon, still in flight, may hold a device.
 pub const DYING: Duration = Duration::from_secs(30);
 
@@ -121,6 +124,14 @@ impl Backings {
         }
     }
 
+    /// The one that the library names so.
+    pub fn get(&self, device: Device) -> &Backing {
+        match (device, &self.meta) {
+            (Device::Meta, Some(meta)) => meta,
+            _ => &self.data,
+        }
+    }
+
     /// The devices that can't do O_DIRECT, for a warning.
     pub fn buffered(&self) -> impl Iterator<Item = &Path> {
         std::iter::once(&self.data).chain(&self.meta).filter(|b| !b.direct).map(|b| b.path.as_path())
@@ -153,14 +164,25 @@ impl Backing {
     fn try_open(path: &Path, purpose: Use, deadline: Instant) -> Outcome<Self> {
         let (mut file, direct, is_block) = open_file(path, purpose)?;
         let size = file.seek(SeekFrom::End(0)).doing(format_args!("size of {}", path.display()))?;
-        let physical_block = if is_block {
-            os::physical_block_size(&file).doing(format_args!("physical block size of {}", path.display()))?
+        let (physical_block, logical_block) = if is_block {
+            let physical = os::physical_block_size(&file);
+            let logical = os::logical_block_size(&file);
+            let what = format!("block sizes of {}", path.display());
+            (physical.doing(&what)?, logical.doing(&what)?)
         } else {
-            FILE_PHYSICAL_BLOCK
+            (FILE_PHYSICAL_BLOCK, if direct { file_sector(&file, path) } else { LEAST_SECTOR })
         };
         let file = lock(file, path, purpose, deadline.max(Instant::now() + PROBED))?;
-        Ok(Self { path: path.to_owned(), file, geometry: Geometry { size, physical_block }, direct })
+        let geometry = Geometry { size, physical_block, logical_block };
+        Ok(Self { path: path.to_owned(), file, geometry, direct })
     }
+}
+
+/// What direct I/O to a regular file is made of. A kernel that does not say (before 6.1, or for this file system) asks in most
+/// of them for the sectors of the disk below; where there is no such disk, no device's sectors are smaller than 512 bytes, and
+/// more is refused by the device itself.
+fn file_sector(file: &File, path: &Path) -> u32 {
+    os::direct_io_alignment(file).or_else(|| stack::sector_below(path)).unwrap_or(LEAST_SECTOR).max(LEAST_SECTOR)
 }
 
 /// Opens without lock: the file, whether it takes O_DIRECT, whether it is a block device.

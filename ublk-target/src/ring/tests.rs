@@ -21,7 +21,7 @@ const SIZE: u64 = 1 << 20;
 fn with_file(test: impl FnOnce(&OwnRing, DeviceFiles, &File)) {
     let file = tempfile::tempfile().unwrap();
     file.set_len(SIZE).unwrap();
-    let geometry = Geometry { size: SIZE, physical_block: BLOCK as u32 };
+    let geometry = Geometry { size: SIZE, physical_block: BLOCK as u32, logical_block: 512 };
     let files = DeviceFiles { data: 0, meta: 0, data_geometry: geometry, meta_geometry: geometry };
     test(&OwnRing::new(&[file.as_raw_fd()]).unwrap(), files, &file);
 }
