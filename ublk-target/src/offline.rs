@@ -9,7 +9,7 @@ use crate::{
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
 use futures_util::future::join;
-use std::{future::Future, os::fd::RawFd, time::Duration};
+use std::{future::Future, time::Duration};
 use ublk_integrity::{
     Buf, MasterKey, OnMismatch, Slot, Volume,
     open::{Access, OpenError, OpenOptions, last_opened, open},
@@ -28,7 +28,22 @@ pub struct Offline {
     ring: OwnRing,
     files: DeviceFiles,
     /// The devices, locked for as long as this lives.
-    backings: Backings,
+    backings: Closed,
+}
+
+/// Devices that are free when this is gone.
+struct Closed(Option<Backings>);
+
+impl Closed {
+    fn backings(&self) -> &Backings {
+        self.0.as_ref().expect("given away only at the end")
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(Backings::close);
+    }
 }
 
 /// The memory of one request of a pipeline.
@@ -54,8 +69,8 @@ impl Offline {
 
     /// Takes devices that are open already.
     pub fn with(backings: Backings) -> Outcome<Self> {
-        let ring = OwnRing::new(&backings.fds()).doing("can't set up io_uring")?;
-        Ok(Self { ring, files: backings.files(0), backings })
+        let ring = backings.descriptors().and_then(OwnRing::new).doing("can't set up io_uring")?;
+        Ok(Self { ring, files: backings.files(0), backings: Closed(Some(backings)) })
     }
 
     /// A handle on the devices.
@@ -64,20 +79,20 @@ impl Offline {
     }
 
     /// What a thread needs for a ring of its own on the same devices.
-    pub fn handles(&self) -> (Vec<RawFd>, DeviceFiles) {
-        (self.backings.fds(), self.files)
+    pub fn handles(&self) -> (&Backings, DeviceFiles) {
+        (self.backings(), self.files)
     }
 
     /// The devices.
     pub fn backings(&self) -> &Backings {
-        &self.backings
+        self.backings.backings()
     }
 
     /// Gives the devices back, once nothing is under way.
     pub fn into_backings(self) -> Backings {
-        let Self { ring, backings, .. } = self;
+        let Self { ring, mut backings, .. } = self;
         drop(ring);
-        backings
+        backings.0.take().expect("given away only here")
     }
 
     /// Runs `work` to its end.
@@ -93,7 +108,7 @@ impl Offline {
             max_slots: LANES + 1,
             queues: 1,
             max_request_bytes: REQUEST,
-            separate_meta: self.backings.meta.is_some(),
+            separate_meta: self.backings().meta.is_some(),
             on_mismatch: OnMismatch::Fail,
             open_id: random()?,
             hints: None,
@@ -105,7 +120,7 @@ impl Offline {
     /// Why the volume can't be opened, with the path of the device whose sectors are too large.
     pub fn refusal(&self, e: OpenError) -> Failure {
         match e {
-            OpenError::BelowSector(why) => Failure::from(e).context(self.backings.get(why.device).path().display()),
+            OpenError::BelowSector(why) => Failure::from(e).context(self.backings().get(why.device).path().display()),
             _ => e.into(),
         }
     }
@@ -113,7 +128,7 @@ impl Offline {
     /// What the last daemon of the volume has left in memory.
     pub fn left_behind(&self, key: &MasterKey) -> Outcome<Option<Kept>> {
         match self.run(last_opened(&self.io(), key))? {
-            Ok(last) => Kept::left_by(&last, &Owner::of(&self.backings.data)?),
+            Ok(last) => Kept::left_by(&last, &Owner::of(&self.backings().data)?),
             // Explained when it is opened.
             Err(OpenError::NotAVolume) => Ok(None),
             Err(e) => Err(e.into()),

@@ -103,6 +103,22 @@ pub fn lock_until(mut file: File, how: FlockArg, deadline: Instant) -> nix::Resu
     }
 }
 
+/// The same of a lock that stays until the last descriptor of the opened file is closed, whoever has it.
+pub fn lock_open_until(file: &File, how: FlockArg, deadline: Instant) -> nix::Result<()> {
+    let operation = match how {
+        FlockArg::LockSharedNonblock => libc::LOCK_SH | libc::LOCK_NB,
+        _ => libc::LOCK_EX | libc::LOCK_NB,
+    };
+    loop {
+        // SAFETY: takes integers only.
+        match Errno::result(unsafe { libc::flock(file.as_raw_fd(), operation) }) {
+            Err(Errno::EWOULDBLOCK) if Instant::now() < deadline => {}
+            done => return done.map(drop),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Maps `len` bytes of a file from `offset` on, shared with whoever opens it later.
 pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> std::io::Result<MmapMut> {
     // SAFETY: no two mappings of ours have a byte in common, and nobody else changes the file or cuts it short: those of `kept` are root's alone, and whoever opens one
