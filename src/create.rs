@@ -1,12 +1,13 @@
 //! Making a volume: superblocks only, whatever its size.
 
 use crate::{
-    Buf, ByteOffset, Device, DeviceError, Durability, Epoch, MasterKey, RecordNumber, Storage,
+    BelowSector, Buf, ByteOffset, Device, DeviceError, Durability, Epoch, MasterKey, RecordNumber, Storage,
     format::{
         Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, RawSuperblock, Superblock, TreeEntry, uuid_text,
     },
     keys::{Keys, TagAlgorithm},
     read::data_error,
+    sectors::{refuse_blocks_below_sector, refuse_records_below_sector},
     superblocks::{Change, meta_error, publish},
 };
 use serde::Serialize;
@@ -76,6 +77,9 @@ pub enum FormatError {
         /// Its physical block size in bytes.
         physical: u32,
     },
+    /// The device transfers more than a block at least.
+    #[error("{0}: use --block-size {least}", least = .0.logical)]
+    BelowSector(#[from] BelowSector),
     /// The device is too small.
     #[error("the {device} has {have} bytes, {need} are needed")]
     TooSmall {
@@ -206,8 +210,11 @@ pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions
     if options.block_size > atomic {
         return Err(FormatError::NotAtomic { block: options.block_size, device: atomic });
     }
+    refuse_blocks_below_sector(io, options.block_size)?;
+    let padding = meta.physical_block.max(512);
+    refuse_records_below_sector(io, padding)?;
     let keys = Keys::derive(key, &options.uuid);
-    let superblock = first_superblock(options, layout, meta.physical_block.max(512));
+    let superblock = first_superblock(options, layout, padding);
     wipe(io, Device::Meta).await?;
     if options.separate_meta {
         wipe(io, Device::Data).await?;

@@ -2,7 +2,7 @@
 
 pub use crate::staged::VerifiedVolume;
 use crate::{
-    Buf, Device, DeviceError, MasterKey, OnMismatch, Storage, Volume,
+    BelowSector, Buf, Device, DeviceError, MasterKey, OnMismatch, Storage, Volume,
     create::VolumeInfo,
     format::{Layout, PAGE_BYTES, RawIdentity, Superblock, SuperblockError, hex, uuid_text},
     read::data_error,
@@ -186,6 +186,9 @@ pub enum OpenError {
         /// What the volume needs.
         need: u64,
     },
+    /// The device transfers more at least than the volume reads and writes.
+    #[error(transparent)]
+    BelowSector(#[from] BelowSector),
     /// An option makes no sense.
     #[error("{0}")]
     Options(String),

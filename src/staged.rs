@@ -19,6 +19,7 @@ use crate::{
     pending::PendingSet,
     recovery::{BlockCandidates, Candidates, Settle, Unread, follow},
     root::Root,
+    sectors::{refuse_blocks_below_sector, refuse_pages_below_sector, refuse_records_below_sector},
     superblocks::{Change, Newest, meta_error, publish, read_copies},
     tag::Tagger,
     tree::Tree,
@@ -77,6 +78,7 @@ impl VerifiedVolume {
                 synced.map_err(|errno| DeviceError { op: "sync", device, offset: ByteOffset(0), len: 0, errno })?;
             }
         }
+        refuse_pages_below_sector(io)?;
         let newest = match read_copies(io).await?.newest(key) {
             Err(OpenError::NotAVolume) => return Err(explain_no_superblock(io).await?),
             other => other?,
@@ -254,6 +256,11 @@ async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOption
         if have < need {
             return Err(OpenError::TooSmall { device, have, need });
         }
+    }
+    refuse_blocks_below_sector(io, layout.block_size)?;
+    if options.access == Access::ReadWrite {
+        // Records are read in large pieces.
+        refuse_records_below_sector(io, superblock.physical_block)?;
     }
     if layout.separate_meta {
         let raw = read_identity(io).await?;

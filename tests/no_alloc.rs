@@ -74,7 +74,7 @@ impl Storage for Memory {
     type Command = Soon<Result<(), Errno>>;
 
     fn geometry(&self, _: Device) -> Geometry {
-        Geometry { size: self.0.borrow().len() as u64, physical_block: 512 }
+        Geometry { size: self.0.borrow().len() as u64, physical_block: 512, logical_block: 512 }
     }
     fn read(&self, _: Device, offset: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
         let at = offset.0 as usize;

@@ -5,7 +5,7 @@
 use super::patience::Patience;
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Storage,
-    format::{Layout, Superblock},
+    format::{Layout, PAGE_BYTES, Superblock},
     open::OpenError,
     superblocks::meta_error,
 };
@@ -37,7 +37,7 @@ impl<'a, S: Storage> Ring<'a, S> {
         Self {
             io,
             layout,
-            piece: superblock.physical_block as usize,
+            piece: superblock.physical_block.max(io.geometry(Device::Meta).logical_block) as usize,
             at: 0,
             held: 0,
             window: Buf::new(WINDOW.min(layout.log_size as usize)),
@@ -74,6 +74,8 @@ impl<'a, S: Storage> Ring<'a, S> {
     }
 
     async fn move_to(&mut self, at: u64) -> Result<(), OpenError> {
+        // On the border of a page, which every device can read from.
+        let at = at / PAGE_BYTES as u64 * PAGE_BYTES as u64;
         let len = (self.window.len() as u64).min(self.size() - at) as usize;
         (self.at, self.held) = (at, len);
         self.unreadable.clear();

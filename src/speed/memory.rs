@@ -32,7 +32,7 @@ impl Storage for MemoryDisk {
     type Command = Ready<Result<(), Errno>>;
 
     fn geometry(&self, _: Device) -> Geometry {
-        Geometry { size: self.0.borrow().len() as u64, physical_block: BLOCK }
+        Geometry { size: self.0.borrow().len() as u64, physical_block: BLOCK, logical_block: 512 }
     }
     fn read(&self, _: Device, at: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
         let at = at.0 as usize;

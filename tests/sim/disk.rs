@@ -65,6 +65,8 @@ pub struct Disk {
     unsettled: Vec<BTreeSet<u64>>,
     pub(super) sizes: Vec<u64>,
     pub(super) physical: u32,
+    /// The least that is transferred, by disk: all else is EINVAL.
+    pub logical: [u32; 2],
     /// From here on, on disk 0, units are physical blocks.
     data_from: u64,
     pub(super) ops: Vec<Op>,
@@ -90,6 +92,7 @@ impl Disk {
             unsettled: sizes.iter().map(|_| BTreeSet::new()).collect(),
             sizes,
             physical,
+            logical: [512; 2],
             data_from: 1 << 20,
             ops: Vec::new(),
             next_op: 0,
@@ -262,7 +265,9 @@ impl Disk {
             (Kind::Write(part, durability), Some(buf)) => {
                 assert!(offset + part.len() as u64 <= self.sizes[disk], "write past the end");
                 let bytes = buf[part.clone()].to_vec();
-                self.add_versions(id, disk, offset, &bytes);
+                if !self.is_misaligned(disk, offset, &kind) {
+                    self.add_versions(id, disk, offset, &bytes);
+                }
                 let durable = *durability == Durability::Durable;
                 self.note(id, Trace::WriteStart { device: traced, offset, len: bytes.len(), durable });
             }
@@ -313,7 +318,8 @@ impl Disk {
             let op = &self.ops[i];
             (op.id, op.device, op.disk, op.offset, op.kind.clone())
         };
-        let refused = self.in_bad_range(device, offset, &kind);
+        let misaligned = self.is_misaligned(disk, offset, &kind).then_some(Errno::EINVAL);
+        let refused = misaligned.or_else(|| self.in_bad_range(device, offset, &kind));
         let fails = refused.is_some() || self.fails(device, &kind);
         match &kind {
             Kind::Read(part) => {
@@ -371,6 +377,7 @@ impl Disk {
             units: self.units.clone(),
             unsettled: self.unsettled.clone(),
             sizes: self.sizes.clone(),
+            logical: self.logical,
             data_from: self.data_from,
             next_op: self.next_op,
             clock: self.clock,

@@ -67,6 +67,15 @@ impl Disk {
         self.bad_ranges.iter().filter(hit).find_map(errno)
     }
 
+    /// A transfer of parts of logical blocks, as the kernel refuses it with O_DIRECT.
+    pub(super) fn is_misaligned(&self, disk: usize, offset: u64, kind: &Kind) -> bool {
+        let len = match kind {
+            Kind::Read(part) | Kind::Write(part, _) => part.len() as u64,
+            Kind::Discard(_) | Kind::Sync(_) | Kind::Sleep(_) => return false,
+        };
+        (offset | len) % u64::from(self.logical[disk]) != 0
+    }
+
     pub(super) fn fails(&mut self, device: Device, kind: &Kind) -> bool {
         let f = self.faults;
         match (device, kind) {

@@ -64,7 +64,7 @@ impl Storage for Memory {
     type Command = Soon<Result<(), Errno>>;
 
     fn geometry(&self, _: Device) -> Geometry {
-        Geometry { size: self.bytes.lock().unwrap().len() as u64, physical_block: BLOCK as u32 }
+        Geometry { size: self.bytes.lock().unwrap().len() as u64, physical_block: BLOCK as u32, logical_block: 512 }
     }
     fn read(&self, _: Device, offset: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
         let (at, len) = (offset.0 as usize, part.len());

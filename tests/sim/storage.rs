@@ -88,7 +88,8 @@ impl Storage for SimStorage {
 
     fn geometry(&self, device: Device) -> Geometry {
         let disk = self.0.borrow();
-        Geometry { size: disk.sizes[disk.disk(device)], physical_block: disk.physical }
+        let which = disk.disk(device);
+        Geometry { size: disk.sizes[which], physical_block: disk.physical, logical_block: disk.logical[which] }
     }
     fn read(&self, device: Device, offset: ByteOffset, buf: Buf, part: Range<usize>) -> Transfer {
         Transfer(self.start(device, offset.0, Kind::Read(part), Some(buf)))

@@ -192,6 +192,7 @@ impl From<OpenError> for Failure {
             | OpenError::OtherVolume { .. }
             | OpenError::LogUnreadable(_)
             | OpenError::Away(_)
+            | OpenError::BelowSector(_)
             | OpenError::TooSmall { .. } => Exit::Device,
         };
         Self::new(exit, e)

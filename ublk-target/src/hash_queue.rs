@@ -133,8 +133,8 @@ mod tests {
         });
         let volume = offline.run(open(&offline.io(), &key, &options(way))).unwrap().unwrap();
 
-        let (fds, files) = offline.handles();
-        let ring = OwnRing::new(&fds).unwrap();
+        let (backings, files) = offline.handles();
+        let ring = OwnRing::new(backings.descriptors().unwrap()).unwrap();
         let io = ring.storage(files);
         let mut slots: Vec<_> = (0..REQUESTS).map(|_| volume.slot(0)).collect();
         Slot::work_together(&mut slots);

@@ -10,10 +10,10 @@ use crate::{
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
 use futures_util::future::join;
-use std::{future::Future, os::fd::RawFd, time::Duration};
+use std::{future::Future, time::Duration};
 use ublk_integrity::{
     Buf, MasterKey, Slot, Volume,
-    open::{Access, OpenOptions, UnreadLog, VerifiedVolume},
+    open::{Access, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
 };
 
 /// Requests under way at a time.
@@ -31,7 +31,22 @@ pub struct Offline {
     ring: OwnRing,
     files: DeviceFiles,
     /// The devices, locked for as long as this lives.
-    backings: Backings,
+    backings: Closed,
+}
+
+/// Devices that are free when this is gone.
+struct Closed(Option<Backings>);
+
+impl Closed {
+    fn backings(&self) -> &Backings {
+        self.0.as_ref().expect("given away only at the end")
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(Backings::close);
+    }
 }
 
 /// How a command opens a volume.
@@ -77,8 +92,8 @@ impl Offline {
 
     /// Takes devices that are open already.
     pub fn with(backings: Backings) -> Outcome<Self> {
-        let ring = OwnRing::new(&backings.fds()).doing("can't set up io_uring")?;
-        Ok(Self { ring, files: backings.files(0), backings })
+        let ring = backings.descriptors().and_then(OwnRing::new).doing("can't set up io_uring")?;
+        Ok(Self { ring, files: backings.files(0), backings: Closed(Some(backings)) })
     }
 
     /// A handle on the devices.
@@ -87,20 +102,20 @@ impl Offline {
     }
 
     /// What a thread needs for a ring of its own on the same devices.
-    pub fn handles(&self) -> (Vec<RawFd>, DeviceFiles) {
-        (self.backings.fds(), self.files)
+    pub fn handles(&self) -> (&Backings, DeviceFiles) {
+        (self.backings(), self.files)
     }
 
     /// The devices.
     pub fn backings(&self) -> &Backings {
-        &self.backings
+        self.backings.backings()
     }
 
     /// Gives the devices back, once nothing is under way.
     pub fn into_backings(self) -> Backings {
-        let Self { ring, backings, .. } = self;
+        let Self { ring, mut backings, .. } = self;
         drop(ring);
-        backings
+        backings.0.take().expect("given away only here")
     }
 
     /// Runs `work` to its end.
@@ -115,7 +130,7 @@ impl Offline {
             cache_bytes: CACHE,
             max_slots: LANES + 1,
             max_request_bytes: REQUEST,
-            separate_meta: self.backings.meta.is_some(),
+            separate_meta: self.backings().meta.is_some(),
             expected_uuid: how.uuid,
             unread_log: how.unread_log,
             ..OpenOptions::new(how.access, random()?)
@@ -139,18 +154,26 @@ impl Offline {
     /// Reads and verifies the superblocks.
     pub fn verify(&self, key: &MasterKey, options: &OpenOptions) -> Outcome<VerifiedVolume> {
         let _notice = self.notice();
-        Ok(self.run(VerifiedVolume::read(&self.io(), key, options))??)
+        self.run(VerifiedVolume::read(&self.io(), key, options))?.map_err(|e| self.refusal(e))
     }
 
     /// Recovers and opens.
     pub fn open_verified(&self, verified: VerifiedVolume, options: &OpenOptions) -> Outcome<Volume> {
         let _notice = self.notice();
-        Ok(self.run(verified.open(&self.io(), options))??)
+        self.run(verified.open(&self.io(), options))?.map_err(|e| self.refusal(e))
+    }
+
+    /// Why the volume can't be opened, with the path of the device whose sectors are too large.
+    fn refusal(&self, e: OpenError) -> Failure {
+        match e {
+            OpenError::BelowSector(why) => Failure::from(e).context(self.backings().get(why.device).path().display()),
+            _ => e.into(),
+        }
     }
 
     /// What the last daemon of the volume has left in memory.
     pub fn left_behind(&self, verified: &VerifiedVolume) -> Outcome<Option<Kept>> {
-        Kept::left_by(verified.last_opened(), &Owner::of(&self.backings.data)?)
+        Kept::left_by(verified.last_opened(), &Owner::of(&self.backings().data)?)
     }
 
     /// A line about that, where there is something that only `add` puts in place.
@@ -167,7 +190,7 @@ impl Offline {
 
     /// A device that answers nothing is named.
     fn notice(&self) -> Notice {
-        let paths = self.backings.paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ");
+        let paths = self.backings().paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ");
         Notice::after(SILENCE, move || {
             let seconds = SILENCE.as_secs();
             eprintln!("ublk-integrity: still waiting for {paths} after {seconds} s: the volume is being opened");

@@ -15,6 +15,7 @@ use nix::{
 use std::{
     ffi::CString,
     fs::File,
+    mem::MaybeUninit,
     os::{
         fd::{AsRawFd, FromRawFd, RawFd},
         unix::fs::{FileTypeExt, MetadataExt},
@@ -29,6 +30,7 @@ const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
 mod ioctl {
     nix::ioctl_read_bad!(physical_block_size, libc::BLKPBSZGET, libc::c_uint);
+    nix::ioctl_read_bad!(logical_block_size, libc::BLKSSZGET, libc::c_int);
 }
 
 /// What a block device writes atomically, in bytes (`BLKPBSZGET`).
@@ -49,6 +51,28 @@ pub fn is_read_only(path: &Path) -> bool {
         return std::fs::read_to_string(flag).is_ok_and(|ro| ro.trim() == "1");
     }
     access(path, AccessFlags::W_OK) == Err(Errno::EROFS)
+}
+
+/// The least that a block device transfers, in bytes (`BLKSSZGET`).
+pub fn logical_block_size(device: &File) -> std::io::Result<u32> {
+    let mut size = 0;
+    // SAFETY: the call fills in one int, which outlives it.
+    unsafe { ioctl::logical_block_size(device.as_raw_fd(), &mut size) }?;
+    Ok(size as u32)
+}
+
+/// What offsets and lengths of direct I/O to a file must be multiples of, in bytes (`STATX_DIOALIGN`, Linux 6.1); `None` where
+/// the kernel or the file system does not say.
+pub fn direct_io_alignment(file: &File) -> Option<u32> {
+    let mut found = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the name is an empty string, and the kernel fills in at most one `statx`, which outlives the call.
+    let done = unsafe {
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, found.as_mut_ptr())
+    };
+    Errno::result(done).ok()?;
+    // SAFETY: zeros are a valid `statx`, whatever the kernel has filled in of it.
+    let found = unsafe { found.assume_init() };
+    Some(found.stx_dio_offset_align).filter(|align| found.stx_mask & libc::STATX_DIOALIGN != 0 && *align > 0)
 }
 
 /// Marks this process as one that memory reclaim waits for (`PR_SET_IO_FLUSHER`): its own allocations
@@ -92,6 +116,22 @@ pub fn lock_until(mut file: File, how: FlockArg, deadline: Instant) -> nix::Resu
             Err((file, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file,
             Err((_, e)) => return Err(e),
         };
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The same of a lock that stays until the last descriptor of the opened file is closed, whoever has it.
+pub fn lock_open_until(file: &File, how: FlockArg, deadline: Instant) -> nix::Result<()> {
+    let operation = match how {
+        FlockArg::LockSharedNonblock => libc::LOCK_SH | libc::LOCK_NB,
+        _ => libc::LOCK_EX | libc::LOCK_NB,
+    };
+    loop {
+        // SAFETY: takes integers only.
+        match Errno::result(unsafe { libc::flock(file.as_raw_fd(), operation) }) {
+            Err(Errno::EWOULDBLOCK) if Instant::now() < deadline => {}
+            done => return done.map(drop),
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -16,7 +16,7 @@ use std::{
 };
 use ublk_integrity::{
     Device, TagAlgorithm,
-    create::{self, FormatOptions, VolumeInfo},
+    create::{self, FormatError, FormatOptions, VolumeInfo},
     open,
 };
 
@@ -131,7 +131,10 @@ fn format(args: &Args, key: &ublk_integrity::MasterKey) -> Outcome<VolumeInfo> {
         refuse_volume(&offline, data, meta.as_deref())?;
     }
     let physical = ublk_integrity::Storage::geometry(&io, Device::Data).physical_block;
-    Ok(offline.run(create::format(&io, key, &options(args, physical)))??)
+    offline.run(create::format(&io, key, &options(args, physical)))?.map_err(|e| match e {
+        FormatError::BelowSector(why) => Failure::from(e).context(offline.backings().get(why.device).path().display()),
+        _ => e.into(),
+    })
 }
 
 fn refuse_volume(offline: &Offline, data: &Path, meta: Option<&Path>) -> Outcome {

@@ -245,8 +245,8 @@ impl Bench {
         threads: usize,
         until: Until,
     ) -> Outcome<f64> {
-        let (fds, files) = self.offline.handles();
-        let run = Run { pattern, target, size, until, threads, hashing: &self.hashing, fds: &fds, files };
+        let (backings, files) = self.offline.handles();
+        let run = Run { pattern, target, size, until, threads, hashing: &self.hashing, backings, files };
         run.measure(&mut lanes[..pattern.depth])
     }
 }
