@@ -3,6 +3,7 @@
 mod adversary;
 mod crash;
 mod failures;
+mod foreign;
 mod golden;
 mod limits;
 mod liveness;

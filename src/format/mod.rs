@@ -1,21 +1,28 @@
-//! The on-disk format, version 1: fixed-width little-endian structs, nothing else.
+//! The on-disk format, versions 1 and 2: fixed-width little-endian structs, nothing else.
 //!
 //! `docs/format.md` draws the same bytes for people. The only arithmetic on offsets is [`Layout`]'s.
 
+mod feature;
 mod identity;
 mod layout;
 mod page;
+mod places;
 mod record;
 mod superblock;
+mod unknown;
+mod version2;
 
+pub use feature::Feature;
+pub(crate) use feature::Features;
 pub(crate) use identity::{Identity, RawIdentity};
-pub(crate) use layout::{Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId, TREE_FANOUT};
+pub(crate) use layout::{Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId};
 pub(crate) use page::{EntryState, TAGS_PER_PAGE, TreeEntry, digest, digest_each};
+pub(crate) use places::TREE_FANOUT;
 pub(crate) use record::{ENTRY_BYTES, Entry, EntryReader, Link, RawRecord, RecordBuilder, RecordHead};
 pub(crate) use superblock::{RawSuperblock, SUPERBLOCK_BYTES, Superblock, SuperblockError};
+pub use unknown::Unknown;
+pub use version2::{Label, Scrub, ScrubState, Version2};
 
-/// Version of this format.
-pub(crate) const VERSION: u32 = 1;
 /// Bytes of a tag page, a tree page, and of the place that a superblock copy or identity block takes.
 pub(crate) const PAGE_BYTES: usize = 4096;
 /// Bytes of a tag.

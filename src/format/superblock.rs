@@ -1,11 +1,15 @@
 //! The superblock: the one place that names the current state of everything.
 
-use super::{Layout, LayoutError, Link, TreeEntry, VERSION};
+use super::{
+    Feature, Features, Layout, LayoutError, Link, TAG_BYTES, TreeEntry, Unknown,
+    version2::{self, RawVersion2, Version2},
+};
 use crate::{
     Epoch, RecordNumber,
     keys::{Digest, Keys, Mac, TagAlgorithm},
 };
 use sha2::{Digest as _, Sha256};
+use std::mem::offset_of;
 use zerocopy::{
     FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout,
     little_endian::{U16, U32, U64},
@@ -14,14 +18,15 @@ use zerocopy::{
 /// Bytes of the struct; it is written at the front of a zeroed 4096-byte page.
 pub(crate) const SUPERBLOCK_BYTES: usize = 512;
 const MAGIC: [u8; 8] = *b"UBLKINTG";
-/// Set where the metadata is on a device of its own.
-const FLAG_SEPARATE_META: u32 = 1;
+/// Version 1 knows one flag, and has zeros where version 2 has more fields.
+const VERSION_1: u32 = 1;
+const VERSION_2: u32 = 2;
 
 /// The bytes of a superblock copy; says nothing about their truth.
 ///
 /// 8 magic, 4 version, 4 flags, 16 uuid, 4 block size, 2 tag algorithm, 2 tag size, 8 blocks, 8 log size,
 /// 4 physical block, 4 reserved: 64 bytes. 8 epoch, 64 root, 8 log begin, 8 record number, 32 link, 32 open id,
-/// 16 key id: 168. Then 216 reserved, 32 checksum, 32 MAC: 512 bytes.
+/// 16 key id: 168. Then 216 of version 2, 32 checksum, 32 MAC: 512 bytes.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct RawSuperblock {
@@ -43,11 +48,14 @@ pub(crate) struct RawSuperblock {
     link: Link,
     open_id: [u8; 32],
     key_id: [u8; 16],
-    reserved1: [u8; 216],
+    version2: RawVersion2,
     checksum: Digest,
     mac: Mac,
 }
 const _: () = assert!(size_of::<RawSuperblock>() == SUPERBLOCK_BYTES);
+const _: () = assert!(offset_of!(RawSuperblock, epoch) == 64 && offset_of!(RawSuperblock, log_begin) == 136);
+const _: () = assert!(offset_of!(RawSuperblock, version2) == version2::AT);
+const _: () = assert!(offset_of!(RawSuperblock, checksum) == 448);
 
 /// A superblock whose checksum, key id and MAC hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,6 +76,8 @@ pub(crate) struct Superblock {
     pub(crate) link: Link,
     /// Drawn at every open.
     pub(crate) open_id: [u8; 32],
+    /// What version 2 has besides; sealed as it was read.
+    pub(crate) version2: Option<(Features, Version2)>,
 }
 
 /// Why a copy is no superblock.
@@ -75,12 +85,19 @@ pub(crate) struct Superblock {
 pub(crate) enum SuperblockError {
     /// No magic number here.
     Absent,
-    /// The checksum does not hold, or the fields contradict each other.
+    /// The checksum does not hold.
     Damaged,
-    Version(u32),
+    /// The checksum holds: it is what somebody wrote, but not what this program knows.
+    Unknown(Unknown),
     WrongKey,
     /// Checksum and key id hold, the MAC does not.
     Tampered,
+}
+
+impl SuperblockError {
+    pub(crate) fn unknown(&self) -> Option<Unknown> {
+        if let Self::Unknown(unknown) = self { Some(*unknown) } else { None }
+    }
 }
 
 impl RawSuperblock {
@@ -100,25 +117,45 @@ impl RawSuperblock {
             return Err(SuperblockError::Damaged);
         }
         match self.version.get() {
-            VERSION => Ok(()),
-            v => Err(SuperblockError::Version(v)),
+            VERSION_1 | VERSION_2 => Ok(()),
+            v => Err(SuperblockError::Unknown(Unknown::Version(v))),
         }
     }
 
     /// What the fields say, not authenticated: for `dump`, and as the step before the MAC.
     pub(crate) fn parse(&self) -> Result<Superblock, SuperblockError> {
         self.check()?;
-        let damaged = |_: LayoutError| SuperblockError::Damaged;
-        let size = self.blocks.get().checked_mul(u64::from(self.block_size.get())).ok_or(SuperblockError::Damaged)?;
-        let separate = self.flags.get() & FLAG_SEPARATE_META != 0;
+        self.fields().map_err(SuperblockError::Unknown)
+    }
+
+    /// All fields. Nothing is passed over: what is not understood here would be lost with the next superblock.
+    fn fields(&self) -> Result<Superblock, Unknown> {
+        let version = self.version.get();
+        let known = if version == VERSION_1 { &[Feature::SeparateMeta][..] } else { &Feature::ALL };
+        let features = Features::parse(self.flags.get(), known)?;
+        let code = self.tag_algorithm.get();
+        let tag = TagAlgorithm::from_code(code).ok_or(Unknown::TagAlgorithm(code))?;
         let physical = self.physical_block.get();
-        if !physical.is_power_of_two() || !(512..=4096).contains(&physical) {
-            return Err(SuperblockError::Damaged);
+        match () {
+            () if usize::from(self.tag_size.get()) != TAG_BYTES => return Err(odd("tag size")),
+            () if !physical.is_power_of_two() || !(512..=4096).contains(&physical) => {
+                return Err(odd("record padding"));
+            }
+            () if !self.root.known(version) => return Err(odd("root")),
+            () => {}
         }
+        Unknown::refuse_reserved(OF, offset_of!(Self, reserved0), self.reserved0.as_bytes())?;
+        let version2 = match version {
+            VERSION_1 => {
+                Unknown::refuse_reserved(OF, version2::AT, self.version2.as_bytes())?;
+                None
+            }
+            _ => Some((features, self.version2.parse(features)?)),
+        };
         Ok(Superblock {
             uuid: self.uuid,
-            layout: Layout::new(self.block_size.get(), size, self.log_size.get(), separate).map_err(damaged)?,
-            tag: TagAlgorithm::from_code(self.tag_algorithm.get()).ok_or(SuperblockError::Damaged)?,
+            layout: self.layout(features)?,
+            tag,
             physical_block: physical,
             epoch: Epoch(self.epoch.get()),
             root: self.root,
@@ -126,7 +163,23 @@ impl RawSuperblock {
             record_number: RecordNumber(self.record_number.get()),
             link: self.link,
             open_id: self.open_id,
+            version2,
         })
+    }
+
+    fn layout(&self, features: Features) -> Result<Layout, Unknown> {
+        let field = |error: LayoutError| match error {
+            LayoutError::BlockSize => odd("block size"),
+            LayoutError::Size => odd("number of blocks"),
+            LayoutError::LogSize => odd("log size"),
+            LayoutError::Place(place) => odd(place),
+        };
+        let block_size = self.block_size.get();
+        let size = self.blocks.get().checked_mul(block_size.into()).ok_or(field(LayoutError::Size))?;
+        let separate = features.has(Feature::SeparateMeta);
+        let computed = Layout::new(block_size, size, self.log_size.get(), separate).map_err(field)?;
+        let places = self.version2.places(features, *computed.places())?;
+        computed.with_places(places).map_err(field)
     }
 
     /// Everything: the only way to a [`Superblock`] that may be believed.
@@ -150,6 +203,9 @@ impl RawSuperblock {
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.get()
     }
+    pub(crate) fn version(&self) -> u32 {
+        self.version.get()
+    }
     fn authenticated(&self) -> &[u8] {
         &self.as_bytes()[..SUPERBLOCK_BYTES - 64]
     }
@@ -158,17 +214,33 @@ impl RawSuperblock {
     }
 }
 
+/// What [`Unknown`] calls this struct.
+const OF: &str = "superblock";
+
+fn odd(field: &'static str) -> Unknown {
+    Unknown::Field { of: OF, field }
+}
+
 impl Superblock {
-    /// The bytes, with checksum and MAC.
+    /// What a reader must know to touch the volume.
+    pub(crate) fn features(&self) -> Features {
+        let separate =
+            if self.layout.separate_meta { Features::of(&[Feature::SeparateMeta]) } else { Features::default() };
+        self.version2.map_or(separate, |(features, _)| features)
+    }
+
+    /// The bytes, with checksum and MAC. A superblock of version 1 where nothing of version 2 was read or set.
     pub(crate) fn seal(&self, keys: &Keys) -> RawSuperblock {
+        let places = self.layout.places();
+        let version2 = self.version2.map(|(features, fields)| RawVersion2::new(&fields, features, places));
         let mut raw = RawSuperblock {
             magic: MAGIC,
-            version: U32::new(VERSION),
-            flags: U32::new(if self.layout.separate_meta { FLAG_SEPARATE_META } else { 0 }),
+            version: U32::new(if version2.is_some() { VERSION_2 } else { VERSION_1 }),
+            flags: U32::new(self.features().bits()),
             uuid: self.uuid,
             block_size: U32::new(self.layout.block_size),
             tag_algorithm: U16::new(self.tag.code()),
-            tag_size: U16::new(super::TAG_BYTES as u16),
+            tag_size: U16::new(TAG_BYTES as u16),
             blocks: U64::new(self.layout.blocks),
             log_size: U64::new(self.layout.log_size),
             physical_block: U32::new(self.physical_block),
@@ -180,7 +252,7 @@ impl Superblock {
             link: self.link,
             open_id: self.open_id,
             key_id: keys.id(),
-            reserved1: [0; 216],
+            version2: version2.unwrap_or(RawVersion2::ZERO),
             checksum: [0; 32],
             mac: [0; 32],
         };
