@@ -198,6 +198,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::TREE_FANOUT;
     use proptest::prelude::*;
 
     fn layouts() -> impl Strategy<Value = Layout> {

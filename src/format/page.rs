@@ -17,7 +17,7 @@ const PAGE_LABEL: &[u8; 24] = b"ublk-integrity page v1\0\0";
 
 /// What a tree page says of one child: 32 digest + 8 epoch + 1 state + 23 reserved = 64 bytes.
 /// All zeros: absent, the whole subtree reads as zeros. All ones: lost, nothing in it verifies.
-#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct TreeEntry {
     /// [`digest`] of the child page.

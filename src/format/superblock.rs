@@ -58,7 +58,7 @@ const _: () = assert!(offset_of!(RawSuperblock, version2) == version2::AT);
 const _: () = assert!(offset_of!(RawSuperblock, checksum) == 448);
 
 /// A superblock whose checksum, key id and MAC hold.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Superblock {
     pub(crate) uuid: [u8; 16],
     pub(crate) layout: Layout,
@@ -212,6 +212,10 @@ impl RawSuperblock {
     fn sum(&self) -> Digest {
         Sha256::digest(self.authenticated()).into()
     }
+    fn sign(&mut self, keys: &Keys) {
+        self.checksum = self.sum();
+        self.mac = keys.superblock().sign(self.authenticated());
+    }
 }
 
 /// What [`Unknown`] calls this struct.
@@ -256,8 +260,167 @@ impl Superblock {
             checksum: [0; 32],
             mac: [0; 32],
         };
-        raw.checksum = raw.sum();
-        raw.mac = keys.superblock().sign(raw.authenticated());
+        raw.sign(keys);
         raw
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        format::{Label, Scrub, ScrubState, places::PageArea, places::Places},
+        keys::MasterKey,
+    };
+    use proptest::{prelude::*, sample::subsequence};
+
+    fn keys() -> Keys {
+        Keys::derive(&MasterKey::new(&[7; 32]).unwrap(), &[1; 16])
+    }
+
+    /// All that may stand together; one of the two that may not is left out.
+    fn features() -> impl Strategy<Value = Vec<Feature>> {
+        (subsequence(Feature::ALL.to_vec(), 0..=Feature::ALL.len()), any::<bool>()).prop_map(|(mut all, adopting)| {
+            all.retain(|f| *f != if adopting { Feature::Releasing } else { Feature::Adopting });
+            // Blocks from 0 on are a place that has to be said.
+            if all.contains(&Feature::MovedHead) && !all.contains(&Feature::ExplicitPlaces) {
+                all.push(Feature::ExplicitPlaces);
+            }
+            all
+        })
+    }
+
+    /// Regions one behind the other with gaps, in the order of `order`.
+    fn places(layout: &Layout, features: Features, order: &[usize], gaps: &[u64], spare: u64) -> Places {
+        let explicit = features.has(Feature::ExplicitPlaces);
+        let mut places = *layout.places();
+        let mut at = layout.meta_device_bytes().next_multiple_of(1 << 20);
+        let mut take = |bytes: u64, gap: u64| {
+            let begin = (at + gap * 8192).next_multiple_of(1 << 20);
+            at = begin + bytes;
+            begin
+        };
+        for (region, gap) in order.iter().zip(gaps) {
+            match region {
+                0 if explicit => places.log = take(layout.log_size, *gap),
+                1 if explicit => {
+                    // Laid out for more: room for growing.
+                    let blocks = layout.blocks + spare;
+                    let offset = take(blocks * 80, *gap);
+                    places.areas[usize::from(spare % 2 == 0)] = PageArea { offset, blocks };
+                }
+                2 if features.has(Feature::MovedHead) => {
+                    (places.head, places.data) = (take(1 << 20, *gap), 0);
+                }
+                2 if explicit => places.data = take(layout.size(), *gap),
+                3 if features.has(Feature::HeaderCopy) => places.header_copy = take(1 << 20, *gap),
+                _ => {}
+            }
+        }
+        if features.has(Feature::MovedHead) && !layout.separate_meta {
+            // The blocks are where they were before they were ours, in front of all else.
+            let moved = layout.size().next_multiple_of(1 << 20);
+            places.areas.iter_mut().filter(|area| area.blocks > 0).for_each(|area| area.offset += moved);
+            places.log += moved;
+            places.head += moved;
+            if places.header_copy > 0 {
+                places.header_copy += moved;
+            }
+        }
+        places
+    }
+
+    fn named(label: &str) -> Label {
+        let mut bytes = [0; 32];
+        bytes[..label.len()].copy_from_slice(label.as_bytes());
+        Label::parse(&bytes).unwrap()
+    }
+
+    fn version2(adopting: bool) -> impl Strategy<Value = Version2> {
+        let scrub = (any::<[u64; 5]>(), 0u32..5);
+        (any::<u64>(), scrub, prop::option::of(9u32..=12), "[a-z\u{e9}\u{4e2d} ]{0,10}").prop_map(
+            move |(adopted, ([pass, cursor, begun, ended, bad], state), atomic, label)| Version2 {
+                adopted_blocks: if adopting { adopted } else { 0 },
+                scrub: Scrub {
+                    pass,
+                    cursor,
+                    begun_seconds: begun,
+                    ended_seconds: ended,
+                    bad_blocks: bad,
+                    state: ScrubState::ALL[state as usize],
+                },
+                assumed_atomic_bytes: atomic.map(|shift| 1 << shift),
+                label: named(&label),
+            },
+        )
+    }
+
+    fn superblocks() -> impl Strategy<Value = Superblock> {
+        let order = Just((0..4).collect::<Vec<_>>()).prop_shuffle();
+        let layout = (9u32..=12, 2048u64..1 << 24, 16u64..4096, prop::array::uniform4(0u64..999), order, 0u64..9999);
+        let state = (any::<[u64; 3]>(), any::<[[u8; 32]; 2]>());
+        (prop::option::of(features()), layout, state).prop_flat_map(|(features, layout, state)| {
+            let all = features.clone().unwrap_or_default();
+            version2(all.contains(&Feature::Adopting)).prop_map(move |fields| {
+                let (shift, blocks, log, gaps, order, spare) = &layout;
+                let known = Features::of(&all);
+                let separate = known.has(Feature::SeparateMeta);
+                let computed = Layout::new(1 << shift, blocks << shift, log * 4096, separate).unwrap();
+                let places = places(&computed, known, order, gaps, *spare);
+                let ([epoch, log_begin, number], [link, open_id]) = state;
+                Superblock {
+                    uuid: [1; 16],
+                    layout: computed.with_places(places).expect("regions apart"),
+                    tag: TagAlgorithm::Blake3,
+                    physical_block: 1 << shift,
+                    epoch: Epoch(epoch),
+                    root: TreeEntry::LOST,
+                    log_begin,
+                    record_number: RecordNumber(number),
+                    link,
+                    open_id,
+                    version2: features.is_some().then_some((known, fields)),
+                }
+            })
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_sealed_is_parsed(superblock in superblocks()) {
+            let sealed = superblock.seal(&keys());
+            prop_assert_eq!(sealed.version(), if superblock.version2.is_some() { 2 } else { 1 });
+            prop_assert!(sealed.verify(&keys()) == Ok(superblock));
+        }
+
+        /// Nothing that a superblock says is lost by the program that writes the next one.
+        #[test]
+        fn whatever_verifies_is_sealed_as_it_was(
+            superblock in superblocks(),
+            changes in prop::collection::vec((8usize..448, any::<u8>()), 0..4),
+            bit in prop::option::of((8usize..448, 0u8..8)),
+        ) {
+            let mut bytes = superblock.seal(&keys()).as_bytes().to_vec();
+            // UUID and key id stay, or it is another volume's.
+            let fixed = |at: usize| (16..32).contains(&at) || (216..232).contains(&at);
+            changes.iter().filter(|(at, _)| !fixed(*at)).for_each(|(at, byte)| bytes[*at] = *byte);
+            bit.iter().filter(|(at, _)| !fixed(*at)).for_each(|(at, bit)| bytes[*at] ^= 1 << bit);
+            let mut raw = RawSuperblock::read_from_bytes(&bytes).unwrap();
+            raw.sign(&keys());
+            match raw.verify(&keys()) {
+                Ok(parsed) => prop_assert!(parsed.seal(&keys()).as_bytes() == raw.as_bytes(), "{:?}", parsed),
+                Err(e) => prop_assert!(e.unknown().is_some(), "{:?}: whole, so not damage", e),
+            }
+        }
+
+        #[test]
+        fn random_bytes_do_no_harm(mut bytes in prop::collection::vec(any::<u8>(), SUPERBLOCK_BYTES), version in 0u32..4) {
+            bytes[..8].copy_from_slice(&MAGIC);
+            bytes[8..12].copy_from_slice(&version.to_le_bytes());
+            let mut raw = RawSuperblock::read_from_bytes(&bytes).unwrap();
+            prop_assert!(raw.parse() == Err(SuperblockError::Damaged));
+            raw.sign(&keys());
+            prop_assert!(matches!(raw.parse(), Err(SuperblockError::Unknown(_))));
+        }
     }
 }

@@ -93,7 +93,7 @@ impl Serialize for Label {
 impl Label {
     /// UTF-8 up to the first zero, and zeros from there on. A label is shown on terminals before anything is
     /// authenticated: no control characters.
-    fn parse(bytes: &[u8; LABEL_BYTES]) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8; LABEL_BYTES]) -> Option<Self> {
         let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(LABEL_BYTES);
         let text = std::str::from_utf8(&bytes[..len]).ok()?;
         let clean = bytes[len..].iter().all(|byte| *byte == 0) && !text.contains(char::is_control);
@@ -141,7 +141,7 @@ pub enum ScrubState {
 }
 
 impl ScrubState {
-    const ALL: [Self; 5] = [Self::None, Self::Running, Self::Paused, Self::Ended, Self::Stopped];
+    pub(super) const ALL: [Self; 5] = [Self::None, Self::Running, Self::Paused, Self::Ended, Self::Stopped];
 
     fn from_code(code: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|state| *state as u32 == code)
