@@ -4,6 +4,7 @@ mod adversary;
 mod crash;
 mod failures;
 mod foreign;
+mod fuzz;
 mod golden;
 mod limits;
 mod liveness;

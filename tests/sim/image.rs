@@ -260,9 +260,12 @@ pub fn sign_block(block: &mut [u8]) {
     block[480..512].copy_from_slice(&mac);
 }
 
-/// The same for a log record.
+/// The same for a log record, where its length allows it.
 pub fn sign_record(superblock: &Superblock, record: &mut [u8]) {
     let end = u32_at(record, 32) as usize;
+    if !(RECORD_HEADER + 32..=record.len()).contains(&end) {
+        return;
+    }
     let mac = mac(&derived(&superblock.uuid, "ublk-integrity v1 tag log"), &record[..end - 32]);
     record[end - 32..end].copy_from_slice(&mac);
 }
