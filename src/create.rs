@@ -155,6 +155,7 @@ impl FormatOptions {
         Layout::new(self.block_size, size, log, self.separate_meta).map_err(|e| match e {
             LayoutError::BlockSize => FormatError::BlockSize(self.block_size),
             LayoutError::Size => FormatError::Size(size),
+            LayoutError::Place(place) => unreachable!("the computed {place} can be"),
             LayoutError::LogSize => FormatError::LogSize { got: log, min: MIN_LOG, max: MAX_LOG },
         })
     }
@@ -191,6 +192,7 @@ fn first_superblock(options: &FormatOptions, layout: Layout, physical_block: u32
         record_number: RecordNumber(1),
         link: [0; 32],
         open_id: [0; 32],
+        version2: None,
     }
 }
 

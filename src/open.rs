@@ -1,12 +1,15 @@
 //! Opening a volume: how, what can go wrong, and what is found. The steps themselves are in `staged.rs`.
 
-pub use crate::staged::VerifiedVolume;
 use crate::{
-    BelowSector, Buf, Device, DeviceError, MasterKey, OnMismatch, Storage, Volume,
+    BelowSector, Buf, ByteOffset, Device, DeviceError, MasterKey, OnMismatch, Storage, Volume,
     create::VolumeInfo,
-    format::{Layout, PAGE_BYTES, RawIdentity, Superblock, SuperblockError, hex, uuid_text},
+    format::{Layout, PAGE_BYTES, RawIdentity, RawSuperblock, Superblock, SuperblockError, hex, uuid_text},
     read::data_error,
     superblocks::read_copies,
+};
+pub use crate::{
+    format::{Feature, Label, Scrub, ScrubState, Unknown, Version2},
+    staged::VerifiedVolume,
 };
 use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
@@ -102,8 +105,12 @@ pub struct Dump {
     pub copies: Vec<CopyDump>,
     /// The volume, from the newest copy whose checksum holds.
     pub volume: Option<VolumeInfo>,
+    /// What format version 2 says of it besides.
+    pub version2: Option<Version2>,
     /// UUID of the volume whose data device this is, where the metadata is elsewhere.
     pub identity: Option<String>,
+    /// The first thing found that this program does not know, in words: no other than a newer program should touch it.
+    pub unknown: Option<String>,
 }
 
 /// One superblock copy, unauthenticated.
@@ -111,8 +118,14 @@ pub struct Dump {
 pub struct CopyDump {
     /// Its place on the metadata device, in bytes.
     pub offset: u64,
-    /// "valid checksum", "damaged", "absent".
+    /// "checksum valid", "damaged", "absent", or "unknown".
     pub state: String,
+    /// Format version, where readable.
+    pub version: Option<u32>,
+    /// What a program must know to use the volume; empty where not readable.
+    pub features: Vec<Feature>,
+    /// Where the state is "unknown": what this program does not know of it, in words.
+    pub unknown: Option<String>,
     /// Epoch, where readable.
     pub epoch: Option<u64>,
     /// Key id (16 bytes, hexadecimal), where readable.
@@ -155,9 +168,15 @@ pub enum OpenError {
     /// No superblock anywhere.
     #[error("no ublk-integrity volume here")]
     NotAVolume,
-    /// The superblock is of a later format.
-    #[error("format version {0} is not known to this program")]
-    Version(u32),
+    /// Something on the devices is whole, and not what this program knows.
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    /// The volume is of a version that this program can show, but not serve.
+    #[error("the volume is of format version 2 ({features}): this program shows it (`dump`), but can't open it")]
+    NotServed {
+        /// What it needs, in words.
+        features: String,
+    },
     /// Both copies fail their checksums.
     #[error("both superblock copies are damaged")]
     Damaged,
@@ -214,22 +233,11 @@ pub enum OpenError {
 /// Reads what can be known without a key. Writes nothing.
 pub async fn dump<S: Storage>(io: &S) -> Result<Dump, OpenError> {
     let copies = read_copies(io).await?;
-    let mut dump = Dump { copies: Vec::new(), volume: None, identity: None };
+    let mut dump = Dump { copies: Vec::new(), volume: None, version2: None, identity: None, unknown: None };
     let mut newest = None;
     for (raw, offset) in copies.0.iter().zip(Layout::superblock_offsets()) {
         let parsed = raw.parse();
-        let readable = raw.check().is_ok();
-        dump.copies.push(CopyDump {
-            offset: offset.0,
-            state: match &parsed {
-                Ok(_) => "checksum valid".into(),
-                Err(SuperblockError::Absent) => "absent".into(),
-                Err(SuperblockError::Version(v)) => format!("unknown version {v}"),
-                Err(_) => "damaged".into(),
-            },
-            epoch: readable.then(|| raw.epoch()),
-            key_id: readable.then(|| hex(&raw.key_id())),
-        });
+        dump.copies.push(CopyDump::of(raw, offset, &parsed));
         if let Ok(superblock) = parsed {
             if newest.as_ref().is_none_or(|n: &Superblock| superblock.epoch > n.epoch) {
                 newest = Some(superblock);
@@ -237,12 +245,38 @@ pub async fn dump<S: Storage>(io: &S) -> Result<Dump, OpenError> {
         }
     }
     dump.volume = newest.as_ref().map(VolumeInfo::of);
-    if newest.is_none() {
-        dump.identity = read_identity(io).await?.claim().map(|claim| uuid_text(&claim.uuid));
+    dump.version2 = newest.as_ref().and_then(|s| s.version2).map(|(_, fields)| fields);
+    dump.unknown = dump.copies.iter().find_map(|copy| copy.unknown.clone());
+    if newest.is_none() && dump.unknown.is_none() {
+        match read_identity(io).await?.claim() {
+            Ok(claim) => dump.identity = claim.map(|claim| uuid_text(&claim.uuid)),
+            Err(unknown) => dump.unknown = Some(unknown.to_string()),
+        }
     }
-    match newest.is_some() || dump.identity.is_some() || dump.copies.iter().any(|c| c.state != "absent") {
-        true => Ok(dump),
-        false => Err(OpenError::NotAVolume),
+    let nothing = dump.copies.iter().all(|c| c.state == "absent") && dump.identity.is_none() && dump.unknown.is_none();
+    if nothing { Err(OpenError::NotAVolume) } else { Ok(dump) }
+}
+
+impl CopyDump {
+    fn of(raw: &RawSuperblock, offset: ByteOffset, parsed: &Result<Superblock, SuperblockError>) -> Self {
+        let state = match parsed {
+            Ok(_) => "checksum valid",
+            Err(SuperblockError::Absent) => "absent",
+            Err(SuperblockError::Unknown(_)) => "unknown",
+            Err(_) => "damaged",
+        };
+        let unknown = parsed.as_ref().err().and_then(SuperblockError::unknown);
+        // Of another version not even the places of the fields are known.
+        let readable = raw.check().is_ok();
+        Self {
+            offset: offset.0,
+            state: state.into(),
+            version: (readable || unknown.is_some()).then(|| raw.version()),
+            features: parsed.as_ref().map_or_else(|_| Vec::new(), |s| s.features().iter().collect()),
+            unknown: unknown.map(|unknown| unknown.to_string()),
+            epoch: readable.then(|| raw.epoch()),
+            key_id: readable.then(|| hex(&raw.key_id())),
+        }
     }
 }
 

@@ -87,6 +87,7 @@ impl VerifiedVolume {
             let (expected, found) = (uuid_text(&expected), uuid_text(&newest.superblock.uuid));
             return Err(OpenError::OtherVolume { expected, found });
         }
+        refuse_version_2(&newest.superblock)?;
         check_devices(io, &newest, options).await?;
         Ok(Self { newest })
     }
@@ -222,14 +223,25 @@ fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String
     warnings
 }
 
+/// Version 2 is read and shown; nothing in this program does yet what its features ask for, or writes it.
+fn refuse_version_2(superblock: &Superblock) -> Result<(), OpenError> {
+    if superblock.version2.is_none() {
+        return Ok(());
+    }
+    let features: Vec<_> = superblock.features().iter().map(|feature| feature.to_string()).collect();
+    let features = if features.is_empty() { "no features".into() } else { features.join(", ") };
+    Err(OpenError::NotServed { features })
+}
+
 /// There is no superblock: perhaps this is the data device of a volume whose metadata is elsewhere.
 async fn explain_no_superblock<S: Storage>(io: &S) -> Result<OpenError, DeviceError> {
     Ok(match read_identity(io).await?.claim() {
-        Some(claim) => OpenError::Foreign(format!(
+        Err(unknown) => unknown.into(),
+        Ok(Some(claim)) => OpenError::Foreign(format!(
             "this is the data device of volume {}; name its metadata device with --meta",
             uuid_text(&claim.uuid)
         )),
-        None => OpenError::NotAVolume,
+        Ok(None) => OpenError::NotAVolume,
     })
 }
 
@@ -264,9 +276,9 @@ async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOption
     }
     if layout.separate_meta {
         let raw = read_identity(io).await?;
-        let belongs = raw.claim() == Some(Identity { uuid: superblock.uuid, size: layout.size() });
-        if !belongs {
-            let what = raw.claim().map_or("no volume".into(), |c| format!("volume {}", uuid_text(&c.uuid)));
+        let claim = raw.claim()?;
+        if claim != Some(Identity { uuid: superblock.uuid, size: layout.size() }) {
+            let what = claim.map_or("no volume".into(), |c| format!("volume {}", uuid_text(&c.uuid)));
             return Err(OpenError::Foreign(format!(
                 "the data device belongs to {what}, the metadata device to volume {uuid}"
             )));

@@ -122,9 +122,11 @@ impl Copies {
                 return Err(OpenError::Tampered { what: "superblock (two copies contradict each other)" });
             }
         }
-        // A whole copy under another key or of a later version is not damage that may be repaired away.
-        let foreign = |e: &SuperblockError| matches!(e, SuperblockError::WrongKey | SuperblockError::Version(_));
-        if !valid.is_empty() && errors.iter().any(|(e, ..)| foreign(e)) {
+        // A whole copy that this program does not know, or under another key, is not damage that may be repaired away.
+        if let Some(unknown) = errors.iter().find_map(|(e, ..)| e.unknown()) {
+            return Err(unknown.into());
+        }
+        if !valid.is_empty() && errors.iter().any(|(e, ..)| *e == SuperblockError::WrongKey) {
             return Err(OpenError::Tampered { what: "superblock (two copies contradict each other)" });
         }
         let newest = valid.iter().map(|(s, ..)| s.epoch).max();
@@ -140,9 +142,6 @@ impl Copies {
         let find = |wanted: fn(&SuperblockError) -> bool| errors.iter().find(|(e, ..)| wanted(e));
         if let Some((_, uuid, _)) = find(|e| *e == SuperblockError::WrongKey) {
             return OpenError::WrongKey { uuid: uuid_text(uuid) };
-        }
-        if let Some((SuperblockError::Version(v), ..)) = find(|e| matches!(e, SuperblockError::Version(_))) {
-            return OpenError::Version(*v);
         }
         match find(|e| *e == SuperblockError::Damaged) {
             Some(_) => OpenError::Damaged,

@@ -3,6 +3,8 @@
 mod adversary;
 mod crash;
 mod failures;
+mod foreign;
+mod fuzz;
 mod golden;
 mod limits;
 mod liveness;

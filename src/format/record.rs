@@ -1,6 +1,6 @@
 //! Log records: a chain in which each link is the MAC of the record before.
 
-use super::{TAG_BYTES, Tag};
+use super::{TAG_BYTES, Tag, Unknown};
 use crate::{
     BlockIndex, BlockRange, Buf, Epoch, RecordNumber, Seq,
     keys::{Mac, MacKey},
@@ -127,33 +127,45 @@ impl RawRecord {
     }
 }
 
-/// Reads the entries of a record whose MAC holds. Ends early at an entry that makes no sense, which
-/// only a program error of the writer could produce.
+/// Reads the entries of a record whose MAC holds. An entry that makes no sense is the last: it was written by a
+/// program that knows more, and what it and those behind it say must not be taken for unsaid.
 pub(crate) struct EntryReader<'a> {
     rest: &'a [u8],
     left: u32,
 }
 
-impl<'a> Iterator for EntryReader<'a> {
-    type Item = Entry<'a>;
-    fn next(&mut self) -> Option<Entry<'a>> {
-        self.left = self.left.checked_sub(1)?;
-        let (raw, rest) = RawEntry::read_from_prefix(self.rest).ok()?;
+impl<'a> EntryReader<'a> {
+    fn read(&mut self) -> Result<Entry<'a>, Unknown> {
+        let long = Unknown::Field { of: "log record", field: "number of entries" };
+        let (raw, rest) = RawEntry::read_from_prefix(self.rest).map_err(|_| long)?;
         let (count, seq) = (raw.count.get() as usize, Seq(raw.seq.get()));
         let first = BlockIndex(raw.first.get());
         let (entry, rest) = match raw.kind.get() {
             KIND_TAGS => {
-                let (tags, rest) = <[Tag]>::ref_from_prefix_with_elems(rest, count).ok()?;
+                let (tags, rest) = <[Tag]>::ref_from_prefix_with_elems(rest, count).map_err(|_| long)?;
                 (Entry::Tags { seq, first, tags }, rest)
             }
             KIND_ZEROS => (Entry::Zeros { seq, range: BlockRange::new(first, count as u64) }, rest),
             KIND_FLUSH => {
-                let (except, rest) = <[U64]>::ref_from_prefix_with_elems(rest, count).ok()?;
+                let (except, rest) = <[U64]>::ref_from_prefix_with_elems(rest, count).map_err(|_| long)?;
                 (Entry::Flush { highest: Seq(first.0), except }, rest)
             }
-            _ => return None,
+            kind => return Err(Unknown::EntryKind(kind)),
         };
         self.rest = rest;
+        Ok(entry)
+    }
+}
+
+impl<'a> Iterator for EntryReader<'a> {
+    type Item = Result<Entry<'a>, Unknown>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let entry = self.read();
+        if entry.is_err() {
+            self.left = 0;
+        }
         Some(entry)
     }
 }
@@ -279,7 +291,7 @@ mod tests {
         assert_eq!(padded, 512);
         let (got, entries, link) = RawRecord::verify(&buf, keys.log()).unwrap();
         assert_eq!((got, link), (head, mac));
-        let entries: Vec<_> = entries.collect();
+        let entries: Vec<_> = entries.map(Result::unwrap).collect();
         assert_eq!(entries[0], Entry::Tags { seq: Seq(1), first: BlockIndex(10), tags: &tags });
         assert_eq!(entries[1], Entry::Zeros { seq: Seq(2), range: BlockRange::new(BlockIndex(5), 77) });
         assert_eq!(entries[2], Entry::Flush { highest: Seq(2), except: &[U64::new(1)] });

@@ -57,12 +57,13 @@ pub(crate) async fn follow<S: Storage>(
         match walk.next().await? {
             Step::Record(head, entries, link, bytes) => {
                 let end = LogPoint { position: head.position + bytes, number: RecordNumber(head.number.0 + 1), link };
-                entries.for_each(|entry| {
+                for entry in entries {
+                    let entry = entry?;
                     if let (Some(Unread { newer_from, .. }), Some(seq)) = (&mut missed, entry.seq()) {
                         *newer_from = seq.min(*newer_from);
                     }
                     candidates.add(entry);
-                });
+                }
                 (walk.epoch, walk.end) = (head.epoch, end);
                 records += 1;
             }

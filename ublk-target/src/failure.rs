@@ -186,7 +186,8 @@ impl From<OpenError> for Failure {
             OpenError::Options(_) => Exit::Arguments,
             OpenError::Device(d) => Exit::of_errno(d.errno.0),
             OpenError::NotAVolume
-            | OpenError::Version(_)
+            | OpenError::Unknown(_)
+            | OpenError::NotServed { .. }
             | OpenError::Damaged
             | OpenError::Foreign(_)
             | OpenError::OtherVolume { .. }

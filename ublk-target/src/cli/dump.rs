@@ -7,7 +7,10 @@ use crate::{
     offline::Offline,
     size::Size,
 };
-use ublk_integrity::{create::VolumeInfo, open};
+use ublk_integrity::{
+    create::VolumeInfo,
+    open::{self, Dump, ScrubState, Version2},
+};
 
 /// Show what can be known of a volume without its key; nothing of it is authenticated
 #[derive(clap::Args)]
@@ -25,23 +28,53 @@ pub fn run(args: &Args) -> Outcome {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&dump).expect("plain data"));
     } else {
-        for (i, copy) in dump.copies.iter().enumerate() {
-            let epoch = copy.epoch.map_or_else(String::new, |e| format!(", epoch {e}"));
-            let key = copy.key_id.as_ref().map_or_else(String::new, |id| format!(", key id {id}"));
-            println!("superblock {i} at {}: {}{epoch}{key}", copy.offset, copy.state);
-        }
-        if let Some(volume) = &dump.volume {
-            print_volume(volume);
-        }
-        if let Some(identity) = &dump.identity {
-            println!("data of       {identity}, whose metadata is on another device");
-        }
+        print(&dump);
     }
     if dump.volume.is_none() && dump.identity.is_none() {
         let path = args.devices.meta.as_ref().unwrap_or(&args.devices.data).display();
-        return Err(Failure::new(Exit::Device, format_args!("no readable ublk-integrity superblock on {path}")));
+        let why = dump.unknown.unwrap_or_else(|| "no readable ublk-integrity superblock".into());
+        return Err(Failure::new(Exit::Device, format_args!("{path}: {why}")));
     }
     Ok(())
+}
+
+fn print(dump: &Dump) {
+    for (i, copy) in dump.copies.iter().enumerate() {
+        let version = copy.version.map_or_else(String::new, |v| format!(", version {v}"));
+        let epoch = copy.epoch.map_or_else(String::new, |e| format!(", epoch {e}"));
+        let key = copy.key_id.as_ref().map_or_else(String::new, |id| format!(", key id {id}"));
+        let unknown = copy.unknown.as_ref().map_or_else(String::new, |what| format!(": {what}"));
+        println!("superblock {i} at {}: {}{unknown}{version}{epoch}{key}", copy.offset, copy.state);
+        if !copy.features.is_empty() {
+            let features: Vec<_> = copy.features.iter().map(ToString::to_string).collect();
+            println!("features      {}", features.join(", "));
+        }
+    }
+    if let Some(volume) = &dump.volume {
+        print_volume(volume);
+    }
+    if let Some(version2) = &dump.version2 {
+        print_version2(version2);
+    }
+    if let Some(identity) = &dump.identity {
+        println!("data of       {identity}, whose metadata is on another device");
+    }
+}
+
+fn print_version2(Version2 { adopted_blocks, scrub, assumed_atomic_bytes, label }: &Version2) {
+    println!("label         {label}");
+    if let Some(bytes) = assumed_atomic_bytes {
+        println!("atomic        {bytes} bytes, as the user says");
+    }
+    if *adopted_blocks > 0 {
+        println!("adopted       {adopted_blocks} blocks");
+    }
+    if scrub.state != ScrubState::None {
+        println!(
+            "scrub         pass {}: {:?} at block {}, {} bad",
+            scrub.pass, scrub.state, scrub.cursor, scrub.bad_blocks
+        );
+    }
 }
 
 /// The volume's description for a person.

@@ -143,8 +143,14 @@ fn refuse_volume(offline: &Offline, data: &Path, meta: Option<&Path>) -> Outcome
     if let Some(volume) = dump.volume {
         return Err(holds(format_args!("{} holds {}", meta.unwrap_or(data).display(), of(&volume.uuid))));
     }
-    match dump.identity {
-        Some(uuid) => Err(holds(format_args!("{} holds the data of {}", data.display(), of(&uuid)))),
+    if let Some(uuid) = dump.identity {
+        return Err(holds(format_args!("{} holds the data of {}", data.display(), of(&uuid))));
+    }
+    match dump.unknown {
+        Some(unknown) => {
+            let path = meta.unwrap_or(data).display();
+            Err(holds(format_args!("{path} holds an ublk-integrity volume of another program ({unknown})")))
+        }
         None => Ok(()),
     }
 }
