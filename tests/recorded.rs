@@ -1,8 +1,10 @@
 //! What was acknowledged as durable, by FLUSH or by FUA, is recorded as durable: nothing older is believed after a crash.
 
 use crate::sim::{
-    Lab, Rng, SimStorage, block_on, format_options,
-    image::{self, Logged},
+    Lab, Rng, SimStorage, block_on,
+    disk::Trace,
+    format_options,
+    image::{Logged, SUPERBLOCKS},
     lab::content,
     open_options,
     oracle::{VersionId, fill_all},
@@ -124,6 +126,13 @@ impl<'a> Requests<'a> {
         self.io.complete(0);
         self.poll();
     }
+    /// All records end, and no data.
+    fn complete_log(&mut self) {
+        self.poll();
+        while self.io.complete_of(Device::Meta) {
+            self.poll();
+        }
+    }
     fn end_all(mut self) {
         while !self.running.is_empty() {
             assert!(self.io.in_flight() > 0, "deadlock: {} requests wait", self.running.len());
@@ -149,9 +158,8 @@ fn a_flush_entry_that_finds_no_room_goes_with_the_next_record() {
         let mut lab = with_a_larger_log();
         let mut requests = Requests::of(&lab);
         requests.flush();
-        for count in [1, 2] {
-            requests.write(1000, count, 3, Durability::MayBeLost);
-        }
+        requests.write(1000, 1, 3, Durability::MayBeLost);
+        requests.write(1010, 2, 3, Durability::MayBeLost);
         (0..15).for_each(|i| requests.write(2000 + 128 * i, 128, 3, Durability::MayBeLost));
         requests.write(5000, 111, 3, Durability::MayBeLost);
         requests.write(6000, 1, 3, Durability::MayBeLost);
@@ -168,4 +176,53 @@ fn a_flush_entry_that_finds_no_room_goes_with_the_next_record() {
         let mut lab = exchanged(lab, 8, &content(512, 8, 1));
         assert!(lab.read(8).is_err());
     }
+}
+
+/// The epoch ends between the flush and the record that would have told of it.
+#[test]
+fn a_flush_entry_that_no_record_of_its_epoch_takes_goes_to_the_next_epoch() {
+    let mut lab = lab();
+    lab.write(8, 1, 1);
+    lab.checkpoint();
+    lab.write(8, 1, 2);
+    let old = lab.peek(Device::Meta, 0, 4096);
+    lab.try_flush().unwrap();
+    let trace = lab.traced(|lab| lab.checkpoint());
+    let syncs = trace.iter().filter(|t| matches!(t, Trace::SyncStart(_))).count();
+    assert_eq!(syncs, 1, "that of the pages: the data has been synced by the flush");
+    assert_eq!(entries(&lab), []);
+    assert_eq!(wanted(&lab.volume), Some(Work::FlushRecord));
+    work(&lab);
+    assert_eq!(entries(&lab), [(2, vec![])]);
+    // The superblock of the ended epoch leads on to it.
+    SUPERBLOCKS.iter().for_each(|at| lab.poke(Device::Meta, *at, &old));
+    let mut lab = exchanged(lab, 8, &content(512, 8, 1));
+    assert!(lab.read(8).is_err());
+}
+
+/// A small log's record lists 496 numbers, and more are in flight.
+#[test]
+fn a_list_longer_than_a_record_is_said_as_a_lower_number() {
+    let mut lab = lab();
+    lab.write(8, 1, 1);
+    lab.flush();
+    lab.checkpoint();
+    lab.write(8, 1, 2);
+    let mut requests = Requests::of(&lab);
+    // In flight: records are written, data is not.
+    (100..620).for_each(|block| requests.write(block, 1, 3, Durability::MayBeLost));
+    requests.complete_log();
+    assert_eq!(lab.io.in_flight(), 520, "the data of each");
+    requests.flush();
+    lab.io.complete(520);
+    requests.start(async { lab.volume.work(&lab.io, Work::FlushRecord).await.unwrap() });
+    lab.io.complete(520);
+    requests.complete_log();
+    // Numbers 1 and 2 were given before.
+    assert_eq!(entries(&lab), [(498, (3..=498).collect())]);
+    drop(requests);
+    let mut lab = exchanged(lab, 8, &content(512, 8, 1));
+    assert!(lab.read(8).is_err());
+    // Some of the others have arrived.
+    assert!((100..620).all(|block| lab.reads_as(block, 0) || lab.reads_as(block, 3)));
 }

@@ -193,11 +193,6 @@ impl RecordBuilder {
     pub(crate) fn fits(&self, entry: usize) -> bool {
         self.used + entry + MAC_BYTES <= self.buf.len()
     }
-    /// Forgets what was gathered.
-    pub(crate) fn clear(&mut self) {
-        self.used = size_of::<RawRecord>();
-        self.entries = 0;
-    }
     fn push(&mut self, raw: RawEntry, payload: &[u8]) {
         debug_assert!(self.fits(ENTRY_BYTES + payload.len()));
         for bytes in [raw.as_bytes(), payload] {
@@ -225,7 +220,7 @@ impl RecordBuilder {
         };
         self.push(raw, &[]);
     }
-    /// `except` lists at most as many numbers as [`Self::fits`] was asked for.
+    /// `except` lists at most as many numbers as [`Self::fits`] was asked for, by [`flush_bytes`](Self::flush_bytes).
     pub(crate) fn push_flush(&mut self, highest: Seq, except: impl Iterator<Item = Seq>) {
         let at = self.used;
         self.push(
@@ -261,7 +256,11 @@ impl RecordBuilder {
     }
     /// Bytes that the record takes in the ring as it stands.
     pub(crate) fn padded(&self, physical_block: usize) -> usize {
-        (self.used + MAC_BYTES).next_multiple_of(physical_block)
+        self.padded_with(0, physical_block)
+    }
+    /// The same with one more entry of this many bytes.
+    pub(crate) fn padded_with(&self, entry: usize, physical_block: usize) -> usize {
+        (self.used + entry + MAC_BYTES).next_multiple_of(physical_block)
     }
     /// Bytes that a record with this one entry takes in the ring.
     pub(crate) fn padded_alone(entry: usize, physical_block: usize) -> usize {
@@ -270,6 +269,14 @@ impl RecordBuilder {
     /// The most tags that one record of `max_record` bytes can carry in one entry.
     pub(crate) fn max_tags(max_record: usize) -> usize {
         (max_record - RECORD_OVERHEAD - ENTRY_BYTES) / TAG_BYTES
+    }
+    /// Bytes of a flush entry that lists so many numbers.
+    pub(crate) fn flush_bytes(listed: usize) -> usize {
+        ENTRY_BYTES + listed * size_of::<U64>()
+    }
+    /// The most numbers that a flush entry can list in a record of `max_record` bytes.
+    pub(crate) fn max_listed(max_record: usize) -> usize {
+        (max_record - RECORD_OVERHEAD - ENTRY_BYTES) / size_of::<U64>()
     }
 }
 
