@@ -107,6 +107,12 @@ impl<'a> Requests<'a> {
         let (io, volume, mut slot) = (self.io, self.volume, self.volume.slot(0));
         self.start(async move { write(io, volume, &mut slot, (first, count), (version, durability)).await });
     }
+    /// Writes whose entries fill a record of 64 KiB to the last byte: 104 + 15 * (24 + 128 * 32) + (24 + 111 * 32) + (24 + 32).
+    fn fill_record(&mut self, first: u64) {
+        (0..15).for_each(|i| self.write(first + 128 * i, 128, 3, Durability::MayBeLost));
+        self.write(first + 2000, 111, 3, Durability::MayBeLost);
+        self.write(first + 2200, 1, 3, Durability::MayBeLost);
+    }
     fn flush(&mut self) {
         let (io, volume, mut slot) = (self.io, self.volume, self.volume.slot(0));
         self.start(async move { volume.flush(io, &mut slot).await.unwrap() });
@@ -160,15 +166,13 @@ fn a_flush_entry_that_finds_no_room_goes_with_the_next_record() {
         requests.flush();
         requests.write(1000, 1, 3, Durability::MayBeLost);
         requests.write(1010, 2, 3, Durability::MayBeLost);
-        (0..15).for_each(|i| requests.write(2000 + 128 * i, 128, 3, Durability::MayBeLost));
-        requests.write(5000, 111, 3, Durability::MayBeLost);
-        requests.write(6000, 1, 3, Durability::MayBeLost);
+        requests.fill_record(2000);
         requests.complete();
         requests.end_all();
         assert!(entries(&lab).is_empty(), "the teeth of this test");
         match later {
             false => assert_eq!(wanted(&lab.volume), Some(Work::FlushRecord)),
-            true => lab.write(6000, 1, 4),
+            true => lab.write(9000, 1, 4),
         }
         assert_eq!(entries(&lab).len(), usize::from(later));
         work(&lab);
@@ -176,6 +180,27 @@ fn a_flush_entry_that_finds_no_room_goes_with_the_next_record() {
         let mut lab = exchanged(lab, 8, &content(512, 8, 1));
         assert!(lab.read(8).is_err());
     }
+}
+
+/// However many writes there are, the next record that they share has room for the entry.
+#[test]
+fn others_leave_room_for_a_flush_entry_that_is_owed() {
+    let lab = with_a_larger_log();
+    let mut requests = Requests::of(&lab);
+    requests.flush();
+    requests.write(1000, 1, 3, Durability::MayBeLost);
+    requests.write(1010, 2, 3, Durability::MayBeLost);
+    requests.fill_record(2000);
+    requests.complete();
+    requests.complete();
+    requests.fill_record(6000);
+    requests.end_all();
+    let records = lab.records();
+    let runs = |first| move |entry: &Logged| matches!(entry, Logged::Tags { first: f, .. } if *f == first);
+    let with = |first| records.iter().find(|record| record.entries.iter().any(runs(first))).unwrap();
+    let tells = |first| with(first).entries.iter().any(|entry| matches!(entry, Logged::Flush { .. }));
+    assert_eq!(with(2000), with(4200), "one full record");
+    assert!(!tells(2000) && tells(6000));
 }
 
 /// The epoch ends between the flush and the record that would have told of it.
