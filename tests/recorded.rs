@@ -184,7 +184,7 @@ fn a_flush_entry_that_finds_no_room_goes_with_the_next_record() {
 
 /// However many writes there are, the next record that they share has room for the entry.
 #[test]
-fn others_leave_room_for_a_flush_entry_that_is_owed() {
+fn a_flush_entry_that_is_owed_finds_room_before_others_do() {
     let lab = with_a_larger_log();
     let mut requests = Requests::of(&lab);
     requests.flush();

@@ -256,11 +256,7 @@ impl RecordBuilder {
     }
     /// Bytes that the record takes in the ring as it stands.
     pub(crate) fn padded(&self, physical_block: usize) -> usize {
-        self.padded_with(0, physical_block)
-    }
-    /// The same with one more entry of this many bytes.
-    pub(crate) fn padded_with(&self, entry: usize, physical_block: usize) -> usize {
-        (self.used + entry + MAC_BYTES).next_multiple_of(physical_block)
+        (self.used + MAC_BYTES).next_multiple_of(physical_block)
     }
     /// Bytes that a record with this one entry takes in the ring.
     pub(crate) fn padded_alone(entry: usize, physical_block: usize) -> usize {

@@ -125,11 +125,7 @@ impl Log {
         let epoch = s.epoch;
         // Up to one record's worth is skipped at the ring's end.
         let ring = s.used() + alone + self.config.max_record as u64 <= self.config.size;
-        let gathers = match s.gather.is_empty() {
-            // Whatever flushes have to say: nobody waits for that.
-            true => s.gather.fits(change.bytes()),
-            false => s.gather_epoch == epoch && s.gather.fits(change.bytes() + self.room_for_flush_entry(s)),
-        };
+        let gathers = s.gather.fits(change.bytes()) && (s.gather.is_empty() || s.gather_epoch == epoch);
         let reserved = change.reserved();
         let of = s.of(epoch);
         let pending =
@@ -150,13 +146,17 @@ impl Log {
         of.appended += 1;
         of.tags += reserved.tags;
         of.runs += reserved.runs;
+        s.reserved += alone;
+        if s.gather.is_empty() {
+            s.gather_epoch = epoch;
+            // First, so that it finds room however much is to follow.
+            self.tell(s, change.bytes());
+        }
         match change {
             Change::Tags { first, tags } => s.gather.push_tags(seq, *first, tags),
             Change::Zeros(range) => s.gather.push_zeros(seq, *range),
         }
-        s.gather_epoch = epoch;
         s.gather_last = seq;
-        s.reserved += alone;
         let sees_to_all = !std::mem::replace(&mut s.seen_to[slot.queue], true);
         Appended { log: self, slot: slot.id, queue: slot.queue, seq, epoch, reserved, sees_to_all, settled: false }
     }

@@ -91,10 +91,13 @@ impl Log {
         if s.gather.is_empty() {
             s.gather_epoch = s.epoch;
         }
-        self.tell(s);
+        // Nothing more comes: what was reserved for a record of each is free.
+        s.reserved = s.gather.padded(self.config.physical_block) as u64;
+        self.tell(s, 0);
         let spare = s.spares.pop().expect("as many as records may be under way");
         let builder = std::mem::replace(&mut s.gather, RecordBuilder::new(spare));
         let size = builder.padded(self.config.physical_block) as u64;
+        debug_assert!(size <= s.reserved);
         // A record never straddles the ring's end: where the largest might not fit, all go on at
         // its start. Recovery follows the same rule, so nothing needs to be written about it.
         let position = next_position(s.head.position, self.config.size, self.config.max_record as u64);

@@ -41,6 +41,11 @@ impl Claim {
     fn bytes(&self) -> usize {
         RecordBuilder::flush_bytes(self.except.len())
     }
+
+    /// Bytes in the ring of a record with the entry alone.
+    fn alone(&self, physical_block: usize) -> u64 {
+        RecordBuilder::padded_alone(self.bytes(), physical_block) as u64
+    }
 }
 
 pub(super) struct FlushState {
@@ -145,30 +150,25 @@ impl Log {
         wake.into_iter().for_each(Waker::wake);
         Ok(())
     }
-    /// Puts what flushes have found out into the record that has gathered, if it has room. Where it has none, the next
-    /// record is asked.
-    pub(super) fn tell(&self, s: &mut State) {
-        if self.has_room_to_tell(s) {
+    /// Puts what flushes have found out into the record that gathers, if it has room for that beside so many bytes of others.
+    /// Where it has none, the next record is asked.
+    pub(super) fn tell(&self, s: &mut State, others: usize) {
+        if self.has_room_to_tell(s, others) {
             let Claim { highest, except } = &s.flush.found;
+            s.reserved += s.flush.found.alone(self.config.physical_block);
             s.gather.push_flush(*highest, except.iter().copied());
             s.flush.owed = false;
         }
     }
 
-    fn has_room_to_tell(&self, s: &State) -> bool {
-        let bytes = s.flush.found.bytes();
-        let record = s.gather.padded_with(bytes, self.config.physical_block) as u64;
-        let in_ring = s.head.position - s.tail + record + self.config.max_record as u64 <= self.config.size;
-        s.flush.owed && s.gather.fits(bytes) && in_ring
+    fn has_room_to_tell(&self, s: &State, others: usize) -> bool {
+        let alone = s.flush.found.alone(self.config.physical_block);
+        let in_ring = s.used() + alone + self.config.max_record as u64 <= self.config.size;
+        s.flush.owed && s.gather.fits(s.flush.found.bytes() + others) && in_ring
     }
 
     /// Whether the checkpoint thread is to write a record that only says what flushes have found out.
     pub(super) fn wants_flush_record(&self, s: &State) -> bool {
-        s.gather.is_empty() && s.may_lead() && self.has_room_to_tell(s)
-    }
-
-    /// What others leave free in a record that they share, lest all be full of them: enough for all but the longest lists.
-    pub(super) fn room_for_flush_entry(&self, s: &State) -> usize {
-        if s.flush.owed { s.flush.found.bytes().min(self.config.max_record / 4) } else { 0 }
+        s.gather.is_empty() && s.may_lead() && self.has_room_to_tell(s, 0)
     }
 }

@@ -49,7 +49,7 @@ impl Told {
                 Trace::WriteStart { device: Device::Meta, offset, .. } if ring.contains(&offset) => {
                     let left = self.superblock.log_size - world.volume.status().log_used;
                     let promised = world.oracle.borrow().promised();
-                    let room_in_ring = left > self.max_record() + 2 * ENTRY_BYTES;
+                    let room_in_ring = left >= 2 * self.max_record();
                     self.under_way.push_back(UnderWay { offset, durable: false, promised, room_in_ring });
                 }
                 Trace::WriteEnd { device: Device::Meta, offset, .. } if ring.contains(&offset) => {
