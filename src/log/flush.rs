@@ -150,6 +150,7 @@ impl Log {
         wake.into_iter().for_each(Waker::wake);
         Ok(())
     }
+
     /// Puts what flushes have found out into the record that gathers, if it has room for that beside so many bytes of others.
     /// Where it has none, the next record is asked.
     pub(super) fn tell(&self, s: &mut State, others: usize) {
