@@ -6,13 +6,14 @@ use crate::{
     daemon::memory_budget::{Available, Purpose},
     device::{Backings, Use},
     failure::{Context, Exit, Failure, Outcome},
+    interrupt,
     kept::{Kept, Owner, writes},
     notice::Notice,
     ring::{DeviceFiles, OwnRing, RingStorage},
     size::Size,
 };
-use futures_util::future::join;
-use std::{future::Future, time::Duration};
+use futures_util::future::{Either, join, select};
+use std::{future::Future, pin::pin, time::Duration};
 use ublk_integrity::{
     Buf, Device, MasterKey, Slot, Volume,
     open::{Access, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
@@ -120,9 +121,14 @@ impl Offline {
         backings.0.take().expect("given away only here")
     }
 
-    /// Runs `work` to its end.
+    /// Runs `work` to its end, or until the command is interrupted.
     pub fn run<T>(&self, work: impl Future<Output = T>) -> Outcome<T> {
-        self.ring.block_on(work).doing("io_uring failed")
+        let work = pin!(work);
+        let came = pin!(interrupt::came());
+        match self.ring.block_on(select(work, came)).doing("io_uring failed")? {
+            Either::Left((done, _)) => Ok(done),
+            Either::Right(_) => Err(interrupt::failure()),
+        }
     }
 
     /// Opens the volume, with recovery. One read of the superblocks says which volume it is, what a daemon that was killed

@@ -6,9 +6,13 @@ mod harness;
 
 use copies::content;
 use harness::*;
+use nix::{sys::signal::Signal, unistd::Pid};
 use std::{
     fs,
-    os::unix::fs::{FileExt, PermissionsExt},
+    os::unix::{
+        fs::{FileExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
     path::Path,
     process::{Command, Stdio},
     thread::sleep,
@@ -276,6 +280,15 @@ fn a_device_is_free_when_a_command_has_returned() {
         f.run(&format!("format --data {} --key-file key --force", device.0)).expect(DONE);
         f.run_with_input(&format!("import --data {} --key-file key -", device.0), b"content").expect(DONE);
         // O_EXCL: refused while anything of that holds the device.
+        f.run(&format!("format --data {} --key-file key", device.0)).expect(BUSY).says("--force destroys it");
+    }
+    fs::write(f.path("content"), vec![7; 40 << 20]).unwrap();
+    for i in 0..10 {
+        let mut import = f.command(&format!("import --data {} --key-file key content", device.0)).spawn().unwrap();
+        sleep(Duration::from_millis(20 + 7 * i));
+        nix::sys::signal::kill(Pid::from_raw(import.id() as i32), Signal::SIGINT).unwrap();
+        let ended = import.wait().unwrap();
+        assert!(ended.signal() == Some(Signal::SIGINT as i32) || ended.success(), "{ended:?}");
         f.run(&format!("format --data {} --key-file key", device.0)).expect(BUSY).says("--force destroys it");
     }
 }
