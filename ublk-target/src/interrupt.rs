@@ -5,10 +5,16 @@
 
 use crate::{
     checkpoints::Stop,
+    daemon::workers::named,
     failure::{Context, Exit, Failure, Outcome},
 };
 use nix::sys::signal::{SigSet, Signal, raise};
-use std::{future::pending, sync::OnceLock, thread, time::Duration};
+use std::{
+    future::pending,
+    sync::{OnceLock, mpsc},
+    thread,
+    time::Duration,
+};
 
 /// How long the end may take: a device may never answer, and so may whoever is to give or take the content.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -26,14 +32,18 @@ pub fn watch() -> Outcome {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     signals.thread_block().doing("can't block signals")?;
     let interrupt = WATCHED.get_or_init(Interrupt::default);
+    let (ready, started) = mpsc::channel();
     let wait = move || {
+        let _ = ready.send(());
         let Ok(signal) = signals.wait() else { return };
         let _ = interrupt.signal.set(signal);
         interrupt.came.set();
         thread::sleep(PATIENCE);
         die_of(signal);
     };
-    thread::Builder::new().name("signals".into()).spawn(wait).doing("can't start the signal thread")?;
+    named("signals").spawn(wait).doing("can't start the signal thread")?;
+    // What the thread takes of the address space is known to whoever counts it next.
+    let _ = started.recv();
     Ok(())
 }
 
