@@ -184,6 +184,7 @@ impl From<OpenError> for Failure {
             OpenError::WrongKey { .. } => Exit::KeyOrPermission,
             OpenError::Tampered { .. } => Exit::Integrity,
             OpenError::Options(_) => Exit::Arguments,
+            OpenError::Memory { .. } => Exit::Memory,
             OpenError::Device(d) => Exit::of_errno(d.errno.0),
             OpenError::NotAVolume
             | OpenError::Unknown(_)

@@ -11,6 +11,7 @@ mod executor;
 mod failure;
 mod hash_queue;
 mod huge;
+mod interrupt;
 mod kept;
 mod key;
 mod notice;

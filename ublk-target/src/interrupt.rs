@@ -1,0 +1,73 @@
+//! Ctrl-C in a command that uses devices without ublk: what is under way ends before the command does.
+//!
+//! The I/O of a process that is killed is left to the kernel, which holds the devices until some time after the process is gone:
+//! whoever comes next would find them in use.
+
+use crate::{
+    checkpoints::Stop,
+    daemon::workers::named,
+    failure::{Context, Exit, Failure, Outcome},
+};
+use nix::sys::signal::{SigSet, Signal, raise};
+use std::{
+    future::pending,
+    sync::{OnceLock, mpsc},
+    thread,
+    time::Duration,
+};
+
+/// How long the end may take: a device may never answer, and so may whoever is to give or take the content.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+static WATCHED: OnceLock<Interrupt> = OnceLock::new();
+
+#[derive(Default)]
+struct Interrupt {
+    came: Stop,
+    signal: OnceLock<Signal>,
+}
+
+/// From here on SIGINT and SIGTERM end what runs in [`crate::offline`], and then the process. Before any other thread is started.
+pub fn watch() -> Outcome {
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    signals.thread_block().doing("can't block signals")?;
+    let interrupt = WATCHED.get_or_init(Interrupt::default);
+    let (ready, started) = mpsc::channel();
+    let wait = move || {
+        let _ = ready.send(());
+        let Ok(signal) = signals.wait() else { return };
+        let _ = interrupt.signal.set(signal);
+        interrupt.came.set();
+        thread::sleep(PATIENCE);
+        die_of(signal);
+    };
+    named("signals").spawn(wait).doing("can't start the signal thread")?;
+    // What the thread takes of the address space is known to whoever counts it next.
+    let _ = started.recv();
+    Ok(())
+}
+
+/// Ready when such a signal has come. One waiter at a time.
+pub async fn came() {
+    match WATCHED.get() {
+        Some(interrupt) => interrupt.came.wait().await,
+        None => pending().await,
+    }
+}
+
+/// What was not done to its end. Whoever sent the signal knows why.
+pub fn failure() -> Failure {
+    Failure::new(Exit::Device, "")
+}
+
+/// The end of the process, where such a signal has come: as if it had killed us, so that a shell knows.
+pub fn end() {
+    if let Some(signal) = WATCHED.get().and_then(|interrupt| interrupt.signal.get()) {
+        die_of(*signal);
+    }
+}
+
+fn die_of(signal: Signal) {
+    let _ = SigSet::from(signal).thread_unblock();
+    let _ = raise(signal);
+}
