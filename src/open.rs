@@ -246,7 +246,7 @@ pub async fn dump<S: Storage>(io: &S) -> Result<Dump, OpenError> {
     let copies = read_copies(io).await?;
     let mut dump = Dump { copies: Vec::new(), volume: None, version2: None, identity: None, unknown: None };
     let mut newest = None;
-    for (raw, offset) in copies.0.iter().zip(Layout::superblock_offsets()) {
+    for (raw, offset) in copies.raw.iter().zip(Layout::superblock_offsets()) {
         let parsed = raw.parse();
         dump.copies.push(CopyDump::of(raw, offset, &parsed));
         if let Ok(superblock) = parsed {
