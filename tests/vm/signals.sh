@@ -8,35 +8,31 @@ for signal in TERM INT; do
   mark_block "$disk" 5 "written-before-$signal"
   pid=$(daemon)
   kill -$signal "$pid"
-  within 20 gone "$pid"
-  within 10 test ! -e "$disk"
+  wait_for gone "$pid"
+  wait_for test ! -e "$disk"
   check_closed
   add
   [ "$(read_block "$disk" 5)" = ok ] || die 'block 5'
   grep -aq "written-before-$signal" /run/block || die 'the write was lost'
   step "SIG$signal under I/O"
-  fio --name=io --filename="$disk" --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --direct=1 --size=64M --time_based --runtime=60 --output=/run/fio & fio=$!
-  within 30 busy
-  sleep 1
+  start_fio --rw=randwrite --bs=4k --iodepth=16 --size=64M
   pid=$(daemon)
   kill -$signal "$pid"
-  within 20 gone "$pid"
-  ! wait $fio || die 'fio saw no error'
-  within 10 test ! -e "$disk"
+  wait_for gone "$pid"
+  ! wait "$load" || die 'fio saw no error'
+  wait_for test ! -e "$disk"
   check_closed
 done
 
 step 'the device stopped from outside, as by another tool'\''s del'
 add
 mark_block "$disk" 5 written-before-the-stop
-fio --name=io --filename="$disk" --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --direct=1 --offset=1M --size=64M --time_based --runtime=60 --output=/run/fio & fio=$!
-within 30 busy
-sleep 1
+start_fio --rw=randwrite --bs=4k --iodepth=16 --offset=1M --size=64M
 pid=$(daemon)
 ui stop -n "$id"
-within 20 gone "$pid"
-! wait $fio || die 'fio saw no error'
-within 10 test ! -e "$disk"
+wait_for gone "$pid"
+! wait "$load" || die 'fio saw no error'
+wait_for test ! -e "$disk"
 [ "$(ui list --json)" = '[]' ] || die "list: $(ui list --json)"
 check_closed
 add
@@ -47,7 +43,7 @@ remove
 step 'SIGINT in the foreground'
 # (A shell starts what is in the background with SIGINT ignored.)
 env --default-signal=INT "$ublk_integrity" add --data $data --key-file $key --foreground -n 3 >/run/out 2>/run/err & pid=$!
-within 20 test -b /dev/ublkb3
+wait_for test -b /dev/ublkb3
 grep -q '^/dev/ublkb3$' /run/out || { cat /run/out; die 'the foreground did not print the device'; }
 kill -INT $pid
 wait $pid || die "it exited with $?"
@@ -55,7 +51,7 @@ wait $pid || die "it exited with $?"
 check_closed
 
 step 'the daemon keeps none of the fds 0-2 of its caller'
-disk=$(timeout 30 "$ublk_integrity" add --data $data --key-file $key 2>&1 | tail -n 1) || die 'the pipe stayed open'
+disk=$(timeout $patience "$ublk_integrity" add --data $data --key-file $key 2>&1 | tail -n 1) || die 'the pipe stayed open'
 id=${disk#/dev/ublkb}
 pid=$(daemon)
 for fd in 0 1 2; do
