@@ -25,6 +25,7 @@ mod size;
 mod sync;
 mod tasks;
 mod ublk;
+mod wait;
 
 fn main() -> std::process::ExitCode {
     os::default_signals();
