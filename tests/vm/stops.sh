@@ -37,6 +37,7 @@ stop_while() { # STOP STATE
   sleep 2
   case $stop in
     del) timeout 90 "$ublk_integrity" del -n "$id" --force & del=$!;;
+    TERM) term_twice "$pid";;
     *) kill -"$stop" "$pid";;
   esac
   sleep 4
@@ -56,11 +57,13 @@ stop_while() { # STOP STATE
   remove
 }
 
+syslog
 turn=0
 for state in normal data_stands_still meta_stands_still data_fails memory_is_short; do
   stops=(del TERM KILL)
   [ -n "${FULL:-}" ] || stops=("${stops[turn++ % 3]}")
   for stop in "${stops[@]}"; do stop_while "$stop" $state; done
 done
+no_syslog
 unlinear lower
 unlinear meta
