@@ -133,6 +133,8 @@ pub struct CopyDump {
     pub epoch: Option<u64>,
     /// Key id (16 bytes, hexadecimal), where readable.
     pub key_id: Option<String>,
+    /// The id (32 bytes, hexadecimal) that was drawn when the volume was last opened for writing, where readable.
+    pub open_id: Option<String>,
 }
 
 /// How many blocks of a kind a report lists.
@@ -287,6 +289,7 @@ impl CopyDump {
             unknown: unknown.map(|unknown| unknown.to_string()),
             epoch: readable.then(|| raw.epoch()),
             key_id: readable.then(|| hex(&raw.key_id())),
+            open_id: readable.then(|| hex(&raw.open_id())),
         }
     }
 }

@@ -39,14 +39,15 @@ check_closed() {
 counter() { ui status -n "$id" --json | jq -e "first(.. | objects | select(has(\"$1\")) | .$1)"; }
 daemon() { ui list --json | jq -e ".[] | select(.id == $id) | .pid"; }
 
-# A command must fail with exactly this code, on one line and without a panic: refused CODE COMMAND...
+# A command must fail with exactly this code, on one line (apart from what it had to wait for) and without a panic:
+# refused CODE COMMAND...
 refused() {
   local want=$1 got=0
   shift
   "$@" >/run/out 2>/run/err || got=$?
   sed 's/^/    | /' /run/err
   [ $got = "$want" ] || die "exit code $got, not $want: $*"
-  [ "$(wc -l </run/err)" = 1 ] || die "not one line on stderr: $*"
+  [ "$(grep -vc '^ublk-integrity: waiting for ' /run/err)" = 1 ] || die "not one line on stderr: $*"
   if grep -q panicked /run/err; then die "a panic: $*"; fi
 }
 
@@ -73,6 +74,27 @@ within() {
 # Without this fio makes a plain file where it finds no device, and is content.
 fio() { command fio --allow_file_create=0 "$@"; }
 gone() { ! kill -0 "$1" 2>/dev/null; }
+
+# A system log: what daemons say that are started from now on goes to /run/syslog; and its end.
+syslog() {
+  python3 -c 'import socket
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind("/dev/log")
+while True: print(log.recv(65536).decode(), flush=True)' >/run/syslog & syslog_pid=$!
+  within 30 test -S /dev/log
+}
+logged() { grep -q "$1" /run/syslog; }
+no_syslog() {
+  kill "$syslog_pid"
+  wait "$syslog_pid" || true
+  rm -f /dev/log
+}
+# SIGTERM while the device is in use: the second one counts.
+term_twice() { # PID
+  kill -TERM "$1"
+  within 60 logged "\[$1\]: the device is in use: it is stopped when its last user is gone"
+  kill -TERM "$1"
+}
 
 # The byte offset at which a file or device first holds this string.
 where_is() { # FILE STRING

@@ -1,6 +1,8 @@
 #!/bin/bash
-# signals - SIGTERM and SIGINT stop cleanly, in the background and the foreground; no caller's fd is kept
+# signals - SIGTERM and SIGINT stop cleanly, when nobody uses the device or at the second time; SIGHUP never; no caller's fd is kept
+# vm: limit=240
 . tests/vm/lib.sh
+syslog
 format
 for signal in TERM INT; do
   step "SIG$signal to the daemon, idle"
@@ -14,15 +16,48 @@ for signal in TERM INT; do
   add
   [ "$(read_block "$disk" 5)" = ok ] || die 'block 5'
   grep -aq "written-before-$signal" /run/block || die 'the write was lost'
-  step "SIG$signal under I/O"
+  step "SIG$signal under I/O: the second one counts"
   start_fio --rw=randwrite --bs=4k --iodepth=16 --size=64M
   pid=$(daemon)
+  kill -$signal "$pid"
+  wait_for logged "\[$pid\]: the device is in use: it is stopped when its last user is gone"
+  gone "$load" && die 'the first one ended it'
+  wait_for busy
   kill -$signal "$pid"
   wait_for gone "$pid"
   ! wait "$load" || die 'fio saw no error'
   wait_for test ! -e "$disk"
   check_closed
 done
+
+step 'a mounted file system outlives SIGHUP, SIGUSR1 and the first SIGTERM, and the device ends with its mount'
+add
+pid=$(daemon)
+mkfs.ext4 -q "$disk"
+mkdir -p /mnt/t
+mount "$disk" /mnt/t
+for signal in HUP USR1 USR2; do
+  kill -$signal "$pid"
+  within 30 logged "\[$pid\]: SIG$signal changes nothing"
+done
+kill -TERM "$pid"
+within 30 logged "\[$pid\]: the device is in use: it is stopped when its last user is gone"
+echo written-after-SIGTERM >/mnt/t/file
+sync -f /mnt/t/file
+umount /mnt/t
+within 30 gone "$pid"
+within 10 test ! -e "$disk"
+check_closed
+add
+mount "$disk" /mnt/t
+grep -q written-after-SIGTERM /mnt/t/file || die 'the file was lost'
+step 'the second SIGTERM pulls it from under the mount'
+pid=$(daemon)
+term_twice "$pid"
+within 30 gone "$pid"
+umount /mnt/t
+within 10 test ! -e "$disk"
+check_clean
 
 step 'the device stopped from outside, as by another tool'\''s del'
 add
@@ -60,3 +95,4 @@ done
 [ "$(readlink "/proc/$pid/cwd")" = / ] || die "its cwd is $(readlink "/proc/$pid/cwd")"
 remove
 check_closed
+no_syslog

@@ -38,6 +38,7 @@ stop_while() { # STOP STATE
   $state
   case $stop in
     del) timeout $patience "$ublk_integrity" del -n "$id" --force & del=$!;;
+    TERM) term_twice "$pid";;
     *) kill -"$stop" "$pid";;
   esac
   # A time for it to do what it must not while that lasts: on a slow machine the test shows less, and fails no more for that.
@@ -57,11 +58,13 @@ stop_while() { # STOP STATE
   remove
 }
 
+syslog
 turn=0
 for state in normal data_stands_still meta_stands_still data_fails memory_is_short; do
   stops=(del TERM KILL)
   [ -n "${FULL:-}" ] || stops=("${stops[turn++ % 3]}")
   for stop in "${stops[@]}"; do stop_while "$stop" $state; done
 done
+no_syslog
 unlinear lower
 unlinear meta

@@ -195,5 +195,18 @@ add
 whole newest
 remove
 check_closed
+step 'which is formatted over: what was kept of it goes, too'
+add
+leave given-up
+ui del -n "$id" 2>/run/err
+grep -q "$blocks writes" /run/err || { cat /run/err; die 'del did not say so'; }
+format 2>/run/err
+grep -q "$blocks writes of the volume that was here, in memory yet, were given up" /run/err || { cat /run/err; die 'format did not say so'; }
+[ "$(kept)" = 0 ] || die "$(kept) links are left"
+add
+[ "$(find $memory -type f | wc -l)" = 1 ] || die "left in memory: $(find $memory -type f)"
+ui del -n "$id" 2>/run/err
+[ ! -s /run/err ] || { cat /run/err; die 'del warns of the old volume'; }
+check_closed
 umount /mnt/t
 unlinear lower

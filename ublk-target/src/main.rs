@@ -26,6 +26,7 @@ mod size;
 mod sync;
 mod tasks;
 mod ublk;
+mod wait;
 
 fn main() -> std::process::ExitCode {
     os::default_signals();

@@ -11,6 +11,7 @@ use crate::{
     notice::Notice,
     ring::{DeviceFiles, OwnRing, RingStorage},
     size::Size,
+    wait,
 };
 use futures_util::future::{Either, join, select};
 use std::{future::Future, pin::pin, time::Duration};
@@ -211,7 +212,7 @@ impl Offline {
         let paths = self.backings().paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ");
         Notice::after(SILENCE, move || {
             let seconds = SILENCE.as_secs();
-            eprintln!("ublk-integrity: still waiting for {paths} after {seconds} s: the volume is being opened");
+            wait::tell(&format!("still waiting for {paths} after {seconds} s: the volume is being opened"));
         })
     }
 

@@ -4,6 +4,7 @@ use super::{DeviceArgs, dump::print_volume};
 use crate::{
     device::{Backings, Use, signature},
     failure::{Context, Exit, Failure, Outcome},
+    kept::{self, Owner},
     key::KeyArgs,
     offline::Offline,
     size::Size,
@@ -130,11 +131,33 @@ fn format(args: &Args, key: &ublk_integrity::MasterKey) -> Outcome<VolumeInfo> {
     if !args.force {
         refuse_volume(&offline, data, meta.as_deref())?;
     }
+    let before = last_opens(&offline)?;
     let physical = ublk_integrity::Storage::geometry(&io, Device::Data).physical_block;
-    offline.run(create::format(&io, key, &options(args, physical)))?.map_err(|e| match e {
+    let volume = offline.run(create::format(&io, key, &options(args, physical)))?.map_err(|e| match e {
         FormatError::BelowSector(why) => Failure::from(e).context(offline.backings().get(why.device).path().display()),
         _ => e.into(),
-    })
+    })?;
+    give_up_kept(&offline, &before)?;
+    Ok(volume)
+}
+
+/// The ids of the last opens of the volume that was there, by either superblock copy.
+fn last_opens(offline: &Offline) -> Outcome<Vec<String>> {
+    let copies = offline.run(open::dump(&offline.io()))?.map(|dump| dump.copies).unwrap_or_default();
+    Ok(copies.into_iter().filter_map(|copy| copy.open_id).collect())
+}
+
+/// What a daemon had answered for that volume, and nobody has put in place, belongs nowhere any more.
+fn give_up_kept(offline: &Offline, opens: &[String]) -> Outcome {
+    let owner = Owner::of(&offline.backings().data)?;
+    let count: usize = opens.iter().map(|id| kept::give_up(id, &owner)).sum();
+    if count > 0 {
+        eprintln!(
+            "ublk-integrity: warning: {} of the volume that was here, in memory yet, were given up",
+            kept::writes(count)
+        );
+    }
+    Ok(())
 }
 
 fn refuse_volume(offline: &Offline, data: &Path, meta: Option<&Path>) -> Outcome {
