@@ -258,3 +258,20 @@ fn a_log_full_of_false_records_is_refused_before_all_are_hashed() {
     }
     assert!(matches!(lab.reopened(), Err(OpenError::Tampered { .. })));
 }
+
+#[test]
+fn the_log_of_a_volume_that_was_formatted_over_is_no_obstacle() {
+    let format = FormatOptions { log_size: Some(256 << 10), ..format_options(512) };
+    let mut lab = Lab::new(&format, &options());
+    // Records one behind the other, all of its ring.
+    for i in 0..450 {
+        lab.write(i % 64, 1, i);
+    }
+    let io = lab.io.clone();
+    drop(lab);
+    let format = FormatOptions { uuid: [5; 16], ..format };
+    block_on(&io, ublk_integrity::create::format(&io, &crate::sim::key(), &format)).unwrap();
+    let mut lab = Lab::open(io, &options()).unwrap();
+    lab.write(7, 1, 1000);
+    assert!(lab.reopened().unwrap().reads_as(7, 1000));
+}

@@ -9,9 +9,10 @@ use crate::{
     open::{OpenError, UnreadLog},
 };
 
-/// Records that look like ones of this log and prove to be none: a crash leaves the last two torn and a few remains of
-/// older ones. More were put there, to be hashed: 1024 × 64 KiB at most.
-const MOST_FALSE_RECORDS: u32 = 1024;
+/// What looks like records of this log and proves to be none may be so many times the ring in all. A crash leaves the last
+/// two torn, and a volume that was formatted over may have left a ring full: records do not overlap. More than that was put
+/// there to be hashed.
+const MOST_FALSE_RINGS: u64 = 4;
 
 /// What the log says, and where it ends.
 pub(crate) struct Chain {
@@ -50,7 +51,7 @@ pub(crate) async fn follow<S: Storage>(
         keys,
         epoch: superblock.epoch,
         end: LogPoint { position: superblock.log_begin, number: superblock.record_number, link: superblock.link },
-        false_records: 0,
+        false_bytes: 0,
     };
     let (mut records, mut missed) = (0, None);
     loop {
@@ -100,7 +101,8 @@ struct Walk<'a, S: Storage> {
     /// Of the last record.
     epoch: Epoch,
     end: LogPoint,
-    false_records: u32,
+    /// Bytes of false records that were hashed.
+    false_bytes: u64,
 }
 
 impl<S: Storage> Walk<'_, S> {
@@ -186,13 +188,11 @@ impl<S: Storage> Walk<'_, S> {
     async fn record_at(&mut self, position: u64, from: RecordNumber) -> Result<Option<RecordHead>, OpenError> {
         // No record is larger than these bytes, whatever its header claims: what is hashed here is bounded.
         let bytes = self.ring.from(position % self.ring.size()).await?;
-        if RawRecord::claim(bytes).is_none_or(|(head, _)| head.number < from) {
-            return Ok(None);
-        }
+        let Some((_, len)) = RawRecord::claim(bytes).filter(|(head, _)| head.number >= from) else { return Ok(None) };
         let verified = RawRecord::verify(bytes, self.keys.log()).map(|(head, ..)| head);
         if verified.is_none() {
-            self.false_records += 1;
-            if self.false_records > MOST_FALSE_RECORDS {
+            self.false_bytes += len as u64;
+            if self.false_bytes > MOST_FALSE_RINGS * self.ring.size() {
                 return Err(OpenError::Tampered { what: "tag log (it is full of false records)" });
             }
         }
