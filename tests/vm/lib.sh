@@ -184,7 +184,7 @@ under_way() { awk '{print $1 + $2}' "/sys/block/${disk#/dev/}/inflight"; }
 writes_under_way() { awk '{print $2}' "/sys/block/${disk#/dev/}/inflight"; }
 busy() { [ "$(under_way)" -gt 0 ]; }
 writing() { [ "$(writes_under_way)" -gt 0 ]; }
-# A load of N requests at once gets no answer any more: all of them wait.
+# A load has N requests under way at least, and gets no answer for half a second.
 stuck() { # N
   local before
   before=$(answers)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # many-volumes - twelve volumes with defaults in 1.5 GiB: the later ones get less or are refused, and the machine lives
-# vm: memory=1536 limit=480
+# vm: memory=1536
 . tests/vm/lib.sh
 # Nothing may be killed for memory: a daemon can't be, and then the kernel panics.
 no_kills() { if dmesg | grep -E 'Out of memory|oom-kill|invoked oom'; then die 'memory ran out'; fi; }
@@ -55,7 +55,7 @@ step 'one whose daemon was killed comes back'
 disk=${served[0]} id=${served[0]#/dev/ublkb}
 pid=$(daemon)
 kill -9 "$pid"
-within 10 gone "$pid"
+wait_for gone "$pid"
 ui recover -n "$id" --key-file $key
 dd if="$disk" bs=1M count=16 iflag=direct status=none | cmp -n 16777216 - <(yes "this is $disk")
 

@@ -1,6 +1,5 @@
 #!/bin/bash
 # moment-after - when a command has returned its device is free, a hundred times of a hundred
-# vm: limit=600
 . tests/vm/lib.sh
 echo content >/run/content
 step 'format and import in turns'

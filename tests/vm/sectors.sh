@@ -1,6 +1,6 @@
 #!/bin/bash
 # sectors - a disk of 4096-byte sectors: finer volumes are neither made nor opened there, others work
-# vm: disks=256M:4096:4096,128M:512,64M:512 limit=240
+# vm: disks=256M:4096:4096,128M:512,64M:512
 . tests/vm/lib.sh
 fine=/dev/vdb fine_meta=/dev/vdc
 [ "$(blockdev --getss $data) $(blockdev --getss $fine)" = '4096 512' ] || die 'not the disks that were asked for'

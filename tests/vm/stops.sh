@@ -9,9 +9,9 @@ meta=(--meta /dev/mapper/meta)
 sectors=$(blockdev --getsz /dev/vda)
 
 normal() { :; }
-# Each is a fact when it returns. (fio has 32 requests under way.)
-data_stands_still() { suspend lower; wait_for stuck 32; }
-meta_stands_still() { suspend meta; wait_for stuck 32; }
+# Each is a fact when it returns.
+data_stands_still() { suspend lower; wait_for stuck 1; }
+meta_stands_still() { suspend meta; wait_for stuck 1; }
 data_fails() { table lower "0 $sectors error"; wait_for has_failed; }
 memory_is_short() {
   rm -f /run/has-it
