@@ -4,10 +4,9 @@ use crate::{
     BlockIndex, Buf, ByteOffset, Device, DeviceError, Latched, MasterKey, OnMismatch, Storage, Volume,
     apply::{Applied, Scratch, apply},
     create::VolumeInfo,
-    format::{Identity, Layout, PAGE_BYTES, RawIdentity, Superblock, SuperblockError, hex, uuid_text},
+    format::{Identity, Layout, PAGE_BYTES, RawIdentity, RawSuperblock, Superblock, SuperblockError, hex, uuid_text},
     log::LogPoint,
     pending::PendingSet,
-    read::data_error,
     recovery::{follow, settle},
     superblocks::{Newest, meta_error, read_copies, write_both, write_copy},
 };
@@ -107,13 +106,13 @@ pub struct RecoveryReport {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// No superblock anywhere.
-    #[error("no ublk-integrity volume here")]
+    #[error("no ublk-integrity volume on the metadata device")]
     NotAVolume,
     /// The superblock is of a later format.
     #[error("format version {0} is not known to this program")]
     Version(u32),
     /// Both copies fail their checksums.
-    #[error("both superblock copies are damaged")]
+    #[error("both superblock copies on the metadata device are damaged")]
     Damaged,
     /// The key is not this volume's.
     #[error("wrong key for volume {uuid}")]
@@ -184,10 +183,14 @@ pub async fn dump<S: Storage>(io: &S) -> Result<Dump, OpenError> {
 }
 
 async fn read_identity<S: Storage>(io: &S) -> Result<RawIdentity, DeviceError> {
-    let at = Layout::identity_offset();
-    let (result, buf) = io.read(Device::Data, at, Buf::new(PAGE_BYTES), 0..PAGE_BYTES).await;
-    result.map_err(|errno| data_error("read", at, PAGE_BYTES, errno))?;
+    let buf = read_page(io, Device::Data, Layout::identity_offset()).await?;
     Ok(RawIdentity::read_from_prefix(&buf).expect("a page is large enough").0)
+}
+
+async fn read_page<S: Storage>(io: &S, device: Device, at: ByteOffset) -> Result<Buf, DeviceError> {
+    let (result, buf) = io.read(device, at, Buf::new(PAGE_BYTES), 0..PAGE_BYTES).await;
+    let error = |errno| DeviceError { op: "read", device, offset: at, len: PAGE_BYTES as u64, errno };
+    result.map_err(error).map(|()| buf)
 }
 
 /// The id that was drawn when the volume was last opened for writing: 256 random bits, or that of its format. Writes nothing.
@@ -317,9 +320,18 @@ fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String
 
 /// There is no superblock: perhaps this is the data device of a volume whose metadata is elsewhere.
 async fn explain_no_superblock<S: Storage>(io: &S) -> Result<OpenError, DeviceError> {
+    let at = Layout::identity_offset();
+    let (data, meta) = (read_page(io, Device::Data, at).await?, read_page(io, Device::Meta, at).await?);
+    let is_superblock =
+        RawSuperblock::read_from_prefix(&data).is_ok_and(|(raw, _)| raw.check() != Err(SuperblockError::Absent));
+    let is_data = RawIdentity::read_from_prefix(&meta).is_ok_and(|(raw, _)| raw.claim().is_some());
+    if is_superblock && is_data {
+        let exchanged = "the devices are the other way round: use --data the metadata device --meta the data device";
+        return Ok(OpenError::Foreign(exchanged.into()));
+    }
     Ok(match read_identity(io).await?.claim() {
         Some(claim) => OpenError::Foreign(format!(
-            "this is the data device of volume {}; name its metadata device with --meta",
+            "the data device holds the data of volume {}: name its metadata device with --meta",
             uuid_text(&claim.uuid)
         )),
         None => OpenError::NotAVolume,
@@ -334,7 +346,7 @@ async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOption
     match (layout.separate_meta, options.separate_meta) {
         (true, false) => {
             return Err(OpenError::Foreign(format!(
-                "this is the metadata device of volume {uuid}: name it with --meta, and its data device with --data"
+                "the metadata device holds the metadata of volume {uuid}: name it with --meta, and its data device with --data"
             )));
         }
         (false, true) => {

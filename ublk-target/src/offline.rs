@@ -3,9 +3,10 @@
 
 use crate::{
     checkpoints::{self, Stop},
-    device::{Backings, Use},
-    failure::{Context, Exit, Failure, Outcome},
+    device::{Backing, Backings, Use},
+    failure::{Context, Exit, Failure, Outcome, no_ring},
     kept::{Kept, Owner, writes},
+    output,
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
 use futures_util::future::join;
@@ -43,18 +44,19 @@ impl Offline {
     /// Opens the devices.
     pub fn open(devices: &crate::cli::DeviceArgs, purpose: Use) -> Outcome<Self> {
         let backings = Backings::open(&devices.data, devices.meta.as_deref(), purpose, Duration::ZERO)?;
+        backings.each().try_for_each(refuse_short)?;
         for path in backings.buffered() {
             let path = path.display();
-            eprintln!(
-                "ublk-integrity: warning: the file system of {path} has no O_DIRECT: every byte passes through the page cache"
-            );
+            output::warn(format_args!(
+                "the file system of {path} has no O_DIRECT: every byte passes through the page cache"
+            ));
         }
         Self::with(backings)
     }
 
     /// Takes devices that are open already.
     pub fn with(backings: Backings) -> Outcome<Self> {
-        let ring = OwnRing::new(&backings.fds()).doing("can't set up io_uring")?;
+        let ring = OwnRing::new(&backings.fds()).map_err(|e| no_ring(&e))?;
         Ok(Self { ring, files: backings.files(0), backings })
     }
 
@@ -142,6 +144,18 @@ impl Offline {
         let result = result?;
         closed?;
         Ok(result)
+    }
+}
+
+/// Reading it would fail as if it were broken.
+fn refuse_short(backing: &Backing) -> Outcome {
+    /// A superblock or an identity block.
+    const LEAST: u64 = 4096;
+    let (path, size) = (backing.path().display(), backing.size());
+    match size {
+        0 => Err(Failure::new(Exit::Device, format_args!("{path} is empty (0 bytes)"))),
+        1..LEAST => Err(Failure::new(Exit::Device, format_args!("{path} has {size} bytes: too short for a volume"))),
+        _ => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     },
     failure::{Context, Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
-    os,
+    os, output,
     size::Size,
     ublk,
 };
@@ -25,7 +25,7 @@ pub struct Args {
     #[command(flatten)]
     key: KeyArgs,
     /// Number of the device [default: the next free one]
-    #[arg(short, long, value_name = "N", value_parser = device_number())]
+    #[arg(short, long, value_name = "N", value_parser = device_number)]
     number: Option<u32>,
     #[command(flatten)]
     pub sizes: SizeArgs,
@@ -97,6 +97,7 @@ pub fn run(args: &Args) -> Outcome {
 pub fn prepare(args: &Args) -> Outcome<Start> {
     let shares_queues = ublk::shares_queues();
     let settings = settings(args, args.key.source()?, shares_queues)?;
+    refuse_unstorable(&settings)?;
     refuse_idle_threads(&settings)?;
     settings.refuse_too_much_memory()?;
     ublk::need_driver()?;
@@ -111,8 +112,8 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
     }
     let key = settings.key.load()?;
     if settings.on_mismatch == Mismatch::Fix {
-        eprintln!(
-            "ublk-integrity: warning: --on-mismatch fix accepts and signs whatever is found on the device: its integrity is lost, use it for rescue only"
+        output::warn(
+            "--on-mismatch fix accepts and signs whatever is found on the device: its integrity is lost, use it for rescue only",
         );
     }
     Ok(Start { settings, origin: Origin::New(args.number), key })
@@ -171,6 +172,18 @@ fn settings(args: &Args, key: KeySource, shares_queues: bool) -> Outcome<Setting
         verbose: args.verbose,
         recovery: !args.no_recovery,
     })
+}
+
+/// What `recover` and `list` will need is stored as JSON, which has no bytes that are not text.
+pub fn refuse_unstorable(settings: &Settings) -> Outcome {
+    let key = if let KeySource::File(path) = &settings.key { Some(path) } else { None };
+    match std::iter::once(&settings.data).chain(&settings.meta).chain(key).find(|path| path.to_str().is_none()) {
+        Some(path) => {
+            let message = format!("the path {} is not UTF-8 and can't be stored: use a link to it", path.display());
+            Err(Failure::new(Exit::Arguments, message))
+        }
+        None => Ok(()),
+    }
 }
 
 fn refuse_idle_threads(settings: &Settings) -> Outcome {

@@ -6,6 +6,7 @@ use crate::{
     failure::{Exit, Failure, Outcome},
     key::KeyArgs,
     offline::Offline,
+    output::{self, Output},
     report,
 };
 use serde::Serialize;
@@ -18,7 +19,7 @@ use ublk_integrity::{
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    devices: DeviceArgs,
+    pub devices: DeviceArgs,
     #[command(flatten)]
     key: KeyArgs,
     /// Print JSON
@@ -38,7 +39,7 @@ pub fn run(args: &Args) -> Outcome {
     let key = args.key.load()?;
     let volume = offline.open_volume(&key, Access::ReadOnly)?;
     if let Some(line) = offline.left_in_memory(&key).unwrap_or_else(|failure| Some(failure.message)) {
-        eprintln!("ublk-integrity: warning: {line}; here the volume is as it was without them");
+        output::warn(format_args!("{line}; here the volume is as it was without them"));
     }
     let recovery = volume.recovery();
     let block_size = u64::from(volume.info().block_size);
@@ -47,30 +48,33 @@ pub fn run(args: &Args) -> Outcome {
     let io = offline.io();
     let report = offline.run(check::check(&volume, &io, &mut slot, |blocks| bar.set_position(blocks * block_size)))?;
     bar.finish_and_clear();
-    if args.json {
+    let out = if args.json {
         let report = Report { check: &report, recovery };
-        println!("{}", serde_json::to_string_pretty(&report).expect("plain data"));
+        Output::json(&report)
     } else {
-        print(&report, recovery, block_size);
-    }
+        lines(&report, recovery, block_size)
+    };
     if !report.is_clean() {
         let bad = report.bad_blocks + report.unreadable_blocks;
-        return Err(Failure::new(Exit::Integrity, format_args!("{bad} of {} blocks are bad", report.blocks)));
+        let verdict = Failure::new(Exit::Integrity, format_args!("{bad} of {} blocks are bad", report.blocks));
+        return out.print_with(Err(verdict));
     }
-    Ok(())
+    out.print()
 }
 
-fn print(report: &CheckReport, recovery: &RecoveryReport, block_size: u64) {
-    report::recovery(recovery).iter().for_each(|line| println!("{line}"));
+fn lines(report: &CheckReport, recovery: &RecoveryReport, block_size: u64) -> Output {
+    let mut out = Output::new();
+    report::recovery(recovery).iter().for_each(|line| out.line(line));
     for run in &report.bad_runs {
         let (first, count) = (run.range.first.0 * block_size, run.range.count * block_size);
-        println!("bad: blocks {} (bytes {first}..{}): {}", run.range, first + count, run.reason);
+        out.line(format_args!("bad: blocks {} (bytes {first}..{}): {}", run.range, first + count, run.reason));
     }
     if report.truncated {
-        println!("bad: more runs are not listed");
+        out.line("bad: more runs are not listed");
     }
-    println!(
+    out.line(format_args!(
         "{} blocks, {} hold data, {} bad, {} unreadable",
         report.blocks, report.data_blocks, report.bad_blocks, report.unreadable_blocks
-    );
+    ));
+    out
 }

@@ -5,15 +5,16 @@ use crate::{
     daemon::state::State,
     device::{Backings, users},
     failure::{Context, Exit, Failure, Outcome},
-    kept, ublk,
+    kept, output, ublk,
 };
 use std::time::{Duration, Instant};
 
 /// End a device: returns when its daemon is gone, the volume is clean and the node removed
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("devices").required(true).args(["number", "all"]))]
 pub struct Args {
-    /// Number of the device
-    #[arg(short, long, value_name = "N", value_parser = super::device_number(), conflicts_with = "all", required_unless_present = "all")]
+    /// The device: its number, or /dev/ublkbN
+    #[arg(short, long, value_name = "N", value_parser = super::device_number)]
     number: Option<u32>,
     /// All devices of ublk-integrity
     #[arg(short, long)]
@@ -73,9 +74,9 @@ fn end(state: &State, force: bool) -> Outcome {
     let left = kept::waiting_for(&state.settings.data);
     if ended.is_none() && left > 0 {
         let left = kept::writes(left);
-        eprintln!(
-            "ublk-integrity: warning: {left} that the daemon had answered are in memory alone until `add` puts them in place"
-        );
+        output::warn(format_args!(
+            "{left} that the daemon had answered are in memory alone until `add` puts them in place"
+        ));
     }
     match ended {
         Some(why) => {

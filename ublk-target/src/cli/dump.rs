@@ -5,6 +5,7 @@ use crate::{
     device::Use,
     failure::{Exit, Failure, Outcome},
     offline::Offline,
+    output::Output,
     size::Size,
 };
 use ublk_integrity::{create::VolumeInfo, open};
@@ -13,7 +14,7 @@ use ublk_integrity::{create::VolumeInfo, open};
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    devices: DeviceArgs,
+    pub devices: DeviceArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -22,41 +23,44 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Unlocked)?;
     let dump = offline.run(open::dump(&offline.io()))??;
+    let mut out = Output::new();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&dump).expect("plain data"));
+        out = Output::json(&dump);
     } else {
         for (i, copy) in dump.copies.iter().enumerate() {
             let epoch = copy.epoch.map_or_else(String::new, |e| format!(", epoch {e}"));
             let key = copy.key_id.as_ref().map_or_else(String::new, |id| format!(", key id {id}"));
-            println!("superblock {i} at {}: {}{epoch}{key}", copy.offset, copy.state);
+            out.line(format_args!("superblock {i} at {}: {}{epoch}{key}", copy.offset, copy.state));
         }
         if let Some(volume) = &dump.volume {
-            print_volume(volume);
+            describe(&mut out, volume);
         }
         if let Some(identity) = &dump.identity {
-            println!("data of       {identity}, whose metadata is on another device");
+            out.line(format_args!("data of       {identity}, whose metadata is on another device"));
         }
     }
+    let mut verdict = Ok(());
     if dump.volume.is_none() && dump.identity.is_none() {
         let path = args.devices.meta.as_ref().unwrap_or(&args.devices.data).display();
-        return Err(Failure::new(Exit::Device, format_args!("no readable ublk-integrity superblock on {path}")));
+        let message = format!("no readable ublk-integrity superblock on {path}");
+        verdict = Err(Failure::new(Exit::Device, message));
     }
-    Ok(())
+    out.print_with(verdict)
 }
 
 /// The volume's description for a person.
-pub fn print_volume(volume: &VolumeInfo) {
-    println!("uuid          {}", volume.uuid);
-    println!("usable size   {} ({} bytes)", Size(volume.size), volume.size);
-    println!("block size    {}", volume.block_size);
-    println!(
+pub fn describe(out: &mut Output, volume: &VolumeInfo) {
+    out.line(format_args!("uuid          {}", volume.uuid));
+    out.line(format_args!("usable size   {} ({} bytes)", Size(volume.size), volume.size));
+    out.line(format_args!("block size    {}", volume.block_size));
+    out.line(format_args!(
         "tags          {}",
         serde_json::to_value(volume.tag).ok().as_ref().and_then(|v| v.as_str()).unwrap_or("?")
-    );
-    println!(
+    ));
+    out.line(format_args!(
         "metadata      {} of it, on {}",
         Size(volume.metadata_bytes),
         if volume.separate_meta { "a device of its own" } else { "the data device" }
-    );
-    println!("tag log       {}", Size(volume.log_size));
+    ));
+    out.line(format_args!("tag log       {}", Size(volume.log_size)));
 }

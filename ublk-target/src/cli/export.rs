@@ -6,6 +6,7 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     key::KeyArgs,
     offline::{LANES, Lane, Offline, REQUEST, lanes},
+    output,
     ring::RingStorage,
 };
 use futures_util::future::join_all;
@@ -24,7 +25,7 @@ use ublk_integrity::{BlockIndex, BlockRange, ReadError, Volume, open::Access};
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    devices: DeviceArgs,
+    pub devices: DeviceArgs,
     #[command(flatten)]
     key: KeyArgs,
     /// The new file (sparse), or "-" for standard output
@@ -236,7 +237,7 @@ impl BadBlocks {
         for (block, error) in errors {
             self.count += 1;
             if self.count <= Self::LISTED {
-                eprintln!("ublk-integrity: block {block} exported as zeros: {error}");
+                output::tell(format_args!("block {block} exported as zeros: {error}"));
             }
         }
     }

@@ -1,11 +1,12 @@
 //! `format`: a new volume.
 
-use super::{DeviceArgs, dump::print_volume};
+use super::{DeviceArgs, dump::describe};
 use crate::{
     device::{Backings, Use, signature},
     failure::{Context, Exit, Failure, Outcome},
     key::KeyArgs,
     offline::Offline,
+    output::Output,
     size::Size,
 };
 use std::{
@@ -24,12 +25,12 @@ use ublk_integrity::{
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    devices: DeviceArgs,
+    pub devices: DeviceArgs,
     #[command(flatten)]
     key: KeyArgs,
-    /// Unit of integrity in bytes: 512, 1024, 2048 or 4096 [default: what the device writes atomically]
-    #[arg(long, value_name = "N")]
-    block_size: Option<u32>,
+    /// Unit of integrity: 512, 1K, 2K or 4K [default: what the device writes atomically]
+    #[arg(long, value_name = "SIZE")]
+    block_size: Option<Size>,
     /// Usable size; files that do not exist yet are made, sparse [default: all that fits]
     #[arg(long)]
     size: Option<Size>,
@@ -73,13 +74,15 @@ pub fn run(args: &Args) -> Outcome {
             let _ = std::fs::remove_file(path);
         }
     }
-    print_volume(&done?);
-    Ok(())
+    let mut out = Output::new();
+    describe(&mut out, &done?);
+    out.print()
 }
 
 fn options(args: &Args, physical_block: u32) -> FormatOptions {
+    let block_size = args.block_size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
     FormatOptions {
-        block_size: args.block_size.unwrap_or_else(|| physical_block.clamp(512, 4096)),
+        block_size: block_size.unwrap_or_else(|| physical_block.clamp(512, 4096)),
         size: args.size.map(|s| s.0),
         log_size: args.log_size.map(|s| s.0),
         tag: args.tag.into(),

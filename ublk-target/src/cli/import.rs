@@ -22,7 +22,7 @@ use ublk_integrity::{BlockIndex, BlockRange, Durability, Volume, open::Access};
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    devices: DeviceArgs,
+    pub devices: DeviceArgs,
     #[command(flatten)]
     key: KeyArgs,
     /// The content (holes are not read), or "-" for standard input

@@ -18,9 +18,10 @@ mod ublksrv;
 
 use crate::{
     device::is_same,
-    failure::{Context, Exit, Failure, Outcome},
+    failure::{Context, Exit, Failure, Outcome, with_paths},
+    output,
 };
-use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser, error::ErrorKind};
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use std::{
     ffi::OsString,
     fs::Metadata,
@@ -39,13 +40,15 @@ struct Cli {
 const EXIT_CODES: &str = "\
 Sizes are binary: 64M, 1T. Exit codes: 0 done, 1 bad arguments, 2 wrong key or no permission,
 3 out of memory, 4 wrong or foreign device or no ublk in the kernel, 5 busy or exists,
-6 integrity failure found.";
+6 integrity failure found, 7 interrupted, 8 output can't be written.";
 
 #[derive(Subcommand)]
 enum Command {
     Keygen(keygen::Args),
     Format(format::Args),
+    #[command(visible_alias = "open")]
     Add(add::Args),
+    #[command(visible_alias = "close")]
     Del(del::Args),
     List(list::Args),
     Status(status::Args),
@@ -53,6 +56,7 @@ enum Command {
     Stop(stop::Args),
     Recover(recover::Args),
     Dump(dump::Args),
+    #[command(visible_alias = "verify")]
     Check(check::Args),
     Export(export::Args),
     Import(import::Args),
@@ -71,6 +75,15 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    fn failure(&self, failure: Failure) -> Failure {
+        Failure { message: self.named(&failure.message), ..failure }
+    }
+
+    /// The text with the paths in place of the library's words for the devices.
+    fn named(&self, text: &str) -> String {
+        with_paths(text, &self.data, self.meta.as_deref())
+    }
+
     /// Refuses `other` if it is one of the devices: a volume can't be copied onto itself.
     fn refuse_itself(&self, other: &Metadata, path: &Path) -> Outcome {
         for device in std::iter::once(&self.data).chain(&self.meta) {
@@ -83,10 +96,15 @@ impl DeviceArgs {
     }
 }
 
-/// The numbers that a ublk device can have: minor numbers of 20 bits. Larger ones would reach the kernel as negative, which
-/// means any number.
-fn device_number() -> RangedU64ValueParser<u32> {
-    RangedU64ValueParser::new().range(0..1 << 20)
+/// A device as its number or its path. Minor numbers have 20 bits; larger ones would reach the kernel as negative, which means
+/// any number.
+fn device_number(text: &str) -> Result<u32, String> {
+    let path = text.contains('/').then(|| std::fs::canonicalize(text).ok()).flatten();
+    let name = path.as_deref().and_then(Path::to_str).unwrap_or(text);
+    let digits = name.strip_prefix("/dev/").unwrap_or(name);
+    let digits = digits.strip_prefix("ublkb").unwrap_or(digits);
+    let number = digits.parse().ok().filter(|number| *number < 1 << 20 && digits.bytes().all(|b| b.is_ascii_digit()));
+    number.ok_or_else(|| "a device is a number from 0 to 1048575, or its path, like /dev/ublkb0".into())
 }
 
 /// Runs the command that the arguments name.
@@ -100,17 +118,17 @@ pub fn run(args: &[OsString]) -> ExitCode {
     };
     let done = match &cli.command {
         Command::Keygen(args) => keygen::run(args),
-        Command::Format(args) => format::run(args),
+        Command::Format(args) => format::run(args).map_err(|failure| args.devices.failure(failure)),
         Command::Add(args) => add::run(args),
         Command::Del(args) => del::run(args),
         Command::List(args) => list::run(args),
         Command::Status(args) => status::run(args),
         Command::Stop(args) => stop::run(args),
         Command::Recover(args) => recover::run(args),
-        Command::Dump(args) => dump::run(args),
-        Command::Check(args) => check::run(args),
-        Command::Export(args) => export::run(args),
-        Command::Import(args) => import::run(args),
+        Command::Dump(args) => dump::run(args).map_err(|failure| args.devices.failure(failure)),
+        Command::Check(args) => check::run(args).map_err(|failure| args.devices.failure(failure)),
+        Command::Export(args) => export::run(args).map_err(|failure| args.devices.failure(failure)),
+        Command::Import(args) => import::run(args).map_err(|failure| args.devices.failure(failure)),
         Command::Benchmark(args) => benchmark::run(args),
     };
     exit_code(done)
@@ -121,7 +139,7 @@ fn exit_code(done: Outcome) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("ublk-integrity: {failure}");
+                output::tell(&failure);
             }
             failure.exit.into()
         }
@@ -131,8 +149,7 @@ fn exit_code(done: Outcome) -> ExitCode {
 /// Help goes to stdout as it is; an error becomes one line and our own exit code.
 fn usage(e: &clap::Error) -> ExitCode {
     if !e.use_stderr() {
-        let _ = e.print();
-        return ExitCode::SUCCESS;
+        return exit_code(e.print().map_err(|e| output::unwritable("standard output", &e)));
     }
     exit_code(Err(Failure::new(Exit::Arguments, usage_line(e))))
 }
@@ -140,22 +157,53 @@ fn usage(e: &clap::Error) -> ExitCode {
 /// A usage error in one line.
 fn usage_line(e: &clap::Error) -> String {
     let text = e.render().to_string();
+    let mut lines = text.lines().map(str::trim);
     let what = match e.kind() {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is needed".to_owned(),
         _ => {
-            let lines = text.lines().map(str::trim);
-            let said =
-                lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
-            said.filter(|line| !line.is_empty() && !line.starts_with("tip:")).collect::<Vec<_>>().join(" ")
+            let said = lines
+                .by_ref()
+                .map_while(|line| match line.starts_with("For more information") {
+                    true => None,
+                    false => Some(line.replacen("tip:", ";", 1)),
+                })
+                .take_while(|line| !line.starts_with("Usage:"));
+            said.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ").replace(" ; ", "; ")
         }
     };
-    format!("{} (see `ublk-integrity --help`)", what.trim_start_matches("error: "))
+    // The usage names the command that was meant.
+    let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or_default();
+    let command: Vec<_> =
+        usage.split(' ').take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect();
+    let command = if command.is_empty() { "ublk-integrity".into() } else { command.join(" ") };
+    format!("{} (see `{command} --help`)", what.trim_start_matches("error: "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn a_device_is_a_number_or_a_path() {
+        for text in ["7", "ublkb7", "/dev/ublkb7"] {
+            assert_eq!(device_number(text), Ok(7), "{text}");
+        }
+        for text in ["", "-1", "+7", "1048576", "4294967295", "/dev/sda", "/dev/ublkb0p1", "ublkc0", "ublkb"] {
+            assert!(device_number(text).unwrap_err().contains("/dev/ublkb0"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_word_is_told_with_the_right_one() {
+        let line = |args: &str| Cli::try_parse_from(args.split(' ')).err().map(|e| usage_line(&e)).unwrap_or_default();
+        let said = line("ublk-integrity format --dta x");
+        assert!(said.contains("'--data'") && said.ends_with("(see `ublk-integrity format --help`)"), "{said}");
+        let said = line("ublk-integrity del");
+        assert!(said.contains("--all") && said.contains("--number"), "{said}");
+        let said = line("ublk-integrity formt");
+        assert!(said.contains("'format'") && said.ends_with("(see `ublk-integrity --help`)"), "{said}");
+    }
 
     #[test]
     fn the_options_are_consistent() {

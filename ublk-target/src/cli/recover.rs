@@ -1,6 +1,9 @@
 //! `recover`: a new daemon for a device whose own has died.
 
-use super::{add::Start, device_number};
+use super::{
+    add::{Start, refuse_unstorable},
+    device_number,
+};
 use crate::{
     daemon::{Origin, state::State},
     failure::{Exit, Failure, Outcome},
@@ -11,8 +14,8 @@ use crate::{
 /// Give a device whose daemon has died a new one; requests that waited go on
 #[derive(clap::Args)]
 pub struct Args {
-    /// Number of the device
-    #[arg(short, long, value_name = "N", value_parser = device_number())]
+    /// The device: its number, or /dev/ublkbN
+    #[arg(short, long, value_name = "N", value_parser = device_number)]
     number: u32,
     #[command(flatten)]
     key: OptionalKeyArgs,
@@ -46,6 +49,7 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
     }
     if let Some(source) = args.key.source()? {
         settings.key = source;
+        refuse_unstorable(&settings)?;
     } else if settings.key == KeySource::Stdin {
         return Err(Failure::new(Exit::Arguments, "the key came from a pipe: give it again with --key-file"));
     }

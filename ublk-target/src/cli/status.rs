@@ -3,6 +3,7 @@
 use crate::{
     daemon::{control, state::State},
     failure::{Exit, Failure, Outcome},
+    output::Output,
     report,
     size::Size,
 };
@@ -11,8 +12,8 @@ use serde_json::Value;
 /// Show state and counters of a device
 #[derive(clap::Args)]
 pub struct Args {
-    /// Number of the device
-    #[arg(short, long, value_name = "N", value_parser = super::device_number())]
+    /// The device: its number, or /dev/ublkbN
+    #[arg(short, long, value_name = "N", value_parser = super::device_number)]
     number: u32,
     /// Print JSON
     #[arg(long)]
@@ -27,12 +28,7 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure::new(Exit::Device, message));
     }
     let status = control::status(number)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&status).expect("plain data"));
-    } else {
-        print(&status);
-    }
-    Ok(())
+    if args.json { Output::json(&status).print() } else { lines(&status).print() }
 }
 
 /// What a person wants to know first; `--json` has every value. `{name}` stands for a value, `{name:size}` for bytes.
@@ -66,13 +62,15 @@ const LINES: &[(&str, &str)] = &[
     ("memory", "{daemon_memory_bytes:size}"),
 ];
 
-fn print(status: &Value) {
+fn lines(status: &Value) -> Output {
+    let mut out = Output::new();
     let mut shown = status.clone();
     shown["state"] = state(status).into();
     let lines = LINES.iter().filter(|(what, _)| *what != "metadata" || status["meta"].is_string());
-    lines.for_each(|(what, template)| println!("{what:<10}{}", fill(template, &shown)));
+    lines.for_each(|(what, template)| out.line(format_args!("{what:<10}{}", fill(template, &shown))));
     let found = serde_json::from_value(status["recovery"].clone()).unwrap_or_default();
-    report::recovery(&found).iter().for_each(|line| println!("{line}"));
+    report::recovery(&found).iter().for_each(|line| out.line(line));
+    out
 }
 
 fn fill(template: &str, values: &Value) -> String {

@@ -1,11 +1,15 @@
 //! Making the process one that its own device can rely on. Each step that fails is told with its
 //! consequence; none stops the daemon, for a device without it still beats no device.
 
-use crate::os;
+use crate::{os, size::Size};
 use nix::{
+    errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
-    sys::mman::{MlockAllFlags, mlockall},
+    sys::{
+        mman::{MlockAllFlags, mlockall},
+        resource::{Resource, getrlimit},
+    },
 };
 use std::{fs, path::Path};
 
@@ -24,7 +28,7 @@ pub fn before_threads(mut warn: impl FnMut(String)) {
     check(
         "mlockall",
         "parts of this daemon may be swapped out, and with swap on its own device never come back",
-        mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE).map_err(|e| e.to_string()),
+        mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE).map_err(locked_too_little),
     );
     check(
         "setting oom_score_adj",
@@ -36,6 +40,16 @@ pub fn before_threads(mut warn: impl FnMut(String)) {
         "a file system on the device can't be unmounted for good while this daemon lives",
         leave_mounts(),
     );
+}
+
+/// Root is under no such limit, unless a container has taken CAP_IPC_LOCK away.
+fn locked_too_little(e: Errno) -> String {
+    match getrlimit(Resource::RLIMIT_MEMLOCK) {
+        Ok((limit, _)) if limit != libc::RLIM_INFINITY => {
+            format!("{}; the limit of locked memory is {}: `ulimit -l`, LimitMEMLOCK=", e.desc(), Size(limit))
+        }
+        _ => e.desc().to_owned(),
+    }
 }
 
 /// A mount namespace of our own that holds no block device but the root's: what is mounted on our device would otherwise

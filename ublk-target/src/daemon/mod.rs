@@ -21,9 +21,9 @@ use crate::{
     checkpoints::Stop,
     cli::stop,
     device::{Backings, DYING, Use, stack},
-    failure::{Context, Exit, Failure, Outcome},
+    failure::{Context, Exit, Failure, Outcome, with_paths},
     kept::{self, writes},
-    os, report,
+    report,
     ublk::{self, BlockShift, Device, Shape, Shared},
 };
 pub use endings::abort_on_panic;
@@ -50,12 +50,14 @@ pub enum Origin {
 /// Runs a device until it is stopped. What goes wrong before it is live has been reported when this returns.
 pub fn run(settings: Settings, origin: Origin, key: MasterKey, reporter: Reporter, sink: Sink) -> Outcome {
     let reporter = Arc::new(reporter);
-    serve(settings, origin, key, &reporter, sink).inspect_err(|failure| reporter.failed(failure))
+    let (data, meta) = (settings.data.clone(), settings.meta.clone());
+    serve(settings, origin, key, &reporter, sink)
+        .map_err(|failure| Failure { message: with_paths(&failure.message, &data, meta.as_deref()), ..failure })
+        .inspect_err(|failure| reporter.failed(failure))
 }
 
 fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     abort_on_panic();
-    os::ignore_closed_pipes();
     let signals = block_stop_signals()?;
     let purpose = if settings.read_only { Use::Shared } else { Use::Exclusive };
     refuse_foreign_device(origin)?;

@@ -6,7 +6,10 @@ use crate::{
     os,
     ring::DeviceFiles,
 };
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::statvfs::FsFlags,
+};
 use std::{
     fs::{File, Metadata, OpenOptions},
     io::{Seek, SeekFrom},
@@ -86,6 +89,11 @@ pub struct Backings {
 }
 
 impl Backings {
+    /// The device, or both.
+    pub fn each(&self) -> impl Iterator<Item = &Backing> {
+        std::iter::once(&self.data).chain(&self.meta)
+    }
+
     /// Opens and locks. `patience`: how long to wait for a holder that may be dying. `meta` must be another device.
     pub fn open(data: &Path, meta: Option<&Path>, purpose: Use, patience: Duration) -> Outcome<Self> {
         let data_file = Backing::open(data, purpose, patience)?;
@@ -131,6 +139,18 @@ impl Backing {
     /// The path that it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.geometry.size
+    }
+
+    /// Opens it once more, to read or write bytes at any place. It is the very device that is held, whatever its path leads to
+    /// by now.
+    pub fn reopened(&self, writes: bool) -> std::io::Result<File> {
+        let path = format!("/proc/self/fd/{}", self.file.file().as_raw_fd());
+        OpenOptions::new().read(true).write(writes).open(path)
     }
 
     /// What the kernel knows it by.
@@ -179,9 +199,23 @@ fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
     };
     let file = file.map_err(|e| match e.raw_os_error() {
         Some(libc::EBUSY) => in_use(path),
+        Some(libc::EROFS | libc::EACCES | libc::EPERM) if purpose.writes() && is_read_only(path) => {
+            Failure::new(Exit::Device, format_args!("{shown} is read-only: nothing can be written to it"))
+        }
         _ => Failure::io(format_args!("can't open {shown}"), &e),
     })?;
     Ok((file, direct, kind.is_block_device()))
+}
+
+/// Whether it is the device or the file system that takes no writes, rather than that we may not.
+fn is_read_only(path: &Path) -> bool {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let is_block = |file: &File| file.metadata().is_ok_and(|m| m.file_type().is_block_device());
+    match opened {
+        Ok(file) if is_block(&file) => os::is_read_only(&file),
+        Ok(file) => nix::sys::statvfs::fstatvfs(&file).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY)),
+        Err(_) => false,
+    }
 }
 
 /// Waits with the file open: to close it, and open it once more, would have udev look again.

@@ -2,7 +2,7 @@
 
 use crate::{
     checkpoints::{self, Stop},
-    failure::{Context, Exit, Failure, Outcome},
+    failure::{Context, Exit, Failure, Outcome, no_ring},
     hash_queue::HashQueue,
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
@@ -145,7 +145,7 @@ impl Run<'_> {
         if !self.pattern.write {
             return Ok(());
         }
-        let ring = OwnRing::new(self.fds).doing("can't set up io_uring")?;
+        let ring = OwnRing::new(self.fds).map_err(|e| no_ring(&e))?;
         let io = ring.storage(self.files);
         let synced = ring.block_on(async {
             match self.target {
@@ -161,7 +161,7 @@ impl Run<'_> {
     }
 
     fn on_this_thread(&self, lanes: &mut [Lane], progress: &Progress) -> Outcome {
-        let ring = OwnRing::new(self.fds).doing("can't set up io_uring")?;
+        let ring = OwnRing::new(self.fds).map_err(|e| no_ring(&e))?;
         // Refused, it only costs time.
         let _ = ring.register(lanes.iter_mut().map(|lane| &mut lane.buf));
         Slot::work_together(lanes.iter_mut().filter_map(|lane| lane.slot.as_mut()));
@@ -173,7 +173,7 @@ impl Run<'_> {
     }
 
     fn make_checkpoints(&self, volume: &Volume, stop: &Stop) -> Outcome {
-        let ring = OwnRing::new(self.fds).doing("can't set up io_uring")?;
+        let ring = OwnRing::new(self.fds).map_err(|e| no_ring(&e))?;
         let io = ring.storage(self.files);
         let done = ring.block_on(checkpoints::run(volume, &io, stop, |_| {})).doing("io_uring failed")?;
         Ok(done?)
