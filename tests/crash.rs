@@ -9,7 +9,7 @@ use crate::sim::{
     reopen,
     world::{Kept, MAX_REQUEST, QUEUES, World, compare, live, recover, replay},
 };
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, ops::ControlFlow, rc::Rc};
 use ublk_integrity::{OpenOptions, check::check};
 
 /// An empty volume of the seed's choice, and how to open it.
@@ -102,7 +102,7 @@ fn several_lives(seed: u64) -> u64 {
         compare(&volume, &io, &mut oracle.borrow_mut());
         if rng.chance(5) {
             let mut slot = volume.slot(0);
-            let report = block_on(&io, check(&volume, &io, &mut slot, |_| {}));
+            let report = block_on(&io, check(&volume, &io, &mut slot, |_| ControlFlow::Continue(())));
             let bad = report.bad_runs.iter().flat_map(|r| r.range.blocks());
             for block in bad {
                 assert!(oracle.borrow_mut().broken(block), "check reports block {block}");

@@ -13,6 +13,7 @@ mod executor;
 mod failure;
 mod hash_queue;
 mod huge;
+mod interrupt;
 mod kept;
 mod key;
 mod offline;

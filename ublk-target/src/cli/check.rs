@@ -4,18 +4,22 @@ use super::{DeviceArgs, progress};
 use crate::{
     device::Use,
     failure::{Exit, Failure, Outcome},
+    interrupt,
     key::KeyArgs,
     offline::Offline,
     output::{self, Output},
     report,
 };
 use serde::Serialize;
+use std::ops::ControlFlow;
 use ublk_integrity::{
     check::{self, CheckReport},
     open::{Access, RecoveryReport},
 };
 
 /// Verify every block of a volume that is not in use; writes nothing
+///
+/// Interrupted (SIGINT, SIGTERM) it tells what it has found so far; the exit code is 6 if that is anything, else 7.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -29,6 +33,11 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Report<'a> {
+    uuid: &'a str,
+    /// In bytes: all else is in blocks.
+    block_size: u64,
+    /// Whether all blocks were looked at.
+    finished: bool,
     #[serde(flatten)]
     check: &'a CheckReport,
     recovery: &'a RecoveryReport,
@@ -46,20 +55,34 @@ pub fn run(args: &Args) -> Outcome {
     let bar = progress::bar(volume.info().size);
     let mut slot = volume.slot(0);
     let io = offline.io();
-    let report = offline.run(check::check(&volume, &io, &mut slot, |blocks| bar.set_position(blocks * block_size)))?;
+    // What has been found by then is told.
+    interrupt::watch()?;
+    let progress = |blocks| {
+        bar.set_position(blocks * block_size);
+        if interrupt::seen() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let report = offline.run(check::check(&volume, &io, &mut slot, progress))?;
     bar.finish_and_clear();
     let out = if args.json {
-        let report = Report { check: &report, recovery };
-        Output::json(&report)
+        let finished = report.is_whole();
+        Output::json(&Report { uuid: &volume.info().uuid, block_size, finished, check: &report, recovery })
     } else {
         lines(&report, recovery, block_size)
     };
-    if !report.is_clean() {
-        let bad = report.bad_blocks + report.unreadable_blocks;
-        let verdict = Failure::new(Exit::Integrity, format_args!("{bad} of {} blocks are bad", report.blocks));
-        return out.print_with(Err(verdict));
+    out.print_with(verdict(&report))
+}
+
+/// A bad block counts more than that not all were looked at.
+fn verdict(report: &CheckReport) -> Outcome {
+    let bad = report.bad_blocks + report.unreadable_blocks;
+    let (checked, blocks) = (report.checked_blocks, report.blocks);
+    let interrupted = format!("interrupted after {checked} of {blocks} blocks");
+    match (report.is_clean(), report.is_whole()) {
+        (true, true) => Ok(()),
+        (false, true) => Err(Failure::new(Exit::Integrity, format_args!("{bad} of {blocks} blocks are bad"))),
+        (false, false) => Err(Failure::new(Exit::Integrity, format_args!("{interrupted}, {bad} of them bad"))),
+        (true, false) => Err(Failure::new(Exit::Interrupted, format_args!("{interrupted}, none of them bad"))),
     }
-    out.print()
 }
 
 fn lines(report: &CheckReport, recovery: &RecoveryReport, block_size: u64) -> Output {
@@ -72,9 +95,10 @@ fn lines(report: &CheckReport, recovery: &RecoveryReport, block_size: u64) -> Ou
     if report.truncated {
         out.line("bad: more runs are not listed");
     }
+    let CheckReport { blocks, checked_blocks, data_blocks, bad_blocks, unreadable_blocks, .. } = report;
+    let checked = if report.is_whole() { String::new() } else { format!(" ({checked_blocks} checked)") };
     out.line(format_args!(
-        "{} blocks, {} hold data, {} bad, {} unreadable",
-        report.blocks, report.data_blocks, report.bad_blocks, report.unreadable_blocks
+        "{blocks} blocks{checked}, {data_blocks} hold data, {bad_blocks} bad, {unreadable_blocks} unreadable"
     ));
     out
 }
