@@ -2,13 +2,15 @@
 
 use super::{DeviceArgs, dump::describe};
 use crate::{
-    device::{Backings, Use, signature},
+    device::{Backing, Backings, Use, signature},
     failure::{Context, Exit, Failure, Outcome},
     key::KeyArgs,
     offline::Offline,
-    output::Output,
+    os,
+    output::{self, Output},
     size::Size,
 };
+use serde::Serialize;
 use std::{
     fs::OpenOptions,
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
@@ -16,9 +18,8 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Device, TagAlgorithm,
+    Device, MasterKey, Storage, TagAlgorithm,
     create::{self, FormatOptions, VolumeInfo},
-    open,
 };
 
 /// Make a new, empty volume; all it holds reads as zeros
@@ -31,9 +32,12 @@ pub struct Args {
     /// Unit of integrity: 512, 1K, 2K or 4K [default: what the device writes atomically]
     #[arg(long, value_name = "SIZE")]
     block_size: Option<Size>,
-    /// Usable size; files that do not exist yet are made, sparse [default: all that fits]
+    /// Usable size [default: all that fits]
     #[arg(long)]
     size: Option<Size>,
+    /// Make files, sparse, of --data and --meta where there is nothing yet
+    #[arg(long, requires = "size")]
+    create: bool,
     /// Size of the log that makes writes crash-safe [default: by the volume's size]
     #[arg(long, value_name = "SIZE")]
     log_size: Option<Size>,
@@ -43,6 +47,9 @@ pub struct Args {
     /// Destroy what is there, and disregard that it is mounted
     #[arg(long)]
     force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -64,19 +71,61 @@ impl From<Tag> for TagAlgorithm {
 
 /// The physical block that a regular file counts as having.
 const FILE_BLOCK: u32 = 4096;
+/// Looks after a wipe: what was hidden by what is gone is found by the next.
+const LOOKS: usize = 8;
+
+/// What was done, beside the volume.
+#[derive(Default, Serialize)]
+struct Done {
+    /// Files that were made.
+    made: Vec<PathBuf>,
+    /// What was there before: path and signature.
+    wiped: Vec<(PathBuf, String)>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    volume: &'a VolumeInfo,
+    #[serde(flatten)]
+    done: &'a Done,
+}
 
 pub fn run(args: &Args) -> Outcome {
     let key = args.key.load()?;
-    let mut made = Vec::new();
-    let done = make_files(args, &mut made).and_then(|()| format(args, &key));
-    if done.is_err() {
-        for path in made {
+    let mut done = Done::default();
+    let volume = make_files(args, &mut done.made).and_then(|()| format(args, &key, &mut done.wiped));
+    if volume.is_err() {
+        for path in &done.made {
             let _ = std::fs::remove_file(path);
         }
     }
+    let volume = volume?;
+    let out = if args.json { Output::json(&Report { volume: &volume, done: &done }) } else { lines(&volume, &done) };
+    out.print().doing(format_args!("volume {} is made, but", volume.uuid))
+}
+
+fn lines(volume: &VolumeInfo, done: &Done) -> Output {
     let mut out = Output::new();
-    describe(&mut out, &done?);
-    out.print()
+    for path in &done.made {
+        out.line(format_args!("made          {}, a sparse file", path.display()));
+    }
+    for (path, signature) in &done.wiped {
+        out.line(format_args!("wiped         {}: {signature}", path.display()));
+    }
+    describe(&mut out, volume);
+    if volume.block_size == 512 {
+        out.line(small_blocks(volume));
+    }
+    out
+}
+
+/// Not what most people would choose, but what their disk allows.
+fn small_blocks(volume: &VolumeInfo) -> String {
+    let share = 100.0 * volume.metadata_bytes as f64 / (volume.size + volume.metadata_bytes) as f64;
+    format!(
+        "note          512-byte blocks give {share:.1} % to metadata, 4096-byte blocks 1.6 %. They need a device that writes 4096 bytes at once: a disk with such sectors (some can be switched), or a file. --meta puts metadata elsewhere"
+    )
 }
 
 fn options(args: &Args, physical_block: u32) -> FormatOptions {
@@ -91,25 +140,20 @@ fn options(args: &Args, physical_block: u32) -> FormatOptions {
     }
 }
 
-/// Makes sparse files for devices that do not exist, and names them in `made`.
+/// Makes sparse files for devices that do not exist, where asked, and names them in `made`.
 fn make_files(args: &Args, made: &mut Vec<PathBuf>) -> Outcome {
     let DeviceArgs { data, meta } = &args.devices;
-    let missing = |path: &Path| !path.exists();
-    if !missing(data) && !meta.as_deref().is_some_and(missing) {
-        return Ok(());
+    let missing: Vec<_> = std::iter::once(data).chain(meta).filter(|path| !path.exists()).collect();
+    let Some(first) = missing.first() else { return Ok(()) };
+    if !args.create {
+        let message = format!("{} does not exist: --create with --size makes a file of it", first.display());
+        return Err(Failure::new(Exit::Device, message));
     }
-    if args.size.is_none() {
-        let path = if missing(data) { data } else { meta.as_ref().unwrap_or(data) };
-        let path = path.display();
-        return Err(Failure::new(
-            Exit::Device,
-            format_args!("{path} does not exist: give --size to make a file of it"),
-        ));
-    }
+    missing.iter().try_for_each(|path| refuse_dev(path))?;
     let plan = create::plan(&options(args, FILE_BLOCK))?;
     let files = [(Some(data), plan.data_device_bytes), (meta.as_ref(), plan.meta_device_bytes)];
     for (path, bytes) in files.into_iter().filter_map(|(path, bytes)| Some((path?, bytes))) {
-        if missing(path) {
+        if missing.contains(&path) {
             let what = format!("can't make {}", path.display());
             let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing(&what)?;
             made.push(path.clone());
@@ -119,46 +163,79 @@ fn make_files(args: &Args, made: &mut Vec<PathBuf>) -> Outcome {
     Ok(())
 }
 
-fn format(args: &Args, key: &ublk_integrity::MasterKey) -> Outcome<VolumeInfo> {
+/// What is not in /dev is a device that is not there, or misspelt: a file of that name would be memory.
+fn refuse_dev(path: &Path) -> Outcome {
+    let what = format!("can't make {}", path.display());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if folder.canonicalize().doing(&what)?.starts_with("/dev") {
+        return Err(Failure::new(
+            Exit::Device,
+            format_args!("{what}: there is no such device, and no file is made in /dev"),
+        ));
+    }
+    Ok(())
+}
+
+fn format(args: &Args, key: &MasterKey, wiped: &mut Vec<(PathBuf, String)>) -> Outcome<VolumeInfo> {
     let DeviceArgs { data, meta } = &args.devices;
     let purpose = if args.force { Use::Forced } else { Use::Exclusive };
     let backings = Backings::open(data, meta.as_deref(), purpose, Duration::ZERO)?;
     if !args.force {
-        for path in std::iter::once(data).chain(meta) {
-            refuse_content(path)?;
-        }
+        backings.each().try_for_each(refuse_content)?;
     }
     let offline = Offline::with(backings)?;
     let io = offline.io();
-    if !args.force {
-        refuse_volume(&offline, data, meta.as_deref())?;
+    let options = options(args, io.geometry(Device::Data).physical_block);
+    // What can't be done destroys nothing.
+    create::plan_on(&io, &options)?;
+    if args.force {
+        for backing in offline.backings().each() {
+            let path = backing.path();
+            let found = wipe(backing).doing(path.display())?;
+            wiped.extend(found.into_iter().map(|signature| (path.to_owned(), signature)));
+        }
     }
-    let physical = ublk_integrity::Storage::geometry(&io, Device::Data).physical_block;
-    Ok(offline.run(create::format(&io, key, &options(args, physical)))??)
+    Ok(offline.run(create::format(&io, key, &options))??)
 }
 
-fn refuse_volume(offline: &Offline, data: &Path, meta: Option<&Path>) -> Outcome {
-    let Ok(dump) = offline.run(open::dump(&offline.io()))? else { return Ok(()) };
-    let of = |uuid: &str| format!("an ublk-integrity volume ({uuid})");
-    if let Some(volume) = dump.volume {
-        return Err(holds(format_args!("{} holds {}", meta.unwrap_or(data).display(), of(&volume.uuid))));
+fn refuse_content(backing: &Backing) -> Outcome {
+    let path = backing.path();
+    let holds = |what: &str| Failure::new(Exit::Busy, format_args!("{} {what}: --force destroys it", path.display()));
+    let file = backing.reopened(false).doing(format_args!("can't read {}", path.display()))?;
+    let found = signature::find(&file, backing.size());
+    let found = found
+        .doing(path.display())
+        .map_err(|failure| Failure { message: format!("{failure}; --force destroys what is there"), ..failure })?;
+    if !found.is_empty() {
+        let names: Vec<_> = found.iter().map(ToString::to_string).collect();
+        return Err(holds(&format!("holds {}", names.join(", "))));
     }
-    match dump.identity {
-        Some(uuid) => Err(holds(format_args!("{} holds the data of {}", data.display(), of(&uuid)))),
-        None => Ok(()),
-    }
+    if is_mounted(path)? { Err(holds("is mounted")) } else { Ok(()) }
 }
 
-fn refuse_content(path: &Path) -> Outcome {
-    match signature::find(path)? {
-        Some(name) => Err(holds(format_args!("{} holds {name}", path.display()))),
-        None if is_mounted(path)? => Err(holds(format_args!("{} is mounted", path.display()))),
-        None => Ok(()),
+/// Leaves nothing that anybody would find; returns what there was.
+fn wipe(backing: &Backing) -> Outcome<Vec<String>> {
+    let (size, what) = (backing.size(), "can't wipe what is there");
+    let file = backing.reopened(true).doing(what)?;
+    let mut wiped = Vec::new();
+    for _ in 0..LOOKS {
+        let found = signature::find(&file, size).unwrap_or_else(|failure| {
+            output::warn(format_args!("{}: {failure}: only its ends are wiped", backing.path().display()));
+            Vec::new()
+        });
+        signature::wipe(&file, size, &found).doing(what)?;
+        if found.is_empty() {
+            if !wiped.is_empty() && os::read_partitions(&file) == Err(nix::Error::EBUSY) {
+                output::warn(format_args!(
+                    "{}: a partition is in use: the kernel still knows it",
+                    backing.path().display()
+                ));
+            }
+            return Ok(wiped);
+        }
+        wiped.extend(found.iter().map(ToString::to_string));
     }
-}
-
-fn holds(what: std::fmt::Arguments<'_>) -> Failure {
-    Failure::new(Exit::Busy, format_args!("{what}: --force destroys it"))
+    Err(Failure::new(Exit::Device, format_args!("{what}: it is still there: {}", wiped.last().map_or("", |w| w))))
 }
 
 /// Block devices in use are refused by O_EXCL already; this finds files that are mounted through a loop device.
