@@ -1,6 +1,7 @@
 //! The commands and their options.
 
 mod add;
+mod bad_runs;
 mod benchmark;
 mod check;
 mod del;
@@ -10,6 +11,7 @@ mod format;
 mod import;
 mod keygen;
 mod list;
+mod new_file;
 mod progress;
 mod recover;
 mod status;
