@@ -1,7 +1,10 @@
 //! The program without ublk and without root: exit codes, one line for each failure, and volumes in files.
 
 mod copies;
+mod format;
 mod harness;
+mod output;
+mod words;
 
 use copies::content;
 use harness::*;
@@ -28,14 +31,14 @@ fn bad_arguments_are_one_line_and_exit_1() {
         "recover -n 4294967295",
         "del -n 4294967295",
         "status -n 1048576",
-        "format --data disk --key-file key --size 1.5G",
-        "format --data disk --key-file key --size 8M --block-size 1000",
-        "format --data disk --key-file key --size 8M --block-size 8192",
-        "format --data disk --key-file key --size 1K",
-        "format --data disk --key-file key --size 8M --log-size 1",
-        "format --data disk --key-file key --size 100T",
-        "format --data disk --key-file key --key keyring:x --size 8M",
-        "format --data disk --key x --size 8M",
+        "format --data disk --key-file key --create --size 1.5G",
+        "format --data disk --key-file key --create --size 8M --block-size 1000",
+        "format --data disk --key-file key --create --size 8M --block-size 8192",
+        "format --data disk --key-file key --create --size 1K",
+        "format --data disk --key-file key --create --size 8M --log-size 1",
+        "format --data disk --key-file key --create --size 100T",
+        "format --data disk --key-file key --key keyring:x --create --size 8M",
+        "format --data disk --key x --create --size 8M",
         "del",
         "del -n 1 -a",
         "status",
@@ -130,16 +133,16 @@ fn a_wrong_device_is_exit_4() {
 #[test]
 fn metadata_on_a_device_of_its_own_is_bound_to_its_data() {
     let f = Folder::new();
-    f.run("format --data d1 --meta m1 --size 8M --key-file key").expect(DONE);
-    f.run("format --data d2 --meta m2 --size 8M --key-file key").expect(DONE);
+    f.run("format --data d1 --meta m1 --create --size 8M --key-file key").expect(DONE);
+    f.run("format --data d2 --meta m2 --create --size 8M --key-file key").expect(DONE);
     let input = content(1 << 20);
-    f.run_with_input("import --data d1 --meta m1 --key-file key -", &input).expect(DONE);
+    f.run_with_input("import --data d1 --meta m1 --key-file key --zero-rest -", &input).expect(DONE);
     let out = f.run("export --data d1 --meta m1 --key-file key -").expect(DONE).out;
     assert!(out[..input.len()] == input);
     f.run("check --data d2 --meta m1 --key-file key").expect(DEVICE);
     f.run("check --data m1 --meta d1 --key-file key").expect(DEVICE);
     f.run("check --data d1 --key-file key").expect(DEVICE);
-    for command in ["format --size 8M --force", "check", "import d2", "export out", "export out --force"] {
+    for command in ["format --create --size 8M --force", "check", "import d2", "export out", "export out --force"] {
         f.run(&format!("{command} --data d1 --meta d1 --key-file key")).expect(ARGUMENTS).says("leave --meta out");
     }
     f.run("dump --data d1 --meta d1").expect(ARGUMENTS);
