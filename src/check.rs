@@ -141,6 +141,10 @@ impl Volume {
     /// A run under damaged metadata counts as data: reading it tells what is wrong.
     pub async fn next_data<S: Storage>(&self, io: &S, slot: &mut Slot, from: BlockIndex) -> Option<BlockRange> {
         let mut at = from;
+        if self.newer_from.is_some() && from.0 < self.blocks() {
+            // What the tree says of a subtree may be older, too.
+            return Some(BlockRange::new(from, self.blocks() - from.0));
+        }
         while at.0 < self.blocks() {
             let page_end = (at.0 / TAGS_PER_PAGE + 1) * TAGS_PER_PAGE;
             let absent_to = match self.find_page(io, slot, at).await {

@@ -11,7 +11,7 @@ use crate::{
     apply::{Applied, Scratch, apply},
     format::Superblock,
     open::Access,
-    superblocks::{meta_error, move_on},
+    superblocks::{Change, meta_error, publish},
 };
 use std::time::Duration;
 
@@ -114,7 +114,7 @@ impl Volume {
         let next =
             Superblock { epoch, root, log_begin: end.position, record_number: end.number, link: end.link, ..current };
         let page = scratch.lend_page();
-        let (result, page) = move_on(io, (&current, &next), &self.keys, page).await;
+        let (result, page) = publish(io, &self.keys, Change::MoveOn(&current, &next), page).await;
         scratch.give_back(page);
         result.map_err(Latched::Device)?;
         Ok((next, applied))

@@ -1,13 +1,14 @@
 //! Making a volume: superblocks only, whatever its size.
 
 use crate::{
-    Buf, ByteOffset, Device, DeviceError, Durability, Epoch, MasterKey, RecordNumber, Storage,
+    BelowSector, Buf, ByteOffset, Device, DeviceError, Durability, Epoch, MasterKey, RecordNumber, Storage,
     format::{
         Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, RawSuperblock, Superblock, TreeEntry, uuid_text,
     },
     keys::{Keys, TagAlgorithm},
     read::data_error,
-    superblocks::{meta_error, write_both},
+    sectors::{refuse_blocks_below_sector, refuse_records_below_sector},
+    superblocks::{Change, meta_error, publish},
 };
 use serde::Serialize;
 use zerocopy::{FromBytes, IntoBytes};
@@ -76,6 +77,9 @@ pub enum FormatError {
         /// Its physical block size in bytes.
         physical: u32,
     },
+    /// The device transfers more than a block at least.
+    #[error("{0}: use --block-size {least}", least = .0.logical)]
+    BelowSector(#[from] BelowSector),
     /// The device is too small.
     #[error("the {device} has {have} bytes, the volume needs {need}")]
     TooSmall {
@@ -167,6 +171,7 @@ impl FormatOptions {
         Layout::new(self.block_size, size, log, self.separate_meta).map_err(|e| match e {
             LayoutError::BlockSize => FormatError::BlockSize(self.block_size),
             LayoutError::Size => FormatError::Size { got: size, block: self.block_size },
+            LayoutError::Place(place) => unreachable!("the computed {place} can be"),
             LayoutError::LogSize => FormatError::LogSize { got: log, min: MIN_LOG, max: MAX_LOG },
         })
     }
@@ -203,6 +208,7 @@ fn first_superblock(options: &FormatOptions, layout: Layout, physical_block: u32
         record_number: RecordNumber(1),
         link: [0; 32],
         open_id: [0; 32],
+        version2: None,
     }
 }
 
@@ -223,7 +229,10 @@ fn possible<S: Storage>(io: &S, options: &FormatOptions) -> Result<Superblock, F
     if options.block_size > atomic {
         return Err(FormatError::NotAtomic { block: options.block_size, device: atomic });
     }
-    Ok(first_superblock(options, layout, meta.physical_block.max(512)))
+    refuse_blocks_below_sector(io, options.block_size)?;
+    let padding = meta.physical_block.max(512);
+    refuse_records_below_sector(io, padding)?;
+    Ok(first_superblock(options, layout, padding))
 }
 
 /// Writes the superblocks of a new, empty volume; destroys what was there. O(1).
@@ -239,7 +248,7 @@ pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions
         let identity = Identity { uuid: options.uuid, size: superblock.layout.size() }.seal(&keys);
         write_page(io, Device::Data, Layout::identity_offset(), identity.as_bytes()).await?;
     }
-    write_both(io, &superblock, &keys, Buf::new(PAGE_BYTES)).await.0?;
+    publish(io, &keys, Change::First(&superblock), Buf::new(PAGE_BYTES)).await.0?;
     Ok(VolumeInfo::of(&superblock))
 }
 

@@ -56,6 +56,9 @@ pub enum ReadError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A part of the log can't be read, and what it says of the block may be newer than what is known.
+    #[error("blocks {0} may be older than what was last written there: a part of the tag log can't be read")]
+    MayBeOlder(BlockRange),
     /// A write of it was answered before it was in place, and failed then.
     #[error("blocks {0} are not what was last written there: that could not be put in place")]
     NotInPlace(BlockRange),
@@ -85,6 +88,9 @@ pub enum BadReason {
         /// What it answered.
         errno: Errno,
     },
+    /// See [`ReadError::MayBeOlder`].
+    #[error("may be older than what was last written")]
+    MayBeOlder,
     /// See [`ReadError::NotInPlace`].
     #[error("not in place")]
     NotInPlace,
@@ -119,6 +125,9 @@ pub enum Latched {
     /// A write that had been answered failed.
     #[error("a write that had been answered could not be put in place: {0}")]
     Accepted(DeviceError),
+    /// Opened so because a block can't be read, or its tag page can't, and recovery decides nothing without.
+    #[error("what block {0} holds can't be decided while it, or the page with its tag, can't be read")]
+    Undecided(BlockIndex),
     /// A block whose write failed could not be read back.
     #[error("block {0} can be neither written nor read")]
     UnknownBlock(BlockIndex),
@@ -138,6 +147,7 @@ impl ReadError {
             ReadError::Mismatch { .. } => BadReason::Mismatch,
             ReadError::BadPage { page, .. } => BadReason::BadPage { page },
             ReadError::Device(DeviceError { device, errno, .. }) => BadReason::Unreadable { device, errno },
+            ReadError::MayBeOlder(_) => BadReason::MayBeOlder,
             ReadError::NotInPlace(_) => BadReason::NotInPlace,
             ReadError::BadRange(_) => BadReason::BadRange,
         }
@@ -147,7 +157,7 @@ impl ReadError {
         match self {
             ReadError::Mismatch { .. } | ReadError::BadPage { .. } => Errno::EILSEQ,
             ReadError::Device(e) => e.errno,
-            ReadError::NotInPlace(_) => Errno::EIO,
+            ReadError::NotInPlace(_) | ReadError::MayBeOlder(_) => Errno::EIO,
             ReadError::BadRange(_) => Errno::EINVAL,
         }
     }

@@ -7,7 +7,7 @@
 //!             ├─ hashing.rs ── tag.rs ── sha256/  (two blocks side by side), blake3
 //!             └─ log/             append → group commit
 //!   checkpoint.rs ── apply.rs     pending tags → tag pages → tree → superblock
-//!   open.rs ── recovery/          log → candidates → one tag a block
+//!   open.rs ── staged.rs ── recovery/   superblock → log → candidates → one tag a block
 //!   prefetch.rs ← hints.rs        droppable, never waited for
 //!                     │
 //!                 Storage         io_uring in production, a simulated disk in the tests
@@ -68,14 +68,17 @@ mod ranges;
 mod read;
 mod recovery;
 mod root;
+mod sectors;
 mod sha256;
 mod slot;
 pub mod speed;
+mod staged;
 mod storage;
 mod superblocks;
 mod sync;
 mod tag;
 mod tree;
+mod undecided;
 mod units;
 mod volume;
 mod write;
@@ -90,6 +93,7 @@ pub use hints::{Hint, HintReceiver, HintSender};
 pub use keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
 pub use log::Work;
 pub use open::{Access, OpenOptions};
+pub use sectors::BelowSector;
 pub use slot::Slot;
 pub use storage::{AtEnd, Device, Durability, Errno, Geometry, Storage};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};

@@ -1,14 +1,14 @@
-//! Opening a volume: which superblock, recovery, and only then a [`Volume`].
+//! Opening a volume: how, what can go wrong, and what is found. The steps themselves are in `staged.rs`.
 
 use crate::{
-    BlockIndex, Buf, ByteOffset, Device, DeviceError, Latched, MasterKey, OnMismatch, Storage, Volume,
-    apply::{Applied, Scratch, apply},
+    BelowSector, Buf, ByteOffset, Device, DeviceError, MasterKey, OnMismatch, Storage, Volume,
     create::VolumeInfo,
-    format::{Identity, Layout, PAGE_BYTES, RawIdentity, RawSuperblock, Superblock, SuperblockError, hex, uuid_text},
-    log::LogPoint,
-    pending::PendingSet,
-    recovery::{follow, settle},
-    superblocks::{Newest, meta_error, read_copies, write_both, write_copy},
+    format::{Layout, PAGE_BYTES, RawIdentity, RawSuperblock, Superblock, SuperblockError, hex, uuid_text},
+    superblocks::read_copies,
+};
+pub use crate::{
+    format::{Feature, Label, Scrub, ScrubState, Unknown, Version2},
+    staged::VerifiedVolume,
 };
 use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
@@ -21,6 +21,28 @@ pub enum Access {
     ReadWrite,
     /// Nothing is written, not even recovery's result.
     ReadOnly,
+}
+
+/// What becomes of a log that can't be read where it goes on: its newest records may lie there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UnreadLog {
+    /// The volume is not opened.
+    #[default]
+    Refuse,
+    /// For rescue, read-only: what can be read of the log counts, and a block that the rest could name fails.
+    FailOlder,
+    /// For rescue, read-only: such a block reads as what is known of it, which may be older than what was last written.
+    ServeOlder,
+}
+
+/// What becomes of a block with several candidates that can't be read while recovery must choose (row F).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UnreadableBlocks {
+    /// Nothing is decided without evidence: the volume is open read-only, and the block an error until it can be read.
+    #[default]
+    KeepUndecided,
+    /// The newest tag is taken and written down: if the write never arrived, the block is lost until it is written again.
+    TakeNewest,
 }
 
 /// How to open a volume. All limits are fixed for as long as it is open: memory is taken once.
@@ -40,12 +62,39 @@ pub struct OpenOptions {
     pub separate_meta: bool,
     /// What a read does with a block that does not match its tag.
     pub on_mismatch: OnMismatch,
+    /// The UUID that the volume must have, where one is known: whole volumes under one key look alike otherwise.
+    pub expected_uuid: Option<[u8; 16]>,
+    /// What becomes of a log that can't be read.
+    pub unread_log: UnreadLog,
+    /// What becomes of blocks that can't be read.
+    pub unreadable_blocks: UnreadableBlocks,
     /// 32 fresh random bytes, drawn for this open.
     pub open_id: [u8; 32],
     /// Where prefetch hints go; none are made where `None`.
     pub hints: Option<crate::HintSender>,
     /// Threads that hash for those that serve requests, where there are any.
     pub hash_threads: Option<crate::HashThreads>,
+}
+
+impl OpenOptions {
+    /// For one request of up to 1 MiB at a time, without a cache, on one device; what is in doubt is refused.
+    pub fn new(access: Access, open_id: [u8; 32]) -> Self {
+        Self {
+            access,
+            cache_bytes: 0,
+            max_slots: 1,
+            queues: 1,
+            max_request_bytes: 1 << 20,
+            separate_meta: false,
+            on_mismatch: OnMismatch::Fail,
+            expected_uuid: None,
+            unread_log: UnreadLog::default(),
+            unreadable_blocks: UnreadableBlocks::default(),
+            open_id,
+            hints: None,
+            hash_threads: None,
+        }
+    }
 }
 
 /// What can be known without a key (`dump`).
@@ -55,8 +104,12 @@ pub struct Dump {
     pub copies: Vec<CopyDump>,
     /// The volume, from the newest copy whose checksum holds.
     pub volume: Option<VolumeInfo>,
+    /// What format version 2 says of it besides.
+    pub version2: Option<Version2>,
     /// UUID of the volume whose data device this is, where the metadata is elsewhere.
     pub identity: Option<String>,
+    /// The first thing found that this program does not know, in words: no other than a newer program should touch it.
+    pub unknown: Option<String>,
 }
 
 /// One superblock copy, unauthenticated.
@@ -64,8 +117,14 @@ pub struct Dump {
 pub struct CopyDump {
     /// Its place on the metadata device, in bytes.
     pub offset: u64,
-    /// "valid checksum", "damaged", "absent".
+    /// "checksum valid", "damaged", "absent", or "unknown".
     pub state: String,
+    /// Format version, where readable.
+    pub version: Option<u32>,
+    /// What a program must know to use the volume; empty where not readable.
+    pub features: Vec<Feature>,
+    /// Where the state is "unknown": what this program does not know of it, in words.
+    pub unknown: Option<String>,
     /// Epoch, where readable.
     pub epoch: Option<u64>,
     /// Key id (16 bytes, hexadecimal), where readable.
@@ -88,7 +147,7 @@ pub struct RecoveryReport {
     pub older: u64,
     /// Blocks that match no candidate: corrupt, lost or rolled back (row E).
     pub corrupt: u64,
-    /// Blocks that could not be read (row F).
+    /// Blocks that could not be read, or whose tag page could not: undecided (row F).
     pub unreadable: u64,
     /// The first of the blocks of rows C and D.
     pub older_blocks: Vec<u64>,
@@ -108,9 +167,15 @@ pub enum OpenError {
     /// No superblock anywhere.
     #[error("no ublk-integrity volume on the metadata device")]
     NotAVolume,
-    /// The superblock is of a later format.
-    #[error("format version {0} is not known to this program")]
-    Version(u32),
+    /// Something on the devices is whole, and not what this program knows.
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    /// The volume is of a version that this program can show, but not serve.
+    #[error("the volume is of format version 2 ({features}): this program shows it (`dump`), but can't open it")]
+    NotServed {
+        /// What it needs, in words.
+        features: String,
+    },
     /// Both copies fail their checksums.
     #[error("both superblock copies on the metadata device are damaged")]
     Damaged,
@@ -139,9 +204,26 @@ pub enum OpenError {
         /// What the volume needs.
         need: u64,
     },
+    /// The device transfers more at least than the volume reads and writes.
+    #[error(transparent)]
+    BelowSector(#[from] BelowSector),
     /// An option makes no sense.
     #[error("{0}")]
     Options(String),
+    /// Another volume than the one that was asked for.
+    #[error("this is volume {found}, not {expected}: nothing was done")]
+    OtherVolume {
+        /// The UUID that was asked for.
+        expected: String,
+        /// The one that is there.
+        found: String,
+    },
+    /// A part of the log can't be read, and the newest changes may lie there.
+    #[error("the tag log can't be read, the newest changes may be in it: {0}")]
+    LogUnreadable(DeviceError),
+    /// For ten seconds, or for many blocks, not one read of the device has succeeded.
+    #[error("not one read succeeds any more, the device seems to be away; nothing was done: {0}")]
+    Away(DeviceError),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -150,22 +232,11 @@ pub enum OpenError {
 /// Reads what can be known without a key. Writes nothing.
 pub async fn dump<S: Storage>(io: &S) -> Result<Dump, OpenError> {
     let copies = read_copies(io).await?;
-    let mut dump = Dump { copies: Vec::new(), volume: None, identity: None };
+    let mut dump = Dump { copies: Vec::new(), volume: None, version2: None, identity: None, unknown: None };
     let mut newest = None;
     for (raw, offset) in copies.0.iter().zip(Layout::superblock_offsets()) {
         let parsed = raw.parse();
-        let readable = raw.check().is_ok();
-        dump.copies.push(CopyDump {
-            offset: offset.0,
-            state: match &parsed {
-                Ok(_) => "checksum valid".into(),
-                Err(SuperblockError::Absent) => "absent".into(),
-                Err(SuperblockError::Version(v)) => format!("unknown version {v}"),
-                Err(_) => "damaged".into(),
-            },
-            epoch: readable.then(|| raw.epoch()),
-            key_id: readable.then(|| hex(&raw.key_id())),
-        });
+        dump.copies.push(CopyDump::of(raw, offset, &parsed));
         if let Ok(superblock) = parsed {
             if newest.as_ref().is_none_or(|n: &Superblock| superblock.epoch > n.epoch) {
                 newest = Some(superblock);
@@ -173,29 +244,59 @@ pub async fn dump<S: Storage>(io: &S) -> Result<Dump, OpenError> {
         }
     }
     dump.volume = newest.as_ref().map(VolumeInfo::of);
-    if newest.is_none() {
-        dump.identity = read_identity(io).await?.claim().map(|claim| uuid_text(&claim.uuid));
+    dump.version2 = newest.as_ref().and_then(|s| s.version2).map(|(_, fields)| fields);
+    dump.unknown = dump.copies.iter().find_map(|copy| copy.unknown.clone());
+    if newest.is_none() && dump.unknown.is_none() {
+        match read_identity(io).await?.claim() {
+            Ok(claim) => dump.identity = claim.map(|claim| uuid_text(&claim.uuid)),
+            Err(unknown) => dump.unknown = Some(unknown.to_string()),
+        }
     }
-    match newest.is_some() || dump.identity.is_some() || dump.copies.iter().any(|c| c.state != "absent") {
-        true => Ok(dump),
-        false => Err(OpenError::NotAVolume),
+    let nothing = dump.copies.iter().all(|c| c.state == "absent") && dump.identity.is_none() && dump.unknown.is_none();
+    if nothing { Err(OpenError::NotAVolume) } else { Ok(dump) }
+}
+
+impl CopyDump {
+    fn of(raw: &RawSuperblock, offset: ByteOffset, parsed: &Result<Superblock, SuperblockError>) -> Self {
+        let state = match parsed {
+            Ok(_) => "checksum valid",
+            Err(SuperblockError::Absent) => "absent",
+            Err(SuperblockError::Unknown(_)) => "unknown",
+            Err(_) => "damaged",
+        };
+        let unknown = parsed.as_ref().err().and_then(SuperblockError::unknown);
+        // Of another version not even the places of the fields are known.
+        let readable = raw.check().is_ok();
+        Self {
+            offset: offset.0,
+            state: state.into(),
+            version: (readable || unknown.is_some()).then(|| raw.version()),
+            features: parsed.as_ref().map_or_else(|_| Vec::new(), |s| s.features().iter().collect()),
+            unknown: unknown.map(|unknown| unknown.to_string()),
+            epoch: readable.then(|| raw.epoch()),
+            key_id: readable.then(|| hex(&raw.key_id())),
+        }
     }
 }
 
-async fn read_identity<S: Storage>(io: &S) -> Result<RawIdentity, DeviceError> {
-    let buf = read_page(io, Device::Data, Layout::identity_offset()).await?;
+pub(crate) async fn read_identity<S: Storage>(io: &S) -> Result<RawIdentity, DeviceError> {
+    let buf = read_first_page(io, Device::Data).await?;
     Ok(RawIdentity::read_from_prefix(&buf).expect("a page is large enough").0)
 }
 
-async fn read_page<S: Storage>(io: &S, device: Device, at: ByteOffset) -> Result<Buf, DeviceError> {
+async fn read_first_page<S: Storage>(io: &S, device: Device) -> Result<Buf, DeviceError> {
+    let at = Layout::identity_offset();
     let (result, buf) = io.read(device, at, Buf::new(PAGE_BYTES), 0..PAGE_BYTES).await;
     let error = |errno| DeviceError { op: "read", device, offset: at, len: PAGE_BYTES as u64, errno };
     result.map_err(error).map(|()| buf)
 }
 
-/// The id that was drawn when the volume was last opened for writing: 256 random bits, or that of its format. Writes nothing.
-pub async fn last_opened<S: Storage>(io: &S, key: &MasterKey) -> Result<[u8; 32], OpenError> {
-    Ok(read_copies(io).await?.newest(key)?.superblock.open_id)
+/// Whether the superblock is where the data should be, and the other way round.
+pub(crate) async fn are_exchanged<S: Storage>(io: &S) -> Result<bool, DeviceError> {
+    let (data, meta) = (read_first_page(io, Device::Data).await?, read_first_page(io, Device::Meta).await?);
+    let superblock = RawSuperblock::read_from_prefix(&data).expect("a page is large enough").0;
+    let identity = RawIdentity::read_from_prefix(&meta).expect("a page is large enough").0;
+    Ok(superblock.check() != Err(SuperblockError::Absent) && identity.claim().is_ok_and(|claim| claim.is_some()))
 }
 
 /// Opens a volume: verifies the newest superblock, recovers from the log, and (unless read-only)
@@ -203,188 +304,5 @@ pub async fn last_opened<S: Storage>(io: &S, key: &MasterKey) -> Result<[u8; 32]
 ///
 /// The caller holds the locks on the devices and has waited for I/O of earlier holders.
 pub async fn open<S: Storage>(io: &S, key: &MasterKey, options: &OpenOptions) -> Result<Volume, OpenError> {
-    if options.max_request_bytes < MAX_BLOCK_BYTES {
-        let got = options.max_request_bytes;
-        return Err(OpenError::Options(format!("requests of {got} bytes are too small: at least {MAX_BLOCK_BYTES}")));
-    }
-    if options.access == Access::ReadWrite {
-        // What an earlier life has written and not synced is on the medium, or lost, from here on.
-        for device in [Device::Data, Device::Meta] {
-            let synced = io.sync(device).await;
-            synced.map_err(|errno| DeviceError { op: "sync", device, offset: ByteOffset(0), len: 0, errno })?;
-        }
-    }
-    let newest = match read_copies(io).await?.newest(key) {
-        Err(OpenError::NotAVolume) => return Err(explain_no_superblock(io).await?),
-        other => other?,
-    };
-    check_devices(io, &newest, options).await?;
-    let chain = follow(io, &newest.superblock, &newest.keys).await?;
-    let mut options = options.clone();
-    // Recovery reads and looks tags up as a request does: one slot of its own.
-    options.max_slots += 1;
-    let head = LogPoint { link: options.open_id, ..chain.end };
-    let mut volume = Volume::new(key, newest.superblock, head, &options);
-    let mut report =
-        RecoveryReport { records: chain.records, superblock_repaired: newest.damaged, ..Default::default() };
-    volume.warnings = atomicity_warnings(io, &newest.superblock);
-    let (set, settling) = chain.candidates.into_set_and_blocks();
-    let mut slot = volume.slot(0);
-    let unread = settle(io, &volume, &mut slot, &settling, &set, &mut report).await;
-    report.blocks = report.settled + report.older + report.corrupt + report.unreadable;
-    let away = report.unreadable_blocks.first().filter(|_| report.unreadable > MAX_UNREADABLE);
-    let unread = chain.unreadable.or(unread);
-    let undecided = unread.map(Latched::Device).or(away.map(|b| Latched::UnknownBlock(BlockIndex(*b))));
-    volume.recovery = report;
-    if let Some(why) = undecided {
-        volume.log.latch(why);
-    } else if options.access == Access::ReadWrite {
-        match write_down(io, &newest, &volume, &set, head, options.open_id).await {
-            Ok((superblock, applied)) => {
-                volume.begin(superblock, head);
-                volume.recovery.pages_lost = applied.pages_lost;
-                return Ok(volume);
-            }
-            // Nothing current was overwritten: what recovery found can be served, but not be added to.
-            Err(why) => volume.log.latch(why),
-        }
-    }
-    volume.serve_from_memory(set);
-    Ok(volume)
-}
-
-/// A request takes at least one block of any size.
-const MAX_BLOCK_BYTES: usize = 4096;
-
-/// More blocks than this that can't be read mean that the device is away: nothing is written then.
-const MAX_UNREADABLE: u64 = 64;
-
-/// The end of recovery: what was found goes to pages that nothing current names, then into the superblock.
-async fn write_down<S: Storage>(
-    io: &S,
-    newest: &Newest,
-    volume: &Volume,
-    set: &PendingSet,
-    head: LogPoint,
-    open_id: [u8; 32],
-) -> Result<(Superblock, Applied), Latched> {
-    // Both copies must name the current state before anything that the older one names is overwritten.
-    let current = newest.superblock.seal(&newest.keys);
-    for at in &newest.stale {
-        let (written, _) = write_copy(io, *at, &current, Buf::new(PAGE_BYTES)).await;
-        written.map_err(Latched::Superblock)?;
-    }
-    // Not the next epoch: the crashed life may have written pages and records of that one.
-    let epoch = newest.superblock.epoch.next().next();
-    let mut scratch = Scratch::new(&volume.tree.layout, set.len(), set.runs());
-    let (root, applied) = apply(io, &volume.tree, &mut scratch, set, newest.superblock.root, epoch).await?;
-    let synced = io.sync(Device::Meta).await;
-    synced.map_err(|errno| Latched::Device(meta_error("sync", ByteOffset(0), 0, errno)))?;
-    let superblock = Superblock {
-        epoch,
-        root,
-        log_begin: head.position,
-        record_number: head.number,
-        link: head.link,
-        open_id,
-        ..newest.superblock
-    };
-    let (written, _) = write_both(io, &superblock, &newest.keys, Buf::new(PAGE_BYTES)).await;
-    written.map_err(Latched::Superblock)?;
-    Ok((superblock, applied))
-}
-
-/// The devices may not be those that the volume was formatted on: an image copied to another disk.
-fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String> {
-    let (data, meta) = (io.geometry(Device::Data).physical_block, io.geometry(Device::Meta).physical_block);
-    let mut warnings = Vec::new();
-    let block = superblock.layout.block_size;
-    if block > data {
-        warnings.push(format!(
-            "blocks of {block} bytes on a device that writes only {data} at once: a power cut may tear one, which then reads as an error"
-        ));
-    }
-    if block < data {
-        warnings.push(format!(
-            "blocks of {block} bytes on a device that writes {data} at once: a power cut may damage the neighbours of a block under way, which then read as errors"
-        ));
-    }
-    if meta > superblock.physical_block {
-        warnings.push(format!(
-            "the metadata device writes {meta} bytes at once, the volume was made for {}: a power cut may damage neighbouring metadata",
-            superblock.physical_block
-        ));
-    }
-    warnings
-}
-
-/// There is no superblock: perhaps this is the data device of a volume whose metadata is elsewhere.
-async fn explain_no_superblock<S: Storage>(io: &S) -> Result<OpenError, DeviceError> {
-    let at = Layout::identity_offset();
-    let (data, meta) = (read_page(io, Device::Data, at).await?, read_page(io, Device::Meta, at).await?);
-    let is_superblock =
-        RawSuperblock::read_from_prefix(&data).is_ok_and(|(raw, _)| raw.check() != Err(SuperblockError::Absent));
-    let is_data = RawIdentity::read_from_prefix(&meta).is_ok_and(|(raw, _)| raw.claim().is_some());
-    if is_superblock && is_data {
-        let exchanged = "the devices are the other way round: use --data the metadata device --meta the data device";
-        return Ok(OpenError::Foreign(exchanged.into()));
-    }
-    Ok(match read_identity(io).await?.claim() {
-        Some(claim) => OpenError::Foreign(format!(
-            "the data device holds the data of volume {}: name its metadata device with --meta",
-            uuid_text(&claim.uuid)
-        )),
-        None => OpenError::NotAVolume,
-    })
-}
-
-/// The devices are the volume's, and large enough.
-async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOptions) -> Result<(), OpenError> {
-    let superblock = &newest.superblock;
-    let layout = &superblock.layout;
-    let uuid = uuid_text(&superblock.uuid);
-    match (layout.separate_meta, options.separate_meta) {
-        (true, false) => {
-            return Err(OpenError::Foreign(format!(
-                "the metadata device holds the metadata of volume {uuid}: name it with --meta, and its data device with --data"
-            )));
-        }
-        (false, true) => {
-            return Err(OpenError::Foreign(format!(
-                "volume {uuid} keeps data and metadata on one device: leave out --meta"
-            )));
-        }
-        _ => {}
-    }
-    for (device, need) in [(Device::Meta, layout.meta_device_bytes()), (Device::Data, layout.data_device_bytes())] {
-        let have = io.geometry(device).size;
-        if have < need {
-            return Err(OpenError::TooSmall { device, have, need });
-        }
-    }
-    if layout.separate_meta {
-        let raw = read_identity(io).await?;
-        let belongs = raw.claim() == Some(Identity { uuid: superblock.uuid, size: layout.size() });
-        if !belongs {
-            let what = raw.claim().map_or("no volume".into(), |c| format!("volume {}", uuid_text(&c.uuid)));
-            return Err(OpenError::Foreign(format!(
-                "the data device belongs to {what}, the metadata device to volume {uuid}"
-            )));
-        }
-        if !raw.verify(&newest.keys) {
-            return Err(OpenError::Tampered { what: "identity block of the data device" });
-        }
-    }
-    Ok(())
-}
-
-impl Volume {
-    /// Keeps what recovery found in memory, where it can't or must not be written down.
-    fn serve_from_memory(&mut self, set: PendingSet) {
-        let (mut tags, mut runs) = (Vec::new(), Vec::new());
-        set.sorted(&mut tags, &mut runs);
-        self.overlay = tags.iter().map(|t| t.block).collect();
-        self.pending[0] = set;
-        self.access = Access::ReadOnly;
-    }
+    VerifiedVolume::read(io, key, options).await?.open(io, options).await
 }

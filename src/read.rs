@@ -35,9 +35,19 @@ impl Volume {
         let counters = &self.counters[slot.queue];
         counters.reads.add(1);
         counters.read_bytes.add(bytes as u64);
-        let guard = self.ranges.acquire(slot.id, range, Mode::Shared).await;
+        // Alone where a tag is to be chosen: nobody may look for it meanwhile.
+        let undecided = self.undecided.first_in(range).is_some();
+        let mode = if undecided { Mode::Exclusive } else { Mode::Shared };
+        let guard = self.ranges.acquire(slot.id, range, mode).await;
         if self.accepted.has_failed(range) {
             return (Err(ReadError::NotInPlace(range)), buf);
+        }
+        if self.may_be_older(range) {
+            return (Err(ReadError::MayBeOlder(range)), buf);
+        }
+        let (decided, buf) = if undecided { self.decide(io, slot, range, buf).await } else { (Ok(()), buf) };
+        if let Err(e) = decided {
+            return (Err(e), buf);
         }
         let (result, buf) = self.fetch(io, slot, range, buf).await;
         drop(guard);
@@ -58,6 +68,12 @@ impl Volume {
             (Some(_), OnMismatch::Fix) if self.access == Access::ReadWrite => self.fix(io, slot, range, buf).await,
             (Some(block), _) => (Err(read_error(block, bad_page)), buf),
         }
+    }
+
+    /// Whether a change that could not be read may be the newest of a block: any that is not named by what is newer for sure.
+    fn may_be_older(&self, range: BlockRange) -> bool {
+        let newest = |block| self.pending[0].lookup(block).map(|(seq, _)| seq);
+        self.newer_from.is_some_and(|from| range.blocks().any(|block| newest(block).is_none_or(|seq| seq < from)))
     }
 
     /// Bytes of a request, if it lies inside the volume and is no larger than a request may be.

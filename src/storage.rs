@@ -72,6 +72,9 @@ pub struct Geometry {
     pub size: u64,
     /// The unit that the device writes atomically, in bytes (Linux: physical block size).
     pub physical_block: u32,
+    /// The least that the device transfers, in bytes (Linux: logical block size). Offsets and lengths that are no multiples
+    /// of it fail with [`Errno::EINVAL`].
+    pub logical_block: u32,
 }
 
 /// What is done for all requests of a thread at the end of its turn, in this order.
@@ -99,7 +102,7 @@ pub trait Storage {
     /// A sync, discard or sleep under way.
     type Command: Future<Output = Result<(), Errno>>;
 
-    /// Size and atomic write unit of a device.
+    /// Size, atomic write unit and least transfer of a device.
     fn geometry(&self, device: Device) -> Geometry;
     /// Reads `part.len()` bytes at `offset` into `buf[part]`.
     fn read(&self, device: Device, offset: ByteOffset, buf: Buf, part: Range<usize>) -> Self::Transfer;

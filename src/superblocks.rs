@@ -42,57 +42,64 @@ pub(crate) async fn read_copies<S: Storage>(io: &S) -> Result<Copies, DeviceErro
     Ok(Copies(copies))
 }
 
-/// Writes one copy, durable. `buf` is a page of memory, lent.
-pub(crate) async fn write_copy<S: Storage>(
-    io: &S,
-    at: ByteOffset,
-    raw: &RawSuperblock,
-    mut buf: Buf,
-) -> (Result<(), DeviceError>, Buf) {
-    buf[..SUPERBLOCK_BYTES].copy_from_slice(raw.as_bytes());
-    buf[SUPERBLOCK_BYTES..].fill(0);
-    let (result, buf) = io.write(Device::Meta, at, buf, 0..PAGE_BYTES, Durability::Durable).await;
-    (result.map_err(|errno| meta_error("write", at, PAGE_BYTES, errno)), buf)
+/// What is to become of the superblocks. Nothing else writes them, and each change is of one of these kinds.
+pub(crate) enum Change<'a> {
+    /// Of a new volume: nothing was there.
+    First(&'a Superblock),
+    /// The copies at these places are damaged or older: they are made equal to the newest.
+    Repair(&'a Superblock, &'a [ByteOffset]),
+    /// Both copies hold the first of these and move on to the second.
+    MoveOn(&'a Superblock, &'a Superblock),
 }
 
-/// Writes both copies, the second only once the first is durable: at every instant one of them is whole.
-pub(crate) async fn write_both<S: Storage>(
+/// Writes superblocks: the second copy only once the first is durable, so that at every instant one of them is whole; and
+/// but for a new volume none while the other is not whole and newest. `buf` is a page of memory, lent.
+///
+/// An anchor outside of the volume would hear of [`Change::MoveOn`] here, before the first write and after the last.
+pub(crate) async fn publish<S: Storage>(
     io: &S,
-    superblock: &Superblock,
     keys: &Keys,
+    change: Change<'_>,
     mut buf: Buf,
 ) -> (Result<(), DeviceError>, Buf) {
-    let raw = superblock.seal(keys);
-    for at in Layout::superblock_offsets() {
+    let both = Layout::superblock_offsets();
+    match change {
+        Change::First(first) => write(io, &first.seal(keys), &both, buf).await,
+        Change::Repair(newest, stale) => write(io, &newest.seal(keys), stale, buf).await,
+        Change::MoveOn(current, next) => {
+            // Copy A is written only while B is whole: a B that has decayed since it was written is made good first.
+            let raw = current.seal(keys);
+            let read;
+            (read, buf) = io.read(Device::Meta, both[1], buf, 0..PAGE_BYTES).await;
+            if read.is_err() || buf[..SUPERBLOCK_BYTES] != *raw.as_bytes() {
+                let result;
+                (result, buf) = write(io, &raw, &both[1..], buf).await;
+                if result.is_err() {
+                    return (result, buf);
+                }
+            }
+            write(io, &next.seal(keys), &both, buf).await
+        }
+    }
+}
+
+/// Writes one superblock to several places, each durable before the next.
+async fn write<S: Storage>(
+    io: &S,
+    raw: &RawSuperblock,
+    places: &[ByteOffset],
+    mut buf: Buf,
+) -> (Result<(), DeviceError>, Buf) {
+    for at in places {
+        buf[..SUPERBLOCK_BYTES].copy_from_slice(raw.as_bytes());
+        buf[SUPERBLOCK_BYTES..].fill(0);
         let result;
-        (result, buf) = write_copy(io, at, &raw, buf).await;
-        if result.is_err() {
-            return (result, buf);
+        (result, buf) = io.write(Device::Meta, *at, buf, 0..PAGE_BYTES, Durability::Durable).await;
+        if let Err(errno) = result {
+            return (Err(meta_error("write", *at, PAGE_BYTES, errno)), buf);
         }
     }
     (Ok(()), buf)
-}
-
-/// Moves both copies from `current` to `next`. Copy A is written only while B is whole: a B that has
-/// decayed since it was written is made good first.
-pub(crate) async fn move_on<S: Storage>(
-    io: &S,
-    (current, next): (&Superblock, &Superblock),
-    keys: &Keys,
-    mut buf: Buf,
-) -> (Result<(), DeviceError>, Buf) {
-    let [_, b] = Layout::superblock_offsets();
-    let raw = current.seal(keys);
-    let read;
-    (read, buf) = io.read(Device::Meta, b, buf, 0..PAGE_BYTES).await;
-    if read.is_err() || buf[..SUPERBLOCK_BYTES] != *raw.as_bytes() {
-        let result;
-        (result, buf) = write_copy(io, b, &raw, buf).await;
-        if result.is_err() {
-            return (result, buf);
-        }
-    }
-    write_both(io, next, keys, buf).await
 }
 
 impl Copies {
@@ -115,9 +122,11 @@ impl Copies {
                 return Err(OpenError::Tampered { what: "superblock (two copies contradict each other)" });
             }
         }
-        // A whole copy under another key or of a later version is not damage that may be repaired away.
-        let foreign = |e: &SuperblockError| matches!(e, SuperblockError::WrongKey | SuperblockError::Version(_));
-        if !valid.is_empty() && errors.iter().any(|(e, ..)| foreign(e)) {
+        // A whole copy that this program does not know, or under another key, is not damage that may be repaired away.
+        if let Some(unknown) = errors.iter().find_map(|(e, ..)| e.unknown()) {
+            return Err(unknown.into());
+        }
+        if !valid.is_empty() && errors.iter().any(|(e, ..)| *e == SuperblockError::WrongKey) {
             return Err(OpenError::Tampered { what: "superblock (two copies contradict each other)" });
         }
         let newest = valid.iter().map(|(s, ..)| s.epoch).max();
@@ -133,9 +142,6 @@ impl Copies {
         let find = |wanted: fn(&SuperblockError) -> bool| errors.iter().find(|(e, ..)| wanted(e));
         if let Some((_, uuid, _)) = find(|e| *e == SuperblockError::WrongKey) {
             return OpenError::WrongKey { uuid: uuid_text(uuid) };
-        }
-        if let Some((SuperblockError::Version(v), ..)) = find(|e| matches!(e, SuperblockError::Version(_))) {
-            return OpenError::Version(*v);
         }
         match find(|e| *e == SuperblockError::Damaged) {
             Some(_) => OpenError::Damaged,

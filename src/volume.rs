@@ -5,7 +5,7 @@
 //! [`prefetch`](Volume::prefetch).
 
 use crate::{
-    BlockIndex, CounterValues, Latched, MasterKey, Slot,
+    BlockIndex, CounterValues, Latched, Seq, Slot,
     accepted::Ledger,
     apply::Scratch,
     cache::Cache,
@@ -19,10 +19,10 @@ use crate::{
     open::{Access, OpenOptions, RecoveryReport},
     pending::PendingSet,
     ranges::Ranges,
-    root::Root,
     sync::{AtomicUsize, Mutex, Ordering},
     tag::Tagger,
     tree::Tree,
+    undecided::Undecided,
 };
 use serde::Serialize;
 use std::sync::Arc;
@@ -70,10 +70,44 @@ pub struct Volume {
     pub(crate) counters: Vec<QueueCounters>,
     pub(crate) recovery: RecoveryReport,
     pub(crate) warnings: Vec<String>,
-    /// Read-only: blocks whose tags recovery found and could not write down, sorted.
+    /// Read-only: blocks whose tags recovery found and did not write down, and those it could not find, sorted.
     pub(crate) overlay: Vec<BlockIndex>,
+    pub(crate) undecided: Undecided,
+    /// Rescue: what no change from this one on names may be older than what was last written.
+    pub(crate) newer_from: Option<Seq>,
     slots_taken: AtomicUsize,
     max_slots: usize,
+}
+
+/// What opening has found, of which a [`Volume`] is made.
+pub(crate) struct Parts {
+    pub(crate) superblock: Superblock,
+    pub(crate) keys: Keys,
+    /// Where the log goes on.
+    pub(crate) head: LogPoint,
+    pub(crate) tree: Tree,
+    pub(crate) tagger: Arc<Tagger>,
+    pub(crate) report: RecoveryReport,
+    pub(crate) warnings: Vec<String>,
+    /// What is not written down: the volume is open read-only then.
+    pub(crate) unsaved: Option<Unsaved>,
+}
+
+/// What recovery found and has not written down, so that it is served from memory.
+pub(crate) struct Unsaved {
+    pub(crate) set: PendingSet,
+    /// The blocks of `set` and of `undecided`, sorted.
+    pub(crate) blocks: Vec<BlockIndex>,
+    pub(crate) undecided: Undecided,
+    pub(crate) newer_from: Option<Seq>,
+    /// Why it is not, unless nothing was to be written.
+    pub(crate) why: Option<Latched>,
+}
+
+impl Unsaved {
+    fn nothing(set: PendingSet) -> Self {
+        Self { set, blocks: Vec::new(), undecided: Undecided::new(Vec::new()), newer_from: None, why: None }
+    }
 }
 
 /// Most blocks with pending tags in one epoch: 64 Ki × 2 sets × 2 (half full) × 48 bytes = 12 MiB.
@@ -97,6 +131,8 @@ pub struct Status {
     pub log_used: u64,
     /// Blocks whose tags wait for the next checkpoint.
     pub pending_tags: u64,
+    /// Blocks that recovery could not decide about and that have not been read since: errors.
+    pub undecided_blocks: u64,
     /// Memory of the volume in bytes.
     pub memory_bytes: u64,
     /// Counters since the volume was opened.
@@ -107,47 +143,48 @@ pub struct Status {
 }
 
 impl Volume {
-    /// A volume in the state that `superblock` names, with nothing pending and a log that goes on at `head`.
-    pub(crate) fn new(master: &MasterKey, superblock: Superblock, head: LogPoint, options: &OpenOptions) -> Self {
-        let keys = Keys::derive(master, &superblock.uuid);
+    /// A volume in the state that `parts` name, with a log that goes on at their head.
+    pub(crate) fn new(parts: Parts, options: &OpenOptions) -> Self {
+        let Parts { superblock, keys, head, tree, tagger, report, warnings, unsaved } = parts;
         let layout = superblock.layout;
         let max_tags = max_pending_tags(&layout);
         let queues = options.queues.max(1);
-        let cache = Cache::new(options.cache_bytes);
-        let set = || PendingSet::new(max_tags, MAX_PENDING_RUNS);
+        // Slot 0 is the checkpoint's.
+        let max_slots = options.max_slots + 1;
+        let log = Log::new(log_config(&superblock, &keys, max_slots, queues), superblock.epoch, head);
+        if let Some(why) = unsaved.as_ref().and_then(|unsaved| unsaved.why) {
+            log.latch(why);
+        }
+        let access = if unsaved.is_some() { Access::ReadOnly } else { options.access };
+        let empty = || PendingSet::new(max_tags, MAX_PENDING_RUNS);
+        let unsaved = unsaved.unwrap_or_else(|| Unsaved::nothing(empty()));
         Self {
             info: VolumeInfo::of(&superblock),
-            access: options.access,
+            access,
             on_mismatch: options.on_mismatch,
             max_request_bytes: options.max_request_bytes,
-            tagger: Arc::new(Tagger::new(&keys, superblock.tag, &layout)),
+            tagger,
             hash_threads: options.hash_threads.clone(),
-            hints: options.hints.clone().map(|sender| Hints::new(sender, &layout, cache.pages())),
-            tree: Tree { layout, root: Root::new(superblock.root), cache },
-            pending: [set(), set()],
-            log: Log::new(log_config(&superblock, &keys, options.max_slots, queues), superblock.epoch, head),
-            ranges: Ranges::new(options.max_slots, options.max_request_bytes / layout.block_size as usize),
-            accepted: Ledger::new(options.max_slots),
+            hints: options.hints.clone().map(|sender| Hints::new(sender, &layout, tree.cache.pages())),
+            tree,
+            pending: [unsaved.set, empty()],
+            log,
+            ranges: Ranges::new(max_slots, options.max_request_bytes / layout.block_size as usize),
+            accepted: Ledger::new(max_slots),
             last_cluster: crate::sync::AtomicU64::new(u64::MAX),
             holds: AtomicUsize::new(0),
             scratch: Mutex::new(Some(Scratch::new(&layout, max_tags, MAX_PENDING_RUNS))),
             counters: (0..queues).map(|_| QueueCounters::default()).collect(),
-            recovery: RecoveryReport::default(),
-            warnings: Vec::new(),
-            overlay: Vec::new(),
-            slots_taken: AtomicUsize::new(0),
-            max_slots: options.max_slots,
+            recovery: report,
+            warnings,
+            overlay: unsaved.blocks,
+            undecided: unsaved.undecided,
+            newer_from: unsaved.newer_from,
+            slots_taken: AtomicUsize::new(1),
+            max_slots,
             keys,
             superblock: Mutex::new(superblock),
         }
-    }
-
-    /// Goes on from where recovery has left off; nothing is pending.
-    pub(crate) fn begin(&mut self, superblock: Superblock, head: LogPoint) {
-        self.tree.root.store(superblock.root);
-        self.log =
-            Log::new(log_config(&superblock, &self.keys, self.max_slots, self.counters.len()), superblock.epoch, head);
-        self.superblock = Mutex::new(superblock);
     }
 
     /// Sizes and identity.
@@ -205,6 +242,7 @@ impl Volume {
             on_mismatch: self.on_mismatch,
             log_used,
             pending_tags: self.pending.iter().map(|set| set.len() as u64).sum(),
+            undecided_blocks: self.undecided.left() as u64,
             memory_bytes: self.memory_bytes(),
             counters,
             recovery: self.recovery.clone(),

@@ -7,6 +7,7 @@ use crate::sim::{
     Disk, Rng, SimStorage, block_on, elsewhere, format_options, formatted, open_options,
     oracle::Oracle,
     reopen,
+    sick::open_sick,
     world::{Kept, MAX_REQUEST, QUEUES, World, compare, live, recover, replay},
 };
 use std::{cell::RefCell, ops::ControlFlow, rc::Rc};
@@ -49,8 +50,13 @@ fn crash_after_every_write(seed: u64) -> u64 {
         writes = io.disk().writes;
         let copy = SimStorage::new(io.disk().fork(seed ^ writes));
         copy.disk().power_cut();
+        let mut oracle = world.oracle.borrow().clone();
+        if rng.chance(10) {
+            open_sick(&copy, &options, &mut rng, &mut oracle);
+            copy.disk().power_cut();
+        }
         let volume = recover(&copy, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
-        compare(&volume, &copy, &mut world.oracle.borrow().clone());
+        compare(&volume, &copy, &mut oracle);
         crashes += 1;
     });
     crashes
@@ -89,6 +95,11 @@ fn several_lives(seed: u64) -> u64 {
         };
         crash(&mut io.disk());
         crashes += 1;
+        // What is kept of a daemon that was killed is put in place when the volume opens for good: it is missed before.
+        if kept.borrow().is_empty() && rng.chance(30) {
+            open_sick(&io, &options, &mut rng, &mut oracle.borrow_mut());
+            crash(&mut io.disk());
+        }
         volume = recover(&io, &options, &mut rng, crash).expect("recovery does not refuse");
         if setting("CRASH_SEED").is_some() {
             println!("{faults:?}, {steps} steps: {:?}", volume.recovery());

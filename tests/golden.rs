@@ -10,13 +10,13 @@ use ublk_integrity::{Device, OpenOptions, TagAlgorithm, create::FormatOptions};
 
 const PAGE: usize = 4096;
 
-struct Golden {
+pub(crate) struct Golden {
     name: &'static str,
     block_size: u32,
     tag: TagAlgorithm,
 }
 
-const VERSION_1: [Golden; 2] = [
+pub(crate) const VERSION_1: [Golden; 2] = [
     Golden { name: "v1-hmac-sha256-4096", block_size: 4096, tag: TagAlgorithm::HmacSha256 },
     Golden { name: "v1-blake3-512", block_size: 512, tag: TagAlgorithm::Blake3 },
 ];
@@ -70,15 +70,20 @@ fn on_disk(golden: &Golden, pages: &[u8]) -> SimStorage {
     SimStorage::new(disk)
 }
 
+/// The golden image on a disk, and how it is opened.
+pub(crate) fn image_of(golden: &Golden) -> (SimStorage, OpenOptions) {
+    let pages = fs::read(path(golden)).unwrap_or_else(|e| panic!("{}: {e}", path(golden).display()));
+    (on_disk(golden, &pages), options(golden).1)
+}
+
 #[test]
 fn volumes_of_version_1_open_and_hold_what_was_written() {
     for golden in &VERSION_1 {
         if std::env::var_os("GOLDEN_WRITE").is_some() && !path(golden).exists() {
             fs::write(path(golden), made_today(golden)).unwrap();
         }
-        let pages = fs::read(path(golden)).unwrap_or_else(|e| panic!("{}: {e}", path(golden).display()));
-        let (_, open) = options(golden);
-        let mut lab = Lab::open(on_disk(golden, &pages), &open).unwrap();
+        let (io, open) = image_of(golden);
+        let mut lab = Lab::open(io, &open).unwrap();
         let found = lab.volume.recovery().clone();
         // Zeros are settled by the log alone and not counted.
         assert_eq!((found.blocks, found.settled), (2, 2), "{}: {found:?}", golden.name);

@@ -14,7 +14,7 @@ use std::{
 };
 use ublk_integrity::{
     Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
-    MasterKey, OnMismatch, OpenOptions, Slot, Storage, TagAlgorithm, Volume,
+    MasterKey, OpenOptions, Slot, Storage, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     hints,
     open::open,
@@ -74,7 +74,7 @@ impl Storage for Memory {
     type Command = Soon<Result<(), Errno>>;
 
     fn geometry(&self, _: Device) -> Geometry {
-        Geometry { size: self.0.borrow().len() as u64, physical_block: 512 }
+        Geometry { size: self.0.borrow().len() as u64, physical_block: 512, logical_block: 512 }
     }
     fn read(&self, _: Device, offset: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
         let at = offset.0 as usize;
@@ -210,16 +210,12 @@ fn drive(requests: &mut [Pin<&mut dyn Future<Output = ()>>; CLIENTS], worker: &m
 
 fn volume(io: &Memory, cache_bytes: u64, key: &MasterKey, hints: hints::HintSender) -> Volume {
     let options = OpenOptions {
-        access: Access::ReadWrite,
         cache_bytes,
         max_slots: CLIENTS,
-        queues: 1,
         max_request_bytes: MAX_BLOCKS as usize * BLOCK,
-        separate_meta: false,
-        on_mismatch: OnMismatch::Fail,
-        open_id: [1; 32],
         hints: Some(hints),
         hash_threads: Some(hash_threads()),
+        ..OpenOptions::new(Access::ReadWrite, [1; 32])
     };
     block_on(open(io, key, &options)).unwrap()
 }

@@ -1,10 +1,12 @@
 //! What an open refuses, and what it must not believe: damaged logs, superblocks put back.
 
 use crate::sim::{
-    Lab, Rng, SimStorage, block_on, disk::BadRange, format_options, image::SUPERBLOCKS, lab::content, open_options,
+    Disk, Lab, Rng, SimStorage, block_on, format_options, image::SUPERBLOCKS, key, lab::content, open_options,
 };
 use ublk_integrity::{
-    Device, Errno, Latched, OpenOptions, ReadError, WriteError, create::FormatOptions, open::OpenError,
+    Access, Device, OpenOptions, ReadError,
+    create::{self, FormatError, FormatOptions, plan},
+    open::OpenError,
 };
 
 fn options() -> OpenOptions {
@@ -91,25 +93,64 @@ fn a_checkpoint_does_not_forget_what_a_flush_had_to_say() {
     assert!(matches!(read, Err(ReadError::Mismatch { .. })), "{read:?}");
 }
 
+/// The volume of [`lab`] on other disks, which transfer so much at least: data, metadata.
+fn moved(lab: &Lab, logical: [u32; 2]) -> SimStorage {
+    let io = SimStorage::new(lab.disk().fork(1));
+    io.disk().logical = logical;
+    io
+}
+
 #[test]
-fn a_bad_sector_in_the_log_costs_writing_and_nothing_else() {
+fn a_volume_finer_than_its_disks_sectors_is_not_opened() {
     let mut lab = lab();
     lab.write(7, 1, 1);
-    lab.checkpoint();
-    lab.write(8, 1, 2);
-    let begin = lab.records()[0].offset;
-    // Behind the live log; and then the live log's only record itself.
-    for (range, version_of_8) in [(begin + 32768..begin + 33280, 2), (begin..begin + 4096, 0)] {
-        let bad = BadRange { device: Device::Meta, range, reads: Some(Errno::EIO), writes: None };
-        let copy = SimStorage::new(lab.disk().fork(1));
-        copy.disk().bad_ranges.push(bad);
-        let writes = copy.disk().writes;
-        let mut opened = Lab::open(copy, &lab.options).unwrap();
-        assert!(opened.reads_as(7, 1) && (version_of_8 == 0 || opened.reads_as(8, version_of_8)));
-        assert_eq!(opened.try_write(9, 1, 3), Err(WriteError::ReadOnly));
-        assert!(matches!(opened.volume.latched(), Some(Latched::Device(_))), "and it says why");
-        assert_eq!(opened.disk().writes, writes, "nothing was written");
+    lab.flush();
+    let read_only = OpenOptions { access: Access::ReadOnly, ..lab.options.clone() };
+    let refusal = |options: &OpenOptions, logical| {
+        let io = moved(&lab, logical);
+        let writes = io.disk().writes;
+        let refused = match Lab::open(io.clone(), options) {
+            Ok(_) => None,
+            Err(OpenError::BelowSector(why)) => Some((why.device, why.unit, why.logical)),
+            Err(e) => panic!("{e}"),
+        };
+        assert!(refused.is_none() || io.disk().writes == writes, "nothing was written");
+        refused
+    };
+    assert_eq!(refusal(&lab.options, [512; 2]), None);
+    for options in [&lab.options, &read_only] {
+        assert_eq!(refusal(options, [4096, 512]), Some((Device::Data, 512, 4096)));
+        assert_eq!(refusal(options, [512, 16384]), Some((Device::Meta, 4096, 16384)), "not even a superblock");
     }
+    assert_eq!(refusal(&lab.options, [512, 4096]), Some((Device::Meta, 512, 4096)));
+    // Everything that is read of the metadata is whole pages.
+    assert_eq!(refusal(&read_only, [512, 4096]), None);
+    let mut opened = Lab::open(moved(&lab, [512, 4096]), &read_only).unwrap();
+    assert!(opened.reads_as(7, 1));
+}
+
+#[test]
+fn a_volume_finer_than_the_disks_sectors_is_not_made() {
+    let refusal = |block_size, logical| {
+        let format = FormatOptions { separate_meta: true, ..format_options(block_size) };
+        let size = plan(&format).unwrap();
+        let io = SimStorage::new(Disk::new(size.data_device_bytes, Some(size.meta_device_bytes), 4096, 1));
+        io.disk().logical = logical;
+        let made = block_on(&io, create::format(&io, &key(), &format));
+        match made {
+            Ok(_) => None,
+            Err(FormatError::BelowSector(why)) => {
+                assert_eq!(io.disk().writes, 0, "nothing was written");
+                Some((why.device, why.unit, why.logical))
+            }
+            Err(e) => panic!("{e}"),
+        }
+    };
+    assert_eq!(refusal(512, [4096; 2]), Some((Device::Data, 512, 4096)));
+    assert_eq!(refusal(2048, [4096, 512]), Some((Device::Data, 2048, 4096)));
+    // Records are padded to what the metadata device writes atomically, which is no less than a sector.
+    assert_eq!(refusal(512, [512, 4096]), None);
+    assert_eq!(refusal(4096, [4096; 2]), None);
 }
 
 #[test]

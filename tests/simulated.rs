@@ -3,6 +3,8 @@
 mod adversary;
 mod crash;
 mod failures;
+mod foreign;
+mod fuzz;
 mod golden;
 mod limits;
 mod liveness;
@@ -11,5 +13,6 @@ mod orders;
 mod prefetch;
 mod recovery;
 mod refusals;
+mod sick;
 mod sim;
 mod tamper;

@@ -1,14 +1,17 @@
 //! The identity block: binds a data device to its metadata.
 
-use super::VERSION;
+use super::Unknown;
 use crate::keys::{Digest, Keys, Mac};
 use sha2::{Digest as _, Sha256};
+use std::mem::offset_of;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout,
     little_endian::{U32, U64},
 };
 
 const MAGIC: [u8; 8] = *b"UBLKIDNT";
+/// Its own count: a superblock of version 2 comes with it too.
+const VERSION: u32 = 1;
 /// The only role so far: the data device of a volume whose metadata is elsewhere.
 const ROLE_DATA: u32 = 1;
 const BYTES: usize = 512;
@@ -28,6 +31,7 @@ pub(crate) struct RawIdentity {
     mac: Mac,
 }
 const _: () = assert!(size_of::<RawIdentity>() == BYTES);
+const _: () = assert!(offset_of!(RawIdentity, reserved) == 56 && offset_of!(RawIdentity, checksum) == 448);
 
 /// What a data device says of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,14 +42,23 @@ pub(crate) struct Identity {
     pub(crate) size: u64,
 }
 
+/// What [`Unknown`] calls this struct.
+const OF: &str = "identity block";
+
 impl RawIdentity {
-    /// The volume that this device claims to belong to, where there is a whole identity block.
-    pub(crate) fn claim(&self) -> Option<Identity> {
-        let whole = self.magic == MAGIC
-            && self.checksum == self.sum()
-            && self.version.get() == VERSION
-            && self.role.get() == ROLE_DATA;
-        whole.then_some(Identity { uuid: self.uuid, size: self.size.get() })
+    /// The volume that this device claims to belong to; `None` where there is no whole identity block.
+    pub(crate) fn claim(&self) -> Result<Option<Identity>, Unknown> {
+        if self.magic != MAGIC || self.checksum != self.sum() {
+            return Ok(None);
+        }
+        if self.version.get() != VERSION {
+            return Err(Unknown::IdentityVersion(self.version.get()));
+        }
+        if self.role.get() != ROLE_DATA {
+            return Err(Unknown::Field { of: OF, field: "role" });
+        }
+        Unknown::refuse_reserved(OF, offset_of!(Self, reserved), &self.reserved)?;
+        Ok(Some(Identity { uuid: self.uuid, size: self.size.get() }))
     }
 
     /// Whether the claim was made with the volume's key.

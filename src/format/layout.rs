@@ -1,10 +1,11 @@
 //! Where everything lies: the one type that computes offsets.
 
-use super::{PAGE_BYTES, TAGS_PER_PAGE};
+use super::{
+    TAGS_PER_PAGE,
+    places::{self, Extent, MIB, PAGE, PAIR, Places},
+};
 use crate::{BlockIndex, BlockRange, ByteOffset, PageName};
 
-/// Children of a tree page: 4096 / 64.
-pub(crate) const TREE_FANOUT: u64 = 64;
 /// Most levels, tag pages included: 64 TiB / 512 = 2^37 blocks = 2^30 tag pages, 64^5 = 2^30.
 pub(crate) const MAX_LEVELS: usize = 6;
 /// Smallest and largest volume in bytes.
@@ -13,11 +14,6 @@ pub(crate) const MAX_VOLUME: u64 = 64 << 40;
 /// Smallest and largest tag log in bytes.
 pub(crate) const MIN_LOG: u64 = 64 << 10;
 pub(crate) const MAX_LOG: u64 = 1 << 30;
-
-const MIB: u64 = 1 << 20;
-const PAGE: u64 = PAGE_BYTES as u64;
-/// Both slots of a page, side by side.
-const PAIR: u64 = 2 * PAGE;
 
 /// A page of the metadata; level 0 are the tag pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -32,15 +28,15 @@ impl PageId {
     }
 }
 
-/// Places of everything on both devices. Made from four numbers, so that a superblock needs to be checked in one place.
+/// Offsets of everything on both devices. Made from four numbers and the places of the regions, so that a superblock
+/// needs to be checked in one place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Layout {
     pub(crate) block_size: u32,
     pub(crate) blocks: u64,
     pub(crate) log_size: u64,
     pub(crate) separate_meta: bool,
-    /// Where the blocks begin on the data device: needed for each request, and far to reckon.
-    data_offset: u64,
+    places: Places,
 }
 
 /// Why a layout is impossible.
@@ -49,9 +45,12 @@ pub(crate) enum LayoutError {
     BlockSize,
     Size,
     LogSize,
+    /// This place can't be.
+    Place(&'static str),
 }
 
 impl Layout {
+    /// With the places that version 1 computes.
     pub(crate) fn new(block_size: u32, size: u64, log_size: u64, separate_meta: bool) -> Result<Self, LayoutError> {
         if !block_size.is_power_of_two() || !(512..=4096).contains(&block_size) {
             return Err(LayoutError::BlockSize);
@@ -66,11 +65,19 @@ impl Layout {
     }
 
     fn of(block_size: u32, blocks: u64, log_size: u64, separate_meta: bool) -> Self {
-        let layout = Self { block_size, blocks, log_size, separate_meta, data_offset: MIB };
-        match separate_meta {
-            true => layout,
-            false => Self { data_offset: layout.metadata_end().next_multiple_of(MIB), ..layout },
-        }
+        let extent = Extent { size: blocks * u64::from(block_size), blocks, log_size, separate_meta };
+        Self { block_size, blocks, log_size, separate_meta, places: Places::computed(&extent) }
+    }
+
+    /// The same volume with its regions elsewhere, if they can be there.
+    pub(crate) fn with_places(self, places: Places) -> Result<Self, LayoutError> {
+        let Self { blocks, log_size, separate_meta, .. } = self;
+        let extent = Extent { size: self.size(), blocks, log_size, separate_meta };
+        places.check(&extent, MAX_VOLUME / u64::from(self.block_size)).map_err(LayoutError::Place)?;
+        Ok(Self { places, ..self })
+    }
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
     }
 
     /// The log for a volume of `size` bytes: 1/32 of it or up to twice as much, a power of two from 256 KiB to 64 MiB.
@@ -124,46 +131,46 @@ impl Layout {
     }
     /// Where the ring begins on the metadata device.
     pub(crate) fn log_offset(&self) -> ByteOffset {
-        ByteOffset(MIB)
+        ByteOffset(self.places.log)
     }
     /// Levels of the tree, tag pages included; the page of the last level is the root page.
     pub(crate) fn levels(&self) -> usize {
-        (0..).find(|&l| self.pages_in(l) == 1).map_or(MAX_LEVELS, |l| l as usize + 1)
+        places::levels(self.blocks).into()
     }
     /// Pages in a level.
     pub(crate) fn pages_in(&self, level: u8) -> u64 {
-        (0..level).fold(self.blocks.div_ceil(TAGS_PER_PAGE), |pages, _| pages.div_ceil(TREE_FANOUT))
+        places::pages_in(self.blocks, level)
     }
     /// The page above all others.
     pub(crate) fn root_page(&self) -> PageId {
         PageId { level: self.levels() as u8 - 1, index: 0 }
     }
-    fn level_offset(&self, level: u8) -> u64 {
-        let first = MIB + self.log_size;
-        first.next_multiple_of(PAIR) + (0..level).map(|l| self.pages_in(l) * PAIR).sum::<u64>()
-    }
     /// Place of a page's slot on the metadata device; slot 1 follows slot 0.
+    ///
+    /// All pages are in the first area: states of tree entries that name the second are not written yet.
     pub(crate) fn slot_offset(&self, page: PageId, slot: u8) -> ByteOffset {
-        ByteOffset(self.level_offset(page.level) + page.index * PAIR + u64::from(slot) * PAGE)
+        let level = self.places.areas[0].level_offset(page.level);
+        ByteOffset(level + page.index * PAIR + u64::from(slot) * PAGE)
     }
     /// Bytes of the metadata device that are used by metadata.
     pub(crate) fn metadata_end(&self) -> u64 {
-        self.level_offset(self.levels() as u8)
+        self.places.metadata_end(self.log_size)
     }
     /// Where the blocks begin on the data device.
     pub(crate) fn data_offset(&self) -> u64 {
-        self.data_offset
+        self.places.data
     }
     /// Place of a block on the data device.
     pub(crate) fn block_offset(&self, block: BlockIndex) -> ByteOffset {
-        ByteOffset(self.data_offset + block.0 * u64::from(self.block_size))
+        ByteOffset(self.places.data + block.0 * u64::from(self.block_size))
     }
     /// Place of a block within the volume: what its tag is bound to.
     pub(crate) fn volume_offset(&self, block: BlockIndex) -> ByteOffset {
         ByteOffset(block.0 * u64::from(self.block_size))
     }
     pub(crate) fn data_device_bytes(&self) -> u64 {
-        self.data_offset() + self.size()
+        let blocks_end = self.data_offset() + self.size();
+        if self.separate_meta { blocks_end } else { blocks_end.max(self.metadata_end()) }
     }
     pub(crate) fn meta_device_bytes(&self) -> u64 {
         if self.separate_meta { self.metadata_end() } else { self.data_device_bytes() }
@@ -191,6 +198,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::TREE_FANOUT;
     use proptest::prelude::*;
 
     fn layouts() -> impl Strategy<Value = Layout> {

@@ -1,21 +1,28 @@
-//! The on-disk format, version 1: fixed-width little-endian structs, nothing else.
+//! The on-disk format, versions 1 and 2: fixed-width little-endian structs, nothing else.
 //!
 //! `docs/format.md` draws the same bytes for people. The only arithmetic on offsets is [`Layout`]'s.
 
+mod feature;
 mod identity;
 mod layout;
 mod page;
+mod places;
 mod record;
 mod superblock;
+mod unknown;
+mod version2;
 
+pub use feature::Feature;
+pub(crate) use feature::Features;
 pub(crate) use identity::{Identity, RawIdentity};
-pub(crate) use layout::{Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId, TREE_FANOUT};
+pub(crate) use layout::{Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId};
 pub(crate) use page::{EntryState, TAGS_PER_PAGE, TreeEntry, digest, digest_each};
-pub(crate) use record::{ENTRY_BYTES, Entry, Link, RawRecord, RecordBuilder, RecordHead};
+pub(crate) use places::TREE_FANOUT;
+pub(crate) use record::{ENTRY_BYTES, Entry, EntryReader, Link, RawRecord, RecordBuilder, RecordHead};
 pub(crate) use superblock::{RawSuperblock, SUPERBLOCK_BYTES, Superblock, SuperblockError};
+pub use unknown::Unknown;
+pub use version2::{Label, Scrub, ScrubState, Version2};
 
-/// Version of this format.
-pub(crate) const VERSION: u32 = 1;
 /// Bytes of a tag page, a tree page, and of the place that a superblock copy or identity block takes.
 pub(crate) const PAGE_BYTES: usize = 4096;
 /// Bytes of a tag.
@@ -37,4 +44,54 @@ pub(crate) fn uuid_text(u: &[u8; 16]) -> String {
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    /// The rows of a section of the byte map that begin with two numbers, or with two sizes.
+    fn rows(section: &str) -> Vec<(u64, u64)> {
+        let page = include_str!("../../docs/format.md");
+        let (_, rest) = page.split_once(&format!("\n## {section}\n")).unwrap_or_else(|| panic!("no section {section}"));
+        let section = rest.split("\n## ").next().unwrap_or(rest);
+        let bytes = |cell: &str| {
+            let (number, unit) = cell.trim().split_once(' ').unwrap_or((cell.trim(), "1"));
+            let unit = match unit {
+                "1" => 1,
+                "KiB" => 1 << 10,
+                _ => return None,
+            };
+            number.parse::<u64>().ok().map(|n| n * unit)
+        };
+        let row = |line: &str| {
+            let mut cells = line.strip_prefix('|')?.split('|');
+            Some((bytes(cells.next()?)?, bytes(cells.next()?)?))
+        };
+        section.lines().filter_map(row).collect()
+    }
+
+    /// The page is the only map: nothing in it overlaps, and nothing is left out.
+    #[test]
+    fn the_byte_map_has_no_gap_and_no_overlap() {
+        let area = 32 << 10;
+        let structs = [("Superblock", 512), ("Identity block", 512), ("Anchor body", 512), ("Key area", area)];
+        for (section, bytes) in structs {
+            let rows = rows(section);
+            let mut end = 0;
+            for (offset, length) in rows {
+                assert_eq!(offset, end, "{section}");
+                end += length;
+            }
+            assert_eq!(end, bytes, "{section}");
+        }
+    }
+
+    #[test]
+    fn the_first_mib_holds_all_that_the_map_puts_there() {
+        let rows = rows("The first MiB");
+        assert_eq!(rows.len(), 6);
+        assert!(rows.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{rows:?}");
+        let copies = super::Layout::superblock_offsets().map(|at| (at.0, super::PAGE_BYTES as u64));
+        assert!(copies.iter().all(|copy| rows.contains(copy)), "{rows:?}");
+        assert!(rows.iter().all(|(at, bytes)| at + bytes <= super::Layout::reserved_bytes()), "{rows:?}");
+    }
 }

@@ -17,14 +17,14 @@ const PAGE_LABEL: &[u8; 24] = b"ublk-integrity page v1\0\0";
 
 /// What a tree page says of one child: 32 digest + 8 epoch + 1 state + 23 reserved = 64 bytes.
 /// All zeros: absent, the whole subtree reads as zeros. All ones: lost, nothing in it verifies.
-#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct TreeEntry {
     /// [`digest`] of the child page.
     pub(crate) digest: Digest,
     /// Epoch of the superblock that the child page was written for.
     epoch: U64,
-    /// 0 absent, 1 the child is in slot 0, 2 in slot 1, 255 lost.
+    /// 0 absent, 1 the child is in slot 0, 2 in slot 1, 255 lost. Version 2: 3 and 4, slots of the second page area.
     state: u8,
     reserved: [u8; 23],
 }
@@ -62,6 +62,11 @@ impl TreeEntry {
             2 => EntryState::Slot(1),
             _ => EntryState::Lost,
         }
+    }
+    /// Whether a superblock of this version may name its root so: the states and nothing in the reserved bytes.
+    pub(super) fn known(&self, version: u32) -> bool {
+        let areas = if version == 1 { 1 } else { 2 };
+        *self == Self::LOST || (self.state <= 2 * areas && self.reserved == [0; 23])
     }
     /// The slot that a new version of the child goes to: never the current one.
     pub(crate) fn other_slot(&self) -> u8 {

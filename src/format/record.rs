@@ -1,6 +1,6 @@
 //! Log records: a chain in which each link is the MAC of the record before.
 
-use super::{TAG_BYTES, Tag};
+use super::{TAG_BYTES, Tag, Unknown};
 use crate::{
     BlockIndex, BlockRange, Buf, Epoch, RecordNumber, Seq,
     keys::{Mac, MacKey},
@@ -84,24 +84,26 @@ pub(crate) enum Entry<'a> {
     Flush { highest: Seq, except: &'a [U64] },
 }
 
-impl RawRecord {
-    /// A cheap look before the MAC is computed: whether this may be a record at all, and its number.
-    pub(crate) fn peek(bytes: &[u8]) -> Option<RecordNumber> {
-        let (raw, _) = Self::read_from_prefix(bytes).ok()?;
-        let whole = raw.magic == MAGIC && (RECORD_OVERHEAD..=bytes.len()).contains(&(raw.bytes.get() as usize));
-        whole.then_some(RecordNumber(raw.number.get()))
-    }
-
-    /// The record at the front of `bytes`, if its MAC holds: head, entries and its own MAC (the next link).
-    pub(crate) fn verify<'a>(bytes: &'a [u8], key: &MacKey) -> Option<(RecordHead, EntryReader<'a>, Link)> {
-        Self::peek(bytes)?;
-        let (raw, _) = Self::read_from_prefix(bytes).ok()?;
-        let end = raw.bytes.get() as usize;
-        let (body, mac) = bytes[..end].split_at(end - MAC_BYTES);
-        let mac: Mac = mac.try_into().ok()?;
-        if !key.verify(body, &mac) {
-            return None;
+impl Entry<'_> {
+    /// The number of the change, for one that has its own.
+    pub(crate) fn seq(&self) -> Option<Seq> {
+        match self {
+            Entry::Tags { seq, .. } | Entry::Zeros { seq, .. } => Some(*seq),
+            Entry::Flush { .. } => None,
         }
+    }
+}
+
+impl RawRecord {
+    /// Bytes of the header.
+    pub(crate) const HEAD_BYTES: u64 = size_of::<Self>() as u64;
+
+    /// A cheap look before the MAC is computed: what the header claims to be, if this may be a record at all, and how
+    /// many bytes it claims for header, entries and MAC.
+    pub(crate) fn claim(bytes: &[u8]) -> Option<(RecordHead, usize)> {
+        let (raw, _) = Self::read_from_prefix(bytes).ok()?;
+        let len = raw.bytes.get() as usize;
+        let whole = raw.magic == MAGIC && (RECORD_OVERHEAD..=bytes.len()).contains(&len);
         let head = RecordHead {
             epoch: Epoch(raw.epoch.get()),
             number: RecordNumber(raw.number.get()),
@@ -109,42 +111,61 @@ impl RawRecord {
             under_way: raw.under_way.get(),
             link: raw.link,
         };
-        Some((head, EntryReader { rest: &body[size_of::<Self>()..], left: raw.entries.get().into() }, mac))
+        whole.then_some((head, len))
     }
 
-    /// Bytes of the record at the front of `bytes`, header and MAC included; call only after [`Self::verify`].
-    pub(crate) fn bytes_of(bytes: &[u8]) -> usize {
-        Self::read_from_prefix(bytes).map_or(0, |(raw, _)| raw.bytes.get() as usize)
+    /// The record at the front of `bytes`, if its MAC holds: head, entries and its own MAC (the next link).
+    pub(crate) fn verify<'a>(bytes: &'a [u8], key: &MacKey) -> Option<(RecordHead, EntryReader<'a>, Link)> {
+        let (head, end) = Self::claim(bytes)?;
+        let (raw, _) = Self::read_from_prefix(bytes).ok()?;
+        let (body, mac) = bytes[..end].split_at(end - MAC_BYTES);
+        let mac: Mac = mac.try_into().ok()?;
+        if !key.verify(body, &mac) {
+            return None;
+        }
+        Some((head, EntryReader { rest: &body[size_of::<Self>()..], left: raw.entries.get().into() }, mac))
     }
 }
 
-/// Reads the entries of a record whose MAC holds. Ends early at an entry that makes no sense, which
-/// only a program error of the writer could produce.
+/// Reads the entries of a record whose MAC holds. An entry that makes no sense is the last: it was written by a
+/// program that knows more, and what it and those behind it say must not be taken for unsaid.
 pub(crate) struct EntryReader<'a> {
     rest: &'a [u8],
     left: u32,
 }
 
-impl<'a> Iterator for EntryReader<'a> {
-    type Item = Entry<'a>;
-    fn next(&mut self) -> Option<Entry<'a>> {
-        self.left = self.left.checked_sub(1)?;
-        let (raw, rest) = RawEntry::read_from_prefix(self.rest).ok()?;
+impl<'a> EntryReader<'a> {
+    fn read(&mut self) -> Result<Entry<'a>, Unknown> {
+        let long = Unknown::Field { of: "log record", field: "number of entries" };
+        let (raw, rest) = RawEntry::read_from_prefix(self.rest).map_err(|_| long)?;
         let (count, seq) = (raw.count.get() as usize, Seq(raw.seq.get()));
         let first = BlockIndex(raw.first.get());
         let (entry, rest) = match raw.kind.get() {
             KIND_TAGS => {
-                let (tags, rest) = <[Tag]>::ref_from_prefix_with_elems(rest, count).ok()?;
+                let (tags, rest) = <[Tag]>::ref_from_prefix_with_elems(rest, count).map_err(|_| long)?;
                 (Entry::Tags { seq, first, tags }, rest)
             }
             KIND_ZEROS => (Entry::Zeros { seq, range: BlockRange::new(first, count as u64) }, rest),
             KIND_FLUSH => {
-                let (except, rest) = <[U64]>::ref_from_prefix_with_elems(rest, count).ok()?;
+                let (except, rest) = <[U64]>::ref_from_prefix_with_elems(rest, count).map_err(|_| long)?;
                 (Entry::Flush { highest: Seq(first.0), except }, rest)
             }
-            _ => return None,
+            kind => return Err(Unknown::EntryKind(kind)),
         };
         self.rest = rest;
+        Ok(entry)
+    }
+}
+
+impl<'a> Iterator for EntryReader<'a> {
+    type Item = Result<Entry<'a>, Unknown>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let entry = self.read();
+        if entry.is_err() {
+            self.left = 0;
+        }
         Some(entry)
     }
 }
@@ -270,14 +291,14 @@ mod tests {
         assert_eq!(padded, 512);
         let (got, entries, link) = RawRecord::verify(&buf, keys.log()).unwrap();
         assert_eq!((got, link), (head, mac));
-        let entries: Vec<_> = entries.collect();
+        let entries: Vec<_> = entries.map(Result::unwrap).collect();
         assert_eq!(entries[0], Entry::Tags { seq: Seq(1), first: BlockIndex(10), tags: &tags });
         assert_eq!(entries[1], Entry::Zeros { seq: Seq(2), range: BlockRange::new(BlockIndex(5), 77) });
         assert_eq!(entries[2], Entry::Flush { highest: Seq(2), except: &[U64::new(1)] });
         assert_eq!(entries.len(), 3);
         let durable = |number| got.follows_durable(RecordNumber(number));
         assert!(durable(6) && !durable(7) && !durable(9) && !durable(10));
-        let end = RawRecord::bytes_of(&buf);
+        let (_, end) = RawRecord::claim(&buf).unwrap();
         for bit in 0..end * 8 {
             let mut bad = buf[..].to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);

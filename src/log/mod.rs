@@ -18,4 +18,4 @@ mod waiters;
 pub(crate) use append::{Appended, Change, Reserved};
 pub(crate) use commit::next_position;
 pub use state::Work;
-pub(crate) use state::{Log, LogConfig, LogPoint};
+pub(crate) use state::{Log, LogConfig, LogPoint, RECORDS_UNDER_WAY};

@@ -10,7 +10,7 @@ use crate::{
 use std::{collections::VecDeque, task::Waker};
 
 /// Records that are written at a time: while one is on its way, the next is gathered, sealed and sent.
-pub(super) const RECORDS_UNDER_WAY: usize = 2;
+pub(crate) const RECORDS_UNDER_WAY: usize = 2;
 
 /// Fixed numbers of a log.
 pub(crate) struct LogConfig {

@@ -5,7 +5,7 @@ use crate::{
     format::{Entry, Tag},
     pending::PendingSet,
 };
-use std::collections::HashSet;
+use std::{borrow::Cow, collections::HashSet};
 
 /// A logged tag.
 #[derive(Clone, Copy)]
@@ -39,7 +39,22 @@ pub(crate) enum Oldest {
 pub(crate) struct BlockCandidates<'a> {
     pub(crate) block: BlockIndex,
     pub(crate) oldest: Oldest,
-    pub(crate) logged: &'a [Logged],
+    /// Never empty.
+    pub(crate) logged: Cow<'a, [Logged]>,
+}
+
+impl BlockCandidates<'_> {
+    pub(crate) fn newest(&self) -> &Logged {
+        self.logged.last().expect("a block is here because it was logged")
+    }
+    /// Whether there is nothing to choose.
+    pub(crate) fn is_single(&self) -> bool {
+        self.oldest == Oldest::Logged && self.logged.len() == 1
+    }
+    /// The same, to be kept when the log is not.
+    pub(crate) fn into_owned(self) -> BlockCandidates<'static> {
+        BlockCandidates { logged: Cow::Owned(self.logged.into_owned()), ..self }
+    }
 }
 
 impl Candidates {
@@ -93,7 +108,7 @@ impl Settling {
                 Some(base) if zeros == Some(base) => Oldest::Zeros,
                 Some(_) => Oldest::Logged,
             };
-            (!logged.is_empty()).then_some(BlockCandidates { block, oldest, logged })
+            (!logged.is_empty()).then_some(BlockCandidates { block, oldest, logged: Cow::Borrowed(logged) })
         })
     }
 }

@@ -1,18 +1,17 @@
 //! Following the chain of records.
 
-use super::Candidates;
+use super::{Candidates, ring::Ring};
 use crate::{
-    Buf, ByteOffset, Device, DeviceError, RecordNumber, Storage,
-    format::{PAGE_BYTES, RawRecord, Superblock},
+    DeviceError, Epoch, RecordNumber, Seq, Storage,
+    format::{EntryReader, Link, RawRecord, RecordHead, Superblock},
     keys::Keys,
-    log::{LogPoint, next_position},
-    lookup::{READ_PAUSE, READ_TRIES},
-    open::OpenError,
-    superblocks::meta_error,
+    log::{LogPoint, RECORDS_UNDER_WAY, next_position},
+    open::{OpenError, UnreadLog},
 };
 
-/// How much of the ring is read at a time.
-const READ_BYTES: usize = 1 << 20;
+/// Records that look like ones of this log and prove to be none: a crash leaves the last two torn and a few remains of
+/// older ones. More were put there, to be hashed: 1024 × 64 KiB at most.
+const MOST_FALSE_RECORDS: u32 = 1024;
 
 /// What the log says, and where it ends.
 pub(crate) struct Chain {
@@ -20,125 +19,183 @@ pub(crate) struct Chain {
     pub(crate) records: u64,
     /// Where the next record goes, what its number is; the link is the one that a torn record there would need.
     pub(crate) end: LogPoint,
-    /// A part of the ring that could not be read: the chain may go on in it, so nothing may be written down.
+    /// A place of the ring that can't be read and where the chain does not go on: a warning.
     pub(crate) unreadable: Option<DeviceError>,
+    pub(crate) unread: Option<Unread>,
+}
+
+/// Records that could not be read, of a log that is followed all the same.
+#[derive(Clone, Copy)]
+pub(crate) struct Unread {
+    pub(crate) why: DeviceError,
+    /// The first change that is logged behind all of them: what it says can't be older than what they say.
+    pub(crate) newer_from: Seq,
 }
 
 /// Follows the chain that the superblock begins. Refuses a log that goes on after the chain's end:
 /// then the superblock is older than the log, or a record in the middle is damaged.
-pub(crate) async fn follow<S: Storage>(io: &S, superblock: &Superblock, keys: &Keys) -> Result<Chain, OpenError> {
-    let (ring, unreadable) = read_ring(io, superblock).await;
-    let layout = &superblock.layout;
-    let max_record = layout.max_record();
-    let size = layout.log_size;
-    let mut chain = Chain {
-        candidates: Candidates::default(),
-        records: 0,
+///
+/// It is never the case that a log ends where it can't be read: what can't be read may be the newest record, so the
+/// log is refused, or followed as `unread` says, with that told.
+pub(crate) async fn follow<S: Storage>(
+    io: &S,
+    superblock: &Superblock,
+    keys: &Keys,
+    unread: UnreadLog,
+) -> Result<Chain, OpenError> {
+    let mut walk = Walk {
+        ring: Ring::new(io, superblock),
+        superblock,
+        keys,
+        epoch: superblock.epoch,
         end: LogPoint { position: superblock.log_begin, number: superblock.record_number, link: superblock.link },
-        unreadable,
+        false_records: 0,
     };
-    let mut epoch = superblock.epoch;
-    while chain.end.position - superblock.log_begin <= size {
-        let position = next_position(chain.end.position, size, max_record as u64);
-        let at = (position % size) as usize;
-        let bytes = &ring[at..(at + max_record).min(ring.len())];
-        let Some((head, entries, mac)) = RawRecord::verify(bytes, keys.log()) else { break };
-        let next = head.number == chain.end.number && head.link == chain.end.link && head.position == position;
-        if !next {
-            break;
+    let mut candidates = Candidates::default();
+    let (mut records, mut missed) = (0, None);
+    loop {
+        match walk.next().await? {
+            Step::Record(head, entries, link, bytes) => {
+                let end = LogPoint { position: head.position + bytes, number: RecordNumber(head.number.0 + 1), link };
+                for entry in entries {
+                    let entry = entry?;
+                    if let (Some(Unread { newer_from, .. }), Some(seq)) = (&mut missed, entry.seq()) {
+                        *newer_from = seq.min(*newer_from);
+                    }
+                    candidates.add(entry);
+                }
+                (walk.epoch, walk.end) = (head.epoch, end);
+                records += 1;
+            }
+            Step::Unreadable(why) if unread == UnreadLog::Refuse => return Err(OpenError::LogUnreadable(why)),
+            Step::Unreadable(why) => {
+                missed = Some(Unread { why, newer_from: Seq(u64::MAX) });
+                if !walk.skip_unreadable().await? {
+                    break;
+                }
+            }
+            Step::End => break,
         }
+    }
+    let number = walk.after_stranded().await?;
+    let unreadable = walk.ring.first_unreadable().filter(|_| missed.is_none());
+    let end = LogPoint { number, ..walk.end };
+    Ok(Chain { candidates, records, end, unreadable, unread: missed })
+}
+
+/// What is found where the chain would go on.
+enum Step<'a> {
+    /// The next record: head, entries, its MAC, and the bytes that it takes.
+    Record(RecordHead, EntryReader<'a>, Link, u64),
+    /// Nothing that belongs to the chain.
+    End,
+    /// It can't be told.
+    Unreadable(DeviceError),
+}
+
+struct Walk<'a, S: Storage> {
+    ring: Ring<'a, S>,
+    superblock: &'a Superblock,
+    keys: &'a Keys,
+    /// Of the last record.
+    epoch: Epoch,
+    end: LogPoint,
+    false_records: u32,
+}
+
+impl<S: Storage> Walk<'_, S> {
+    /// Where the lap that began with the live log ends.
+    fn lap_end(&self) -> u64 {
+        self.superblock.log_begin + self.ring.size()
+    }
+
+    async fn next(&mut self) -> Result<Step<'_>, OpenError> {
+        let (size, max_record) = (self.ring.size(), self.superblock.layout.max_record() as u64);
+        let position = next_position(self.end.position, size, max_record);
+        if self.end.position > self.lap_end() {
+            return Ok(Step::End);
+        }
+        let at = position % size;
+        self.ring.from(at).await?;
+        if let Some(why) = self.ring.unreadable(at..at + RawRecord::HEAD_BYTES) {
+            return Ok(Step::Unreadable(why));
+        }
+        let bytes = self.ring.from(at).await?;
+        let is_next = |head: &RecordHead| {
+            head.number == self.end.number && head.link == self.end.link && head.position == position
+        };
+        let Some(len) = RawRecord::claim(bytes).filter(|(head, _)| is_next(head)).map(|(_, len)| len as u64) else {
+            return Ok(Step::End);
+        };
+        if let Some(why) = self.ring.unreadable(at..at + len) {
+            return Ok(Step::Unreadable(why));
+        }
+        let epochs = self.epoch..=self.superblock.epoch.next();
+        let (physical_block, key) = (self.superblock.physical_block, self.keys.log());
+        let Some((head, entries, mac)) = RawRecord::verify(self.ring.from(at).await?, key) else {
+            return Ok(Step::End);
+        };
         // A record of a later epoch than the one after the superblock's can't be: its predecessor's
         // log space is only free once both copies name it.
-        if !(epoch..=superblock.epoch.next()).contains(&head.epoch) {
+        if !epochs.contains(&head.epoch) {
             return Err(OpenError::Tampered { what: "tag log" });
         }
-        epoch = head.epoch;
-        entries.for_each(|entry| chain.candidates.add(entry));
-        chain.records += 1;
-        chain.end = LogPoint {
-            position: position + padded(bytes, superblock.physical_block),
-            number: RecordNumber(head.number.0 + 1),
-            link: mac,
-        };
+        Ok(Step::Record(head, entries, mac, len.next_multiple_of(physical_block.into())))
     }
-    match (after_stranded(&ring, superblock, chain.end.number, keys), chain.unreadable) {
-        // What could not be read may be the record in between.
-        (Err(_), Some(unreadable)) => Err(unreadable.into()),
-        (Err(refusal), None) => Err(refusal),
-        (Ok(number), _) => Ok(Chain { end: LogPoint { number, ..chain.end }, ..chain }),
-    }
-}
 
-fn padded(record: &[u8], physical_block: u32) -> u64 {
-    (RawRecord::bytes_of(record) as u64).next_multiple_of(u64::from(physical_block))
-}
-
-/// Looks for records behind the end of the chain, where `expected` is missing; returns the number to go on with.
-///
-/// A crash may lose a record and leave one that was sent before the lost one was durable. Nothing hangs on the one that it
-/// leaves, for the data that it speaks of was never sent. Any other refuses the log. The numbers go on after those left,
-/// so that they can't be mistaken for records of the next life.
-fn after_stranded(
-    ring: &[u8],
-    superblock: &Superblock,
-    expected: RecordNumber,
-    keys: &Keys,
-) -> Result<RecordNumber, OpenError> {
-    let mut next = expected;
-    for at in (0..ring.len()).step_by(superblock.physical_block as usize) {
-        // No record is larger, whatever its header claims: what is hashed here is bounded.
-        let bytes = &ring[at..(at + superblock.layout.max_record()).min(ring.len())];
-        if RawRecord::peek(bytes).is_none_or(|number| number < expected) {
-            continue;
+    /// Goes on at the next record of this life that can be read; `false` where there is none. Only for rescue: what the
+    /// records in between say is missed.
+    async fn skip_unreadable(&mut self) -> Result<bool, OpenError> {
+        let step = u64::from(self.superblock.physical_block);
+        let from = self.end.position + step;
+        for position in (from..self.lap_end()).step_by(step as usize) {
+            let Some(head) = self.record_at(position, self.end.number).await? else { continue };
+            if head.position == position && (self.epoch..=self.superblock.epoch.next()).contains(&head.epoch) {
+                self.end = LogPoint { position, number: head.number, link: head.link };
+                return Ok(true);
+            }
         }
-        let Some((head, ..)) = RawRecord::verify(bytes, keys.log()) else { continue };
-        if head.number == expected || head.follows_durable(expected) {
-            return Err(OpenError::Tampered { what: "tag log (it holds a record newer than the superblock allows)" });
-        }
-        next = next.max(RecordNumber(head.number.0 + 1));
+        Ok(false)
     }
-    Ok(next)
-}
 
-/// The whole ring; what can't be read is zeros, and the first error comes with it.
-async fn read_ring<S: Storage>(io: &S, superblock: &Superblock) -> (Vec<u8>, Option<DeviceError>) {
-    let size = superblock.layout.log_size as usize;
-    let mut ring = vec![0; size];
-    let mut buf = Buf::new(READ_BYTES.min(size));
-    let mut unreadable = None;
-    for (i, chunk) in ring.chunks_mut(READ_BYTES).enumerate() {
-        let offset = superblock.layout.log_offset().0 + (i * READ_BYTES) as u64;
-        let result;
-        (result, buf) = read_patiently(io, ByteOffset(offset), buf, chunk).await;
-        if result.is_ok() {
-            continue;
+    /// Looks for records behind the end of the chain, where one is missing; returns the number to go on with.
+    ///
+    /// A crash may lose a record and leave one that was sent before the lost one was durable. Nothing hangs on the one that it
+    /// leaves, for the data that it speaks of was never sent. Any other refuses the log. The numbers go on after those left,
+    /// so that they can't be mistaken for records of the next life; and after those that may lie where nothing can be read.
+    async fn after_stranded(&mut self) -> Result<RecordNumber, OpenError> {
+        let expected = self.end.number;
+        let mut next = expected;
+        let step = self.superblock.physical_block as usize;
+        for position in (self.end.position..self.lap_end()).step_by(step) {
+            let Some(head) = self.record_at(position, expected).await? else { continue };
+            if head.number == expected || head.follows_durable(expected) {
+                return Err(OpenError::Tampered {
+                    what: "tag log (it holds a record newer than the superblock allows)",
+                });
+            }
+            next = next.max(RecordNumber(head.number.0 + 1));
         }
-        // One bad sector must not take its neighbours along.
-        for (piece, at) in chunk.chunks_mut(PAGE_BYTES).zip((offset..).step_by(PAGE_BYTES)) {
-            let result;
-            (result, buf) = read_patiently(io, ByteOffset(at), buf, piece).await;
-            unreadable = unreadable.or(result.err());
+        if self.ring.first_unreadable().is_some() {
+            next = next.max(RecordNumber(expected.0 + RECORDS_UNDER_WAY as u64));
         }
+        Ok(next)
     }
-    (ring, unreadable)
-}
 
-async fn read_patiently<S: Storage>(
-    io: &S,
-    offset: ByteOffset,
-    mut buf: Buf,
-    into: &mut [u8],
-) -> (Result<(), DeviceError>, Buf) {
-    let mut result = Ok(());
-    for attempt in 0..READ_TRIES {
-        if attempt > 0 {
-            let _ = io.sleep(READ_PAUSE).await;
+    /// The record at the place of `position`, if there is one with a number of at least `from`.
+    async fn record_at(&mut self, position: u64, from: RecordNumber) -> Result<Option<RecordHead>, OpenError> {
+        // No record is larger than these bytes, whatever its header claims: what is hashed here is bounded.
+        let bytes = self.ring.from(position % self.ring.size()).await?;
+        if RawRecord::claim(bytes).is_none_or(|(head, _)| head.number < from) {
+            return Ok(None);
         }
-        (result, buf) = io.read(Device::Meta, offset, buf, 0..into.len()).await;
-        if result.is_ok() {
-            into.copy_from_slice(&buf[..into.len()]);
-            break;
+        let verified = RawRecord::verify(bytes, self.keys.log()).map(|(head, ..)| head);
+        if verified.is_none() {
+            self.false_records += 1;
+            if self.false_records > MOST_FALSE_RECORDS {
+                return Err(OpenError::Tampered { what: "tag log (it is full of false records)" });
+            }
         }
+        Ok(verified)
     }
-    (result.map_err(|errno| meta_error("read", offset, into.len(), errno)), buf)
 }

@@ -1,167 +1,153 @@
-//! Looking at the data: the recovery table, row by row.
+//! Looking at the data: one tag for each block that the log names, or none yet.
 
-use super::candidates::{BlockCandidates, Oldest, Settling};
+use super::{
+    candidates::{BlockCandidates, Settling},
+    judge::{Row, judge},
+    patience::Patience,
+};
 use crate::{
-    BlockRange, Buf, Device, DeviceError, Errno, Slot, Storage,
-    format::{Tag, ZERO_TAG},
-    lookup::{Into, READ_PAUSE, READ_TRIES},
-    open::{MAX_REPORTED_BLOCKS, RecoveryReport},
+    Buf, Device, DeviceError, Errno, Storage,
+    lookup::READ_TRIES,
+    open::{MAX_REPORTED_BLOCKS, OpenError, RecoveryReport, UnreadableBlocks},
     pending::PendingSet,
-    volume::Volume,
+    tag::Tagger,
+    tree::{LoadError, PageBufs, Tree},
 };
 
 /// Blocks read at a time.
 const BATCH: usize = 32;
 
-/// A row of the recovery table, see `docs/crash-safety.md`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Row {
-    /// One candidate only: settled without reading.
-    A,
-    /// The data proves the newest candidate.
-    B,
-    /// The data proves an older candidate: the newer writes never arrived.
-    C(Tag),
-    /// The data proves none and the oldest candidate is zeros: the data never arrived.
-    D,
-    /// The data proves none: corrupt, lost or rolled back.
-    E,
-    /// The data can't be read.
-    F,
+/// What blocks are judged with, and the memory for it.
+pub(crate) struct Settle<'a, S: Storage> {
+    io: &'a S,
+    tree: &'a Tree,
+    tagger: &'a Tagger,
+    pages: PageBufs,
+    bufs: Vec<Buf>,
+    /// With the data device, and with the one that holds the pages.
+    data: Patience<S>,
+    meta: Patience<S>,
 }
 
-/// Chooses a tag for every block that the log names, and puts it into `set`. Returns why the choice
-/// must not be written down, if so: metadata that might have proved a block could not be read.
-///
-/// `volume` gives tagger and tree; its pending sets are empty.
-pub(crate) async fn settle<S: Storage>(
-    io: &S,
-    volume: &Volume,
-    slot: &mut Slot,
-    settling: &Settling,
-    set: &PendingSet,
-    report: &mut RecoveryReport,
-) -> Option<DeviceError> {
-    let mut unread = None;
-    let bs = volume.block_size();
-    let mut bufs: Vec<_> = (0..BATCH).map(|_| Some(Buf::new(bs))).collect();
-    let blocks: Vec<_> = settling.blocks(set).collect();
-    for batch in blocks.chunks(BATCH) {
-        let mut reads = [const { None }; BATCH];
-        for (i, c) in batch.iter().enumerate().filter(|(_, c)| !c.is_single()) {
-            let buf = bufs[i].take().expect("one batch at a time");
-            reads[i] = Some(io.read(Device::Data, volume.tree.layout.block_offset(c.block), buf, 0..bs));
+impl<'a, S: Storage> Settle<'a, S> {
+    pub(crate) fn new(io: &'a S, tree: &'a Tree, tagger: &'a Tagger) -> Self {
+        Self {
+            io,
+            tree,
+            tagger,
+            pages: PageBufs::new(tree.layout.levels(), 1),
+            bufs: (0..BATCH).map(|_| Buf::new(tagger.block_size())).collect(),
+            data: Patience::new(),
+            meta: Patience::new(),
         }
-        for (i, c) in batch.iter().enumerate() {
-            let row = match reads[i].take() {
-                None => Row::A,
-                Some(read) => {
-                    let (result, buf) = read.await;
-                    let (result, buf) = retry(io, volume, c, result, buf).await;
-                    let row = match result {
-                        Ok(()) => judge(io, volume, slot, c, &buf).await.unwrap_or_else(|e| {
-                            unread = Some(e);
-                            Row::F
-                        }),
-                        Err(_) => Row::F,
-                    };
-                    bufs[i] = Some(buf);
-                    row
+    }
+
+    /// Chooses a tag for every block that the log names, and puts it into `set`. Returns those of which nothing can be
+    /// said: no decision is made without evidence (row F) unless `rule` says so.
+    pub(crate) async fn all(
+        mut self,
+        settling: &Settling,
+        set: &PendingSet,
+        rule: UnreadableBlocks,
+        report: &mut RecoveryReport,
+    ) -> Result<Vec<BlockCandidates<'static>>, OpenError> {
+        let mut undecided = Vec::new();
+        let mut blocks = settling.blocks(set).peekable();
+        while blocks.peek().is_some() {
+            let batch: Vec<_> = blocks.by_ref().take(BATCH).collect();
+            let reads = self.read(&batch).await?;
+            for (i, (c, read)) in batch.into_iter().zip(reads).enumerate() {
+                let row = match read {
+                    None => Some(Row::A),
+                    Some(Ok(())) => self.judge(i, &c).await?,
+                    Some(Err(_)) => None,
+                };
+                report.count(c.block.0, row);
+                match (row, rule) {
+                    (Some(row), _) => {
+                        let (seq, tag) = row.choice(&c);
+                        set.insert(c.block, seq, &tag);
+                    }
+                    (None, UnreadableBlocks::TakeNewest) => {
+                        set.insert(c.block, c.newest().seq, &c.newest().tag);
+                    }
+                    (None, UnreadableBlocks::KeepUndecided) => undecided.push(c.into_owned()),
                 }
-            };
-            let newest = c.newest();
-            set.insert(c.block, newest.seq, &row.tag(newest.tag));
-            row.count(c.block.0, report);
+            }
         }
+        Ok(undecided)
     }
-    unread
-}
 
-async fn retry<S: Storage>(
-    io: &S,
-    volume: &Volume,
-    c: &BlockCandidates<'_>,
-    mut result: Result<(), Errno>,
-    mut buf: Buf,
-) -> (Result<(), Errno>, Buf) {
-    for _ in 1..READ_TRIES {
-        if result.is_ok() {
-            break;
+    /// Reads the blocks of a batch that have something to be settled, all at once; those that fail again, together too.
+    async fn read(&mut self, batch: &[BlockCandidates<'_>]) -> Result<Vec<Option<Result<(), Errno>>>, OpenError> {
+        let wanted = |c: &BlockCandidates<'_>| (!c.is_single()).then_some(Err(Errno::EIO));
+        let mut results: Vec<_> = batch.iter().map(wanted).collect();
+        for attempt in 0..READ_TRIES {
+            let missing = |result: &Option<Result<_, _>>| matches!(result, Some(Err(_)));
+            if !results.iter().any(missing) || (attempt > 0 && !self.data.pause(self.io).await?) {
+                break;
+            }
+            let mut reads: Vec<_> = batch.iter().map(|_| None).collect();
+            for i in (0..batch.len()).filter(|i| missing(&results[*i])) {
+                let buf = std::mem::replace(&mut self.bufs[i], Buf::none());
+                let (offset, part) = (self.tree.layout.block_offset(batch[i].block), 0..buf.len());
+                reads[i] = Some((offset, self.io.read(Device::Data, offset, buf, part)));
+            }
+            for (i, read) in reads.into_iter().enumerate() {
+                let Some((offset, read)) = read else { continue };
+                let result;
+                (result, self.bufs[i]) = self.data.within(read).await?;
+                let len = self.tagger.block_size() as u64;
+                match result {
+                    Ok(()) => self.data.succeeded(),
+                    Err(errno) => {
+                        let why = DeviceError { op: "read", device: Device::Data, offset, len, errno };
+                        self.data.failed(self.io, why);
+                    }
+                }
+                results[i] = Some(result);
+            }
         }
-        let _ = io.sleep(READ_PAUSE).await;
-        let part = 0..buf.len();
-        (result, buf) = io.read(Device::Data, volume.tree.layout.block_offset(c.block), buf, part).await;
+        results.iter().flatten().filter(|result| result.is_err()).try_for_each(|_| self.data.give_up())?;
+        Ok(results)
     }
-    (result, buf)
-}
 
-async fn judge<S: Storage>(
-    io: &S,
-    volume: &Volume,
-    slot: &mut Slot,
-    c: &BlockCandidates<'_>,
-    data: &[u8],
-) -> Result<Row, DeviceError> {
-    let (newest, older) = c.logged.split_last().expect("a block is here because it was logged");
-    let proves = |tag: &Tag| volume.tagger.proves(tag, c.block, data);
-    if proves(&newest.tag) {
-        return Ok(Row::B);
-    }
-    if let Some(t) = older.iter().rev().find(|t| proves(&t.tag)) {
-        return Ok(Row::C(t.tag));
-    }
-    let oldest = match c.oldest {
-        Oldest::Logged => return Ok(Row::E),
-        Oldest::Zeros => ZERO_TAG,
-        Oldest::Checkpointed => checkpointed(io, volume, slot, c).await?,
-    };
-    Ok(match oldest {
-        ZERO_TAG => Row::D,
-        tag if proves(&tag) => Row::C(tag),
-        _ => Row::E,
-    })
-}
-
-/// The tag in the tree. One whose page is damaged proves nothing; one that can't be read might, so
-/// nothing may be decided without it.
-async fn checkpointed<S: Storage>(
-    io: &S,
-    volume: &Volume,
-    slot: &mut Slot,
-    c: &BlockCandidates<'_>,
-) -> Result<Tag, DeviceError> {
-    let one = BlockRange::new(c.block, 1);
-    volume.lookup_patiently(io, slot, one, Into::Tags).await?;
-    Ok(slot.tags.tags(1)[0])
-}
-
-impl BlockCandidates<'_> {
-    fn newest(&self) -> &super::candidates::Logged {
-        self.logged.last().expect("a block is here because it was logged")
-    }
-    fn is_single(&self) -> bool {
-        self.oldest == Oldest::Logged && self.logged.len() == 1
-    }
-}
-
-impl Row {
-    /// The block's tag from now on.
-    fn tag(self, newest: Tag) -> Tag {
-        match self {
-            Row::A | Row::B | Row::E | Row::F => newest,
-            Row::C(older) => older,
-            Row::D => ZERO_TAG,
+    /// The row of a block that has been read to buffer `i`; `None` while the page that might decide can't be had.
+    async fn judge(&mut self, i: usize, c: &BlockCandidates<'_>) -> Result<Option<Row>, OpenError> {
+        for attempt in 0..READ_TRIES {
+            let judged = judge(self.io, self.tree, self.tagger, &mut self.pages, c, &self.bufs[i]);
+            match self.meta.within(judged).await? {
+                Ok(row) => {
+                    self.meta.succeeded();
+                    return Ok(Some(row));
+                }
+                // Read once more: what came over the wire may have been at fault.
+                Err(LoadError::Bad(_)) if attempt == 0 => {}
+                Err(LoadError::Bad(_)) => break,
+                Err(LoadError::Device(why)) => {
+                    self.meta.failed(self.io, why);
+                    if attempt + 1 == READ_TRIES || !self.meta.pause(self.io).await? {
+                        self.meta.give_up()?;
+                        break;
+                    }
+                }
+            }
         }
+        Ok(None)
     }
+}
 
-    fn count(self, block: u64, report: &mut RecoveryReport) {
-        let (count, list) = match self {
-            Row::A | Row::B => (&mut report.settled, None),
-            Row::C(_) | Row::D => (&mut report.older, Some(&mut report.older_blocks)),
-            Row::E => (&mut report.corrupt, Some(&mut report.corrupt_blocks)),
-            Row::F => (&mut report.unreadable, Some(&mut report.unreadable_blocks)),
+impl RecoveryReport {
+    /// Counts one block; `None` is row F.
+    fn count(&mut self, block: u64, row: Option<Row>) {
+        let (count, list) = match row {
+            Some(Row::A | Row::B) => (&mut self.settled, None),
+            Some(Row::C(..) | Row::D) => (&mut self.older, Some(&mut self.older_blocks)),
+            Some(Row::E) => (&mut self.corrupt, Some(&mut self.corrupt_blocks)),
+            None => (&mut self.unreadable, Some(&mut self.unreadable_blocks)),
         };
         *count += 1;
+        self.blocks += 1;
         if let Some(list) = list.filter(|list| list.len() < MAX_REPORTED_BLOCKS) {
             list.push(block);
         }

@@ -2,7 +2,7 @@
 
 use super::{TagBench, median};
 use crate::{
-    Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
+    Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey,
     OpenOptions, Slot, Storage, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     open::open,
@@ -32,7 +32,7 @@ impl Storage for MemoryDisk {
     type Command = Ready<Result<(), Errno>>;
 
     fn geometry(&self, _: Device) -> Geometry {
-        Geometry { size: self.0.borrow().len() as u64, physical_block: BLOCK }
+        Geometry { size: self.0.borrow().len() as u64, physical_block: BLOCK, logical_block: 512 }
     }
     fn read(&self, _: Device, at: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
         let at = at.0 as usize;
@@ -105,16 +105,9 @@ impl Bench {
         let key = MasterKey::new(&[0x5a; 32]).expect("32 bytes are enough");
         run(format(&disk, &key, &options)).expect("memory does not fail");
         let options = OpenOptions {
-            access: Access::ReadWrite,
             cache_bytes: 1 << 20,
-            max_slots: 1,
-            queues: 1,
             max_request_bytes: LARGEST,
-            separate_meta: false,
-            on_mismatch: OnMismatch::Fail,
-            open_id: [2; 32],
-            hints: None,
-            hash_threads: None,
+            ..OpenOptions::new(Access::ReadWrite, [2; 32])
         };
         let volume = run(open(&disk, &key, &options)).expect("a new volume opens");
         let mut buf = Buf::new(LARGEST);

@@ -10,6 +10,7 @@ use std::{
     ops::Range,
     rc::Rc,
     task::Waker,
+    time::Duration,
 };
 use ublk_integrity::{Buf, Device, Durability, Errno};
 
@@ -35,7 +36,8 @@ pub(super) enum Kind {
     /// Everything completed before this time becomes durable.
     Sync(u64),
     Discard(u64),
-    Sleep,
+    /// Until this moment.
+    Sleep(Duration),
 }
 
 pub(super) struct Op {
@@ -63,11 +65,15 @@ pub struct Disk {
     unsettled: Vec<BTreeSet<u64>>,
     pub(super) sizes: Vec<u64>,
     pub(super) physical: u32,
+    /// The least that is transferred, by disk: all else is EINVAL.
+    pub logical: [u32; 2],
     /// From here on, on disk 0, units are physical blocks.
     data_from: u64,
     pub(super) ops: Vec<Op>,
     next_op: u64,
     pub(super) clock: u64,
+    /// Time as sleepers see it: it passes when nothing else happens.
+    pub(super) now: Duration,
     pub rng: Rng,
     pub faults: Faults,
     pub bad_ranges: Vec<BadRange>,
@@ -86,10 +92,12 @@ impl Disk {
             unsettled: sizes.iter().map(|_| BTreeSet::new()).collect(),
             sizes,
             physical,
+            logical: [512; 2],
             data_from: 1 << 20,
             ops: Vec::new(),
             next_op: 0,
             clock: 0,
+            now: Duration::ZERO,
             rng: Rng::new(seed ^ 0x5eed),
             faults: Faults::default(),
             bad_ranges: Vec::new(),
@@ -257,7 +265,9 @@ impl Disk {
             (Kind::Write(part, durability), Some(buf)) => {
                 assert!(offset + part.len() as u64 <= self.sizes[disk], "write past the end");
                 let bytes = buf[part.clone()].to_vec();
-                self.add_versions(id, disk, offset, &bytes);
+                if !self.is_misaligned(disk, offset, &kind) {
+                    self.add_versions(id, disk, offset, &bytes);
+                }
                 let durable = *durability == Durability::Durable;
                 self.note(id, Trace::WriteStart { device: traced, offset, len: bytes.len(), durable });
             }
@@ -274,17 +284,42 @@ impl Disk {
         self.ops.iter().enumerate().filter(|(_, op)| op.result.is_none()).map(|(i, _)| i)
     }
 
+    /// Time as sleepers see it.
+    pub fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// Who sleeps shortest wakes first; and seldom does a device take longer than a deadline of seconds.
+    fn instead_of(&mut self, i: usize) -> usize {
+        let until = |op: &Op| if let Kind::Sleep(until) = op.kind { Some(until) } else { None };
+        if until(&self.ops[i]).is_none() {
+            return i;
+        }
+        let sleepers = self.pending().filter_map(|i| Some((until(&self.ops[i])?, i)));
+        let (first, sleeper) = sleepers.min().expect("there is one");
+        let at_work = self.pending().find(|i| until(&self.ops[*i]).is_none());
+        match at_work.filter(|_| first >= self.now + Duration::from_secs(1)) {
+            Some(other) if !self.is_slow() => other,
+            _ => {
+                self.now = self.now.max(first);
+                sleeper
+            }
+        }
+    }
+
     pub(super) fn complete(&mut self, nth: usize) {
         let Some(i) = self.pending().nth(nth) else {
             self.ops.clear();
             return;
         };
+        let i = self.instead_of(i);
         self.clock += 1;
         let (id, device, disk, offset, kind) = {
             let op = &self.ops[i];
             (op.id, op.device, op.disk, op.offset, op.kind.clone())
         };
-        let refused = self.in_bad_range(device, offset, &kind);
+        let misaligned = self.is_misaligned(disk, offset, &kind).then_some(Errno::EINVAL);
+        let refused = misaligned.or_else(|| self.in_bad_range(device, offset, &kind));
         let fails = refused.is_some() || self.fails(device, &kind);
         match &kind {
             Kind::Read(part) => {
@@ -342,6 +377,7 @@ impl Disk {
             units: self.units.clone(),
             unsettled: self.unsettled.clone(),
             sizes: self.sizes.clone(),
+            logical: self.logical,
             data_from: self.data_from,
             next_op: self.next_op,
             clock: self.clock,

@@ -35,6 +35,8 @@ pub struct Faults {
     pub meta_writes: u64,
     /// Per cent of syncs that fail, of either device.
     pub syncs: u64,
+    /// In so many of a hundred moments the devices take longer than anybody waits.
+    pub slow: u64,
     /// Of this device, some per cent of the writes are acknowledged and forgotten.
     pub lost: Option<(Device, u64)>,
     /// Of this device, some per cent of the writes go to the place after the one they were meant for.
@@ -65,10 +67,19 @@ impl Disk {
         self.bad_ranges.iter().filter(hit).find_map(errno)
     }
 
+    /// A transfer of parts of logical blocks, as the kernel refuses it with O_DIRECT.
+    pub(super) fn is_misaligned(&self, disk: usize, offset: u64, kind: &Kind) -> bool {
+        let len = match kind {
+            Kind::Read(part) | Kind::Write(part, _) => part.len() as u64,
+            Kind::Discard(_) | Kind::Sync(_) | Kind::Sleep(_) => return false,
+        };
+        (offset | len) % u64::from(self.logical[disk]) != 0
+    }
+
     pub(super) fn fails(&mut self, device: Device, kind: &Kind) -> bool {
         let f = self.faults;
         match (device, kind) {
-            (_, Kind::Sleep) => false,
+            (_, Kind::Sleep(_)) => false,
             (Device::Data, _) if f.data_dead => true,
             (Device::Meta, _) if f.meta_dead => true,
             (Device::Meta, Kind::Write(..) | Kind::Sync(_)) if f.meta_unwritable => true,
@@ -79,6 +90,10 @@ impl Disk {
             (_, Kind::Sync(_)) => self.strikes(f.syncs),
             _ => false,
         }
+    }
+
+    pub(super) fn is_slow(&mut self) -> bool {
+        self.strikes(self.faults.slow)
     }
 
     /// Draws nothing where there is nothing to draw for: old seeds replay.

@@ -10,6 +10,7 @@ pub mod image;
 pub mod lab;
 pub mod oracle;
 pub mod rng;
+pub mod sick;
 pub mod storage;
 pub mod watch;
 pub mod world;
@@ -21,7 +22,7 @@ pub use rng::Rng;
 pub use storage::SimStorage;
 
 use ublk_integrity::{
-    Access, MasterKey, OnMismatch, OpenOptions, TagAlgorithm, Volume,
+    Access, MasterKey, OpenOptions, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     open::{OpenError, open},
 };
@@ -50,16 +51,12 @@ pub fn tag_algorithm(seed: u64) -> TagAlgorithm {
 
 pub fn open_options(rng: &mut Rng) -> OpenOptions {
     OpenOptions {
-        access: Access::ReadWrite,
         cache_bytes: 64 << 10,
         max_slots: 8,
         queues: 2,
         max_request_bytes: 128 << 10,
-        separate_meta: false,
-        on_mismatch: OnMismatch::Fail,
-        open_id: rng.bytes(),
-        hints: None,
         hash_threads: Some(elsewhere::hash_threads()),
+        ..OpenOptions::new(Access::ReadWrite, rng.bytes())
     }
 }
 

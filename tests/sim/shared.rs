@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OnMismatch,
+    Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey,
     OpenOptions, Storage, TagAlgorithm, Volume, WriteError,
     create::{FormatOptions, format},
     open::open,
@@ -64,7 +64,7 @@ impl Storage for Memory {
     type Command = Soon<Result<(), Errno>>;
 
     fn geometry(&self, _: Device) -> Geometry {
-        Geometry { size: self.bytes.lock().unwrap().len() as u64, physical_block: BLOCK as u32 }
+        Geometry { size: self.bytes.lock().unwrap().len() as u64, physical_block: BLOCK as u32, logical_block: 512 }
     }
     fn read(&self, _: Device, offset: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
         let (at, len) = (offset.0 as usize, part.len());
@@ -133,18 +133,7 @@ pub fn opened(io: &Memory, id: u8) -> Arc<Volume> {
 }
 
 pub fn options(id: u8) -> OpenOptions {
-    OpenOptions {
-        access: Access::ReadWrite,
-        cache_bytes: 0,
-        max_slots: 32,
-        queues: 1,
-        max_request_bytes: 2 * BLOCK,
-        separate_meta: false,
-        on_mismatch: OnMismatch::Fail,
-        open_id: [id; 32],
-        hints: None,
-        hash_threads: None,
-    }
+    OpenOptions { max_slots: 32, max_request_bytes: 2 * BLOCK, ..OpenOptions::new(Access::ReadWrite, [id; 32]) }
 }
 
 pub fn opened_with(io: &Memory, options: OpenOptions) -> Arc<Volume> {

@@ -88,7 +88,8 @@ impl Storage for SimStorage {
 
     fn geometry(&self, device: Device) -> Geometry {
         let disk = self.0.borrow();
-        Geometry { size: disk.sizes[disk.disk(device)], physical_block: disk.physical }
+        let which = disk.disk(device);
+        Geometry { size: disk.sizes[which], physical_block: disk.physical, logical_block: disk.logical[which] }
     }
     fn read(&self, device: Device, offset: ByteOffset, buf: Buf, part: Range<usize>) -> Transfer {
         Transfer(self.start(device, offset.0, Kind::Read(part), Some(buf)))
@@ -110,8 +111,9 @@ impl Storage for SimStorage {
     fn discard(&self, device: Device, offset: ByteOffset, len: u64) -> Command {
         Command(self.start(device, offset.0, Kind::Discard(len), None))
     }
-    fn sleep(&self, _: Duration) -> Command {
-        Command(self.start(Device::Data, 0, Kind::Sleep, None))
+    fn sleep(&self, time: Duration) -> Command {
+        let until = self.disk().now + time;
+        Command(self.start(Device::Data, 0, Kind::Sleep(until), None))
     }
     /// Others may run before, as the executor likes.
     fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {

@@ -229,9 +229,14 @@ impl From<OpenError> for Failure {
             OpenError::Options(_) => Exit::Arguments,
             OpenError::Device(d) => Exit::of_errno(d.errno.0),
             OpenError::NotAVolume
-            | OpenError::Version(_)
+            | OpenError::Unknown(_)
+            | OpenError::NotServed { .. }
             | OpenError::Damaged
             | OpenError::Foreign(_)
+            | OpenError::OtherVolume { .. }
+            | OpenError::LogUnreadable(_)
+            | OpenError::Away(_)
+            | OpenError::BelowSector(_)
             | OpenError::TooSmall { .. } => Exit::Device,
         };
         Self::new(exit, e)

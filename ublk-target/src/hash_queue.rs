@@ -101,7 +101,7 @@ mod tests {
     use crate::{offline::scratch, ring::OwnRing};
     use std::cell::Cell;
     use ublk_integrity::{
-        Access, BlockIndex, BlockRange, Buf, Durability, OnMismatch, Slot,
+        Access, BlockIndex, BlockRange, Buf, Durability, Slot,
         open::{OpenOptions, open},
     };
 
@@ -110,16 +110,11 @@ mod tests {
 
     fn options(hash_threads: HashThreads) -> OpenOptions {
         OpenOptions {
-            access: Access::ReadWrite,
             cache_bytes: 1 << 20,
             max_slots: REQUESTS,
-            queues: 1,
             max_request_bytes: REQUEST,
-            separate_meta: false,
-            on_mismatch: OnMismatch::Fail,
-            open_id: [1; 32],
-            hints: None,
             hash_threads: Some(hash_threads),
+            ..OpenOptions::new(Access::ReadWrite, [1; 32])
         }
     }
 
@@ -138,8 +133,8 @@ mod tests {
         });
         let volume = offline.run(open(&offline.io(), &key, &options(way))).unwrap().unwrap();
 
-        let (fds, files) = offline.handles();
-        let ring = OwnRing::new(&fds).unwrap();
+        let (backings, files) = offline.handles();
+        let ring = OwnRing::new(backings.descriptors().unwrap()).unwrap();
         let io = ring.storage(files);
         let mut slots: Vec<_> = (0..REQUESTS).map(|_| volume.slot(0)).collect();
         Slot::work_together(&mut slots);

@@ -16,6 +16,7 @@ mod huge;
 mod interrupt;
 mod kept;
 mod key;
+mod notice;
 mod offline;
 mod os;
 mod output;

@@ -6,14 +6,15 @@ use crate::{
     device::{Backing, Backings, Use},
     failure::{Context, Exit, Failure, Outcome, no_ring},
     kept::{Kept, Owner, writes},
+    notice::Notice,
     output,
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
 use futures_util::future::join;
-use std::{future::Future, os::fd::RawFd, time::Duration};
+use std::{future::Future, time::Duration};
 use ublk_integrity::{
-    Buf, MasterKey, OnMismatch, Slot, Volume,
-    open::{Access, OpenError, OpenOptions, last_opened, open},
+    Buf, MasterKey, Slot, Volume,
+    open::{Access, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
 };
 
 /// Requests under way at a time.
@@ -22,6 +23,8 @@ pub const LANES: usize = 8;
 pub const REQUEST: usize = 1 << 20;
 /// Bytes of verified pages kept.
 const CACHE: u64 = 64 << 20;
+/// How long an open takes without a word.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Open devices and a ring to use them with.
 pub struct Offline {
@@ -29,7 +32,42 @@ pub struct Offline {
     ring: OwnRing,
     files: DeviceFiles,
     /// The devices, locked for as long as this lives.
-    backings: Backings,
+    backings: Closed,
+}
+
+/// Devices that are free when this is gone.
+struct Closed(Option<Backings>);
+
+impl Closed {
+    fn backings(&self) -> &Backings {
+        self.0.as_ref().expect("given away only at the end")
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(Backings::close);
+    }
+}
+
+/// How a command opens a volume.
+#[derive(Clone, Copy)]
+pub struct Opening {
+    /// Whether it writes.
+    pub access: Access,
+    /// The UUID that the volume must have, where one is known.
+    pub uuid: Option<[u8; 16]>,
+    /// What becomes of a log that can't be read.
+    pub unread_log: UnreadLog,
+    /// Whether to go on, with a warning, where a daemon that was killed has left writes in memory.
+    pub without_kept: bool,
+}
+
+impl Opening {
+    /// The strictest way.
+    pub fn new(access: Access, uuid: Option<uuid::Uuid>) -> Self {
+        Self { access, uuid: uuid.map(uuid::Uuid::into_bytes), unread_log: UnreadLog::Refuse, without_kept: false }
+    }
 }
 
 /// The memory of one request of a pipeline.
@@ -44,7 +82,7 @@ impl Offline {
     /// Opens the devices.
     pub fn open(devices: &crate::cli::DeviceArgs, purpose: Use) -> Outcome<Self> {
         let backings = Backings::open(&devices.data, devices.meta.as_deref(), purpose, Duration::ZERO)?;
-        backings.each().try_for_each(refuse_short)?;
+        backings.both().try_for_each(refuse_short)?;
         for path in backings.buffered() {
             let path = path.display();
             output::warn(format_args!(
@@ -56,8 +94,8 @@ impl Offline {
 
     /// Takes devices that are open already.
     pub fn with(backings: Backings) -> Outcome<Self> {
-        let ring = OwnRing::new(&backings.fds()).map_err(|e| no_ring(&e))?;
-        Ok(Self { ring, files: backings.files(0), backings })
+        let ring = backings.descriptors().and_then(OwnRing::new).map_err(|e| no_ring(&e))?;
+        Ok(Self { ring, files: backings.files(0), backings: Closed(Some(backings)) })
     }
 
     /// A handle on the devices.
@@ -66,20 +104,20 @@ impl Offline {
     }
 
     /// What a thread needs for a ring of its own on the same devices.
-    pub fn handles(&self) -> (Vec<RawFd>, DeviceFiles) {
-        (self.backings.fds(), self.files)
+    pub fn handles(&self) -> (&Backings, DeviceFiles) {
+        (self.backings(), self.files)
     }
 
     /// The devices.
     pub fn backings(&self) -> &Backings {
-        &self.backings
+        self.backings.backings()
     }
 
     /// Gives the devices back, once nothing is under way.
     pub fn into_backings(self) -> Backings {
-        let Self { ring, backings, .. } = self;
+        let Self { ring, mut backings, .. } = self;
         drop(ring);
-        backings
+        backings.0.take().expect("given away only here")
     }
 
     /// Runs `work` to its end.
@@ -87,36 +125,62 @@ impl Offline {
         self.ring.block_on(work).doing("io_uring failed")
     }
 
-    /// Opens the volume, with recovery.
-    pub fn open_volume(&self, key: &MasterKey, access: Access) -> Outcome<Volume> {
+    /// Opens the volume, with recovery. One read of the superblocks says which volume it is, what a daemon that was killed
+    /// has left for it in memory, and what is opened.
+    pub fn open_volume(&self, key: &MasterKey, how: Opening) -> Outcome<Volume> {
         let options = OpenOptions {
-            access,
             cache_bytes: CACHE,
             max_slots: LANES + 1,
-            queues: 1,
             max_request_bytes: REQUEST,
-            separate_meta: self.backings.meta.is_some(),
-            on_mismatch: OnMismatch::Fail,
-            open_id: random()?,
-            hints: None,
-            hash_threads: None,
+            separate_meta: self.backings().meta.is_some(),
+            expected_uuid: how.uuid,
+            unread_log: how.unread_log,
+            ..OpenOptions::new(how.access, random()?)
         };
-        Ok(self.run(open(&self.io(), key, &options))??)
+        let verified = self.verify(key, &options)?;
+        match self.left_in_memory(&verified) {
+            Ok(None) => {}
+            Ok(Some(line)) if !how.without_kept => return Err(Failure::new(Exit::Busy, line)),
+            Err(failure) if !how.without_kept => return Err(failure),
+            Ok(Some(line)) | Err(Failure { message: line, .. }) => {
+                output::warn(format_args!("{line}; here the volume is as it was without them"));
+            }
+        }
+        let volume = self.open_verified(verified, &options)?;
+        if let Some(why) = volume.latched() {
+            output::warn(format_args!("nothing can be written to the volume: {why}"));
+        }
+        Ok(volume)
     }
 
-    /// What the last daemon of the volume has left in memory.
-    pub fn left_behind(&self, key: &MasterKey) -> Outcome<Option<Kept>> {
-        match self.run(last_opened(&self.io(), key))? {
-            Ok(last) => Kept::left_by(&last, &Owner::of(&self.backings.data)?),
-            // Explained when it is opened.
-            Err(OpenError::NotAVolume) => Ok(None),
-            Err(e) => Err(e.into()),
+    /// Reads and verifies the superblocks.
+    pub fn verify(&self, key: &MasterKey, options: &OpenOptions) -> Outcome<VerifiedVolume> {
+        let _notice = self.notice();
+        self.run(VerifiedVolume::read(&self.io(), key, options))?.map_err(|e| self.refusal(e))
+    }
+
+    /// Recovers and opens.
+    pub fn open_verified(&self, verified: VerifiedVolume, options: &OpenOptions) -> Outcome<Volume> {
+        let _notice = self.notice();
+        self.run(verified.open(&self.io(), options))?.map_err(|e| self.refusal(e))
+    }
+
+    /// Why the volume can't be opened, with the path of the device whose sectors are too large.
+    fn refusal(&self, e: OpenError) -> Failure {
+        match e {
+            OpenError::BelowSector(why) => Failure::from(e).context(self.backings().get(why.device).path().display()),
+            _ => e.into(),
         }
     }
 
+    /// What the last daemon of the volume has left in memory.
+    pub fn left_behind(&self, verified: &VerifiedVolume) -> Outcome<Option<Kept>> {
+        Kept::left_by(verified.last_opened(), &Owner::of(&self.backings().data)?)
+    }
+
     /// A line about that, where there is something that only `add` puts in place.
-    pub fn left_in_memory(&self, key: &MasterKey) -> Outcome<Option<String>> {
-        let count = self.left_behind(key)?.map_or(Ok(0), |left| left.count())?;
+    pub fn left_in_memory(&self, verified: &VerifiedVolume) -> Outcome<Option<String>> {
+        let count = self.left_behind(verified)?.map_or(Ok(0), |left| left.count())?;
         let line = || {
             format!(
                 "{} of a daemon that was killed, in memory yet: `add` without --read-only puts them in place",
@@ -126,9 +190,13 @@ impl Offline {
         Ok((count > 0).then(line))
     }
 
-    /// Refuses what must not be done before.
-    pub fn refuse_left_in_memory(&self, key: &MasterKey) -> Outcome {
-        self.left_in_memory(key)?.map_or(Ok(()), |line| Err(Failure::new(Exit::Busy, line)))
+    /// A device that answers nothing is named.
+    fn notice(&self) -> Notice {
+        let paths = self.backings().paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ");
+        Notice::after(SILENCE, move || {
+            let seconds = SILENCE.as_secs();
+            output::tell(format_args!("still waiting for {paths} after {seconds} s: the volume is being opened"));
+        })
     }
 
     /// Runs `work` while checkpoints make room for what it writes, and one more at the end.

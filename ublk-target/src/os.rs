@@ -10,14 +10,20 @@ use nix::{
         resource::{Resource, setrlimit},
         signal::{SigHandler, SigSet, SigmaskHow, Signal},
         signalfd::{SfdFlags, SignalFd},
+        stat::{major, minor},
         termios::{LocalFlags, SetArg, tcgetattr, tcsetattr},
     },
-    unistd::{ForkResult, fork},
+    unistd::{AccessFlags, ForkResult, access, fork},
 };
 use std::{
     ffi::CString,
     fs::File,
-    os::fd::{AsFd, AsRawFd, FromRawFd, RawFd},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd, RawFd},
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    path::Path,
     time::{Duration, Instant},
 };
 use zeroize::Zeroizing;
@@ -27,7 +33,7 @@ const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
 mod ioctl {
     nix::ioctl_read_bad!(physical_block_size, libc::BLKPBSZGET, libc::c_uint);
-    nix::ioctl_read_bad!(read_only, nix::request_code_none!(0x12, 94), libc::c_int);
+    nix::ioctl_read_bad!(logical_block_size, libc::BLKSSZGET, libc::c_int);
     nix::ioctl_none!(read_partitions, 0x12, 95);
 }
 
@@ -39,17 +45,44 @@ pub fn physical_block_size(device: &File) -> std::io::Result<u32> {
     Ok(size)
 }
 
-/// Whether a block device takes no writes (`BLKROGET`).
-pub fn is_read_only(device: &File) -> bool {
-    let mut answer = 0;
-    // SAFETY: the call fills in one int, which outlives it.
-    unsafe { ioctl::read_only(device.as_raw_fd(), &mut answer) }.is_ok_and(|_| answer != 0)
-}
-
 /// Has the kernel look for partitions anew (`BLKRRPART`): EBUSY where one is in use, EINVAL where there can't be any.
 pub fn read_partitions(device: &File) -> nix::Result<()> {
     // SAFETY: takes no argument.
     unsafe { ioctl::read_partitions(device.as_raw_fd()) }.map(drop)
+}
+
+/// Whether the kernel refuses writes to this file or block device, whoever asks: a disk made read-only (`blockdev --setro`),
+/// a file system mounted so.
+pub fn is_read_only(path: &Path) -> bool {
+    let Ok(metadata) = path.metadata() else { return false };
+    if metadata.file_type().is_block_device() {
+        let number = metadata.rdev();
+        let flag = format!("/sys/dev/block/{}:{}/ro", major(number), minor(number));
+        return std::fs::read_to_string(flag).is_ok_and(|ro| ro.trim() == "1");
+    }
+    access(path, AccessFlags::W_OK) == Err(Errno::EROFS)
+}
+
+/// The least that a block device transfers, in bytes (`BLKSSZGET`).
+pub fn logical_block_size(device: &File) -> std::io::Result<u32> {
+    let mut size = 0;
+    // SAFETY: the call fills in one int, which outlives it.
+    unsafe { ioctl::logical_block_size(device.as_raw_fd(), &mut size) }?;
+    Ok(size as u32)
+}
+
+/// What offsets and lengths of direct I/O to a file must be multiples of, in bytes (`STATX_DIOALIGN`, Linux 6.1); `None` where
+/// the kernel or the file system does not say.
+pub fn direct_io_alignment(file: &File) -> Option<u32> {
+    let mut found = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the name is an empty string, and the kernel fills in at most one `statx`, which outlives the call.
+    let done = unsafe {
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, found.as_mut_ptr())
+    };
+    Errno::result(done).ok()?;
+    // SAFETY: zeros are a valid `statx`, whatever the kernel has filled in of it.
+    let found = unsafe { found.assume_init() };
+    Some(found.stx_dio_offset_align).filter(|align| found.stx_mask & libc::STATX_DIOALIGN != 0 && *align > 0)
 }
 
 /// Marks this process as one that memory reclaim waits for (`PR_SET_IO_FLUSHER`): its own allocations
@@ -125,6 +158,22 @@ pub fn lock_until(mut file: File, how: FlockArg, deadline: Instant) -> nix::Resu
             Err((file, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file,
             Err((_, e)) => return Err(e),
         };
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The same of a lock that stays until the last descriptor of the opened file is closed, whoever has it.
+pub fn lock_open_until(file: &File, how: FlockArg, deadline: Instant) -> nix::Result<()> {
+    let operation = match how {
+        FlockArg::LockSharedNonblock => libc::LOCK_SH | libc::LOCK_NB,
+        _ => libc::LOCK_EX | libc::LOCK_NB,
+    };
+    loop {
+        // SAFETY: takes integers only.
+        match Errno::result(unsafe { libc::flock(file.as_raw_fd(), operation) }) {
+            Err(Errno::EWOULDBLOCK) if Instant::now() < deadline => {}
+            done => return done.map(drop),
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,9 +1,9 @@
 //! `add`: a device from a volume.
 
-use super::{DeviceArgs, device_number};
+use super::{DeviceArgs, ExpectedArgs, device_number};
 use crate::{
     daemon::{
-        self, Origin,
+        self, Origin, Start,
         launch::{self, Reporter, Side},
         log::Sink,
         settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, Wanted},
@@ -15,13 +15,15 @@ use crate::{
     ublk,
 };
 use std::path::{Path, PathBuf};
-use ublk_integrity::MasterKey;
+use uuid::Uuid;
 
 /// Start a device /dev/ublkbN from a volume; returns when it answers, and prints its path
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     devices: DeviceArgs,
+    #[command(flatten)]
+    expected: ExpectedArgs,
     #[command(flatten)]
     key: KeyArgs,
     /// Number of the device [default: the next free one]
@@ -41,6 +43,10 @@ pub struct Args {
     /// Write nothing
     #[arg(long)]
     read_only: bool,
+    /// Take the newest tag of a block that recovery can't read, instead of opening read-only until it can: if that write
+    /// never arrived, the block is lost until it is written again
+    #[arg(long, conflicts_with = "read_only")]
+    decide_unreadable: bool,
     /// End the device with its daemon, instead of letting it wait for `recover`
     #[arg(long)]
     no_recovery: bool,
@@ -79,18 +85,8 @@ pub struct SizeArgs {
     pub max_io: Option<Size>,
 }
 
-/// All that a daemon needs to start.
-pub struct Start {
-    /// What the device shall be.
-    pub settings: Settings,
-    /// Where it comes from.
-    pub origin: Origin,
-    /// The volume's key.
-    pub key: MasterKey,
-}
-
 pub fn run(args: &Args) -> Outcome {
-    prepare(args)?.launch(args.foreground)
+    launch(prepare(args)?, args.foreground)
 }
 
 /// Checks what can be checked before there is a daemon.
@@ -116,34 +112,42 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
             "--on-mismatch fix accepts and signs whatever is found on the device: its integrity is lost, use it for rescue only",
         );
     }
-    Ok(Start { settings, origin: Origin::New(args.number), key })
+    let uuid = args.expected.uuid.map(Uuid::into_bytes);
+    Ok(Start { settings, origin: Origin::New(args.number), key, uuid })
 }
 
-impl Start {
-    /// Runs the daemon here or in a process of its own.
-    pub fn launch(self, foreground: bool) -> Outcome {
-        let Self { settings, origin, key } = self;
-        let (reporter, sink) = if foreground {
-            (Reporter::terminal(), Sink::Stderr)
-        } else {
-            os::close_inherited().doing("can't close inherited descriptors")?;
-            match launch::fork()? {
-                Side::Parent(daemon) => {
-                    // This process only waits from here on.
-                    drop(key);
-                    return daemon.outcome();
-                }
-                Side::Daemon(reporter) => (reporter, Sink::syslog()),
+/// Runs the daemon here or in a process of its own.
+pub fn launch(start: Start, foreground: bool) -> Outcome {
+    let (reporter, sink) = if foreground {
+        (Reporter::terminal(), Sink::Stderr)
+    } else {
+        os::close_inherited().doing("can't close inherited descriptors")?;
+        match launch::fork()? {
+            Side::Parent(daemon) => {
+                // This process only waits from here on.
+                drop(start);
+                return daemon.outcome();
             }
-        };
-        // Told by the reporter.
-        daemon::run(settings, origin, key, reporter, sink).map_err(Failure::told)
+            Side::Daemon(reporter) => (reporter, Sink::syslog()),
+        }
+    };
+    // Told by the reporter.
+    daemon::run(start, reporter, sink).map_err(Failure::told)
+}
+
+/// What can't be written to is opened read-only, with a word.
+fn read_only(args: &Args) -> bool {
+    let devices = std::iter::once(&args.devices.data).chain(&args.devices.meta);
+    let protected = devices.into_iter().find(|path| os::is_read_only(path));
+    if let Some(path) = protected.filter(|_| !args.read_only) {
+        output::warn(format_args!("{} is read-only, and so is the device made of it", path.display()));
     }
+    args.read_only || protected.is_some()
 }
 
 fn settings(args: &Args, key: KeySource, shares_queues: bool) -> Outcome<Settings> {
     let max_io = args.sizes.max_io.map_or(Ok(DEFAULT_MAX_IO), max_io)?;
-    let sizes = &args.sizes;
+    let (sizes, read_only) = (&args.sizes, read_only(args));
     let wanted = Wanted {
         queues: sizes.queues,
         threads: sizes.threads_per_queue,
@@ -167,10 +171,11 @@ fn settings(args: &Args, key: KeySource, shares_queues: bool) -> Outcome<Setting
         prefetch: !args.no_prefetch,
         on_mismatch: args.on_mismatch,
         discard: !args.no_discard,
-        read_only: args.read_only,
-        write_back: if args.read_only { 0 } else { defaults.counts.write_back },
+        read_only,
+        write_back: if read_only { 0 } else { defaults.counts.write_back },
         verbose: args.verbose,
         recovery: !args.no_recovery,
+        decide_unreadable: args.decide_unreadable,
     })
 }
 

@@ -1,18 +1,19 @@
 //! `check`: verify every block of a volume that is not in use.
 
-use super::{DeviceArgs, progress};
+use super::{DeviceArgs, ExpectedArgs, progress};
 use crate::{
     device::Use,
     failure::{Exit, Failure, Outcome},
     interrupt,
     key::KeyArgs,
-    offline::Offline,
-    output::{self, Output},
+    offline::{Offline, Opening},
+    output::Output,
     report,
 };
 use serde::Serialize;
 use std::ops::ControlFlow;
 use ublk_integrity::{
+    Volume,
     check::{self, CheckReport},
     open::{Access, RecoveryReport},
 };
@@ -24,6 +25,8 @@ use ublk_integrity::{
 pub struct Args {
     #[command(flatten)]
     pub devices: DeviceArgs,
+    #[command(flatten)]
+    expected: ExpectedArgs,
     #[command(flatten)]
     key: KeyArgs,
     /// Print JSON
@@ -46,17 +49,16 @@ struct Report<'a> {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let key = args.key.load()?;
-    let volume = offline.open_volume(&key, Access::ReadOnly)?;
-    if let Some(line) = offline.left_in_memory(&key).unwrap_or_else(|failure| Some(failure.message)) {
-        output::warn(format_args!("{line}; here the volume is as it was without them"));
-    }
+    interrupt::start()?;
+    let how = Opening { without_kept: true, ..Opening::new(Access::ReadOnly, args.expected.uuid) };
+    let volume = offline.open_volume(&key, how)?;
     let recovery = volume.recovery();
     let block_size = u64::from(volume.info().block_size);
     let bar = progress::bar(volume.info().size);
     let mut slot = volume.slot(0);
     let io = offline.io();
     // What has been found by then is told.
-    interrupt::watch()?;
+    interrupt::watch();
     let progress = |blocks| {
         bar.set_position(blocks * block_size);
         if interrupt::seen() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -69,7 +71,12 @@ pub fn run(args: &Args) -> Outcome {
     } else {
         lines(&report, recovery, block_size)
     };
-    out.print_with(verdict(&report))
+    out.print_with(verdict(&report).and_then(|()| refuse_latched(&volume)))
+}
+
+/// No verdict is good that a volume gives which could not be opened as it should be.
+pub fn refuse_latched(volume: &Volume) -> Outcome {
+    volume.latched().map_or(Ok(()), |why| Err(Failure::from(why)))
 }
 
 /// A bad block counts more than that not all were looked at.

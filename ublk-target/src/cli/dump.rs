@@ -8,7 +8,10 @@ use crate::{
     output::Output,
     size::Size,
 };
-use ublk_integrity::{create::VolumeInfo, open};
+use ublk_integrity::{
+    create::VolumeInfo,
+    open::{self, Dump, ScrubState, Version2},
+};
 
 /// Show what can be known of a volume without its key; nothing of it is authenticated
 #[derive(clap::Args)]
@@ -27,25 +30,54 @@ pub fn run(args: &Args) -> Outcome {
     if args.json {
         out = Output::json(&dump);
     } else {
-        for (i, copy) in dump.copies.iter().enumerate() {
-            let epoch = copy.epoch.map_or_else(String::new, |e| format!(", epoch {e}"));
-            let key = copy.key_id.as_ref().map_or_else(String::new, |id| format!(", key id {id}"));
-            out.line(format_args!("superblock {i} at {}: {}{epoch}{key}", copy.offset, copy.state));
-        }
-        if let Some(volume) = &dump.volume {
-            describe(&mut out, volume);
-        }
-        if let Some(identity) = &dump.identity {
-            out.line(format_args!("data of       {identity}, whose metadata is on another device"));
-        }
+        lines(&mut out, &dump);
     }
     let mut verdict = Ok(());
     if dump.volume.is_none() && dump.identity.is_none() {
         let path = args.devices.meta.as_ref().unwrap_or(&args.devices.data).display();
-        let message = format!("no readable ublk-integrity superblock on {path}");
-        verdict = Err(Failure::new(Exit::Device, message));
+        let why = dump.unknown.unwrap_or_else(|| "no readable ublk-integrity superblock".into());
+        verdict = Err(Failure::new(Exit::Device, format_args!("{path}: {why}")));
     }
     out.print_with(verdict)
+}
+
+fn lines(out: &mut Output, dump: &Dump) {
+    for (i, copy) in dump.copies.iter().enumerate() {
+        let version = copy.version.map_or_else(String::new, |v| format!(", version {v}"));
+        let epoch = copy.epoch.map_or_else(String::new, |e| format!(", epoch {e}"));
+        let key = copy.key_id.as_ref().map_or_else(String::new, |id| format!(", key id {id}"));
+        let unknown = copy.unknown.as_ref().map_or_else(String::new, |what| format!(": {what}"));
+        out.line(format_args!("superblock {i} at {}: {}{unknown}{version}{epoch}{key}", copy.offset, copy.state));
+        if !copy.features.is_empty() {
+            let features: Vec<_> = copy.features.iter().map(ToString::to_string).collect();
+            out.line(format_args!("features      {}", features.join(", ")));
+        }
+    }
+    if let Some(volume) = &dump.volume {
+        describe(out, volume);
+    }
+    if let Some(version2) = &dump.version2 {
+        describe_version2(out, version2);
+    }
+    if let Some(identity) = &dump.identity {
+        out.line(format_args!("data of       {identity}, whose metadata is on another device"));
+    }
+}
+
+fn describe_version2(out: &mut Output, Version2 { adopted_blocks, scrub, assumed_atomic_bytes, label }: &Version2) {
+    out.line(format_args!("label         {label}"));
+    if let Some(bytes) = assumed_atomic_bytes {
+        out.line(format_args!("atomic        {bytes} bytes, as the user says"));
+    }
+    if *adopted_blocks > 0 {
+        out.line(format_args!("adopted       {adopted_blocks} blocks"));
+    }
+    if scrub.state != ScrubState::None {
+        out.line(format_args!(
+            "scrub         pass {}: {:?} at block {}, {} bad",
+            scrub.pass, scrub.state, scrub.cursor, scrub.bad_blocks
+        ));
+    }
 }
 
 /// The volume's description for a person.

@@ -1,12 +1,12 @@
 //! `export`: the whole content through the verified path.
 
-use super::{DeviceArgs, bad_runs::BadRuns, new_file::NewFile, progress};
+use super::{DeviceArgs, ExpectedArgs, bad_runs::BadRuns, check::refuse_latched, new_file::NewFile, progress};
 use crate::{
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
     interrupt,
     key::KeyArgs,
-    offline::{LANES, Lane, Offline, REQUEST, lanes},
+    offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
     output,
     ring::RingStorage,
 };
@@ -29,6 +29,8 @@ pub struct Args {
     #[command(flatten)]
     pub devices: DeviceArgs,
     #[command(flatten)]
+    expected: ExpectedArgs,
+    #[command(flatten)]
     key: KeyArgs,
     /// The new file (sparse), or "-" for standard output
     out: PathBuf,
@@ -40,12 +42,12 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let key = args.key.load()?;
-    offline.refuse_left_in_memory(&key)?;
-    let volume = offline.open_volume(&key, Access::ReadOnly)?;
+    interrupt::start()?;
+    let volume = offline.open_volume(&key, Opening::new(Access::ReadOnly, args.expected.uuid))?;
     let out = Sink::open(args)?;
     let named = |text: &str| args.devices.named(text);
     let bad = copy(&offline, &volume, out, &args.out, named)?;
-    bad.finish(volume.block_size(), named)
+    bad.finish(volume.block_size(), named).and_then(|()| refuse_latched(&volume))
 }
 
 fn copy(

@@ -20,6 +20,7 @@ use std::{
 use ublk_integrity::{
     Device, MasterKey, Storage, TagAlgorithm,
     create::{self, FormatOptions, VolumeInfo},
+    open::{self, Dump},
 };
 
 /// Make a new, empty volume; all it holds reads as zeros
@@ -180,22 +181,36 @@ fn format(args: &Args, key: &MasterKey, wiped: &mut Vec<(PathBuf, String)>) -> O
     let DeviceArgs { data, meta } = &args.devices;
     let purpose = if args.force { Use::Forced } else { Use::Exclusive };
     let backings = Backings::open(data, meta.as_deref(), purpose, Duration::ZERO)?;
-    if !args.force {
-        backings.each().try_for_each(refuse_content)?;
-    }
     let offline = Offline::with(backings)?;
     let io = offline.io();
+    if !args.force {
+        refuse_unknown(&offline)?;
+        offline.backings().both().try_for_each(refuse_content)?;
+    }
     let options = options(args, io.geometry(Device::Data).physical_block);
     // What can't be done destroys nothing.
     create::plan_on(&io, &options)?;
     if args.force {
-        for backing in offline.backings().each() {
+        for backing in offline.backings().both() {
             let path = backing.path();
             let found = wipe(backing).doing(path.display())?;
             wiped.extend(found.into_iter().map(|signature| (path.to_owned(), signature)));
         }
     }
     Ok(offline.run(create::format(&io, key, &options))??)
+}
+
+/// A volume of ours that another program has made is named as what it is.
+fn refuse_unknown(offline: &Offline) -> Outcome {
+    match offline.run(open::dump(&offline.io()))? {
+        Ok(Dump { unknown: Some(unknown), .. }) => {
+            let path = offline.backings().get(Device::Meta).path().display();
+            let message =
+                format!("{path} holds an ublk-integrity volume of another program ({unknown}): --force destroys it");
+            Err(Failure::new(Exit::Busy, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn refuse_content(backing: &Backing) -> Outcome {

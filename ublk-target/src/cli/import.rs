@@ -1,11 +1,11 @@
 //! `import`: the whole content, written through the verified path.
 
-use super::{DeviceArgs, export::is_zero, progress};
+use super::{DeviceArgs, ExpectedArgs, check::refuse_latched, export::is_zero, progress};
 use crate::{
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
-    offline::{LANES, Lane, Offline, REQUEST, lanes},
+    offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
     ring::RingStorage,
     size::Size,
 };
@@ -24,6 +24,8 @@ use ublk_integrity::{BlockIndex, BlockRange, Durability, Volume, check, open::Ac
 pub struct Args {
     #[command(flatten)]
     pub devices: DeviceArgs,
+    #[command(flatten)]
+    expected: ExpectedArgs,
     #[command(flatten)]
     key: KeyArgs,
     /// The content (holes are not read), or "-" for standard input
@@ -51,8 +53,8 @@ pub fn run(args: &Args) -> Outcome {
     input.refuse_empty(&args.input)?;
     let offline = Offline::open(&args.devices, Use::Exclusive)?;
     let key = key.load()?;
-    offline.refuse_left_in_memory(&key)?;
-    let volume = offline.open_volume(&key, Access::ReadWrite)?;
+    let volume = offline.open_volume(&key, Opening::new(Access::ReadWrite, args.expected.uuid))?;
+    refuse_latched(&volume)?;
     let size = volume.info().size;
     let wanted = Wanted { args, size };
     wanted.refuse_early(&input)?;

@@ -76,6 +76,14 @@ pub struct DeviceArgs {
     pub meta: Option<PathBuf>,
 }
 
+/// Which volume it must be.
+#[derive(Args, Clone, Debug)]
+pub struct ExpectedArgs {
+    /// The UUID that the volume must have: without, any volume of this key passes for any other
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<uuid::Uuid>,
+}
+
 impl DeviceArgs {
     fn failure(&self, failure: Failure) -> Failure {
         Failure { message: self.named(&failure.message), ..failure }

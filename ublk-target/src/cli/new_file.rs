@@ -29,7 +29,8 @@ impl NewFile {
         let place = if replaces { place.canonicalize().doing("can't follow it")? } else { place.to_owned() };
         let name = format!(".ublk-integrity-{}", random::<8>()?.map(|byte| format!("{byte:02x}")).concat());
         let path = place.with_file_name(name);
-        interrupt::watch()?;
+        interrupt::start()?;
+        interrupt::watch();
         interrupt::take_away(path.clone());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let file = file.doing("can't make a file in its folder")?;

@@ -1,15 +1,16 @@
 //! `recover`: a new daemon for a device whose own has died.
 
 use super::{
-    add::{Start, refuse_unstorable},
+    add::{launch, refuse_unstorable},
     device_number,
 };
 use crate::{
-    daemon::{Origin, state::State},
+    daemon::{Origin, Start, state::State},
     failure::{Exit, Failure, Outcome},
     key::{KeySource, OptionalKeyArgs},
     ublk,
 };
+use uuid::Uuid;
 
 /// Give a device whose daemon has died a new one; requests that waited go on
 #[derive(clap::Args)]
@@ -19,13 +20,16 @@ pub struct Args {
     number: u32,
     #[command(flatten)]
     key: OptionalKeyArgs,
+    /// Take the newest tag of a block that recovery can't read, instead of opening read-only until it can
+    #[arg(long)]
+    decide_unreadable: bool,
     /// Stay in the foreground, and log to standard error
     #[arg(long)]
     foreground: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
-    prepare(args)?.launch(args.foreground)
+    launch(prepare(args)?, args.foreground)
 }
 
 /// Checks what can be checked before there is a daemon.
@@ -40,7 +44,9 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
         state.remove();
         return Err(Failure::new(Exit::Device, format_args!("device {number} is gone: `add` makes a new one")));
     }
+    let uuid = state.volume.uuid.parse::<Uuid>().ok().map(Uuid::into_bytes);
     let mut settings = state.settings;
+    settings.decide_unreadable = args.decide_unreadable;
     if !settings.recovery {
         return Err(Failure::new(
             Exit::Device,
@@ -55,5 +61,5 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
     }
     settings.refuse_too_much_memory()?;
     let key = settings.key.load()?;
-    Ok(Start { settings, origin: Origin::Recovered(number), key })
+    Ok(Start { settings, origin: Origin::Recovered(number), key, uuid })
 }

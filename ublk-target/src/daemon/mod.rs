@@ -36,7 +36,7 @@ use serde_json::{Value, json};
 use settings::Settings;
 use state::{Identity, OwnState, State};
 use std::{process, sync::Arc, time::Duration};
-use ublk_integrity::MasterKey;
+use ublk_integrity::{MasterKey, create::VolumeInfo};
 
 /// A new device, or one whose daemon has died.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,16 +47,29 @@ pub enum Origin {
     Recovered(u32),
 }
 
+/// All that a daemon needs to start.
+pub struct Start {
+    /// What the device shall be.
+    pub settings: Settings,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// The volume's key.
+    pub key: MasterKey,
+    /// The UUID that the volume must have, where one is known.
+    pub uuid: Option<[u8; 16]>,
+}
+
 /// Runs a device until it is stopped. What goes wrong before it is live has been reported when this returns.
-pub fn run(settings: Settings, origin: Origin, key: MasterKey, reporter: Reporter, sink: Sink) -> Outcome {
+pub fn run(start: Start, reporter: Reporter, sink: Sink) -> Outcome {
     let reporter = Arc::new(reporter);
-    let (data, meta) = (settings.data.clone(), settings.meta.clone());
-    serve(settings, origin, key, &reporter, sink)
+    let (data, meta) = (start.settings.data.clone(), start.settings.meta.clone());
+    serve(start, &reporter, sink)
         .map_err(|failure| Failure { message: with_paths(&failure.message, &data, meta.as_deref()), ..failure })
         .inspect_err(|failure| reporter.failed(failure))
 }
 
-fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
+fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
+    let Start { settings, origin, key, uuid } = start;
     abort_on_panic();
     let signals = block_stop_signals()?;
     let purpose = if settings.read_only { Use::Shared } else { Use::Exclusive };
@@ -73,23 +86,26 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
     let write_back = write_back(&settings, reporter);
     harden::before_threads(|warning| reporter.warn(&warning));
 
-    let opened = Opened::volume(&settings, &key, backings, write_back.into())?;
+    let accept = |found: &VolumeInfo| refuse_other_volume(&settings, origin, &Identity::of(found));
+    let opened = Opened::volume(&settings, (&key, uuid), backings, write_back.into(), accept)?;
     // The volume has derived its own.
     drop(key);
     let identity = Identity::of(opened.volume.info());
-    refuse_other_volume(&settings, origin, &identity)?;
     let (_, memory) = settings::memory_line(&settings, opened.volume.memory_bytes());
     reporter.info(&memory);
     let recovery = opened.volume.recovery();
     report::summary(recovery).iter().for_each(|line| reporter.info(line));
-    for finding in report::findings(recovery).iter().chain(opened.volume.warnings()) {
-        reporter.warn(finding);
+    let read_only = opened.volume.latched().map(|why| format!("the device is read-only: {why}"));
+    let warnings: Vec<_> = opened.volume.warnings().iter().cloned().chain(read_only).collect();
+    for finding in report::findings(recovery).iter().chain(&warnings) {
+        reporter.warn(&with_paths(finding, &settings.data, settings.meta.as_deref()));
     }
     if opened.put_in_place > 0 {
         let count = writes(opened.put_in_place);
         reporter.info(&format!("{count} that the daemon before had answered, put in place"));
     }
-    let log = Log::start(sink, report::recovery(recovery)).doing("can't start the log thread")?;
+    let first_lines = report::recovery(recovery).into_iter().chain(warnings).collect();
+    let log = Log::start(sink, first_lines).doing("can't start the log thread")?;
     let stop = Arc::new(Stop::default());
     let checkpoints = workers::start_checkpoints(&opened.volume, &opened.backings, &stop, &log, settings.verbose)
         .doing("can't start the checkpoint thread")?;
@@ -107,7 +123,10 @@ fn serve(settings: Settings, origin: Origin, key: MasterKey, reporter: &Arc<Repo
         hashing: opened.hashing,
         log: log.clone(),
     });
-    let shape = shape(&settings, write_back, origin, info.size);
+    let shape = Shape {
+        read_only: settings.read_only || opened.volume.latched().is_some(),
+        ..shape(&settings, write_back, origin, info.size)
+    };
     let what = Served { settings, volume: identity, origin };
     let served = serve_device(what, shape, &opened.backings, &shared, reporter, signals);
 

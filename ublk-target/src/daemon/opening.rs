@@ -6,15 +6,17 @@ use super::{
 };
 use crate::{
     device::Backings,
-    failure::{Context, Outcome},
+    failure::{Context, Exit, Failure, Outcome},
     hash_queue::HashQueue,
-    kept::{Kept, KeptWrites, OpenId, Owner},
+    kept::{Kept, KeptWrites, OpenId, Owner, writes},
     offline::{Offline, random},
 };
 use std::sync::Arc;
 use ublk_integrity::{
-    HintReceiver, MasterKey, Volume, hints,
-    open::{Access, OpenOptions, open},
+    HintReceiver, MasterKey, Volume,
+    create::VolumeInfo,
+    hints,
+    open::{Access, OpenOptions, UnreadableBlocks, VerifiedVolume},
 };
 
 /// Hints that may wait for the prefetch thread.
@@ -33,34 +35,49 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Opens the volume on `backings`, to answer `write_back` small writes of each thread early.
-    pub(super) fn volume(settings: &Settings, key: &MasterKey, backings: Backings, write_back: usize) -> Outcome<Self> {
+    /// Opens the volume on `backings`, to answer `write_back` small writes of each thread early. It must have this UUID,
+    /// where one is given, and `accept` may refuse it before anything is written.
+    pub(super) fn volume(
+        settings: &Settings,
+        (key, uuid): (&MasterKey, Option<[u8; 16]>),
+        backings: Backings,
+        write_back: usize,
+        accept: impl FnOnce(&VolumeInfo) -> Outcome,
+    ) -> Outcome<Self> {
         let (sender, receiver) = hints::channel(HINTS);
         let (sender, hints) = if settings.prefetch { (Some(sender), Some(receiver)) } else { (None, None) };
         let counts = settings.counts();
         let hashing = HashQueue::new(settings.hash_threads.into());
         workers::start_hashing(&hashing, settings.hash_threads).doing("can't start a hash thread")?;
         let open_id = random()?;
+        let access = if settings.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let options = OpenOptions {
-            access: if settings.read_only { Access::ReadOnly } else { Access::ReadWrite },
             cache_bytes: settings.cache,
             max_slots: counts.slots(),
             queues: counts.io_threads() as usize,
             max_request_bytes: largest_request(settings.max_io),
             separate_meta: backings.meta.is_some(),
             on_mismatch: settings.on_mismatch.into(),
-            open_id,
+            expected_uuid: uuid,
             hints: sender,
             hash_threads: Some(hashing.way()),
+            unreadable_blocks: match settings.decide_unreadable {
+                true => UnreadableBlocks::TakeNewest,
+                false => UnreadableBlocks::KeepUndecided,
+            },
+            ..OpenOptions::new(access, open_id)
         };
         let offline = Offline::with(backings)?;
         let owner = Owner::of(&offline.backings().data)?;
-        let left = to_put_in_place(&offline, key, settings.read_only, &open_id)?;
-        let volume = offline.run(open(&offline.io(), key, &options))??;
-        let put_in_place = left.as_ref().map_or(Ok(0), |left| left.put_in_place(&offline, &volume))?;
+        let verified = offline.verify(key, &options)?;
+        accept(&verified.info())?;
+        let left = to_put_in_place(&offline, &verified, settings.read_only, &open_id)?;
+        let volume = offline.open_verified(verified, &options)?;
+        let put_in_place = left.as_ref().map_or(Ok(0), |left| put_in_place(left, &offline, &volume))?;
         drop(left);
         let kept = match write_back {
             0 => None,
+            _ if volume.latched().is_some() => None,
             each => Some(KeptWrites::new(&open_id, &owner, counts.io_threads() as usize, each)?),
         };
         let backings = offline.into_backings();
@@ -69,11 +86,28 @@ impl Opened {
 }
 
 /// What the last daemon of the volume has left in memory, which the open of `open_id` must find, too, once it has begun.
-fn to_put_in_place(offline: &Offline, key: &MasterKey, read_only: bool, open_id: &OpenId) -> Outcome<Option<Kept>> {
+fn to_put_in_place(
+    offline: &Offline,
+    verified: &VerifiedVolume,
+    read_only: bool,
+    open_id: &OpenId,
+) -> Outcome<Option<Kept>> {
     if read_only {
-        return offline.refuse_left_in_memory(key).map(|()| None);
+        let line = offline.left_in_memory(verified)?;
+        return line.map_or(Ok(None), |line| Err(Failure::new(Exit::Busy, line)));
     }
-    let left = offline.left_behind(key)?;
+    let left = offline.left_behind(verified)?;
     left.iter().try_for_each(|left| left.belongs_to(open_id))?;
     Ok(left)
+}
+
+/// Without them the volume would answer with what is older than what was answered before.
+fn put_in_place(left: &Kept, offline: &Offline, volume: &Volume) -> Outcome<usize> {
+    match (volume.latched(), left.count()?) {
+        (Some(why), count @ 1..) => {
+            let kept = writes(count);
+            Err(Failure::from(why).context(format_args!("{kept} of a daemon that was killed can't be put in place")))
+        }
+        _ => left.put_in_place(offline, volume),
+    }
 }

@@ -56,6 +56,9 @@ pub struct Settings {
     /// Whether the device waits for a new daemon when this one dies. `status` has a report named `recovery`.
     #[serde(rename = "user_recovery", alias = "recovery")]
     pub recovery: bool,
+    /// Whether recovery takes the newest tag of a block that can't be read: asked for anew each time.
+    #[serde(skip)]
+    pub decide_unreadable: bool,
 }
 
 /// Before there were several.

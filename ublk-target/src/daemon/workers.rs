@@ -12,6 +12,7 @@ use crossbeam_channel::never;
 use futures_util::future::join_all;
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
 };
@@ -34,11 +35,11 @@ pub fn start_checkpoints(
     verbose: bool,
 ) -> io::Result<JoinHandle<Result<(), Latched>>> {
     let (volume, stop, log) = (Arc::clone(volume), Arc::clone(stop), log.clone());
-    let (fds, files) = (backings.fds(), backings.files(0));
+    let (fds, files) = (backings.descriptors()?, backings.files(0));
     let (ready, started) = mpsc::channel();
     let thread = named("checkpoint").spawn(move || {
         // A ring belongs to the thread that made it.
-        let ring = match OwnRing::new(&fds) {
+        let ring = match OwnRing::new(fds) {
             Ok(ring) => ring,
             Err(e) => {
                 let _ = ready.send(Err(e));
@@ -76,14 +77,14 @@ pub fn start_prefetch(
     counters_of: usize,
 ) -> io::Result<()> {
     let volume = Arc::clone(volume);
-    let (fds, files) = (backings.fds(), backings.files(0));
-    named("prefetch").spawn(move || prefetch(&volume, &fds, files, &hints, counters_of))?;
+    let (fds, files) = (backings.descriptors()?, backings.files(0));
+    named("prefetch").spawn(move || prefetch(&volume, fds, files, &hints, counters_of))?;
     Ok(())
 }
 
 fn prefetch(
     volume: &Volume,
-    fds: &[i32],
+    fds: Vec<OwnedFd>,
     files: DeviceFiles,
     hints: &HintReceiver,
     counters_of: usize,

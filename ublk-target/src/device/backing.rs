@@ -1,29 +1,29 @@
 //! Opening the data and metadata device for good: the very descriptions that are opened and locked
 //! here do all the I/O.
 
+use super::{stack, witness::Witness};
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
     os,
     ring::DeviceFiles,
 };
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::statvfs::FsFlags,
-};
+use nix::fcntl::FlockArg;
 use std::{
     fs::{File, Metadata, OpenOptions},
-    io::{Seek, SeekFrom},
+    io::{self, Seek, SeekFrom},
     os::{
-        fd::{AsRawFd, RawFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
-use ublk_integrity::Geometry;
+use ublk_integrity::{Device, Geometry};
 
 /// What a regular file's physical block counts as: file systems write whole pages.
 const FILE_PHYSICAL_BLOCK: u32 = 4096;
+/// The smallest sector of any device in Linux; what passes through the page cache has none.
+const LEAST_SECTOR: u32 = 512;
 /// How long the I/O of a killed daemon, still in flight, may hold a device.
 pub const DYING: Duration = Duration::from_secs(30);
 
@@ -60,24 +60,10 @@ impl Use {
 /// One open, locked device.
 pub struct Backing {
     path: PathBuf,
-    file: Held,
+    /// Locked but for [`Use::Unlocked`], until the last descriptor of it is closed: a ring may have others.
+    file: File,
     geometry: Geometry,
     direct: bool,
-}
-
-/// An open file, locked but for [`Use::Unlocked`].
-enum Held {
-    Locked(Flock<File>),
-    Free(File),
-}
-
-impl Held {
-    fn file(&self) -> &File {
-        match self {
-            Self::Locked(file) => file,
-            Self::Free(file) => file,
-        }
-    }
 }
 
 /// Both devices.
@@ -89,11 +75,6 @@ pub struct Backings {
 }
 
 impl Backings {
-    /// The device, or both.
-    pub fn each(&self) -> impl Iterator<Item = &Backing> {
-        std::iter::once(&self.data).chain(&self.meta)
-    }
-
     /// Opens and locks. `patience`: how long to wait for a holder that may be dying. `meta` must be another device.
     pub fn open(data: &Path, meta: Option<&Path>, purpose: Use, patience: Duration) -> Outcome<Self> {
         let data_file = Backing::open(data, purpose, patience)?;
@@ -113,12 +94,32 @@ impl Backings {
         }
     }
 
-    /// The descriptors to register with a ring, in the order that [`files`](Self::files) counts on.
-    pub fn fds(&self) -> Vec<RawFd> {
-        std::iter::once(&self.data).chain(&self.meta).map(|b| b.file.file().as_raw_fd()).collect()
+    /// The device, or both.
+    pub fn both(&self) -> impl Iterator<Item = &Backing> {
+        std::iter::once(&self.data).chain(&self.meta)
     }
 
-    /// The devices for a ring where the first of [`fds`](Self::fds) is registered as number `first`.
+    /// The descriptors to register with a ring, in the order that [`files`](Self::files) counts on.
+    pub fn fds(&self) -> Vec<RawFd> {
+        self.both().map(|b| b.file.as_raw_fd()).collect()
+    }
+
+    /// Others for a ring to keep, in the same order.
+    pub fn descriptors(&self) -> io::Result<Vec<OwnedFd>> {
+        self.both().map(|b| b.file.try_clone().map(OwnedFd::from)).collect()
+    }
+
+    /// Closes the devices, and returns when the kernel has let go of them.
+    ///
+    /// An operation that io_uring has told of may hold its file for a moment more, if it was done by a thread of the kernel's. Whoever
+    /// waits for us to end would find the device in use.
+    pub fn close(self) {
+        let witnesses: Vec<Witness> = self.both().filter_map(|b| Witness::of(&b.file)).collect();
+        drop(self);
+        witnesses.into_iter().for_each(Witness::wait);
+    }
+
+    /// The devices for a ring where the first of [`fds`](Self::fds) is number `first`.
     pub fn files(&self, first: u32) -> DeviceFiles {
         let meta = self.meta.as_ref();
         DeviceFiles {
@@ -129,9 +130,22 @@ impl Backings {
         }
     }
 
+    /// The paths that they were opened by.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&self.data).chain(&self.meta).map(|b| b.path.as_path())
+    }
+
+    /// The one that the library names so.
+    pub fn get(&self, device: Device) -> &Backing {
+        match (device, &self.meta) {
+            (Device::Meta, Some(meta)) => meta,
+            _ => &self.data,
+        }
+    }
+
     /// The devices that can't do O_DIRECT, for a warning.
     pub fn buffered(&self) -> impl Iterator<Item = &Path> {
-        std::iter::once(&self.data).chain(&self.meta).filter(|b| !b.direct).map(|b| b.path.as_path())
+        self.both().filter(|b| !b.direct).map(|b| b.path.as_path())
     }
 }
 
@@ -149,13 +163,13 @@ impl Backing {
     /// Opens it once more, to read or write bytes at any place. It is the very device that is held, whatever its path leads to
     /// by now.
     pub fn reopened(&self, writes: bool) -> std::io::Result<File> {
-        let path = format!("/proc/self/fd/{}", self.file.file().as_raw_fd());
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         OpenOptions::new().read(true).write(writes).open(path)
     }
 
     /// What the kernel knows it by.
-    pub fn number(&self) -> std::io::Result<(Option<u64>, u64)> {
-        self.file.file().metadata().map(|metadata| number(&metadata))
+    pub fn number(&self) -> io::Result<(Option<u64>, u64)> {
+        self.file.metadata().map(|metadata| number(&metadata))
     }
 
     fn open(path: &Path, purpose: Use, patience: Duration) -> Outcome<Self> {
@@ -173,14 +187,25 @@ impl Backing {
     fn try_open(path: &Path, purpose: Use, deadline: Instant) -> Outcome<Self> {
         let (mut file, direct, is_block) = open_file(path, purpose)?;
         let size = file.seek(SeekFrom::End(0)).doing(format_args!("size of {}", path.display()))?;
-        let physical_block = if is_block {
-            os::physical_block_size(&file).doing(format_args!("physical block size of {}", path.display()))?
+        let (physical_block, logical_block) = if is_block {
+            let physical = os::physical_block_size(&file);
+            let logical = os::logical_block_size(&file);
+            let what = format!("block sizes of {}", path.display());
+            (physical.doing(&what)?, logical.doing(&what)?)
         } else {
-            FILE_PHYSICAL_BLOCK
+            (FILE_PHYSICAL_BLOCK, if direct { file_sector(&file, path) } else { LEAST_SECTOR })
         };
-        let file = lock(file, path, purpose, deadline.max(Instant::now() + PROBED))?;
-        Ok(Self { path: path.to_owned(), file, geometry: Geometry { size, physical_block }, direct })
+        lock(&file, path, purpose, deadline.max(Instant::now() + PROBED))?;
+        let geometry = Geometry { size, physical_block, logical_block };
+        Ok(Self { path: path.to_owned(), file, geometry, direct })
     }
+}
+
+/// What direct I/O to a regular file is made of. A kernel that does not say (before 6.1, or for this file system) asks in most
+/// of them for the sectors of the disk below; where there is no such disk, no device's sectors are smaller than 512 bytes, and
+/// more is refused by the device itself.
+fn file_sector(file: &File, path: &Path) -> u32 {
+    os::direct_io_alignment(file).or_else(|| stack::sector_below(path)).unwrap_or(LEAST_SECTOR).max(LEAST_SECTOR)
 }
 
 /// Opens without lock: the file, whether it takes O_DIRECT, whether it is a block device.
@@ -199,7 +224,7 @@ fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
     };
     let file = file.map_err(|e| match e.raw_os_error() {
         Some(libc::EBUSY) => in_use(path),
-        Some(libc::EROFS | libc::EACCES | libc::EPERM) if purpose.writes() && is_read_only(path) => {
+        Some(libc::EROFS | libc::EACCES | libc::EPERM) if purpose.writes() && os::is_read_only(path) => {
             Failure::new(Exit::Device, format_args!("{shown} is read-only: nothing can be written to it"))
         }
         _ => Failure::io(format_args!("can't open {shown}"), &e),
@@ -207,27 +232,16 @@ fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
     Ok((file, direct, kind.is_block_device()))
 }
 
-/// Whether it is the device or the file system that takes no writes, rather than that we may not.
-fn is_read_only(path: &Path) -> bool {
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let is_block = |file: &File| file.metadata().is_ok_and(|m| m.file_type().is_block_device());
-    match opened {
-        Ok(file) if is_block(&file) => os::is_read_only(&file),
-        Ok(file) => nix::sys::statvfs::fstatvfs(&file).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY)),
-        Err(_) => false,
-    }
-}
-
 /// Waits with the file open: to close it, and open it once more, would have udev look again.
-fn lock(file: File, path: &Path, purpose: Use, deadline: Instant) -> Outcome<Held> {
+fn lock(file: &File, path: &Path, purpose: Use, deadline: Instant) -> Outcome {
     let how = match purpose {
         Use::Exclusive | Use::Forced => FlockArg::LockExclusiveNonblock,
         Use::Shared | Use::Probe => FlockArg::LockSharedNonblock,
-        Use::Unlocked => return Ok(Held::Free(file)),
+        Use::Unlocked => return Ok(()),
     };
-    match os::lock_until(file, how, deadline) {
+    match os::lock_open_until(file, how, deadline) {
         Err(nix::Error::EWOULDBLOCK) => Err(in_use(path)),
-        locked => Ok(Held::Locked(locked.doing(format_args!("can't lock {}", path.display()))?)),
+        locked => locked.doing(format_args!("can't lock {}", path.display())),
     }
 }
 

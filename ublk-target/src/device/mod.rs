@@ -4,5 +4,6 @@ mod backing;
 pub mod signature;
 pub mod stack;
 pub mod users;
+mod witness;
 
 pub use backing::{Backing, Backings, DYING, Use, is_same, is_same_device};

@@ -55,6 +55,13 @@ fn source_in(table: &str, number: &str) -> Option<PathBuf> {
     after.split(' ').nth(1).map(PathBuf::from)
 }
 
+/// The sector size of the disk that `path` is, lies on, or is a partition of, in bytes.
+pub fn sector_below(path: &Path) -> Option<u32> {
+    let device = device_of(path)?;
+    let disk = if device.join("partition").exists() { device.parent()? } else { &device };
+    fs::read_to_string(disk.join("queue/logical_block_size")).ok()?.trim().parse().ok()
+}
+
 fn ublk_number(device: &Path) -> Option<u32> {
     let name = |folder: &Path| folder.file_name()?.to_str()?.strip_prefix("ublkb")?.parse().ok();
     // A partition's folder lies in its disk's.

@@ -1,12 +1,37 @@
 //! One operation: what the kernel is asked for, and what its answer means.
 
 use io_uring::{opcode, squeue, types};
-use std::{cell::Cell, ops::Range, task::Waker, time::Duration};
+use std::{cell::Cell, ops::Range, os::fd::RawFd, task::Waker, time::Duration};
 use ublk_integrity::{Buf, ByteOffset, Durability, Errno};
 
-/// Index of a file in the ring's table of registered files.
+/// Index of a file among those that the ring was made for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileIndex(pub u32);
+
+/// A file as an entry names it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// By its number in the ring's table.
+    Registered(u32),
+    /// By a descriptor.
+    Descriptor(RawFd),
+}
+
+impl Place {
+    fn number(self) -> types::Fd {
+        match self {
+            Self::Registered(index) => types::Fd(index as i32),
+            Self::Descriptor(number) => types::Fd(number),
+        }
+    }
+
+    fn flags(self) -> squeue::Flags {
+        match self {
+            Self::Registered(_) => squeue::Flags::FIXED_FILE,
+            Self::Descriptor(_) => squeue::Flags::empty(),
+        }
+    }
+}
 
 /// What an operation does.
 pub enum Work {
@@ -69,10 +94,16 @@ fn write_flags(durability: Durability, no_dsync: bool) -> i32 {
 
 impl Op {
     /// The submission for what remains to be done; `None` where the device can't.
-    pub(super) fn entry(&mut self, ring: u32, discard: DiscardWay, no_dsync: bool) -> Option<squeue::Entry> {
-        let file = types::Fixed(self.file.0);
+    pub(super) fn entry(
+        &mut self,
+        place: Place,
+        ring: u32,
+        discard: DiscardWay,
+        no_dsync: bool,
+    ) -> Option<squeue::Entry> {
+        let file = place.number();
         let data_sync = || opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build();
-        Some(match &mut self.work {
+        let entry = match &mut self.work {
             Work::Read { buf, part, at } => {
                 let registered = registered(buf, ring);
                 let rest = &mut buf[part.clone()][self.moved..];
@@ -103,9 +134,11 @@ impl Op {
             }
             Work::Sleep(time) => {
                 *self.timeout = (*time).into();
-                opcode::Timeout::new(&*self.timeout).build()
+                // Is on no file.
+                return Some(opcode::Timeout::new(&*self.timeout).build());
             }
-        })
+        };
+        Some(entry.flags(place.flags()))
     }
 
     /// What a completion means: the operation's result, or `None` where it goes on.
@@ -179,7 +212,7 @@ mod tests {
     }
 
     fn submits(op: &mut Op, no_dsync: bool) -> u8 {
-        op.entry(0, DiscardWay::PunchHole, no_dsync).unwrap().get_opcode() as u8
+        op.entry(Place::Registered(0), 0, DiscardWay::PunchHole, no_dsync).unwrap().get_opcode() as u8
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{
     Port, TARGET_BIT,
-    op::{DiscardWay, FileIndex, Op, State, Work},
+    op::{DiscardWay, FileIndex, Op, Place, State, Work},
 };
 use crate::executor::Turn;
 use io_uring::{opcode, squeue, types};
@@ -12,7 +12,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     pin::Pin,
     rc::Rc,
     sync::{
@@ -46,16 +46,27 @@ pub struct Ops {
     /// Tells this ring from all others of the process.
     number: u32,
     port: Port,
+    /// What file indices count, or `None` where that is the table registered with the ring.
+    ///
+    /// The kernel lets go of registered files some time after the ring was closed, or its process has ended. Of these nothing
+    /// is left once the operations on them have ended, and they are closed.
+    files: Option<Vec<OwnedFd>>,
 }
 
 static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
 
-/// The most files a ring can have registered: the ublk character device, data, meta.
+/// The most files a ring can have: the ublk character device, data, meta.
 const MAX_FILES: usize = 3;
 
 impl Ops {
-    /// A table with room for `capacity` operations at a time. It grows beyond, which is harmless but allocates.
+    /// A table with room for `capacity` operations at a time, on files that are registered with the ring. It grows beyond,
+    /// which is harmless but allocates.
     pub fn new(port: Port, capacity: usize) -> io::Result<Rc<Self>> {
+        Self::on_files(port, capacity, None)
+    }
+
+    /// The same on files that are its own, or registered where `None`.
+    pub(super) fn on_files(port: Port, capacity: usize, files: Option<Vec<OwnedFd>>) -> io::Result<Rc<Self>> {
         let doorbell = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let ops = Self {
             table: RefCell::new(Vec::with_capacity(capacity)),
@@ -70,6 +81,7 @@ impl Ops {
             doorbell_armed: Cell::new(false),
             number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             port,
+            files,
         };
         for _ in 0..capacity {
             ops.add_slot();
@@ -166,6 +178,13 @@ impl Ops {
         self.port.push(doorbell.into_iter().chain(std::iter::from_fn(|| self.next_entry())));
     }
 
+    fn place(&self, file: FileIndex) -> Place {
+        match &self.files {
+            Some(own) => Place::Descriptor(own[file.0 as usize].as_raw_fd()),
+            None => Place::Registered(file.0),
+        }
+    }
+
     /// The entry of the next operation in the outbox; one that the device can't do has ended.
     fn next_entry(&self) -> Option<squeue::Entry> {
         loop {
@@ -173,7 +192,7 @@ impl Ops {
             let entry = {
                 let op = &mut self.table.borrow_mut()[key as usize];
                 let i = op.file.0 as usize;
-                op.entry(self.number, self.discard[i].get(), self.no_dsync[i].get())
+                op.entry(self.place(op.file), self.number, self.discard[i].get(), self.no_dsync[i].get())
             };
             match entry {
                 Some(entry) => return Some(entry.user_data(TARGET_BIT | u64::from(key))),

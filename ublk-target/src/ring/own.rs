@@ -11,7 +11,7 @@ use std::{
     cell::{Cell, RefCell},
     future::Future,
     io,
-    os::fd::RawFd,
+    os::fd::OwnedFd,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -41,11 +41,9 @@ pub struct OwnRing {
 }
 
 impl OwnRing {
-    /// A ring with `files` registered.
-    pub fn new(files: &[RawFd]) -> io::Result<Self> {
-        let port = Port::own(ENTRIES)?;
-        port.with(|ring| ring.submitter().register_files(files))?;
-        Ok(Self { ops: Ops::new(port, OPS)? })
+    /// A ring for `files`, which are closed with it.
+    pub fn new(files: Vec<OwnedFd>) -> io::Result<Self> {
+        Ok(Self { ops: Ops::on_files(Port::own(ENTRIES)?, OPS, Some(files))? })
     }
 
     /// Makes the kernel know buffers beforehand; see [`register`](super::register).

@@ -17,7 +17,7 @@ use ublk_integrity::{AtEnd, Buf, ByteOffset, Device, Durability, Errno, Geometry
 /// The backing devices as a ring knows them.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceFiles {
-    /// Place of the data device in the ring's table of registered files.
+    /// Place of the data device among the ring's files.
     pub data: u32,
     /// Place of the metadata device; the same where there is only one.
     pub meta: u32,

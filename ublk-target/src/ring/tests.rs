@@ -8,7 +8,7 @@ use std::{
     fs::File,
     future::{Future, poll_fn},
     mem::replace,
-    os::{fd::AsRawFd, unix::fs::FileExt},
+    os::unix::fs::FileExt,
     pin::{Pin, pin},
     task::Poll,
     time::{Duration, Instant},
@@ -21,9 +21,9 @@ const SIZE: u64 = 1 << 20;
 fn with_file(test: impl FnOnce(&OwnRing, DeviceFiles, &File)) {
     let file = tempfile::tempfile().unwrap();
     file.set_len(SIZE).unwrap();
-    let geometry = Geometry { size: SIZE, physical_block: BLOCK as u32 };
+    let geometry = Geometry { size: SIZE, physical_block: BLOCK as u32, logical_block: 512 };
     let files = DeviceFiles { data: 0, meta: 0, data_geometry: geometry, meta_geometry: geometry };
-    test(&OwnRing::new(&[file.as_raw_fd()]).unwrap(), files, &file);
+    test(&OwnRing::new(vec![file.try_clone().unwrap().into()]).unwrap(), files, &file);
 }
 
 fn filled(byte: u8) -> Buf {
@@ -138,7 +138,7 @@ fn registered_buffers_move_the_same_bytes_and_only_on_their_ring() {
             first
         });
         // Another ring does not know it, and must not take its number for that of one of its own.
-        let other = OwnRing::new(&[file.as_raw_fd()]).unwrap();
+        let other = OwnRing::new(vec![file.try_clone().unwrap().into()]).unwrap();
         let mut own = [Buf::new(BLOCK)];
         other.register(&mut own).unwrap();
         let io = other.storage(files);

@@ -143,7 +143,7 @@ mod tests {
         daemon::log::{Log, Sink},
         hash_queue::HashQueue,
         kept,
-        offline::scratch,
+        offline::{Opening, scratch},
     };
     use std::{
         fs::File,
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn a_write_is_kept_where_it_is_fetched_to_until_it_is_in_place() {
         let (_volume, offline, key) = scratch();
-        let volume = Arc::new(offline.open_volume(&key, Access::ReadWrite).unwrap());
+        let volume = Arc::new(offline.open_volume(&key, Opening::new(Access::ReadWrite, None)).unwrap());
         let (_, files) = offline.handles();
         let log = Log::start(Sink::Stderr, Vec::new()).unwrap();
         let shared = Shared {

@@ -102,6 +102,14 @@ fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id() as i32), signal).unwrap();
 }
 
+/// Processor time that it has had, in hundredths of a second.
+fn ticks(child: &Child) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    // After the name, which may hold anything: fields 14 and 15 of all.
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
+}
+
 /// Whether its thread that waits for signals is there.
 fn is_watching(child: &Child) -> bool {
     let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).into_iter().flatten().flatten();
@@ -119,9 +127,9 @@ fn an_interrupted_check_tells_what_it_has_found() {
         }
         let mut command = f.command("check --data disk --key-file key --json");
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // The first blocks are read by then.
         wait_for("no thread for signals", || is_watching(&child));
-        // The first blocks are read by then, or as good as.
-        sleep(Duration::from_millis(30));
+        wait_for("nothing done", || ticks(&child) >= 5);
         signal(&child, Signal::SIGINT);
         let run = Run::of(child.wait_with_output().unwrap()).expect(code).says("interrupted after");
         let report = run.json();

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use ublk_integrity::{
-    MasterKey, OnMismatch, TagAlgorithm, Volume,
+    MasterKey, TagAlgorithm, Volume,
     create::{self, FormatOptions},
     open::{Access, OpenOptions, open},
     speed::{TagBench, median},
@@ -169,16 +169,11 @@ impl Bench {
 
     fn open(&self, key: &MasterKey) -> Outcome<Volume> {
         let options = OpenOptions {
-            access: Access::ReadWrite,
             cache_bytes: 64 << 20,
             max_slots: DEEPEST,
-            queues: 1,
             max_request_bytes: LARGEST,
-            separate_meta: false,
-            on_mismatch: OnMismatch::Fail,
-            open_id: random()?,
-            hints: None,
             hash_threads: Some(self.hashing.way()),
+            ..OpenOptions::new(Access::ReadWrite, random()?)
         };
         Ok(self.offline.run(open(&self.offline.io(), key, &options))??)
     }
@@ -259,8 +254,8 @@ impl Bench {
         threads: usize,
         until: Until,
     ) -> Outcome<f64> {
-        let (fds, files) = self.offline.handles();
-        let run = Run { pattern, target, size, until, threads, hashing: &self.hashing, fds: &fds, files };
+        let (backings, files) = self.offline.handles();
+        let run = Run { pattern, target, size, until, threads, hashing: &self.hashing, backings, files };
         run.measure(&mut lanes[..pattern.depth])
     }
 }

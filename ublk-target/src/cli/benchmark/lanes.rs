@@ -2,6 +2,7 @@
 
 use crate::{
     checkpoints::{self, Stop},
+    device::Backings,
     failure::{Context, Exit, Failure, Outcome, no_ring},
     hash_queue::HashQueue,
     ring::{DeviceFiles, OwnRing, RingStorage},
@@ -9,7 +10,6 @@ use crate::{
 use std::{
     cell::{Cell, OnceCell, RefCell},
     future::Future,
-    os::fd::RawFd,
     thread,
     time::{Duration, Instant},
 };
@@ -79,7 +79,7 @@ pub struct Run<'a> {
     /// The way to those.
     pub hashing: &'a HashQueue,
     /// For the ring of each.
-    pub fds: &'a [RawFd],
+    pub backings: &'a Backings,
     pub files: DeviceFiles,
 }
 
@@ -141,11 +141,15 @@ impl Run<'_> {
         })
     }
 
+    fn ring(&self) -> Outcome<OwnRing> {
+        self.backings.descriptors().and_then(OwnRing::new).map_err(|e| no_ring(&e))
+    }
+
     fn sync(&self, lane: &mut Lane) -> Outcome {
         if !self.pattern.write {
             return Ok(());
         }
-        let ring = OwnRing::new(self.fds).map_err(|e| no_ring(&e))?;
+        let ring = self.ring()?;
         let io = ring.storage(self.files);
         let synced = ring.block_on(async {
             match self.target {
@@ -161,7 +165,7 @@ impl Run<'_> {
     }
 
     fn on_this_thread(&self, lanes: &mut [Lane], progress: &Progress) -> Outcome {
-        let ring = OwnRing::new(self.fds).map_err(|e| no_ring(&e))?;
+        let ring = self.ring()?;
         // Refused, it only costs time.
         let _ = ring.register(lanes.iter_mut().map(|lane| &mut lane.buf));
         Slot::work_together(lanes.iter_mut().filter_map(|lane| lane.slot.as_mut()));
@@ -173,7 +177,7 @@ impl Run<'_> {
     }
 
     fn make_checkpoints(&self, volume: &Volume, stop: &Stop) -> Outcome {
-        let ring = OwnRing::new(self.fds).map_err(|e| no_ring(&e))?;
+        let ring = self.ring()?;
         let io = ring.storage(self.files);
         let done = ring.block_on(checkpoints::run(volume, &io, stop, |_| {})).doing("io_uring failed")?;
         Ok(done?)

@@ -1,0 +1,100 @@
+//! A disk that is sick when the volume is opened: what can't be read is an error, and nothing that a well disk would have
+//! given is lost by that.
+
+use super::{
+    Rng, SimStorage, block_on,
+    disk::{BadRange, Faults},
+    exec::block_on_steps,
+    image::Superblock,
+    oracle::Oracle,
+    world::compare,
+};
+use ublk_integrity::{
+    Access, BlockRange, Buf, Device, Errno, OpenOptions, ReadError, Volume,
+    open::{OpenError, open},
+};
+
+/// What is wrong with it: some of these at a time.
+fn fall_ill(io: &SimStorage, rng: &mut Rng) {
+    let superblock = Superblock::newest(&io.disk());
+    let mut bad = Vec::new();
+    let mut faults = Faults { slow: if rng.chance(10) { 50 } else { 0 }, ..Faults::default() };
+    let mut unreadable = |device, from: u64, sectors: u64| {
+        let range = from / 512 * 512..from / 512 * 512 + 512 * sectors;
+        bad.push(BadRange { device, range, reads: Some(Errno::EIO), writes: None });
+    };
+    match rng.below(8) {
+        // The live log lies where it begins; the rest of the ring is old.
+        0..3 => {
+            let ahead = if rng.chance(70) { rng.below(16 << 10) } else { rng.below(superblock.log_size) };
+            let place = (superblock.log_begin + ahead) % superblock.log_size;
+            unreadable(Device::Meta, super::image::LOG_OFFSET + place, 1 + rng.below(4));
+        }
+        3 => (0..1 + rng.below(100)).for_each(|_| {
+            unreadable(Device::Data, superblock.block_offset(rng.below(200)), superblock.block_size / 512);
+        }),
+        4 => faults.data_reads = 1 + rng.below(100),
+        5 => faults.meta_reads = 1 + rng.below(50),
+        6 => faults.data_dead = true,
+        _ => (0..1 + rng.below(4)).for_each(|_| {
+            let pages = superblock.pages(&io.disk());
+            if !pages.is_empty() {
+                unreadable(Device::Meta, pages[rng.index(pages.len())].offset, 8);
+            }
+        }),
+    }
+    io.disk().bad_ranges = bad;
+    io.disk().faults = faults;
+}
+
+fn recuperate(io: &SimStorage) {
+    io.disk().bad_ranges.clear();
+    io.disk().faults = Faults::default();
+}
+
+/// Opens the volume on a disk that is sick for that time, perhaps cut short, and looks at all that is served; then again
+/// when the disk is well.
+pub fn open_sick(io: &SimStorage, options: &OpenOptions, rng: &mut Rng, oracle: &mut Oracle) {
+    let access = if rng.chance(50) { Access::ReadOnly } else { Access::ReadWrite };
+    let options = OpenOptions { access, open_id: rng.bytes(), ..options.clone() };
+    let steps = if rng.chance(20) { rng.below(200) } else { u64::MAX };
+    fall_ill(io, rng);
+    let writes = io.disk().writes;
+    let opened = block_on_steps(io, open(io, &super::key(), &options), steps);
+    match opened {
+        None => {}
+        Some(Err(OpenError::Device(_) | OpenError::LogUnreadable(_) | OpenError::Away(_))) => {
+            assert_eq!(io.disk().writes, writes, "what is refused is left as it was");
+        }
+        Some(Err(e)) => panic!("a sick disk is no tampered one: {e}"),
+        Some(Ok(volume)) => {
+            look(&volume, io, oracle);
+            recuperate(io);
+            compare(&volume, io, oracle);
+            if access == Access::ReadOnly || volume.latched().is_some() {
+                let undecided = volume.status().undecided_blocks;
+                assert_eq!(undecided, 0, "each has been read from a well disk");
+            }
+        }
+    }
+    recuperate(io);
+}
+
+/// Reads each block: right, or an error of the device.
+fn look(volume: &Volume, io: &SimStorage, oracle: &mut Oracle) {
+    let mut slot = volume.slot(0);
+    let bs = volume.block_size();
+    let mut buf = Buf::new(bs);
+    let data_from = volume.info().data_device_bytes - volume.info().size;
+    for block in oracle.touched() {
+        let torn = io.disk().is_torn(Device::Data, data_from + block.0 * bs as u64);
+        let (result, b) = block_on(io, volume.read(io, &mut slot, BlockRange::new(block, 1), buf));
+        buf = b;
+        match result {
+            Ok(()) => oracle.settle(block, Some(&buf[..bs]), torn),
+            Err(ReadError::Mismatch { .. }) => oracle.settle(block, None, torn),
+            Err(ReadError::Device(_)) => {}
+            Err(e) => panic!("block {block} of a sick disk: {e}"),
+        }
+    }
+}
