@@ -11,7 +11,7 @@
 //! An accepted write waits for what any write waits for, never for a flush: no circle.
 
 use crate::{
-    BlockRange, Buf, Durability, Latched, RecordNumber, Slot, Storage, Volume, WriteError,
+    BlockRange, Buf, Latched, RecordNumber, Slot, Storage, Volume, WriteError,
     ranges::{Mode, RangeGuard},
     sync::{AtomicU64, AtomicUsize, Mutex, Ordering},
 };
@@ -196,7 +196,7 @@ impl Volume {
         forget: impl FnOnce(),
     ) -> (Result<(), WriteError>, Buf) {
         debug_assert_eq!(slot.id, accepted.guard.slot());
-        let (result, buf) = self.write_held(io, slot, accepted.range(), buf, Durability::MayBeLost).await;
+        let (result, buf) = self.write_held(io, slot, accepted.range(), buf).await;
         accepted.why_failed = match result {
             Ok(()) => {
                 self.counters[slot.queue].accepted_writes.add(1);

@@ -128,6 +128,9 @@ impl Volume {
         if self.access == Access::ReadWrite {
             self.log.flush(io, OWN_SLOT).await?;
             self.log.write_flush_record(io).await?;
+            self.checkpoint(io).await?;
+            // Where a full ring had no room for it, there is some now.
+            self.log.write_flush_record(io).await?;
         }
         self.checkpoint(io).await
     }

@@ -19,9 +19,11 @@
 //!    case that data is on the medium that nothing vouches for.
 //! 2. Data is written **once**, in place. After a crash each block is matched against the tags that
 //!    it may rightly carry ([`open`](open::open), `recovery/`).
-//! 3. A **checkpoint** makes the data durable, then writes tag pages and tree to slots that nothing
+//! 3. A **flush** makes the data durable, and then the log is told which numbers are; so does a write that asks for it (FUA).
+//!    What the log was told is never answered with something older (`log/flush.rs`).
+//! 4. A **checkpoint** makes the data durable, then writes tag pages and tree to slots that nothing
 //!    current names, makes those durable, and only then moves both superblock copies on.
-//! 4. Nothing that belongs to an older epoch (a slot, log space) is used again before both copies
+//! 5. Nothing that belongs to an older epoch (a slot, log space) is used again before both copies
 //!    name the newer one.
 //!
 //! # What is believed

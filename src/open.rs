@@ -58,6 +58,8 @@ pub struct OpenOptions {
     pub queues: usize,
     /// Largest request in bytes.
     pub max_request_bytes: usize,
+    /// Most bytes of memory that the volume may take, and recovery before it: more is refused before it is taken.
+    pub max_memory_bytes: u64,
     /// Whether the metadata was given as a device of its own.
     pub separate_meta: bool,
     /// What a read does with a block that does not match its tag.
@@ -85,6 +87,7 @@ impl OpenOptions {
             max_slots: 1,
             queues: 1,
             max_request_bytes: 1 << 20,
+            max_memory_bytes: u64::MAX,
             separate_meta: false,
             on_mismatch: OnMismatch::Fail,
             expected_uuid: None,
@@ -207,6 +210,14 @@ pub enum OpenError {
     /// The device transfers more at least than the volume reads and writes.
     #[error(transparent)]
     BelowSector(#[from] BelowSector),
+    /// More memory than [`OpenOptions::max_memory_bytes`], or than there is.
+    #[error("opening the volume takes {needed} bytes of memory at least, {available} can be had")]
+    Memory {
+        /// What it takes, as far as is known.
+        needed: u64,
+        /// What it may take.
+        available: u64,
+    },
     /// An option makes no sense.
     #[error("{0}")]
     Options(String),

@@ -1,8 +1,8 @@
 //! Reading: the data and whatever metadata is missing are fetched together, then everything is verified.
 
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, OnMismatch, PageName, ReadError, Slot,
-    Storage, Volume, WriteError,
+    BlockIndex, BlockRange, Buf, Device, DeviceError, Errno, OnMismatch, PageName, ReadError, Slot, Storage, Volume,
+    WriteError,
     format::{LOST_TAG, ZERO_TAG},
     keys::equal,
     lookup::Into,
@@ -181,7 +181,7 @@ impl Volume {
             let result;
             // `old` holds the tags that remain to be looked at: the write uses `tags`.
             std::mem::swap(&mut slot.tags, &mut slot.old);
-            (result, buf) = self.write_part(io, slot, one, buf, i * bs, Durability::MayBeLost).await;
+            (result, buf) = self.write_part(io, slot, one, buf, i * bs).await;
             std::mem::swap(&mut slot.tags, &mut slot.old);
             match result {
                 Ok(()) => self.counters[slot.queue].fixed_blocks.add(1),

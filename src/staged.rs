@@ -17,7 +17,7 @@ use crate::{
     log::LogPoint,
     open::{Access, OpenError, OpenOptions, RecoveryReport, UnreadLog, are_exchanged, read_identity},
     pending::PendingSet,
-    recovery::{BlockCandidates, Candidates, Settle, Unread, follow},
+    recovery::{BlockCandidates, Candidates, Settle, TooMuch, Unread, follow},
     root::Root,
     sectors::{refuse_blocks_below_sector, refuse_pages_below_sector, refuse_records_below_sector},
     superblocks::{Change, Newest, meta_error, publish, read_copies},
@@ -109,7 +109,10 @@ impl VerifiedVolume {
 
     async fn follow_log<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<CrashedVolume, OpenError> {
         let Self { newest } = self;
-        let chain = follow(io, &newest.superblock, &newest.keys, options.unread_log).await?;
+        let (available, own) = (options.max_memory_bytes, most_memory_bytes(&newest.superblock, options));
+        let left = available.checked_sub(own).ok_or(OpenError::Memory { needed: own, available })?;
+        let candidates = Candidates::within(left);
+        let chain = follow(io, &newest.superblock, &newest.keys, options.unread_log, candidates).await?;
         let mut warnings = atomicity_warnings(io, &newest.superblock);
         warnings.extend(chain.unreadable.map(|why| {
             format!("a part of the tag log that holds nothing can't be read, writing may fail there: {why}")
@@ -128,7 +131,11 @@ impl CrashedVolume {
         let tagger = Arc::new(Tagger::new(&newest.keys, superblock.tag, &superblock.layout));
         let cache = Cache::new(options.cache_bytes);
         let tree = Tree { layout: superblock.layout, root: Root::new(superblock.root), cache };
-        let (set, settling) = candidates.into_set_and_blocks();
+        let settling = candidates.into_set_and_blocks(&superblock.layout);
+        let (set, settling) = settling.map_err(|TooMuch { needed }| OpenError::Memory {
+            needed: most_memory_bytes(superblock, options).saturating_add(needed),
+            available: options.max_memory_bytes,
+        })?;
         let settle = Settle::new(io, &tree, &tagger);
         let undecided = settle.all(&settling, &set, options.unreadable_blocks, &mut report).await?;
         Ok(RecoveredVolume { newest, head, tree, tagger, set, undecided, unread, report, warnings })
@@ -197,6 +204,12 @@ impl RecoveredVolume {
         moved.map_err(Latched::Superblock)?;
         Ok((next, applied))
     }
+}
+
+/// What the volume takes at most, recovery apart.
+fn most_memory_bytes(superblock: &Superblock, options: &OpenOptions) -> u64 {
+    let OpenOptions { cache_bytes, max_slots, max_request_bytes, .. } = *options;
+    crate::most_memory_bytes(Some(&VolumeInfo::of(superblock)), cache_bytes, max_slots, max_request_bytes)
 }
 
 /// The devices may not be those that the volume was formatted on: an image copied to another disk.
@@ -274,10 +287,7 @@ async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOption
         }
     }
     refuse_blocks_below_sector(io, layout.block_size)?;
-    if options.access == Access::ReadWrite {
-        // Records are read in large pieces.
-        refuse_records_below_sector(io, superblock.physical_block)?;
-    }
+    refuse_records_below_sector(io, superblock.physical_block)?;
     if layout.separate_meta {
         let raw = read_identity(io).await?;
         let claim = raw.claim()?;

@@ -32,7 +32,8 @@ impl Volume {
         }
     }
 
-    /// Writes `range` from the front of `buf`.
+    /// Writes `range` from the front of `buf`. [`Durable`](Durability::Durable): as if a [`flush`](Self::flush) of these blocks
+    /// came with it, which waits for no other write.
     pub async fn write<S: Storage>(
         &self,
         io: &S,
@@ -44,8 +45,15 @@ impl Volume {
         if let Err(e) = self.writable(range) {
             return (Err(e), buf);
         }
-        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
-        self.write_held(io, slot, range, buf, durability).await
+        let guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
+        let (mut result, buf) = self.write_held(io, slot, range, buf).await;
+        drop(guard);
+        if result.is_ok() && durability == Durability::Durable {
+            // A durable data write would be on the medium, but the log would not know: after a crash an older version would
+            // be taken for this one's place.
+            result = self.log.flush(io, slot.id).await.map_err(WriteError::Latched);
+        }
+        (result, buf)
     }
 
     /// The same for a range that the caller holds.
@@ -55,7 +63,6 @@ impl Volume {
         slot: &mut Slot,
         range: BlockRange,
         mut buf: Buf,
-        durability: Durability,
     ) -> (Result<(), WriteError>, Buf) {
         let Some(bytes) = self.request_bytes(range, &buf) else {
             return (Err(WriteError::BadRange(range)), buf);
@@ -67,7 +74,7 @@ impl Volume {
         while done < range.count {
             let part = BlockRange::new(BlockIndex(range.first.0 + done), most.min(range.count - done));
             let result;
-            (result, buf) = self.write_part(io, slot, part, buf, done as usize * self.block_size(), durability).await;
+            (result, buf) = self.write_part(io, slot, part, buf, done as usize * self.block_size()).await;
             if result.is_err() {
                 return (result, buf);
             }
@@ -84,7 +91,6 @@ impl Volume {
         part: BlockRange,
         buf: Buf,
         at: usize,
-        durability: Durability,
     ) -> (Result<(), WriteError>, Buf) {
         let bytes = at..at + part.count as usize * self.block_size();
         let buf = self.make_tags(io, slot, Into::Tags, part, buf, at).await;
@@ -99,7 +105,7 @@ impl Volume {
             return (Err(WriteError::Latched(why)), buf);
         }
         let offset = self.tree.layout.block_offset(part.first);
-        let (result, buf) = io.write(Device::Data, offset, buf, bytes.clone(), durability).await;
+        let (result, buf) = io.write(Device::Data, offset, buf, bytes.clone(), Durability::MayBeLost).await;
         match result {
             // Published before the number leaves the in-flight list: whoever drains the epoch finds the tags.
             Ok(()) => {

@@ -8,10 +8,19 @@ use crate::sim::{
     oracle::Oracle,
     reopen,
     sick::open_sick,
+    told::Told,
     world::{Kept, MAX_REQUEST, QUEUES, World, compare, live, recover, replay},
 };
-use std::{cell::RefCell, ops::ControlFlow, rc::Rc};
+use std::{
+    cell::RefCell,
+    ops::ControlFlow,
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use ublk_integrity::{OpenOptions, check::check};
+
+/// Blocks that were exchanged while the power was off.
+static EXCHANGED: AtomicU64 = AtomicU64::new(0);
 
 /// An empty volume of the seed's choice, and how to open it.
 fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
@@ -43,7 +52,9 @@ fn crash_after_every_write(seed: u64) -> u64 {
         distrust: false,
     };
     let (mut writes, mut crashes, steps) = (io.disk().writes, 0, rng.below(600));
+    let mut told = Told::new(&io);
     live(&world, rng.next(), steps, || {
+        told.look(&world);
         if io.disk().writes == writes {
             return;
         }
@@ -57,6 +68,10 @@ fn crash_after_every_write(seed: u64) -> u64 {
         }
         let volume = recover(&copy, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
         compare(&volume, &copy, &mut oracle);
+        if rng.chance(20) {
+            let exchanged = told.exchange(&io, &world.oracle.borrow(), &options, &mut rng);
+            EXCHANGED.fetch_add(exchanged, Ordering::Relaxed);
+        }
         crashes += 1;
     });
     crashes
@@ -83,7 +98,9 @@ fn several_lives(seed: u64) -> u64 {
             distrust: false,
         };
         let steps = if rng.chance(20) { rng.below(3000) } else { rng.below(300) };
-        live(&world, rng.next(), steps, || {});
+        let mut told = Told::new(&io);
+        live(&world, rng.next(), steps, || told.look(&world));
+        io.disk().trace = None;
         drop(world);
         let faults = std::mem::take(&mut io.disk().faults);
         let crash = if rng.chance(70) {
@@ -95,6 +112,10 @@ fn several_lives(seed: u64) -> u64 {
         };
         crash(&mut io.disk());
         crashes += 1;
+        if rng.chance(50) {
+            let exchanged = told.exchange(&io, &oracle.borrow(), &options, &mut rng);
+            EXCHANGED.fetch_add(exchanged, Ordering::Relaxed);
+        }
         // What is kept of a daemon that was killed is put in place when the volume opens for good: it is missed before.
         if kept.borrow().is_empty() && rng.chance(30) {
             open_sick(&io, &options, &mut rng, &mut oracle.borrow_mut());
@@ -152,6 +173,10 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
             seed += threads;
         }
         assert!(done < 500 || elsewhere::done() > 0, "no other thread was ever handed blocks to hash");
+        assert!(
+            done < 500 || EXCHANGED.load(Ordering::Relaxed) > 0,
+            "no block of which something is recorded was exchanged"
+        );
         done
     };
     let total: u64 = std::thread::scope(|s| {

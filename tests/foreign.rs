@@ -129,6 +129,8 @@ fn reserved_bytes_in_use_and_fields_that_no_version_allows() {
         is_foreign(&[version(number), edit(56, &[1])], field("record padding"));
         is_foreign(&[version(number), edit(72 + 40, &[9])], field("root"));
     }
+    is_foreign(&[edit(136, &[8])], field("log position"));
+    is_foreign(&[edit(144, &[0xff; 8])], field("epoch, log position or record number"));
     // The second page area is version 2's.
     is_foreign(&[edit(72 + 40, &[3])], field("root"));
     let second = |edits: &[Edit], name| {

@@ -141,7 +141,8 @@ fn records() {
 #[test]
 fn pages() {
     fuzz(&seeds(), |rng, io| {
-        let pages = image::Superblock::newest(&io.disk()).pages(&io.disk());
+        let superblock = image::Superblock::newest(&io.disk());
+        let pages = superblock.pages(&io.disk());
         let page = &pages[rng.below(pages.len() as u64) as usize];
         change(rng, io, Device::Meta, page.offset, PAGE as usize, |_| ());
     });

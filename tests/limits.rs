@@ -2,7 +2,9 @@
 
 use crate::sim::{Executor, Lab, Rng, disk::Trace, exec::Step, format_options, image::Logged, open_options};
 use std::cell::Cell;
-use ublk_integrity::{BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, WriteError, create::FormatOptions};
+use ublk_integrity::{
+    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, WriteError, create::FormatOptions, open::OpenError,
+};
 
 const TIB: u64 = 1 << 40;
 
@@ -77,6 +79,37 @@ fn no_volume_takes_more_memory_than_was_foretold() {
         }
     }
     assert_eq!(ublk_integrity::most_memory_bytes(None, u64::MAX, 1 << 24, 32 << 20), u64::MAX);
+}
+
+#[test]
+fn an_open_that_may_not_take_its_memory_is_refused_before_it_does() {
+    let mut lab = Lab::new(&format_options(512), &options());
+    for version in 1..=10 {
+        lab.write(0, 100, version);
+    }
+    let options = lab.options.clone();
+    let own = ublk_integrity::most_memory_bytes(
+        Some(lab.volume.info()),
+        options.cache_bytes,
+        options.max_slots,
+        options.max_request_bytes,
+    );
+    let opened = |max_memory_bytes: u64| {
+        let io = crate::sim::SimStorage::new(lab.disk().fork(1));
+        let writes = io.disk().writes;
+        let options = OpenOptions { max_memory_bytes, ..options.clone() };
+        let result = Lab::open(io.clone(), &options).map(|mut lab| assert!(lab.reads_as(7, 10)));
+        assert!(result.is_ok() || io.disk().writes == writes, "nothing was written");
+        result
+    };
+    // The volume alone; with what the log says, which is known only then.
+    for too_little in [0, own - 1, own, own + 10_000] {
+        match opened(too_little) {
+            Err(OpenError::Memory { needed, available }) => assert!(needed > too_little && available == too_little),
+            other => panic!("{other:?}"),
+        }
+    }
+    opened(own + (1 << 20)).unwrap();
 }
 
 #[test]

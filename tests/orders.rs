@@ -4,13 +4,17 @@
 use crate::sim::{
     Lab, Rng, SimStorage,
     disk::Trace,
-    format_options, formatted, open_options,
+    format_options, formatted,
+    image::Logged,
+    open_options,
     oracle::Oracle,
     watch::Watch,
     world::{MAX_REQUEST, QUEUES, World, live},
 };
 use std::{cell::RefCell, future::Future, rc::Rc};
-use ublk_integrity::{BlockIndex, BlockRange, Buf, Device, OpenOptions, create::FormatOptions, open::open};
+use ublk_integrity::{
+    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, Work, create::FormatOptions, open::open,
+};
 
 fn separate() -> (FormatOptions, OpenOptions) {
     let format = FormatOptions { separate_meta: true, ..format_options(512) };
@@ -82,6 +86,45 @@ fn a_flush_is_one_sync_after_the_acknowledged_writes() {
         ),
         "{data:?}"
     );
+}
+
+fn write_fua(lab: &mut Lab, block: u64) {
+    let Lab { io, volume, slot, .. } = lab;
+    let one = BlockRange::new(BlockIndex(block), 1);
+    crate::sim::block_on(io, volume.write(io, slot, one, Buf::new(512), Durability::Durable)).0.unwrap();
+}
+
+/// The numbers that the log's newest record says are durable: the highest, and how many of those before are not.
+fn told(lab: &Lab) -> Option<(u64, usize)> {
+    lab.records().last()?.entries.iter().find_map(|entry| match entry {
+        Logged::Flush { highest, except } => Some((*highest, except.len())),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_fua_write_is_a_write_and_a_flush_of_its_own_which_the_next_record_tells() {
+    let mut lab = lab();
+    for _ in 0..2 {
+        let trace = lab.traced(|lab| write_fua(lab, 3));
+        let [
+            Trace::WriteStart { device: Device::Meta, durable: true, .. },
+            Trace::WriteEnd { device: Device::Meta, .. },
+            Trace::WriteStart { device: Device::Data, durable: false, .. },
+            Trace::WriteEnd { device: Device::Data, .. },
+            Trace::SyncStart(Device::Data),
+            Trace::SyncEnd(Device::Data),
+        ] = trace[..]
+        else {
+            panic!("{trace:?}");
+        };
+    }
+    assert_eq!(told(&lab), Some((1, 0)), "the second one's record says that the first is durable");
+    let trace = lab.traced(|lab| crate::sim::block_on(&lab.io, lab.volume.work(&lab.io, Work::FlushRecord)).unwrap());
+    assert!(matches!(trace[..], [Trace::WriteStart { durable: true, .. }, Trace::WriteEnd { .. }]), "{trace:?}");
+    assert_eq!(told(&lab), Some((2, 0)), "one of its own, where no other comes");
+    let trace = lab.traced(|lab| lab.try_flush().unwrap());
+    assert_eq!(trace, [], "nothing is left to flush");
 }
 
 #[test]

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Random model of the write, flush, zero, checkpoint and recovery orders (docs/crash-safety.md), with crashes between any two steps.
-Oracle: after every crash each block reads as an allowed version (no false alarm, nothing older than the last completed flush),
-and no version older than the last flush recorded in the log is among the accepted ones (no replay). A kill without a power cut loses
-nothing that was answered and is not kept. Nothing ever deadlocks.
+Oracle: after every crash each block reads as an allowed version (no false alarm, nothing older than the last completed flush or FUA write).
+What a flush or a FUA write was answered for before a record was sealed is *recorded* once that record is durable: forks at every recovery put
+each older version, and garbage, on each block, with the superblock that is there and with the one before it; none may read as something older than what is recorded.
+A kill without a power cut loses nothing that was answered and is not kept. Nothing ever deadlocks, and nothing is left that flushes had to say.
 usage: protocol_model.py [RUNS] [SEED] [BUG]     FAIL=0.05: share of data writes that fail
 BUG: log_after flush_all flush_no_sync ignore_flush no_drain fail_forgets same_slot no_meta_sync one_sb overrun zero_newest_only
      zero_any late_buf mixed put_active join nothing own_durable refuse_stranded no_skip
      early_flush early_forget
-In the model: one ring log with group commit, two records under way and a finite size, lazy flush records, zero runs, failed and torn data writes, two slots a page,
+     fua_unrecorded fua_unsynced fua_early drop_entry entry_early cut_high cut_varies silent_checkpoint stay_owed
+In the model: one ring log with group commit, two records under way and a finite size, lazy flush records that may find no room, lists cut short, FUA writes, zero runs, failed and torn data writes, two slots a page,
 writes answered when they have their range (kept for whoever comes after a kill),
 two superblock copies that can tear, epochs, drain, recovery cut short and repeated. Not in it: the hash tree above the pages, the cache, keys."""
 import os, random, sys
@@ -22,7 +24,7 @@ class Disk:                                         # what a crash leaves
     def __init__(d, r):
         d.r = r; d.data = [[('garbage', b)] for b in range(NB)]          # possible contents, newest last
         d.slot = [[[None], [None]] for _ in range(NB)]                   # two slots a page, possible contents
-        d.log = {}                                                       # place in the ring -> record
+        d.log = {}; d.prev = None                                        # place in the ring -> record; the superblock before the last
         d.sb = [None, None]
     def sync_data(d): d.data = [[c[-1]] for c in d.data]
     def sync_meta(d): d.slot = [[[s[-1]] for s in p] for p in d.slot]
@@ -33,9 +35,13 @@ class Disk:                                         # what a crash leaves
             old = d.sb[i]; d.sb[i] = d.r.choice([None, old]); yield
             d.sb[i] = sb; yield
 
+def covers(W, q): return q <= W[0] and q not in W[1]
+
 class User:                                         # what was promised
-    def __init__(u): u.next = 1; u.issued = [[('zero', 0)] for _ in range(NB)]; u.acked = [0] * NB; u.floor = [0] * NB; u.logged = [0] * NB; u.torn = set()
+    def __init__(u): u.next = 1; u.issued = [[('zero', 0)] for _ in range(NB)]; u.acked = [0] * NB; u.floor = [0] * NB; u.logged = [0] * NB; u.torn = set(); u.number = {}
     def index(u, b, v): return len(u.issued[b]) - 1 - u.issued[b][::-1].index(v)
+    def said(u, b, W):                              # the newest promised version of a block that a claim covers
+        return max(i for i, v in enumerate(u.issued[b][:u.floor[b] + 1]) if i == 0 or v in u.number and covers(W, u.number[v]))
 
 class Node:
     def __init__(n, d, u, sb, seq):
@@ -43,17 +49,17 @@ class Node:
         n.active, n.frozen, n.root = {}, None, dict(sb['root'])
         n.inflight, n.abandoned, n.guard = {}, {}, set()
         n.buf, n.way, n.pos, n.link, n.tail, n.durable = [], [], sb['tail'], sb['link'], sb['tail'], 0
-        n.kept = {}; n.ck = False; n.tasks = []; n.flushlock = False; n.last_flush = (-1, ())
+        n.kept = {}; n.ck = False; n.tasks = []; n.flushlock = False; n.last_flush = (-1, ()); n.owed = None; n.said = [0] * NB; n.checkpointed = [0] * NB; n.most = d.r.choice((0, 1, 2, 9, 9))
     def tag(n, b):
         for p in (n.active, n.frozen or {}): 
             if b in p: return p[b]
         return n.root[b][1] if b in n.root else ('zero', 0)
     def full(n): return n.pos + (1 if n.buf else 0) - n.tail >= (CAP - 2 if BUG != 'overrun' else 99)
     def append(n, b, v):                            # epoch, number and in-flight entry in one step
-        while n.full(): yield
+        while n.full() or BUG != 'mixed' and any(x[0] != n.epoch for x in n.buf): yield   # what gathers is of one epoch
         n.seq += 1; q = n.seq; e = n.inflight[q] = n.epoch
         if BUG == 'late_buf': yield                 # epoch, number, in-flight list and gathering buffer are one step
-        n.buf.append((e, 'tag', q, b, v))
+        n.buf.append((e, 'tag', q, b, v)); n.u.number[v] = q
         if BUG == 'log_after': return q
         yield from n.commit(q)
         return q
@@ -64,19 +70,22 @@ class Node:
     def send(n, e):                                 # sealed one after the other, on their way side by side, durable in order
         batch = [x for x in n.buf if x[0] == e]; n.buf = [x for x in n.buf if x[0] != e]   # one epoch a record
         if BUG == 'mixed': batch += n.buf; n.buf = []
+        if n.owed and (not batch or n.d.r.random() < .8):                # an entry that finds no room is owed to the next record
+            batch.append((e, 'flush', n.owed)); n.owed = None
+        elif BUG == 'drop_entry': n.owed = None
+        told = None if n.owed else [max(x) for x in zip(n.said, n.checkpointed)]   # all that was answered by now is said by this record or one before it
         rec = dict(pos=n.pos, prev=n.link, id=(id(n), n.pos, n.d.r.random()), epoch=e, entries=batch, first=n.way[0]['rec']['pos'] if n.way else n.pos)
-        n.pos += 1; n.link = rec['id']; w = dict(rec=rec, done=False); n.way.append(w); yield
+        n.pos += 1; n.link = rec['id']; w = dict(rec=rec, done=False, told=told); n.way.append(w); yield
         n.d.log[rec['pos'] % CAP] = rec; yield
         w['done'] = True
         if BUG == 'own_durable': n.durable = max([n.durable] + [x[2] for x in batch if x[1] == 'tag'])
         while n.way and n.way[0]['done']:
-            rec = n.way.pop(0)['rec']; n.durable = max([n.durable] + [x[2] for x in rec['entries'] if x[1] == 'tag'])
+            w = n.way.pop(0); rec = w['rec']; n.durable = max([n.durable] + [x[2] for x in rec['entries'] if x[1] == 'tag'])
             n.last = getattr(n, 'last', {}); n.last[rec['epoch']] = (rec['pos'] + 1, rec['id'])
-            for x in rec['entries']:
-                if x[1] == 'flush': n.u.logged = [max(a, c) for a, c in zip(n.u.logged, x[4])]
+            if w['told']: n.u.logged = [max(a, c) for a, c in zip(n.u.logged, w['told'])]
     def put(n, e, b, v): (n.active if BUG == 'put_active' or e == n.epoch else n.frozen if n.frozen is not None else {})[b] = v
-    def write(n, b, fail):
-        d, u = n.d, n.u; early = not fail and b not in n.guard and d.r.random() < .5
+    def write(n, b, fail, fua=False):
+        d, u = n.d, n.u; early = not fail and not fua and b not in n.guard and d.r.random() < .5
         while b in n.guard: yield
         n.guard.add(b); v = ('w', u.next); u.next += 1; old = n.tag(b); oldc = d.data[b][-1]; u.issued[b].append(v)
         if early: u.acked[b] = u.index(b, v); n.kept[b] = v         # answered; its range is held
@@ -87,7 +96,9 @@ class Node:
         yield
         if BUG == 'log_after': yield from n.commit(q)
         if not fail:
-            n.put(e, b, v); u.torn.discard(b); u.acked[b] = u.index(b, v); n.kept.pop(b, None)
+            n.put(e, b, v); u.torn.discard(b); n.kept.pop(b, None); place = u.index(b, v)
+            if not fua or BUG == 'fua_early': u.acked[b] = place
+            if fua and BUG == 'fua_early': u.floor[b] = place; n.said[b] = place
         else:                                       # under the range: sync, read back
             d.sync_data(); yield
             c = d.data[b][-1]
@@ -97,6 +108,7 @@ class Node:
                 u.issued[b].remove(v)
             else: n.put(e, b, v); n.abandoned[q] = e; u.torn.add(b)   # proves nothing: reads fail until the next write
         del n.inflight[q]; n.guard.discard(b)
+        if fua and not fail: yield from n.sync([place if c == b else 0 for c in range(NB)], fua=True)
     def zero(n, b):
         u = n.u
         while b in n.guard: yield
@@ -107,29 +119,45 @@ class Node:
     def flush(n):
         acked, before = list(n.u.acked), dict(n.kept)
         while BUG != 'early_flush' and any(n.kept.get(b) == v for b, v in before.items()): yield
+        yield from n.sync(acked)
+    def sync(n, promised, fua=False):               # flushes and FUA writes share a sync where they can
+        def answered():
+            n.u.acked = [max(a, c) for a, c in zip(n.u.acked, promised)]; n.u.floor = [max(a, c) for a, c in zip(n.u.floor, promised)]
+            n.said = [max(s, n.u.said(b, n.last_flush)) for b, s in enumerate(n.said)]
+        if BUG == 'fua_unsynced' and fua: answered(); return
         if BUG == 'join' and n.flushlock:           # may only join a flush whose snapshot is not yet taken
             while n.flushlock: yield
-            n.u.floor = [max(a, c) for a, c in zip(n.u.floor, acked)]; return
+            answered(); return
         while n.flushlock: yield
-        if n.seq == n.last_flush[0] and (BUG == 'nothing' or not n.last_flush[1]):   # nothing to do
-            n.u.floor = [max(a, c) for a, c in zip(n.u.floor, acked)]; return
-        n.flushlock = True; u = n.u
-        W = (n.seq, frozenset() if BUG == 'flush_all' else frozenset(n.inflight) | frozenset(n.abandoned)); yield
+        if n.seq == n.last_flush[0] and (BUG == 'nothing' or not n.last_flush[1]): answered(); return   # nothing to do
+        n.flushlock = True
+        W = (n.seq, frozenset() if BUG == 'flush_all' else frozenset(n.inflight) | frozenset(n.abandoned))
+        if BUG == 'entry_early': n.claim(W)
+        yield
         if BUG != 'flush_no_sync': n.d.sync_data()
         yield
-        n.buf.append((n.epoch, 'flush', W, None, acked)) if not n.full() else None      # rides on the next record
-        u.floor = [max(a, c) for a, c in zip(u.floor, acked)]; n.flushlock = False; n.last_flush = W
-        yield
+        n.flushlock = False; n.last_flush = W
+        if BUG != 'entry_early' and not (BUG == 'fua_unrecorded' and fua): n.claim(W)
+        answered(); yield
+    def claim(n, W):                                # what the log is to be told; the newest only
+        most = n.most if BUG != 'cut_varies' else n.d.r.choice((0, 9)); listed = sorted(W[1])
+        if len(listed) > most: W = (W[0] if BUG == 'cut_high' else listed[most] - 1, frozenset(listed[:most]))
+        n.owed = n.last_flush = W
+    def worked(n): yield from n.worker(); n.ck = False
+    def worker(n):                                  # the checkpoint thread, between checkpoints: an entry that no record carries along gets one of its own
+        if n.owed and not n.buf and not n.way and not n.full() and BUG != 'stay_owed': yield from n.send(n.epoch)
     def checkpoint(n):
         d = n.d
         E = n.epoch; n.frozen, n.active = n.active, {}; n.epoch += 1
         yield
         while BUG != 'no_drain' and E in n.inflight.values(): yield
-        while any(x[0] == E for x in n.buf): # a flush record of E that nobody carries: write it now
-            yield from n.lead(E)
         while any(w['rec']['epoch'] == E for w in n.way): yield
         pos, link = getattr(n, 'last', {}).get(E, (n.sb['tail'], n.sb['link']))
-        d.sync_data(); yield
+        if BUG == 'silent_checkpoint': d.sync_data()
+        else: yield from n.sync([0] * NB)         # the log is told in the next epoch: it matters where the ended one's superblock is put back
+        for b, v in n.frozen.items():
+            if BUG == 'silent_checkpoint' or covers(n.last_flush, n.u.number[v]): n.checkpointed[b] = max(n.checkpointed[b], n.u.index(b, v))
+        yield
         root = dict(n.sb['root'])
         for b, v in sorted(n.frozen.items()):
             s = 1 - root[b][0] if b in root else 0
@@ -139,11 +167,8 @@ class Node:
         yield
         sb = dict(epoch=E + 1, root=root, tail=pos, link=link)
         yield from d.write_sb(sb)
-        n.sb = sb; n.root = root; n.tail = pos; n.frozen = None; n.ck = False
+        d.prev = n.sb; n.sb = sb; n.root = root; n.tail = pos; n.frozen = None; n.ck = False
         n.abandoned = {q: e for q, e in n.abandoned.items() if e != E}; yield
-    def lead(n, E):
-        while len(n.way) == 2: yield
-        if any(x[0] == E for x in n.buf): yield from n.send(E)
 
 def newest(d):
     s = [x for x in d.sb if x]
@@ -163,13 +188,13 @@ def scan(d, sb):
 
 def candidates(sb, ents):
     c = [[(0, sb['root'][b][1] if b in sb['root'] else ('zero', 0))] for b in range(NB)]
-    F = [x[2] for x in ents if x[1] == 'flush']
+    F = [x[2] for x in ents if x[1] == 'flush'][-1:]                   # the last one only: what it lists was listed before
     for x in sorted((x for x in ents if x[1] == 'tag'), key=lambda x: x[2]): c[x[3]].append((x[2], x[4]))
     for b in range(NB):
         base = 0
         for i, (q, v) in enumerate(c[b]):
             if v[0] == 'zero' and BUG != 'zero_any': base = i                         # logged zeros are done
-            if BUG != 'ignore_flush' and any(q <= W and q not in ex for W, ex in F): base = max(base, i)
+            if BUG != 'ignore_flush' and any(covers(W, q) for W in F): base = max(base, i)
         c[b] = c[b][base:]
     return c
 
@@ -179,6 +204,18 @@ def settle(c, content):
     if c[0][1][0] == 'zero' and BUG != 'zero_newest_only' or c[-1][1][0] == 'zero': return c[-1][1] if c[-1][1][0] == 'zero' else c[0][1]
     return None
 
+def forks(u, b, c, when):                           # somebody puts each of these there
+    for x in u.issued[b][:u.logged[b]] + [('garbage', 'x')]:
+        w = settle(c, x)
+        if w is not None and (w not in u.issued[b] or u.index(b, w) < u.logged[b]): raise Refuse(f"{when}{x} put on block {b} reads as {w}, recorded is {u.logged[b]} of {u.issued[b]}")
+
+def put_back(d, u, sb):                             # the superblock before the last, and an old block
+    if not d.prev or d.prev['epoch'] != sb['epoch'] - 1: return
+    try: ents = scan(d, d.prev)[0]
+    except Refuse: return
+    for b, c in enumerate(candidates(d.prev, ents)):
+        if b not in u.torn: forks(u, b, c, "superblock put back: ")
+
 def recover(d, u):                                  # a generator too: it can be cut short anywhere
     d.sync_data(); d.sync_meta(); yield None
     sb = newest(d)
@@ -187,7 +224,7 @@ def recover(d, u):                                  # a generator too: it can be
             if d.sb[i] != sb: d.sb[i] = None; yield None; d.sb[i] = sb; yield None
     for b, (s, v) in sb['root'].items():
         if d.slot[b][s][-1] != v: raise Refuse(f"page {b}: its slot does not hold what the root says")
-    ents, pos, link = scan(d, sb)
+    ents, pos, link = scan(d, sb); put_back(d, u, sb)
     c = candidates(sb, ents); root = dict(sb['root'])
     got = []
     for b in range(NB):
@@ -197,8 +234,7 @@ def recover(d, u):                                  # a generator too: it can be
             v = vs[-1]
         elif b not in u.torn:
             if u.index(b, v) < (u.logged if content[0] == 'torn' else u.floor)[b]: raise Refuse(f"stale: block {b} settled as {v}, floor {u.floor[b]} of {u.issued[b]}")
-            for x in vs:
-                if x in u.issued[b] and u.index(b, x) < u.logged[b]: raise Refuse(f"replay of {x} accepted on block {b}, logged floor {u.logged[b]} of {u.issued[b]}")
+            forks(u, b, c[b], "")
         got.append(v)
     yield None
     for b in range(NB):
@@ -220,10 +256,11 @@ def run(seed):
             for _ in range(r.randint(5, 300)):
                 x = r.random()
                 if len(n.tasks) < 7:
-                    if x < .30: n.tasks.append(n.write(r.randrange(NB), r.random() < FAIL))
+                    if x < .30: n.tasks.append(n.write(r.randrange(NB), r.random() < FAIL, r.random() < .3))
                     elif x < .38: n.tasks.append(n.zero(r.randrange(NB)))
                     elif x < .48: n.tasks.append(n.flush())
                     elif x < .53 and not n.ck: n.ck = True; n.tasks.append(n.checkpoint())
+                    elif x < .58 and not n.ck: n.ck = True; n.tasks.append(n.worked())
                 if n.tasks:
                     t = r.choice(n.tasks)
                     try: next(t)
@@ -231,6 +268,7 @@ def run(seed):
             if r.random() < .15:                    # no crash yet: everything must come to an end
                 for k in range(4000):
                     if n.full() and not n.ck: n.ck = True; n.tasks.append(n.checkpoint())
+                    if not n.tasks and n.owed and not n.ck: n.ck = True; n.tasks.append(n.worked())
                     if not n.tasks: break
                     t = r.choice(n.tasks)
                     try: next(t)

@@ -11,6 +11,7 @@ mod liveness;
 mod model;
 mod orders;
 mod prefetch;
+mod recorded;
 mod recovery;
 mod refusals;
 mod sick;

@@ -193,11 +193,6 @@ impl RecordBuilder {
     pub(crate) fn fits(&self, entry: usize) -> bool {
         self.used + entry + MAC_BYTES <= self.buf.len()
     }
-    /// Forgets what was gathered.
-    pub(crate) fn clear(&mut self) {
-        self.used = size_of::<RawRecord>();
-        self.entries = 0;
-    }
     fn push(&mut self, raw: RawEntry, payload: &[u8]) {
         debug_assert!(self.fits(ENTRY_BYTES + payload.len()));
         for bytes in [raw.as_bytes(), payload] {
@@ -225,7 +220,7 @@ impl RecordBuilder {
         };
         self.push(raw, &[]);
     }
-    /// `except` lists at most as many numbers as [`Self::fits`] was asked for.
+    /// `except` lists at most as many numbers as [`Self::fits`] was asked for, by [`flush_bytes`](Self::flush_bytes).
     pub(crate) fn push_flush(&mut self, highest: Seq, except: impl Iterator<Item = Seq>) {
         let at = self.used;
         self.push(
@@ -270,6 +265,14 @@ impl RecordBuilder {
     /// The most tags that one record of `max_record` bytes can carry in one entry.
     pub(crate) fn max_tags(max_record: usize) -> usize {
         (max_record - RECORD_OVERHEAD - ENTRY_BYTES) / TAG_BYTES
+    }
+    /// Bytes of a flush entry that lists so many numbers.
+    pub(crate) fn flush_bytes(listed: usize) -> usize {
+        ENTRY_BYTES + listed * size_of::<U64>()
+    }
+    /// The most numbers that a flush entry can list in a record of `max_record` bytes.
+    pub(crate) fn max_listed(max_record: usize) -> usize {
+        (max_record - RECORD_OVERHEAD - ENTRY_BYTES) / size_of::<U64>()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Feature, Features, Layout, LayoutError, Link, TAG_BYTES, TreeEntry, Unknown,
-    version2::{self, RawVersion2, Version2},
+    version2::{self, OF, RawVersion2, Version2, odd},
 };
 use crate::{
     Epoch, RecordNumber,
@@ -136,13 +136,21 @@ impl RawSuperblock {
         let code = self.tag_algorithm.get();
         let tag = TagAlgorithm::from_code(code).ok_or(Unknown::TagAlgorithm(code))?;
         let physical = self.physical_block.get();
-        match () {
-            () if usize::from(self.tag_size.get()) != TAG_BYTES => return Err(odd("tag size")),
-            () if !physical.is_power_of_two() || !(512..=4096).contains(&physical) => {
-                return Err(odd("record padding"));
-            }
-            () if !self.root.known(version) => return Err(odd("root")),
-            () => {}
+        if usize::from(self.tag_size.get()) != TAG_BYTES {
+            return Err(odd("tag size"));
+        }
+        if !physical.is_power_of_two() || !(512..=4096).contains(&physical) {
+            return Err(odd("record padding"));
+        }
+        // They only ever grow by one or by a record's length, from small numbers.
+        if [self.epoch, self.log_begin, self.record_number].iter().any(|count| count.get() > u64::MAX / 2) {
+            return Err(odd("epoch, log position or record number"));
+        }
+        if self.log_begin.get() % u64::from(physical) != 0 {
+            return Err(odd("log position"));
+        }
+        if !self.root.known(version) {
+            return Err(odd("root"));
         }
         Unknown::refuse_reserved(OF, offset_of!(Self, reserved0), self.reserved0.as_bytes())?;
         let version2 = match version {
@@ -216,13 +224,6 @@ impl RawSuperblock {
         self.checksum = self.sum();
         self.mac = keys.superblock().sign(self.authenticated());
     }
-}
-
-/// What [`Unknown`] calls this struct.
-const OF: &str = "superblock";
-
-fn odd(field: &'static str) -> Unknown {
-    Unknown::Field { of: OF, field }
 }
 
 impl Superblock {
@@ -358,7 +359,7 @@ mod tests {
     fn superblocks() -> impl Strategy<Value = Superblock> {
         let order = Just((0..4).collect::<Vec<_>>()).prop_shuffle();
         let layout = (9u32..=12, 2048u64..1 << 24, 16u64..4096, prop::array::uniform4(0u64..999), order, 0u64..9999);
-        let state = (any::<[u64; 3]>(), any::<[[u8; 32]; 2]>());
+        let state = (prop::array::uniform3(0u64..1 << 62), any::<[[u8; 32]; 2]>());
         (prop::option::of(features()), layout, state).prop_flat_map(|(features, layout, state)| {
             let all = features.clone().unwrap_or_default();
             version2(all.contains(&Feature::Adopting)).prop_map(move |fields| {
@@ -375,7 +376,7 @@ mod tests {
                     physical_block: 1 << shift,
                     epoch: Epoch(epoch),
                     root: TreeEntry::LOST,
-                    log_begin,
+                    log_begin: log_begin >> shift << shift,
                     record_number: RecordNumber(number),
                     link,
                     open_id,

@@ -1,6 +1,9 @@
 //! What version 2 adds to the superblock. Nothing writes it yet: it is read, shown, and sealed as it was read.
 
-use super::{Feature, Features, Unknown, places::PageArea, places::Places};
+use super::{
+    Feature, Features, Unknown,
+    places::{PageArea, Places},
+};
 use arrayvec::ArrayString;
 use serde::{Serialize, Serializer};
 use std::{fmt, mem::offset_of};
@@ -148,9 +151,12 @@ impl ScrubState {
     }
 }
 
-/// A superblock's field that no known version allows.
-fn odd(field: &'static str) -> Unknown {
-    Unknown::Field { of: "superblock", field }
+/// What [`Unknown`] calls the struct that these fields are in.
+pub(super) const OF: &str = "superblock";
+
+/// A field of it that no known version allows.
+pub(super) fn odd(field: &'static str) -> Unknown {
+    Unknown::Field { of: OF, field }
 }
 
 impl RawVersion2 {
@@ -203,7 +209,7 @@ impl RawVersion2 {
 
     /// The fields, if all that is set is known and belongs to a feature that is set.
     pub(super) fn parse(&self, features: Features) -> Result<Version2, Unknown> {
-        Unknown::refuse_reserved("superblock", AT + offset_of!(Self, reserved), &self.reserved)?;
+        Unknown::refuse_reserved(OF, AT + offset_of!(Self, reserved), &self.reserved)?;
         if features.has(Feature::Adopting) && features.has(Feature::Releasing) {
             return Err(odd("pair of features adopting and releasing"));
         }
@@ -232,7 +238,6 @@ impl RawVersion2 {
 
     /// Where the regions are: `computed`, unless the superblock says it.
     pub(super) fn places(&self, features: Features, computed: Places) -> Result<Places, Unknown> {
-        let explicit = features.has(Feature::ExplicitPlaces);
         let area = |raw: &RawPageArea| PageArea { offset: raw.offset.get(), blocks: raw.blocks.get() };
         let read = Places {
             data: self.data.get(),
@@ -241,13 +246,14 @@ impl RawVersion2 {
             head: self.head.get(),
             header_copy: self.header_copy.get(),
         };
-        for (feature, offset) in [(Feature::MovedHead, read.head), (Feature::HeaderCopy, read.header_copy)] {
-            if features.has(feature) != (offset > 0) {
-                return Err(odd(if feature == Feature::MovedHead { "head offset" } else { "header copy" }));
-            }
+        if features.has(Feature::MovedHead) != (read.head > 0) {
+            return Err(odd("head offset"));
+        }
+        if features.has(Feature::HeaderCopy) != (read.header_copy > 0) {
+            return Err(odd("header copy"));
         }
         let none = Places { data: 0, log: 0, areas: [PageArea::default(); 2], ..read };
-        match explicit {
+        match features.has(Feature::ExplicitPlaces) {
             true => Ok(read),
             false if read == none => {
                 Ok(Places { data: computed.data, log: computed.log, areas: computed.areas, ..read })

@@ -124,15 +124,8 @@ impl Log {
     fn has_room(&self, s: &mut State, change: &Change<'_>, alone: u64) -> bool {
         let epoch = s.epoch;
         // Up to one record's worth is skipped at the ring's end.
-        let in_ring = |s: &State| s.used() + alone + self.config.max_record as u64 <= self.config.size;
-        let (mut fits, mut ring) = (s.gather.fits(change.bytes()), in_ring(s));
-        let in_the_way = !fits || !ring;
-        if in_the_way && !s.gather_owned {
-            // Only flush entries are in the way, and nobody waits for those.
-            s.drop_gathered();
-            (fits, ring) = (s.gather.fits(change.bytes()), in_ring(s));
-        }
-        let gathers = fits && (s.gather.is_empty() || s.gather_epoch == epoch);
+        let ring = s.used() + alone + self.config.max_record as u64 <= self.config.size;
+        let gathers = s.gather.fits(change.bytes()) && (s.gather.is_empty() || s.gather_epoch == epoch);
         let reserved = change.reserved();
         let of = s.of(epoch);
         let pending =
@@ -153,15 +146,17 @@ impl Log {
         of.appended += 1;
         of.tags += reserved.tags;
         of.runs += reserved.runs;
+        s.reserved += alone;
+        if s.gather.is_empty() {
+            s.gather_epoch = epoch;
+            // First, so that it finds room however much is to follow.
+            self.tell(s, change.bytes());
+        }
         match change {
             Change::Tags { first, tags } => s.gather.push_tags(seq, *first, tags),
             Change::Zeros(range) => s.gather.push_zeros(seq, *range),
         }
-        s.gather_epoch = epoch;
         s.gather_last = seq;
-        s.gather_owned = true;
-        s.gather_reserved += alone;
-        s.reserved += alone;
         let sees_to_all = !std::mem::replace(&mut s.seen_to[slot.queue], true);
         Appended { log: self, slot: slot.id, queue: slot.queue, seq, epoch, reserved, sees_to_all, settled: false }
     }
@@ -185,7 +180,7 @@ impl Log {
             if s.latched.is_none() && s.want_checkpoint {
                 return Poll::Ready(Work::Checkpoint);
             }
-            if s.latched.is_none() && s.want_flush_record {
+            if s.latched.is_none() && self.wants_flush_record(&s) {
                 return Poll::Ready(Work::FlushRecord);
             }
             s.worker = Some((WorkerWaits::Work, cx.waker().clone()));
@@ -194,8 +189,8 @@ impl Log {
         .await
     }
 
-    /// Ends the epoch in one step. `None` where it changed nothing. Flush entries of it that nobody
-    /// has written yet are dropped: the checkpoint's own flush says the same in the next epoch.
+    /// Ends the epoch in one step. `None` where it changed nothing. What flushes have said and no record has taken along
+    /// goes to the next epoch.
     pub(crate) fn switch_epoch(&self) -> Option<Epoch> {
         let ended = {
             let mut s = self.state.lock();
@@ -205,9 +200,6 @@ impl Log {
             // A record that only says what was flushed counts too: an orderly end leaves nothing in the log.
             if of.appended == 0 && of.end.is_none() {
                 return None;
-            }
-            if !s.gather_owned {
-                s.drop_gathered();
             }
             s.epoch = ended.next();
             ended
@@ -250,21 +242,6 @@ impl Log {
             self.ask_for_checkpoint(&mut s);
         }
         self.wake_front();
-    }
-}
-
-impl State {
-    /// Forgets flush entries that nobody has written yet.
-    pub(super) fn drop_gathered(&mut self) {
-        if self.gather.is_empty() {
-            return;
-        }
-        self.gather.clear();
-        self.reserved -= self.gather_reserved;
-        self.gather_reserved = 0;
-        self.gather_owned = false;
-        self.want_flush_record = false;
-        self.flush.entry_dropped();
     }
 }
 

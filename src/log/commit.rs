@@ -21,7 +21,6 @@ struct Outgoing {
     builder: RecordBuilder,
     head: RecordHead,
     last: Seq,
-    reserved: u64,
 }
 
 /// What a slot that wants its record durable finds.
@@ -55,12 +54,11 @@ impl Log {
         }
     }
 
-    /// The checkpoint thread's part: flush entries that nobody has carried along.
+    /// The checkpoint thread's part: a record for what flushes have to say and nobody has carried along.
     pub(crate) async fn write_flush_record<S: Storage>(&self, io: &S) -> Result<(), Latched> {
         let record = {
             let mut s = self.state.lock();
-            s.want_flush_record = false;
-            if s.latched.is_some() || s.gather.is_empty() || s.gather_owned || !s.may_lead() {
+            if s.latched.is_some() || !self.wants_flush_record(&s) {
                 return Ok(());
             }
             self.take_gathered(&mut s)
@@ -88,11 +86,18 @@ impl Log {
         Some(turn)
     }
 
-    /// Takes what has gathered, leaving another buffer to gather in, and its place in the ring.
+    /// Takes what has gathered and what flushes have to say, leaving another buffer to gather in, and its place in the ring.
     fn take_gathered(&self, s: &mut State) -> Outgoing {
+        if s.gather.is_empty() {
+            s.gather_epoch = s.epoch;
+        }
+        // Nothing more comes: what was reserved for a record of each is free.
+        s.reserved = s.gather.padded(self.config.physical_block) as u64;
+        self.tell(s, 0);
         let spare = s.spares.pop().expect("as many as records may be under way");
         let builder = std::mem::replace(&mut s.gather, RecordBuilder::new(spare));
         let size = builder.padded(self.config.physical_block) as u64;
+        debug_assert!(size <= s.reserved);
         // A record never straddles the ring's end: where the largest might not fit, all go on at
         // its start. Recovery follows the same rule, so nothing needs to be written about it.
         let position = next_position(s.head.position, self.config.size, self.config.max_record as u64);
@@ -102,23 +107,19 @@ impl Log {
         s.head.position = position + size;
         s.sealing = true;
         s.taken = s.gather_last;
-        s.want_flush_record = false;
-        s.gather_owned = false;
+        s.reserved = 0;
         // Whoever comes next is the first again. One that still means to look may do so.
         s.seen_to.fill(false);
-        let reserved = std::mem::take(&mut s.gather_reserved);
-        s.reserved -= reserved;
-        Outgoing { builder, head, last: s.gather_last, reserved }
+        Outgoing { builder, head, last: s.gather_last }
     }
 
     async fn write<S: Storage>(&self, io: &S, record: Outgoing) -> Result<(), Latched> {
         // The gathering buffer is empty now: whoever found it full may go on.
         self.wake_front();
-        let Outgoing { builder, head, last, reserved } = record;
+        let Outgoing { builder, head, last } = record;
         let unfinished = Unfinished(self);
         let content = builder.content();
         let (buf, bytes, link) = builder.seal(&head, self.config.physical_block, &self.config.key);
-        debug_assert!(bytes as u64 <= reserved);
         let offset = ByteOffset(self.config.offset + head.position % self.config.size);
         let write = io.write(Device::Meta, offset, buf, 0..bytes, Durability::Durable);
         let end = LogPoint { position: head.position + bytes as u64, number: RecordNumber(head.number.0 + 1), link };
@@ -175,9 +176,8 @@ impl Log {
         }
         let next = s.waiters.find(0, |why| matches!(why, Waiting::Commit(seq) if seq > s.taken));
         let lead = next.and_then(|slot| s.waiters.take_waker(slot));
-        let flush_only = !s.gather.is_empty() && !s.gather_owned;
-        s.want_flush_record |= flush_only;
-        [lead, flush_only.then(|| s.worker_that(WorkerWaits::Work)).flatten()]
+        let flush_record = self.wants_flush_record(s).then(|| s.worker_that(WorkerWaits::Work));
+        [lead, flush_record.flatten()]
     }
 }
 

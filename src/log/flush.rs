@@ -1,62 +1,85 @@
-//! Flush: which numbers are durable on the data device, and who may share the sync.
+//! Flush: which numbers are durable on the data device, who may share the sync, and what the log is still to be told.
 
 use super::{
     Log,
     commit::Unfinished,
-    state::{MAX_ABANDONED, Waiting, WorkerWaits},
+    state::{MAX_ABANDONED, State, Waiting, WorkerWaits},
 };
-use crate::{
-    Device, DeviceError, Errno, Latched, Seq, Storage,
-    format::{ENTRY_BYTES, RecordBuilder},
-};
+use crate::{Device, DeviceError, Errno, Latched, Seq, Storage, format::RecordBuilder};
 use std::{
     future::poll_fn,
     task::{Poll, Waker},
 };
 
+/// What a sync finds out, once it has ended: all numbers up to the highest are durable but those listed, which were in flight
+/// or abandoned when it began.
+struct Claim {
+    highest: Seq,
+    except: Vec<Seq>,
+}
+
+impl Claim {
+    fn nothing(max_slots: usize) -> Self {
+        Self { highest: Seq(0), except: Vec::with_capacity(max_slots + MAX_ABANDONED) }
+    }
+
+    fn is_all_up_to(&self, highest: Seq) -> bool {
+        self.highest == highest && self.except.is_empty()
+    }
+
+    /// Lists no more than so many numbers, by claiming less. What is cut off is newer than what is left, and no entry is cut
+    /// at another length: so a later one claims no less than one before, and recovery can go by the last alone.
+    fn cut(&mut self, most: usize) {
+        if self.except.len() > most {
+            self.except.sort_unstable();
+            self.highest = Seq(self.except[most].0 - 1);
+            self.except.truncate(most);
+        }
+    }
+
+    /// Bytes of the entry.
+    fn bytes(&self) -> usize {
+        RecordBuilder::flush_bytes(self.except.len())
+    }
+
+    /// Bytes in the ring of a record with the entry alone.
+    fn alone(&self, physical_block: usize) -> u64 {
+        RecordBuilder::padded_alone(self.bytes(), physical_block) as u64
+    }
+}
+
 pub(super) struct FlushState {
-    running: bool,
-    /// Snapshots taken; a flush is done when one taken after its arrival has been synced.
+    /// Snapshots taken, and how many of their syncs have ended: a flush is done when one taken after its arrival has been
+    /// synced. There is one at a time.
     started: u64,
     done: u64,
-    /// Highest number at the snapshot of the last completed flush, and whether anything was listed.
-    last_highest: Seq,
-    last_listed: bool,
-    /// Its entry was dropped: the log does not know of it.
-    last_dropped: bool,
-    /// Numbers listed at the snapshot of the running flush.
-    listed: Vec<Seq>,
+    /// The last snapshot, while its sync is under way.
+    snapshot: Claim,
+    /// What the last sync that has ended found out.
+    found: Claim,
+    /// No record says so yet. Only the newest is ever owed, since it says what those before it did.
+    owed: bool,
 }
 
 impl FlushState {
     pub(super) fn new(max_slots: usize) -> Self {
-        Self {
-            running: false,
-            started: 0,
-            done: 0,
-            last_highest: Seq(0),
-            last_listed: false,
-            last_dropped: false,
-            listed: Vec::with_capacity(max_slots + MAX_ABANDONED),
-        }
+        let nothing = || Claim::nothing(max_slots);
+        Self { started: 0, done: 0, snapshot: nothing(), found: nothing(), owed: false }
     }
-}
 
-impl FlushState {
-    /// The log does not hold what the last flush had to say: the next one is not idle.
-    pub(super) fn entry_dropped(&mut self) {
-        self.last_dropped = true;
+    fn is_running(&self) -> bool {
+        self.started > self.done
     }
 }
 
 enum Turn {
     Done,
-    Lead { highest: Seq },
+    Lead,
 }
 
 impl Log {
-    /// Makes everything that completed before durable on the data device, and notes in the log that it is.
-    /// Nothing to do costs nothing.
+    /// Makes everything that completed before durable on the data device, and sees to it that the log says so, which is not
+    /// waited for. Nothing to do costs nothing.
     ///
     /// Every sync of the data device goes through here, one at a time: Linux reports a write-back error to one
     /// sync only, and whoever comes after that one must find the volume latched.
@@ -67,11 +90,11 @@ impl Log {
             None => Poll::Pending,
         })
         .await?;
-        let Turn::Lead { highest } = turn else { return Ok(()) };
+        let Turn::Lead = turn else { return Ok(()) };
         let unfinished = Unfinished(self);
         let result = io.sync(Device::Data).await;
         std::mem::forget(unfinished);
-        self.flushed(highest, result)?;
+        self.flushed(result)?;
         self.wake_all(|_, why| why == Waiting::Flush);
         Ok(())
     }
@@ -80,28 +103,29 @@ impl Log {
         let mut guard = self.state.lock();
         let s = &mut *guard;
         let highest = Seq(s.next_seq.0 - 1);
-        let idle = highest == s.flush.last_highest && !s.flush.last_listed && !s.flush.last_dropped;
+        let idle = s.flush.found.is_all_up_to(highest);
         // A flush may join only one whose snapshot is not yet taken.
         let wanted = *wanted.get_or_insert(s.flush.started + 1);
         let turn = if let Some(why) = s.latched {
             Err(why)
         } else if s.flush.done >= wanted || idle {
             Ok(Turn::Done)
-        } else if s.flush.running {
+        } else if s.flush.is_running() {
             s.waiters.wait(slot, Waiting::Flush, waker);
             return None;
         } else {
-            s.flush.running = true;
             s.flush.started += 1;
-            s.flush.listed.clear();
-            s.flush.listed.extend(s.in_flight.iter().flatten().chain(&s.abandoned).map(|(seq, _)| *seq));
-            Ok(Turn::Lead { highest })
+            let Claim { highest: claimed, except } = &mut s.flush.snapshot;
+            *claimed = highest;
+            except.clear();
+            except.extend(s.in_flight.iter().flatten().chain(&s.abandoned).map(|(seq, _)| *seq));
+            Ok(Turn::Lead)
         };
         s.waiters.leave(slot);
         Some(turn)
     }
 
-    fn flushed(&self, highest: Seq, result: Result<(), Errno>) -> Result<(), Latched> {
+    fn flushed(&self, result: Result<(), Errno>) -> Result<(), Latched> {
         if let Err(errno) = result {
             let offset = crate::ByteOffset(0);
             let why = Latched::Device(DeviceError { op: "sync", device: Device::Data, offset, len: 0, errno });
@@ -115,30 +139,37 @@ impl Log {
             if let Some(why) = s.latched {
                 return Err(why);
             }
-            s.flush.running = false;
-            s.flush.done = s.flush.started;
-            s.flush.last_highest = highest;
-            s.flush.last_listed = !s.flush.listed.is_empty();
-            s.flush.last_dropped = false;
-            // The entry is not waited for, and dropped where it does not fit: harmless, recovery
-            // then only believes less to be durable.
-            let bytes = ENTRY_BYTES + 8 * s.flush.listed.len();
-            let alone = RecordBuilder::padded_alone(bytes, self.config.physical_block) as u64;
-            let fits = (s.gather.is_empty() || s.gather_epoch == s.epoch)
-                && s.gather.fits(bytes)
-                && s.used() + alone + self.config.max_record as u64 <= self.config.size;
+            let flush = &mut s.flush;
+            flush.done = flush.started;
+            std::mem::swap(&mut flush.snapshot, &mut flush.found);
+            flush.found.cut(RecordBuilder::max_listed(self.config.max_record));
             // Where nothing in the log is still to be checkpointed, there is nobody to tell.
-            if fits && s.of_epoch.iter().any(|of| of.appended > 0) {
-                s.gather.push_flush(highest, s.flush.listed.iter().copied());
-                s.gather_epoch = s.epoch;
-                s.gather_reserved += alone;
-                s.reserved += alone;
-                s.want_flush_record |= !s.gather_owned && s.may_lead();
-            }
-            let wanted = s.want_flush_record;
-            wanted.then(|| s.worker_that(WorkerWaits::Work)).flatten()
+            flush.owed |= s.of_epoch.iter().any(|of| of.appended > 0);
+            self.wants_flush_record(s).then(|| s.worker_that(WorkerWaits::Work)).flatten()
         };
         wake.into_iter().for_each(Waker::wake);
         Ok(())
+    }
+
+    /// Puts what flushes have found out into the record that gathers, if it has room for that beside so many bytes of others.
+    /// Where it has none, the next record is asked.
+    pub(super) fn tell(&self, s: &mut State, others: usize) {
+        if self.has_room_to_tell(s, others) {
+            let Claim { highest, except } = &s.flush.found;
+            s.reserved += s.flush.found.alone(self.config.physical_block);
+            s.gather.push_flush(*highest, except.iter().copied());
+            s.flush.owed = false;
+        }
+    }
+
+    fn has_room_to_tell(&self, s: &State, others: usize) -> bool {
+        let alone = s.flush.found.alone(self.config.physical_block);
+        let in_ring = s.used() + alone + self.config.max_record as u64 <= self.config.size;
+        s.flush.owed && s.gather.fits(s.flush.found.bytes() + others) && in_ring
+    }
+
+    /// Whether the checkpoint thread is to write a record that only says what flushes have found out.
+    pub(super) fn wants_flush_record(&self, s: &State) -> bool {
+        s.gather.is_empty() && s.may_lead() && self.has_room_to_tell(s, 0)
     }
 }

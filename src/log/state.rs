@@ -55,7 +55,7 @@ pub(super) enum Waiting {
 pub enum Work {
     /// The log is half full, or the pending tags nearly: checkpoint now.
     Checkpoint,
-    /// A flush entry has been gathered and nobody carries it to the log.
+    /// Flushes have something to say, and nobody is about to write a record that would carry it to the log.
     FlushRecord,
 }
 
@@ -108,9 +108,6 @@ pub(super) struct State {
     pub(super) gather: RecordBuilder,
     pub(super) gather_epoch: Epoch,
     pub(super) gather_last: Seq,
-    pub(super) gather_reserved: u64,
-    /// Whether anybody's tags or zeros are in it, or flush entries only.
-    pub(super) gather_owned: bool,
     /// By queue: somebody whose entry is in it will look at it at the end of its thread's turn, so the others of that queue
     /// need not.
     pub(super) seen_to: Vec<bool>,
@@ -127,7 +124,7 @@ pub(super) struct State {
     pub(super) head: LogPoint,
     /// Everything before this position is free.
     pub(super) tail: u64,
-    /// Bytes reserved for what has been gathered and not yet written.
+    /// Bytes reserved for what has gathered.
     pub(super) reserved: u64,
     /// Every number up to this one is in a durable record.
     pub(super) durable: Seq,
@@ -138,7 +135,6 @@ pub(super) struct State {
     /// The checkpoint thread, and what it waits for: work that it does not wait for must not wake it.
     pub(super) worker: Option<(WorkerWaits, Waker)>,
     pub(super) want_checkpoint: bool,
-    pub(super) want_flush_record: bool,
 
     pub(super) flush: super::flush::FlushState,
     pub(super) latched: Option<Latched>,
@@ -193,8 +189,6 @@ impl Log {
             gather: RecordBuilder::new(Buf::new(config.max_record)),
             gather_epoch: epoch,
             gather_last: Seq(0),
-            gather_reserved: 0,
-            gather_owned: false,
             seen_to: vec![false; config.queues],
             spares: (0..RECORDS_UNDER_WAY).map(|_| Buf::new(config.max_record)).collect(),
             sealing: false,
@@ -208,7 +202,6 @@ impl Log {
             waiters: Waiters::new(n),
             worker: None,
             want_checkpoint: false,
-            want_flush_record: false,
             flush: super::flush::FlushState::new(n),
             latched: None,
             records: 0,
@@ -219,7 +212,7 @@ impl Log {
 
     /// The memory of a log with records of at most `max_record` bytes.
     pub(crate) fn memory_bytes_for(max_record: usize, max_slots: usize) -> u64 {
-        let per_slot = size_of::<(Seq, Epoch)>() + size_of::<(Waiting, Waker)>() + 32;
+        let per_slot = size_of::<(Seq, Epoch)>() + size_of::<(Waiting, Waker)>() + 40;
         ((1 + RECORDS_UNDER_WAY) * max_record + max_slots * per_slot) as u64
     }
 

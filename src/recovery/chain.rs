@@ -36,12 +36,13 @@ pub(crate) struct Unread {
 /// then the superblock is older than the log, or a record in the middle is damaged.
 ///
 /// It is never the case that a log ends where it can't be read: what can't be read may be the newest record, so the
-/// log is refused, or followed as `unread` says, with that told.
+/// log is refused, or followed as `unread` says, with that told. What it says is added to `candidates`.
 pub(crate) async fn follow<S: Storage>(
     io: &S,
     superblock: &Superblock,
     keys: &Keys,
     unread: UnreadLog,
+    mut candidates: Candidates,
 ) -> Result<Chain, OpenError> {
     let mut walk = Walk {
         ring: Ring::new(io, superblock),
@@ -51,7 +52,6 @@ pub(crate) async fn follow<S: Storage>(
         end: LogPoint { position: superblock.log_begin, number: superblock.record_number, link: superblock.link },
         false_records: 0,
     };
-    let mut candidates = Candidates::default();
     let (mut records, mut missed) = (0, None);
     loop {
         match walk.next().await? {

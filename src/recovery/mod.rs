@@ -12,7 +12,7 @@ mod patience;
 mod ring;
 mod settle;
 
-pub(crate) use candidates::{BlockCandidates, Candidates};
+pub(crate) use candidates::{BlockCandidates, Candidates, TooMuch};
 pub(crate) use chain::{Unread, follow};
 pub(crate) use judge::judge;
 pub(crate) use settle::Settle;

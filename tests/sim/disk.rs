@@ -42,7 +42,7 @@ pub(super) enum Kind {
 
 pub(super) struct Op {
     pub(super) id: u64,
-    device: Device,
+    pub(super) device: Device,
     disk: usize,
     offset: u64,
     kind: Kind,

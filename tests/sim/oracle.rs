@@ -1,6 +1,6 @@
 //! What each block may rightly read as.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use ublk_integrity::{BlockIndex, BlockRange};
 
 /// The content of one write to one block: 0 stands for zeros.
@@ -97,6 +97,14 @@ impl Oracle {
             let h = self.of(BlockIndex(b));
             h.floor = h.floor.max(acked);
         }
+    }
+    /// What a power cut must not take back, by block: places in the histories.
+    pub fn promised(&self) -> BTreeMap<u64, usize> {
+        self.blocks.iter().filter(|(_, h)| h.floor > 0).map(|(b, h)| (*b, h.floor)).collect()
+    }
+    /// What is read of a block that somebody has exchanged while the power was off.
+    pub fn check_exchanged(&self, block: BlockIndex, recorded: usize, data: &[u8]) {
+        self.check(block, recorded, &self.blocks[&block.0], data, "exchanged");
     }
     /// The daemon died and the machine did not: all that was acknowledged is there.
     pub fn killed(&mut self) {

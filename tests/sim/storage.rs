@@ -32,6 +32,15 @@ impl SimStorage {
     pub fn complete(&self, nth: usize) {
         self.0.borrow_mut().complete(nth);
     }
+    /// Completes the oldest operation of this device; `false` where there is none.
+    pub fn complete_of(&self, device: Device) -> bool {
+        let mut disk = self.0.borrow_mut();
+        let nth = disk.pending().position(|i| disk.ops[i].device == device);
+        nth.is_some_and(|nth| {
+            disk.complete(nth);
+            true
+        })
+    }
     pub fn complete_any(&self) {
         let mut disk = self.0.borrow_mut();
         let n = disk.pending().count();

@@ -227,6 +227,7 @@ impl From<OpenError> for Failure {
             }
             OpenError::Tampered { .. } => Exit::Integrity,
             OpenError::Options(_) => Exit::Arguments,
+            OpenError::Memory { .. } => Exit::Memory,
             OpenError::Device(d) => Exit::of_errno(d.errno.0),
             OpenError::NotAVolume
             | OpenError::Unknown(_)

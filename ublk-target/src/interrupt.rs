@@ -1,65 +1,105 @@
-//! Ctrl-C, where what has been found is to be told first, or what was begun taken away.
+//! Ctrl-C in a command that uses devices without ublk: what is under way ends before the command does.
+//!
+//! The I/O of a process that is killed is left to the kernel, which holds the devices until some time after the process is gone:
+//! whoever comes next would find them in use.
 
-use crate::failure::{Context, Exit, Outcome};
+use crate::{
+    checkpoints::Stop,
+    daemon::workers::named,
+    failure::{Context, Exit, Failure, Outcome},
+};
 use nix::sys::signal::{SigSet, Signal, raise};
 use std::{
     fs,
+    future::pending,
     path::PathBuf,
-    process,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
+    time::Duration,
 };
 
-static STARTED: AtomicBool = AtomicBool::new(false);
-static WATCHED: AtomicBool = AtomicBool::new(false);
-static SEEN: AtomicBool = AtomicBool::new(false);
-static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// How long the end may take: a device may never answer, and so may whoever is to give or take the content.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// To be called before any thread is started: one that does not block the signals would be ended by them. Until somebody
-/// [watches](watch) they end the process as ever.
-pub fn start() -> Outcome {
-    if STARTED.swap(true, Ordering::Relaxed) {
-        return Ok(());
-    }
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGINT);
-    set.add(Signal::SIGTERM);
-    set.thread_block().doing("can't block signals")?;
-    let wait = move || {
-        if let Ok(signal) = set.wait() {
-            if !WATCHED.load(Ordering::Relaxed) {
-                let _ = set.thread_unblock().and_then(|()| raise(signal));
-            }
-        }
-        SEEN.store(true, Ordering::Relaxed);
-        let _ = set.wait();
-        for path in temporary().drain(..) {
-            let _ = fs::remove_file(path);
-        }
-        process::exit(Exit::Interrupted as i32);
-    };
-    thread::Builder::new().name("signals".into()).spawn(wait).map(drop).doing("can't start a thread")
+static WATCHED: OnceLock<Interrupt> = OnceLock::new();
+/// Files that go where the process ends before its time.
+static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+static TOLD: AtomicBool = AtomicBool::new(false);
+
+#[derive(Default)]
+struct Interrupt {
+    came: Stop,
+    signal: OnceLock<Signal>,
 }
 
-/// From now on the first of the signals is only noted. A second ends the process, for the work may wait for a device that never
-/// answers.
-pub fn watch() {
-    WATCHED.store(true, Ordering::Relaxed);
+/// From here on SIGINT and SIGTERM end what runs in [`crate::offline`], and then the process. Before any other thread is started.
+pub fn watch() -> Outcome {
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    signals.thread_block().doing("can't block signals")?;
+    let interrupt = WATCHED.get_or_init(Interrupt::default);
+    let (ready, started) = mpsc::channel();
+    let wait = move || {
+        let _ = ready.send(());
+        let Ok(signal) = signals.wait() else { return };
+        let _ = interrupt.signal.set(signal);
+        interrupt.came.set();
+        thread::sleep(PATIENCE);
+        temporary().drain(..).for_each(|path| drop(fs::remove_file(path)));
+        die_of(signal);
+    };
+    named("signals").spawn(wait).doing("can't start the signal thread")?;
+    // What the thread takes of the address space is known to whoever counts it next.
+    let _ = started.recv();
+    Ok(())
+}
+
+/// Ready when such a signal has come. One waiter at a time.
+pub async fn came() {
+    match WATCHED.get() {
+        Some(interrupt) => interrupt.came.wait().await,
+        None => pending().await,
+    }
 }
 
 /// Whether one has come.
-pub fn seen() -> bool {
-    SEEN.load(Ordering::Relaxed)
+pub fn has_come() -> bool {
+    WATCHED.get().is_some_and(|interrupt| interrupt.signal.get().is_some())
 }
 
-/// Takes the file away where the process ends before its time.
+/// Takes the file away where nothing else can.
 pub fn take_away(path: PathBuf) {
     temporary().push(path);
 }
 
-fn temporary() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
+fn temporary() -> MutexGuard<'static, Vec<PathBuf>> {
     TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The command says itself that it was interrupted, and has an exit code for that.
+pub fn told() {
+    TOLD.store(true, Ordering::Relaxed);
+}
+
+/// What was not done to its end. Whoever sent the signal knows why.
+pub fn failure() -> Failure {
+    Failure::new(Exit::Device, "")
+}
+
+/// The end of the process, where such a signal has come: as if it had killed us, so that a shell knows.
+pub fn end() {
+    if TOLD.load(Ordering::Relaxed) {
+        return;
+    }
+    if let Some(signal) = WATCHED.get().and_then(|interrupt| interrupt.signal.get()) {
+        die_of(*signal);
+    }
+}
+
+fn die_of(signal: Signal) {
+    let _ = SigSet::from(signal).thread_unblock();
+    let _ = raise(signal);
 }

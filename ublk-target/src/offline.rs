@@ -3,17 +3,20 @@
 
 use crate::{
     checkpoints::{self, Stop},
+    daemon::memory_budget::{Available, Purpose},
     device::{Backing, Backings, Use},
     failure::{Context, Exit, Failure, Outcome, no_ring},
+    interrupt,
     kept::{Kept, Owner, writes},
     notice::Notice,
     output,
     ring::{DeviceFiles, OwnRing, RingStorage},
+    size::Size,
 };
-use futures_util::future::join;
-use std::{future::Future, time::Duration};
+use futures_util::future::{Either, join, select};
+use std::{future::Future, pin::pin, time::Duration};
 use ublk_integrity::{
-    Buf, MasterKey, Slot, Volume,
+    Buf, Device, MasterKey, Slot, Volume,
     open::{Access, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
 };
 
@@ -120,18 +123,30 @@ impl Offline {
         backings.0.take().expect("given away only here")
     }
 
-    /// Runs `work` to its end.
+    /// Runs `work` to its end, or until the command is interrupted.
     pub fn run<T>(&self, work: impl Future<Output = T>) -> Outcome<T> {
+        let work = pin!(work);
+        let came = pin!(interrupt::came());
+        match self.ring.block_on(select(work, came)).doing("io_uring failed")? {
+            Either::Left((done, _)) => Ok(done),
+            Either::Right(_) => Err(interrupt::failure()),
+        }
+    }
+
+    /// Runs `work`, which looks by itself whether the command is interrupted, to its end.
+    pub fn run_to_its_end<T>(&self, work: impl Future<Output = T>) -> Outcome<T> {
         self.ring.block_on(work).doing("io_uring failed")
     }
 
     /// Opens the volume, with recovery. One read of the superblocks says which volume it is, what a daemon that was killed
     /// has left for it in memory, and what is opened.
     pub fn open_volume(&self, key: &MasterKey, how: Opening) -> Outcome<Volume> {
+        let available = Available::here(Purpose::Needed).bytes.saturating_sub((LANES * REQUEST) as u64);
         let options = OpenOptions {
-            cache_bytes: CACHE,
+            cache_bytes: CACHE.min(available / 4),
             max_slots: LANES + 1,
             max_request_bytes: REQUEST,
+            max_memory_bytes: available,
             separate_meta: self.backings().meta.is_some(),
             expected_uuid: how.uuid,
             unread_log: how.unread_log,
@@ -165,10 +180,17 @@ impl Offline {
         self.run(verified.open(&self.io(), options))?.map_err(|e| self.refusal(e))
     }
 
-    /// Why the volume can't be opened, with the path of the device whose sectors are too large.
+    /// Why the volume can't be opened, with the path where sectors are too large or memory is too small for it.
     fn refusal(&self, e: OpenError) -> Failure {
         match e {
-            OpenError::BelowSector(why) => Failure::from(e).context(self.backings().get(why.device).path().display()),
+            OpenError::Memory { needed, available } => {
+                let path = self.backings().get(Device::Meta).path().display();
+                let (needed, available) = (Size(needed), Size(available));
+                let message = format!(
+                    "opening {path} takes {needed} of memory at least, {available} can be had: free some, or raise its limit"
+                );
+                Failure::new(Exit::Memory, message)
+            }
             _ => e.into(),
         }
     }

@@ -1,5 +1,6 @@
 //! System calls that have no safe wrapper elsewhere.
 
+use crate::interrupt;
 use memmap2::{MmapMut, MmapOptions};
 use nix::{
     errno::Errno,
@@ -51,18 +52,6 @@ pub fn read_partitions(device: &File) -> nix::Result<()> {
     unsafe { ioctl::read_partitions(device.as_raw_fd()) }.map(drop)
 }
 
-/// Whether the kernel refuses writes to this file or block device, whoever asks: a disk made read-only (`blockdev --setro`),
-/// a file system mounted so.
-pub fn is_read_only(path: &Path) -> bool {
-    let Ok(metadata) = path.metadata() else { return false };
-    if metadata.file_type().is_block_device() {
-        let number = metadata.rdev();
-        let flag = format!("/sys/dev/block/{}:{}/ro", major(number), minor(number));
-        return std::fs::read_to_string(flag).is_ok_and(|ro| ro.trim() == "1");
-    }
-    access(path, AccessFlags::W_OK) == Err(Errno::EROFS)
-}
-
 /// The least that a block device transfers, in bytes (`BLKSSZGET`).
 pub fn logical_block_size(device: &File) -> std::io::Result<u32> {
     let mut size = 0;
@@ -83,6 +72,18 @@ pub fn direct_io_alignment(file: &File) -> Option<u32> {
     // SAFETY: zeros are a valid `statx`, whatever the kernel has filled in of it.
     let found = unsafe { found.assume_init() };
     Some(found.stx_dio_offset_align).filter(|align| found.stx_mask & libc::STATX_DIOALIGN != 0 && *align > 0)
+}
+
+/// Whether the kernel refuses writes to this file or block device, whoever asks: a disk made read-only (`blockdev --setro`),
+/// a file system mounted so.
+pub fn is_read_only(path: &Path) -> bool {
+    let Ok(metadata) = path.metadata() else { return false };
+    if metadata.file_type().is_block_device() {
+        let number = metadata.rdev();
+        let flag = format!("/sys/dev/block/{}:{}/ro", major(number), minor(number));
+        return std::fs::read_to_string(flag).is_ok_and(|ro| ro.trim() == "1");
+    }
+    access(path, AccessFlags::W_OK) == Err(Errno::EROFS)
 }
 
 /// Marks this process as one that memory reclaim waits for (`PR_SET_IO_FLUSHER`): its own allocations
@@ -115,8 +116,16 @@ pub fn without_echo<T>(terminal: &File, read: impl FnOnce() -> std::io::Result<T
     let ready = signals.map_err(std::io::Error::from).and_then(|signals| {
         let mut either =
             [PollFd::new(terminal.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        poll(&mut either, PollTimeout::NONE)?;
-        Ok(either[1].any() != Some(true))
+        loop {
+            // Where there is a thread for signals it may have taken one.
+            poll(&mut either, PollTimeout::from(100u8))?;
+            match (either[0].any(), either[1].any()) {
+                (_, Some(true)) => return Ok(false),
+                _ if interrupt::has_come() => return Ok(false),
+                (Some(true), _) => return Ok(true),
+                _ => {}
+            }
+        }
     });
     // A line is whole when the terminal is ready: nothing waits any more.
     let done = match ready {

@@ -6,6 +6,7 @@ use crate::{
         self, Origin, Start,
         launch::{self, Reporter, Side},
         log::Sink,
+        memory_budget::{Available, Purpose},
         settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, Wanted},
     },
     failure::{Context, Exit, Failure, Outcome},
@@ -92,10 +93,11 @@ pub fn run(args: &Args) -> Outcome {
 /// Checks what can be checked before there is a daemon.
 pub fn prepare(args: &Args) -> Outcome<Start> {
     let shares_queues = ublk::shares_queues();
-    let settings = settings(args, args.key.source()?, shares_queues)?;
+    let available = Available::here(Purpose::New);
+    let settings = settings(args, args.key.source()?, shares_queues, &available)?;
     refuse_unstorable(&settings)?;
     refuse_idle_threads(&settings)?;
-    settings.refuse_too_much_memory()?;
+    settings.refuse_more_than(&available)?;
     ublk::need_driver()?;
     if settings.threads > 1 && !shares_queues {
         return Err(cant_share_queues(settings.threads));
@@ -113,7 +115,7 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
         );
     }
     let uuid = args.expected.uuid.map(Uuid::into_bytes);
-    Ok(Start { settings, origin: Origin::New(args.number), key, uuid })
+    Ok(Start { settings, may_shrink: args.sizes.cache.is_none(), origin: Origin::New(args.number), key, uuid })
 }
 
 /// Runs the daemon here or in a process of its own.
@@ -145,7 +147,7 @@ fn read_only(args: &Args) -> bool {
     args.read_only || protected.is_some()
 }
 
-fn settings(args: &Args, key: KeySource, shares_queues: bool) -> Outcome<Settings> {
+fn settings(args: &Args, key: KeySource, shares_queues: bool, available: &Available) -> Outcome<Settings> {
     let max_io = args.sizes.max_io.map_or(Ok(DEFAULT_MAX_IO), max_io)?;
     let (sizes, read_only) = (&args.sizes, read_only(args));
     let wanted = Wanted {
@@ -157,7 +159,7 @@ fn settings(args: &Args, key: KeySource, shares_queues: bool) -> Outcome<Setting
         cpus: os::processors(),
         shares: shares_queues,
     };
-    let defaults = Defaults::here(wanted, max_io, args.devices.meta.as_ref().unwrap_or(&args.devices.data));
+    let defaults = Defaults::here(wanted, max_io, args.devices.meta.as_ref().unwrap_or(&args.devices.data), available);
     Ok(Settings {
         data: absolute(&args.devices.data)?,
         meta: args.devices.meta.as_deref().map(absolute).transpose()?,

@@ -49,7 +49,6 @@ struct Report<'a> {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let key = args.key.load()?;
-    interrupt::start()?;
     let how = Opening { without_kept: true, ..Opening::new(Access::ReadOnly, args.expected.uuid) };
     let volume = offline.open_volume(&key, how)?;
     let recovery = volume.recovery();
@@ -57,14 +56,16 @@ pub fn run(args: &Args) -> Outcome {
     let bar = progress::bar(volume.info().size);
     let mut slot = volume.slot(0);
     let io = offline.io();
-    // What has been found by then is told.
-    interrupt::watch();
     let progress = |blocks| {
         bar.set_position(blocks * block_size);
-        if interrupt::seen() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if interrupt::has_come() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let report = offline.run(check::check(&volume, &io, &mut slot, progress))?;
+    let report = offline.run_to_its_end(check::check(&volume, &io, &mut slot, progress))?;
     bar.finish_and_clear();
+    if !report.is_whole() {
+        // What has been found by then is told.
+        interrupt::told();
+    }
     let out = if args.json {
         let finished = report.is_whole();
         Output::json(&Report { uuid: &volume.info().uuid, block_size, finished, check: &report, recovery })

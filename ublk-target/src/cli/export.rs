@@ -4,7 +4,6 @@ use super::{DeviceArgs, ExpectedArgs, bad_runs::BadRuns, check::refuse_latched, 
 use crate::{
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
-    interrupt,
     key::KeyArgs,
     offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
     output,
@@ -42,7 +41,6 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let key = args.key.load()?;
-    interrupt::start()?;
     let volume = offline.open_volume(&key, Opening::new(Access::ReadOnly, args.expected.uuid))?;
     let out = Sink::open(args)?;
     let named = |text: &str| args.devices.named(text);
@@ -68,10 +66,6 @@ fn copy(
             let ranges = next_batch(volume, &io, &mut lanes[0], &mut from).await;
             if ranges.is_empty() {
                 break;
-            }
-            if interrupt::seen() {
-                let message = format!("interrupted after {} of {size} bytes: nothing is left of it", bar.position());
-                return Err(Failure::new(Exit::Interrupted, message));
             }
             let idle = lanes.split_off(ranges.len());
             let reads = ranges.into_iter().zip(lanes).map(|(range, lane)| fetch(volume, &io, range, lane));

@@ -21,7 +21,7 @@ mod ublksrv;
 use crate::{
     device::is_same,
     failure::{Context, Exit, Failure, Outcome, with_paths},
-    output,
+    interrupt, output,
 };
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use std::{
@@ -126,22 +126,36 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
-    let done = match &cli.command {
-        Command::Keygen(args) => keygen::run(args),
-        Command::Format(args) => format::run(args).map_err(|failure| args.devices.failure(failure)),
-        Command::Add(args) => add::run(args),
-        Command::Del(args) => del::run(args),
-        Command::List(args) => list::run(args),
-        Command::Status(args) => status::run(args),
-        Command::Stop(args) => stop::run(args),
-        Command::Recover(args) => recover::run(args),
-        Command::Dump(args) => dump::run(args).map_err(|failure| args.devices.failure(failure)),
-        Command::Check(args) => check::run(args).map_err(|failure| args.devices.failure(failure)),
-        Command::Export(args) => export::run(args).map_err(|failure| args.devices.failure(failure)),
-        Command::Import(args) => import::run(args).map_err(|failure| args.devices.failure(failure)),
-        Command::Benchmark(args) => benchmark::run(args),
-    };
-    exit_code(done)
+    let watched = if cli.command.is_offline() { interrupt::watch() } else { Ok(()) };
+    let done = watched.and_then(|()| cli.command.run());
+    let code = exit_code(done);
+    interrupt::end();
+    code
+}
+
+impl Command {
+    fn run(&self) -> Outcome {
+        match self {
+            Self::Keygen(args) => keygen::run(args),
+            Self::Format(args) => format::run(args).map_err(|failure| args.devices.failure(failure)),
+            Self::Add(args) => add::run(args),
+            Self::Del(args) => del::run(args),
+            Self::List(args) => list::run(args),
+            Self::Status(args) => status::run(args),
+            Self::Stop(args) => stop::run(args),
+            Self::Recover(args) => recover::run(args),
+            Self::Dump(args) => dump::run(args).map_err(|failure| args.devices.failure(failure)),
+            Self::Check(args) => check::run(args).map_err(|failure| args.devices.failure(failure)),
+            Self::Export(args) => export::run(args).map_err(|failure| args.devices.failure(failure)),
+            Self::Import(args) => import::run(args).map_err(|failure| args.devices.failure(failure)),
+            Self::Benchmark(args) => benchmark::run(args),
+        }
+    }
+
+    /// Whether it does I/O to the devices of a volume by itself.
+    fn is_offline(&self) -> bool {
+        matches!(self, Self::Format(_) | Self::Dump(_) | Self::Check(_) | Self::Export(_) | Self::Import(_))
+    }
 }
 
 fn exit_code(done: Outcome) -> ExitCode {

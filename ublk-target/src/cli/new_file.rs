@@ -13,8 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A file under a name of its own beside its place, for its owner alone; it goes again unless it is finished. Whoever writes
-/// it asks [`interrupt::seen`] whether to go on.
+/// A file under a name of its own beside its place, for its owner alone; it goes again unless it is finished.
 pub struct NewFile {
     file: File,
     path: PathBuf,
@@ -29,8 +28,6 @@ impl NewFile {
         let place = if replaces { place.canonicalize().doing("can't follow it")? } else { place.to_owned() };
         let name = format!(".ublk-integrity-{}", random::<8>()?.map(|byte| format!("{byte:02x}")).concat());
         let path = place.with_file_name(name);
-        interrupt::start()?;
-        interrupt::watch();
         interrupt::take_away(path.clone());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let file = file.doing("can't make a file in its folder")?;

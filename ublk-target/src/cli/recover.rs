@@ -59,7 +59,6 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
     } else if settings.key == KeySource::Stdin {
         return Err(Failure::new(Exit::Arguments, "the key came from a pipe: give it again with --key-file"));
     }
-    settings.refuse_too_much_memory()?;
     let key = settings.key.load()?;
-    Ok(Start { settings, origin: Origin::Recovered(number), key, uuid })
+    Ok(Start { settings, may_shrink: true, origin: Origin::Recovered(number), key, uuid })
 }

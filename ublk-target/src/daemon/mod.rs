@@ -12,6 +12,7 @@ mod endings;
 mod harden;
 pub mod launch;
 pub mod log;
+pub mod memory_budget;
 mod opening;
 pub mod settings;
 pub mod state;
@@ -30,6 +31,7 @@ pub use endings::abort_on_panic;
 use endings::{Watchdog, block_stop_signals, stop_on_signals};
 use launch::Reporter;
 use log::{Event, Log, Sink};
+use memory_budget::{Promise, Purpose, memory_line};
 use nix::sys::signal::SigSet;
 use opening::Opened;
 use serde_json::{Value, json};
@@ -51,6 +53,8 @@ pub enum Origin {
 pub struct Start {
     /// What the device shall be.
     pub settings: Settings,
+    /// Whether its cache may be smaller than that where memory is short.
+    pub may_shrink: bool,
     /// Where it comes from.
     pub origin: Origin,
     /// The volume's key.
@@ -69,7 +73,7 @@ pub fn run(start: Start, reporter: Reporter, sink: Sink) -> Outcome {
 }
 
 fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
-    let Start { settings, origin, key, uuid } = start;
+    let Start { mut settings, may_shrink, origin, key, uuid } = start;
     abort_on_panic();
     let signals = block_stop_signals()?;
     let purpose = if settings.read_only { Use::Shared } else { Use::Exclusive };
@@ -84,14 +88,16 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
         ));
     }
     let write_back = write_back(&settings, reporter);
+    // Until the end of the process.
+    let (_promise, for_volume) = promise_memory(&mut settings, may_shrink, origin)?;
     harden::before_threads(|warning| reporter.warn(&warning));
 
     let accept = |found: &VolumeInfo| refuse_other_volume(&settings, origin, &Identity::of(found));
-    let opened = Opened::volume(&settings, (&key, uuid), backings, write_back.into(), accept)?;
+    let opened = Opened::volume(&settings, (&key, uuid), backings, write_back.into(), for_volume, accept)?;
     // The volume has derived its own.
     drop(key);
     let identity = Identity::of(opened.volume.info());
-    let (_, memory) = settings::memory_line(&settings, opened.volume.memory_bytes());
+    let (_, memory) = memory_line(&settings, opened.volume.memory_bytes());
     reporter.info(&memory);
     let recovery = opened.volume.recovery();
     report::summary(recovery).iter().for_each(|line| reporter.info(line));
@@ -149,6 +155,18 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
         }
     }
     Ok(last?)
+}
+
+/// Makes the memory ours that `settings` ask for; returns how much of it, and of what is there beside it, the volume may take
+/// while it opens.
+fn promise_memory(settings: &mut Settings, may_shrink: bool, origin: Origin) -> Outcome<(Promise, u64)> {
+    let purpose = if matches!(origin, Origin::New(_)) { Purpose::New } else { Purpose::Needed };
+    let rest = memory_budget::rest(settings.counts());
+    Promise::make(purpose, |available| {
+        let most = settings.fit(available, may_shrink)?;
+        // The buffers of requests come after; others may open a volume at the same time.
+        Ok((most, most + (available.bytes - most) / 2 - rest))
+    })
 }
 
 /// How many small writes each thread may answer early: none where they can't be kept.
@@ -332,7 +350,7 @@ struct Answers {
 impl Answers {
     fn status(&self) -> Value {
         let mut all = json!(self.state);
-        let (memory, _) = settings::memory_line(&self.state.settings, self.shared.volume.memory_bytes());
+        let (memory, _) = memory_line(&self.state.settings, self.shared.volume.memory_bytes());
         let more = json!({
             "device": ublk::block_path(self.state.id),
             "daemon_memory_bytes": memory,

@@ -1,9 +1,6 @@
 //! What comes before a device: the volume is opened, recovered, and given what the daemon before has answered for.
 
-use super::{
-    settings::{Settings, largest_request},
-    workers,
-};
+use super::{memory_budget::largest_request, settings::Settings, workers};
 use crate::{
     device::Backings,
     failure::{Context, Exit, Failure, Outcome},
@@ -42,6 +39,7 @@ impl Opened {
         (key, uuid): (&MasterKey, Option<[u8; 16]>),
         backings: Backings,
         write_back: usize,
+        max_memory_bytes: u64,
         accept: impl FnOnce(&VolumeInfo) -> Outcome,
     ) -> Outcome<Self> {
         let (sender, receiver) = hints::channel(HINTS);
@@ -56,6 +54,7 @@ impl Opened {
             max_slots: counts.slots(),
             queues: counts.io_threads() as usize,
             max_request_bytes: largest_request(settings.max_io),
+            max_memory_bytes,
             separate_meta: backings.meta.is_some(),
             on_mismatch: settings.on_mismatch.into(),
             expected_uuid: uuid,

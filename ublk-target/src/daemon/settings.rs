@@ -1,13 +1,10 @@
 //! What a device was asked to be; kept in its state file, so that `recover` can ask for the same.
 
-use super::workers::PREFETCH_LANES;
-use crate::{
-    device::is_same_device,
-    failure::{Exit, Failure, Outcome},
-    kept::{MOST_BYTES, PAGE},
-    key::KeySource,
-    size::Size,
+use super::{
+    memory_budget::{Available, machine_memory, most_memory},
+    workers::PREFETCH_LANES,
 };
+use crate::{device::is_same_device, failure::Outcome, key::KeySource};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::OpenOptions,
@@ -15,7 +12,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
-use ublk_integrity::{OnMismatch, create::VolumeInfo, most_memory_bytes};
+use ublk_integrity::{OnMismatch, create::VolumeInfo};
 
 /// Everything that `add` was told, the key excepted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -85,24 +82,27 @@ impl Settings {
         all(self).iter().any(|a| others.iter().any(|b| is_same_device(a, b).unwrap_or(false)))
     }
 
-    /// Refuses what this machine's memory can't hold. Before anything is taken: an allocation that fails, or is killed
-    /// for, ends the process without a word.
-    pub fn refuse_too_much_memory(&self) -> Outcome {
-        self.refuse_more_memory_than(machine_memory())
+    /// Refuses what can't be had. Before anything is taken: an allocation that fails, or is killed for, ends the process without a
+    /// word, and what a daemon has locked the kernel can't get back.
+    pub fn refuse_more_than(&self, available: &Available) -> Outcome {
+        available.refuse_less_than(self.most_memory(), LOWER)
     }
 
-    fn refuse_more_memory_than(&self, machine: u64) -> Outcome {
-        let most = most_memory(None, self.counts(), self.max_io, self.cache);
-        if most <= machine {
-            return Ok(());
+    /// The same, but where the cache `may_shrink` that is done first. Returns what the daemon takes at most.
+    pub fn fit(&mut self, available: &Available, may_shrink: bool) -> Outcome<u64> {
+        let most = self.most_memory();
+        if may_shrink && most > available.bytes {
+            let uncached = Self { cache: 0, ..self.clone() }.most_memory();
+            let left = available.bytes.saturating_sub(uncached) / PAGE_WITH_ENTRY.1 * PAGE_WITH_ENTRY.0;
+            self.cache = self.cache.min(left.max(LEAST_CACHE));
         }
-        let message = format_args!(
-            "the daemon would take up to {} of memory, this machine has {}: lower --queues, --threads-per-queue, --hash-threads, --depth, --write-back, --max-io or --cache",
-            Size(most),
-            Size(machine)
-        )
-        .to_string();
-        Err(Failure::new(Exit::Memory, message))
+        self.refuse_more_than(available)?;
+        Ok(self.most_memory())
+    }
+
+    fn most_memory(&self) -> u64 {
+        let volume = peek(self.meta.as_ref().unwrap_or(&self.data));
+        most_memory(volume.as_ref(), self.counts(), self.max_io, self.cache)
     }
 }
 
@@ -211,45 +211,24 @@ pub struct Defaults {
 /// Bytes of the largest request by default: what the kernel's own drivers ask for at least.
 pub const DEFAULT_MAX_IO: u32 = 512 << 10;
 
+/// The smallest cache that we choose.
+const LEAST_CACHE: u64 = 1 << 20;
+/// The pages of a cache need a little more than their own size: so much of so much.
+const PAGE_WITH_ENTRY: (u64, u64) = (64, 65);
+/// What to do where memory does not suffice.
+const LOWER: &str = "lower --queues, --threads-per-queue, --hash-threads, --depth, --write-back, --max-io or --cache";
+
 /// Small writes of each thread that may be answered early, by default: as many as keep one busy that nobody waits for.
 const DEFAULT_WRITE_BACK: u16 = 32;
 
-/// Code, and the tables and stacks of up to four threads for requests and hashing.
-const CODE: u64 = 18 << 20;
-/// Stack of each further one.
-const THREAD: u64 = 2 << 20;
-/// Each request's room in the tables of its ring, and what aligns its buffer.
-const REQUEST: u64 = 8 << 10;
-
-/// What is neither request buffers nor the volume's.
-fn rest(counts: Counts) -> u64 {
-    let threads = counts.io_threads() + u64::from(counts.hash_threads);
-    // What an early write is fetched into, and what tells of it, outlive the daemon.
-    let early = counts.early_writes() * (MOST_BYTES as u64 + REQUEST) + counts.io_threads() * PAGE as u64;
-    CODE + threads.saturating_sub(4) * THREAD + counts.requests() * REQUEST + early
-}
-
-/// Bytes of the volume's largest request: what the daemon before had answered may be larger than those of the device.
-pub fn largest_request(max_io: u32) -> usize {
-    (max_io as usize).max(MOST_BYTES)
-}
-
-/// What a daemon takes at most, with a volume of these sizes or any: blocks of 512 bytes and a deep tree take most.
-fn most_memory(volume: Option<&VolumeInfo>, counts: Counts, max_io: u32, cache: u64) -> u64 {
-    let requests = counts.requests();
-    // Neither product comes near 64 bits; the cache may be anything.
-    let volume = most_memory_bytes(volume, cache, counts.slots(), largest_request(max_io));
-    volume.saturating_add(requests * u64::from(max_io) + rest(counts))
-}
-
 impl Defaults {
-    /// At most 1/8 of the machine's memory, from 512 MiB on: what is left of that when nothing has been chosen goes to
-    /// requests by three quarters at most, to the cache what remains.
-    pub fn for_machine(memory: u64, wanted: Wanted, max_io: u32, volume: Option<&VolumeInfo>) -> Self {
-        const LEAST_CACHE: u64 = 1 << 20;
+    /// At most 1/8 of the machine's memory, from 512 MiB on, and no more than is `available`, down to eight requests, four early
+    /// writes for each thread and a cache of 1 MiB: what is left of that when nothing has been chosen goes to requests by three
+    /// quarters at most, to the cache what remains.
+    pub fn for_machine(memory: u64, available: u64, wanted: Wanted, max_io: u32, volume: Option<&VolumeInfo>) -> Self {
         let fixed =
             most_memory(volume, Counts { queues: 0, threads: 0, hash_threads: 0, depth: 0, write_back: 0 }, max_io, 0);
-        let free = (memory / 8).saturating_sub(fixed);
+        let free = (memory / 8).min(available).saturating_sub(fixed);
         let mut counts = wanted.counts();
         let taken = |counts| most_memory(volume, counts, max_io, 0) - fixed;
         while taken(counts) > free / 4 * 3 && counts.queues > 1 && wanted.queues.is_none() {
@@ -264,54 +243,29 @@ impl Defaults {
         while taken(counts) > free / 4 * 3 && counts.hash_threads > 1 && wanted.hash_threads.is_none() {
             counts.hash_threads -= 1;
         }
-        // The pages of a cache need a little more than their own size.
-        let left = free.saturating_sub(taken(counts)) / 65 * 64;
+        let left = free.saturating_sub(taken(counts)) / PAGE_WITH_ENTRY.1 * PAGE_WITH_ENTRY.0;
         Self { counts, cache: left.min(memory / 32).clamp(LEAST_CACHE, 256 << 20) }
     }
 
     /// For the machine we run on, and the volume that the device with its metadata seems to hold.
-    pub fn here(wanted: Wanted, max_io: u32, meta: &Path) -> Self {
-        let mut superblock = [0; 512];
-        // Whatever the path leads to: what is no volume is refused later.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(meta);
-        let read = file.and_then(|mut file| file.read_exact(&mut superblock));
-        let volume = read.ok().and_then(|()| VolumeInfo::peek(&superblock));
-        Self::for_machine(machine_memory(), wanted, max_io, volume.as_ref())
+    pub fn here(wanted: Wanted, max_io: u32, meta: &Path, available: &Available) -> Self {
+        Self::for_machine(machine_memory(), available.bytes, wanted, max_io, peek(meta).as_ref())
     }
 }
 
-/// Bytes of memory of this machine.
-pub fn machine_memory() -> u64 {
-    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kilobytes = total.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    // Unreadable: as if small.
-    kilobytes.map_or(512 << 20, |k| k * 1024)
-}
-
-/// What the daemon takes, for the line it prints at start.
-pub fn memory_line(settings: &Settings, volume_bytes: u64) -> (u64, String) {
-    let (counts, max_io) = (settings.counts(), settings.max_io);
-    let (queues, depth) = (counts.queues, counts.depth);
-    let buffers = counts.requests() * u64::from(max_io);
-    let volume_rest = volume_bytes.saturating_sub(settings.cache);
-    let rest = rest(counts);
-    let total = buffers + volume_bytes.max(settings.cache) + rest;
-    let line = format!(
-        "memory: {} = {queues} queue{} × {depth} requests × {} + cache {} + log and pending tags {} + {}",
-        Size(total),
-        if queues == 1 { "" } else { "s" },
-        Size(max_io.into()),
-        Size(settings.cache),
-        Size(volume_rest),
-        Size(rest)
-    );
-    (total, line)
+/// The sizes of the volume that the device with its metadata seems to hold.
+fn peek(meta: &Path) -> Option<VolumeInfo> {
+    let mut superblock = [0; 512];
+    // Whatever the path leads to: what is no volume is refused later.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(meta);
+    file.and_then(|mut file| file.read_exact(&mut superblock)).ok()?;
+    VolumeInfo::peek(&superblock)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::failure::Exit;
     use ublk_integrity::{TagAlgorithm, create::FormatOptions};
 
     #[test]
@@ -320,19 +274,19 @@ mod tests {
             for cpus in [1, 2, 64] {
                 for shares in [false, true] {
                     let memory = megabytes << 20;
-                    let d = Defaults::for_machine(memory, machine(cpus, shares), DEFAULT_MAX_IO, None);
+                    let d = Defaults::for_machine(memory, memory, machine(cpus, shares), DEFAULT_MAX_IO, None);
                     let most = most_memory(None, d.counts, DEFAULT_MAX_IO, d.cache);
                     assert!(most <= memory / 8, "{megabytes} MiB, {cpus} CPUs: {d:?} take {most}");
                 }
             }
         }
         let info = plan(512, 64 << 40);
-        let d = Defaults::for_machine(2 << 30, machine(2, false), DEFAULT_MAX_IO, Some(&info));
+        let d = Defaults::for_machine(2 << 30, 2 << 30, machine(2, false), DEFAULT_MAX_IO, Some(&info));
         assert!(most_memory(Some(&info), d.counts, DEFAULT_MAX_IO, d.cache) <= 256 << 20, "{d:?}");
         // What is known to be small leaves more for requests.
-        let d = Defaults::for_machine(2 << 30, machine(2, false), DEFAULT_MAX_IO, Some(&plan(4096, 1 << 30)));
+        let d = Defaults::for_machine(2 << 30, 2 << 30, machine(2, false), DEFAULT_MAX_IO, Some(&plan(4096, 1 << 30)));
         assert_eq!(d.counts, Counts { queues: 1, threads: 1, hash_threads: 1, depth: 128, write_back: 32 });
-        let big = Defaults::for_machine(16 << 30, machine(4, false), DEFAULT_MAX_IO, None);
+        let big = Defaults::for_machine(16 << 30, 16 << 30, machine(4, false), DEFAULT_MAX_IO, None);
         let counts = Counts { queues: 2, threads: 1, hash_threads: 2, depth: 128, write_back: 32 };
         assert_eq!(big, Defaults { counts, cache: 256 << 20 });
     }
@@ -377,7 +331,7 @@ mod tests {
         ublk_integrity::create::plan(&options).unwrap()
     }
 
-    fn settings() -> Settings {
+    pub(in crate::daemon) fn settings() -> Settings {
         let json = serde_json::json!({
             "data": "/dev/vda", "meta": null, "key": "stdin", "queues": 4, "depth": 128, "cache": 64 << 20,
             "max_io": DEFAULT_MAX_IO, "prefetch": true, "on_mismatch": "fail", "discard": true, "read_only": false,
@@ -394,8 +348,28 @@ mod tests {
     }
 
     #[test]
+    fn defaults_shrink_to_what_is_available() {
+        let plan = plan(4096, 1 << 30);
+        let of = |available: u64| {
+            let d = Defaults::for_machine(4 << 30, available, machine(2, true), DEFAULT_MAX_IO, Some(&plan));
+            (d, most_memory(Some(&plan), d.counts, DEFAULT_MAX_IO, d.cache))
+        };
+        let (_, ample) = of(4 << 30);
+        assert!(ample > 200 << 20);
+        for megabytes in [60, 80, 100, 150, 200] {
+            let (d, most) = of(megabytes << 20);
+            assert!(most <= megabytes << 20, "{megabytes} MiB: {d:?} take {most}");
+            assert!(most > (megabytes << 20) / 3, "{megabytes} MiB: {d:?} take {most}");
+        }
+        let (least, most) = of(0);
+        assert_eq!((least.counts.queues, least.counts.depth, least.counts.write_back, least.cache), (1, 8, 4, 1 << 20));
+        assert!(most < 60 << 20, "{most}");
+    }
+
+    #[test]
     fn more_memory_than_there_is_is_exit_3() {
-        let fits = |settings: Settings| settings.refuse_more_memory_than(1 << 30);
+        let available = Available::of_test(1 << 30);
+        let fits = |settings: Settings| settings.refuse_more_than(&available);
         assert!(fits(settings()).is_ok());
         let too_much = [
             Settings { depth: 4096, max_io: 32 << 20, ..settings() },
@@ -412,10 +386,17 @@ mod tests {
     }
 
     #[test]
-    fn the_line_at_start_stays_below_what_was_foretold() {
-        let s = settings();
-        let s = Settings { write_back: 32, ..s };
-        let volume = most_memory_bytes(None, s.cache, s.counts().slots(), s.max_io as usize);
-        assert_eq!(memory_line(&s, volume).0, most_memory(None, s.counts(), s.max_io, s.cache));
+    fn only_a_cache_that_may_shrink_does() {
+        let wanted = settings().most_memory();
+        let mut ample = settings();
+        assert_eq!(ample.fit(&Available::of_test(wanted), true).unwrap(), wanted);
+        assert_eq!(ample.cache, settings().cache);
+        let scarce = Available::of_test(wanted - (20 << 20));
+        let mut shrunk = settings();
+        assert!(shrunk.fit(&scarce, true).unwrap() <= scarce.bytes);
+        assert!((40 << 20..44 << 20).contains(&shrunk.cache), "{}", shrunk.cache);
+        assert_eq!(settings().fit(&scarce, false).unwrap_err().exit, Exit::Memory);
+        let too_scarce = Available::of_test(wanted - (64 << 20));
+        assert_eq!(settings().fit(&too_scarce, true).unwrap_err().exit, Exit::Memory);
     }
 }

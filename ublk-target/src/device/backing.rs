@@ -130,17 +130,17 @@ impl Backings {
         }
     }
 
-    /// The paths that they were opened by.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        std::iter::once(&self.data).chain(&self.meta).map(|b| b.path.as_path())
-    }
-
     /// The one that the library names so.
     pub fn get(&self, device: Device) -> &Backing {
         match (device, &self.meta) {
             (Device::Meta, Some(meta)) => meta,
             _ => &self.data,
         }
+    }
+
+    /// The paths that they were opened by.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.both().map(|b| b.path.as_path())
     }
 
     /// The devices that can't do O_DIRECT, for a warning.

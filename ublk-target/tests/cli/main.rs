@@ -9,9 +9,13 @@ mod words;
 
 use copies::content;
 use harness::*;
+use nix::{sys::signal::Signal, unistd::Pid};
 use std::{
     fs,
-    os::unix::fs::{FileExt, PermissionsExt},
+    os::unix::{
+        fs::{FileExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
     path::Path,
     process::{Command, Stdio},
     thread::sleep,
@@ -229,6 +233,69 @@ fn more_memory_than_the_machine_has_is_exit_3() {
     let f = Folder::with_volume();
     for sizes in ["-q 4096 -d 4096 --max-io 32M", "--cache 100T", "--cache 1P", "--cache 16383P"] {
         f.run(&format!("add --data disk --key-file key {sizes}")).expect(MEMORY).says("--cache");
+    }
+}
+
+#[test]
+fn whatever_memory_there_is_opening_ends_in_order() {
+    let f = Folder::new();
+    f.run("format --data disk --create --size 2G --log-size 1G --key-file key").expect(DONE);
+    let mut codes = Vec::new();
+    for megabytes in [60, 100, 150, 200, 300, 500, 700, 1000, 1100, 1200, 2000] {
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("ulimit -v {}; exec \"$@\"", megabytes << 10), "sh"]);
+        limited.arg(env!("CARGO_BIN_EXE_ublk-integrity")).args("check --data disk --key-file key".split(' '));
+        let run = Run::of(limited.current_dir(f.dir.path()).output().unwrap());
+        codes.push(run.code);
+        match run.code {
+            DONE => run.expect(DONE),
+            _ => run.expect(MEMORY).says("memory"),
+        };
+    }
+    assert_eq!((codes.first(), codes.last()), (Some(&MEMORY), Some(&DONE)), "{codes:?}");
+}
+
+/// A loop device on a file of 64 MiB.
+struct Loop(String);
+
+impl Loop {
+    fn new(f: &Folder) -> Option<Self> {
+        fs::File::create(f.path("loop")).unwrap().set_len(64 << 20).unwrap();
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(f.path("loop")).output().ok()?;
+        made.status.success().then(|| Self(String::from_utf8(made.stdout).unwrap().trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_device_is_free_when_a_command_has_returned() {
+    let f = Folder::new();
+    let Some(device) = Loop::new(&f) else {
+        println!("skipped: no loop device to be had");
+        return;
+    };
+    for _ in 0..20 {
+        f.run(&format!("format --data {} --key-file key --force", device.0)).expect(DONE);
+        f.run_with_input(&format!("import --data {} --key-file key --zero-rest -", device.0), b"content").expect(DONE);
+        // O_EXCL: refused while anything of that holds the device.
+        f.run(&format!("format --data {} --key-file key", device.0)).expect(BUSY).says("--force destroys it");
+    }
+    fs::write(f.path("content"), vec![7; 40 << 20]).unwrap();
+    for i in 0..10 {
+        let mut import = f
+            .command(&format!("import --data {} --key-file key --zero-rest --force content", device.0))
+            .spawn()
+            .unwrap();
+        sleep(Duration::from_millis(20 + 7 * i));
+        nix::sys::signal::kill(Pid::from_raw(import.id() as i32), Signal::SIGINT).unwrap();
+        let ended = import.wait().unwrap();
+        assert!(ended.signal() == Some(Signal::SIGINT as i32) || ended.success(), "{ended:?}");
+        f.run(&format!("format --data {} --key-file key", device.0)).expect(BUSY).says("--force destroys it");
     }
 }
 
