@@ -132,6 +132,8 @@ pub struct CopyDump {
     pub epoch: Option<u64>,
     /// Key id (16 bytes, hexadecimal), where readable.
     pub key_id: Option<String>,
+    /// The id (32 bytes, hexadecimal) that was drawn when the volume was last opened for writing, where readable.
+    pub open_id: Option<String>,
 }
 
 /// How many blocks of a kind a report lists.
@@ -245,7 +247,7 @@ pub async fn dump<S: Storage>(io: &S) -> Result<Dump, OpenError> {
     let copies = read_copies(io).await?;
     let mut dump = Dump { copies: Vec::new(), volume: None, version2: None, identity: None, unknown: None };
     let mut newest = None;
-    for (raw, offset) in copies.0.iter().zip(Layout::superblock_offsets()) {
+    for (raw, offset) in copies.raw.iter().zip(Layout::superblock_offsets()) {
         let parsed = raw.parse();
         dump.copies.push(CopyDump::of(raw, offset, &parsed));
         if let Ok(superblock) = parsed {
@@ -286,6 +288,7 @@ impl CopyDump {
             unknown: unknown.map(|unknown| unknown.to_string()),
             epoch: readable.then(|| raw.epoch()),
             key_id: readable.then(|| hex(&raw.key_id())),
+            open_id: readable.then(|| hex(&raw.open_id())),
         }
     }
 }

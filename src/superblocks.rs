@@ -9,7 +9,11 @@ use crate::{
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Both copies as they lie on the device.
-pub(crate) struct Copies(pub(crate) [RawSuperblock; 2]);
+pub(crate) struct Copies {
+    pub(crate) raw: [RawSuperblock; 2],
+    /// Why one of them could not be read: it is like one that is damaged, but may be well tomorrow.
+    unreadable: Option<DeviceError>,
+}
 
 /// The newest copy, and whether the other must be made equal to it.
 pub(crate) struct Newest {
@@ -28,18 +32,17 @@ pub(crate) fn meta_error(op: &'static str, offset: ByteOffset, len: usize, errno
 pub(crate) async fn read_copies<S: Storage>(io: &S) -> Result<Copies, DeviceError> {
     let mut buf = Buf::new(PAGE_BYTES);
     let mut copies = [RawSuperblock::unreadable(); 2];
-    let mut errors = 0;
+    let mut unreadable = None;
     for (copy, offset) in copies.iter_mut().zip(Layout::superblock_offsets()) {
         let result;
         (result, buf) = io.read(Device::Meta, offset, buf, 0..PAGE_BYTES).await;
         match result {
             Ok(()) => *copy = RawSuperblock::read_from_prefix(&buf).expect("a page is large enough").0,
-            // One copy that can't be read is like one that is damaged.
-            Err(_) if errors == 0 => errors += 1,
+            Err(errno) if unreadable.is_none() => unreadable = Some(meta_error("read", offset, PAGE_BYTES, errno)),
             Err(errno) => return Err(meta_error("read", offset, PAGE_BYTES, errno)),
         }
     }
-    Ok(Copies(copies))
+    Ok(Copies { raw: copies, unreadable })
 }
 
 /// What is to become of the superblocks. Nothing else writes them, and each change is of one of these kinds.
@@ -107,7 +110,7 @@ impl Copies {
     pub(crate) fn newest(&self, master: &MasterKey) -> Result<Newest, OpenError> {
         let mut valid = Vec::with_capacity(2);
         let mut errors = Vec::with_capacity(2);
-        for (raw, at) in self.0.iter().zip(Layout::superblock_offsets()) {
+        for (raw, at) in self.raw.iter().zip(Layout::superblock_offsets()) {
             let keys = Keys::derive(master, &raw.uuid());
             match raw.verify(&keys) {
                 Ok(superblock) => valid.push((superblock, keys, at)),
@@ -134,18 +137,19 @@ impl Copies {
         stale.extend(valid.iter().filter(|(s, ..)| Some(s.epoch) != newest).map(|(.., at)| *at));
         match valid.into_iter().find(|(s, ..)| Some(s.epoch) == newest) {
             Some((superblock, keys, _)) => Ok(Newest { superblock, keys, stale, damaged: !errors.is_empty() }),
-            None => Err(Self::refusal(&errors)),
+            None => Err(self.refusal(&errors)),
         }
     }
 
-    fn refusal(errors: &[(SuperblockError, [u8; 16], ByteOffset)]) -> OpenError {
+    fn refusal(&self, errors: &[(SuperblockError, [u8; 16], ByteOffset)]) -> OpenError {
         let find = |wanted: fn(&SuperblockError) -> bool| errors.iter().find(|(e, ..)| wanted(e));
         if let Some((_, uuid, _)) = find(|e| *e == SuperblockError::WrongKey) {
             return OpenError::WrongKey { uuid: uuid_text(uuid) };
         }
-        match find(|e| *e == SuperblockError::Damaged) {
-            Some(_) => OpenError::Damaged,
-            None => OpenError::NotAVolume,
+        match (self.unreadable, find(|e| *e == SuperblockError::Damaged)) {
+            (Some(why), _) => OpenError::Device(why),
+            (None, Some(_)) => OpenError::Damaged,
+            (None, None) => OpenError::NotAVolume,
         }
     }
 }

@@ -208,6 +208,9 @@ impl RawSuperblock {
     pub(crate) fn key_id(&self) -> [u8; 16] {
         self.key_id
     }
+    pub(crate) fn open_id(&self) -> [u8; 32] {
+        self.open_id
+    }
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.get()
     }

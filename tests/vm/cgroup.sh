@@ -1,6 +1,5 @@
 #!/bin/bash
 # cgroup - the daemon in a memory cgroup as tight as what it said it needs: it works, and is not killed
-# vm: limit=180
 . tests/vm/lib.sh
 format
 group=/sys/fs/cgroup/daemon
@@ -22,10 +21,10 @@ disk=$(cat /run/disk) id=${disk#/dev/ublkb}
 grep -qx "$(daemon)" $group/cgroup.procs || die 'the daemon is not in the group'
 fio --name=v --filename="$disk" --ioengine=libaio --direct=1 --rw=randwrite --bsrange=4k-512k --iodepth=32 --size=200M \
   --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output=/run/fio || { tail /run/fio; die 'fio failed'; }
-fio --name=r --filename="$disk" --ioengine=libaio --direct=1 --rw=randread --bs=4k --iodepth=32 --time_based --runtime=10 --output=/run/fio
+fio --name=r --filename="$disk" --ioengine=libaio --direct=1 --rw=randread --bs=4k --iodepth=32 --size=64M --output=/run/fio
 cat $group/memory.peak $group/memory.events
 grep -qx 'oom_kill 0' $group/memory.events || die 'the daemon was killed'
 remove
 echo "$$" >/sys/fs/cgroup/cgroup.procs
-within 10 rmdir $group
+wait_for rmdir $group
 check_closed

@@ -1,6 +1,5 @@
 #!/bin/bash
 # errors - the disk returns EIO for a while: told to the writer, and nothing acknowledged is lost
-# vm: limit=180
 . tests/vm/lib.sh
 linear lower /dev/vda
 data=/dev/mapper/lower
@@ -39,15 +38,14 @@ check_closed
 step 'a part of the disk fails under fio'
 add
 half=$((sectors / 2))
-fio --name=io --filename="$disk" --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=16 --size=800M --continue_on_error=all \
-  --time_based --runtime=15 --output=/run/fio & fio=$!
-within 30 busy
-sleep 1
+start_fio --rw=randrw --bs=4k --iodepth=16 --size=800M --continue_on_error=all
 table lower "0 $half linear /dev/vda 0
 $half $((sectors - half)) error"
-sleep 5
+wait_for has_failed
+goes_on
 table lower "$good"
-wait $fio || true
+goes_on
+end_load || true
 end
 add
 step 'every block reads, or was never written'

@@ -18,7 +18,7 @@ id=${disk#/dev/ublkb}
 mark_block "$disk" 7 under-a-key-of-the-kernel
 pid=$(daemon)
 kill -9 "$pid"
-within 20 gone "$pid"
+wait_for gone "$pid"
 step 'recover knows where the key is'
 ui recover -n "$id"
 [ "$(read_block "$disk" 7)" = ok ] || die 'block 7'

@@ -1,13 +1,14 @@
 #!/bin/bash
 # kill-recover - kill -9 of the daemon under load, recover: no error is seen, and no stale data
-# vm: cpus=4 limit=300
+# vm: cpus=4
 . tests/vm/lib.sh
 kill_and_recover() {
   local pid
-  within 5 busy # or the test shows nothing
+  goes_on
+  wait_for busy # or the test shows nothing
   pid=$(daemon)
   kill -9 "$pid"
-  within 20 gone "$pid"
+  wait_for gone "$pid"
   ui recover -n "$id" --key-file $key
   [ "$(daemon)" != "$pid" ] || die 'no new daemon'
 }
@@ -15,40 +16,37 @@ kill_and_recover() {
 format
 add
 step 'under fio --verify'
-fio --name=v --filename="$disk" --ioengine=libaio --direct=1 --rw=randwrite --bsrange=4k-64k --iodepth=16 --numjobs=4 \
-  --size=24M --offset_increment=200M --loops=1000 --time_based --runtime=22 --verify=crc32c --verify_fatal=1 \
-  --verify_state_save=0 --verify_backlog=64 --output=/run/fio & fio=$!
-within 30 busy
+start_fio --rw=randwrite --bsrange=4k-64k --iodepth=16 --numjobs=4 --size=24M --offset_increment=200M \
+  --verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64
 for round in 1 2; do
-  sleep 3
   step "kill -9, round $round"
   kill_and_recover
 done
-wait $fio || { tail -n 30 /run/fio; die 'fio saw an error'; }
+goes_on
+end_fio
 
 step 'under a writer that knows the version of each block'
-versions write "$disk" 0 8 18 /run/table & writer=$!
-within 30 busy
+start_writer 0 8
 for round in 1 2; do
-  sleep 3
   step "kill -9, round $round"
   kill_and_recover
 done
-wait $writer || die 'an old version, or an error'
-grep -q ' 0 threads failed' /run/versions || die 'an error reached the writer'
+goes_on
+end_writer
 [ "$(counter mismatches)" = 0 ] || die 'mismatches'
 remove
 check_closed
 
 step 'without recovery the device goes away with its daemon, and what was in flight with it'
 add --no-recovery -q 4
-versions write "$disk" 8192 8 20 /run/table & writer=$!
-within 30 busy
-sleep 3
+start_writer 8192 16
+goes_on
 pid=$(daemon)
+wait_for writing
 kill -9 "$pid"
-within 20 gone "$pid"
-wait $writer || die 'an old version'
+wait_for gone "$pid"
+wait_for gone "$load"
+end_writer 11
 code=0
 ui recover -n "$id" --key-file $key 2>/run/err || code=$?
 cat /run/err
@@ -57,7 +55,7 @@ ui del -n "$id"
 check_clean
 add
 step 'opened again: each block is the version acknowledged last, or the one in flight'
-versions check "$disk" /run/table || die 'a block reads as what it may not be'
+check_versions
 grep -q ' [1-9][0-9]* with a write in flight' /run/versions || die 'no write was in flight: the test shows nothing'
 [ "$(counter mismatches)" = 0 ] || die 'mismatches'
 remove

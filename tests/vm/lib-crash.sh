@@ -12,13 +12,13 @@ boot=$1
 # What reached the virtual disk stays with the host, so it's the daemon's and the kernel's memory that is lost.
 crash() {
   case $boot in
-    *[02468]) step 'power cut'; touch /out/power-cut; sleep 60;;
-    *) step 'reset'; echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger; sleep 60;;
+    *[02468]) step 'power cut'; touch /out/power-cut; sleep $patience;;
+    *) step 'reset'; echo 1 >/proc/sys/kernel/sysrq; echo b >/proc/sysrq-trigger; sleep $patience;;
   esac
   die 'the crash did not come'
 }
 
-crash_test() { # BOOTS SECONDS OF LOAD
+crash_test() { # BOOTS
   mkdir -p /mnt/t
   if [ "$boot" = 1 ]; then
     format --log-size 4M # small, so that there are many checkpoints
@@ -44,8 +44,8 @@ crash_test() { # BOOTS SECONDS OF LOAD
     check_closed
     exit
   fi
-  step "load for $2 s"
-  load & sleep "$2"
-  until enough; do sleep 1; done
+  step 'load'
+  load & load=$!
+  until enough; do loads; sleep 0.2; done
   crash
 }

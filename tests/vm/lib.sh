@@ -39,14 +39,15 @@ check_closed() {
 counter() { ui status -n "$id" --json | jq -e "first(.. | objects | select(has(\"$1\")) | .$1)"; }
 daemon() { ui list --json | jq -e ".[] | select(.id == $id) | .pid"; }
 
-# A command must fail with exactly this code, on one line and without a panic: refused CODE COMMAND...
+# A command must fail with exactly this code, on one line (apart from what it had to wait for) and without a panic:
+# refused CODE COMMAND...
 refused() {
   local want=$1 got=0
   shift
   "$@" >/run/out 2>/run/err || got=$?
   sed 's/^/    | /' /run/err
   [ $got = "$want" ] || die "exit code $got, not $want: $*"
-  [ "$(wc -l </run/err)" = 1 ] || die "not one line on stderr: $*"
+  [ "$(grep -vc '^ublk-integrity: waiting for ' /run/err)" = 1 ] || die "not one line on stderr: $*"
   if grep -q panicked /run/err; then die "a panic: $*"; fi
 }
 
@@ -59,17 +60,41 @@ read_block() { # FILE BLOCK [BLOCK SIZE]
 EILSEQ='Invalid or incomplete multibyte or wide character'
 EIO='Input/output error'
 
-# Wait until a command succeeds: within SECONDS COMMAND...
+# Waiting is for events, never for a time: how long something takes is up to the machine, and others may be at work on it. This
+# is the limit for what hangs, and promises nothing.
+patience=180
+# Waits until a command succeeds: wait_for COMMAND...
+wait_for() { within $patience "$@"; }
+# The same where the time is a promise to the user: within SECONDS COMMAND...
 within() {
   local deadline=$((SECONDS + $1))
   shift
   until "$@"; do [ $SECONDS -lt $deadline ] || die "in vain waited for: $*"; sleep 0.2; done
 }
-# The device has requests under way.
-busy() { [ "$(awk '{print $1 + $2}' "/sys/block/${disk#/dev/}/inflight")" -gt 0 ]; }
 # Without this fio makes a plain file where it finds no device, and is content.
 fio() { command fio --allow_file_create=0 "$@"; }
 gone() { ! kill -0 "$1" 2>/dev/null; }
+
+# A system log: what daemons say that are started from now on goes to /run/syslog; and its end.
+syslog() {
+  python3 -c 'import socket
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind("/dev/log")
+while True: print(log.recv(65536).decode(), flush=True)' >/run/syslog & syslog_pid=$!
+  within 30 test -S /dev/log
+}
+logged() { grep -q "$1" /run/syslog; }
+no_syslog() {
+  kill "$syslog_pid"
+  wait "$syslog_pid" || true
+  rm -f /dev/log
+}
+# SIGTERM while the device is in use: the second one counts.
+term_twice() { # PID
+  kill -TERM "$1"
+  within 60 logged "\[$1\]: the device is in use: it is stopped when its last user is gone"
+  kill -TERM "$1"
+}
 
 # The byte offset at which a file or device first holds this string.
 where_is() { # FILE STRING
@@ -96,8 +121,80 @@ flip_bit() { # FILE OFFSET
 # Make one 4096-byte block of a device say its name: mark_block DEVICE BLOCK NAME.
 mark_block() { head -c 4096 <(yes "$3") | dd of="$1" bs=4096 seek="$2" oflag=direct iflag=fullblock conv=notrunc,fsync status=none; }
 
-# Load whose every block is known by its version: see there. What it says is left in /run/versions.
-versions() { python3 tests/vm/versions.py "$@" >/run/versions || return 1; cat /run/versions; }
+# --- loads -----------------------------------------------------------------------------------------
+# A load goes on until it is told to end, so that what a test does meanwhile may take as long as it likes.
+
+# Starts a load in the background, as $load. The command must end when there is a file /run/end.
+start_load() {
+  rm -f /run/end
+  "$@" & load=$!
+}
+end_load() { touch /run/end; wait "$load"; }
+# A load of fio's.
+start_fio() { # OF FIO...
+  start_load fio --name=load --filename="$disk" --ioengine=libaio --direct=1 --time_based --runtime=1d --trigger-file=/run/end \
+    --aux-path=/run --output=/run/fio "$@"
+  goes_on
+}
+end_fio() { end_load || { tail -n 30 /run/fio; die 'fio saw an error'; }; }
+# A load whose every block is known by its version, on 512 blocks from FIRST on for each thread: see versions.py. It has
+# written all of them once when this returns.
+start_writer() { # FIRST THREADS
+  rm -f /run/versions
+  start_load versions write "$disk" "$1" "$2" /run/table /run/end
+  wait_for has_filled
+}
+has_filled() { grep -qs '^filled' /run/versions || { loads; false; }; }
+# Its end. 11: an error must have reached it.
+end_writer() { # [EXIT CODE]
+  local code=0
+  end_load || code=$?
+  cat /run/versions
+  judge "$code" "${1:-0}"
+}
+# Each block reads as what it may.
+check_versions() {
+  local code=0
+  versions check "$disk" /run/table || code=$?
+  cat /run/versions
+  judge "$code" 0
+}
+versions() { python3 tests/vm/versions.py "$@" >/run/versions; }
+# What an exit code of versions.py means, where it is not the one that is wanted.
+judge() { # CODE WANTED
+  [ "$1" != "$2" ] || return 0
+  case $1 in
+    0) die 'no error reached the writer: the test shows nothing';;
+    10) die 'a block reads as what it may not be';;
+    11) die 'an I/O error';;
+    *) die "versions.py itself has failed, with exit code $1";;
+  esac
+}
+
+# The requests of the device that have been answered: reads, writes, discards and flushes.
+answers() { awk '{print $1 + $5 + $12 + $16}' "/sys/block/${disk#/dev/}/stat"; }
+# Waits until the load has had so many more: nothing is learnt from a load that has not begun, or stands still.
+goes_on() { # [REQUESTS]
+  wait_for has_answers $(($(answers) + ${1:-500}))
+}
+has_answers() { [ "$(answers)" -ge "$1" ] || { loads; false; }; }
+loads() { ! gone "$load" || die 'the load has ended by itself'; }
+# The requests under way, and those of them that are writes.
+under_way() { awk '{print $1 + $2}' "/sys/block/${disk#/dev/}/inflight"; }
+writes_under_way() { awk '{print $2}' "/sys/block/${disk#/dev/}/inflight"; }
+busy() { [ "$(under_way)" -gt 0 ]; }
+writing() { [ "$(writes_under_way)" -gt 0 ]; }
+# A load of N requests at once gets no answer any more: all of them wait.
+stuck() { # N
+  local before
+  before=$(answers)
+  sleep 0.5
+  [ "$(under_way)" -ge "$1" ] && [ "$(answers)" = "$before" ]
+}
+# An error of its disk has come to the volume's knowledge.
+has_failed() {
+  ui status -n "$id" --json | jq -e '.latched != null or first(.. | objects | select(has("failed_writes")) | .failed_writes) > 0' >/dev/null
+}
 
 # A real tree: hundreds of small files and a few large ones.
 plant() {

@@ -1,6 +1,6 @@
 #!/bin/bash
 # log-writes - a disk as it was at every flush and FUA write of a load: no false alarm, nothing synced is missing
-# vm: limit=240:7200
+# vm: limit=900:7200
 . tests/vm/lib.sh
 modprobe dm_log_writes
 wanted=40 # points; all of them with --full
@@ -17,14 +17,14 @@ add
 mkfs.ext4 -q "$disk"
 mkdir -p /mnt/t
 mount "$disk" /mnt/t
-# Files written again and again, each synced; then, and only then, the log gets a mark.
-load() {
+# Files written again and again, each synced; then, and only then, the log gets a mark. Until it is told to end.
+files() {
   python3 - <<'P2'
-import hashlib, os, random, subprocess, time
-folder, end = os.open("/mnt/t", os.O_RDONLY), time.monotonic() + 12
+import hashlib, itertools, os, random, subprocess
+folder = os.open("/mnt/t", os.O_RDONLY)
 with open("/run/synced", "w") as out:
-    for n in range(1, 1000):
-        if time.monotonic() > end:
+    for n in itertools.count(1):
+        if os.path.exists("/run/end"):
             break
         name, content = f"file{n % 12}", random.randbytes(random.randrange(30_000))
         fd = os.open(f"/mnt/t/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -33,19 +33,23 @@ with open("/run/synced", "w") as out:
         os.close(fd)
         os.fsync(folder)
         subprocess.run(["dmsetup", "message", "logged", "0", "mark", str(n)], check=True)
-        print(n, name, hashlib.md5(content).hexdigest(), file=out)
+        print(n, name, hashlib.md5(content).hexdigest(), file=out, flush=True)
 P2
 }
 step 'files, each synced, and a killed daemon in between'
-load & writer=$!
-sleep 7
+synced() { [ "$(wc -l </run/synced)" -ge "$1" ] || { loads; false; }; } # FILES
+: >/run/synced
+start_load files
+wait_for synced 30
 pid=$(daemon)
 kill -9 "$pid"
-within 20 gone "$pid"
+wait_for gone "$pid"
 ui recover -n "$id" --key-file $key
-wait $writer || die 'the writer saw an error'
+wait_for synced $(($(wc -l </run/synced) + 20))
+checkpointed() { [ "$(counter checkpoints)" -ge 1 ] || { loads; false; }; }
+wait_for checkpointed
+end_load || die 'the writer saw an error'
 echo "$(wc -l </run/synced) files synced, $(counter checkpoints) checkpoints since the kill"
-[ "$(counter checkpoints)" -ge 1 ] || die 'no checkpoint in the log'
 umount /mnt/t
 remove
 unlinear logged

@@ -19,7 +19,7 @@ ui status -n "$id"
 step 'dump needs no key and writes nothing'
 # The daemon itself does, for as long as there is something to checkpoint.
 settled() { [ "$(counter pending_tags)" = 0 ]; }
-within 30 settled
+wait_for settled
 before=$(head -c 1M $data | sha256sum)
 ui dump --data $data
 [ "$(head -c 1M $data | sha256sum)" = "$before" ] || die 'dump wrote'
@@ -38,7 +38,7 @@ add
 for block in 1 2 3; do mark_block "$disk" $block "block-$block-logged"; done
 pid=$(daemon)
 kill -9 "$pid"
-within 20 gone "$pid"
+wait_for gone "$pid"
 ui del -n "$id"
 dirty() { check_clean --json | jq -e '.recovery.records > 0' >/dev/null; }
 dirty || die 'nothing was left in the log: the test shows nothing'

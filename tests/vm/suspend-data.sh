@@ -1,41 +1,39 @@
 #!/bin/bash
 # suspend-data - the data device stands still under load: everything waits, then goes on
-# vm: limit=180
 . tests/vm/lib.sh
 linear lower /dev/vda
 data=/dev/mapper/lower
-stand_still() { # SECONDS
+stand_still() { # SECONDS REQUESTS AT ONCE
   step "standing still for $1 s"
   suspend lower
+  wait_for stuck "$2"
+  # The time is what is tested: nothing gives up in it.
   sleep "$1"
-  timeout 10 "$ublk_integrity" status -n "$id" >/dev/null || die 'status waits for the data device'
+  timeout $patience "$ublk_integrity" status -n "$id" >/dev/null || die 'status waits for the data device'
   resume lower
 }
 
 format
 add -q 2
 step 'under fio --verify'
-fio --name=v --filename="$disk" --ioengine=libaio --direct=1 --rw=randwrite --bsrange=4k-64k --iodepth=16 --numjobs=2 --size=24M \
-  --offset_increment=200M --loops=1000 --time_based --runtime=35 --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
-  --verify_backlog=64 --output=/run/fio & fio=$!
-within 30 busy
+start_fio --rw=randwrite --bsrange=4k-64k --iodepth=16 --numjobs=2 --size=24M --offset_increment=200M \
+  --verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64
 for seconds in 2 20; do
-  sleep 4
-  stand_still $seconds
+  stand_still $seconds 2 # each job waits for one at least: while it verifies, for no more
+  goes_on
 done
-wait $fio || { tail /run/fio; die 'fio saw an error'; }
+end_fio
 step 'under a writer that knows the version of each block'
-versions write "$disk" 0 8 15 /run/table & writer=$!
-within 30 busy
+start_writer 0 8
 for seconds in 1 5; do
-  sleep 2
-  stand_still $seconds
+  goes_on
+  stand_still $seconds 8
 done
-wait $writer || die 'an old version, or an error'
-grep -q ' 0 threads failed' /run/versions || die 'an error reached the writer'
+goes_on
+end_writer
 remove
 check_closed
 add
-versions check "$disk" /run/table || die 'an old version after opening again'
+check_versions
 remove
 unlinear lower

@@ -1,6 +1,5 @@
 #!/bin/bash
 # suspend-meta - the metadata device stands still for 20 s: cached reads go on, the rest waits and then goes on
-# vm: limit=180
 . tests/vm/lib.sh
 linear meta /dev/vdb
 meta=(--meta /dev/mapper/meta)
@@ -17,14 +16,15 @@ suspend meta
 start=$SECONDS
 # Reads of what is not cached: stuck, and the prefetch with them.
 dd if="$disk" of=/dev/null bs=64k skip=$((100 * 16)) count=64 iflag=direct status=none & cold=$!
-sleep 1
+wait_for busy
+# The time is what is tested: nothing gives up in it.
 while [ $SECONDS -lt $((start + 20)) ]; do
-  timeout 10 fio --name=warm --filename="$disk" --ioengine=libaio --direct=1 --rw=read --bs=64k --iodepth=4 --size=4M \
+  timeout $patience fio --name=warm --filename="$disk" --ioengine=libaio --direct=1 --rw=read --bs=64k --iodepth=4 --size=4M \
     --output=/run/fio || die 'a cached read waits for the metadata device'
 done
 gone $cold && die 'the cold read did not need the metadata: the test shows nothing'
 step 'status answers, too'
-timeout 10 "$ublk_integrity" status -n "$id" >/dev/null || die 'status waits for the metadata device'
+timeout $patience "$ublk_integrity" status -n "$id" >/dev/null || die 'status waits for the metadata device'
 resume meta
 step 'it goes on'
 wait $cold || die 'the waiting read failed'

@@ -18,7 +18,7 @@ os.set_blocking(number, True)
 print(struct.unpack("Q", os.read(number, 8))[0])
 P
 step 'a device'
-answer=$(timeout 60 python3 /run/parent ublk.integrity add -t integrity -n 4 -q 2 -d 64 --data $data --key-file $key)
+answer=$(timeout $patience python3 /run/parent ublk.integrity add -t integrity -n 4 -q 2 -d 64 --data $data --key-file $key)
 [ "$answer" = 5 ] || die "the eventfd said $answer, not 4 + 1"
 disk=/dev/ublkb4 id=4
 [ -b $disk ] || die 'no device'
@@ -28,10 +28,10 @@ pid=$(daemon)
 for fd in 0 1 2; do readlink "/proc/$pid/fd/$fd"; done | grep -v '^/dev/null$' && die 'fds 0-2'
 remove
 step 'a failure'
-answer=$(timeout 60 python3 /run/parent ublk.integrity add -t integrity --data /dev/nothing-here --key-file $key)
+answer=$(timeout $patience python3 /run/parent ublk.integrity add -t integrity --data /dev/nothing-here --key-file $key)
 [ "$answer" = 18446744073709551614 ] || die "the eventfd said $answer"
 step 'the tool'\''s other standard options, no number asked for'
-answer=$(timeout 60 python3 /run/parent ublk.integrity add -t integrity -q 1 -d 32 -u 0 -g 0 -r 0 -i 0 --data $data --key-file $key)
+answer=$(timeout $patience python3 /run/parent ublk.integrity add -t integrity -q 1 -d 32 -u 0 -g 0 -r 0 -i 0 --data $data --key-file $key)
 id=$((answer - 1)) disk=/dev/ublkb$((answer - 1))
 [ -b "$disk" ] || die "no $disk"
 remove

@@ -166,6 +166,8 @@ fn unreadable(path: &Path, e: &std::io::Error) -> Failure {
 fn read_all(mut from: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
     // Its full size from the start: growing would leave copies of the key behind.
     let mut bytes = Zeroizing::new(vec![0; MAX_KEY_BYTES + 1]);
+    // All there is for a user who may not lock more.
+    let _ = os::lock_pages(&bytes);
     let mut filled = 0;
     while filled < bytes.len() {
         match from.read(&mut bytes[filled..]) {

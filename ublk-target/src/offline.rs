@@ -12,6 +12,7 @@ use crate::{
     output,
     ring::{DeviceFiles, OwnRing, RingStorage},
     size::Size,
+    wait,
 };
 use futures_util::future::{Either, join, select};
 use std::{future::Future, pin::pin, time::Duration};
@@ -217,7 +218,7 @@ impl Offline {
         let paths = self.backings().paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ");
         Notice::after(SILENCE, move || {
             let seconds = SILENCE.as_secs();
-            output::tell(format_args!("still waiting for {paths} after {seconds} s: the volume is being opened"));
+            wait::tell(&format!("still waiting for {paths} after {seconds} s: the volume is being opened"));
         })
     }
 

@@ -1,6 +1,7 @@
 //! System calls that have no safe wrapper elsewhere.
 
-use crate::interrupt;
+use crate::{interrupt, wait::Wait};
+use io_uring::{IoUring, opcode, squeue, types};
 use memmap2::{MmapMut, MmapOptions};
 use nix::{
     errno::Errno,
@@ -8,7 +9,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
-        resource::{Resource, setrlimit},
+        resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
         signal::{SigHandler, SigSet, SigmaskHow, Signal},
         signalfd::{SfdFlags, SignalFd},
         stat::{major, minor},
@@ -19,14 +20,15 @@ use nix::{
 use std::{
     ffi::CString,
     fs::File,
+    io,
     mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, RawFd},
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::Path,
-    time::{Duration, Instant},
 };
+use zerocopy::{Immutable, IntoBytes};
 use zeroize::Zeroizing;
 
 /// `linux/prctl.h`
@@ -39,7 +41,7 @@ mod ioctl {
 }
 
 /// What a block device writes atomically, in bytes (`BLKPBSZGET`).
-pub fn physical_block_size(device: &File) -> std::io::Result<u32> {
+pub fn physical_block_size(device: &File) -> io::Result<u32> {
     let mut size = 0;
     // SAFETY: the call fills in one unsigned int, which outlives it.
     unsafe { ioctl::physical_block_size(device.as_raw_fd(), &mut size) }?;
@@ -93,11 +95,13 @@ pub fn set_io_flusher() -> nix::Result<()> {
     Errno::result(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) }).map(drop)
 }
 
-/// Before a key is in memory: no core dump of this process, whatever becomes of it, and no other process of its user may
-/// look into it.
+/// Before a key is in memory: no core dump of this process, whatever becomes of it, no other process of its user may look into
+/// it, and it is not swapped out, as far as that can be had.
 pub fn guard_secrets() -> nix::Result<()> {
     prctl::set_dumpable(false)?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    lock_secrets();
+    Ok(())
 }
 
 /// Reads from a terminal that shows nothing of it meanwhile, and shows it again also where a signal ends us.
@@ -159,20 +163,19 @@ pub fn read_user_key(name: &str, limit: usize) -> nix::Result<Zeroizing<Vec<u8>>
     Ok(payload)
 }
 
-/// Takes a lock, or waits for it until then. What is not to be had any more is told with EWOULDBLOCK.
-pub fn lock_until(mut file: File, how: FlockArg, deadline: Instant) -> nix::Result<Flock<File>> {
+/// Takes a lock, or waits for it as long as `wait` allows. What is not to be had by then is told with EWOULDBLOCK.
+pub fn lock_within(mut file: File, how: FlockArg, wait: &mut Wait) -> nix::Result<Flock<File>> {
     loop {
         file = match Flock::lock(file, how) {
             Ok(locked) => return Ok(locked),
-            Err((file, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file,
+            Err((file, Errno::EWOULDBLOCK)) if wait.pause() => file,
             Err((_, e)) => return Err(e),
         };
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 /// The same of a lock that stays until the last descriptor of the opened file is closed, whoever has it.
-pub fn lock_open_until(file: &File, how: FlockArg, deadline: Instant) -> nix::Result<()> {
+pub fn lock_open_within(file: &File, how: FlockArg, wait: &mut Wait) -> nix::Result<()> {
     let operation = match how {
         FlockArg::LockSharedNonblock => libc::LOCK_SH | libc::LOCK_NB,
         _ => libc::LOCK_EX | libc::LOCK_NB,
@@ -180,15 +183,78 @@ pub fn lock_open_until(file: &File, how: FlockArg, deadline: Instant) -> nix::Re
     loop {
         // SAFETY: takes integers only.
         match Errno::result(unsafe { libc::flock(file.as_raw_fd(), operation) }) {
-            Err(Errno::EWOULDBLOCK) if Instant::now() < deadline => {}
+            Err(Errno::EWOULDBLOCK) if wait.pause() => {}
             done => return done.map(drop),
         }
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
+/// Sends a command to the ublk driver (IORING_OP_URING_CMD on its control device) and waits for its end.
+pub fn ublk_command(control: &File, op: u32, device: u32, buf: &mut [u8]) -> io::Result<()> {
+    /// `struct ublksrv_ctrl_cmd`
+    #[derive(IntoBytes, Immutable)]
+    #[repr(C)]
+    struct Command {
+        device: u32,
+        queue: u16,
+        len: u16,
+        addr: u64,
+        rest: [u8; 64],
+    }
+    let addr = if buf.is_empty() { 0 } else { buf.as_mut_ptr() as u64 };
+    let command = Command { device, queue: u16::MAX, len: buf.len() as u16, addr, rest: [0; 64] };
+    let command: [u8; 80] = zerocopy::transmute!(command);
+    let entry = opcode::UringCmd80::new(types::Fd(control.as_raw_fd()), op).cmd(command).build();
+    let mut ring = IoUring::<squeue::Entry128>::builder().build(1)?;
+    // SAFETY: the kernel reads and writes `buf` and uses the descriptor until the command has ended. This function ends only
+    // after that, or before the command was taken from the ring.
+    unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;
+    loop {
+        if let Some(end) = ring.completion().next() {
+            return if end.result() < 0 { Err(io::Error::from_raw_os_error(-end.result())) } else { Ok(()) };
+        }
+        match ring.submit_and_wait(1) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // Nothing was submitted.
+            Err(e) if !ring.submission().is_empty() => return Err(e),
+            _ => {}
+        }
+    }
+}
+
+/// Locks all memory of this process: what there is, and what comes, either at once or when it is first used.
+pub fn lock_memory(at_once: bool) -> nix::Result<()> {
+    let on_use = if at_once { 0 } else { libc::MCL_ONFAULT };
+    // SAFETY: takes an integer only.
+    Errno::result(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | on_use) }).map(drop)
+}
+
+/// Locks memory where this process may lock as much as it likes. With a limit to that, to lock what comes would make
+/// allocations fail later.
+fn lock_secrets() {
+    let unlimited = matches!(getrlimit(Resource::RLIMIT_MEMLOCK), Ok((soft, _)) if soft == RLIM_INFINITY);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if unlimited || may_lock(&status) {
+        let _ = lock_memory(false);
+    }
+}
+
+/// Whether a process has CAP_IPC_LOCK, by its /proc/PID/status.
+fn may_lock(status: &str) -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    set.is_some_and(|set| set >> CAP_IPC_LOCK & 1 == 1)
+}
+
+/// Locks the pages that these bytes lie on. They stay locked as long as they are mapped.
+pub fn lock_pages(bytes: &[u8]) -> nix::Result<()> {
+    // SAFETY: changes nothing about the memory but that it is not swapped out.
+    Errno::result(unsafe { libc::mlock(bytes.as_ptr().cast(), bytes.len()) }).map(drop)
+}
+
 /// Maps `len` bytes of a file from `offset` on, shared with whoever opens it later.
-pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> std::io::Result<MmapMut> {
+pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> io::Result<MmapMut> {
     // SAFETY: no two mappings of ours have a byte in common, and nobody else changes the file or cuts it short: those of `kept` are root's alone, and whoever opens one
     // asks for the lock first, which the daemon holds until its threads, and with them the mappings, are gone.
     unsafe { MmapOptions::new().offset(offset).len(len).map_mut(&**file) }
@@ -257,7 +323,13 @@ fn set_disposition(signal: Signal, to: SigHandler) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::resource::getrlimit;
+
+    #[test]
+    fn the_capability_is_read_from_the_effective_set() {
+        assert!(may_lock("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"));
+        assert!(may_lock("CapEff:\t0000000000004000\n"));
+        assert!(!may_lock("CapPrm:\t000001ffffffffff\nCapEff:\t00000000ffffbfff\n") && !may_lock(""));
+    }
 
     #[test]
     fn guarded_secrets_are_in_no_core_dump() {

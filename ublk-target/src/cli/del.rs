@@ -1,13 +1,15 @@
 //! `del`: end a device.
 
-use super::stop;
+use super::stop::{self, When};
 use crate::{
     daemon::state::State,
-    device::{Backings, users},
+    device::{Backings, stack, users},
     failure::{Context, Exit, Failure, Outcome},
-    kept, output, ublk,
+    kept, output,
+    ublk::{self, Whose},
+    wait::{LONGEST, Wait},
 };
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// End a device: returns when its daemon is gone, the volume is clean and the node removed
 #[derive(clap::Args)]
@@ -19,59 +21,40 @@ pub struct Args {
     /// All devices of ublk-integrity
     #[arg(short, long)]
     all: bool,
-    /// Even while it is open or mounted; what its users have not written yet is lost
+    /// Even while it is open, mounted or below another device; what its users have not written yet is lost
     #[arg(long)]
     force: bool,
 }
 
 /// How long the requests under way, the last checkpoint and the removal of the node may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a deletion may take once the last opener is gone.
-const DELETE_PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn run(args: &Args) -> Outcome {
     let states = match args.number {
         Some(number) => vec![State::load(number)?],
-        None => State::all(),
+        None => stack::top_down(State::all()),
     };
-    let mut outcome = Ok(());
+    let mut first: Option<Failure> = None;
     for state in states {
-        let ended = end(&state, args.force);
-        // With -a: go on, and answer with the first failure.
-        outcome = outcome.and(ended);
+        let Err(failure) = end(&state, args.force) else { continue };
+        // With -a: go on, and end as the first that failed.
+        match &first {
+            None => first = Some(failure),
+            Some(_) => output::tell(failure),
+        }
     }
-    outcome
+    first.map_or(Ok(()), Err)
 }
 
 fn end(state: &State, force: bool) -> Outcome {
-    let id = state.id;
-    if !is_ours(state) {
-        // Somebody else's tool has deleted it, and the number has gone to another device.
-        state.remove();
-        return Err(Failure::new(
-            Exit::Device,
-            format_args!("/dev/ublkb{id} is another program's by now; nothing done"),
-        ));
-    }
-    if !force && users::has_users(&ublk::block_path(id)) {
-        let message =
-            format!("/dev/ublkb{id} is open or mounted: unmount it, or use --force and lose what is not written yet");
-        return Err(Failure::new(Exit::Busy, message));
-    }
-    if let Some(life) = state.watch() {
-        stop::start(id).doing("can't start a process that stops the device")?;
-        if !life.wait_for_end(PATIENCE) {
-            let seconds = PATIENCE.as_secs();
-            let message = format!("the daemon of device {id} (pid {}) has not ended within {seconds} s", state.pid);
-            return Err(Failure::new(Exit::Busy, message));
-        }
-    }
+    refuse_foreign(state)?;
+    stop_device(state, force)?;
     let ended = remove_remains(state)?;
     if !State::all().iter().any(|other| other.is_alive() && other.settings.shares_devices(&state.settings)) {
         // I/O that a killed daemon left behind may hold the locks yet.
         Backings::wait_until_free(&state.settings.data, state.settings.meta.as_deref())?;
     }
-    let left = kept::waiting_for(&state.settings.data);
+    let left = kept::waiting_for(&state.open_id);
     if ended.is_none() && left > 0 {
         let left = kept::writes(left);
         output::warn(format_args!(
@@ -80,6 +63,7 @@ fn end(state: &State, force: bool) -> Outcome {
     }
     match ended {
         Some(why) => {
+            let id = state.id;
             let message = format!(
                 "/dev/ublkb{id} is gone, but the volume was not closed in good order: {why}. What was synced is safe; the next `add` recovers"
             );
@@ -89,30 +73,75 @@ fn end(state: &State, force: bool) -> Outcome {
     }
 }
 
+/// Somebody else's tool may have deleted our device, and the number gone to another.
+fn refuse_foreign(state: &State) -> Outcome {
+    let Whose::Anothers(pid) = state.whose()? else { return Ok(()) };
+    if !state.is_alive() {
+        state.remove();
+    }
+    let who = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+    let message = format!("/dev/ublkb{} is another program's by now{who}; nothing done", state.id);
+    Err(Failure::new(Exit::Device, message))
+}
+
+/// Stops the device, and waits for the end of its daemon. Unless forced, only where nobody uses it.
+fn stop_device(state: &State, force: bool) -> Outcome {
+    let id = state.id;
+    let life = state.watch();
+    if life.is_none() && (force || !ublk::exists(id)) {
+        return Ok(());
+    }
+    let when = if force { When::Now } else { When::Unused };
+    let mut stop = stop::start(id, when).doing("can't start a process that stops the device")?;
+    let (what, pid) = (format!("the requests of /dev/ublkb{id} and its last checkpoint"), state.pid);
+    let mut wait = Wait::up_to(PATIENCE, what);
+    let stopped = loop {
+        match stop.try_wait().doing("can't wait for the process that stops the device")? {
+            Some(status) => break status,
+            None if wait.pause() => {}
+            None => return Err(too_late(id, pid)),
+        }
+    };
+    if stopped.code() == Some(Exit::Busy as i32) {
+        return Err(in_use(id));
+    }
+    match life.is_none_or(|life| life.wait_for_end(&mut wait)) {
+        true => Ok(()),
+        false => Err(too_late(id, pid)),
+    }
+}
+
+fn in_use(id: u32) -> Failure {
+    let users = users::lasting(&ublk::block_path(id));
+    let users = if users.is_empty() { "open".to_owned() } else { users::in_words(&users) };
+    let message =
+        format!("/dev/ublkb{id} is in use: {users}. End that, or use --force and lose what is not written yet");
+    Failure::new(Exit::Busy, message)
+}
+
+fn too_late(id: u32, pid: u32) -> Failure {
+    let seconds = PATIENCE.as_secs();
+    Failure::new(Exit::Busy, format_args!("the daemon of device {id} (pid {pid}) has not ended within {seconds} s"))
+}
+
 /// Takes away what a daemon left that is dead now: nothing where it ended in good order. The device's number may
 /// belong to somebody else already. Returns what the daemon said of its end, if it was not in order.
 fn remove_remains(state: &State) -> Outcome<Option<String>> {
     let id = state.id;
     let left = State::load(id).ok().filter(|now| now.pid == state.pid);
     // A daemon that had time to say how it ended has deleted its device too.
-    if left.as_ref().is_some_and(|left| left.ended.is_none()) && is_ours(state) {
+    if left.as_ref().is_some_and(|left| left.ended.is_none()) && state.whose()? == Whose::Ours {
         ublk::delete(id);
     }
-    let deadline = Instant::now() + DELETE_PATIENCE;
-    while ublk::exists(id) && is_ours(state) && !has_successor(state) {
-        if Instant::now() > deadline {
+    let mut wait = Wait::up_to(LONGEST, format_args!("the last user of /dev/ublkb{id}"));
+    while !has_successor(state) && state.whose()? == Whose::Ours {
+        if !wait.pause() {
             let message = format!("/dev/ublkb{id} is still held open; it goes when its last user closes it");
             return Err(Failure::new(Exit::Busy, message));
         }
-        std::thread::sleep(Duration::from_millis(20));
     }
     state.remove();
     Ok(left.and_then(|left| left.ended))
-}
-
-/// Whether the kernel's device of this number can be the one that this daemon served.
-fn is_ours(state: &State) -> bool {
-    ublk::daemon_of(state.id).is_none_or(|pid| pid == state.pid)
 }
 
 fn has_successor(state: &State) -> bool {

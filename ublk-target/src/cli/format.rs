@@ -4,6 +4,7 @@ use super::{DeviceArgs, dump::describe};
 use crate::{
     device::{Backing, Backings, Use, signature},
     failure::{Context, Exit, Failure, Outcome},
+    kept::{self, Owner},
     key::KeyArgs,
     offline::Offline,
     os,
@@ -190,6 +191,7 @@ fn format(args: &Args, key: &MasterKey, wiped: &mut Vec<(PathBuf, String)>) -> O
     let options = options(args, io.geometry(Device::Data).physical_block);
     // What can't be done destroys nothing.
     create::plan_on(&io, &options)?;
+    let before = last_opens(&offline)?;
     if args.force {
         for backing in offline.backings().both() {
             let path = backing.path();
@@ -197,7 +199,26 @@ fn format(args: &Args, key: &MasterKey, wiped: &mut Vec<(PathBuf, String)>) -> O
             wiped.extend(found.into_iter().map(|signature| (path.to_owned(), signature)));
         }
     }
-    Ok(offline.run(create::format(&io, key, &options))??)
+    let volume = offline.run(create::format(&io, key, &options))??;
+    give_up_kept(&offline, &before)?;
+    Ok(volume)
+}
+
+/// The ids of the last opens of the volume that was there, by either superblock copy.
+fn last_opens(offline: &Offline) -> Outcome<Vec<String>> {
+    let copies = offline.run(open::dump(&offline.io()))?.map(|dump| dump.copies).unwrap_or_default();
+    Ok(copies.into_iter().filter_map(|copy| copy.open_id).collect())
+}
+
+/// What a daemon had answered for that volume, and nobody has put in place, belongs nowhere any more.
+fn give_up_kept(offline: &Offline, opens: &[String]) -> Outcome {
+    let owner = Owner::of(&offline.backings().data)?;
+    let count: usize = opens.iter().map(|id| kept::give_up(id, &owner)).sum();
+    if count > 0 {
+        let writes = kept::writes(count);
+        output::warn(format_args!("{writes} of the volume that was here, in memory yet, were given up"));
+    }
+    Ok(())
 }
 
 /// A volume of ours that another program has made is named as what it is.

@@ -1,13 +1,19 @@
 //! `status`: state and counters of a device.
 
 use crate::{
-    daemon::{control, state::State},
+    daemon::{
+        client::{self, Unanswered},
+        protocol::{ANSWERS_WITHIN, Request},
+        state::{State, socket_path},
+    },
     failure::{Exit, Failure, Outcome},
     output::Output,
     report,
     size::Size,
+    ublk,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::fs;
 
 /// Show state and counters of a device
 #[derive(clap::Args)]
@@ -27,9 +33,60 @@ pub fn run(args: &Args) -> Outcome {
         let message = format!("the daemon of device {number} (pid {}) is dead: {}", state.pid, state.remedy());
         return Err(Failure::new(Exit::Device, message));
     }
-    let status = control::status(number)?;
-    if args.json { Output::json(&status).print() } else { lines(&status).print() }
+    match client::ask(&socket_path(number), &Request::Status {}) {
+        Ok(status) if args.json => Output::json(&status).print(),
+        Ok(status) => lines(&status).print(),
+        Err(Unanswered::Failed(failure)) => Err(failure),
+        Err(Unanswered::Late) => {
+            let known = known(&state);
+            let out = if args.json {
+                Output::json(&known)
+            } else {
+                let mut out = Output::new();
+                print_lines(&mut out, KNOWN, &known);
+                out
+            };
+            let message = format!(
+                "the daemon of device {number} (pid {}) has not answered within {} s: this is what is known without it",
+                state.pid,
+                ANSWERS_WITHIN.as_secs()
+            );
+            out.print_with(Err(Failure::new(Exit::Busy, message)))
+        }
+    }
 }
+
+/// What can be known of a device without its daemon: from the state file and the kernel.
+fn known(state: &State) -> Value {
+    let mut known = json!(state);
+    known["device"] = json!(ublk::block_path(state.id));
+    known["kernel_state"] = json!(ublk::kernel_state(state.id).unwrap_or("unknown"));
+    known["process_state"] = json!(process_state(state.pid));
+    known["requests_under_way"] = json!(requests_under_way(state.id));
+    known
+}
+
+/// What the kernel says that a process does: "T (stopped)", "D (disk sleep)".
+fn process_state(pid: u32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.map_or_else(|| "unknown".into(), |state| state.trim().into())
+}
+
+/// Reads and writes that the device has taken and not answered.
+fn requests_under_way(number: u32) -> Option<u64> {
+    let counts = fs::read_to_string(format!("/sys/block/ublkb{number}/inflight")).ok()?;
+    counts.split_whitespace().map(|count| count.parse::<u64>().ok()).sum()
+}
+
+/// Of that what a person wants to know.
+const KNOWN: &[(&str, &str)] = &[
+    ("device", "{device}: {kernel_state}, {requests_under_way} requests under way"),
+    ("daemon", "pid {pid}: {process_state}"),
+    ("volume", "{uuid}, {size:size} in blocks of {block_size}"),
+    ("data", "{data}"),
+    ("metadata", "{meta}"),
+];
 
 /// What a person wants to know first; `--json` has every value. `{name}` stands for a value, `{name:size}` for bytes.
 const LINES: &[(&str, &str)] = &[
@@ -66,11 +123,15 @@ fn lines(status: &Value) -> Output {
     let mut out = Output::new();
     let mut shown = status.clone();
     shown["state"] = state(status).into();
-    let lines = LINES.iter().filter(|(what, _)| *what != "metadata" || status["meta"].is_string());
-    lines.for_each(|(what, template)| out.line(format_args!("{what:<10}{}", fill(template, &shown))));
+    print_lines(&mut out, LINES, &shown);
     let found = serde_json::from_value(status["recovery"].clone()).unwrap_or_default();
     report::recovery(&found).iter().for_each(|line| out.line(line));
     out
+}
+
+fn print_lines(out: &mut Output, lines: &[(&str, &str)], values: &Value) {
+    let lines = lines.iter().filter(|(what, _)| *what != "metadata" || values["meta"].is_string());
+    lines.for_each(|(what, template)| out.line(format_args!("{what:<10}{}", fill(template, values))));
 }
 
 fn fill(template: &str, values: &Value) -> String {

@@ -4,11 +4,17 @@
 //! there can't be killed any more: the process holds its descriptors as long as the thread lives, the
 //! kernel gives requests back when the descriptors are closed, and the thread waits for the requests.
 
-use crate::{failure::Outcome, ublk};
+use crate::{
+    device::users,
+    failure::{Exit, Failure, Outcome},
+    ublk,
+};
 use std::{
-    io,
+    io::{self, Write},
     os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 #[derive(clap::Args)]
@@ -16,28 +22,100 @@ pub struct Args {
     /// The device: its number, or /dev/ublkbN
     #[arg(short, long, value_name = "N", value_parser = super::device_number)]
     number: u32,
+    /// Only if nobody uses it
+    #[arg(long, value_enum, default_value = "now")]
+    when: When,
 }
 
+/// Whose use of the device counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum When {
+    /// Nobody's
+    Now,
+    /// Everybody's: busy where it is in use
+    Unused,
+    /// Everybody's: waits for the last user, without limit, and says a line when it begins to
+    Left,
+}
+
+impl When {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Now => "now",
+            Self::Unused => "unused",
+            Self::Left => "left",
+        }
+    }
+}
+
+/// How long a user may be a passing one.
+const PASSING: Duration = Duration::from_secs(1);
+/// Between two looks for the last user.
+const PAUSE: Duration = Duration::from_millis(200);
+
 pub fn run(args: &Args) -> Outcome {
-    ublk::stop(args.number)
+    stop(args.number, args.when)
+}
+
+/// Stops the device, as the kernel does it.
+pub fn stop(number: u32, when: When) -> Outcome {
+    match when {
+        When::Now => ublk::stop(number),
+        When::Unused => {
+            let deadline = Instant::now() + PASSING;
+            stop_when(number, || Instant::now() < deadline)
+        }
+        When::Left => {
+            let mut told = false;
+            let begun = Instant::now();
+            stop_when(number, || {
+                if !told && begun.elapsed() >= PASSING {
+                    told = true;
+                    // Whoever started us, or nobody.
+                    let mut out = io::stdout();
+                    let _ = writeln!(out, "in use").and_then(|()| out.flush());
+                }
+                true
+            })
+        }
+    }
+}
+
+/// Stops it as soon as nobody uses it, or fails where somebody does and there is no more patience.
+fn stop_when(number: u32, mut has_patience: impl FnMut() -> bool) -> Outcome {
+    loop {
+        match try_stop(number) {
+            Err(failure) if failure.exit == Exit::Busy && has_patience() => thread::sleep(PAUSE),
+            done => return done,
+        }
+    }
+}
+
+/// Where the kernel does not decide we look: between the look and the stop somebody may still come.
+fn try_stop(number: u32) -> Outcome {
+    if let Some(done) = ublk::stop_unused(number) {
+        return done;
+    }
+    let users = users::now(&ublk::block_path(number));
+    if users.is_empty() { ublk::stop(number) } else { Err(Failure::new(Exit::Busy, users::in_words(&users))) }
 }
 
 /// Starts `stop` for a device.
-pub fn start(number: u32) -> io::Result<Child> {
-    run_ourselves(&["stop", "-n", &number.to_string()])
+pub fn start(number: u32, when: When) -> io::Result<Child> {
+    run_ourselves(&["stop", "-n", &number.to_string(), "--when", when.name()], Stdio::piped())
 }
 
-/// Starts what a signal to a daemon means: `del --force`.
+/// Starts what the second signal to a daemon means: `del --force`.
 pub fn start_forced_del(number: u32) -> io::Result<Child> {
-    run_ourselves(&["del", "--force", "-n", &number.to_string()])
+    run_ourselves(&["del", "--force", "-n", &number.to_string()], Stdio::null())
 }
 
 /// Runs this program once more, out of reach of the caller's terminal.
-fn run_ourselves(args: &[&str]) -> io::Result<Child> {
+fn run_ourselves(args: &[&str], output: Stdio) -> io::Result<Child> {
     Command::new("/proc/self/exe")
         .args(args)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(output)
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()

@@ -1,8 +1,12 @@
 //! How a daemon ends, other than by the device being stopped: signals, panics, a kernel that never answers.
 
-use super::{launch::Reporter, log::Sink, workers::named};
+use super::{
+    launch::Reporter,
+    log::{Event, Log, Sink},
+    workers::named,
+};
 use crate::{
-    cli::stop,
+    cli::stop::{self, When},
     failure::{Context, Exit, Failure, Outcome},
     ublk,
 };
@@ -11,7 +15,7 @@ use nix::{
     unistd::alarm,
 };
 use std::{
-    io,
+    io::{self, Read},
     process::{self, Child},
     sync::{Arc, mpsc},
     time::Duration,
@@ -35,29 +39,65 @@ pub fn abort_on_panic() {
     }));
 }
 
-/// Blocks the signals that stop us, in this thread and all that it starts.
-pub fn block_stop_signals() -> Outcome<SigSet> {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGTERM);
-    set.add(Signal::SIGINT);
+/// Signals that ask us to stop.
+const STOP: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
+/// Signals that would end us where nobody has asked for that: a terminal that goes, tools that have logs written anew.
+const HEEDLESS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Blocks the signals that somebody sends us, in this thread and all that it starts.
+pub fn block_signals() -> Outcome<SigSet> {
+    let set: SigSet = STOP.into_iter().chain(HEEDLESS).collect();
     set.thread_block().doing("can't block signals")?;
     Ok(set)
 }
 
-/// The first signal stops the device in good order, from another process (see [`stop`]). The second ends this one:
-/// requests under way may wait for a device that never answers.
-pub fn stop_on_signals(number: u32, signals: SigSet) -> io::Result<()> {
-    let wait = move || {
-        let _ = signals.wait();
+/// The first signal stops the device as soon as nobody uses it: under a mounted file system a disk that goes takes what was
+/// not written yet with it. The second one stops it whoever uses it, in good order. The third ends this process: requests
+/// under way may wait for a device that never answers.
+///
+/// Whoever uses it is looked for, and the device stopped, by other processes (see [`stop`]).
+pub fn stop_on_signals(number: u32, signals: SigSet, log: Log) -> io::Result<()> {
+    let serve = move || {
+        next_stop(&signals, &log);
+        let (child, told) = (stop::start(number, When::Left), log.clone());
+        let _ = named("stop").spawn(move || stop_when_left(number, child, &told));
+        next_stop(&signals, &log);
+        log.tell(Event::StopsNow);
         let child = stop::start_forced_del(number);
-        let _ = named("stop").spawn(move || stop_ourselves(number, child));
-        let _ = signals.wait();
+        let _ = named("stop now").spawn(move || stop_ourselves(number, child));
+        next_stop(&signals, &log);
         process::exit(Exit::Busy as i32);
     };
-    named("signals").spawn(wait).map(drop)
+    named("signals").spawn(serve).map(drop)
 }
 
-/// Where that process could not do it (its libraries may be out of reach in our mount namespace), it is up to us.
+/// Waits for a signal that asks us to stop.
+fn next_stop(signals: &SigSet, log: &Log) {
+    loop {
+        match signals.wait() {
+            Ok(signal) if HEEDLESS.contains(&signal) => log.tell(Event::SignalIgnored(signal)),
+            _ => return,
+        }
+    }
+}
+
+/// Hears from the process that waits for the last user, and does what that would where it can't be had (its libraries may be
+/// out of reach in our mount namespace).
+fn stop_when_left(number: u32, child: io::Result<Child>, log: &Log) {
+    let stopped = child.and_then(|mut child| {
+        // It says a line when it begins to wait, and closes its output when it ends.
+        let mut words = [0; 64];
+        if child.stdout.take().is_some_and(|mut said| said.read(&mut words).is_ok_and(|count| count > 0)) {
+            log.tell(Event::StopWaits);
+        }
+        child.wait()
+    });
+    if !stopped.is_ok_and(|status| status.success()) && ublk::exists(number) {
+        let _ = stop::stop(number, When::Left);
+    }
+}
+
+/// Where that process could not do it, it is up to us.
 fn stop_ourselves(number: u32, child: io::Result<Child>) {
     if let Ok(mut child) = child {
         let _ = child.wait();

@@ -1,55 +1,49 @@
 //! Making the process one that its own device can rely on. Each step that fails is told with its
 //! consequence; none stops the daemon, for a device without it still beats no device.
 
-use crate::{os, size::Size};
+use crate::os;
 use nix::{
-    errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
-    sys::{
-        mman::{MlockAllFlags, mlockall},
-        resource::{Resource, getrlimit},
-    },
 };
-use std::{fs, path::Path};
+use std::{fmt::Display, fs, path::Path};
+
+/// Before anything is waited for: the key is in memory, and what was locked before we were forked off is not ours.
+pub fn lock_memory(mut warn: impl FnMut(String)) {
+    check(
+        &mut warn,
+        "mlockall",
+        "parts of this daemon may be swapped out, keys among them, and with swap on its own device never come back",
+        os::lock_memory(true),
+    );
+}
+
+fn check<E: Display>(warn: &mut impl FnMut(String), what: &str, consequence: &str, result: Result<(), E>) {
+    if let Err(e) = result {
+        warn(format!("{what} failed ({e}): {consequence}"));
+    }
+}
 
 /// Before any thread is started, for threads inherit it.
 pub fn before_threads(mut warn: impl FnMut(String)) {
-    let mut check = |what: &str, consequence: &str, result: Result<(), String>| {
-        if let Err(e) = result {
-            warn(format!("{what} failed ({e}): {consequence}"));
-        }
-    };
     check(
+        &mut warn,
         "PR_SET_IO_FLUSHER",
         "when memory is short, this daemon may wait for writes to its own device, for ever",
-        os::set_io_flusher().map_err(|e| e.to_string()),
+        os::set_io_flusher(),
     );
     check(
-        "mlockall",
-        "parts of this daemon may be swapped out, and with swap on its own device never come back",
-        mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE).map_err(locked_too_little),
-    );
-    check(
+        &mut warn,
         "setting oom_score_adj",
         "when memory runs out, the kernel may choose to kill this daemon",
-        fs::write("/proc/self/oom_score_adj", "-1000").map_err(|e| e.to_string()),
+        fs::write("/proc/self/oom_score_adj", "-1000"),
     );
     check(
+        &mut warn,
         "leaving the mount namespace",
         "a file system on the device can't be unmounted for good while this daemon lives",
         leave_mounts(),
     );
-}
-
-/// Root is under no such limit, unless a container has taken CAP_IPC_LOCK away.
-fn locked_too_little(e: Errno) -> String {
-    match getrlimit(Resource::RLIMIT_MEMLOCK) {
-        Ok((limit, _)) if limit != libc::RLIM_INFINITY => {
-            format!("{}; the limit of locked memory is {}: `ulimit -l`, LimitMEMLOCK=", e.desc(), Size(limit))
-        }
-        _ => e.desc().to_owned(),
-    }
 }
 
 /// A mount namespace of our own that holds no block device but the root's: what is mounted on our device would otherwise

@@ -9,11 +9,14 @@ use crate::{
     output::{self, Output},
     ublk,
 };
-use nix::unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, setsid};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, setsid},
+};
 use std::{
     fs::{File, OpenOptions},
     io::{self, BufRead, BufReader, Write},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -166,13 +169,23 @@ fn null_stdio() -> Outcome {
     dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).doing(what)
 }
 
+/// Whether the daemon says nothing for two seconds. How long an open takes depends on the devices and the log; what can stand
+/// still in it is watched by the daemon itself.
+fn is_silent(pipe: &File) -> bool {
+    poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], PollTimeout::from(2000u16)) == Ok(0)
+}
+
 /// The command's end of the pipe.
 pub struct Listening(OwnedFd);
 
 impl Listening {
     /// Passes lines on until the outcome comes.
     pub fn outcome(self) -> Outcome {
-        for line in BufReader::new(File::from(self.0)).lines() {
+        let pipe = File::from(self.0);
+        if is_silent(&pipe) {
+            output::tell("waiting for the daemon to open the devices and their volume");
+        }
+        for line in BufReader::new(pipe).lines() {
             let line = line.doing("can't hear from the daemon")?;
             match line.split_at_checked(2) {
                 Some(("I ", text)) => output::tell(text),

@@ -4,6 +4,7 @@
 use super::workers::named;
 use crate::ublk::{Request, Unknown};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use nix::sys::signal::Signal;
 use std::{
     fmt,
     io::{self, Write},
@@ -39,6 +40,12 @@ pub enum Event {
     Latched(Latched),
     /// The checkpoint thread has moved the superblock on.
     Checkpoint,
+    /// A signal that does nothing here.
+    SignalIgnored(Signal),
+    /// Asked to stop while somebody uses the device.
+    StopWaits,
+    /// Asked once more.
+    StopsNow,
 }
 
 impl fmt::Display for Event {
@@ -50,6 +57,11 @@ impl fmt::Display for Event {
             Self::NotCopied(request, e) => write!(f, "{request} failed: its bytes could not be copied: {e}"),
             Self::Latched(why) => write!(f, "the volume is read-only from now on: {why}"),
             Self::Checkpoint => f.write_str("checkpoint"),
+            Self::SignalIgnored(signal) => write!(f, "{signal} changes nothing: SIGTERM stops the device"),
+            Self::StopWaits => f.write_str(
+                "the device is in use: it is stopped when its last user is gone; a second signal stops it now, and what its users have not written yet is lost",
+            ),
+            Self::StopsNow => f.write_str("a second signal: the device is stopped, whoever uses it"),
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     kept::{MOST_BYTES, PAGE},
     os,
     size::Size,
+    wait::{LONGEST, Wait},
 };
 use nix::{
     fcntl::FlockArg,
@@ -24,12 +25,10 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use ublk_integrity::{create::VolumeInfo, most_memory_bytes};
 
-/// How long another command may take to look and promise.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// The part of the machine's memory that new devices leave to everything else: one in so many.
 const LEFT_FREE: u64 = 8;
 /// Address space for what is not counted: code, stacks, tables, and the 64 MiB that the C library sets aside for what a thread that is
@@ -223,7 +222,7 @@ const EXTENSION: &str = "memory";
 fn outstanding(path: &Path) -> Option<u64> {
     let pid: u32 = path.file_stem()?.to_str()?.parse().ok()?;
     let file = File::open(path).ok()?;
-    if os::lock_open_until(&file, FlockArg::LockSharedNonblock, Instant::now()).is_ok() {
+    if lock_now(&file, FlockArg::LockSharedNonblock).is_ok() {
         let _ = fs::remove_file(path);
         return None;
     }
@@ -245,9 +244,11 @@ impl Promise {
         let what = format!("can't keep state in {FOLDER}");
         make_folder().doing(&what)?;
         let lock = root_file(&Path::new(FOLDER).join("memory.lock")).doing(&what)?;
-        match os::lock_open_until(&lock, FlockArg::LockExclusiveNonblock, Instant::now() + PATIENCE) {
+        let mut wait =
+            Wait::up_to(LONGEST, format_args!("{FOLDER}/memory.lock, which another `add` or `recover` holds"));
+        match os::lock_open_within(&lock, FlockArg::LockExclusiveNonblock, &mut wait) {
             Err(nix::Error::EWOULDBLOCK) => {
-                let seconds = PATIENCE.as_secs();
+                let seconds = LONGEST.as_secs();
                 let message = format!("another `add` or `recover` holds {FOLDER}/memory.lock since {seconds} s");
                 return Err(Failure::new(Exit::Busy, message));
             }
@@ -258,7 +259,7 @@ impl Promise {
         // Of a process that had our number.
         let _ = fs::remove_file(&path);
         let mut file = root_file(&path).doing(&what)?;
-        os::lock_open_until(&file, FlockArg::LockExclusiveNonblock, Instant::now()).doing(&what)?;
+        lock_now(&file, FlockArg::LockExclusiveNonblock).doing(&what)?;
         writeln!(file, "{bytes}").doing(&what)?;
         Ok((Self { path, _file: file }, decided))
     }
@@ -268,6 +269,10 @@ impl Drop for Promise {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+fn lock_now(file: &File, how: FlockArg) -> nix::Result<()> {
+    os::lock_open_within(file, how, &mut Wait::up_to(Duration::ZERO, ""))
 }
 
 /// Nobody else can take its lock.

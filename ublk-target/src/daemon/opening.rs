@@ -22,6 +22,8 @@ const HINTS: usize = 256;
 /// An open volume and what belongs to it.
 pub(super) struct Opened {
     pub(super) volume: Arc<Volume>,
+    /// The id that was drawn for this open.
+    pub(super) open_id: OpenId,
     pub(super) backings: Backings,
     pub(super) hints: Option<HintReceiver>,
     pub(super) hashing: HashQueue,
@@ -80,7 +82,7 @@ impl Opened {
             each => Some(KeptWrites::new(&open_id, &owner, counts.io_threads() as usize, each)?),
         };
         let backings = offline.into_backings();
-        Ok(Self { volume: Arc::new(volume), backings, hints, hashing, kept, put_in_place })
+        Ok(Self { volume: Arc::new(volume), open_id, backings, hints, hashing, kept, put_in_place })
     }
 }
 

@@ -1,18 +1,22 @@
-//! What is known of devices outside their daemons: one JSON file each under /run.
-//!
-//! A daemon holds an exclusive lock on its file for as long as it lives. So whoever can lock the file
-//! knows that the daemon is dead, whatever became of its pid.
+//! What is known of devices outside their daemons: one JSON file each under /run, that all may read, and beside it the lock
+//! that says that the daemon lives.
 
-use super::settings::Settings;
-use crate::failure::{Context, Exit, Failure, Outcome};
-use nix::fcntl::{Flock, FlockArg};
+use super::{
+    life::{Life, lock_current, lock_of_dead},
+    settings::Settings,
+};
+use crate::{
+    failure::{Context, Exit, Failure, Outcome},
+    ublk::{self, Mark, Whose},
+    wait::LONGEST,
+};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File, OpenOptions},
-    io,
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::PathBuf,
 };
 use ublk_integrity::create::VolumeInfo;
 
@@ -31,6 +35,12 @@ pub struct State {
     pub id: u32,
     /// The daemon.
     pub pid: u32,
+    /// What the kernel remembers the device by; older versions have left none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<Mark>,
+    /// The id (hexadecimal) of the open that the daemon serves, by which its kept writes are found.
+    #[serde(default)]
+    pub open_id: String,
     /// What it serves: another volume must never take its place.
     #[serde(flatten)]
     pub volume: Identity,
@@ -60,36 +70,9 @@ impl Identity {
     }
 }
 
-/// A daemon that lived when this was made. Stays bound to it even when the state file is removed.
-pub struct Life(File);
-
-impl Life {
-    fn goes_on(self) -> Option<Self> {
-        match Flock::lock(self.0, FlockArg::LockSharedNonblock) {
-            Err((file, nix::Error::EWOULDBLOCK)) => Some(Self(file)),
-            _ => None,
-        }
-    }
-
-    /// Waits until the daemon has ended; `false` if it still lives then.
-    pub fn wait_for_end(self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        let mut life = self;
-        while let Some(still) = life.goes_on() {
-            if Instant::now() > deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-            life = still;
-        }
-        true
-    }
-}
-
-/// The daemon's hold on its own state file. Removes the file when the device ends in an orderly way.
+/// The daemon's hold on its own state. Removes it when the device ends in an orderly way.
 pub struct OwnState {
-    file: Flock<File>,
-    path: PathBuf,
+    lock: Flock<File>,
     state: State,
 }
 
@@ -107,9 +90,18 @@ impl State {
     pub fn publish(self) -> Outcome<OwnState> {
         let what = format!("can't keep state in {FOLDER}");
         make_folder().doing(&what)?;
-        let path = file_of(self.id, "json");
-        let file = lock_current(&path).map_err(|e| Failure::io(&what, &e))?;
-        let own = OwnState { file, path, state: self };
+        let lock = lock_current(&file_of(self.id, "lock")).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => {
+                let (lock, seconds) = (file_of(self.id, "lock"), LONGEST.as_secs());
+                let message = format!(
+                    "{}: the daemon that had this number before has held it for {seconds} s and not ended: choose another number",
+                    lock.display()
+                );
+                Failure::new(Exit::Busy, message)
+            }
+            _ => Failure::io(&what, &e),
+        })?;
+        let own = OwnState { lock, state: self };
         own.write().doing(&what)?;
         Ok(own)
     }
@@ -147,8 +139,12 @@ impl State {
 
     /// The daemon's life, if it lives.
     pub fn watch(&self) -> Option<Life> {
-        let file = File::open(file_of(self.id, "json")).ok()?;
-        Life(file).goes_on()
+        Life::of(&file_of(self.id, "lock"), self.pid)
+    }
+
+    /// Whose the kernel's device of this number is.
+    pub fn whose(&self) -> Outcome<Whose> {
+        ublk::whose(self.id, self.mark, self.pid)
     }
 
     /// What to do about a daemon that is dead.
@@ -162,77 +158,49 @@ impl State {
         Self::load(self.id).is_ok_and(|now| now.pid == self.pid)
     }
 
-    /// Forgets a device that is gone, unless its number has a new owner.
+    /// Forgets a device that is gone, unless its number has a new owner, who holds the lock.
     pub fn remove(&self) {
-        if self.is_current() {
-            let _ = fs::remove_file(file_of(self.id, "json"));
-            let _ = fs::remove_file(socket_path(self.id));
+        let lock = file_of(self.id, "lock");
+        let held = lock_of_dead(&lock);
+        if self.is_current() && (held.is_some() || !lock.exists()) {
+            remove_files(self.id);
         }
     }
 }
 
-/// The state file, locked, and still the one that its name leads to: a daemon that ends removes its own, and
-/// whoever waited for the lock would otherwise write into a file that nobody can find.
-fn lock_current(path: &Path) -> io::Result<Flock<File>> {
-    loop {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path)?;
-        // Held for moments by readers, and until its end by a daemon whose device is gone already.
-        let file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
-        let there = fs::metadata(path);
-        if there.is_ok_and(|there| file.metadata().is_ok_and(|ours| ours.ino() == there.ino())) {
-            return Ok(file);
-        }
+/// The lock last: whoever waits for it looks whether it is still there.
+fn remove_files(id: u32) {
+    for suffix in ["sock", "json", "lock"] {
+        let _ = fs::remove_file(file_of(id, suffix));
     }
 }
 
 impl OwnState {
     /// Never empty nor half written for others: a new daemon needs the old one's word if this one fails.
     fn write(&self) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(&self.state).expect("plain data");
-        // In one write, over all that was there.
-        let before = self.file.metadata()?.len() as usize;
-        text.resize(before.max(text.len()), b' ');
-        self.file.write_all_at(&text, 0)
+        let text = serde_json::to_vec_pretty(&self.state).expect("plain data");
+        let (new, path) = (file_of(self.state.id, "new"), file_of(self.state.id, "json"));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
+        file.write_all(&text)?;
+        fs::rename(new, path)
     }
 
     /// The device is gone, and not in good order: whoever ends it shall be told why.
     pub fn ended(mut self, why: &str) {
         self.state.ended = Some(why.to_owned());
-        let _ = fs::remove_file(self.path.with_extension("sock"));
+        let _ = fs::remove_file(socket_path(self.state.id));
         let _ = self.write();
         self.hold_until_exit();
     }
 
     /// The device is gone: so is its state. The lock goes with the process, after everything else.
     pub fn retire(self) {
-        let _ = fs::remove_file(self.path.with_extension("sock"));
-        let _ = fs::remove_file(&self.path);
+        remove_files(self.state.id);
         self.hold_until_exit();
     }
 
     /// Whoever waits for the lock waits for the end of everything that this process holds.
     fn hold_until_exit(self) {
-        std::mem::forget(self.file);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lock_that_was_waited_for_is_on_the_file_that_others_find() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("0.json");
-        let old = lock_current(&path).unwrap();
-        std::thread::scope(|s| {
-            let waiting = s.spawn(|| lock_current(&path).unwrap());
-            std::thread::sleep(Duration::from_millis(100));
-            // The end of a daemon whose number is free already.
-            fs::remove_file(&path).unwrap();
-            drop(old);
-            let new = waiting.join().unwrap();
-            assert_eq!(fs::metadata(&path).unwrap().ino(), new.metadata().unwrap().ino());
-        });
+        std::mem::forget(self.lock);
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     os,
     ring::DeviceFiles,
+    wait::{LONGEST, Wait},
 };
 use nix::fcntl::FlockArg;
 use std::{
@@ -25,7 +26,7 @@ const FILE_PHYSICAL_BLOCK: u32 = 4096;
 /// The smallest sector of any device in Linux; what passes through the page cache has none.
 const LEAST_SECTOR: u32 = 512;
 /// How long the I/O of a killed daemon, still in flight, may hold a device.
-pub const DYING: Duration = Duration::from_secs(30);
+pub const DYING: Duration = LONGEST;
 
 /// How long a lock is waited for at least: udev looks into a device under a lock of its own whenever somebody who could
 /// write to it has closed it, `format` for one.
@@ -174,11 +175,10 @@ impl Backing {
 
     fn open(path: &Path, purpose: Use, patience: Duration) -> Outcome<Self> {
         let deadline = Instant::now() + patience;
+        let mut wait = Wait::up_to(patience, format_args!("{}, which somebody has in use", path.display()));
         loop {
             match Self::try_open(path, purpose, deadline) {
-                Err(failure) if failure.exit == Exit::Busy && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(100));
-                }
+                Err(failure) if failure.exit == Exit::Busy && wait.pause() => {}
                 done => return done,
             }
         }
@@ -195,7 +195,8 @@ impl Backing {
         } else {
             (FILE_PHYSICAL_BLOCK, if direct { file_sector(&file, path) } else { LEAST_SECTOR })
         };
-        lock(&file, path, purpose, deadline.max(Instant::now() + PROBED))?;
+        let patience = PROBED.max(deadline.saturating_duration_since(Instant::now()));
+        lock(&file, path, purpose, &mut Wait::up_to(patience, format_args!("the lock on {}", path.display())))?;
         let geometry = Geometry { size, physical_block, logical_block };
         Ok(Self { path: path.to_owned(), file, geometry, direct })
     }
@@ -215,6 +216,10 @@ fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
     if !kind.is_file() && !kind.is_block_device() {
         return Err(Failure::new(Exit::Device, format_args!("{shown} is neither a block device nor a regular file")));
     }
+    // Some kernels open such a device to write, and only then refuse.
+    if purpose.writes() && os::is_read_only(path) {
+        return Err(Failure::new(Exit::Device, format_args!("{shown} is read-only: nothing can be written to it")));
+    }
     let exclusive = if kind.is_block_device() && purpose.claims() { libc::O_EXCL } else { 0 };
     let open =
         |direct: i32| OpenOptions::new().read(true).write(purpose.writes()).custom_flags(exclusive | direct).open(path);
@@ -224,22 +229,19 @@ fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
     };
     let file = file.map_err(|e| match e.raw_os_error() {
         Some(libc::EBUSY) => in_use(path),
-        Some(libc::EROFS | libc::EACCES | libc::EPERM) if purpose.writes() && os::is_read_only(path) => {
-            Failure::new(Exit::Device, format_args!("{shown} is read-only: nothing can be written to it"))
-        }
         _ => Failure::io(format_args!("can't open {shown}"), &e),
     })?;
     Ok((file, direct, kind.is_block_device()))
 }
 
 /// Waits with the file open: to close it, and open it once more, would have udev look again.
-fn lock(file: &File, path: &Path, purpose: Use, deadline: Instant) -> Outcome {
+fn lock(file: &File, path: &Path, purpose: Use, wait: &mut Wait) -> Outcome {
     let how = match purpose {
         Use::Exclusive | Use::Forced => FlockArg::LockExclusiveNonblock,
         Use::Shared | Use::Probe => FlockArg::LockSharedNonblock,
         Use::Unlocked => return Ok(()),
     };
-    match os::lock_open_until(file, how, deadline) {
+    match os::lock_open_within(file, how, wait) {
         Err(nix::Error::EWOULDBLOCK) => Err(in_use(path)),
         locked => locked.doing(format_args!("can't lock {}", path.display())),
     }

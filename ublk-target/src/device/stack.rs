@@ -32,6 +32,25 @@ pub fn lies_on_ublk(path: &Path, number: u32) -> bool {
     false
 }
 
+/// Those that lie on others' devices before these, so that each can be ended when nothing of ours lies on it any more.
+pub fn top_down(states: Vec<State>) -> Vec<State> {
+    let lies_on = |upper: &State, lower: &State| {
+        let mut devices = std::iter::once(&upper.settings.data).chain(&upper.settings.meta);
+        upper.id != lower.id && devices.any(|path| lies_on_ublk(path, lower.id))
+    };
+    in_order(states, lies_on)
+}
+
+fn in_order<T>(mut all: Vec<T>, lies_on: impl Fn(&T, &T) -> bool) -> Vec<T> {
+    let mut ordered = Vec::new();
+    while !all.is_empty() {
+        // Where each lies on another, which can't be, any is as good as the next.
+        let top = all.iter().position(|lower| !all.iter().any(|upper| lies_on(upper, lower))).unwrap_or(0);
+        ordered.push(all.remove(top));
+    }
+    ordered
+}
+
 /// The sysfs folder of the block device that `path` is or lies on.
 fn device_of(path: &Path) -> Option<PathBuf> {
     let meta = path.metadata().ok()?;
@@ -91,6 +110,14 @@ mod tests {
             "25 1 0:22 / / rw shared:1 - overlay o rw\n30 25 0:31 /sub /mnt rw shared:2 master:1 - btrfs /dev/sdb rw\n";
         assert_eq!(source_in(table, "0:31"), Some(PathBuf::from("/dev/sdb")));
         assert_eq!(source_in(table, "0:99"), None);
+    }
+
+    #[test]
+    fn what_lies_on_another_comes_first() {
+        let on = [(1, 4), (4, 2), (3, 2)];
+        let order = in_order(vec![0, 1, 2, 3, 4], |upper, lower| on.contains(&(*upper, *lower)));
+        assert_eq!(order, [0, 1, 3, 4, 2]);
+        assert_eq!(in_order(vec![1, 2], |_, _| true).len(), 2, "and it ends");
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! Who uses a block device: mounts and other exclusive holders, and plain open descriptors.
+//! Who uses a block device: what the kernel has put on it, and processes that have it open.
 
 use std::{
+    collections::HashSet,
+    fmt,
     fs::{self, Metadata, OpenOptions},
     io,
     os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     process, thread,
     time::{Duration, Instant},
 };
@@ -12,37 +14,160 @@ use std::{
 /// How long a user may be a passing one: udev and others look into devices for moments.
 const PASSING: Duration = Duration::from_secs(1);
 
-/// Whether somebody has the block device at `path` mounted or open.
-///
-/// Descriptors in processes that we may not look into stay unseen; root sees all.
-pub fn has_users(path: &Path) -> bool {
-    stays(PASSING, || held_exclusively(path) || path.metadata().is_ok_and(|device| open_somewhere(device.rdev())))
+/// Users that a line names.
+const NAMED: usize = 4;
+
+/// One who uses a device, or a partition of it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum User {
+    /// A file system, here.
+    Mount(String),
+    /// It is swapped to.
+    Swap,
+    /// A block device that lies on it: of device-mapper, md, bcache, or a loop device.
+    Device(String),
+    /// A process has it open.
+    Process(u32, String),
+    /// Somebody has claimed it whom we can't see: mounted in another mount namespace, for one.
+    Claim,
 }
 
-/// Whether it is so for as long as `time`.
-fn stays(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + time;
-    while is_so() {
-        if Instant::now() >= deadline {
-            return true;
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mount(point) => write!(f, "mounted on {point}"),
+            Self::Swap => f.write_str("used as swap"),
+            Self::Device(name) => write!(f, "below {name}"),
+            Self::Process(pid, name) => write!(f, "open in process {pid} ({name})"),
+            Self::Claim => f.write_str("mounted or claimed out of our sight"),
+        }
+    }
+}
+
+/// Users in words, for a line.
+pub fn in_words(users: &[User]) -> String {
+    let named: Vec<_> = users.iter().take(NAMED).map(User::to_string).collect();
+    match users.len().saturating_sub(NAMED) {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
+/// Who uses the block device at `path`, and still does after a second.
+///
+/// Descriptors in processes that we may not look into stay unseen; root sees all.
+pub fn lasting(path: &Path) -> Vec<User> {
+    let deadline = Instant::now() + PASSING;
+    loop {
+        let users = now(path);
+        if users.is_empty() || Instant::now() >= deadline {
+            return users;
         }
         thread::sleep(Duration::from_millis(50));
     }
-    false
 }
 
-/// Mounted, swapped on, or under device-mapper, a loop device or md: they all claim a device for themselves.
-fn held_exclusively(path: &Path) -> bool {
+/// Who uses it at this moment.
+pub fn now(path: &Path) -> Vec<User> {
+    let Ok(device) = path.metadata() else { return Vec::new() };
+    let Some(disk) = Disk::of(device.rdev(), path) else { return Vec::new() };
+    let mut users: Vec<_> =
+        [mounts(&disk), swaps(&disk), disk.holders(), loops(&disk, Path::new("/sys/block")), openers(&disk)]
+            .into_iter()
+            .flatten()
+            .collect();
+    if users.iter().all(|user| matches!(user, User::Process(..))) && is_claimed(path) {
+        users.insert(0, User::Claim);
+    }
+    users
+}
+
+/// A disk and its partitions, by their names and numbers.
+struct Disk {
+    folder: PathBuf,
+    numbers: HashSet<u64>,
+    nodes: HashSet<PathBuf>,
+}
+
+impl Disk {
+    fn of(number: u64, path: &Path) -> Option<Self> {
+        let folder =
+            fs::canonicalize(format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number))).ok()?;
+        let mut disk = Self { folder, numbers: HashSet::from([number]), nodes: HashSet::from([path.to_owned()]) };
+        for folder in disk.parts() {
+            disk.nodes.extend(folder.file_name().map(|name| Path::new("/dev").join(name)));
+            disk.numbers.extend(fs::read_to_string(folder.join("dev")).ok().and_then(|text| parse_number(&text)));
+        }
+        Some(disk)
+    }
+
+    /// The sysfs folders of the disk and of its partitions.
+    fn parts(&self) -> Vec<PathBuf> {
+        let inner = fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        std::iter::once(self.folder.clone()).chain(inner.filter(|folder| folder.join("partition").exists())).collect()
+    }
+
+    fn holders(&self) -> Vec<User> {
+        let holders =
+            self.parts().into_iter().flat_map(|part| fs::read_dir(part.join("holders")).into_iter().flatten());
+        holders.flatten().map(|holder| User::Device(holder.file_name().to_string_lossy().into())).collect()
+    }
+
+    /// Whether this name leads to it.
+    fn is_at(&self, path: &Path) -> bool {
+        self.nodes.contains(path) || path.metadata().is_ok_and(|found| self.is(&found))
+    }
+
+    fn is(&self, found: &Metadata) -> bool {
+        found.file_type().is_block_device() && self.numbers.contains(&found.rdev())
+    }
+}
+
+fn parse_number(text: &str) -> Option<u64> {
+    let (major, minor) = text.trim().split_once(':')?;
+    Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn mounts(disk: &Disk) -> Vec<User> {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = table.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let source = fields.next().filter(|source| source.starts_with("/dev/"))?;
+        disk.is_at(Path::new(source)).then(|| User::Mount(fields.next().unwrap_or_default().into()))
+    });
+    points.collect()
+}
+
+fn swaps(disk: &Disk) -> Vec<User> {
+    let table = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let names = table.lines().skip(1).filter_map(|line| line.split(' ').next());
+    names.filter(|name| disk.is_at(Path::new(name))).map(|_| User::Swap).collect()
+}
+
+/// A loop device has its disk open, and neither claims it nor is named among its holders.
+fn loops(disk: &Disk, all: &Path) -> Vec<User> {
+    let devices = fs::read_dir(all).into_iter().flatten().flatten();
+    let on_it = devices.filter(|device| {
+        let file = fs::read_to_string(device.path().join("loop/backing_file"));
+        file.is_ok_and(|file| disk.is_at(Path::new(file.trim_end_matches('\n').trim_end_matches(" (deleted)"))))
+    });
+    on_it.map(|device| User::Device(device.file_name().to_string_lossy().into())).collect()
+}
+
+/// Mounted, swapped on, or under device-mapper or md: they all claim a device for themselves.
+fn is_claimed(path: &Path) -> bool {
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
     opened.is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
 }
 
 /// A plain open does not stand in the way of an exclusive one: look through all processes' descriptors.
-fn open_somewhere(device: u64) -> bool {
+fn openers(disk: &Disk) -> Vec<User> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let is_it = |open: &Metadata| open.file_type().is_block_device() && open.rdev() == device;
-    pids.filter(|pid| *pid != process::id()).any(|pid| process_has_open(pid, is_it).unwrap_or(false))
+    let open =
+        pids.filter(|pid| *pid != process::id() && process_has_open(*pid, |open| disk.is(open)).unwrap_or(false));
+    let name = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
+    open.map(|pid| User::Process(pid, name(pid))).collect()
 }
 
 fn process_has_open(pid: u32, is_it: impl Fn(&Metadata) -> bool) -> io::Result<bool> {
@@ -74,14 +199,48 @@ mod tests {
         drop((device, file));
     }
 
+    /// A disk as sysfs shows it, with a partition.
+    fn disk(sys: &Path) -> Disk {
+        let folder = sys.join("ublkb0");
+        for (part, holders) in [("", "dm-3"), ("ublkb0p1", "md7")] {
+            fs::create_dir_all(folder.join(part).join("holders").join(holders)).unwrap();
+        }
+        fs::write(folder.join("ublkb0p1/partition"), "1\n").unwrap();
+        Disk { folder, numbers: HashSet::new(), nodes: ["/dev/ublkb0", "/dev/ublkb0p1"].map(PathBuf::from).into() }
+    }
+
     #[test]
-    fn a_passing_user_is_none() {
-        let mut looks = 0;
-        let passing = stays(Duration::from_secs(60), || {
-            looks += 1;
-            looks < 4
-        });
-        assert!(!passing && looks == 4);
-        assert!(stays(Duration::from_millis(1), || true));
+    fn what_lies_on_a_disk_or_a_partition_of_it_is_found_in_sysfs() {
+        let sys = tempfile::tempdir().unwrap();
+        let disk = disk(sys.path());
+        let mut holders = disk.holders();
+        holders.sort_by_key(User::to_string);
+        assert_eq!(holders, [User::Device("dm-3".into()), User::Device("md7".into())]);
+        for (name, file) in
+            [("loop0", "/dev/ublkb0\n"), ("loop1", "/dev/ublkb10\n"), ("loop2", "/dev/ublkb0p1\n"), ("sda", "")]
+        {
+            let folder = sys.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            if !file.is_empty() {
+                fs::create_dir(folder.join("loop")).unwrap();
+                fs::write(folder.join("loop/backing_file"), file).unwrap();
+            }
+        }
+        let mut loops = loops(&disk, sys.path());
+        loops.sort_by_key(User::to_string);
+        assert_eq!(loops, [User::Device("loop0".into()), User::Device("loop2".into())]);
+    }
+
+    #[test]
+    fn numbers_are_read_as_sysfs_writes_them() {
+        assert_eq!(parse_number("259:3\n"), Some(libc::makedev(259, 3)));
+        assert_eq!(parse_number("259"), None);
+    }
+
+    #[test]
+    fn a_line_names_a_few() {
+        let users: Vec<_> = (0..7).map(|i| User::Device(format!("loop{i}"))).collect();
+        assert_eq!(in_words(&users[..2]), "below loop0, below loop1");
+        assert!(in_words(&users).ends_with("below loop3 and 3 more"));
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     daemon::state::{FOLDER, make_folder},
     failure::{Context, Exit, Failure, Outcome},
     os,
+    wait::Wait,
 };
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -15,7 +16,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Of the tmpfs: without limits, and never swapped out (`noswap`, Linux 6.4; before 6.5 nothing can be answered early).
@@ -53,7 +54,8 @@ pub(super) fn lock_memory() -> Outcome<Flock<File>> {
 
 /// Locks a file, which somebody who is about to let go of it may hold for so long yet.
 pub(super) fn lock(file: File, patience: Duration) -> nix::Result<Flock<File>> {
-    os::lock_until(file, FlockArg::LockExclusiveNonblock, Instant::now() + patience)
+    let mut wait = Wait::up_to(patience, format_args!("a lock in {FOLDER}"));
+    os::lock_within(file, FlockArg::LockExclusiveNonblock, &mut wait)
 }
 
 /// The links in the folder that lead to a file.

@@ -62,19 +62,45 @@ pub struct Kept {
 }
 
 fn link_of(folder: &Path, id: &OpenId) -> PathBuf {
-    folder.join(format!("kept-{}", hex(id)))
+    link_named(folder, &hex(id))
 }
 
-/// How many writes to this device wait in memory for an `add` or a `recover`.
-pub fn waiting_for(data: &Path) -> usize {
-    let files = fs::read_dir(MEMORY).into_iter().flatten().flatten().map(|entry| entry.path());
-    let left = files.filter_map(|path| {
-        let (file, label) = opened(&path).ok().filter(|(_, label)| label.owner.path == data.to_string_lossy())?;
-        let file = lock(file, Duration::ZERO).ok()?;
-        let kept = Kept { file, path, folder: FOLDER.into(), layout: label.layout };
-        kept.count().ok()
-    });
-    left.sum()
+fn link_named(folder: &Path, id: &str) -> PathBuf {
+    folder.join(format!("kept-{id}"))
+}
+
+/// How many writes that were answered in the open of that id (hexadecimal) wait in memory for an `add` or a `recover`.
+pub fn waiting_for(id: &str) -> usize {
+    waiting_in(Path::new(FOLDER), id)
+}
+
+fn waiting_in(folder: &Path, id: &str) -> usize {
+    left_unlocked(folder, id).and_then(|kept| kept.count().ok()).unwrap_or(0)
+}
+
+/// What the open of that id has left, if no daemon has it.
+fn left_unlocked(folder: &Path, id: &str) -> Option<Kept> {
+    let path = fs::read_link(link_named(folder, id)).ok()?;
+    let (file, label) = opened(&path).ok()?;
+    let file = lock(file, Duration::ZERO).ok()?;
+    Some(Kept { file, path, folder: folder.into(), layout: label.layout })
+}
+
+/// Gives up what was kept of an open of a volume that is no more, on the device that is `owner`: how many writes. That of a
+/// copy of the device stays.
+pub fn give_up(id: &str, owner: &Owner) -> usize {
+    give_up_in(Path::new(FOLDER), id, owner)
+}
+
+fn give_up_in(folder: &Path, id: &str, owner: &Owner) -> usize {
+    let Ok(path) = fs::read_link(link_named(folder, id)) else { return 0 };
+    if !opened(&path).is_ok_and(|(_, label)| label.owner.is(owner)) {
+        return 0;
+    }
+    let Some(kept) = left_unlocked(folder, id) else { return 0 };
+    let count = kept.count().unwrap_or(0);
+    kept.remove();
+    count
 }
 
 /// The failure, with what to do where nothing else helps.
@@ -245,13 +271,17 @@ impl Kept {
     pub fn retire(&self) -> Outcome<usize> {
         let left = self.count()?;
         if left == 0 {
-            // The links first: none may lead nowhere. There may be more than two, of opens that were cut short.
-            let links = links_to(&self.folder, &self.path);
-            if links.and_then(|links| links.iter().try_for_each(fs::remove_file)).is_ok() {
-                let _ = fs::remove_file(&self.path);
-            }
+            self.remove();
         }
         Ok(left)
+    }
+
+    /// The links first: none may lead nowhere. There may be more than two, of opens that were cut short.
+    fn remove(&self) {
+        let links = links_to(&self.folder, &self.path);
+        if links.and_then(|links| links.iter().try_for_each(fs::remove_file)).is_ok() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -357,6 +387,26 @@ mod tests {
         keep(&mut part, 0, range(1, 1), &[1; 512]);
         part.heads.forget(0);
         assert_eq!((kept.retire().unwrap(), files(folder.path())), (0, 0));
+    }
+
+    #[test]
+    fn what_waits_goes_by_the_open_and_goes_when_it_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let (ours, another) = (owner("/dev/a", 1), owner("/dev/b", 2));
+        let kept = created(folder);
+        keep(&mut part(&kept, 0), 0, range(1, 1), &[1; 512]);
+        let (id, other) = (hex(&[1; 32]), hex(&[2; 32]));
+        assert_eq!((waiting_in(folder, &id), give_up_in(folder, &id, &ours)), (0, 0), "its daemon lives");
+        drop(kept);
+        assert_eq!((waiting_in(folder, &id), waiting_in(folder, &other), waiting_in(folder, "")), (1, 0, 0));
+        assert_eq!(
+            (give_up_in(folder, &id, &another), waiting_in(folder, &id)),
+            (0, 1),
+            "that of another device stays"
+        );
+        assert_eq!((give_up_in(folder, &other, &ours), waiting_in(folder, &id)), (0, 1));
+        assert_eq!((give_up_in(folder, &id, &ours), files(folder)), (1, 0));
     }
 
     #[test]

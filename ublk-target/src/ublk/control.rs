@@ -1,7 +1,10 @@
 //! Making, starting, stopping and deleting ublk devices.
 
 use super::{
+    command::{self, CONTROL, DeviceInfo},
+    mark::Mark,
     queue::{self, Shared},
+    run_folder::{make_way, run_file},
     transfer::is_asked,
 };
 use crate::{
@@ -20,7 +23,7 @@ use nix::{
 };
 use std::{
     fs, io,
-    os::{fd::RawFd, unix::fs::PermissionsExt},
+    os::fd::RawFd,
     path::{Path, PathBuf},
     process,
     sync::{
@@ -29,7 +32,6 @@ use std::{
     },
 };
 
-const CONTROL: &str = "/dev/ublk-control";
 /// The name that the device carries among ublk devices.
 const TARGET_NAME: &str = "integrity";
 /// Largest discard and write-zeroes request, in sectors: 1 GiB. It costs one log entry, whatever its length.
@@ -61,6 +63,8 @@ pub struct Shape {
     pub discard: bool,
     /// Whether the device waits for a new daemon when this one dies.
     pub recovery: bool,
+    /// What the kernel shall remember it by.
+    pub mark: Option<Mark>,
 }
 
 /// A device that has been added, not yet started; or one that waits for a daemon.
@@ -82,11 +86,15 @@ impl Device {
             .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
             .build()
             .map_err(|e| failure("the kernel refuses to add a ublk device", &e))?;
-        Ok(Self { ctrl, shape, recovers: false, keep: AtomicBool::new(false) })
+        let device = Self { ctrl, shape, recovers: false, keep: AtomicBool::new(false) };
+        // What lies there is of a device that is gone, or nobody's.
+        make_way(device.number(), true)?;
+        Ok(device)
     }
 
     /// Device `number`, whose daemon is dead. Nothing happens to it before [`run`](Self::run).
     pub fn recover(number: u32, shape: Shape) -> Outcome<Self> {
+        make_way(number, false)?;
         let ctrl = builder(&shape)
             .id(number as i32)
             .dev_flags(UblkFlags::UBLK_DEV_F_RECOVER_DEV)
@@ -139,8 +147,10 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if !self.keep.load(Ordering::SeqCst) {
-            // libublk would delete only what it has added, and wait for the last opener.
-            let _ = delete_without_waiting(&self.ctrl);
+            // libublk would delete only what it has added, and wait for the last opener; and it would do so once more when the
+            // number may be another's.
+            self.ctrl.disown();
+            delete_stopped(self.number());
         }
     }
 }
@@ -159,6 +169,7 @@ fn builder(shape: &Shape) -> UblkCtrlBuilder<'static> {
         .depth(shape.depth)
         .io_buf_bytes(shape.max_io)
         .ctrl_flags(flags.into())
+        .ctrl_target_flags(shape.mark.map_or(0, |mark| mark.0))
 }
 
 fn describe(device: &mut UblkDev, shape: &Shape, fds: &[RawFd], block_shift: u32) {
@@ -209,12 +220,12 @@ pub fn shares_queues() -> bool {
     if !Path::new(CONTROL).exists() {
         return false;
     }
-    // Asked by another process: libublk keeps the ring that it asks with, and this one may yet fork. (Nor will a thread do:
-    // it may still be there a little after it was joined, and with it nobody forks.)
+    // Asked by another process: the kernel may have a thread at work for a ring of ours even when that is gone, and with it
+    // nobody forks. (Nor will a thread do: it may still be there a little after it was joined.)
     match os::fork_single_threaded() {
         Ok(ForkResult::Child) => {
-            let features = UblkCtrl::get_features().unwrap_or(0);
-            process::exit(i32::from(features & u64::from(sys::UBLK_F_PER_IO_DAEMON) == 0))
+            let shares = command::features() & u64::from(sys::UBLK_F_PER_IO_DAEMON) != 0;
+            process::exit(i32::from(!shares))
         }
         Ok(ForkResult::Parent { child }) => matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))),
         Err(_) => false,
@@ -232,51 +243,70 @@ pub fn exists(number: u32) -> bool {
         || Path::new(&format!("/dev/ublkc{number}")).exists()
 }
 
+/// What the kernel says of a device of ours, by its number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Whose {
+    /// There is no device of this number.
+    Nobodys,
+    /// It is the one that we have made.
+    Ours,
+    /// It is not; this process serves it, or did last, where the kernel knows one.
+    Anothers(Option<u32>),
+}
+
+/// Whose the kernel's device of this number is, which a daemon with that `pid` serves or did last, and was made with that
+/// `mark`. What can't be asked is an error: never "ours".
+pub fn whose(number: u32, mark: Option<Mark>, pid: u32) -> Outcome<Whose> {
+    if !exists(number) {
+        return Ok(Whose::Nobodys);
+    }
+    match command::info(number) {
+        Ok(info) => Ok(judge(&info, mark, pid)),
+        Err(_) if !exists(number) => Ok(Whose::Nobodys),
+        Err(e) => Err(Failure::io(format_args!("can't ask the kernel about ublk device {number}"), &e)),
+    }
+}
+
+/// The mark is the proof. A device without one is an older version's, and ours only if the kernel names our daemon.
+fn judge(info: &DeviceInfo, mark: Option<Mark>, pid: u32) -> Whose {
+    let serves = u32::try_from(info.pid).ok().filter(|pid| *pid > 0);
+    let ours = match mark {
+        Some(mark) => info.mark == mark.0,
+        None => info.mark == 0 && serves == Some(pid),
+    };
+    if ours { Whose::Ours } else { Whose::Anothers(serves) }
+}
+
+/// What the kernel calls the state that a device is in; `None` where it can't be asked.
+pub fn kernel_state(number: u32) -> Option<&'static str> {
+    command::info(number).ok().map(|info| command::state_name(info.state))
+}
+
 /// Stops the device: requests under way end, its queues go down. The daemon, if it lives, deletes it.
 pub fn stop(number: u32) -> Outcome {
-    let ctrl = UblkCtrl::new_simple(number as i32).map_err(|e| failure("no such device", &e))?;
-    ctrl.kill_dev().map_err(|e| failure("can't stop the device", &e))?;
-    Ok(())
+    command::stop(number).map_err(|e| Failure::io("can't stop the device", &e))
+}
+
+/// Stops the device if nobody has it open: the kernel decides, in one step. "Busy" where somebody has; `None` where the
+/// kernel does not offer it (before Linux 7.0).
+pub fn stop_unused(number: u32) -> Option<Outcome> {
+    if command::features() & u64::from(sys::UBLK_F_SAFE_STOP_DEV) == 0 {
+        return None;
+    }
+    Some(command::try_stop(number).map_err(|e| Failure::io("can't stop the device", &e)))
 }
 
 /// Asks the kernel to delete a device that has no daemon. One that is gone already is fine.
 pub fn delete(number: u32) {
     // Whatever fails here fails because the device is going.
-    if let Ok(ctrl) = UblkCtrl::new_simple(number as i32) {
-        let _ = ctrl.kill_dev();
-        let _ = delete_without_waiting(&ctrl);
-    }
+    let _ = command::stop(number);
+    delete_stopped(number);
 }
 
-/// The process that the kernel knows as the daemon of a device; `None` where it has none, or is gone.
-pub fn daemon_of(number: u32) -> Option<u32> {
-    // libublk prints a line of its own where its file is not there; a device without one is on its way out.
-    if !exists(number) || !Path::new(&format!("{}/{number:04}.json", UblkCtrl::run_dir())).exists() {
-        return None;
-    }
-    let ctrl = UblkCtrl::new_simple(number as i32).ok()?;
-    ctrl.read_dev_info().ok()?;
-    u32::try_from(ctrl.dev_info().ublksrv_pid).ok().filter(|pid| *pid > 0)
-}
-
-/// libublk keeps a file of its own for each device in a folder that it leaves writable for all. There, like in /tmp,
-/// nobody may put a link in the way of what root will write: the sticky bit makes the kernel see to it
-/// (`fs.protected_symlinks` and `protected_regular`, proc_sys_fs(5)).
-pub fn secure_run_folder() -> io::Result<()> {
-    let folder = UblkCtrl::run_dir();
-    fs::create_dir_all(&folder)?;
-    let mode = fs::metadata(&folder)?.permissions().mode();
-    match mode & (STICKY | 0o022) {
-        sticky if sticky & STICKY != 0 || sticky == 0 => Ok(()),
-        _ => fs::set_permissions(&folder, fs::Permissions::from_mode(0o777 | STICKY)),
-    }
-}
-
-const STICKY: u32 = 0o1000;
-
-/// Plain DEL_DEV waits in the kernel for the last opener, for ever if that is a mount. Kernels before 6.9 know only that.
-fn delete_without_waiting(ctrl: &UblkCtrl) -> Result<i32, UblkError> {
-    ctrl.del_dev_async().or_else(|_| ctrl.del_dev())
+/// libublk's file goes first: as long as there is the device the number is nobody else's.
+fn delete_stopped(number: u32) {
+    let _ = fs::remove_file(run_file(number));
+    let _ = command::delete(number);
 }
 
 fn failure(what: &str, e: &UblkError) -> Failure {
@@ -286,5 +316,39 @@ fn failure(what: &str, e: &UblkError) -> Failure {
         }
         UblkError::IOError(e) => Failure::io(what, e),
         other => Failure::new(Exit::Device, format_args!("{what}: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    fn device(pid: i32, mark: u64) -> DeviceInfo {
+        let mut info = DeviceInfo::new_zeroed();
+        (info.pid, info.mark) = (pid, mark);
+        info
+    }
+
+    #[test]
+    fn ours_is_what_bears_our_mark_whoever_serves_it() {
+        let mark = Some(Mark(7));
+        for pid in [-1, 0, 100, 200] {
+            assert_eq!(judge(&device(pid, 7), mark, 100), Whose::Ours);
+        }
+        assert_eq!(
+            judge(&device(100, 8), mark, 100),
+            Whose::Anothers(Some(100)),
+            "the number of a process comes again"
+        );
+        assert_eq!(judge(&device(-1, 0), mark, 100), Whose::Anothers(None), "nobody serves it: that proves nothing");
+    }
+
+    #[test]
+    fn an_older_versions_device_is_ours_by_its_daemon_alone() {
+        assert_eq!(judge(&device(100, 0), None, 100), Whose::Ours);
+        assert_eq!(judge(&device(200, 0), None, 100), Whose::Anothers(Some(200)));
+        assert_eq!(judge(&device(-1, 0), None, 100), Whose::Anothers(None));
+        assert_eq!(judge(&device(100, 5), None, 100), Whose::Anothers(Some(100)), "somebody's who marks his");
     }
 }

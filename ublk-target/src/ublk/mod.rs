@@ -1,16 +1,22 @@
 //! The kernel's ublk driver, through libublk. Nothing outside this folder names that crate.
 
+mod command;
 mod control;
 mod early;
+mod mark;
 mod queue;
 mod request;
+mod run_folder;
 mod transfer;
 
 pub use control::{
-    Device, Shape, block_path, daemon_of, delete, exists, need_driver, secure_run_folder, shares_queues, stop,
+    Device, Shape, Whose, block_path, delete, exists, kernel_state, need_driver, shares_queues, stop, stop_unused,
+    whose,
 };
+pub use mark::Mark;
 pub use queue::Shared;
 pub use request::{BlockShift, Request, Unknown};
+pub use run_folder::secure_run_folder;
 
 use io_uring::IoUring;
 

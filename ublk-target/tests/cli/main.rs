@@ -334,3 +334,34 @@ fn ublksrvs_tool_hears_of_a_failure() {
     assert_eq!(status.code(), Some(DEVICE));
     assert_eq!(answer, (u64::MAX - 1).to_ne_bytes());
 }
+
+/// What a process has locked in memory, in KiB, and whether it may lock without limit.
+fn locked(pid: u32) -> (u64, bool) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    let capabilities = u64::from_str_radix(&value("CapEff:"), 16).unwrap();
+    (value("VmLck:").trim_end_matches(" kB").parse().unwrap(), capabilities >> 14 & 1 == 1)
+}
+
+#[test]
+fn memory_is_locked_before_a_key_is_read_in_every_command_that_reads_one() {
+    if !locked(std::process::id()).1 {
+        println!("skipped: no permission to lock memory");
+        return;
+    }
+    let f = Folder::with_volume();
+    let key = fs::read(f.path("key")).unwrap();
+    for command in
+        ["check --data disk", "export --data disk out", "import --data disk key", "format --data new --size 8M"]
+    {
+        let mut child = f.command(&format!("{command} --key-file -")).stdin(Stdio::piped()).spawn().unwrap();
+        // It waits for the key.
+        let begin = Instant::now();
+        while locked(child.id()).0 == 0 {
+            assert!(begin.elapsed() < Duration::from_secs(60), "{command}: nothing is locked");
+            sleep(Duration::from_millis(5));
+        }
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), &key).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(DONE), "{command}");
+    }
+}

@@ -1,0 +1,163 @@
+//! Asking a daemon, which may be stopped, stuck or gone: no question takes longer than [`ANSWERS_WITHIN`].
+
+use super::protocol::{ANSWERS_WITHIN, MOST_BYTES, Request};
+use crate::failure::{Exit, Failure, plain};
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt::SendTimeout},
+        time::{TimeVal, TimeValLike},
+    },
+};
+use serde_json::Value;
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum Unanswered {
+    /// Not within the time.
+    Late,
+    /// The daemon says why, or can't be reached.
+    Failed(Failure),
+}
+
+/// The answer of the daemon whose socket is at `path`.
+pub fn ask(path: &Path, request: &Request) -> Result<Value, Unanswered> {
+    let context = format!("can't reach the daemon at {}", path.display());
+    let failed =
+        |why: &dyn std::fmt::Display| Unanswered::Failed(Failure::new(Exit::Device, format_args!("{context}: {why}")));
+    let line = exchange(path, request).map_err(|e| match e.kind() {
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => Unanswered::Late,
+        ErrorKind::PermissionDenied => {
+            Unanswered::Failed(Failure::new(Exit::KeyOrPermission, format_args!("{context}: {}", plain(&e))))
+        }
+        _ => failed(&plain(&e)),
+    })?;
+    let answer: Value = serde_json::from_slice(&line).map_err(|e| failed(&e))?;
+    match answer["error"].as_str() {
+        Some(why) => Err(failed(&why)),
+        None => Ok(answer),
+    }
+}
+
+fn exchange(path: &Path, request: &Request) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + ANSWERS_WITHIN;
+    let mut stream = connected(path)?;
+    let mut text = serde_json::to_vec(request).expect("plain data");
+    text.push(b'\n');
+    match stream.write_all(&text) {
+        // A daemon of before there were requests: it has said all it has to say and closed.
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
+        done => done?,
+    }
+    let mut answer = Vec::new();
+    let mut bytes = [0; 4096];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Zero would mean without end.
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match stream.read(&mut bytes) {
+            Ok(0) => return Ok(answer),
+            Ok(count) => answer.extend_from_slice(&bytes[..count]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            // Closed before our request was read, by such a daemon.
+            Err(e) if e.kind() == ErrorKind::ConnectionReset && !answer.is_empty() => return Ok(answer),
+            Err(e) => return Err(e),
+        }
+        if answer.ends_with(b"\n") {
+            return Ok(answer);
+        }
+        if answer.len() > MOST_BYTES || left.is_zero() {
+            return Err(if left.is_zero() { ErrorKind::TimedOut } else { ErrorKind::InvalidData }.into());
+        }
+    }
+}
+
+/// To connect waits, too, where others wait already and nobody accepts them.
+fn connected(path: &Path) -> io::Result<UnixStream> {
+    let descriptor = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&descriptor, SendTimeout, &TimeVal::milliseconds(ANSWERS_WITHIN.as_millis() as i64))?;
+    loop {
+        match connect(descriptor.as_raw_fd(), &UnixAddr::new(path)?) {
+            Err(Errno::EINTR) => {}
+            done => return Ok(done.map(|()| descriptor.into())?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{os::unix::net::UnixListener, thread};
+
+    fn late(path: &Path) -> Duration {
+        let begun = Instant::now();
+        assert!(matches!(ask(path, &Request::Status {}), Err(Unanswered::Late)));
+        begun.elapsed()
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_answer_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(late(&path) < ANSWERS_WITHIN * 5, "nobody accepts");
+        // One that says a little from time to time, and never all.
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let mut client = client.unwrap();
+                while client.write_all(b" ").is_ok() {
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        });
+        assert!(late(&path) < ANSWERS_WITHIN * 5, "word by word");
+    }
+
+    #[test]
+    fn where_the_queue_of_callers_is_full_nobody_waits_either() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.sock");
+        let _listener = UnixListener::bind(&path).unwrap();
+        // As many as the kernel lets wait: the next one would.
+        let mut waiting = Vec::new();
+        while let Ok(stream) = connected_within(&path, 50) {
+            waiting.push(stream);
+        }
+        assert!(!waiting.is_empty());
+        assert!(late(&path) < ANSWERS_WITHIN * 5);
+    }
+
+    fn connected_within(path: &Path, milliseconds: i64) -> nix::Result<std::os::fd::OwnedFd> {
+        let descriptor = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&descriptor, SendTimeout, &TimeVal::milliseconds(milliseconds))?;
+        connect(descriptor.as_raw_fd(), &UnixAddr::new(path)?)?;
+        Ok(descriptor)
+    }
+
+    #[test]
+    fn answers_and_errors_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let answers = ["{\"reads\":3}\n", "{\"error\":\"knows no status\"}\n", "{\"reads\":4}", "garbage\n"];
+        thread::spawn(move || {
+            for answer in answers {
+                let mut client = listener.accept().unwrap().0;
+                client.write_all(answer.as_bytes()).unwrap();
+                // Closed before the request is there: as a daemon of before there were any.
+            }
+        });
+        let status = || ask(&path, &Request::Status {});
+        assert_eq!(status().unwrap()["reads"], 3);
+        assert!(matches!(status(), Err(Unanswered::Failed(failure)) if failure.message.contains("knows no status")));
+        assert_eq!(status().unwrap()["reads"], 4);
+        assert!(matches!(status(), Err(Unanswered::Failed(failure)) if failure.exit == Exit::Device));
+        assert!(matches!(ask(&dir.path().join("none"), &Request::Status {}), Err(Unanswered::Failed(_))));
+    }
+}

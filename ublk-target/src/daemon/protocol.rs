@@ -1,0 +1,98 @@
+//! What is said on a daemon's control socket: docs/control-socket.md.
+//!
+//! One JSON object in a line asks, one in a line answers. A request that changes something is root's.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Bytes of the longest line, either way.
+pub(super) const MOST_BYTES: usize = 64 << 10;
+
+/// How long a daemon may take to answer.
+pub const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a daemon can be asked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// State and counters.
+    Status {},
+}
+
+/// All of them, by the word that asks.
+const VERBS: &[&str] = &["status"];
+
+impl Request {
+    /// From a line. What is wrong is told in words for whoever asked.
+    pub(super) fn parse(line: &[u8]) -> Result<Self, String> {
+        let value: Value = serde_json::from_slice(line).map_err(|e| format!("not a JSON object in a line: {e}"))?;
+        let Some(verb) = value["verb"].as_str() else {
+            return Err("a request is a JSON object with a \"verb\"".into());
+        };
+        if !VERBS.contains(&verb) {
+            let (version, known) = (env!("CARGO_PKG_VERSION"), VERBS.join(", "));
+            return Err(format!("this daemon (version {version}) knows no {verb}: it knows {known}"));
+        }
+        let verb = verb.to_owned();
+        serde_json::from_value(value).map_err(|e| format!("{verb}: {e}"))
+    }
+
+    /// Whether it changes something. Who may connect may ask the others.
+    pub(super) fn changes(&self) -> bool {
+        match self {
+            Self::Status {} => false,
+        }
+    }
+}
+
+/// An answer that says what is wrong.
+pub(super) fn error(why: impl Into<String>) -> Value {
+    json!({ "error": why.into() })
+}
+
+/// A value as a line. A longer one than the other side would read is replaced by an error.
+pub(super) fn line(value: &Value) -> Vec<u8> {
+    let mut text = value.to_string();
+    if text.len() >= MOST_BYTES {
+        text = error(format!("the answer has {} bytes, more than {MOST_BYTES}", text.len())).to_string();
+    }
+    text.push('\n');
+    text.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_as_they_are_written() {
+        let status = Request::Status {};
+        assert_eq!(serde_json::to_string(&status).unwrap(), r#"{"verb":"status"}"#);
+        assert_eq!(Request::parse(br#"{"verb":"status"}"#), Ok(status));
+        for verb in VERBS {
+            assert!(Request::parse(json!({ "verb": verb }).to_string().as_bytes()).is_ok(), "{verb}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let wrong = |line: &str| Request::parse(line.as_bytes()).unwrap_err();
+        let version = env!("CARGO_PKG_VERSION");
+        let unknown = wrong(r#"{"verb":"scrub","rate":3}"#);
+        assert!(unknown.starts_with(&format!("this daemon (version {version}) knows no scrub: ")), "{unknown}");
+        assert!(wrong("status").contains("JSON"));
+        assert!(wrong("[]").contains("verb") && wrong(r#"{"verb":1}"#).contains("verb"));
+        assert!(wrong(r#"{"verb":"status","rate":3}"#).contains("rate"), "never passed over");
+        let deep = "[".repeat(MOST_BYTES);
+        assert!(wrong(&deep).contains("JSON"));
+    }
+
+    #[test]
+    fn a_line_is_never_too_long() {
+        assert_eq!(line(&json!({ "a": 1 })), b"{\"a\":1}\n");
+        let long = line(&json!("x".repeat(MOST_BYTES)));
+        assert!(long.len() < 200 && long.starts_with(b"{\"error\":"));
+        assert_eq!(line(&json!("x".repeat(MOST_BYTES - 3))).len(), MOST_BYTES, "the newline counts");
+    }
+}

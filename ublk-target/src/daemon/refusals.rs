@@ -1,0 +1,87 @@
+//! What speaks against a daemon before anything is touched.
+
+use super::{
+    Origin,
+    settings::Settings,
+    state::{Identity, State},
+};
+use crate::{
+    device::{DYING, stack},
+    failure::{Exit, Failure, Outcome},
+    ublk::Whose,
+};
+use std::time::Duration;
+
+/// Refuses a device that is not ours to serve, or would lie on itself.
+pub(super) fn unfit(settings: &Settings, origin: Origin) -> Outcome {
+    refuse_foreign_device(origin)?;
+    refuse_own_stack(settings, origin)
+}
+
+/// The number may have gone to another program's device since. (Asked here, not in the command that forked us: a process
+/// that has asked the kernel can't fork for a while.)
+fn refuse_foreign_device(origin: Origin) -> Outcome {
+    let Origin::Recovered(number) = origin else { return Ok(()) };
+    let message = match State::load(number)?.whose()? {
+        Whose::Ours => return Ok(()),
+        Whose::Nobodys => format!("device {number} is gone: `add` makes a new one"),
+        Whose::Anothers(Some(pid)) => {
+            format!("device {number} is another program's by now (process {pid}): `add` makes a new one")
+        }
+        Whose::Anothers(None) => format!("device {number} is another program's by now: `add` makes a new one"),
+    };
+    Err(Failure::new(Exit::Device, message))
+}
+
+/// A recovered device exists already: its devices may lie on it by now.
+fn refuse_own_stack(settings: &Settings, origin: Origin) -> Outcome {
+    let Origin::Recovered(number) = origin else { return Ok(()) };
+    for path in std::iter::once(&settings.data).chain(&settings.meta) {
+        if stack::lies_on_ublk(path, number) {
+            let message =
+                format!("{} lies on /dev/ublkb{number} itself: every request would wait for itself", path.display());
+            return Err(Failure::new(Exit::Device, message));
+        }
+    }
+    Ok(())
+}
+
+/// How long to wait for the devices: only a daemon that is dead already can be about to let go of them.
+pub(super) fn patience(settings: &Settings, origin: Origin) -> Outcome<Duration> {
+    if matches!(origin, Origin::Recovered(_)) {
+        return Ok(DYING);
+    }
+    let mut patience = Duration::ZERO;
+    for state in State::all().into_iter().filter(|state| state.settings.shares_devices(settings)) {
+        let (path, id) = (settings.data.display(), state.id);
+        if state.is_alive() {
+            return Err(Failure::new(Exit::Busy, format_args!("{path} is in use by /dev/ublkb{id}")));
+        }
+        if state.whose()? == Whose::Ours {
+            // Requests wait in it that would land on what others have written since.
+            let message =
+                format!("{path} belongs to /dev/ublkb{id}, whose daemon is dead: `recover -n {id}` or `del -n {id}`");
+            return Err(Failure::new(Exit::Busy, message));
+        }
+        patience = DYING;
+    }
+    Ok(patience)
+}
+
+/// A device that waits for a daemon holds requests for one volume. The paths that led to it may lead to another by now.
+pub(super) fn other_volume(settings: &Settings, origin: Origin, found: &Identity) -> Outcome {
+    let Origin::Recovered(number) = origin else { return Ok(()) };
+    let expected = State::load(number)?.volume;
+    if expected == *found {
+        return Ok(());
+    }
+    let message = format!(
+        "/dev/ublkb{number} is of volume {}, {} now holds {} ({} bytes in blocks of {}): nothing done",
+        expected.uuid,
+        settings.data.display(),
+        found.uuid,
+        found.size,
+        found.block_size
+    );
+    Err(Failure::new(Exit::Device, message))
+}

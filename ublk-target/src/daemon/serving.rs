@@ -1,0 +1,156 @@
+//! From an open volume to a device that is served until it is stopped.
+
+use super::{
+    Origin, control,
+    endings::{Watchdog, stop_on_signals},
+    launch::Reporter,
+    memory_budget::memory_line,
+    settings::Settings,
+    state::{Identity, OwnState, State},
+};
+use crate::{
+    cli::stop,
+    device::Backings,
+    failure::{Context, Outcome},
+    ublk::{self, Device, Mark, Shape, Shared},
+};
+use nix::sys::signal::SigSet;
+use serde_json::{Value, json};
+use std::{process, sync::Arc};
+use ublk_integrity::hex;
+
+/// What is served, and where it comes from.
+pub(super) struct Served {
+    pub(super) settings: Settings,
+    pub(super) volume: Identity,
+    pub(super) open_id: [u8; 32],
+    pub(super) origin: Origin,
+    /// Whether writes are refused: wanted so, or all that the volume can do.
+    pub(super) read_only: bool,
+    /// How many small writes each thread may answer early.
+    pub(super) write_back: u16,
+}
+
+impl Served {
+    /// What the kernel remembers the device by: of one that exists already, what it was given when it was made.
+    fn mark(&self) -> Outcome<Option<Mark>> {
+        match self.origin {
+            Origin::New(_) => Mark::new().map(Some),
+            Origin::Recovered(number) => Ok(State::load(number)?.mark),
+        }
+    }
+
+    fn shape(&self, mark: Option<Mark>) -> Shape {
+        let settings = &self.settings;
+        Shape {
+            number: match self.origin {
+                Origin::New(number) => number,
+                Origin::Recovered(number) => Some(number),
+            },
+            queues: settings.queues,
+            threads: settings.threads,
+            depth: settings.depth,
+            write_back: self.write_back,
+            max_io: settings.max_io,
+            size: self.volume.size,
+            read_only: self.read_only,
+            discard: settings.discard,
+            recovery: settings.recovery,
+            mark,
+        }
+    }
+
+    fn state(self, id: u32, mark: Option<Mark>) -> State {
+        let Self { settings, volume, open_id, .. } = self;
+        State { id, pid: process::id(), mark, open_id: hex(&open_id), volume, ended: None, settings }
+    }
+}
+
+/// Adds and starts the device, and serves it until it is stopped.
+///
+/// A new device that can't be started goes again. One that waits for a daemon stays as it is: all that may fail
+/// is done before it is touched.
+pub(super) fn serve_device(
+    what: Served,
+    backings: &Backings,
+    shared: &Arc<Shared>,
+    reporter: &Arc<Reporter>,
+    signals: SigSet,
+) -> Outcome<(Device, OwnState)> {
+    ublk::secure_run_folder()?;
+    let origin = what.origin;
+    let mark = what.mark()?;
+    let shape = what.shape(mark);
+    let adding = Watchdog::start("ADD_DEV", reporter, || {});
+    let device = match origin {
+        Origin::New(_) => Device::add(shape)?,
+        Origin::Recovered(number) => Device::recover(number, shape)?,
+    };
+    adding.disarm();
+    if device.answers_late() {
+        reporter.warn(
+            "the device can't copy on request (Linux 6.5): small writes, too, are answered only when they are in place",
+        );
+    }
+    let state = what.state(device.number(), mark);
+    let own_state = state.clone().publish()?;
+    match start_and_serve(&device, origin, state, backings, shared, reporter, signals) {
+        Ok(()) => Ok((device, own_state)),
+        Err(failure) => {
+            if matches!(origin, Origin::New(_)) {
+                own_state.retire();
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn start_and_serve(
+    device: &Device,
+    origin: Origin,
+    state: State,
+    backings: &Backings,
+    shared: &Arc<Shared>,
+    reporter: &Arc<Reporter>,
+    signals: SigSet,
+) -> Outcome {
+    let number = state.id;
+    let answers = Answers { state, shared: Arc::clone(shared) };
+    control::serve(number, move || answers.status()).doing("can't open the control socket")?;
+    stop_on_signals(number, signals, shared.log.clone()).doing("can't start the signal thread")?;
+    let starting = Watchdog::start("START_DEV", reporter, move || {
+        if matches!(origin, Origin::New(_)) {
+            // From outside: this process is about to end.
+            let _ = stop::start_forced_del(number);
+        }
+    });
+    let reporter = Arc::clone(reporter);
+    device.run(&backings.fds(), shared, move || {
+        starting.disarm();
+        reporter.live(number);
+    })
+}
+
+/// What the control socket answers.
+struct Answers {
+    state: State,
+    shared: Arc<Shared>,
+}
+
+impl Answers {
+    fn status(&self) -> Value {
+        let mut all = json!(self.state);
+        let (memory, _) = memory_line(&self.state.settings, self.shared.volume.memory_bytes());
+        let more = json!({
+            "device": ublk::block_path(self.state.id),
+            "daemon_memory_bytes": memory,
+            "log_lines_dropped": self.shared.log.dropped(),
+        });
+        for part in [more, json!(self.shared.volume.status())] {
+            if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {
+                all.extend(part);
+            }
+        }
+        all
+    }
+}

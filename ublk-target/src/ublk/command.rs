@@ -1,0 +1,111 @@
+//! Commands to the driver's control device, without libublk.
+//!
+//! libublk asks for a device only together with the file that its maker keeps of it. Whoever wants to know what the
+//! *kernel* says of a number, whoever made it, asks here.
+
+use crate::os;
+use libublk::sys;
+use std::{
+    fs::{File, OpenOptions},
+    io,
+};
+use zerocopy::{FromBytes, FromZeros, IntoBytes, KnownLayout};
+
+/// The driver's control device.
+pub(super) const CONTROL: &str = "/dev/ublk-control";
+
+/// What the kernel knows of a device (`struct ublksrv_ctrl_dev_info`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub(super) struct DeviceInfo {
+    queues: u16,
+    depth: u16,
+    pub(super) state: u16,
+    pad0: u16,
+    max_io: u32,
+    number: u32,
+    /// The process that serves it, or did last; -1 where it is stopped or was never started.
+    pub(super) pid: i32,
+    pad1: u32,
+    flags: u64,
+    /// What its maker had the kernel remember.
+    pub(super) mark: u64,
+    owner: [u32; 2],
+    reserved: [u64; 2],
+}
+
+/// The kernel's word for the states of a device (`UBLK_S_DEV_*`).
+pub(super) fn state_name(state: u16) -> &'static str {
+    match u32::from(state) {
+        sys::UBLK_S_DEV_DEAD => "stopped",
+        sys::UBLK_S_DEV_LIVE => "live",
+        sys::UBLK_S_DEV_QUIESCED => "waits for a daemon",
+        _ => "fails requests",
+    }
+}
+
+fn control() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(CONTROL)
+}
+
+/// Sends a command. Kernels before 6.4 know those of old by their plain number only, and say "no such device" to others.
+fn send(op: u32, number: u32, buf: &mut [u8]) -> io::Result<()> {
+    let control = control()?;
+    let plain = op & 0xff;
+    match os::ublk_command(&control, op, number, buf) {
+        Err(first) if plain <= sys::UBLK_CMD_GET_DEV_INFO2 => {
+            match os::ublk_command(&control, plain, number, buf) {
+                // A newer kernel may have been built without the plain ones.
+                Err(second) if second.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(first),
+                other => other,
+            }
+        }
+        other => other,
+    }
+}
+
+/// What the kernel knows of the device with this number.
+pub(super) fn info(number: u32) -> io::Result<DeviceInfo> {
+    let mut info = DeviceInfo::new_zeroed();
+    send(sys::UBLK_U_CMD_GET_DEV_INFO, number, info.as_mut_bytes())?;
+    Ok(info)
+}
+
+/// What the driver can do (Linux 6.5; none of it before).
+pub(super) fn features() -> u64 {
+    let mut features = 0u64;
+    let asked = send(sys::UBLK_U_CMD_GET_FEATURES, u32::MAX, features.as_mut_bytes());
+    asked.map_or(0, |()| features)
+}
+
+/// STOP_DEV: requests under way end, the queues go down.
+pub(super) fn stop(number: u32) -> io::Result<()> {
+    send(sys::UBLK_U_CMD_STOP_DEV, number, &mut [])
+}
+
+/// TRY_STOP_DEV (Linux 7.0): the same where nobody has the device open, else "busy".
+pub(super) fn try_stop(number: u32) -> io::Result<()> {
+    send(sys::UBLK_U_CMD_TRY_STOP_DEV, number, &mut [])
+}
+
+/// DEL_DEV. The plain one waits in the kernel for the last opener, for ever if that is a mount; kernels before 6.9 know only
+/// that.
+pub(super) fn delete(number: u32) -> io::Result<()> {
+    send(sys::UBLK_U_CMD_DEL_DEV_ASYNC, number, &mut []).or_else(|_| send(sys::UBLK_U_CMD_DEL_DEV, number, &mut []))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_struct_has_this_shape() {
+        assert_eq!(size_of::<DeviceInfo>(), size_of::<sys::ublksrv_ctrl_dev_info>());
+        assert_eq!(
+            std::mem::offset_of!(DeviceInfo, pid),
+            std::mem::offset_of!(sys::ublksrv_ctrl_dev_info, ublksrv_pid)
+        );
+        let mark = std::mem::offset_of!(sys::ublksrv_ctrl_dev_info, ublksrv_flags);
+        assert_eq!(std::mem::offset_of!(DeviceInfo, mark), mark);
+    }
+}
