@@ -1,17 +1,20 @@
 //! Verifying every block: returns a report, prints nothing.
 
 use crate::{
-    BlockIndex, BlockRange, Buf, ReadError, Slot, Storage, Volume,
+    BadReason, BlockIndex, BlockRange, Buf, ReadError, Slot, Storage, Volume,
     format::TAGS_PER_PAGE,
     tree::{CacheUse, Found, LoadError, Missing, Walk},
 };
 use serde::Serialize;
+use std::ops::ControlFlow;
 
 /// What [`check`] found.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct CheckReport {
-    /// Blocks looked at.
+    /// Blocks of the volume.
     pub blocks: u64,
+    /// Blocks looked at, from the first on: all of them, unless it was ended before.
+    pub checked_blocks: u64,
     /// Of these, blocks that hold data (the rest reads as zeros).
     pub data_blocks: u64,
     /// Blocks that do not match their tags or can't be verified.
@@ -28,26 +31,20 @@ pub struct CheckReport {
 pub const MAX_REPORTED_RUNS: usize = 10_000;
 
 /// A run of bad blocks.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct BadRun {
     /// The blocks.
     pub range: BlockRange,
-    /// "mismatch", "damaged tag page", ..., "unreadable".
-    pub reason: String,
+    /// What is wrong with them.
+    #[serde(flatten)]
+    pub reason: BadReason,
 }
 
 impl CheckReport {
     fn add(&mut self, range: BlockRange, error: &ReadError) {
         let unreadable = matches!(error, ReadError::Device(_));
         *(if unreadable { &mut self.unreadable_blocks } else { &mut self.bad_blocks }) += range.count;
-        let reason = match error {
-            ReadError::Mismatch { .. } => "mismatch".into(),
-            ReadError::BadPage { page, .. } => format!("damaged {page}"),
-            ReadError::Device(e) => format!("unreadable: {e}"),
-            ReadError::NotInPlace(_) => "not in place".into(),
-            ReadError::MayBeOlder(_) => "may be older than what was last written".into(),
-            ReadError::BadRange(_) => "outside the volume".into(),
-        };
+        let reason = error.reason();
         let full = self.bad_runs.len() == MAX_REPORTED_RUNS;
         match self.bad_runs.last_mut() {
             Some(last) if last.range.end() == range.first.0 && last.reason == reason => last.range.count += range.count,
@@ -55,15 +52,24 @@ impl CheckReport {
             _ => self.bad_runs.push(BadRun { range, reason }),
         }
     }
-    /// Whether every block verified.
+    /// Whether every block that was looked at verified.
     pub fn is_clean(&self) -> bool {
         self.bad_blocks + self.unreadable_blocks == 0
     }
+    /// Whether all blocks were looked at.
+    pub fn is_whole(&self) -> bool {
+        self.checked_blocks == self.blocks
+    }
 }
 
-/// Verifies all blocks of the volume; `progress` is called with the number of blocks done.
+/// Verifies all blocks of the volume; `progress` is called with the number of blocks done, and may end it there.
 /// Subtrees that read as zeros are passed over whole.
-pub async fn check<S: Storage>(volume: &Volume, io: &S, slot: &mut Slot, mut progress: impl FnMut(u64)) -> CheckReport {
+pub async fn check<S: Storage>(
+    volume: &Volume,
+    io: &S,
+    slot: &mut Slot,
+    mut progress: impl FnMut(u64) -> ControlFlow<()>,
+) -> CheckReport {
     let mut report = CheckReport { blocks: volume.blocks(), ..Default::default() };
     let mut buf = Buf::new(volume.max_request_bytes);
     let mut from = BlockIndex(0);
@@ -72,12 +78,33 @@ pub async fn check<S: Storage>(volume: &Volume, io: &S, slot: &mut Slot, mut pro
         for first in (run.first.0..run.end()).step_by(most as usize) {
             let part = BlockRange::new(BlockIndex(first), most.min(run.end() - first));
             buf = check_part(volume, io, slot, part, buf, &mut report).await;
-            progress(part.end());
+            report.checked_blocks = part.end();
+            if progress(part.end()).is_break() {
+                return report;
+            }
         }
         from = BlockIndex(run.end());
     }
-    progress(volume.blocks());
+    report.checked_blocks = volume.blocks();
+    let _ = progress(volume.blocks());
     report
+}
+
+/// Whether any block holds data, or can't be verified: where it is not so, all of the volume reads as zeros.
+pub async fn holds_data<S: Storage>(volume: &Volume, io: &S, slot: &mut Slot) -> bool {
+    let mut buf = Buf::new(volume.max_request_bytes);
+    let mut report = CheckReport::default();
+    let most = (volume.max_request_bytes / volume.block_size()) as u64;
+    let mut from = BlockIndex(0);
+    while let Some(run) = volume.next_data(io, slot, from).await {
+        let part = BlockRange::new(run.first, run.count.min(most));
+        buf = check_part(volume, io, slot, part, buf, &mut report).await;
+        if report.data_blocks > 0 {
+            return true;
+        }
+        from = BlockIndex(part.end());
+    }
+    false
 }
 
 async fn check_part<S: Storage>(

@@ -57,7 +57,7 @@ pub struct VolumeInfo {
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// Not one of the four sizes.
-    #[error("block size {0} is not one of 512, 1024, 2048, 4096")]
+    #[error("a block size of {0} bytes: must be 512, 1024, 2048 or 4096")]
     BlockSize(u32),
     /// The block is larger than what the device writes atomically.
     #[error(
@@ -81,7 +81,7 @@ pub enum FormatError {
     #[error("{0}: use --block-size {least}", least = .0.logical)]
     BelowSector(#[from] BelowSector),
     /// The device is too small.
-    #[error("the {device} has {have} bytes, {need} are needed")]
+    #[error("the {device} has {have} bytes, the volume needs {need}")]
     TooSmall {
         /// Which.
         device: crate::Device,
@@ -91,10 +91,15 @@ pub enum FormatError {
         need: u64,
     },
     /// The usable size is not one a volume can have.
-    #[error("a volume of {0} bytes: must be from 1 MiB to 64 TiB")]
-    Size(u64),
+    #[error("a volume of {got} bytes: must be a multiple of the block size, {block} bytes, from 1 MiB to 64 TiB")]
+    Size {
+        /// What was asked for.
+        got: u64,
+        /// The block size in bytes.
+        block: u32,
+    },
     /// The log size is not possible.
-    #[error("a log of {got} bytes: must be from {min} to {max}")]
+    #[error("a log of {got} bytes: must be a multiple of 4096 bytes, from {min} to {max}")]
     LogSize {
         /// What was asked for.
         got: u64,
@@ -107,6 +112,16 @@ pub enum FormatError {
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
+
+/// By what a device that is a volume's can be told without a key, also where both superblocks are damaged: the offset, the
+/// bytes there, and what they begin.
+pub const SIGNATURES: [(u64, [u8; 8], &str); 4] = [
+    (0, *b"UBLKINTG", "superblock"),
+    (512 << 10, *b"UBLKINTG", "superblock"),
+    (0, *b"UBLKIDNT", "identity block"),
+    // The ring's start has a record once anything has been written.
+    (1 << 20, *b"UBLKILOG", "log record"),
+];
 
 impl VolumeInfo {
     /// The sizes that the bytes of a superblock copy tell, if its checksum holds. Nothing of it is authenticated: good
@@ -143,7 +158,8 @@ impl FormatOptions {
             // The smallest volume says how much is missing, or what else is wrong with the options.
             let smallest = self.layout_of(1 << 20)?;
             self.check_fits(&smallest, data, meta)?;
-            return Layout::largest(self.block_size, self.log_size, data, meta_size).ok_or(FormatError::Size(data));
+            return Layout::largest(self.block_size, self.log_size, data, meta_size)
+                .ok_or(FormatError::Size { got: data, block: self.block_size });
         };
         let layout = self.layout_of(size)?;
         self.check_fits(&layout, data, meta)?;
@@ -154,7 +170,7 @@ impl FormatOptions {
         let log = self.log_size.unwrap_or_else(|| Layout::default_log_size(size));
         Layout::new(self.block_size, size, log, self.separate_meta).map_err(|e| match e {
             LayoutError::BlockSize => FormatError::BlockSize(self.block_size),
-            LayoutError::Size => FormatError::Size(size),
+            LayoutError::Size => FormatError::Size { got: size, block: self.block_size },
             LayoutError::Place(place) => unreachable!("the computed {place} can be"),
             LayoutError::LogSize => FormatError::LogSize { got: log, min: MIN_LOG, max: MAX_LOG },
         })
@@ -196,11 +212,12 @@ fn first_superblock(options: &FormatOptions, layout: Layout, physical_block: u32
     }
 }
 
-/// Writes the superblocks of a new, empty volume; destroys what was there. O(1).
-///
-/// The whole first MiB of each device is overwritten, so that no old superblock copy and no
-/// signature of another format survives in it.
-pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
+/// What [`format`] on these devices would make, or why it can't. Touches nothing.
+pub fn plan_on<S: Storage>(io: &S, options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
+    possible(io, options).map(|superblock| VolumeInfo::of(&superblock))
+}
+
+fn possible<S: Storage>(io: &S, options: &FormatOptions) -> Result<Superblock, FormatError> {
     let (data, meta) = (io.geometry(Device::Data), io.geometry(Device::Meta));
     let layout = options.layout(data.size, meta.size)?;
     for (device, physical) in [(Device::Data, data.physical_block), (Device::Meta, meta.physical_block)] {
@@ -215,12 +232,20 @@ pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions
     refuse_blocks_below_sector(io, options.block_size)?;
     let padding = meta.physical_block.max(512);
     refuse_records_below_sector(io, padding)?;
+    Ok(first_superblock(options, layout, padding))
+}
+
+/// Writes the superblocks of a new, empty volume; destroys what was there. O(1).
+///
+/// The whole first MiB of each device is overwritten, so that no old superblock copy and no
+/// signature of another format survives in it.
+pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
+    let superblock = possible(io, options)?;
     let keys = Keys::derive(key, &options.uuid);
-    let superblock = first_superblock(options, layout, padding);
     wipe(io, Device::Meta).await?;
     if options.separate_meta {
         wipe(io, Device::Data).await?;
-        let identity = Identity { uuid: options.uuid, size: layout.size() }.seal(&keys);
+        let identity = Identity { uuid: options.uuid, size: superblock.layout.size() }.seal(&keys);
         write_page(io, Device::Data, Layout::identity_offset(), identity.as_bytes()).await?;
     }
     publish(io, &keys, Change::First(&superblock), Buf::new(PAGE_BYTES)).await.0?;

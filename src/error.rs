@@ -67,6 +67,38 @@ pub enum ReadError {
     BadRange(BlockRange),
 }
 
+/// What is wrong with a run of blocks: a [`ReadError`] without the place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error, serde::Serialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum BadReason {
+    /// See [`ReadError::Mismatch`].
+    #[error("mismatch")]
+    Mismatch,
+    /// See [`ReadError::BadPage`].
+    #[error("damaged {page}")]
+    BadPage {
+        /// The page.
+        page: PageName,
+    },
+    /// See [`ReadError::Device`].
+    #[error("unreadable: {errno} on the {device}")]
+    Unreadable {
+        /// Which device.
+        device: Device,
+        /// What it answered.
+        errno: Errno,
+    },
+    /// See [`ReadError::MayBeOlder`].
+    #[error("may be older than what was last written")]
+    MayBeOlder,
+    /// See [`ReadError::NotInPlace`].
+    #[error("not in place")]
+    NotInPlace,
+    /// See [`ReadError::BadRange`].
+    #[error("outside the volume")]
+    BadRange,
+}
+
 /// Why a write, zeroing or flush failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum WriteError {
@@ -109,6 +141,17 @@ pub enum Latched {
 }
 
 impl ReadError {
+    /// The reason alone, the same for all blocks that it holds for.
+    pub fn reason(&self) -> BadReason {
+        match *self {
+            ReadError::Mismatch { .. } => BadReason::Mismatch,
+            ReadError::BadPage { page, .. } => BadReason::BadPage { page },
+            ReadError::Device(DeviceError { device, errno, .. }) => BadReason::Unreadable { device, errno },
+            ReadError::MayBeOlder(_) => BadReason::MayBeOlder,
+            ReadError::NotInPlace(_) => BadReason::NotInPlace,
+            ReadError::BadRange(_) => BadReason::BadRange,
+        }
+    }
     /// The errno that the block layer gets.
     pub fn errno(&self) -> Errno {
         match self {

@@ -88,7 +88,7 @@ mod write;
 pub use accepted::Accepted;
 pub use buf::{BUF_ALIGN, Buf, BufMark};
 pub use counters::CounterValues;
-pub use error::{DeviceError, Latched, PageName, ReadError, WriteError};
+pub use error::{BadReason, DeviceError, Latched, PageName, ReadError, WriteError};
 pub use format::hex;
 pub use hashing::{HashJob, HashThreads};
 pub use hints::{Hint, HintReceiver, HintSender};

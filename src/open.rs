@@ -4,7 +4,6 @@ use crate::{
     BelowSector, Buf, ByteOffset, Device, DeviceError, MasterKey, OnMismatch, Storage, Volume,
     create::VolumeInfo,
     format::{Layout, PAGE_BYTES, RawIdentity, RawSuperblock, Superblock, SuperblockError, hex, uuid_text},
-    read::data_error,
     superblocks::read_copies,
 };
 pub use crate::{
@@ -171,7 +170,7 @@ pub struct RecoveryReport {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// No superblock anywhere.
-    #[error("no ublk-integrity volume here")]
+    #[error("no ublk-integrity volume on the metadata device")]
     NotAVolume,
     /// Something on the devices is whole, and not what this program knows.
     #[error(transparent)]
@@ -183,7 +182,7 @@ pub enum OpenError {
         features: String,
     },
     /// Both copies fail their checksums.
-    #[error("both superblock copies are damaged")]
+    #[error("both superblock copies on the metadata device are damaged")]
     Damaged,
     /// The key is not this volume's.
     #[error("wrong key for volume {uuid}")]
@@ -295,10 +294,23 @@ impl CopyDump {
 }
 
 pub(crate) async fn read_identity<S: Storage>(io: &S) -> Result<RawIdentity, DeviceError> {
-    let at = Layout::identity_offset();
-    let (result, buf) = io.read(Device::Data, at, Buf::new(PAGE_BYTES), 0..PAGE_BYTES).await;
-    result.map_err(|errno| data_error("read", at, PAGE_BYTES, errno))?;
+    let buf = read_first_page(io, Device::Data).await?;
     Ok(RawIdentity::read_from_prefix(&buf).expect("a page is large enough").0)
+}
+
+async fn read_first_page<S: Storage>(io: &S, device: Device) -> Result<Buf, DeviceError> {
+    let at = Layout::identity_offset();
+    let (result, buf) = io.read(device, at, Buf::new(PAGE_BYTES), 0..PAGE_BYTES).await;
+    let error = |errno| DeviceError { op: "read", device, offset: at, len: PAGE_BYTES as u64, errno };
+    result.map_err(error).map(|()| buf)
+}
+
+/// Whether the superblock is where the data should be, and the other way round.
+pub(crate) async fn are_exchanged<S: Storage>(io: &S) -> Result<bool, DeviceError> {
+    let (data, meta) = (read_first_page(io, Device::Data).await?, read_first_page(io, Device::Meta).await?);
+    let superblock = RawSuperblock::read_from_prefix(&data).expect("a page is large enough").0;
+    let identity = RawIdentity::read_from_prefix(&meta).expect("a page is large enough").0;
+    Ok(superblock.check() != Err(SuperblockError::Absent) && identity.claim().is_ok_and(|claim| claim.is_some()))
 }
 
 /// Opens a volume: verifies the newest superblock, recovers from the log, and (unless read-only)

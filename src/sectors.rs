@@ -4,7 +4,7 @@ use crate::{Device, Storage};
 
 /// A unit of the volume's is smaller than what the device transfers: neither can it be written, nor read alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{what} of {unit} bytes on a {device} that reads and writes {logical} bytes at a time (its logical block)")]
+#[error("{what} of {unit} bytes on the {device}, which reads and writes {logical} bytes at a time (its logical block)")]
 pub struct BelowSector {
     /// Which.
     pub device: Device,

@@ -15,7 +15,7 @@ use crate::{
     create::VolumeInfo,
     format::{Identity, PAGE_BYTES, Superblock, uuid_text},
     log::LogPoint,
-    open::{Access, OpenError, OpenOptions, RecoveryReport, UnreadLog, read_identity},
+    open::{Access, OpenError, OpenOptions, RecoveryReport, UnreadLog, are_exchanged, read_identity},
     pending::PendingSet,
     recovery::{BlockCandidates, Candidates, Settle, TooMuch, Unread, follow},
     root::Root,
@@ -248,10 +248,14 @@ fn refuse_version_2(superblock: &Superblock) -> Result<(), OpenError> {
 
 /// There is no superblock: perhaps this is the data device of a volume whose metadata is elsewhere.
 async fn explain_no_superblock<S: Storage>(io: &S) -> Result<OpenError, DeviceError> {
+    if are_exchanged(io).await? {
+        let exchanged = "the devices are the other way round: use --data the metadata device --meta the data device";
+        return Ok(OpenError::Foreign(exchanged.into()));
+    }
     Ok(match read_identity(io).await?.claim() {
         Err(unknown) => unknown.into(),
         Ok(Some(claim)) => OpenError::Foreign(format!(
-            "this is the data device of volume {}; name its metadata device with --meta",
+            "the data device holds the data of volume {}: name its metadata device with --meta",
             uuid_text(&claim.uuid)
         )),
         Ok(None) => OpenError::NotAVolume,
@@ -266,7 +270,7 @@ async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOption
     match (layout.separate_meta, options.separate_meta) {
         (true, false) => {
             return Err(OpenError::Foreign(format!(
-                "this is the metadata device of volume {uuid}: name it with --meta, and its data device with --data"
+                "the metadata device holds the metadata of volume {uuid}: name it with --meta, and its data device with --data"
             )));
         }
         (false, true) => {

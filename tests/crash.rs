@@ -13,6 +13,7 @@ use crate::sim::{
 };
 use std::{
     cell::RefCell,
+    ops::ControlFlow,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -133,7 +134,7 @@ fn several_lives(seed: u64) -> u64 {
         compare(&volume, &io, &mut oracle.borrow_mut());
         if rng.chance(5) {
             let mut slot = volume.slot(0);
-            let report = block_on(&io, check(&volume, &io, &mut slot, |_| {}));
+            let report = block_on(&io, check(&volume, &io, &mut slot, |_| ControlFlow::Continue(())));
             let bad = report.bad_runs.iter().flat_map(|r| r.range.blocks());
             for block in bad {
                 assert!(oracle.borrow_mut().broken(block), "check reports block {block}");

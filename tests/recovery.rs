@@ -11,6 +11,7 @@ use crate::sim::{
 };
 use std::{
     future::Future,
+    ops::ControlFlow,
     task::{Context, Waker},
 };
 use ublk_integrity::{
@@ -232,7 +233,7 @@ fn a_read_only_open_writes_nothing_and_finds_the_same() {
     let read_only = OpenOptions { access: Access::ReadOnly, ..options.clone() };
     let mut reader = Lab::open(io.clone(), &read_only).unwrap();
     let seen = contents(&mut reader);
-    let report = crate::sim::block_on(&io, check(&reader.volume, &io, &mut reader.slot, |_| {}));
+    let report = crate::sim::block_on(&io, check(&reader.volume, &io, &mut reader.slot, |_| ControlFlow::Continue(())));
     assert_eq!(reader.try_write(0, 1, 9), Err(WriteError::ReadOnly));
     reader.try_flush().unwrap();
     reader.checkpoint();

@@ -85,7 +85,7 @@ fn rescue_fails_what_may_be_older_and_serves_what_is_newest_for_sure() {
         assert!(matches!(lab.read(block), Err(ReadError::MayBeOlder(_))), "{block}");
     }
     assert!(matches!(lab.volume.latched(), Some(Latched::Device(_))));
-    let report = block_on(&lab.io, check(&lab.volume, &lab.io, &mut lab.slot, |_| {}));
+    let report = block_on(&lab.io, check(&lab.volume, &lab.io, &mut lab.slot, |_| std::ops::ControlFlow::Continue(())));
     assert_eq!(report.bad_blocks, lab.volume.blocks() - 2, "no block is passed over as zeros");
     let mut lab = Lab::open(io.clone(), &rescue(UnreadLog::ServeOlder)).unwrap();
     assert!(lab.reads_as(30, 3) && lab.reads_as(8, 0) && lab.reads_as(20, 0) && lab.reads_as(21, 1));
@@ -130,7 +130,7 @@ fn a_read_error_that_passes_costs_nothing() {
     assert_eq!(lab.try_write(9, 1, 3), Err(WriteError::ReadOnly));
     assert_eq!(lab.read(8).unwrap_err().errno(), Errno::EIO);
     assert_eq!(lab.volume.status().undecided_blocks, 1);
-    let report = block_on(&lab.io, check(&lab.volume, &lab.io, &mut lab.slot, |_| {}));
+    let report = block_on(&lab.io, check(&lab.volume, &lab.io, &mut lab.slot, |_| std::ops::ControlFlow::Continue(())));
     assert_eq!(report.unreadable_blocks, 1);
     // The path is back: the open volume finds out by itself, and the next open takes writes again.
     lab.disk().bad_ranges.clear();

@@ -7,7 +7,7 @@ no_kills() { if dmesg | grep -E 'Out of memory|oom-kill|invoked oom'; then die '
 mkfs.ext4 -qF /dev/vda
 mkdir -p /mnt/d
 mount /dev/vda /mnt/d
-for n in $(seq 12); do ui format --data "/mnt/d/$n" --size 32M --key-file $key >/dev/null; done
+for n in $(seq 12); do ui format --data "/mnt/d/$n" --create --size 32M --key-file $key >/dev/null; done
 
 step 'two at a time, until there are twelve or memory is short'
 served=() refusals=0
@@ -39,7 +39,7 @@ total=$(awk '/^MemTotal/ {print $2}' /proc/meminfo)
 no_kills
 
 step 'what was asked for and does not fit is refused at once'
-ui format --data /mnt/d/more --size 32M --key-file $key >/dev/null
+ui format --data /mnt/d/more --create --size 32M --key-file $key >/dev/null
 refused 3 ui add --data /mnt/d/more --key-file $key --cache 1G
 
 step 'all of them serve'

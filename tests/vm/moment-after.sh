@@ -5,14 +5,14 @@ echo content >/run/content
 step 'format and import in turns'
 for _ in $(seq 100); do
   ui format --data /dev/vdb --size 16M --key-file $key --force >/dev/null
-  ui import --data /dev/vdb --key-file $key /run/content
+  ui import --zero-rest --data /dev/vdb --key-file $key /run/content
 done
 step 'check and umount'
 mkfs.ext4 -qF /dev/vdc
 mkdir -p /mnt/t
 mount /dev/vdc /mnt/t
-ui format --data /mnt/t/volume --size 16M --key-file $key
-ui import --data /mnt/t/volume --key-file $key /run/content
+ui format --data /mnt/t/volume --create --size 16M --key-file $key
+ui import --zero-rest --data /mnt/t/volume --key-file $key /run/content
 umount /mnt/t
 for _ in $(seq 50); do
   mount /dev/vdc /mnt/t
@@ -22,7 +22,7 @@ done
 step 'interrupted while it reads and writes'
 for n in $(seq 20); do
   mount /dev/vdc /mnt/t
-  timeout -s INT "0.$((n % 10))5" "$ublk_integrity" import --data /mnt/t/volume --key-file $key <(head -c 12M /dev/urandom) || true
+  timeout -s INT "0.$((n % 10))5" "$ublk_integrity" import --force --zero-rest --data /mnt/t/volume --key-file $key <(head -c 12M /dev/urandom) || true
   umount /mnt/t
 done
 step 'del and umount'

@@ -1,8 +1,10 @@
 //! How a command fails: one line for a person, one exit code for a script.
 
-use std::{fmt, io, process::ExitCode};
+use crate::{key::newline_hint, size::Size};
+use nix::sys::resource::{Resource, getrlimit};
+use std::{fmt, io, path::Path, process::ExitCode};
 use ublk_integrity::{
-    DeviceError, Errno, KeyLength, Latched, ReadError, WriteError, create::FormatError, open::OpenError,
+    Device, DeviceError, Errno, KeyLength, Latched, ReadError, WriteError, create::FormatError, open::OpenError,
 };
 
 /// Exit codes, those of cryptsetup and one more.
@@ -21,6 +23,10 @@ pub enum Exit {
     Busy = 5,
     /// Something does not match its tag.
     Integrity = 6,
+    /// A signal ended it before it was done.
+    Interrupted = 7,
+    /// What it had to say can't be written.
+    Output = 8,
 }
 
 impl Exit {
@@ -32,6 +38,8 @@ impl Exit {
             3 => Self::Memory,
             5 => Self::Busy,
             6 => Self::Integrity,
+            7 => Self::Interrupted,
+            8 => Self::Output,
             _ => Self::Device,
         }
     }
@@ -94,6 +102,39 @@ impl Failure {
     /// Puts words in front of the message.
     pub fn context(self, what: impl fmt::Display) -> Self {
         Self { message: format!("{what}: {}", self.message), ..self }
+    }
+}
+
+/// The library's words for a device with the path in their place: it knows neither the paths nor that there may be one device
+/// only, whose data and metadata it calls by different names.
+pub fn with_paths(text: &str, data: &Path, meta: Option<&Path>) -> String {
+    let put =
+        |text: &str, device: Device, path: &Path| text.replace(&format!("the {device}"), &path.display().to_string());
+    put(&put(text, Device::Meta, meta.unwrap_or(data)), Device::Data, data)
+}
+
+/// io_uring that is not to be had: who forbids it, or which limit is met.
+pub fn no_ring(e: &io::Error) -> Failure {
+    let failure = Failure::io("can't set up io_uring", e);
+    let setting = || std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(u64::MAX, |(soft, _)| soft);
+    match why_no_ring(e.raw_os_error().unwrap_or(0), setting().trim(), limit) {
+        Some(why) => Failure { message: format!("{failure}: {why}"), ..failure },
+        None => failure,
+    }
+}
+
+fn why_no_ring(errno: i32, setting: &str, memlock: u64) -> Option<String> {
+    match (errno, setting) {
+        (libc::EPERM, "1" | "2") => Some(format!(
+            "kernel.io_uring_disabled is {setting}: `sysctl kernel.io_uring_disabled=0` allows it to all, 1 to root"
+        )),
+        (libc::EPERM, _) => Some("a seccomp filter forbids it, as those of containers do".into()),
+        (libc::ENOSYS, _) => Some("the kernel is built without it, or a container's filter hides it".into()),
+        (libc::ENOMEM, _) if memlock != libc::RLIM_INFINITY => {
+            Some(format!("the limit of locked memory is {}: raise it (`ulimit -l`, LimitMEMLOCK=)", Size(memlock)))
+        }
+        _ => None,
     }
 }
 
@@ -181,7 +222,9 @@ impl From<FormatError> for Failure {
 impl From<OpenError> for Failure {
     fn from(e: OpenError) -> Self {
         let exit = match &e {
-            OpenError::WrongKey { .. } => Exit::KeyOrPermission,
+            OpenError::WrongKey { .. } => {
+                return Self::new(Exit::KeyOrPermission, format_args!("{e}{}", newline_hint()));
+            }
             OpenError::Tampered { .. } => Exit::Integrity,
             OpenError::Options(_) => Exit::Arguments,
             OpenError::Memory { .. } => Exit::Memory,
@@ -198,5 +241,29 @@ impl From<OpenError> for Failure {
             | OpenError::TooSmall { .. } => Exit::Device,
         };
         Self::new(exit, e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_forbids_io_uring_is_named() {
+        let why = |errno, setting, limit| why_no_ring(errno, setting, limit).unwrap_or_default();
+        assert!(why(libc::EPERM, "2", 0).contains("kernel.io_uring_disabled is 2"));
+        assert!(why(libc::EPERM, "0", 0).contains("seccomp") && why(libc::EPERM, "", 0).contains("seccomp"));
+        assert!(why(libc::ENOMEM, "0", 64 << 10).contains("64.00 KiB"));
+        assert_eq!(why_no_ring(libc::ENOMEM, "0", libc::RLIM_INFINITY), None);
+        assert_eq!(no_ring(&io::Error::from_raw_os_error(libc::EPERM)).exit, Exit::KeyOrPermission);
+    }
+
+    #[test]
+    fn paths_stand_for_the_librarys_words() {
+        let (data, meta) = (Path::new("/dev/a"), Path::new("/dev/b"));
+        let error = |device| OpenError::TooSmall { device, have: 1, need: 2 }.to_string();
+        assert_eq!(with_paths(&error(Device::Meta), data, Some(meta)), "/dev/b has 1 bytes, the volume needs 2");
+        assert_eq!(with_paths(&error(Device::Meta), data, None), "/dev/a has 1 bytes, the volume needs 2");
+        assert_eq!(with_paths(&error(Device::Data), data, Some(meta)), "/dev/a has 1 bytes, the volume needs 2");
     }
 }

@@ -10,8 +10,14 @@ use crate::{
 };
 use nix::sys::signal::{SigSet, Signal, raise};
 use std::{
+    fs,
     future::pending,
-    sync::{OnceLock, mpsc},
+    path::PathBuf,
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -20,6 +26,9 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(1);
 
 static WATCHED: OnceLock<Interrupt> = OnceLock::new();
+/// Files that go where the process ends before its time.
+static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+static TOLD: AtomicBool = AtomicBool::new(false);
 
 #[derive(Default)]
 struct Interrupt {
@@ -39,6 +48,7 @@ pub fn watch() -> Outcome {
         let _ = interrupt.signal.set(signal);
         interrupt.came.set();
         thread::sleep(PATIENCE);
+        temporary().drain(..).for_each(|path| drop(fs::remove_file(path)));
         die_of(signal);
     };
     named("signals").spawn(wait).doing("can't start the signal thread")?;
@@ -55,6 +65,25 @@ pub async fn came() {
     }
 }
 
+/// Whether one has come.
+pub fn has_come() -> bool {
+    WATCHED.get().is_some_and(|interrupt| interrupt.signal.get().is_some())
+}
+
+/// Takes the file away where nothing else can.
+pub fn take_away(path: PathBuf) {
+    temporary().push(path);
+}
+
+fn temporary() -> MutexGuard<'static, Vec<PathBuf>> {
+    TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The command says itself that it was interrupted, and has an exit code for that.
+pub fn told() {
+    TOLD.store(true, Ordering::Relaxed);
+}
+
 /// What was not done to its end. Whoever sent the signal knows why.
 pub fn failure() -> Failure {
     Failure::new(Exit::Device, "")
@@ -62,6 +91,9 @@ pub fn failure() -> Failure {
 
 /// The end of the process, where such a signal has come: as if it had killed us, so that a shell knows.
 pub fn end() {
+    if TOLD.load(Ordering::Relaxed) {
+        return;
+    }
     if let Some(signal) = WATCHED.get().and_then(|interrupt| interrupt.signal.get()) {
         die_of(*signal);
     }

@@ -1,14 +1,16 @@
 //! Where the master key comes from. It is held in memory that is zeroized, and never shown.
 
 use crate::{
+    device::is_same,
     failure::{Context, Exit, Failure, Outcome},
-    os,
+    os, output,
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::File,
-    io::Read,
+    fs::{File, Metadata},
+    io::{IsTerminal, Read},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 use ublk_integrity::{MAX_KEY_BYTES, MasterKey};
 use zeroize::Zeroizing;
@@ -29,7 +31,7 @@ pub enum KeySource {
 #[derive(clap::Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
 pub struct KeyArgs {
-    /// File that holds the key (32 bytes or more, all of them used); "-" reads a pipe
+    /// File that holds the key (32 bytes or more, all of them used); "-" reads a pipe, or a line from a terminal
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// Key from the kernel's keyrings, as added by `keyctl padd user NAME @u`
@@ -49,6 +51,17 @@ pub struct OptionalKeyArgs {
     key: Option<String>,
 }
 
+/// Whether the key of this process ends in a newline, which most that do should not: an editor or `echo` has added it.
+static ENDS_IN_NEWLINE: AtomicBool = AtomicBool::new(false);
+
+/// A word on that, for the line that says that the key is wrong.
+pub fn newline_hint() -> &'static str {
+    match ENDS_IN_NEWLINE.load(Ordering::Relaxed) {
+        true => " (it ends in a newline, which counts: perhaps an editor or `echo` has added it)",
+        false => "",
+    }
+}
+
 fn keyring_name(text: &str) -> Result<String, String> {
     match text.strip_prefix("keyring:") {
         Some(name) if !name.is_empty() => Ok(name.to_owned()),
@@ -66,6 +79,16 @@ impl KeyArgs {
     /// The key itself.
     pub fn load(&self) -> Outcome<MasterKey> {
         self.source()?.load()
+    }
+
+    /// Refuses `other` if it is the file that the key is in: nothing else may get into its place.
+    pub fn refuse_itself(&self, other: &Metadata) -> Outcome {
+        match &self.key_file {
+            Some(path) if path.metadata().is_ok_and(|key| is_same(&key, other)) => {
+                Err(Failure::new(Exit::Arguments, format_args!("{} is the key file", path.display())))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -91,25 +114,48 @@ impl KeySource {
     /// Reads the key.
     pub fn load(&self) -> Outcome<MasterKey> {
         os::guard_secrets().doing("can't keep the key out of core dumps")?;
-        let key = match self {
-            Self::File(path) => {
-                let bytes = File::open(path).and_then(read_all).map_err(|e| unreadable(path, &e))?;
-                MasterKey::new(&bytes)
-            }
+        let bytes = match self {
+            Self::File(path) => File::open(path).and_then(read_all).map_err(|e| unreadable(path, &e))?,
             Self::Stdin => {
                 // Not through `stdin()` itself, whose buffer would keep a copy.
                 let input = nix::unistd::dup(std::io::stdin()).map(File::from).map_err(std::io::Error::from);
-                MasterKey::new(&input.and_then(read_all).doing("can't read the key from standard input")?)
+                input.and_then(read_typed_or_piped).doing("can't read the key from standard input")?
             }
             Self::Keyring(name) => {
                 let what = format!("no readable key \"{name}\" in the kernel's keyrings");
                 let bytes = os::read_user_key(name, MAX_KEY_BYTES + 1).doing(what);
-                let bytes = bytes.map_err(|failure| failure.exiting(Exit::KeyOrPermission))?;
-                MasterKey::new(&bytes)
+                bytes.map_err(|failure| failure.exiting(Exit::KeyOrPermission))?
             }
         };
-        Ok(key?)
+        ENDS_IN_NEWLINE.store(bytes.ends_with(b"\n"), Ordering::Relaxed);
+        MasterKey::new(&bytes).map_err(|e| Failure::new(Exit::KeyOrPermission, format_args!("{self}: {e}")))
     }
+}
+
+impl std::fmt::Display for KeySource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "key file {}", path.display()),
+            Self::Stdin => f.write_str("key from standard input"),
+            Self::Keyring(name) => write!(f, "key keyring:{name}"),
+        }
+    }
+}
+
+/// All of a pipe; of a terminal one line, without what ends it, and nobody sees it.
+fn read_typed_or_piped(input: File) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    if !input.is_terminal() {
+        return read_all(input);
+    }
+    output::tell("the key, which is not shown, and then Enter:");
+    os::without_echo(&input, || {
+        // A terminal gives one line at a time.
+        let mut line = Zeroizing::new(vec![0; MAX_KEY_BYTES + 1]);
+        let len = (&input).read(&mut line)?;
+        let len = if line[..len].ends_with(b"\n") { len - 1 } else { len };
+        line.truncate(len);
+        Ok(line)
+    })
 }
 
 fn unreadable(path: &Path, e: &std::io::Error) -> Failure {
@@ -133,4 +179,16 @@ fn read_all(mut from: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
     }
     bytes.truncate(filled);
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_a_key_does_not_depend_on_the_folder() {
+        let Some(KeySource::File(path)) = named(Some(Path::new("some/key")), None).unwrap() else { panic!("no file") };
+        assert!(path.is_absolute() && path.ends_with("some/key"));
+        assert_eq!(named(Some(Path::new("-")), None).unwrap(), Some(KeySource::Stdin));
+    }
 }

@@ -2,6 +2,8 @@
 
 // A program has no outside: what is public here is public to its other modules.
 #![allow(unreachable_pub)]
+// They panic where nothing can be written: `output` has what does not.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod checkpoints;
 mod cli;
@@ -17,6 +19,7 @@ mod key;
 mod notice;
 mod offline;
 mod os;
+mod output;
 mod report;
 mod ring;
 #[cfg(all(test, shuttle))]
@@ -29,7 +32,7 @@ mod ublk;
 mod wait;
 
 fn main() -> std::process::ExitCode {
-    os::default_signals();
+    os::set_signals();
     let args: Vec<_> = std::env::args_os().collect();
     cli::run(&args)
 }

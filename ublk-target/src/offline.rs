@@ -4,11 +4,12 @@
 use crate::{
     checkpoints::{self, Stop},
     daemon::memory_budget::{Available, Purpose},
-    device::{Backings, Use},
-    failure::{Context, Exit, Failure, Outcome},
+    device::{Backing, Backings, Use},
+    failure::{Context, Exit, Failure, Outcome, no_ring},
     interrupt,
     kept::{Kept, Owner, writes},
     notice::Notice,
+    output,
     ring::{DeviceFiles, OwnRing, RingStorage},
     size::Size,
     wait,
@@ -85,18 +86,19 @@ impl Offline {
     /// Opens the devices.
     pub fn open(devices: &crate::cli::DeviceArgs, purpose: Use) -> Outcome<Self> {
         let backings = Backings::open(&devices.data, devices.meta.as_deref(), purpose, Duration::ZERO)?;
+        backings.both().try_for_each(refuse_short)?;
         for path in backings.buffered() {
             let path = path.display();
-            eprintln!(
-                "ublk-integrity: warning: the file system of {path} has no O_DIRECT: every byte passes through the page cache"
-            );
+            output::warn(format_args!(
+                "the file system of {path} has no O_DIRECT: every byte passes through the page cache"
+            ));
         }
         Self::with(backings)
     }
 
     /// Takes devices that are open already.
     pub fn with(backings: Backings) -> Outcome<Self> {
-        let ring = backings.descriptors().and_then(OwnRing::new).doing("can't set up io_uring")?;
+        let ring = backings.descriptors().and_then(OwnRing::new).map_err(|e| no_ring(&e))?;
         Ok(Self { ring, files: backings.files(0), backings: Closed(Some(backings)) })
     }
 
@@ -132,6 +134,11 @@ impl Offline {
         }
     }
 
+    /// Runs `work`, which looks by itself whether the command is interrupted, to its end.
+    pub fn run_to_its_end<T>(&self, work: impl Future<Output = T>) -> Outcome<T> {
+        self.ring.block_on(work).doing("io_uring failed")
+    }
+
     /// Opens the volume, with recovery. One read of the superblocks says which volume it is, what a daemon that was killed
     /// has left for it in memory, and what is opened.
     pub fn open_volume(&self, key: &MasterKey, how: Opening) -> Outcome<Volume> {
@@ -152,12 +159,12 @@ impl Offline {
             Ok(Some(line)) if !how.without_kept => return Err(Failure::new(Exit::Busy, line)),
             Err(failure) if !how.without_kept => return Err(failure),
             Ok(Some(line)) | Err(Failure { message: line, .. }) => {
-                eprintln!("ublk-integrity: warning: {line}; here the volume is as it was without them");
+                output::warn(format_args!("{line}; here the volume is as it was without them"));
             }
         }
         let volume = self.open_verified(verified, &options)?;
         if let Some(why) = volume.latched() {
-            eprintln!("ublk-integrity: warning: nothing can be written to the volume: {why}");
+            output::warn(format_args!("nothing can be written to the volume: {why}"));
         }
         Ok(volume)
     }
@@ -177,7 +184,6 @@ impl Offline {
     /// Why the volume can't be opened, with the path where sectors are too large or memory is too small for it.
     fn refusal(&self, e: OpenError) -> Failure {
         match e {
-            OpenError::BelowSector(why) => Failure::from(e).context(self.backings().get(why.device).path().display()),
             OpenError::Memory { needed, available } => {
                 let path = self.backings().get(Device::Meta).path().display();
                 let (needed, available) = (Size(needed), Size(available));
@@ -229,6 +235,18 @@ impl Offline {
         let result = result?;
         closed?;
         Ok(result)
+    }
+}
+
+/// Reading it would fail as if it were broken.
+fn refuse_short(backing: &Backing) -> Outcome {
+    /// A superblock or an identity block.
+    const LEAST: u64 = 4096;
+    let (path, size) = (backing.path().display(), backing.size());
+    match size {
+        0 => Err(Failure::new(Exit::Device, format_args!("{path} is empty (0 bytes)"))),
+        1..LEAST => Err(Failure::new(Exit::Device, format_args!("{path} has {size} bytes: too short for a volume"))),
+        _ => Ok(()),
     }
 }
 

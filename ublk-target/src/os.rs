@@ -1,16 +1,19 @@
 //! System calls that have no safe wrapper elsewhere.
 
-use crate::wait::Wait;
+use crate::{interrupt, wait::Wait};
 use io_uring::{IoUring, opcode, squeue, types};
 use memmap2::{MmapMut, MmapOptions};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
         resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
-        signal::{SigHandler, Signal},
+        signal::{SigHandler, SigSet, SigmaskHow, Signal},
+        signalfd::{SfdFlags, SignalFd},
         stat::{major, minor},
+        termios::{LocalFlags, SetArg, tcgetattr, tcsetattr},
     },
     unistd::{AccessFlags, ForkResult, access, fork},
 };
@@ -20,7 +23,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::{
-        fd::{AsRawFd, FromRawFd, RawFd},
+        fd::{AsFd, AsRawFd, FromRawFd, RawFd},
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::Path,
@@ -34,6 +37,7 @@ const PR_SET_IO_FLUSHER: libc::c_int = 57;
 mod ioctl {
     nix::ioctl_read_bad!(physical_block_size, libc::BLKPBSZGET, libc::c_uint);
     nix::ioctl_read_bad!(logical_block_size, libc::BLKSSZGET, libc::c_int);
+    nix::ioctl_none!(read_partitions, 0x12, 95);
 }
 
 /// What a block device writes atomically, in bytes (`BLKPBSZGET`).
@@ -42,6 +46,12 @@ pub fn physical_block_size(device: &File) -> io::Result<u32> {
     // SAFETY: the call fills in one unsigned int, which outlives it.
     unsafe { ioctl::physical_block_size(device.as_raw_fd(), &mut size) }?;
     Ok(size)
+}
+
+/// Has the kernel look for partitions anew (`BLKRRPART`): EBUSY where one is in use, EINVAL where there can't be any.
+pub fn read_partitions(device: &File) -> nix::Result<()> {
+    // SAFETY: takes no argument.
+    unsafe { ioctl::read_partitions(device.as_raw_fd()) }.map(drop)
 }
 
 /// The least that a block device transfers, in bytes (`BLKSSZGET`).
@@ -92,6 +102,46 @@ pub fn guard_secrets() -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     lock_secrets();
     Ok(())
+}
+
+/// Reads from a terminal that shows nothing of it meanwhile, and shows it again also where a signal ends us.
+pub fn without_echo<T>(terminal: &File, read: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+    let before = tcgetattr(terminal)?;
+    let mut silent = before.clone();
+    silent.local_flags.remove(LocalFlags::ECHO);
+    silent.local_flags.insert(LocalFlags::ICANON);
+    let mut ends = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        ends.add(signal);
+    }
+    let blocked = ends.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    tcsetattr(terminal, SetArg::TCSAFLUSH, &silent)?;
+    let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC);
+    let ready = signals.map_err(std::io::Error::from).and_then(|signals| {
+        let mut either =
+            [PollFd::new(terminal.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        loop {
+            // Where there is a thread for signals it may have taken one.
+            poll(&mut either, PollTimeout::from(100u8))?;
+            match (either[0].any(), either[1].any()) {
+                (_, Some(true)) => return Ok(false),
+                _ if interrupt::has_come() => return Ok(false),
+                (Some(true), _) => return Ok(true),
+                _ => {}
+            }
+        }
+    });
+    // A line is whole when the terminal is ready: nothing waits any more.
+    let done = match ready {
+        Ok(true) => Some(read()),
+        Ok(false) => None,
+        Err(e) => Some(Err(e)),
+    };
+    let restored = tcsetattr(terminal, SetArg::TCSADRAIN, &before);
+    // The signal ends us here.
+    blocked.thread_set_mask()?;
+    restored?;
+    done.unwrap_or_else(|| Err(Errno::EINTR.into()))
 }
 
 /// The payload of the "user" key `name` in the keyrings of this process, at most `limit` bytes of it.
@@ -253,17 +303,16 @@ pub fn adopt_descriptor(number: i32) -> Option<File> {
     Some(unsafe { File::from_raw_fd(number) })
 }
 
-/// Puts the signals that stop a program, and the one of a closed pipe, to what a fresh program has: the language's
-/// runtime ignores SIGPIPE, and a shell may have started us with SIGINT ignored.
-pub fn default_signals() {
-    for signal in [Signal::SIGPIPE, Signal::SIGINT, Signal::SIGTERM, Signal::SIGALRM] {
+/// Puts the signals that stop a program to what a fresh program has, for a shell may have started us with SIGINT ignored. A
+/// pipe that nobody reads any more, or a limit of the file size, is an error of one write, not the end: what was found is
+/// still told, and what was begun taken away.
+pub fn set_signals() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGALRM] {
         set_disposition(signal, SigHandler::SigDfl);
     }
-}
-
-/// For daemons: a reader that goes away is an error of one write, not the end.
-pub fn ignore_closed_pipes() {
-    set_disposition(Signal::SIGPIPE, SigHandler::SigIgn);
+    for signal in [Signal::SIGPIPE, Signal::SIGXFSZ] {
+        set_disposition(signal, SigHandler::SigIgn);
+    }
 }
 
 fn set_disposition(signal: Signal, to: SigHandler) {

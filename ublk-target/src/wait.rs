@@ -1,5 +1,6 @@
 //! Waiting, with an end that is known and, when it takes long, with a word.
 
+use crate::output;
 use std::{
     fmt::Display,
     sync::OnceLock,
@@ -30,7 +31,7 @@ pub fn tell_by(tell: impl Fn(&str) + Send + Sync + 'static) {
 pub fn tell(line: &str) {
     match LISTENER.get() {
         Some(tell) => tell(line),
-        None => eprintln!("ublk-integrity: {line}"),
+        None => output::tell(line),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     },
     failure::{Context, Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
-    os,
+    os, output,
     size::Size,
     ublk,
 };
@@ -28,7 +28,7 @@ pub struct Args {
     #[command(flatten)]
     key: KeyArgs,
     /// Number of the device [default: the next free one]
-    #[arg(short, long, value_name = "N", value_parser = device_number())]
+    #[arg(short, long, value_name = "N", value_parser = device_number)]
     number: Option<u32>,
     #[command(flatten)]
     pub sizes: SizeArgs,
@@ -95,6 +95,7 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
     let shares_queues = ublk::shares_queues();
     let available = Available::here(Purpose::New);
     let settings = settings(args, args.key.source()?, shares_queues, &available)?;
+    refuse_unstorable(&settings)?;
     refuse_idle_threads(&settings)?;
     settings.refuse_more_than(&available)?;
     ublk::need_driver()?;
@@ -109,8 +110,8 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
     }
     let key = settings.key.load()?;
     if settings.on_mismatch == Mismatch::Fix {
-        eprintln!(
-            "ublk-integrity: warning: --on-mismatch fix accepts and signs whatever is found on the device: its integrity is lost, use it for rescue only"
+        output::warn(
+            "--on-mismatch fix accepts and signs whatever is found on the device: its integrity is lost, use it for rescue only",
         );
     }
     let uuid = args.expected.uuid.map(Uuid::into_bytes);
@@ -141,7 +142,7 @@ fn read_only(args: &Args) -> bool {
     let devices = std::iter::once(&args.devices.data).chain(&args.devices.meta);
     let protected = devices.into_iter().find(|path| os::is_read_only(path));
     if let Some(path) = protected.filter(|_| !args.read_only) {
-        eprintln!("ublk-integrity: warning: {} is read-only, and so is the device made of it", path.display());
+        output::warn(format_args!("{} is read-only, and so is the device made of it", path.display()));
     }
     args.read_only || protected.is_some()
 }
@@ -178,6 +179,18 @@ fn settings(args: &Args, key: KeySource, shares_queues: bool, available: &Availa
         recovery: !args.no_recovery,
         decide_unreadable: args.decide_unreadable,
     })
+}
+
+/// What `recover` and `list` will need is stored as JSON, which has no bytes that are not text.
+pub fn refuse_unstorable(settings: &Settings) -> Outcome {
+    let key = if let KeySource::File(path) = &settings.key { Some(path) } else { None };
+    match std::iter::once(&settings.data).chain(&settings.meta).chain(key).find(|path| path.to_str().is_none()) {
+        Some(path) => {
+            let message = format!("the path {} is not UTF-8 and can't be stored: use a link to it", path.display());
+            Err(Failure::new(Exit::Arguments, message))
+        }
+        None => Ok(()),
+    }
 }
 
 fn refuse_idle_threads(settings: &Settings) -> Outcome {

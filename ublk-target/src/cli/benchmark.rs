@@ -7,6 +7,7 @@ use crate::{
     daemon::abort_on_panic,
     failure::{Exit, Failure, Outcome},
     os,
+    output::Output,
     size::Size,
 };
 use disk::{DiskReport, DiskSpeed, LARGEST};
@@ -60,6 +61,10 @@ pub fn run(args: &Args) -> Outcome {
     if !(0.01..=3600.0).contains(&args.time) {
         return Err(Failure::new(Exit::Arguments, format_args!("--time {}: must be from 0.01 to 3600", args.time)));
     }
+    if let Some(folder) = &args.data {
+        // Not after all that needs no disk.
+        disk::try_scratch(folder, args.size)?;
+    }
     // One that hashes for others would leave them waiting.
     abort_on_panic();
     let time = Duration::from_secs_f64(args.time);
@@ -72,17 +77,19 @@ pub fn run(args: &Args) -> Outcome {
         disk: None,
     };
     if !args.json {
-        print_tags(&report);
-        print_memory(&report.memory);
+        // Before the rest is measured, which takes its time.
+        let mut out = Output::new();
+        print_tags(&mut out, &report);
+        print_memory(&mut out, &report.memory);
+        out.print()?;
     }
     let threads = args.threads.map_or_else(|| os::processors().min(4), usize::from);
     report.disk = args.data.as_deref().map(|folder| disk::measure(folder, args.size, time, threads)).transpose()?;
     match &report.disk {
-        _ if args.json => println!("{}", serde_json::to_string_pretty(&report).expect("plain data")),
-        Some(disk) => print_disk(disk),
-        None => {}
+        _ if args.json => Output::json(&report).print(),
+        Some(disk) => print_disk(disk).print(),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Of each algorithm, and of the crates; one after the other and all over again, for a machine is not always as fast.
@@ -121,38 +128,48 @@ fn wake_up(time: Duration) -> Duration {
     each
 }
 
-fn print_tags(report: &Report) {
-    println!("{:<14}{:>6}{:>16}  {:<20}{:>14}", "tags", "block", "blocks at once", "by", "speed");
+fn print_tags(out: &mut Output, report: &Report) {
+    out.line(format_args!("{:<14}{:>6}{:>16}  {:<20}{:>14}", "tags", "block", "blocks at once", "by", "speed"));
     for speed in &report.tags {
         let TagSpeed { algorithm, block_size, batch, implementation, bytes_per_second } = speed;
-        println!("{algorithm:<14}{block_size:>6}{batch:>16}  {implementation:<20}{:>14}", rate(*bytes_per_second));
+        out.line(format_args!(
+            "{algorithm:<14}{block_size:>6}{batch:>16}  {implementation:<20}{:>14}",
+            rate(*bytes_per_second)
+        ));
     }
     let (algorithm, speed) = (TagAlgorithm::HmacSha256, rate(report.sha2_bytes_per_second));
-    println!("{algorithm:<14}{:>6}{:>16}  {:<20}{speed:>14}", 4096, 1, "sha2, hmac crates");
-    println!("\nwake-up of another thread: {:.1} µs", report.wake_up_seconds * 1e6);
+    out.line(format_args!("{algorithm:<14}{:>6}{:>16}  {:<20}{speed:>14}", 4096, 1, "sha2, hmac crates"));
+    out.line(format_args!("\nwake-up of another thread: {:.1} µs", report.wake_up_seconds * 1e6));
 }
 
-fn print_memory(memory: &[MemorySpeed]) {
-    println!("\n{:<30}{:>14}{:>14}{:>20}", "one thread, disk in memory", "tags alone", "verified", "ratio");
+fn print_memory(out: &mut Output, memory: &[MemorySpeed]) {
+    out.line(format_args!(
+        "\n{:<30}{:>14}{:>14}{:>20}",
+        "one thread, disk in memory", "tags alone", "verified", "ratio"
+    ));
     for MemorySpeed { pattern, verified, tags, .. } in memory {
-        println!("{pattern:<30}{:>14}{:>14}{:>20.2}", rate(*tags), rate(*verified), verified / tags);
+        out.line(format_args!("{pattern:<30}{:>14}{:>14}{:>20.2}", rate(*tags), rate(*verified), verified / tags));
     }
 }
 
-fn print_disk(report: &DiskReport) {
-    println!(
+fn print_disk(report: &DiskReport) -> Output {
+    let mut out = Output::new();
+    out.line(format_args!(
         "\n{:<30}{:>8}{:>14}{:>14}{:>14}{:>12}{:>8}",
         "disk", "threads", "plain", "tags alone", "verified", "verified/s", "ratio"
-    );
+    ));
     for speed in &report.disk {
         let DiskSpeed { pattern, threads, request_bytes, plain, tags, verified } = speed;
         let (requests, ratio) = (verified / *request_bytes as f64, verified / plain);
         let (plain, tags, verified) = (rate(*plain), rate(*tags), rate(*verified));
-        println!("{pattern:<30}{threads:>8}{plain:>14}{tags:>14}{verified:>14}{requests:>12.0}{ratio:>8.2}");
+        out.line(format_args!(
+            "{pattern:<30}{threads:>8}{plain:>14}{tags:>14}{verified:>14}{requests:>12.0}{ratio:>8.2}"
+        ));
     }
-    println!("\nformat of a sparse 1 TiB volume: {:.3} s", report.format_1t_seconds);
+    out.line(format_args!("\nformat of a sparse 1 TiB volume: {:.3} s", report.format_1t_seconds));
     let (writes, seconds) = (report.crash_writes, report.open_after_crash_seconds);
-    println!("open after a crash with {writes} random 4 KiB writes in the log: {seconds:.3} s");
+    out.line(format_args!("open after a crash with {writes} random 4 KiB writes in the log: {seconds:.3} s"));
+    out
 }
 
 fn rate(bytes_per_second: f64) -> String {

@@ -4,11 +4,14 @@ use super::{DeviceArgs, ExpectedArgs, progress};
 use crate::{
     device::Use,
     failure::{Exit, Failure, Outcome},
+    interrupt,
     key::KeyArgs,
     offline::{Offline, Opening},
+    output::Output,
     report,
 };
 use serde::Serialize;
+use std::ops::ControlFlow;
 use ublk_integrity::{
     Volume,
     check::{self, CheckReport},
@@ -16,10 +19,12 @@ use ublk_integrity::{
 };
 
 /// Verify every block of a volume that is not in use; writes nothing
+///
+/// Interrupted (SIGINT, SIGTERM) it tells what it has found so far; the exit code is 6 if that is anything, else 7.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    devices: DeviceArgs,
+    pub devices: DeviceArgs,
     #[command(flatten)]
     expected: ExpectedArgs,
     #[command(flatten)]
@@ -31,6 +36,11 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Report<'a> {
+    uuid: &'a str,
+    /// In bytes: all else is in blocks.
+    block_size: u64,
+    /// Whether all blocks were looked at.
+    finished: bool,
     #[serde(flatten)]
     check: &'a CheckReport,
     recovery: &'a RecoveryReport,
@@ -46,19 +56,23 @@ pub fn run(args: &Args) -> Outcome {
     let bar = progress::bar(volume.info().size);
     let mut slot = volume.slot(0);
     let io = offline.io();
-    let report = offline.run(check::check(&volume, &io, &mut slot, |blocks| bar.set_position(blocks * block_size)))?;
+    let progress = |blocks| {
+        bar.set_position(blocks * block_size);
+        if interrupt::has_come() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let report = offline.run_to_its_end(check::check(&volume, &io, &mut slot, progress))?;
     bar.finish_and_clear();
-    if args.json {
-        let report = Report { check: &report, recovery };
-        println!("{}", serde_json::to_string_pretty(&report).expect("plain data"));
+    if !report.is_whole() {
+        // What has been found by then is told.
+        interrupt::told();
+    }
+    let out = if args.json {
+        let finished = report.is_whole();
+        Output::json(&Report { uuid: &volume.info().uuid, block_size, finished, check: &report, recovery })
     } else {
-        print(&report, recovery, block_size);
-    }
-    if !report.is_clean() {
-        let bad = report.bad_blocks + report.unreadable_blocks;
-        return Err(Failure::new(Exit::Integrity, format_args!("{bad} of {} blocks are bad", report.blocks)));
-    }
-    refuse_latched(&volume)
+        lines(&report, recovery, block_size)
+    };
+    out.print_with(verdict(&report).and_then(|()| refuse_latched(&volume)))
 }
 
 /// No verdict is good that a volume gives which could not be opened as it should be.
@@ -66,17 +80,33 @@ pub fn refuse_latched(volume: &Volume) -> Outcome {
     volume.latched().map_or(Ok(()), |why| Err(Failure::from(why)))
 }
 
-fn print(report: &CheckReport, recovery: &RecoveryReport, block_size: u64) {
-    report::recovery(recovery).iter().for_each(|line| println!("{line}"));
+/// A bad block counts more than that not all were looked at.
+fn verdict(report: &CheckReport) -> Outcome {
+    let bad = report.bad_blocks + report.unreadable_blocks;
+    let (checked, blocks) = (report.checked_blocks, report.blocks);
+    let interrupted = format!("interrupted after {checked} of {blocks} blocks");
+    match (report.is_clean(), report.is_whole()) {
+        (true, true) => Ok(()),
+        (false, true) => Err(Failure::new(Exit::Integrity, format_args!("{bad} of {blocks} blocks are bad"))),
+        (false, false) => Err(Failure::new(Exit::Integrity, format_args!("{interrupted}, {bad} of them bad"))),
+        (true, false) => Err(Failure::new(Exit::Interrupted, format_args!("{interrupted}, none of them bad"))),
+    }
+}
+
+fn lines(report: &CheckReport, recovery: &RecoveryReport, block_size: u64) -> Output {
+    let mut out = Output::new();
+    report::recovery(recovery).iter().for_each(|line| out.line(line));
     for run in &report.bad_runs {
         let (first, count) = (run.range.first.0 * block_size, run.range.count * block_size);
-        println!("bad: blocks {} (bytes {first}..{}): {}", run.range, first + count, run.reason);
+        out.line(format_args!("bad: blocks {} (bytes {first}..{}): {}", run.range, first + count, run.reason));
     }
     if report.truncated {
-        println!("bad: more runs are not listed");
+        out.line("bad: more runs are not listed");
     }
-    println!(
-        "{} blocks, {} hold data, {} bad, {} unreadable",
-        report.blocks, report.data_blocks, report.bad_blocks, report.unreadable_blocks
-    );
+    let CheckReport { blocks, checked_blocks, data_blocks, bad_blocks, unreadable_blocks, .. } = report;
+    let checked = if report.is_whole() { String::new() } else { format!(" ({checked_blocks} checked)") };
+    out.line(format_args!(
+        "{blocks} blocks{checked}, {data_blocks} hold data, {bad_blocks} bad, {unreadable_blocks} unreadable"
+    ));
+    out
 }

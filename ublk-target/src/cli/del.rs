@@ -5,7 +5,7 @@ use crate::{
     daemon::state::State,
     device::{Backings, stack, users},
     failure::{Context, Exit, Failure, Outcome},
-    kept,
+    kept, output,
     ublk::{self, Whose},
     wait::{LONGEST, Wait},
 };
@@ -13,9 +13,10 @@ use std::time::Duration;
 
 /// End a device: returns when its daemon is gone, the volume is clean and the node removed
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("devices").required(true).args(["number", "all"]))]
 pub struct Args {
-    /// Number of the device
-    #[arg(short, long, value_name = "N", value_parser = super::device_number(), conflicts_with = "all", required_unless_present = "all")]
+    /// The device: its number, or /dev/ublkbN
+    #[arg(short, long, value_name = "N", value_parser = super::device_number)]
     number: Option<u32>,
     /// All devices of ublk-integrity
     #[arg(short, long)]
@@ -39,7 +40,7 @@ pub fn run(args: &Args) -> Outcome {
         // With -a: go on, and end as the first that failed.
         match &first {
             None => first = Some(failure),
-            Some(_) => eprintln!("ublk-integrity: {failure}"),
+            Some(_) => output::tell(failure),
         }
     }
     first.map_or(Ok(()), Err)
@@ -56,9 +57,9 @@ fn end(state: &State, force: bool) -> Outcome {
     let left = kept::waiting_for(&state.open_id);
     if ended.is_none() && left > 0 {
         let left = kept::writes(left);
-        eprintln!(
-            "ublk-integrity: warning: {left} that the daemon had answered are in memory alone until `add` puts them in place"
-        );
+        output::warn(format_args!(
+            "{left} that the daemon had answered are in memory alone until `add` puts them in place"
+        ));
     }
     match ended {
         Some(why) => {

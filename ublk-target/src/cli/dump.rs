@@ -5,6 +5,7 @@ use crate::{
     device::Use,
     failure::{Exit, Failure, Outcome},
     offline::Offline,
+    output::Output,
     size::Size,
 };
 use ublk_integrity::{
@@ -16,7 +17,7 @@ use ublk_integrity::{
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    devices: DeviceArgs,
+    pub devices: DeviceArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -25,71 +26,73 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Unlocked)?;
     let dump = offline.run(open::dump(&offline.io()))??;
+    let mut out = Output::new();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&dump).expect("plain data"));
+        out = Output::json(&dump);
     } else {
-        print(&dump);
+        lines(&mut out, &dump);
     }
+    let mut verdict = Ok(());
     if dump.volume.is_none() && dump.identity.is_none() {
         let path = args.devices.meta.as_ref().unwrap_or(&args.devices.data).display();
         let why = dump.unknown.unwrap_or_else(|| "no readable ublk-integrity superblock".into());
-        return Err(Failure::new(Exit::Device, format_args!("{path}: {why}")));
+        verdict = Err(Failure::new(Exit::Device, format_args!("{path}: {why}")));
     }
-    Ok(())
+    out.print_with(verdict)
 }
 
-fn print(dump: &Dump) {
+fn lines(out: &mut Output, dump: &Dump) {
     for (i, copy) in dump.copies.iter().enumerate() {
         let version = copy.version.map_or_else(String::new, |v| format!(", version {v}"));
         let epoch = copy.epoch.map_or_else(String::new, |e| format!(", epoch {e}"));
         let key = copy.key_id.as_ref().map_or_else(String::new, |id| format!(", key id {id}"));
         let unknown = copy.unknown.as_ref().map_or_else(String::new, |what| format!(": {what}"));
-        println!("superblock {i} at {}: {}{unknown}{version}{epoch}{key}", copy.offset, copy.state);
+        out.line(format_args!("superblock {i} at {}: {}{unknown}{version}{epoch}{key}", copy.offset, copy.state));
         if !copy.features.is_empty() {
             let features: Vec<_> = copy.features.iter().map(ToString::to_string).collect();
-            println!("features      {}", features.join(", "));
+            out.line(format_args!("features      {}", features.join(", ")));
         }
     }
     if let Some(volume) = &dump.volume {
-        print_volume(volume);
+        describe(out, volume);
     }
     if let Some(version2) = &dump.version2 {
-        print_version2(version2);
+        describe_version2(out, version2);
     }
     if let Some(identity) = &dump.identity {
-        println!("data of       {identity}, whose metadata is on another device");
+        out.line(format_args!("data of       {identity}, whose metadata is on another device"));
     }
 }
 
-fn print_version2(Version2 { adopted_blocks, scrub, assumed_atomic_bytes, label }: &Version2) {
-    println!("label         {label}");
+fn describe_version2(out: &mut Output, Version2 { adopted_blocks, scrub, assumed_atomic_bytes, label }: &Version2) {
+    out.line(format_args!("label         {label}"));
     if let Some(bytes) = assumed_atomic_bytes {
-        println!("atomic        {bytes} bytes, as the user says");
+        out.line(format_args!("atomic        {bytes} bytes, as the user says"));
     }
     if *adopted_blocks > 0 {
-        println!("adopted       {adopted_blocks} blocks");
+        out.line(format_args!("adopted       {adopted_blocks} blocks"));
     }
     if scrub.state != ScrubState::None {
-        println!(
+        out.line(format_args!(
             "scrub         pass {}: {:?} at block {}, {} bad",
             scrub.pass, scrub.state, scrub.cursor, scrub.bad_blocks
-        );
+        ));
     }
 }
 
 /// The volume's description for a person.
-pub fn print_volume(volume: &VolumeInfo) {
-    println!("uuid          {}", volume.uuid);
-    println!("usable size   {} ({} bytes)", Size(volume.size), volume.size);
-    println!("block size    {}", volume.block_size);
-    println!(
+pub fn describe(out: &mut Output, volume: &VolumeInfo) {
+    out.line(format_args!("uuid          {}", volume.uuid));
+    out.line(format_args!("usable size   {} ({} bytes)", Size(volume.size), volume.size));
+    out.line(format_args!("block size    {}", volume.block_size));
+    out.line(format_args!(
         "tags          {}",
         serde_json::to_value(volume.tag).ok().as_ref().and_then(|v| v.as_str()).unwrap_or("?")
-    );
-    println!(
+    ));
+    out.line(format_args!(
         "metadata      {} of it, on {}",
         Size(volume.metadata_bytes),
         if volume.separate_meta { "a device of its own" } else { "the data device" }
-    );
-    println!("tag log       {}", Size(volume.log_size));
+    ));
+    out.line(format_args!("tag log       {}", Size(volume.log_size)));
 }

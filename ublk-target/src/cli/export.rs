@@ -1,30 +1,32 @@
 //! `export`: the whole content through the verified path.
 
-use super::{DeviceArgs, ExpectedArgs, check::refuse_latched, progress};
+use super::{DeviceArgs, ExpectedArgs, bad_runs::BadRuns, check::refuse_latched, new_file::NewFile, progress};
 use crate::{
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
     key::KeyArgs,
     offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
+    output,
     ring::RingStorage,
 };
 use futures_util::future::join_all;
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    fs::{File, Metadata, OpenOptions},
+    io::{self, IsTerminal, Read, Write},
     ops::Range,
     os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 use ublk_integrity::{BlockIndex, BlockRange, ReadError, Volume, open::Access};
 
 /// Write the whole verified content of a volume that is not in use to a file or pipe
 ///
-/// Goes on past bad blocks: they are written as zeros and listed on standard error, and the exit code is 6.
+/// Goes on past bad blocks: they are written as zeros and listed on standard error, and the exit code is 6. A file appears
+/// when it is whole, or not at all.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    devices: DeviceArgs,
+    pub devices: DeviceArgs,
     #[command(flatten)]
     expected: ExpectedArgs,
     #[command(flatten)]
@@ -40,24 +42,22 @@ pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let key = args.key.load()?;
     let volume = offline.open_volume(&key, Opening::new(Access::ReadOnly, args.expected.uuid))?;
-    let what = format!("can't write {}", args.out.display());
-    let (out, made) = Sink::open(args)?;
-    match copy(&offline, &volume, out, &what) {
-        Ok(bad) => bad.report().and_then(|()| refuse_latched(&volume)),
-        Err(failure) => {
-            // Half a file would look like a whole one.
-            if made {
-                let _ = fs::remove_file(&args.out);
-            }
-            Err(failure)
-        }
-    }
+    let out = Sink::open(args)?;
+    let named = |text: &str| args.devices.named(text);
+    let bad = copy(&offline, &volume, out, &args.out, named)?;
+    bad.finish(volume.block_size(), named).and_then(|()| refuse_latched(&volume))
 }
 
-fn copy(offline: &Offline, volume: &Volume, mut out: Sink, what: &str) -> Outcome<BadBlocks> {
-    let block = volume.block_size();
-    let mut bad = BadBlocks::default();
-    let bar = progress::bar(volume.info().size);
+fn copy(
+    offline: &Offline,
+    volume: &Volume,
+    mut out: Sink,
+    path: &Path,
+    named: impl Fn(&str) -> String,
+) -> Outcome<BadRuns> {
+    let (block, size) = (volume.block_size(), volume.info().size);
+    let mut bad = BadRuns::default();
+    let bar = progress::bar(size);
     let io = offline.io();
     offline.run(async {
         let mut lanes = lanes(volume);
@@ -73,15 +73,18 @@ fn copy(offline: &Offline, volume: &Volume, mut out: Sink, what: &str) -> Outcom
             lanes = idle;
             for (range, lane, errors) in done {
                 let bytes = &lane.buf[..range.count as usize * block];
-                out.put(range.first.0 * block as u64, bytes).doing(what)?;
+                out.put(range.first.0 * block as u64, bytes).map_err(|e| unwritable(path, &e))?;
                 bar.set_position(range.end() * block as u64);
-                bad.add(errors);
+                for (block_index, error) in errors {
+                    let ended = bad.add(block_index, &error);
+                    bad.tell(ended, block, &named);
+                }
                 lanes.push(lane);
             }
         }
         Outcome::Ok(())
     })??;
-    out.finish(volume.info().size).doing(what)?;
+    out.finish(size).map_err(|e| unwritable(path, &e))?;
     bar.finish_and_clear();
     Ok(bad)
 }
@@ -127,50 +130,75 @@ async fn fetch(
     (range, lane, errors)
 }
 
+/// Standard output has no path, and may be read no longer.
+fn unwritable(path: &Path, e: &io::Error) -> Failure {
+    match path.as_os_str() == "-" {
+        true => output::unwritable("standard output", e),
+        false => Failure::io(format_args!("can't write {}", path.display()), e),
+    }
+}
+
 /// Where the content goes: a file with holes for zeros, or a stream, which has to be filled.
 enum Sink {
-    File(File),
+    File(NewFile),
     Stream { file: File, written: u64 },
 }
 
+impl Args {
+    /// Refuses what the export needs itself.
+    fn refuse_own(&self, found: &Metadata) -> Outcome {
+        self.devices.refuse_itself(found, &self.out)?;
+        self.key.refuse_itself(found)
+    }
+}
+
 impl Sink {
-    /// Opens it; whether it is new.
-    fn open(args: &Args) -> Outcome<(Self, bool)> {
+    fn open(args: &Args) -> Outcome<Self> {
         let path = &args.out;
         let what = format!("can't write {}", path.display());
         if path.as_os_str() == "-" {
             let file = File::from(nix::unistd::dup(io::stdout()).doing(&what)?);
-            args.devices.refuse_itself(&file.metadata().doing(&what)?, path)?;
-            return Ok((Self::Stream { file, written: 0 }, false));
+            return Self::stream(args, file);
         }
-        match OpenOptions::new().write(true).create_new(true).open(path) {
-            Ok(file) => Ok((Self::File(file), true)),
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Failure::io(&what, &e)),
-            Err(_) if args.force => Ok((Self::overwrite(args).doing(&what)?, false)),
-            Err(_) => Err(Failure::new(Exit::Busy, format_args!("{} exists: --force overwrites it", path.display()))),
+        match path.metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {
+                NewFile::beside(path, false).doing(&what).map(Self::File)
+            }
+            Err(e) => Err(Failure::io(&what, &e)),
+            Ok(_) if !args.force => {
+                Err(Failure::new(Exit::Busy, format_args!("{} exists: --force overwrites it", path.display())))
+            }
+            Ok(found) => Self::overwrite(args, &found).map_err(|failure| match failure.exit {
+                Exit::Arguments => failure,
+                _ => failure.context(&what),
+            }),
         }
     }
 
-    fn overwrite(args: &Args) -> Outcome<Self> {
-        let found = args.out.metadata().doing("can't look at it")?;
-        args.devices.refuse_itself(&found, &args.out)?;
-        let mut options = OpenOptions::new();
-        options.write(true);
-        if found.file_type().is_block_device() {
-            // What is mounted, or otherwise in use, refuses this.
-            options.custom_flags(libc::O_EXCL);
-        } else {
-            options.create(true).truncate(true);
+    fn overwrite(args: &Args, found: &Metadata) -> Outcome<Self> {
+        args.refuse_own(found)?;
+        if found.is_file() {
+            return NewFile::beside(&args.out, true).map(Self::File);
         }
-        let file = options.open(&args.out).doing("can't open it")?;
-        // Zeros are left out of regular files only: a device keeps what was there.
-        Ok(if found.is_file() { Self::File(file) } else { Self::Stream { file, written: 0 } })
+        // A block device that is mounted, or otherwise in use, refuses this.
+        let exclusive = if found.file_type().is_block_device() { libc::O_EXCL } else { 0 };
+        let file = OpenOptions::new().write(true).custom_flags(exclusive | libc::O_NOCTTY).open(&args.out);
+        Self::stream(args, file.doing("can't open it")?)
+    }
+
+    fn stream(args: &Args, file: File) -> Outcome<Self> {
+        args.refuse_own(&file.metadata().doing("can't look at it")?)?;
+        if file.is_terminal() {
+            let message = "the content would go to a terminal: name a file, or a program after |";
+            return Err(Failure::new(Exit::Arguments, message));
+        }
+        Ok(Self::Stream { file, written: 0 })
     }
 
     fn put(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Self::File(file) => {
-                data_runs(bytes).try_for_each(|run| file.write_all_at(&bytes[run.clone()], at + run.start as u64))
+            Self::File(new) => {
+                data_runs(bytes).try_for_each(|run| new.file().write_all_at(&bytes[run.clone()], at + run.start as u64))
             }
             Self::Stream { file, written } => {
                 zeros(file, at - *written)?;
@@ -182,14 +210,14 @@ impl Sink {
 
     fn finish(self, size: u64) -> io::Result<()> {
         match self {
-            Self::File(file) => {
-                file.set_len(size)?;
-                file.sync_all()
+            Self::File(new) => {
+                new.file().set_len(size)?;
+                new.finish()
             }
             Self::Stream { mut file, written } => {
                 zeros(&mut file, size - written)?;
                 match file.sync_all() {
-                    // A pipe.
+                    // A pipe, or another that has nothing to sync.
                     Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
                     done => done,
                 }
@@ -221,33 +249,6 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     // In words of a cache line, which the compiler turns into wide compares.
     let (lines, rest) = bytes.split_at(bytes.len() / 64 * 64);
     lines.chunks_exact(64).all(|line| line == [0; 64]) && rest.iter().all(|byte| *byte == 0)
-}
-
-/// The first bad blocks, and how many there are.
-#[derive(Default)]
-struct BadBlocks {
-    count: u64,
-}
-
-impl BadBlocks {
-    /// How many are listed one by one.
-    const LISTED: u64 = 100;
-
-    fn add(&mut self, errors: Vec<(BlockIndex, ReadError)>) {
-        for (block, error) in errors {
-            self.count += 1;
-            if self.count <= Self::LISTED {
-                eprintln!("ublk-integrity: block {block} exported as zeros: {error}");
-            }
-        }
-    }
-
-    fn report(&self) -> Outcome {
-        match self.count {
-            0 => Ok(()),
-            n => Err(Failure::new(Exit::Integrity, format_args!("{n} blocks are bad and were exported as zeros"))),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,17 @@
 //! `format`: a new volume.
 
-use super::{DeviceArgs, dump::print_volume};
+use super::{DeviceArgs, dump::describe};
 use crate::{
-    device::{Backings, Use, signature},
+    device::{Backing, Backings, Use, signature},
     failure::{Context, Exit, Failure, Outcome},
     kept::{self, Owner},
     key::KeyArgs,
     offline::Offline,
+    os,
+    output::{self, Output},
     size::Size,
 };
+use serde::Serialize;
 use std::{
     fs::OpenOptions,
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
@@ -16,24 +19,27 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Device, TagAlgorithm,
-    create::{self, FormatError, FormatOptions, VolumeInfo},
-    open,
+    Device, MasterKey, Storage, TagAlgorithm,
+    create::{self, FormatOptions, VolumeInfo},
+    open::{self, Dump},
 };
 
 /// Make a new, empty volume; all it holds reads as zeros
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    devices: DeviceArgs,
+    pub devices: DeviceArgs,
     #[command(flatten)]
     key: KeyArgs,
-    /// Unit of integrity in bytes: 512, 1024, 2048 or 4096 [default: what the device writes atomically]
-    #[arg(long, value_name = "N")]
-    block_size: Option<u32>,
-    /// Usable size; files that do not exist yet are made, sparse [default: all that fits]
+    /// Unit of integrity: 512, 1K, 2K or 4K [default: what the device writes atomically]
+    #[arg(long, value_name = "SIZE")]
+    block_size: Option<Size>,
+    /// Usable size [default: all that fits]
     #[arg(long)]
     size: Option<Size>,
+    /// Make files, sparse, of --data and --meta where there is nothing yet
+    #[arg(long, requires = "size")]
+    create: bool,
     /// Size of the log that makes writes crash-safe [default: by the volume's size]
     #[arg(long, value_name = "SIZE")]
     log_size: Option<Size>,
@@ -43,6 +49,9 @@ pub struct Args {
     /// Destroy what is there, and disregard that it is mounted
     #[arg(long)]
     force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -64,23 +73,67 @@ impl From<Tag> for TagAlgorithm {
 
 /// The physical block that a regular file counts as having.
 const FILE_BLOCK: u32 = 4096;
+/// Looks after a wipe: what was hidden by what is gone is found by the next.
+const LOOKS: usize = 8;
+
+/// What was done, beside the volume.
+#[derive(Default, Serialize)]
+struct Done {
+    /// Files that were made.
+    made: Vec<PathBuf>,
+    /// What was there before: path and signature.
+    wiped: Vec<(PathBuf, String)>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    volume: &'a VolumeInfo,
+    #[serde(flatten)]
+    done: &'a Done,
+}
 
 pub fn run(args: &Args) -> Outcome {
     let key = args.key.load()?;
-    let mut made = Vec::new();
-    let done = make_files(args, &mut made).and_then(|()| format(args, &key));
-    if done.is_err() {
-        for path in made {
+    let mut done = Done::default();
+    let volume = make_files(args, &mut done.made).and_then(|()| format(args, &key, &mut done.wiped));
+    if volume.is_err() {
+        for path in &done.made {
             let _ = std::fs::remove_file(path);
         }
     }
-    print_volume(&done?);
-    Ok(())
+    let volume = volume?;
+    let out = if args.json { Output::json(&Report { volume: &volume, done: &done }) } else { lines(&volume, &done) };
+    out.print().doing(format_args!("volume {} is made, but", volume.uuid))
+}
+
+fn lines(volume: &VolumeInfo, done: &Done) -> Output {
+    let mut out = Output::new();
+    for path in &done.made {
+        out.line(format_args!("made          {}, a sparse file", path.display()));
+    }
+    for (path, signature) in &done.wiped {
+        out.line(format_args!("wiped         {}: {signature}", path.display()));
+    }
+    describe(&mut out, volume);
+    if volume.block_size == 512 {
+        out.line(small_blocks(volume));
+    }
+    out
+}
+
+/// Not what most people would choose, but what their disk allows.
+fn small_blocks(volume: &VolumeInfo) -> String {
+    let share = 100.0 * volume.metadata_bytes as f64 / (volume.size + volume.metadata_bytes) as f64;
+    format!(
+        "note          512-byte blocks give {share:.1} % to metadata, 4096-byte blocks 1.6 %. They need a device that writes 4096 bytes at once: a disk with such sectors (some can be switched), or a file. --meta puts metadata elsewhere"
+    )
 }
 
 fn options(args: &Args, physical_block: u32) -> FormatOptions {
+    let block_size = args.block_size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
     FormatOptions {
-        block_size: args.block_size.unwrap_or_else(|| physical_block.clamp(512, 4096)),
+        block_size: block_size.unwrap_or_else(|| physical_block.clamp(512, 4096)),
         size: args.size.map(|s| s.0),
         log_size: args.log_size.map(|s| s.0),
         tag: args.tag.into(),
@@ -89,25 +142,20 @@ fn options(args: &Args, physical_block: u32) -> FormatOptions {
     }
 }
 
-/// Makes sparse files for devices that do not exist, and names them in `made`.
+/// Makes sparse files for devices that do not exist, where asked, and names them in `made`.
 fn make_files(args: &Args, made: &mut Vec<PathBuf>) -> Outcome {
     let DeviceArgs { data, meta } = &args.devices;
-    let missing = |path: &Path| !path.exists();
-    if !missing(data) && !meta.as_deref().is_some_and(missing) {
-        return Ok(());
+    let missing: Vec<_> = std::iter::once(data).chain(meta).filter(|path| !path.exists()).collect();
+    let Some(first) = missing.first() else { return Ok(()) };
+    if !args.create {
+        let message = format!("{} does not exist: --create with --size makes a file of it", first.display());
+        return Err(Failure::new(Exit::Device, message));
     }
-    if args.size.is_none() {
-        let path = if missing(data) { data } else { meta.as_ref().unwrap_or(data) };
-        let path = path.display();
-        return Err(Failure::new(
-            Exit::Device,
-            format_args!("{path} does not exist: give --size to make a file of it"),
-        ));
-    }
+    missing.iter().try_for_each(|path| refuse_dev(path))?;
     let plan = create::plan(&options(args, FILE_BLOCK))?;
     let files = [(Some(data), plan.data_device_bytes), (meta.as_ref(), plan.meta_device_bytes)];
     for (path, bytes) in files.into_iter().filter_map(|(path, bytes)| Some((path?, bytes))) {
-        if missing(path) {
+        if missing.contains(&path) {
             let what = format!("can't make {}", path.display());
             let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing(&what)?;
             made.push(path.clone());
@@ -117,26 +165,41 @@ fn make_files(args: &Args, made: &mut Vec<PathBuf>) -> Outcome {
     Ok(())
 }
 
-fn format(args: &Args, key: &ublk_integrity::MasterKey) -> Outcome<VolumeInfo> {
+/// What is not in /dev is a device that is not there, or misspelt: a file of that name would be memory.
+fn refuse_dev(path: &Path) -> Outcome {
+    let what = format!("can't make {}", path.display());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if folder.canonicalize().doing(&what)?.starts_with("/dev") {
+        return Err(Failure::new(
+            Exit::Device,
+            format_args!("{what}: there is no such device, and no file is made in /dev"),
+        ));
+    }
+    Ok(())
+}
+
+fn format(args: &Args, key: &MasterKey, wiped: &mut Vec<(PathBuf, String)>) -> Outcome<VolumeInfo> {
     let DeviceArgs { data, meta } = &args.devices;
     let purpose = if args.force { Use::Forced } else { Use::Exclusive };
     let backings = Backings::open(data, meta.as_deref(), purpose, Duration::ZERO)?;
-    if !args.force {
-        for path in std::iter::once(data).chain(meta) {
-            refuse_content(path)?;
-        }
-    }
     let offline = Offline::with(backings)?;
     let io = offline.io();
     if !args.force {
-        refuse_volume(&offline, data, meta.as_deref())?;
+        refuse_unknown(&offline)?;
+        offline.backings().both().try_for_each(refuse_content)?;
     }
+    let options = options(args, io.geometry(Device::Data).physical_block);
+    // What can't be done destroys nothing.
+    create::plan_on(&io, &options)?;
     let before = last_opens(&offline)?;
-    let physical = ublk_integrity::Storage::geometry(&io, Device::Data).physical_block;
-    let volume = offline.run(create::format(&io, key, &options(args, physical)))?.map_err(|e| match e {
-        FormatError::BelowSector(why) => Failure::from(e).context(offline.backings().get(why.device).path().display()),
-        _ => e.into(),
-    })?;
+    if args.force {
+        for backing in offline.backings().both() {
+            let path = backing.path();
+            let found = wipe(backing).doing(path.display())?;
+            wiped.extend(found.into_iter().map(|signature| (path.to_owned(), signature)));
+        }
+    }
+    let volume = offline.run(create::format(&io, key, &options))??;
     give_up_kept(&offline, &before)?;
     Ok(volume)
 }
@@ -152,42 +215,63 @@ fn give_up_kept(offline: &Offline, opens: &[String]) -> Outcome {
     let owner = Owner::of(&offline.backings().data)?;
     let count: usize = opens.iter().map(|id| kept::give_up(id, &owner)).sum();
     if count > 0 {
-        eprintln!(
-            "ublk-integrity: warning: {} of the volume that was here, in memory yet, were given up",
-            kept::writes(count)
-        );
+        let writes = kept::writes(count);
+        output::warn(format_args!("{writes} of the volume that was here, in memory yet, were given up"));
     }
     Ok(())
 }
 
-fn refuse_volume(offline: &Offline, data: &Path, meta: Option<&Path>) -> Outcome {
-    let Ok(dump) = offline.run(open::dump(&offline.io()))? else { return Ok(()) };
-    let of = |uuid: &str| format!("an ublk-integrity volume ({uuid})");
-    if let Some(volume) = dump.volume {
-        return Err(holds(format_args!("{} holds {}", meta.unwrap_or(data).display(), of(&volume.uuid))));
-    }
-    if let Some(uuid) = dump.identity {
-        return Err(holds(format_args!("{} holds the data of {}", data.display(), of(&uuid))));
-    }
-    match dump.unknown {
-        Some(unknown) => {
-            let path = meta.unwrap_or(data).display();
-            Err(holds(format_args!("{path} holds an ublk-integrity volume of another program ({unknown})")))
+/// A volume of ours that another program has made is named as what it is.
+fn refuse_unknown(offline: &Offline) -> Outcome {
+    match offline.run(open::dump(&offline.io()))? {
+        Ok(Dump { unknown: Some(unknown), .. }) => {
+            let path = offline.backings().get(Device::Meta).path().display();
+            let message =
+                format!("{path} holds an ublk-integrity volume of another program ({unknown}): --force destroys it");
+            Err(Failure::new(Exit::Busy, message))
         }
-        None => Ok(()),
+        _ => Ok(()),
     }
 }
 
-fn refuse_content(path: &Path) -> Outcome {
-    match signature::find(path)? {
-        Some(name) => Err(holds(format_args!("{} holds {name}", path.display()))),
-        None if is_mounted(path)? => Err(holds(format_args!("{} is mounted", path.display()))),
-        None => Ok(()),
+fn refuse_content(backing: &Backing) -> Outcome {
+    let path = backing.path();
+    let holds = |what: &str| Failure::new(Exit::Busy, format_args!("{} {what}: --force destroys it", path.display()));
+    let file = backing.reopened(false).doing(format_args!("can't read {}", path.display()))?;
+    let found = signature::find(&file, backing.size());
+    let found = found
+        .doing(path.display())
+        .map_err(|failure| Failure { message: format!("{failure}; --force destroys what is there"), ..failure })?;
+    if !found.is_empty() {
+        let names: Vec<_> = found.iter().map(ToString::to_string).collect();
+        return Err(holds(&format!("holds {}", names.join(", "))));
     }
+    if is_mounted(path)? { Err(holds("is mounted")) } else { Ok(()) }
 }
 
-fn holds(what: std::fmt::Arguments<'_>) -> Failure {
-    Failure::new(Exit::Busy, format_args!("{what}: --force destroys it"))
+/// Leaves nothing that anybody would find; returns what there was.
+fn wipe(backing: &Backing) -> Outcome<Vec<String>> {
+    let (size, what) = (backing.size(), "can't wipe what is there");
+    let file = backing.reopened(true).doing(what)?;
+    let mut wiped = Vec::new();
+    for _ in 0..LOOKS {
+        let found = signature::find(&file, size).unwrap_or_else(|failure| {
+            output::warn(format_args!("{}: {failure}: only its ends are wiped", backing.path().display()));
+            Vec::new()
+        });
+        signature::wipe(&file, size, &found).doing(what)?;
+        if found.is_empty() {
+            if !wiped.is_empty() && os::read_partitions(&file) == Err(nix::Error::EBUSY) {
+                output::warn(format_args!(
+                    "{}: a partition is in use: the kernel still knows it",
+                    backing.path().display()
+                ));
+            }
+            return Ok(wiped);
+        }
+        wiped.extend(found.iter().map(ToString::to_string));
+    }
+    Err(Failure::new(Exit::Device, format_args!("{what}: it is still there: {}", wiped.last().map_or("", |w| w))))
 }
 
 /// Block devices in use are refused by O_EXCL already; this finds files that are mounted through a loop device.

@@ -7,6 +7,7 @@ use crate::{
     key::{KeyArgs, KeySource},
     offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
     ring::RingStorage,
+    size::Size,
 };
 use futures_util::future::try_join_all;
 use nix::unistd::{Whence, lseek};
@@ -16,13 +17,13 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
 };
-use ublk_integrity::{BlockIndex, BlockRange, Durability, Volume, open::Access};
+use ublk_integrity::{BlockIndex, BlockRange, Durability, Volume, check, open::Access};
 
-/// Fill a volume that is not in use from a file or pipe; what lies behind the input's end becomes zeros
+/// Fill a volume that is not in use from a file or pipe of its size
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    devices: DeviceArgs,
+    pub devices: DeviceArgs,
     #[command(flatten)]
     expected: ExpectedArgs,
     #[command(flatten)]
@@ -30,6 +31,15 @@ pub struct Args {
     /// The content (holes are not read), or "-" for standard input
     #[arg(value_name = "IN")]
     input: PathBuf,
+    /// Take an input that is shorter than the volume; the rest becomes zeros
+    #[arg(long)]
+    zero_rest: bool,
+    /// Fail unless the input has so many bytes: for pipes, which may end early because the program before has failed
+    #[arg(long, value_name = "SIZE")]
+    expect: Option<Size>,
+    /// Overwrite a volume that holds data
+    #[arg(long)]
+    force: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
@@ -40,38 +50,101 @@ pub fn run(args: &Args) -> Outcome {
     }
     let mut input = Input::open(&args.input).doing(&what)?;
     args.devices.refuse_itself(&input.file.metadata().doing(&what)?, &args.input)?;
+    input.refuse_empty(&args.input)?;
     let offline = Offline::open(&args.devices, Use::Exclusive)?;
     let key = key.load()?;
     let volume = offline.open_volume(&key, Opening::new(Access::ReadWrite, args.expected.uuid))?;
     refuse_latched(&volume)?;
     let size = volume.info().size;
-    let too_large = |bytes: u64| {
-        let path = args.input.display();
-        Failure::new(Exit::Arguments, format_args!("{path} has {bytes} bytes or more, the volume only {size}"))
-    };
-    if let Some(bytes) = input.file_size.filter(|bytes| *bytes > size) {
-        return Err(too_large(bytes));
+    let wanted = Wanted { args, size };
+    wanted.refuse_early(&input)?;
+    let io = offline.io();
+    if !args.force && offline.run(check::holds_data(&volume, &io, &mut volume.slot(0)))? {
+        let message = format!("volume {} holds data: --force overwrites it", volume.info().uuid);
+        return Err(Failure::new(Exit::Busy, message));
     }
     let bar = progress::bar(size);
-    let io = offline.io();
     offline.run_with_checkpoints(&volume, async {
         let mut lanes = lanes(&volume);
         while input.at < size {
             let mut batch = Vec::with_capacity(LANES);
             for mut lane in lanes {
                 let piece = input.next(&volume, &mut lane.buf).doing(&what)?;
+                if let Some(len) = input.ended {
+                    wanted.accept(len).map_err(half_done)?;
+                }
                 batch.push(store(&volume, &io, piece, lane));
             }
             lanes = try_join_all(batch).await?;
             bar.set_position(input.at);
         }
         if input.has_more().doing(&what)? {
-            return Err(too_large(size + 1));
+            return Err(half_done(wanted.too_large(size + 1)));
+        }
+        if input.file_size.is_none() {
+            wanted.accept(input.ended.unwrap_or(size)).map_err(half_done)?;
         }
         Ok(volume.flush(&io, &mut lanes[0].slot).await?)
     })?;
     bar.finish_and_clear();
     Ok(())
+}
+
+/// How much there is to be.
+struct Wanted<'a> {
+    args: &'a Args,
+    /// Bytes of the volume.
+    size: u64,
+}
+
+impl Wanted<'_> {
+    /// What can be said before anything is written.
+    fn refuse_early(&self, input: &Input) -> Outcome {
+        let (size, expected) = (self.size, self.args.expect.map(|size| size.0));
+        match expected {
+            Some(expected) if expected > size => return Err(self.too_large(expected)),
+            Some(expected) if expected < size && !self.args.zero_rest => return Err(self.short(expected)),
+            _ => {}
+        }
+        match input.file_size {
+            Some(bytes) if bytes > size => Err(self.too_large(bytes)),
+            Some(bytes) => self.accept(bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether an input of `len` bytes is what was asked for.
+    fn accept(&self, len: u64) -> Outcome {
+        match self.args.expect {
+            Some(Size(expected)) if len != expected => {
+                Err(self.refused(format_args!("ended after {len} bytes, {expected} were expected")))
+            }
+            _ if len < self.size && !self.args.zero_rest => Err(self.short(len)),
+            _ => Ok(()),
+        }
+    }
+
+    fn short(&self, len: u64) -> Failure {
+        let size = self.size;
+        self.refused(format_args!("has {len} bytes, the volume {size}: --zero-rest makes the rest zeros"))
+    }
+
+    fn too_large(&self, len: u64) -> Failure {
+        self.refused(format_args!("has {len} bytes or more, the volume only {}", self.size))
+    }
+
+    fn refused(&self, what: std::fmt::Arguments<'_>) -> Failure {
+        Failure::new(Exit::Arguments, format_args!("{} {what}", name(&self.args.input)))
+    }
+}
+
+/// Of a pipe, all that came before may be in place.
+fn half_done(failure: Failure) -> Failure {
+    Failure { message: format!("{failure}; the volume may hold part of it"), ..failure }
+}
+
+fn name(input: &Path) -> String {
+    if input.as_os_str() == "-" { "standard input".into() } else { input.display().to_string() }
 }
 
 /// A part of the content.
@@ -102,6 +175,10 @@ struct Input {
     file: File,
     /// `None` for pipes and devices.
     file_size: Option<u64>,
+    /// Bytes that were read to see whether there are any.
+    head: Vec<u8>,
+    /// Of a pipe, its length once that is known.
+    ended: Option<u64>,
     /// How far it has been taken.
     at: u64,
     /// The run of data, as far as it is known, that `at` lies in or before.
@@ -115,7 +192,29 @@ impl Input {
         let file_size = meta.is_file().then_some(meta.len());
         // A pipe is data to its end, wherever that may be.
         let data = if file_size.is_some() { 0..0 } else { 0..u64::MAX };
-        Ok(Self { file, file_size, at: 0, data })
+        Ok(Self { file, file_size, head: Vec::new(), ended: None, at: 0, data })
+    }
+
+    /// An input without a byte is no content: the program before the pipe has failed, or the name is wrong. Waits for the
+    /// first.
+    fn refuse_empty(&mut self, path: &Path) -> Outcome {
+        let mut first = [0];
+        let empty = match self.file_size {
+            Some(size) => size == 0,
+            None => read_full(&mut self.file, &mut first).doing(format_args!("can't read {}", path.display()))? == 0,
+        };
+        if empty {
+            return Err(Failure::new(Exit::Arguments, format_args!("{} is empty: nothing is written", name(path))));
+        }
+        self.head = if self.file_size.is_none() { first.to_vec() } else { Vec::new() };
+        Ok(())
+    }
+
+    /// Reads until `buf` is full or the input ends.
+    fn fill(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let head = std::mem::take(&mut self.head);
+        buf[..head.len()].copy_from_slice(&head);
+        Ok(head.len() + read_full(&mut self.file, &mut buf[head.len()..])?)
     }
 
     /// The next part, of at most a request's size if it is data.
@@ -135,7 +234,11 @@ impl Input {
             return Ok(Piece::Zeros(range(self.at)));
         }
         let want = (self.data.end.min(size) - self.at).next_multiple_of(block).min(REQUEST as u64) as usize;
-        let got = read_full(&mut self.file, &mut buf[..want])?;
+        let got = self.fill(&mut buf[..want])?;
+        if got < want && self.file_size.is_none() {
+            // Later looks find the same end, from the next whole block.
+            self.ended.get_or_insert(self.at + got as u64);
+        }
         if got == 0 {
             self.at = size;
             return Ok(Piece::Zeros(range(size)));

@@ -1,13 +1,13 @@
 //! `keygen`: a new key file.
 
 use crate::{
-    failure::{Context, Outcome},
+    failure::{Context, Exit, Failure, Outcome},
     offline::random,
-    os,
+    os, output,
 };
 use std::{
     fs::{self, OpenOptions},
-    io::Write,
+    io::{self, IsTerminal, Write},
     os::unix::fs::OpenOptionsExt,
     path::PathBuf,
 };
@@ -16,11 +16,14 @@ use zeroize::Zeroizing;
 /// Write a new random key (32 bytes, mode 0600) to a file that does not exist yet
 #[derive(clap::Args)]
 pub struct Args {
-    /// The new file
+    /// The new file, or "-" for standard output
     file: PathBuf,
 }
 
 pub fn run(args: &Args) -> Outcome {
+    if args.file.as_os_str() == "-" {
+        return to_standard_output();
+    }
     let what = format!("can't make key file {}", args.file.display());
     os::guard_secrets().doing("can't keep the key out of core dumps")?;
     let key = Zeroizing::new(random::<32>()?);
@@ -31,4 +34,16 @@ pub fn run(args: &Args) -> Outcome {
         let _ = fs::remove_file(&args.file);
     }
     written.doing(&what)
+}
+
+fn to_standard_output() -> Outcome {
+    if io::stdout().is_terminal() {
+        return Err(Failure::new(
+            Exit::Arguments,
+            "the key would be shown on a terminal: name a file, or a program after |",
+        ));
+    }
+    os::guard_secrets().doing("can't keep the key out of core dumps")?;
+    let key = Zeroizing::new(random::<32>()?);
+    output::bytes(&*key)
 }

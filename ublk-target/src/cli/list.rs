@@ -3,6 +3,7 @@
 use crate::{
     daemon::state::State,
     failure::Outcome,
+    output::Output,
     ublk::{self, Whose},
 };
 use serde_json::json;
@@ -31,15 +32,16 @@ pub fn run(args: &Args) -> Outcome {
                 entry
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&all).expect("plain data"));
-        return Ok(());
+        return Output::json(&all).print();
     }
+    let mut out = Output::new();
     for (alive, _, state) in &devices {
         let daemon = if *alive { format!("pid {}", state.pid) } else { format!("daemon dead: {}", state.remedy()) };
         let meta = state.settings.meta.as_ref().map_or_else(String::new, |m| format!(", metadata {}", m.display()));
-        println!("{}: {}{meta} ({daemon})", ublk::block_path(state.id).display(), state.settings.data.display());
+        let (device, data) = (ublk::block_path(state.id), state.settings.data.display());
+        out.line(format_args!("{}: {data}{meta} ({daemon})", device.display()));
     }
-    Ok(())
+    out.print()
 }
 
 /// Whether the kernel has the device yet. Who may not ask it whose that is goes by the number.

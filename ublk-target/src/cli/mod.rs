@@ -1,6 +1,7 @@
 //! The commands and their options.
 
 mod add;
+mod bad_runs;
 mod benchmark;
 mod check;
 mod del;
@@ -10,6 +11,7 @@ mod format;
 mod import;
 mod keygen;
 mod list;
+mod new_file;
 mod progress;
 mod recover;
 mod status;
@@ -18,10 +20,10 @@ mod ublksrv;
 
 use crate::{
     device::is_same,
-    failure::{Context, Exit, Failure, Outcome},
-    interrupt,
+    failure::{Context, Exit, Failure, Outcome, with_paths},
+    interrupt, output,
 };
-use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser, error::ErrorKind};
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use std::{
     ffi::OsString,
     fs::Metadata,
@@ -40,13 +42,15 @@ struct Cli {
 const EXIT_CODES: &str = "\
 Sizes are binary: 64M, 1T. Exit codes: 0 done, 1 bad arguments, 2 wrong key or no permission,
 3 out of memory, 4 wrong or foreign device or no ublk in the kernel, 5 busy or exists,
-6 integrity failure found.";
+6 integrity failure found, 7 interrupted, 8 output can't be written.";
 
 #[derive(Subcommand)]
 enum Command {
     Keygen(keygen::Args),
     Format(format::Args),
+    #[command(visible_alias = "open")]
     Add(add::Args),
+    #[command(visible_alias = "close")]
     Del(del::Args),
     List(list::Args),
     Status(status::Args),
@@ -54,6 +58,7 @@ enum Command {
     Stop(stop::Args),
     Recover(recover::Args),
     Dump(dump::Args),
+    #[command(visible_alias = "verify")]
     Check(check::Args),
     Export(export::Args),
     Import(import::Args),
@@ -80,6 +85,15 @@ pub struct ExpectedArgs {
 }
 
 impl DeviceArgs {
+    fn failure(&self, failure: Failure) -> Failure {
+        Failure { message: self.named(&failure.message), ..failure }
+    }
+
+    /// The text with the paths in place of the library's words for the devices.
+    fn named(&self, text: &str) -> String {
+        with_paths(text, &self.data, self.meta.as_deref())
+    }
+
     /// Refuses `other` if it is one of the devices: a volume can't be copied onto itself.
     fn refuse_itself(&self, other: &Metadata, path: &Path) -> Outcome {
         for device in std::iter::once(&self.data).chain(&self.meta) {
@@ -92,10 +106,15 @@ impl DeviceArgs {
     }
 }
 
-/// The numbers that a ublk device can have: minor numbers of 20 bits. Larger ones would reach the kernel as negative, which
-/// means any number.
-fn device_number() -> RangedU64ValueParser<u32> {
-    RangedU64ValueParser::new().range(0..1 << 20)
+/// A device as its number or its path. Minor numbers have 20 bits; larger ones would reach the kernel as negative, which means
+/// any number.
+fn device_number(text: &str) -> Result<u32, String> {
+    let path = text.contains('/').then(|| std::fs::canonicalize(text).ok()).flatten();
+    let name = path.as_deref().and_then(Path::to_str).unwrap_or(text);
+    let digits = name.strip_prefix("/dev/").unwrap_or(name);
+    let digits = digits.strip_prefix("ublkb").unwrap_or(digits);
+    let number = digits.parse().ok().filter(|number| *number < 1 << 20 && digits.bytes().all(|b| b.is_ascii_digit()));
+    number.ok_or_else(|| "a device is a number from 0 to 1048575, or its path, like /dev/ublkb0".into())
 }
 
 /// Runs the command that the arguments name.
@@ -118,17 +137,17 @@ impl Command {
     fn run(&self) -> Outcome {
         match self {
             Self::Keygen(args) => keygen::run(args),
-            Self::Format(args) => format::run(args),
+            Self::Format(args) => format::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Add(args) => add::run(args),
             Self::Del(args) => del::run(args),
             Self::List(args) => list::run(args),
             Self::Status(args) => status::run(args),
             Self::Stop(args) => stop::run(args),
             Self::Recover(args) => recover::run(args),
-            Self::Dump(args) => dump::run(args),
-            Self::Check(args) => check::run(args),
-            Self::Export(args) => export::run(args),
-            Self::Import(args) => import::run(args),
+            Self::Dump(args) => dump::run(args).map_err(|failure| args.devices.failure(failure)),
+            Self::Check(args) => check::run(args).map_err(|failure| args.devices.failure(failure)),
+            Self::Export(args) => export::run(args).map_err(|failure| args.devices.failure(failure)),
+            Self::Import(args) => import::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Benchmark(args) => benchmark::run(args),
         }
     }
@@ -144,7 +163,7 @@ fn exit_code(done: Outcome) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("ublk-integrity: {failure}");
+                output::tell(&failure);
             }
             failure.exit.into()
         }
@@ -154,8 +173,7 @@ fn exit_code(done: Outcome) -> ExitCode {
 /// Help goes to stdout as it is; an error becomes one line and our own exit code.
 fn usage(e: &clap::Error) -> ExitCode {
     if !e.use_stderr() {
-        let _ = e.print();
-        return ExitCode::SUCCESS;
+        return exit_code(e.print().map_err(|e| output::unwritable("standard output", &e)));
     }
     exit_code(Err(Failure::new(Exit::Arguments, usage_line(e))))
 }
@@ -163,22 +181,53 @@ fn usage(e: &clap::Error) -> ExitCode {
 /// A usage error in one line.
 fn usage_line(e: &clap::Error) -> String {
     let text = e.render().to_string();
+    let mut lines = text.lines().map(str::trim);
     let what = match e.kind() {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is needed".to_owned(),
         _ => {
-            let lines = text.lines().map(str::trim);
-            let said =
-                lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
-            said.filter(|line| !line.is_empty() && !line.starts_with("tip:")).collect::<Vec<_>>().join(" ")
+            let said = lines
+                .by_ref()
+                .map_while(|line| match line.starts_with("For more information") {
+                    true => None,
+                    false => Some(line.replacen("tip:", ";", 1)),
+                })
+                .take_while(|line| !line.starts_with("Usage:"));
+            said.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ").replace(" ; ", "; ")
         }
     };
-    format!("{} (see `ublk-integrity --help`)", what.trim_start_matches("error: "))
+    // The usage names the command that was meant.
+    let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or_default();
+    let command: Vec<_> =
+        usage.split(' ').take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect();
+    let command = if command.is_empty() { "ublk-integrity".into() } else { command.join(" ") };
+    format!("{} (see `{command} --help`)", what.trim_start_matches("error: "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn a_device_is_a_number_or_a_path() {
+        for text in ["7", "ublkb7", "/dev/ublkb7"] {
+            assert_eq!(device_number(text), Ok(7), "{text}");
+        }
+        for text in ["", "-1", "+7", "1048576", "4294967295", "/dev/sda", "/dev/ublkb0p1", "ublkc0", "ublkb"] {
+            assert!(device_number(text).unwrap_err().contains("/dev/ublkb0"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_word_is_told_with_the_right_one() {
+        let line = |args: &str| Cli::try_parse_from(args.split(' ')).err().map(|e| usage_line(&e)).unwrap_or_default();
+        let said = line("ublk-integrity format --dta x");
+        assert!(said.contains("'--data'") && said.ends_with("(see `ublk-integrity format --help`)"), "{said}");
+        let said = line("ublk-integrity del");
+        assert!(said.contains("--all") && said.contains("--number"), "{said}");
+        let said = line("ublk-integrity formt");
+        assert!(said.contains("'format'") && said.ends_with("(see `ublk-integrity --help`)"), "{said}");
+    }
 
     #[test]
     fn the_options_are_consistent() {

@@ -1,6 +1,9 @@
 //! `recover`: a new daemon for a device whose own has died.
 
-use super::{add::launch, device_number};
+use super::{
+    add::{launch, refuse_unstorable},
+    device_number,
+};
 use crate::{
     daemon::{Origin, Start, state::State},
     failure::{Exit, Failure, Outcome},
@@ -12,8 +15,8 @@ use uuid::Uuid;
 /// Give a device whose daemon has died a new one; requests that waited go on
 #[derive(clap::Args)]
 pub struct Args {
-    /// Number of the device
-    #[arg(short, long, value_name = "N", value_parser = device_number())]
+    /// The device: its number, or /dev/ublkbN
+    #[arg(short, long, value_name = "N", value_parser = device_number)]
     number: u32,
     #[command(flatten)]
     key: OptionalKeyArgs,
@@ -52,6 +55,7 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
     }
     if let Some(source) = args.key.source()? {
         settings.key = source;
+        refuse_unstorable(&settings)?;
     } else if settings.key == KeySource::Stdin {
         return Err(Failure::new(Exit::Arguments, "the key came from a pipe: give it again with --key-file"));
     }

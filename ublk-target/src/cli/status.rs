@@ -7,6 +7,7 @@ use crate::{
         state::{State, socket_path},
     },
     failure::{Exit, Failure, Outcome},
+    output::Output,
     report,
     size::Size,
     ublk,
@@ -17,8 +18,8 @@ use std::fs;
 /// Show state and counters of a device
 #[derive(clap::Args)]
 pub struct Args {
-    /// Number of the device
-    #[arg(short, long, value_name = "N", value_parser = super::device_number())]
+    /// The device: its number, or /dev/ublkbN
+    #[arg(short, long, value_name = "N", value_parser = super::device_number)]
     number: u32,
     /// Print JSON
     #[arg(long)]
@@ -33,29 +34,26 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure::new(Exit::Device, message));
     }
     match client::ask(&socket_path(number), &Request::Status {}) {
-        Ok(status) if args.json => print_json(&status),
-        Ok(status) => print(&status),
-        Err(Unanswered::Failed(failure)) => return Err(failure),
+        Ok(status) if args.json => Output::json(&status).print(),
+        Ok(status) => lines(&status).print(),
+        Err(Unanswered::Failed(failure)) => Err(failure),
         Err(Unanswered::Late) => {
             let known = known(&state);
-            if args.json {
-                print_json(&known)
+            let out = if args.json {
+                Output::json(&known)
             } else {
-                print_lines(KNOWN, &known)
-            }
+                let mut out = Output::new();
+                print_lines(&mut out, KNOWN, &known);
+                out
+            };
             let message = format!(
                 "the daemon of device {number} (pid {}) has not answered within {} s: this is what is known without it",
                 state.pid,
                 ANSWERS_WITHIN.as_secs()
             );
-            return Err(Failure::new(Exit::Busy, message));
+            out.print_with(Err(Failure::new(Exit::Busy, message)))
         }
     }
-    Ok(())
-}
-
-fn print_json(value: &Value) {
-    println!("{}", serde_json::to_string_pretty(value).expect("plain data"));
 }
 
 /// What can be known of a device without its daemon: from the state file and the kernel.
@@ -121,17 +119,19 @@ const LINES: &[(&str, &str)] = &[
     ("memory", "{daemon_memory_bytes:size}"),
 ];
 
-fn print(status: &Value) {
+fn lines(status: &Value) -> Output {
+    let mut out = Output::new();
     let mut shown = status.clone();
     shown["state"] = state(status).into();
-    print_lines(LINES, &shown);
+    print_lines(&mut out, LINES, &shown);
     let found = serde_json::from_value(status["recovery"].clone()).unwrap_or_default();
-    report::recovery(&found).iter().for_each(|line| println!("{line}"));
+    report::recovery(&found).iter().for_each(|line| out.line(line));
+    out
 }
 
-fn print_lines(lines: &[(&str, &str)], values: &Value) {
+fn print_lines(out: &mut Output, lines: &[(&str, &str)], values: &Value) {
     let lines = lines.iter().filter(|(what, _)| *what != "metadata" || values["meta"].is_string());
-    lines.for_each(|(what, template)| println!("{what:<10}{}", fill(template, values)));
+    lines.for_each(|(what, template)| out.line(format_args!("{what:<10}{}", fill(template, values))));
 }
 
 fn fill(template: &str, values: &Value) -> String {

@@ -19,8 +19,8 @@ use std::{
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Number of the device
-    #[arg(short, long, value_name = "N", value_parser = super::device_number())]
+    /// The device: its number, or /dev/ublkbN
+    #[arg(short, long, value_name = "N", value_parser = super::device_number)]
     number: u32,
     /// Only if nobody uses it
     #[arg(long, value_enum, default_value = "now")]

@@ -5,7 +5,9 @@
 
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
-    os, ublk,
+    os,
+    output::{self, Output},
+    ublk,
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -181,16 +183,17 @@ impl Listening {
     pub fn outcome(self) -> Outcome {
         let pipe = File::from(self.0);
         if is_silent(&pipe) {
-            eprintln!("ublk-integrity: waiting for the daemon to open the devices and their volume");
+            output::tell("waiting for the daemon to open the devices and their volume");
         }
         for line in BufReader::new(pipe).lines() {
             let line = line.doing("can't hear from the daemon")?;
             match line.split_at_checked(2) {
-                Some(("I ", text)) => eprintln!("ublk-integrity: {text}"),
-                Some(("W ", text)) => eprintln!("ublk-integrity: warning: {text}"),
+                Some(("I ", text)) => output::tell(text),
+                Some(("W ", text)) => output::warn(text),
                 Some(("L ", number)) => {
-                    println!("/dev/ublkb{number}");
-                    return Ok(());
+                    let mut out = Output::new();
+                    out.line(format_args!("/dev/ublkb{number}"));
+                    return out.print().doing(format_args!("/dev/ublkb{number} is there, but"));
                 }
                 Some(("F ", rest)) => {
                     let (code, text) = rest.split_once(' ').unwrap_or((rest, ""));

@@ -27,9 +27,9 @@ pub mod workers;
 use crate::{
     checkpoints::Stop,
     device::{Backings, Use},
-    failure::{Context, Outcome},
+    failure::{Context, Failure, Outcome, with_paths},
     kept::{self, writes},
-    os, report,
+    report,
     ublk::{BlockShift, Device, Shared},
     wait,
 };
@@ -73,13 +73,15 @@ pub fn run(start: Start, reporter: Reporter, sink: Sink) -> Outcome {
     let reporter = Arc::new(reporter);
     let listener = Arc::clone(&reporter);
     wait::tell_by(move |line| listener.info(line));
-    serve(start, &reporter, sink).inspect_err(|failure| reporter.failed(failure))
+    let (data, meta) = (start.settings.data.clone(), start.settings.meta.clone());
+    serve(start, &reporter, sink)
+        .map_err(|failure| Failure { message: with_paths(&failure.message, &data, meta.as_deref()), ..failure })
+        .inspect_err(|failure| reporter.failed(failure))
 }
 
 fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     let Start { mut settings, may_shrink, origin, key, uuid } = start;
     abort_on_panic();
-    os::ignore_closed_pipes();
     harden::lock_memory(|warning| reporter.warn(&warning));
     let signals = block_signals()?;
     refusals::unfit(&settings, origin)?;

@@ -95,7 +95,8 @@ impl Backings {
         }
     }
 
-    fn both(&self) -> impl Iterator<Item = &Backing> {
+    /// The device, or both.
+    pub fn both(&self) -> impl Iterator<Item = &Backing> {
         std::iter::once(&self.data).chain(&self.meta)
     }
 
@@ -155,6 +156,18 @@ impl Backing {
         &self.path
     }
 
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.geometry.size
+    }
+
+    /// Opens it once more, to read or write bytes at any place. It is the very device that is held, whatever its path leads to
+    /// by now.
+    pub fn reopened(&self, writes: bool) -> std::io::Result<File> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        OpenOptions::new().read(true).write(writes).open(path)
+    }
+
     /// What the kernel knows it by.
     pub fn number(&self) -> io::Result<(Option<u64>, u64)> {
         self.file.metadata().map(|metadata| number(&metadata))
@@ -202,6 +215,10 @@ fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
     let kind = path.metadata().doing(format_args!("can't use {shown}"))?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(Failure::new(Exit::Device, format_args!("{shown} is neither a block device nor a regular file")));
+    }
+    // Some kernels open such a device to write, and only then refuse.
+    if purpose.writes() && os::is_read_only(path) {
+        return Err(Failure::new(Exit::Device, format_args!("{shown} is read-only: nothing can be written to it")));
     }
     let exclusive = if kind.is_block_device() && purpose.claims() { libc::O_EXCL } else { 0 };
     let open =

@@ -1,78 +1,173 @@
-//! What a device already holds, so that `format` does not destroy it unasked.
+//! What a device already holds, so that `format` does not destroy it unasked, and leaves nothing of it when asked.
+//!
+//! File systems, partition tables, RAID members and the like are found by util-linux's own `wipefs`, at the end of a device
+//! too: whatever `blkid` would find. It is called rather than linked: it is there on every system with block devices, and its
+//! findings stay as new as the system. What it does not look for, volumes of ours and images of disks, is known here.
 
-use crate::failure::{Context, Outcome};
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use crate::failure::{Context, Exit, Failure, Outcome};
+use serde::Deserialize;
+use std::{
+    ffi::OsString,
+    fmt,
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    process::{Command, Stdio},
+};
+use ublk_integrity::create::{self, VolumeInfo};
 
-/// Bytes that give a content away.
-struct Signature {
-    name: &'static str,
+/// Of a regular file, what lies in so many bytes at either end counts as somebody's, whatever it is.
+const EDGE: u64 = 1 << 20;
+/// What is zeroed around a signature: whole pages.
+const PAGE: u64 = 4096;
+
+/// Something that a device holds.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Found {
+    what: String,
     offset: u64,
-    magic: &'static [u8],
+    len: u64,
 }
 
-const fn at(offset: u64, magic: &'static [u8], name: &'static str) -> Signature {
-    Signature { name, offset, magic }
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {:#x}", self.what, self.offset)
+    }
 }
 
-/// Longest first where one place holds several.
-const SIGNATURES: &[Signature] = &[
-    at(0x438, b"\x53\xef", "an ext2/3/4 file system"),
-    at(0, b"XFSB", "an XFS file system"),
-    at(0x10040, b"_BHRfS_M", "a Btrfs file system"),
-    at(0x400, b"\x10\x20\xf5\xf2", "an F2FS file system"),
-    at(0x1018, b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca", "a bcache device"),
-    at(0x1018, b"\xc6\x85\x73\xf6\x66\xce\x90\xa9", "a bcachefs file system"),
-    at(3, b"NTFS    ", "an NTFS file system"),
-    at(3, b"EXFAT   ", "an exFAT file system"),
-    at(0x52, b"FAT32   ", "a FAT file system"),
-    at(0x36, b"FAT16   ", "a FAT file system"),
-    at(0x36, b"FAT12   ", "a FAT file system"),
-    at(0x8001, b"CD001", "an ISO 9660 file system"),
-    at(0, b"hsqs", "a SquashFS file system"),
-    at(0x400, b"\xe2\xe1\xf5\xe0", "an EROFS file system"),
-    at(0, b"LUKS\xba\xbe", "a LUKS volume"),
-    at(0x4000, b"SKUL\xba\xbe", "a LUKS volume (second header)"),
-    at(0, b"-FVE-FS-", "a BitLocker volume"),
-    at(0, b"integrt", "a dm-integrity volume"),
-    at(0, b"verity\0\0", "a dm-verity volume"),
-    at(0x218, b"LVM2 001", "an LVM physical volume"),
-    at(0x018, b"LVM2 001", "an LVM physical volume"),
-    at(0x1000, b"\xfc\x4e\x2b\xa9", "a Linux RAID member"),
-    at(0, b"\xfc\x4e\x2b\xa9", "a Linux RAID member"),
-    at(0xff6, b"SWAPSPACE2", "swap space"),
-    at(0x3ff6, b"SWAPSPACE2", "swap space"),
-    at(0xfff6, b"SWAPSPACE2", "swap space"),
-    at(0x200, b"EFI PART", "a GPT partition table"),
-    at(0x1000, b"EFI PART", "a GPT partition table"),
-    at(0x1fe, b"\x55\xaa", "an MBR partition table or boot sector"),
+/// Images of disks, by the bytes at an offset from the start, or from the end where that is negative.
+const IMAGES: &[(i64, &[u8], &str)] = &[
+    (0, b"QFI\xfb", "qcow2 image"),
+    (0, b"QED\0", "QED image"),
+    (0, b"KDMV", "VMDK image"),
+    (0, b"COWD", "VMDK image"),
+    (0, b"# Disk DescriptorFile", "VMDK descriptor"),
+    (0, b"vhdxfile", "VHDX image"),
+    (0, b"conectix", "VHD image"),
+    (-512, b"conectix", "VHD image"),
+    (0x40, b"\x7f\x10\xda\xbe", "VDI image"),
+    (0, b"WithoutFreeSpace", "Parallels image"),
+    (0, b"WithouFreSpacExt", "Parallels image"),
 ];
 
-/// ZFS labels: a ring of uberblocks from 128 KiB on, each at least 1 KiB.
-const ZFS_UBERBLOCK: [u8; 8] = 0x0000_0000_00ba_b10c_u64.to_le_bytes();
-const ZFS_RING: std::ops::Range<u64> = 128 << 10..256 << 10;
+/// All that the device seems to hold, in order of place.
+pub fn find(device: &File, size: u64) -> Outcome<Vec<Found>> {
+    let mut found = probed(device)?;
+    let what = "can't read it";
+    found.extend(ours(device).doing(what)?);
+    found.extend(images(device, size).doing(what)?);
+    if found.is_empty() && device.metadata().doing(what)?.is_file() {
+        found.extend(anything(device, size).doing(what)?);
+    }
+    found.sort_by_key(|found| found.offset);
+    Ok(found)
+}
 
-/// What the device at `path` seems to hold.
-pub fn find(path: &Path) -> Outcome<Option<&'static str>> {
-    let what = format!("can't read {}", path.display());
-    let file = File::open(path).doing(&what)?;
-    for signature in SIGNATURES {
-        if holds(&file, signature.offset, signature.magic).doing(&what)? {
-            return Ok(Some(signature.name));
+/// Zeroes it all, and both ends of the device, for there may be what nobody knows; durable.
+pub fn wipe(device: &File, size: u64, found: &[Found]) -> io::Result<()> {
+    let around = |f: &Found| f.offset / PAGE * PAGE..(f.offset + f.len).next_multiple_of(PAGE).min(size);
+    for range in found.iter().map(around).chain(edges(size)) {
+        let zeros = vec![0; EDGE as usize];
+        for at in range.clone().step_by(EDGE as usize) {
+            device.write_all_at(&zeros[..(range.end - at).min(EDGE) as usize], at)?;
         }
     }
-    for offset in ZFS_RING.step_by(1024) {
-        if holds(&file, offset, &ZFS_UBERBLOCK).doing(&what)? {
-            return Ok(Some("a ZFS pool member"));
+    device.sync_all()
+}
+
+fn edges(size: u64) -> [Range<u64>; 2] {
+    [0..EDGE.min(size), size.saturating_sub(EDGE)..size]
+}
+
+#[derive(Deserialize)]
+struct Wipefs {
+    signatures: Vec<Signature>,
+}
+
+#[derive(Deserialize)]
+struct Signature {
+    offset: String,
+    r#type: String,
+    length: u64,
+}
+
+/// What util-linux finds: all signatures of all kinds, those with a bad checksum too.
+fn probed(device: &File) -> Outcome<Vec<Found>> {
+    let cant = |why: &dyn fmt::Display| {
+        let message = format!("can't tell what it holds: wipefs (util-linux) {why}");
+        Failure::new(Exit::Device, message)
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // An ordinary user's has no sbin.
+    let mut places = OsString::from("/usr/sbin:/usr/bin:/sbin:/bin:");
+    places.push(path);
+    let output = Command::new("wipefs")
+        .args(["--no-act", "--json", "--output", "OFFSET,TYPE,LENGTH", "/dev/stdin"])
+        .env("PATH", places)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::from(device.try_clone().doing("can't read it")?))
+        .output()
+        .map_err(|e| cant(&format_args!("can't be run: {}", crate::failure::plain(&e))))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(cant(&format_args!("failed: {}", said.lines().next().unwrap_or("without a word"))));
+    }
+    // Some versions print nothing where they find nothing.
+    if output.stdout.trim_ascii().is_empty() {
+        return Ok(Vec::new());
+    }
+    let said: Wipefs =
+        serde_json::from_slice(&output.stdout).map_err(|e| cant(&format_args!("said what makes no sense: {e}")))?;
+    let found = said.signatures.into_iter().map(|Signature { offset, r#type, length }| {
+        let offset = offset.strip_prefix("0x").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        Some(Found { what: r#type, offset: offset?, len: length })
+    });
+    found.collect::<Option<_>>().ok_or_else(|| cant(&"names an offset that is none"))
+}
+
+/// Of a volume of ours, whatever is left of it.
+fn ours(device: &File) -> io::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for (offset, magic, what) in create::SIGNATURES {
+        let mut bytes = [0; 512];
+        if read_at(device, &mut bytes, offset)? && bytes.starts_with(&magic) {
+            let uuid = VolumeInfo::peek(&bytes).map_or_else(String::new, |info| format!(" of volume {}", info.uuid));
+            found.push(Found { what: format!("ublk-integrity {what}{uuid}"), offset, len: bytes.len() as u64 });
+        }
+    }
+    Ok(found)
+}
+
+fn images(device: &File, size: u64) -> io::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for (at, magic, what) in IMAGES {
+        let from = if *at < 0 { size } else { 0 };
+        let Some(offset) = from.checked_add_signed(*at) else { continue };
+        let mut bytes = vec![0; magic.len()];
+        if read_at(device, &mut bytes, offset)? && bytes == *magic {
+            found.push(Found { what: (*what).into(), offset, len: bytes.len() as u64 });
+        }
+    }
+    Ok(found)
+}
+
+/// The first byte near either end that is not zero.
+fn anything(device: &File, size: u64) -> io::Result<Option<Found>> {
+    for range in edges(size) {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        device.read_exact_at(&mut bytes, range.start)?;
+        if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
+            return Ok(Some(Found { what: "data".into(), offset: range.start + at as u64, len: 1 }));
         }
     }
     Ok(None)
 }
 
-fn holds(file: &File, offset: u64, magic: &[u8]) -> io::Result<bool> {
-    let mut bytes = [0; 16];
-    let bytes = &mut bytes[..magic.len()];
-    match file.read_exact_at(bytes, offset) {
-        Ok(()) => Ok(bytes == magic),
+/// Whether there is so much to read.
+fn read_at(device: &File, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
+    match device.read_exact_at(bytes, offset) {
+        Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(e) => Err(e),
     }
@@ -82,30 +177,41 @@ fn holds(file: &File, offset: u64, magic: &[u8]) -> io::Result<bool> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_signature_is_found_and_nothing_in_zeros() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk");
-        let fresh = || {
-            let file = File::create(&path).unwrap();
-            file.set_len(1 << 20).unwrap();
-            file
-        };
-        fresh();
-        assert_eq!(find(&path).unwrap(), None);
-        for signature in SIGNATURES {
-            fresh().write_all_at(signature.magic, signature.offset).unwrap();
-            assert_eq!(find(&path).unwrap(), Some(signature.name));
-        }
-        fresh().write_all_at(&ZFS_UBERBLOCK, 132 << 10).unwrap();
-        assert!(find(&path).unwrap().is_some());
+    fn disk(size: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size).unwrap();
+        file
     }
 
     #[test]
-    fn a_short_file_holds_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk");
-        std::fs::write(&path, b"x").unwrap();
-        assert_eq!(find(&path).unwrap(), None);
+    fn nothing_is_found_in_zeros_or_in_nothing() {
+        for size in [0, 1, 511, 4096, EDGE + 1, 3 * EDGE] {
+            assert_eq!(find(&disk(size), size).unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn every_image_is_found_and_wiped() {
+        const SIZE: u64 = 3 * EDGE + 512;
+        for (at, magic, name) in IMAGES {
+            let (file, offset) = (disk(SIZE), if *at < 0 { SIZE - at.unsigned_abs() } else { *at as u64 });
+            file.write_all_at(magic, offset).unwrap();
+            let found = find(&file, SIZE).unwrap();
+            assert!(found.iter().any(|f| f.what == *name && f.offset == offset), "{found:?}");
+            wipe(&file, SIZE, &found).unwrap();
+            assert_eq!(find(&file, SIZE).unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn a_byte_near_either_end_is_data() {
+        const SIZE: u64 = 3 * EDGE;
+        for (at, is_data) in
+            [(EDGE - 1, true), (EDGE, false), (2 * EDGE - 1, false), (2 * EDGE, true), (SIZE - 1, true)]
+        {
+            let file = disk(SIZE);
+            file.write_all_at(&[1], at).unwrap();
+            assert_eq!(!find(&file, SIZE).unwrap().is_empty(), is_data, "{at}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     executor::Executor,
     hash_queue::HashQueue,
     kept::KeptWrites,
+    output,
     ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, drive, register},
 };
 use libublk::{
@@ -60,7 +61,7 @@ pub struct Shared {
 pub(super) fn run(id: u16, device: &UblkDev, shared: &Shared) {
     if let Err(e) = serve(id, device, shared) {
         // START_DEV waits for every queue, and requests would hang: there is no way to go on without one.
-        eprintln!("ublk-integrity: queue {id} can't run: {e}");
+        output::tell(format_args!("queue {id} can't run: {e}"));
         process::abort();
     }
 }

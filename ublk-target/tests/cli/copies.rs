@@ -20,7 +20,7 @@ fn content_comes_back_as_it_went_in() {
     let f = Folder::with_volume();
     let input = content(5_000_001);
     fs::write(f.path("in"), &input).unwrap();
-    f.run("import --data disk --key-file key in").expect(DONE);
+    f.run("import --data disk --key-file key --zero-rest in").expect(DONE);
     f.run("export --data disk --key-file key out").expect(DONE);
     let mut whole = input.clone();
     whole.resize(8 << 20, 0);
@@ -30,7 +30,7 @@ fn content_comes_back_as_it_went_in() {
     assert_eq!((report["blocks"].as_u64(), report["bad_blocks"].as_u64()), (Some(2048), Some(0)));
 
     // Through pipes, over what was there: the rest becomes zeros.
-    f.run_with_input("import --data disk --key-file key -", &input[..100_000]).expect(DONE);
+    f.run_with_input("import --data disk --key-file key --force --zero-rest -", &input[..100_000]).expect(DONE);
     let out = f.run("export --data disk --key-file key -").expect(DONE).out;
     assert!(out[..100_000] == input[..100_000] && out[100_000..].iter().all(|b| *b == 0));
 }
@@ -38,7 +38,7 @@ fn content_comes_back_as_it_went_in() {
 #[test]
 fn holes_in_the_input_are_not_read() {
     let f = Folder::new();
-    f.run("format --data disk --size 1T --key-file key").expect(DONE);
+    f.run("format --data disk --create --size 1T --key-file key").expect(DONE);
     let file = fs::File::create(f.path("in")).unwrap();
     file.set_len(1 << 40).unwrap();
     for at in [5_000, 1 << 30, (1 << 40) - 10_000] {
@@ -68,10 +68,10 @@ fn input_that_is_too_large_is_refused() {
 #[test]
 fn small_blocks_serve_too() {
     let f = Folder::new();
-    f.run("format --data disk --size 3M --block-size 512 --key-file key").expect(DONE);
+    f.run("format --data disk --create --size 3M --block-size 512 --key-file key").expect(DONE);
     let input = content(1_000_001);
     fs::write(f.path("in"), &input).unwrap();
-    f.run("import --data disk --key-file key in").expect(DONE);
+    f.run("import --data disk --key-file key --zero-rest in").expect(DONE);
     let out = f.run("export --data disk --key-file key -").expect(DONE).out;
     assert!(out.len() == 3 << 20 && out[..input.len()] == input);
 }
@@ -81,18 +81,18 @@ fn either_tag_algorithm_serves() {
     let f = Folder::new();
     let input = content(100_000);
     for tag in ["hmac-sha256", "blake3"] {
-        f.run(&format!("format --data {tag} --size 2M --tag {tag} --key-file key")).expect(DONE);
+        f.run(&format!("format --data {tag} --create --size 2M --tag {tag} --key-file key")).expect(DONE);
         assert_eq!(f.run(&format!("dump --data {tag} --json")).expect(DONE).json()["volume"]["tag"], tag);
-        f.run_with_input(&format!("import --data {tag} --key-file key -"), &input).expect(DONE);
+        f.run_with_input(&format!("import --data {tag} --key-file key --zero-rest -"), &input).expect(DONE);
         assert!(f.run(&format!("export --data {tag} --key-file key -")).expect(DONE).out[..input.len()] == input);
     }
-    f.run("format --data x --size 2M --tag md5 --key-file key").expect(ARGUMENTS);
+    f.run("format --data x --create --size 2M --tag md5 --key-file key").expect(ARGUMENTS);
 }
 
 #[test]
 fn a_fresh_volume_is_sparse_and_reads_as_zeros() {
     let f = Folder::new();
-    f.run("format --data disk --size 1T --key-file key").expect(DONE);
+    f.run("format --data disk --create --size 1T --key-file key").expect(DONE);
     let meta = fs::metadata(f.path("disk")).unwrap();
     assert!(meta.len() > 1 << 40 && meta.blocks() * 512 < 4 << 20, "{} sectors taken", meta.blocks());
     f.run("check --data disk --key-file key").expect(DONE);
@@ -114,7 +114,7 @@ fn a_flipped_bit_is_found_and_everything_else_rescued() {
     assert_eq!(report["bad_runs"][0]["range"]["first"], 5);
     let run = f.run("export --data disk --key-file key out");
     assert_eq!(run.code, INTEGRITY);
-    assert!(run.err.contains("block 5 "), "{}", run.err);
+    assert!(run.err.contains("bad: blocks 5 (bytes 20480..24576), exported as zeros: mismatch"), "{}", run.err);
     let mut expected = input;
     expected[5 * 4096..6 * 4096].fill(0);
     assert!(fs::read(f.path("out")).unwrap() == expected);
@@ -133,7 +133,7 @@ fn export_overwrites_only_when_forced() {
 #[test]
 fn a_volume_is_not_copied_onto_itself() {
     let f = Folder::with_volume();
-    f.run("format --data d --meta m --size 8M --key-file key").expect(DONE);
+    f.run("format --data d --meta m --create --size 8M --key-file key").expect(DONE);
     fs::hard_link(f.path("disk"), f.path("same")).unwrap();
     std::os::unix::fs::symlink("m", f.path("link")).unwrap();
     let of = |names: [&str; 3]| names.map(|name| fs::read(f.path(name)).unwrap());
@@ -158,12 +158,12 @@ fn a_volume_is_not_copied_onto_itself() {
 fn standard_input_is_the_key_or_the_content() {
     let f = Folder::with_volume();
     fs::write(f.path("in"), content(100_000)).unwrap();
-    f.run("import --data disk --key-file key in").expect(DONE);
+    f.run("import --data disk --key-file key --zero-rest in").expect(DONE);
     let key = fs::read(f.path("key")).unwrap();
     f.run_with_input("import --data disk --key-file - -", &key).expect(ARGUMENTS);
     let out = f.run("export --data disk --key-file key -").expect(DONE).out;
     assert!(out[..100_000] == content(100_000), "what was there is there");
-    f.run_with_input("import --data disk --key-file - in", &key).expect(DONE);
+    f.run_with_input("import --data disk --key-file - --force --zero-rest in", &key).expect(DONE);
     // As a shell's `<(command)` names a pipe.
     f.run_with_input("check --data disk --key-file /dev/fd/0", &key).expect(DONE);
 }
@@ -172,11 +172,11 @@ fn standard_input_is_the_key_or_the_content() {
 fn what_could_not_be_finished_is_not_left() {
     let f = Folder::with_volume();
     fs::write(f.path("in"), content(5_000_000)).unwrap();
-    f.run("import --data disk --key-file key in").expect(DONE);
+    f.run("import --data disk --key-file key --zero-rest in").expect(DONE);
     // A limit of the file size, in the place of a full disk.
     let limited = |args: &str| {
         let mut command = Command::new("sh");
-        command.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ublk-integrity")]);
+        command.args(["-c", "ulimit -f 0; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ublk-integrity")]);
         Run::of(command.args(args.split(' ')).current_dir(f.dir.path()).stdin(Stdio::null()).output().unwrap())
     };
     limited("export --data disk --key-file key out").expect(DEVICE).says("out");
@@ -185,5 +185,122 @@ fn what_could_not_be_finished_is_not_left() {
     assert!(!f.path("out").exists() && !f.path("new").exists());
     fs::write(f.path("out"), "there before").unwrap();
     limited("export --data disk --key-file key out --force").expect(DEVICE);
-    assert!(f.path("out").exists());
+    assert_eq!(fs::read(f.path("out")).unwrap(), b"there before");
+    assert_eq!(fs::read_dir(f.dir.path()).unwrap().count(), 4, "key, disk, in and out");
+}
+
+#[test]
+fn an_input_without_a_byte_is_none() {
+    let f = Folder::with_volume();
+    fs::write(f.path("in"), content(8 << 20)).unwrap();
+    f.run("import --data disk --key-file key in").expect(DONE);
+    let before = fs::read(f.path("disk")).unwrap();
+    fs::write(f.path("empty"), b"").unwrap();
+    for force in ["", "--force --zero-rest", "--force --zero-rest --expect 0"] {
+        f.run(&format!("import --data disk --key-file key empty {force}")).expect(ARGUMENTS).says("empty is empty");
+        f.run_with_input(&format!("import --data disk --key-file key - {force}"), b"")
+            .expect(ARGUMENTS)
+            .says("standard input");
+    }
+    assert!(fs::read(f.path("disk")).unwrap() == before);
+}
+
+#[test]
+fn a_short_input_is_told_with_both_sizes() {
+    let f = Folder::with_volume();
+    fs::write(f.path("in"), content(5_000_000)).unwrap();
+    f.run("import --data disk --key-file key in").expect(ARGUMENTS).says("5000000").says("8388608").says("--zero-rest");
+    for expected in ["5000001", "5M", "8M"] {
+        let line = format!("import --data disk --key-file key --zero-rest --expect {expected} in");
+        f.run(&line).expect(ARGUMENTS).says("5000000");
+    }
+    f.run("import --data disk --key-file key --expect 9M in").expect(ARGUMENTS).says("9437184");
+    f.run("import --data disk --key-file key --expect 5000000 in").expect(ARGUMENTS).says("--zero-rest");
+    let report = f.run("check --data disk --key-file key --json").expect(DONE).json();
+    assert_eq!(report["data_blocks"], 0, "refused before anything is written");
+    let piped = |args: &str, len: usize| {
+        f.run("format --data disk --force --key-file key").expect(DONE);
+        f.run_with_input(&format!("import --data disk --key-file key {args} -"), &content(len))
+    };
+    piped("", 5_000_000).expect(ARGUMENTS).says("5000000").says("8388608").says("may hold part");
+    piped("--expect 8M", 5_000_000).expect(ARGUMENTS).says("8388608 were expected");
+    piped("--zero-rest --expect 5000000", 8 << 20).expect(ARGUMENTS).says("5000000 were expected");
+    piped("--zero-rest --expect 5000000", 5_000_000).expect(DONE);
+    assert!(f.run("export --data disk --key-file key -").expect(DONE).out[..5_000_000] == content(5_000_000));
+    piped("--expect 8M", 8 << 20).expect(DONE);
+    piped("", 8 << 20).expect(DONE);
+}
+
+#[test]
+fn a_volume_that_holds_data_is_not_overwritten_unasked() {
+    let f = Folder::with_volume();
+    let mut one = vec![0; 8 << 20];
+    fs::write(f.path("zeros"), &one).unwrap();
+    one[(8 << 20) - 1] = 1;
+    fs::write(f.path("one"), &one).unwrap();
+    fs::write(f.path("in"), content(8 << 20)).unwrap();
+    // Zeros are no data, not even where a page of tags says so.
+    f.run("import --data disk --key-file key zeros").expect(DONE);
+    f.run("import --data disk --key-file key one").expect(DONE);
+    f.run("import --data disk --key-file key in").expect(BUSY).says("holds data").says("--force");
+    assert!(f.run("export --data disk --key-file key -").expect(DONE).out == one);
+    f.run("import --data disk --key-file key --force zeros").expect(DONE);
+    f.run("import --data disk --key-file key in").expect(DONE);
+    // What can't be read counts as data.
+    f.run("import --data disk --key-file key --force one").expect(DONE);
+    f.flip_bit("disk", f.payload_offset("disk", 8 << 20) + (8 << 20) - 1);
+    f.run("import --data disk --key-file key in").expect(BUSY);
+}
+
+#[test]
+fn export_takes_nothing_of_its_own_and_no_terminal() {
+    let f = Folder::with_volume();
+    let key = fs::read(f.path("key")).unwrap();
+    fs::hard_link(f.path("key"), f.path("same")).unwrap();
+    for out in ["key", "same"] {
+        f.run(&format!("export --data disk --key-file key {out} --force")).expect(ARGUMENTS).says("key file");
+    }
+    let onto_key = fs::OpenOptions::new().append(true).open(f.path("key")).unwrap();
+    let export = f.command("export --data disk --key-file key -").stdout(onto_key).status().unwrap();
+    assert_eq!(export.code(), Some(ARGUMENTS));
+    assert!(fs::read(f.path("key")).unwrap() == key);
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let run =
+        f.command("export --data disk --key-file key -").stdout(terminal.slave.try_clone().unwrap()).output().unwrap();
+    let name = nix::unistd::ttyname(&terminal.slave).unwrap();
+    Run::of(run).expect(ARGUMENTS).says("terminal");
+    let line = format!("export --data disk --key-file key {} --force", name.display());
+    f.run(&line).expect(ARGUMENTS).says("terminal");
+}
+
+#[test]
+fn what_is_exported_is_its_owners_alone() {
+    let f = Folder::with_volume();
+    fs::write(f.path("old"), "x").unwrap();
+    std::os::unix::fs::symlink("old", f.path("link")).unwrap();
+    for out in ["new", "link --force"] {
+        f.run(&format!("export --data disk --key-file key {out}")).expect(DONE);
+    }
+    for name in ["new", "old"] {
+        let meta = fs::metadata(f.path(name)).unwrap();
+        assert_eq!((meta.mode() & 0o777, meta.len()), (0o600, 8 << 20), "{name}");
+    }
+    assert!(f.path("link").is_symlink());
+    f.run("export --data disk --key-file key nowhere/out").expect(DEVICE).says("nowhere/out");
+}
+
+#[test]
+fn bad_blocks_are_told_as_runs() {
+    let f = Folder::with_volume();
+    fs::write(f.path("in"), content(8 << 20)).unwrap();
+    f.run("import --data disk --key-file key in").expect(DONE);
+    let payload = f.payload_offset("disk", 8 << 20);
+    for block in (0..600).chain([700]) {
+        f.flip_bit("disk", payload + block * 4096);
+    }
+    let run = f.run("export --data disk --key-file key out");
+    let lines: Vec<_> = run.err.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", run.err);
+    assert!(lines[0].contains("blocks 0-599 (bytes 0..2457600)") && lines[1].contains("blocks 700 "), "{}", run.err);
+    assert!(lines[2].contains("601 blocks are bad"), "{}", run.err);
 }

@@ -17,6 +17,8 @@ pub(crate) const MEMORY: i32 = 3;
 pub(crate) const DEVICE: i32 = 4;
 pub(crate) const BUSY: i32 = 5;
 pub(crate) const INTEGRITY: i32 = 6;
+pub(crate) const INTERRUPTED: i32 = 7;
+pub(crate) const OUTPUT: i32 = 8;
 
 /// A folder with a key, and the program to run in it.
 pub(crate) struct Folder {
@@ -62,7 +64,7 @@ impl Folder {
     /// A volume of 8 MiB in the file "disk".
     pub(crate) fn with_volume() -> Self {
         let folder = Self::new();
-        folder.run("format --data disk --size 8M --key-file key").expect(DONE);
+        folder.run("format --data disk --create --size 8M --key-file key").expect(DONE);
         folder
     }
 

@@ -2,7 +2,10 @@
 
 mod copies;
 mod foreign;
+mod format;
 mod harness;
+mod output;
+mod words;
 
 use copies::content;
 use harness::*;
@@ -33,14 +36,14 @@ fn bad_arguments_are_one_line_and_exit_1() {
         "recover -n 4294967295",
         "del -n 4294967295",
         "status -n 1048576",
-        "format --data disk --key-file key --size 1.5G",
-        "format --data disk --key-file key --size 8M --block-size 1000",
-        "format --data disk --key-file key --size 8M --block-size 8192",
-        "format --data disk --key-file key --size 1K",
-        "format --data disk --key-file key --size 8M --log-size 1",
-        "format --data disk --key-file key --size 100T",
-        "format --data disk --key-file key --key keyring:x --size 8M",
-        "format --data disk --key x --size 8M",
+        "format --data disk --key-file key --create --size 1.5G",
+        "format --data disk --key-file key --create --size 8M --block-size 1000",
+        "format --data disk --key-file key --create --size 8M --block-size 8192",
+        "format --data disk --key-file key --create --size 1K",
+        "format --data disk --key-file key --create --size 8M --log-size 1",
+        "format --data disk --key-file key --create --size 100T",
+        "format --data disk --key-file key --key keyring:x --create --size 8M",
+        "format --data disk --key x --create --size 8M",
         "del",
         "del -n 1 -a",
         "status",
@@ -135,16 +138,16 @@ fn a_wrong_device_is_exit_4() {
 #[test]
 fn metadata_on_a_device_of_its_own_is_bound_to_its_data() {
     let f = Folder::new();
-    f.run("format --data d1 --meta m1 --size 8M --key-file key").expect(DONE);
-    f.run("format --data d2 --meta m2 --size 8M --key-file key").expect(DONE);
+    f.run("format --data d1 --meta m1 --create --size 8M --key-file key").expect(DONE);
+    f.run("format --data d2 --meta m2 --create --size 8M --key-file key").expect(DONE);
     let input = content(1 << 20);
-    f.run_with_input("import --data d1 --meta m1 --key-file key -", &input).expect(DONE);
+    f.run_with_input("import --data d1 --meta m1 --key-file key --zero-rest -", &input).expect(DONE);
     let out = f.run("export --data d1 --meta m1 --key-file key -").expect(DONE).out;
     assert!(out[..input.len()] == input);
     f.run("check --data d2 --meta m1 --key-file key").expect(DEVICE);
     f.run("check --data m1 --meta d1 --key-file key").expect(DEVICE);
     f.run("check --data d1 --key-file key").expect(DEVICE);
-    for command in ["format --size 8M --force", "check", "import d2", "export out", "export out --force"] {
+    for command in ["format --create --size 8M --force", "check", "import d2", "export out", "export out --force"] {
         f.run(&format!("{command} --data d1 --meta d1 --key-file key")).expect(ARGUMENTS).says("leave --meta out");
     }
     f.run("dump --data d1 --meta d1").expect(ARGUMENTS);
@@ -236,7 +239,7 @@ fn more_memory_than_the_machine_has_is_exit_3() {
 #[test]
 fn whatever_memory_there_is_opening_ends_in_order() {
     let f = Folder::new();
-    f.run("format --data disk --size 2G --log-size 1G --key-file key").expect(DONE);
+    f.run("format --data disk --create --size 2G --log-size 1G --key-file key").expect(DONE);
     let mut codes = Vec::new();
     for megabytes in [60, 100, 150, 200, 300, 500, 700, 1000, 1100, 1200, 2000] {
         let mut limited = Command::new("sh");
@@ -278,13 +281,16 @@ fn a_device_is_free_when_a_command_has_returned() {
     };
     for _ in 0..20 {
         f.run(&format!("format --data {} --key-file key --force", device.0)).expect(DONE);
-        f.run_with_input(&format!("import --data {} --key-file key -", device.0), b"content").expect(DONE);
+        f.run_with_input(&format!("import --data {} --key-file key --zero-rest -", device.0), b"content").expect(DONE);
         // O_EXCL: refused while anything of that holds the device.
         f.run(&format!("format --data {} --key-file key", device.0)).expect(BUSY).says("--force destroys it");
     }
     fs::write(f.path("content"), vec![7; 40 << 20]).unwrap();
     for i in 0..10 {
-        let mut import = f.command(&format!("import --data {} --key-file key content", device.0)).spawn().unwrap();
+        let mut import = f
+            .command(&format!("import --data {} --key-file key --zero-rest --force content", device.0))
+            .spawn()
+            .unwrap();
         sleep(Duration::from_millis(20 + 7 * i));
         nix::sys::signal::kill(Pid::from_raw(import.id() as i32), Signal::SIGINT).unwrap();
         let ended = import.wait().unwrap();

@@ -78,9 +78,6 @@ pub struct DiskReport {
 /// Everything that `benchmark --data` measures, on scratch files in `folder`.
 pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Outcome<DiskReport> {
     let size = size.0 / LARGEST as u64 * LARGEST as u64;
-    if size == 0 {
-        return Err(Failure::new(Exit::Arguments, format_args!("--size {}: at least 1M is needed", Size(size))));
-    }
     let format_1t_seconds = format_1t(folder)?;
     let usual = options(size, None);
     let crash = options(size.max(CRASH_VOLUME), Some(CRASH_LOG));
@@ -99,6 +96,18 @@ pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Out
     let disk = bench.patterns(&bench.new_volume(&usual)?)?;
     let open_after_crash_seconds = bench.open_after_crash(&crash)?;
     Ok(DiskReport { disk, format_1t_seconds, crash_writes: CRASH_WRITES, open_after_crash_seconds })
+}
+
+/// Refuses what [`measure`] can't use.
+pub fn try_scratch(folder: &Path, size: Size) -> Outcome {
+    if size.0 < LARGEST as u64 {
+        return Err(Failure::new(Exit::Arguments, format_args!("--size {} bytes: at least 1M is needed", size.0)));
+    }
+    if !folder.metadata().doing(format_args!("can't use {}", folder.display()))?.is_dir() {
+        return Err(Failure::new(Exit::Device, format_args!("{} is no folder", folder.display())));
+    }
+    create::plan(&options(size.0 / LARGEST as u64 * LARGEST as u64, None))?;
+    scratch(folder, size.0).map(drop)
 }
 
 fn options(size: u64, log_size: Option<u64>) -> FormatOptions {

@@ -3,7 +3,7 @@
 use crate::{
     checkpoints::{self, Stop},
     device::Backings,
-    failure::{Context, Exit, Failure, Outcome},
+    failure::{Context, Exit, Failure, Outcome, no_ring},
     hash_queue::HashQueue,
     ring::{DeviceFiles, OwnRing, RingStorage},
 };
@@ -142,7 +142,7 @@ impl Run<'_> {
     }
 
     fn ring(&self) -> Outcome<OwnRing> {
-        self.backings.descriptors().and_then(OwnRing::new).doing("can't set up io_uring")
+        self.backings.descriptors().and_then(OwnRing::new).map_err(|e| no_ring(&e))
     }
 
     fn sync(&self, lane: &mut Lane) -> Outcome {
