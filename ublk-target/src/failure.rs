@@ -226,6 +226,9 @@ impl From<OpenError> for Failure {
                 return Self::new(Exit::KeyOrPermission, format_args!("{e}{}", newline_hint()));
             }
             OpenError::Tampered { .. } => Exit::Integrity,
+            OpenError::LogUnreadable(_) => {
+                return Self::new(Exit::Device, format_args!("{e} (`export --rescue` takes out what can be had)"));
+            }
             OpenError::Options(_) => Exit::Arguments,
             OpenError::Memory { .. } => Exit::Memory,
             OpenError::Device(d) => Exit::of_errno(d.errno.0),
@@ -235,7 +238,6 @@ impl From<OpenError> for Failure {
             | OpenError::Damaged
             | OpenError::Foreign(_)
             | OpenError::OtherVolume { .. }
-            | OpenError::LogUnreadable(_)
             | OpenError::Away(_)
             | OpenError::BelowSector(_)
             | OpenError::TooSmall { .. } => Exit::Device,

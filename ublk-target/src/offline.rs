@@ -163,7 +163,7 @@ impl Offline {
             }
         }
         let volume = self.open_verified(verified, &options)?;
-        if let Some(why) = volume.latched() {
+        if let Some(why) = volume.latched().filter(|_| how.access == Access::ReadWrite) {
             output::warn(format_args!("nothing can be written to the volume: {why}"));
         }
         Ok(volume)

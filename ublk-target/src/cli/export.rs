@@ -1,6 +1,6 @@
 //! `export`: the whole content through the verified path.
 
-use super::{DeviceArgs, ExpectedArgs, bad_runs::BadRuns, check::refuse_latched, new_file::NewFile, progress};
+use super::{DeviceArgs, ExpectedArgs, bad_runs::BadRuns, check::refuse_latched, new_file::NewFile, progress, rescue};
 use crate::{
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
@@ -28,42 +28,65 @@ pub struct Args {
     #[command(flatten)]
     pub devices: DeviceArgs,
     #[command(flatten)]
-    expected: ExpectedArgs,
+    pub expected: ExpectedArgs,
     #[command(flatten)]
     key: KeyArgs,
     /// The new file (sparse), or "-" for standard output
-    out: PathBuf,
+    pub out: PathBuf,
     /// Overwrite OUT
     #[arg(long)]
-    force: bool,
+    pub force: bool,
+    /// Where a part of the tag log can't be read: OUT gets what is newest for sure. What may be older than what was last
+    /// written goes to OUT.may-be-older, OUT.map lists it, and the exit code is 6
+    #[arg(long)]
+    rescue: bool,
+}
+
+/// What of a volume is copied.
+pub enum Part {
+    /// All that may hold data, from this block on.
+    From(BlockIndex),
+    /// These runs, the last first.
+    Runs(Vec<BlockRange>),
+}
+
+/// What could not be copied.
+pub struct Copied {
+    pub bad: BadRuns,
+    /// Left out, since a part of the log that can't be read may name it.
+    pub older: Vec<BlockRange>,
 }
 
 pub fn run(args: &Args) -> Outcome {
     let offline = Offline::open(&args.devices, Use::Shared)?;
     let key = args.key.load()?;
+    if args.rescue {
+        return rescue::run(args, &offline, &key);
+    }
     let volume = offline.open_volume(&key, Opening::new(Access::ReadOnly, args.expected.uuid))?;
     let out = Sink::open(args)?;
     let named = |text: &str| args.devices.named(text);
-    let bad = copy(&offline, &volume, out, &args.out, named)?;
-    bad.finish(volume.block_size(), named).and_then(|()| refuse_latched(&volume))
+    let copied = copy(&offline, &volume, Part::From(BlockIndex(0)), out, &args.out, named)?;
+    copied.bad.finish(volume.block_size(), named).and_then(|()| refuse_latched(&volume))
 }
 
-fn copy(
+/// Copies a part of the volume to `out`, which is of `path`; `named` puts paths into the words about what is bad.
+pub fn copy(
     offline: &Offline,
     volume: &Volume,
+    mut part: Part,
     mut out: Sink,
     path: &Path,
     named: impl Fn(&str) -> String,
-) -> Outcome<BadRuns> {
+) -> Outcome<Copied> {
     let (block, size) = (volume.block_size(), volume.info().size);
-    let mut bad = BadRuns::default();
+    let mut copied = Copied { bad: BadRuns::default(), older: Vec::new() };
     let bar = progress::bar(size);
     let io = offline.io();
     offline.run(async {
         let mut lanes = lanes(volume);
-        let mut from = BlockIndex(0);
         loop {
-            let ranges = next_batch(volume, &io, &mut lanes[0], &mut from).await;
+            let ranges = next_batch(volume, &io, &mut lanes[0], &mut part).await;
             if ranges.is_empty() {
                 break;
             }
@@ -76,8 +99,7 @@ fn copy(
                 out.put(range.first.0 * block as u64, bytes).map_err(|e| unwritable(path, &e))?;
                 bar.set_position(range.end() * block as u64);
                 for (block_index, error) in errors {
-                    let ended = bad.add(block_index, &error);
-                    bad.tell(ended, block, &named);
+                    copied.failed(block_index, &error, block, &named);
                 }
                 lanes.push(lane);
             }
@@ -86,17 +108,39 @@ fn copy(
     })??;
     out.finish(size).map_err(|e| unwritable(path, &e))?;
     bar.finish_and_clear();
-    Ok(bad)
+    Ok(copied)
 }
 
-/// The next up to [`LANES`] runs of data from `from` on; none when only zeros are left.
-async fn next_batch(volume: &Volume, io: &RingStorage, lane: &mut Lane, from: &mut BlockIndex) -> Vec<BlockRange> {
+impl Copied {
+    fn failed(&mut self, block: BlockIndex, error: &ReadError, block_size: usize, named: impl Fn(&str) -> String) {
+        if !matches!(error, ReadError::MayBeOlder(_)) {
+            let ended = self.bad.add(block, error);
+            return self.bad.tell(ended, block_size, named);
+        }
+        match self.older.last_mut() {
+            Some(run) if run.end() == block.0 => run.count += 1,
+            _ => self.older.push(BlockRange::new(block, 1)),
+        }
+    }
+}
+
+/// The next up to [`LANES`] requests' worth; none when only zeros are left.
+async fn next_batch(volume: &Volume, io: &RingStorage, lane: &mut Lane, part: &mut Part) -> Vec<BlockRange> {
     let most = (REQUEST / volume.block_size()) as u64;
     let mut ranges = Vec::with_capacity(LANES);
     while ranges.len() < LANES {
-        let Some(run) = volume.next_data(io, &mut lane.slot, *from).await else { break };
+        let run = match part {
+            Part::From(from) => volume.next_data(io, &mut lane.slot, *from).await,
+            Part::Runs(runs) => runs.pop(),
+        };
+        let Some(run) = run else { break };
         let range = BlockRange::new(run.first, run.count.min(most));
-        *from = BlockIndex(range.end());
+        let end = BlockIndex(range.end());
+        match part {
+            Part::From(from) => *from = end,
+            Part::Runs(runs) if end.0 < run.end() => runs.push(BlockRange::new(end, run.end() - end.0)),
+            Part::Runs(_) => {}
+        }
         ranges.push(range);
     }
     ranges
@@ -139,8 +183,10 @@ fn unwritable(path: &Path, e: &io::Error) -> Failure {
 }
 
 /// Where the content goes: a file with holes for zeros, or a stream, which has to be filled.
-enum Sink {
+pub enum Sink {
+    /// A new file.
     File(NewFile),
+    /// Anything else.
     Stream { file: File, written: u64 },
 }
 
@@ -153,7 +199,8 @@ impl Args {
 }
 
 impl Sink {
-    fn open(args: &Args) -> Outcome<Self> {
+    /// Opens what the arguments name.
+    pub fn open(args: &Args) -> Outcome<Self> {
         let path = &args.out;
         let what = format!("can't write {}", path.display());
         if path.as_os_str() == "-" {

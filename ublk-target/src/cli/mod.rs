@@ -14,6 +14,7 @@ mod list;
 mod new_file;
 mod progress;
 mod recover;
+mod rescue;
 mod status;
 pub mod stop;
 mod ublksrv;

@@ -147,7 +147,10 @@ fn write_back(settings: &Settings, reporter: &Reporter) -> u16 {
 
 /// What is not as it should be with an open volume.
 fn warnings(opened: &Opened) -> Vec<String> {
-    let read_only = opened.volume.latched().map(|why| format!("the device is read-only: {why}"));
+    let read_only = opened.volume.latched().map(|why| match why {
+        Latched::Undecided(_) => format!("the device is read-only: {why} (--decide-unreadable gives such blocks up)"),
+        _ => format!("the device is read-only: {why}"),
+    });
     opened.volume.warnings().iter().cloned().chain(read_only).collect()
 }
 
