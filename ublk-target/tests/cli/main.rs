@@ -351,9 +351,12 @@ fn memory_is_locked_before_a_key_is_read_in_every_command_that_reads_one() {
     }
     let f = Folder::with_volume();
     let key = fs::read(f.path("key")).unwrap();
-    for command in
-        ["check --data disk", "export --data disk out", "import --data disk key", "format --data new --size 8M"]
-    {
+    for command in [
+        "check --data disk",
+        "export --data disk out",
+        "import --data disk --zero-rest key",
+        "format --data new --create --size 8M",
+    ] {
         let mut child = f.command(&format!("{command} --key-file -")).stdin(Stdio::piped()).spawn().unwrap();
         // It waits for the key.
         let begin = Instant::now();
