@@ -5,7 +5,7 @@ use crate::{
     checkpoints::{self, Stop},
     daemon::memory_budget::{Available, Purpose},
     device::{Backing, Backings, Use},
-    failure::{Context, Exit, Failure, Outcome, no_ring},
+    failure::{Context, Exit, Failure, Outcome, no_ring, with_paths},
     interrupt,
     kept::{Kept, Owner, writes},
     notice::Notice,
@@ -164,7 +164,10 @@ impl Offline {
         }
         let volume = self.open_verified(verified, &options)?;
         if let Some(why) = volume.latched().filter(|_| how.access == Access::ReadWrite) {
-            output::warn(format_args!("nothing can be written to the volume: {why}"));
+            let backings = self.backings();
+            let meta = backings.meta.as_ref().map(Backing::path);
+            let line = format!("nothing can be written to the volume: {why}");
+            output::warn(with_paths(&line, backings.data.path(), meta));
         }
         Ok(volume)
     }

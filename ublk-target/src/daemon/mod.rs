@@ -96,7 +96,7 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     // The volume has derived its own.
     drop(key);
     let volume = Identity::of(opened.volume.info());
-    let warnings = warnings(&opened);
+    let warnings = warnings(&opened, &settings);
     tell_of(&opened, &warnings, &settings, reporter);
     let (open_id, latched) = (opened.open_id, opened.volume.latched().is_some());
     let running = Running::start(opened, warnings, &settings, sink)?;
@@ -146,12 +146,13 @@ fn write_back(settings: &Settings, reporter: &Reporter) -> u16 {
 }
 
 /// What is not as it should be with an open volume.
-fn warnings(opened: &Opened) -> Vec<String> {
+fn warnings(opened: &Opened, settings: &Settings) -> Vec<String> {
     let read_only = opened.volume.latched().map(|why| match why {
         Latched::Undecided(_) => format!("the device is read-only: {why} (--decide-unreadable gives such blocks up)"),
         _ => format!("the device is read-only: {why}"),
     });
-    opened.volume.warnings().iter().cloned().chain(read_only).collect()
+    let all = opened.volume.warnings().iter().cloned().chain(read_only);
+    all.map(|line| with_paths(&line, &settings.data, settings.meta.as_deref())).collect()
 }
 
 /// What whoever started us should know of the volume.
