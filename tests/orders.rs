@@ -1,4 +1,4 @@
-//! The orders of section 4, seen on the wire: a random workload under the eyes of [`Watch`], and the
+//! The orders of `docs/crash-safety.md`, seen on the wire: a random workload under the eyes of [`Watch`], and the
 //! requests that must cost nothing, one by one.
 
 use crate::sim::{

@@ -1,5 +1,5 @@
 //! A second pair of eyes on the wire: it sees every operation start and end, knows the format but not
-//! the library, and panics when an order of DESIGN section 4 is broken.
+//! the library, and panics when an order of `docs/crash-safety.md` is broken.
 
 use super::{
     Disk, SimStorage,
