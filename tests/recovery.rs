@@ -247,6 +247,28 @@ fn a_read_only_open_writes_nothing_and_finds_the_same() {
 }
 
 #[test]
+fn an_older_superblock_copy_is_made_equal_before_any_page_is_written() {
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    lab.checkpoint();
+    let [_, b] = SUPERBLOCKS;
+    let older = lab.peek(Device::Meta, b, 512);
+    lab.write(7, 1, 2);
+    lab.checkpoint();
+    lab.write(8, 1, 1);
+    lab.poke(Device::Meta, b, &older);
+    let io = lab.io.clone();
+    io.disk().trace = Some(Vec::new());
+    assert!(lab.reopened().unwrap().reads_as(8, 1));
+    let trace = io.disk().trace.take().unwrap();
+    let first = trace.iter().find_map(|(_, t)| match t {
+        Trace::WriteStart { device: Device::Meta, offset, .. } => Some(*offset),
+        _ => None,
+    });
+    assert_eq!(first, Some(b), "what the older copy names is intact as long as it does");
+}
+
+#[test]
 fn a_superblock_copy_that_cant_be_written_means_read_only() {
     for at in SUPERBLOCKS {
         let mut lab = lab();

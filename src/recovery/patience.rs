@@ -47,15 +47,13 @@ impl<S: Storage> Patience<S> {
         loop {
             let result;
             (result, buf) = self.within(attempt(buf)).await?;
-            match result {
-                Ok(()) => {
-                    self.succeeded();
-                    return Ok((Ok(()), buf));
-                }
-                Err(errno) => self.failed(io, error(errno)),
-            }
+            let Err(errno) = result else {
+                self.succeeded();
+                return Ok((Ok(()), buf));
+            };
+            let why = error(errno);
+            self.failed(io, why);
             if tries == READ_TRIES || !self.pause(io).await? {
-                let why = self.first.expect("a try has failed");
                 return self.give_up().map(|()| (Err(why), buf));
             }
             tries += 1;

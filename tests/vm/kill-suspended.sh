@@ -34,13 +34,12 @@ locked() {
 }
 locked || die 'nothing holds the lock'
 step 'recovery waits for them'
-ui recover -n "$id" --key-file $key & recovery=$!
-# It, or the daemon that it starts, has the disk open, and so has come to its lock.
-opened() { # (Processes that end meanwhile make find fail.)
-  gone $recovery && die 'recovery did not wait'
-  [ -n "$(find /proc/[0-9]*/fd -lname $data 2>/dev/null || true)" ]
+ui recover -n "$id" --key-file $key 2>/run/recovery & recovery=$!
+waits() {
+  gone $recovery && die "recovery did not wait: $(cat /run/recovery)"
+  grep -q "waiting for $data" /run/recovery
 }
-wait_for opened
+wait_for waits
 # A time in which nothing may happen: on a slow machine the test shows less, and fails no more for that. It is within the 30 s
 # for which a recovery waits.
 sleep 3

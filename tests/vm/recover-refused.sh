@@ -4,7 +4,8 @@
 format
 add
 mark_block "$disk" 5 before-the-daemon-died
-head -c 1M $data >/run/first-mib
+# Superblocks, and the first log record, which `format` wipes too.
+head -c 2M $data >/run/first-mib
 kill_daemon() { pid=$(daemon); kill -9 "$pid"; wait_for gone "$pid"; }
 kill_daemon
 step 'a request waits'
@@ -18,7 +19,7 @@ wait_for waits dd
 step 'another volume lies there by now'
 ui format --data $data --key-file $key --force >/dev/null
 refused 4 ui recover -n "$id"
-head -c 1M /run/first-mib | dd of=$data bs=1M conv=notrunc,fsync iflag=fullblock status=none
+head -c 2M /run/first-mib | dd of=$data bs=1M conv=notrunc,fsync iflag=fullblock status=none
 step 'the wrong key'
 ui keygen /run/another-key
 refused 2 ui recover -n "$id" --key-file /run/another-key

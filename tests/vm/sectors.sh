@@ -24,7 +24,7 @@ ui import --zero-rest --data $fine --meta $fine_meta --key-file $key /run/conten
 dd if=$fine_meta of=$data bs=1M conv=fsync status=none
 refused 4 ui add --data $fine --meta $data --key-file $key
 grep -q ' 512 .*/dev/vda.* 4096 ' /run/err || die 'without path and numbers'
-ui check --data $fine --meta $data --key-file $key
+refused 4 ui check --data $fine --meta $data --key-file $key
 step 'a file on a file system there'
 mkfs.ext4 -qF $data
 mkdir -p /mnt/t

@@ -174,7 +174,7 @@ linear lower /dev/vdb
 mkfs.ext4 -q /dev/mapper/lower
 mount /dev/mapper/lower /mnt/t
 data=/mnt/t/volume
-format --size 64M
+format --create --size 64M
 add
 leave filed
 ui recover -n "$id" --key-file $key

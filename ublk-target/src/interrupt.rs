@@ -36,9 +36,9 @@ struct Interrupt {
     signal: OnceLock<Signal>,
 }
 
-/// From here on SIGINT and SIGTERM end what runs in [`crate::offline`], and then the process. Before any other thread is started.
+/// From here on SIGINT, SIGTERM, SIGHUP and SIGQUIT end what runs in [`crate::offline`], and then the process. Before any other thread is started.
 pub fn watch() -> Outcome {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
     signals.thread_block().doing("can't block signals")?;
     let interrupt = WATCHED.get_or_init(Interrupt::default);
     let (ready, started) = mpsc::channel();

@@ -81,8 +81,16 @@ pub fn run(args: &Args) -> Outcome {
         if input.has_more().doing(&what)? {
             return Err(half_done(wanted.too_large(size + 1)));
         }
-        if input.file_size.is_none() {
-            wanted.accept(input.ended.unwrap_or(size)).map_err(half_done)?;
+        match input.file_size {
+            None => wanted.accept(input.ended.unwrap_or(size)).map_err(half_done)?,
+            Some(before) => {
+                // What was cut off meanwhile has been taken for a hole, what was added not at all.
+                let now = input.file.metadata().doing(&what)?.len();
+                if now != before {
+                    let what = format_args!("had {before} bytes and has {now} by now: it changed while it was read");
+                    return Err(half_done(wanted.refused(what)));
+                }
+            }
         }
         Ok(volume.flush(&io, &mut lanes[0].slot).await?)
     })?;

@@ -57,7 +57,10 @@ pub fn run(args: &Args, offline: &Offline, key: &MasterKey) -> Outcome {
 }
 
 fn open(args: &Args, offline: &Offline, key: &MasterKey, unread_log: UnreadLog) -> Outcome<Volume> {
-    offline.open_volume(key, Opening { unread_log, ..Opening::new(Access::ReadOnly, args.expected.uuid) })
+    offline.open_volume(
+        key,
+        Opening { unread_log, without_kept: true, ..Opening::new(Access::ReadOnly, args.expected.uuid) },
+    )
 }
 
 /// Bad blocks have been told one by one, and the exit code says no more.

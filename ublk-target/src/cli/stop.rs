@@ -9,6 +9,7 @@ use crate::{
     failure::{Exit, Failure, Outcome},
     ublk,
 };
+use nix::unistd::getppid;
 use std::{
     io::{self, Write},
     os::unix::process::CommandExt,
@@ -68,7 +69,12 @@ pub fn stop(number: u32, when: When) -> Outcome {
         When::Left => {
             let mut told = false;
             let begun = Instant::now();
+            let starter = getppid();
             stop_when(number, || {
+                // Its device is another's by now, or may be soon: what it asked for was for its own.
+                if getppid() != starter {
+                    return false;
+                }
                 if !told && begun.elapsed() >= PASSING {
                     told = true;
                     // Whoever started us, or nobody.
@@ -83,12 +89,16 @@ pub fn stop(number: u32, when: When) -> Outcome {
 
 /// Stops it as soon as nobody uses it, or fails where somebody does and there is no more patience.
 fn stop_when(number: u32, mut has_patience: impl FnMut() -> bool) -> Outcome {
-    loop {
-        match try_stop(number) {
-            Err(failure) if failure.exit == Exit::Busy && has_patience() => thread::sleep(PAUSE),
-            done => return done,
+    let mut done = try_stop(number);
+    // Patience is asked for last before each try.
+    while done.as_ref().is_err_and(|failure| failure.exit == Exit::Busy) {
+        thread::sleep(PAUSE);
+        if !has_patience() {
+            break;
         }
+        done = try_stop(number);
     }
+    done
 }
 
 /// Where the kernel does not decide we look: between the look and the stop somebody may still come.
