@@ -18,7 +18,7 @@ grep -q ' 512 .*/dev/vda.* 4096 ' /run/err || die 'without path and numbers'
 refused 4 ui check --data $data --key-file $key
 refused 4 ui import --data $data --key-file $key /run/content
 [ "$(sha256sum <$data)" = "$before" ] || die 'something was written'
-step 'nor metadata that was put there, but to read'
+step 'nor metadata that was put there'
 ui format --data $fine --meta $fine_meta --key-file $key --block-size 512 --force
 ui import --zero-rest --data $fine --meta $fine_meta --key-file $key /run/content
 dd if=$fine_meta of=$data bs=1M conv=fsync status=none
@@ -29,7 +29,7 @@ step 'a file on a file system there'
 mkfs.ext4 -qF $data
 mkdir -p /mnt/t
 mount $data /mnt/t
-refused 1 ui format --data /mnt/t/volume --size 16M --key-file $key --block-size 512
+refused 1 ui format --data /mnt/t/volume --create --size 16M --key-file $key --block-size 512
 ui format --data /mnt/t/volume --create --size 16M --key-file $key
 ui check --data /mnt/t/volume --key-file $key
 umount /mnt/t
