@@ -2,15 +2,15 @@
 //! given is lost by that.
 
 use super::{
-    Rng, SimStorage, block_on,
+    Rng, SimStorage,
     disk::{BadRange, Faults},
     exec::block_on_steps,
     image::Superblock,
     oracle::Oracle,
-    world::compare,
+    world::{compare, compare_but},
 };
 use ublk_integrity::{
-    Access, BlockRange, Buf, Device, Errno, OpenOptions, ReadError, Volume,
+    Access, Device, Errno, OpenOptions, ReadError,
     open::{OpenError, open},
 };
 
@@ -68,7 +68,7 @@ pub fn open_sick(io: &SimStorage, options: &OpenOptions, rng: &mut Rng, oracle: 
         }
         Some(Err(e)) => panic!("a sick disk is no tampered one: {e}"),
         Some(Ok(volume)) => {
-            look(&volume, io, oracle);
+            compare_but(&volume, io, oracle, |e| matches!(e, ReadError::Device(_)));
             recuperate(io);
             compare(&volume, io, oracle);
             if access == Access::ReadOnly || volume.latched().is_some() {
@@ -78,23 +78,4 @@ pub fn open_sick(io: &SimStorage, options: &OpenOptions, rng: &mut Rng, oracle: 
         }
     }
     recuperate(io);
-}
-
-/// Reads each block: right, or an error of the device.
-fn look(volume: &Volume, io: &SimStorage, oracle: &mut Oracle) {
-    let mut slot = volume.slot(0);
-    let bs = volume.block_size();
-    let mut buf = Buf::new(bs);
-    let data_from = volume.info().data_device_bytes - volume.info().size;
-    for block in oracle.touched() {
-        let torn = io.disk().is_torn(Device::Data, data_from + block.0 * bs as u64);
-        let (result, b) = block_on(io, volume.read(io, &mut slot, BlockRange::new(block, 1), buf));
-        buf = b;
-        match result {
-            Ok(()) => oracle.settle(block, Some(&buf[..bs]), torn),
-            Err(ReadError::Mismatch { .. }) => oracle.settle(block, None, torn),
-            Err(ReadError::Device(_)) => {}
-            Err(e) => panic!("block {block} of a sick disk: {e}"),
-        }
-    }
 }
