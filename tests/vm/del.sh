@@ -33,3 +33,22 @@ ui add --data /dev/vdc --key-file $key
 [ "$(ui list --json | jq length)" = 2 ] || die 'not two in the list'
 ui del -a
 [ "$(ui list --json)" = '[]' ] || die 'some are left'
+step 'a daemon that is killed between adding its device and writing its state down leaves one that the next command takes away'
+(flock 9; : >/run/locked; exec sleep 1d) 9>/run/ublk-integrity/0.lock & holder=$!
+wait_for test -e /run/locked
+for next in add 'del -a'; do
+  ui add --data $data --key-file $key --number 0 --foreground 2>/run/err & pid=$!
+  wait_for test -e /dev/ublkc0
+  kill -9 $pid
+  wait $pid || true
+  [ -e /dev/ublkc0 ] || die 'the test shows nothing'
+  [ "$(ui list --json)" = '[]' ] || die 'its state is written'
+  # The kernel lets go of a killed process' disk a little later.
+  wait_for check_clean
+  if [ "$next" = add ]; then add --number 1; remove; else ui del -a; fi
+  wait_for test ! -e /dev/ublkc0
+done
+kill $holder
+wait $holder || true
+left=$(find /run/ublk-integrity -name 'added-*')
+[ -z "$left" ] || die "left: $left"

@@ -2,7 +2,7 @@
 
 use super::stop::{self, When};
 use crate::{
-    daemon::state::State,
+    daemon::{clear_stillborn, state::State},
     device::{Backings, stack, users},
     failure::{Context, Exit, Failure, Outcome},
     kept, output,
@@ -30,6 +30,7 @@ pub struct Args {
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn run(args: &Args) -> Outcome {
+    clear_stillborn();
     let states = match args.number {
         Some(number) => vec![State::load(number)?],
         None => stack::top_down(State::all()),

@@ -8,6 +8,7 @@
 //!     ─> last checkpoint ─> device deleted ─> state removed ─> locks released by exit
 //! ```
 
+mod birth;
 pub mod client;
 mod control;
 mod endings;
@@ -33,6 +34,7 @@ use crate::{
     ublk::{BlockShift, Device, Shared},
     wait,
 };
+pub use birth::clear_stillborn;
 pub use endings::abort_on_panic;
 use endings::block_signals;
 use launch::Reporter;

@@ -1,7 +1,9 @@
 //! From an open volume to a device that is served until it is stopped.
 
 use super::{
-    Origin, control,
+    Origin,
+    birth::{Birth, clear_stillborn},
+    control,
     endings::{Watchdog, stop_on_signals},
     launch::Reporter,
     memory_budget::memory_line,
@@ -81,6 +83,8 @@ pub(super) fn serve_device(
     let origin = what.origin;
     let mark = what.mark()?;
     let shape = what.shape(mark);
+    clear_stillborn();
+    let birth = mark.filter(|_| matches!(origin, Origin::New(_))).map(Birth::announce).transpose()?;
     let adding = Watchdog::start("ADD_DEV", reporter, || {});
     let device = match origin {
         Origin::New(_) => Device::add(shape)?,
@@ -94,6 +98,7 @@ pub(super) fn serve_device(
     }
     let state = what.state(device.number(), mark);
     let own_state = state.clone().publish()?;
+    birth.into_iter().for_each(Birth::registered);
     match start_and_serve(&device, origin, state, backings, shared, reporter, signals) {
         Ok(()) => Ok((device, own_state)),
         Err(failure) => {

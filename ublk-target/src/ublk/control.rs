@@ -303,6 +303,24 @@ pub fn delete(number: u32) {
     delete_stopped(number);
 }
 
+/// Deletes the device that bears this mark, if there is one, which must never have been started.
+pub fn delete_marked(mark: Mark) -> io::Result<()> {
+    let entries = fs::read_dir("/sys/class/ublk-char").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("ublkc")?.parse().ok());
+    for number in numbers {
+        match command::info(number) {
+            Ok(info) if info.mark == mark.0 => {
+                delete_stopped(number);
+                return Ok(());
+            }
+            Ok(_) => {}
+            Err(_) if !exists(number) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 /// libublk's file goes first: as long as there is the device the number is nobody else's.
 fn delete_stopped(number: u32) {
     let _ = fs::remove_file(run_file(number));

@@ -2,6 +2,7 @@
 
 use crate::{failure::Outcome, offline::random};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use std::{fmt, num::ParseIntError, str::FromStr};
 
 /// Random bits that the kernel keeps for whoever makes a device, as long as the device lives (`ublksrv_flags`): it shows them
 /// to whoever asks, and nobody can change them. So a device that bears them is the one that we have made, though its number
@@ -17,16 +18,30 @@ impl Mark {
 }
 
 /// As text: programs that read JSON lose bits of large numbers.
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for Mark {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
 impl Serialize for Mark {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&format!("{:016x}", self.0))
+        to.collect_str(self)
     }
 }
 
 impl<'de> Deserialize<'de> for Mark {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
-        u64::from_str_radix(&text, 16).map(Self).map_err(|_| D::Error::custom(format_args!("{text} is no mark")))
+        text.parse().map_err(|_| D::Error::custom(format_args!("{text} is no mark")))
     }
 }
 

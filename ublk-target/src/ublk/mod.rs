@@ -10,8 +10,8 @@ mod run_folder;
 mod transfer;
 
 pub use control::{
-    Device, Shape, Whose, block_path, delete, exists, kernel_state, need_driver, shares_queues, stop, stop_unused,
-    whose,
+    Device, Shape, Whose, block_path, delete, delete_marked, exists, kernel_state, need_driver, shares_queues, stop,
+    stop_unused, whose,
 };
 pub use mark::Mark;
 pub use queue::Shared;
