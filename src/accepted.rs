@@ -11,7 +11,7 @@
 //! An accepted write waits for what any write waits for, never for a flush: no circle.
 
 use crate::{
-    BlockRange, Buf, Latched, RecordNumber, Slot, Storage, Volume, WriteError,
+    BlockRange, Buf, Io, Latched, RecordNumber, Slot, Volume, WriteError,
     ranges::{Mode, RangeGuard},
     sync::{AtomicU64, AtomicUsize, Mutex, Ordering},
 };
@@ -187,7 +187,7 @@ impl Volume {
 
     /// Writes what `slot` has accepted, from the front of `buf`. Once it is in place, `forget` lets go of what was kept of
     /// it. If that fails the volume is latched.
-    pub async fn write_accepted<S: Storage>(
+    pub async fn write_accepted<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,

@@ -1,7 +1,7 @@
 //! Verifying every block: returns a report, prints nothing.
 
 use crate::{
-    BadReason, BlockIndex, BlockRange, Buf, ReadError, Slot, Storage, Volume,
+    BadReason, BlockIndex, BlockRange, Buf, Io, ReadError, Slot, Volume,
     format::TAGS_PER_PAGE,
     tree::{CacheUse, Found, LoadError, Missing, Walk},
 };
@@ -64,7 +64,7 @@ impl CheckReport {
 
 /// Verifies all blocks of the volume; `progress` is called with the number of blocks done, and may end it there.
 /// Subtrees that read as zeros are passed over whole.
-pub async fn check<S: Storage>(
+pub async fn check<S: Io>(
     volume: &Volume,
     io: &S,
     slot: &mut Slot,
@@ -91,7 +91,7 @@ pub async fn check<S: Storage>(
 }
 
 /// Whether any block holds data, or can't be verified: where it is not so, all of the volume reads as zeros.
-pub async fn holds_data<S: Storage>(volume: &Volume, io: &S, slot: &mut Slot) -> bool {
+pub async fn holds_data<S: Io>(volume: &Volume, io: &S, slot: &mut Slot) -> bool {
     let mut buf = Buf::new(volume.max_request_bytes);
     let mut report = CheckReport::default();
     let most = (volume.max_request_bytes / volume.block_size()) as u64;
@@ -107,7 +107,7 @@ pub async fn holds_data<S: Storage>(volume: &Volume, io: &S, slot: &mut Slot) ->
     false
 }
 
-async fn check_part<S: Storage>(
+async fn check_part<S: Io>(
     volume: &Volume,
     io: &S,
     slot: &mut Slot,
@@ -139,7 +139,7 @@ async fn check_part<S: Storage>(
 impl Volume {
     /// The next run of blocks at or after `from` that may hold data; everything between reads as zeros.
     /// A run under damaged metadata counts as data: reading it tells what is wrong.
-    pub async fn next_data<S: Storage>(&self, io: &S, slot: &mut Slot, from: BlockIndex) -> Option<BlockRange> {
+    pub async fn next_data<S: Io>(&self, io: &S, slot: &mut Slot, from: BlockIndex) -> Option<BlockRange> {
         let mut at = from;
         if self.newer_from.is_some() && from.0 < self.blocks() {
             // What the tree says of a subtree may be older, too.
@@ -171,7 +171,7 @@ impl Volume {
         kept.into_iter().chain(live).min()
     }
 
-    async fn find_page<S: Storage>(&self, io: &S, slot: &mut Slot, block: BlockIndex) -> Result<Found, LoadError> {
+    async fn find_page<S: Io>(&self, io: &S, slot: &mut Slot, block: BlockIndex) -> Result<Found, LoadError> {
         let (leaf, _) = self.tree.layout.tag_page_of(block);
         let root = self.tree.root.load();
         match self.tree.walk(root, leaf.index, 0, &mut [], &mut CacheUse::default()) {

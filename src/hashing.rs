@@ -17,8 +17,8 @@
 //! so whoever waits for the group waits for hashing alone.
 
 use crate::{
-    AtEnd, BlockIndex, BlockRange, Buf, Slot, Storage, Volume, format::Tag, lanes::MAX_LANES, lookup::Into,
-    sync::Mutex, tag::Tagger,
+    BlockIndex, BlockRange, Buf, Io, Phase, Slot, Volume, format::Tag, lanes::MAX_LANES, lookup::Into, sync::Mutex,
+    tag::Tagger,
 };
 use arrayvec::ArrayVec;
 use std::{
@@ -229,7 +229,7 @@ fn tag_all<'w>(tagger: &Tagger, works: impl Iterator<Item = &'w mut Work>) {
 
 impl Volume {
     /// Makes the tags of `part`, which begins at `at` in `buf`.
-    pub(crate) async fn make_tags<S: Storage>(
+    pub(crate) async fn make_tags<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,
@@ -240,9 +240,9 @@ impl Volume {
     ) -> Buf {
         let count = part.count as usize;
         if !self.tagger.gains_by_more(count) {
-            io.end_of_turn(AtEnd::Tags).await;
+            io.batch_boundary(Phase::Hash).await;
         }
-        let alone = self.hash_threads.is_some() && count * self.block_size() >= WORTH && io.others_ready() > 0;
+        let alone = self.hash_threads.is_some() && count * self.block_size() >= WORTH && io.runnable() > 0;
         let together = alone || self.tagger.gains_by_company(count);
         let mut work = Work { first: part.first, buf, at, count, tags: slot.buf(into).lend() };
         match &slot.member {
@@ -253,18 +253,18 @@ impl Volume {
         work.buf
     }
 
-    fn tag_here<S: Storage>(&self, io: &S, work: &mut Work) {
+    fn tag_here<S: Io>(&self, io: &S, work: &mut Work) {
         tag_all(&self.tagger, once(work));
-        io.took_time();
+        io.charge();
     }
 
-    async fn tag_together<S: Storage>(&self, io: &S, member: &Member, work: Work, alone: bool) -> Work {
+    async fn tag_together<S: Io>(&self, io: &S, member: &Member, work: Work, alone: bool) -> Work {
         let Member { meeting, index } = member;
         let come = meeting.lock().come(*index, work, alone);
         match come {
             Ok(blocks) if !self.tagger.gains_by_more(blocks) => self.see_to(io, member),
             Ok(_) => {
-                io.end_of_turn(AtEnd::Tags).await;
+                io.batch_boundary(Phase::Hash).await;
                 self.see_to(io, member);
             }
             Err(mut work) => {
@@ -277,14 +277,14 @@ impl Volume {
 
     /// Unless it has been seen to: has another thread make the tags, if they are worth that, one waits and this one has more to
     /// do than this group; if not, makes them.
-    fn see_to<S: Storage>(&self, io: &S, Member { meeting, index }: &Member) {
+    fn see_to<S: Io>(&self, io: &S, Member { meeting, index }: &Member) {
         let works = meeting.lock().take_for(*index);
         if works.is_empty() {
             return;
         }
         let blocks: usize = works.iter().map(|(_, work)| work.count).sum();
         // Those of its own group are ready too, for what it is about to do.
-        let worth = blocks * self.block_size() >= WORTH && io.others_ready() >= works.len();
+        let worth = blocks * self.block_size() >= WORTH && io.runnable() >= works.len();
         let group = Group { meeting: Arc::clone(meeting), works };
         let job = HashJob { group, tagger: Arc::clone(&self.tagger) };
         let left = match &self.hash_threads {
@@ -293,7 +293,7 @@ impl Volume {
         };
         if let Some(job) = left {
             job.run();
-            io.took_time();
+            io.charge();
         }
     }
 }

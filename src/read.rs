@@ -1,7 +1,7 @@
 //! Reading: the data and whatever metadata is missing are fetched together, then everything is verified.
 
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, DeviceError, Errno, OnMismatch, PageName, ReadError, Slot, Storage, Volume,
+    BlockIndex, BlockRange, Buf, Device, DeviceError, Errno, Io, OnMismatch, PageName, ReadError, Slot, Volume,
     WriteError,
     format::{LOST_TAG, ZERO_TAG},
     keys::equal,
@@ -22,7 +22,7 @@ struct Verdict {
 impl Volume {
     /// Reads `range` into the front of `buf` and verifies every block. Fails with the first bad block
     /// unless the volume was opened to do otherwise.
-    pub async fn read<S: Storage>(
+    pub async fn read<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,
@@ -61,7 +61,7 @@ impl Volume {
         let mut buf = if made { self.make_tags(io, slot, Into::Old, range, buf, 0).await } else { buf };
         let verdict = self.verify(slot, range, &mut buf[..bytes], made);
         if !made && verdict.verified > 0 {
-            io.took_time();
+            io.charge();
         }
         match (verdict.first_bad, self.on_mismatch) {
             (None, _) | (_, OnMismatch::Zero) => (Ok(()), buf),
@@ -84,7 +84,7 @@ impl Volume {
     }
 
     /// Brings the data into `buf` and the tags into the slot. Returns the first damaged page met.
-    async fn fetch<S: Storage>(
+    async fn fetch<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,
@@ -155,13 +155,7 @@ impl Volume {
     }
 
     /// "Fix": what is on the medium is accepted and signed anew, through the ordinary write path.
-    async fn fix<S: Storage>(
-        &self,
-        io: &S,
-        slot: &mut Slot,
-        range: BlockRange,
-        buf: Buf,
-    ) -> (Result<(), ReadError>, Buf) {
+    async fn fix<S: Io>(&self, io: &S, slot: &mut Slot, range: BlockRange, buf: Buf) -> (Result<(), ReadError>, Buf) {
         let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
         let (result, mut buf) = self.fetch(io, slot, range, buf).await;
         if let Err(e) = result {

@@ -77,16 +77,6 @@ pub struct Geometry {
     pub logical_block: u32,
 }
 
-/// What is done for all requests of a thread at the end of its turn, in this order.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum AtEnd {
-    /// Tags are made, by who takes long for that perhaps in a later turn. Many gain by company: I/O that has ended and requests
-    /// that have come meanwhile are worth a look before.
-    Tags,
-    /// What has been logged is written.
-    Log,
-}
-
 /// A handle on the volume's devices, bound to one thread's ring.
 ///
 /// *Every operation starts when the method is called*, not when its future is first polled: to run
@@ -121,13 +111,4 @@ pub trait Storage {
     fn discard(&self, device: Device, offset: ByteOffset, len: u64) -> Self::Command;
     /// Waits; used only between bounded retries.
     fn sleep(&self, time: Duration) -> Self::Command;
-    /// Completes once the other requests of this thread that can go on have done so, or have for a while: whoever is about to
-    /// do something for all then takes along what they have to say. Never waits for I/O or for another thread.
-    fn end_of_turn(&self, what: AtEnd) -> impl Future<Output = ()>;
-    /// Says that the request has kept its thread busy for long, as hashing does: whoever lets requests take turns may look at
-    /// the clock.
-    fn took_time(&self) {}
-    /// How many other requests of this thread can go on now: where there are any, work that another thread could do is better
-    /// done there.
-    fn others_ready(&self) -> usize;
 }

@@ -2,7 +2,7 @@
 //! until a read of it succeeds. Only a volume that nothing is written to has any.
 
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, ReadError, Slot, Storage, Volume,
+    BlockIndex, BlockRange, Buf, Device, Io, ReadError, Slot, Volume,
     read::data_error,
     recovery::{BlockCandidates, judge},
     sync::{AtomicUsize, Mutex, Ordering},
@@ -50,7 +50,7 @@ impl Undecided {
 impl Volume {
     /// Reads each undecided block of a range, and chooses its tag by what is there. The caller holds the range
     /// exclusively, so that nobody looks for the tag meanwhile. Fails with the first that still can't be decided.
-    pub(crate) async fn decide<S: Storage>(
+    pub(crate) async fn decide<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,

@@ -4,7 +4,7 @@
 //! crash every block's content is one that the log or the tree can name.
 
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, Durability, Errno, Latched, Slot, Storage, Volume, WriteError,
+    BlockIndex, BlockRange, Buf, Device, Durability, Errno, Io, Latched, Slot, Volume, WriteError,
     format::{Tag, ZERO_TAG},
     log::{Appended, Change, Reserved},
     lookup::Into,
@@ -34,7 +34,7 @@ impl Volume {
 
     /// Writes `range` from the front of `buf`. [`Durable`](Durability::Durable): as if a [`flush`](Self::flush) of these blocks
     /// came with it, which waits for no other write.
-    pub async fn write<S: Storage>(
+    pub async fn write<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,
@@ -57,7 +57,7 @@ impl Volume {
     }
 
     /// The same for a range that the caller holds.
-    pub(crate) async fn write_held<S: Storage>(
+    pub(crate) async fn write_held<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,
@@ -84,7 +84,7 @@ impl Volume {
     }
 
     /// One log entry's worth of a write, from `at` in `buf`; the caller holds the range.
-    pub(crate) async fn write_part<S: Storage>(
+    pub(crate) async fn write_part<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,
@@ -132,7 +132,7 @@ impl Volume {
     /// A data write failed: what is on the medium now? Judged block by block under the range. Nothing of this appends to
     /// the log, so it can't wait for space. Nor does it see the request's buffer: what was to be written stays in it, for
     /// whoever keeps it.
-    async fn settle_failed<S: Storage>(
+    async fn settle_failed<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,
@@ -176,7 +176,7 @@ impl Volume {
     }
 
     /// A block as it is on the medium, to the front of `buf`.
-    async fn read_back<S: Storage>(&self, io: &S, block: BlockIndex, mut buf: Buf) -> (Result<(), Errno>, Buf) {
+    async fn read_back<S: Io>(&self, io: &S, block: BlockIndex, mut buf: Buf) -> (Result<(), Errno>, Buf) {
         let mut result = Err(Errno::EIO);
         for attempt in 0..READ_BACK_TRIES {
             if attempt > 0 {
@@ -192,7 +192,7 @@ impl Volume {
     }
 
     /// Makes `range` read as zeros (discard and write-zeroes). `discard`: tell the data device too.
-    pub async fn zero<S: Storage>(
+    pub async fn zero<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,
@@ -224,7 +224,7 @@ impl Volume {
     }
 
     /// Makes every write that completed before durable.
-    pub async fn flush<S: Storage>(&self, io: &S, slot: &mut Slot) -> Result<(), WriteError> {
+    pub async fn flush<S: Io>(&self, io: &S, slot: &mut Slot) -> Result<(), WriteError> {
         self.counters[slot.queue].flushes.add(1);
         match self.access {
             // Nothing was written, so there is nothing to make durable.

@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, CounterValues, Device, Durability, Errno, Geometry, HintReceiver,
-    OpenOptions, Storage, hints,
+    BlockIndex, BlockRange, Buf, ByteOffset, CounterValues, Device, Durability, Errno, Geometry, HintReceiver,
+    OpenOptions, Scheduler, Storage, hints,
 };
 
 /// What became of the thread that brings pages.
@@ -54,10 +54,10 @@ impl Storage for NeverAnswers {
     fn sleep(&self, _: Duration) -> Self::Command {
         ready(Ok(()))
     }
-    fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {
-        ready(())
-    }
-    fn others_ready(&self) -> usize {
+}
+
+impl Scheduler for NeverAnswers {
+    fn runnable(&self) -> usize {
         usize::MAX
     }
 }

@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
-    MasterKey, OpenOptions, Slot, Storage, TagAlgorithm, Volume,
+    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
+    MasterKey, OpenOptions, Phase, Scheduler, Slot, Storage, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     hints,
     open::open,
@@ -96,10 +96,13 @@ impl Storage for Memory {
     fn sleep(&self, _: Duration) -> Self::Command {
         soon(Ok(()))
     }
-    fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {
+}
+
+impl Scheduler for Memory {
+    fn batch_boundary(&self, _: Phase) -> impl Future<Output = ()> {
         soon(())
     }
-    fn others_ready(&self) -> usize {
+    fn runnable(&self) -> usize {
         usize::MAX
     }
 }

@@ -8,7 +8,7 @@ use super::{
     state::{State, UnderWay, Waiting, WorkerWaits},
 };
 use crate::{
-    AtEnd, Buf, ByteOffset, Device, DeviceError, Durability, Latched, RecordNumber, Seq, Storage,
+    Buf, ByteOffset, Device, DeviceError, Durability, Io, Latched, Phase, RecordNumber, Seq, Storage,
     format::{RecordBuilder, RecordHead},
 };
 use std::{
@@ -35,11 +35,11 @@ type Next = [Option<Waker>; 2];
 
 impl Log {
     /// Waits until the record of a change is durable, writing it ourselves where nobody does.
-    pub(crate) async fn commit<S: Storage>(&self, io: &S, change: &Appended<'_>) -> Result<(), Latched> {
+    pub(crate) async fn commit<S: Io>(&self, io: &S, change: &Appended<'_>) -> Result<(), Latched> {
         let mut looks = change.sees_to_all;
         if looks {
             // One record for all that this thread has to log.
-            io.end_of_turn(AtEnd::Log).await;
+            io.batch_boundary(Phase::Commit).await;
         }
         loop {
             let turn = poll_fn(|cx| match self.turn(change, std::mem::take(&mut looks), cx.waker()) {

@@ -2,8 +2,8 @@
 
 use super::{TagBench, median};
 use crate::{
-    Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey,
-    OpenOptions, Slot, Storage, TagAlgorithm, Volume,
+    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OpenOptions,
+    Scheduler, Slot, Storage, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     open::open,
 };
@@ -54,13 +54,9 @@ impl Storage for MemoryDisk {
     fn sleep(&self, _: Duration) -> Self::Command {
         ready(Ok(()))
     }
-    fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {
-        ready(())
-    }
-    fn others_ready(&self) -> usize {
-        0
-    }
 }
+
+impl Scheduler for MemoryDisk {}
 
 /// Runs what never has to wait.
 fn run<T>(future: impl Future<Output = T>) -> T {

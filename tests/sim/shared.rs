@@ -20,8 +20,8 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Access, AtEnd, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey,
-    OpenOptions, Storage, TagAlgorithm, Volume, WriteError,
+    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OpenOptions,
+    Phase, Storage, TagAlgorithm, Volume, WriteError,
     create::{FormatOptions, format},
     open::open,
 };
@@ -96,10 +96,13 @@ impl Storage for Memory {
     fn sleep(&self, time: Duration) -> Self::Command {
         Soon((time < Duration::from_secs(1)).then_some(Ok(())), false)
     }
-    fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {
+}
+
+impl Scheduler for Memory {
+    fn batch_boundary(&self, _: Phase) -> impl Future<Output = ()> {
         soon(())
     }
-    fn others_ready(&self) -> usize {
+    fn runnable(&self) -> usize {
         usize::MAX
     }
 }

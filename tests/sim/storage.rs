@@ -13,7 +13,7 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use ublk_integrity::{AtEnd, Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
+use ublk_integrity::{Buf, ByteOffset, Device, Durability, Errno, Geometry, Phase, Scheduler, Storage};
 
 /// A handle on the disks; clones share them.
 #[derive(Clone)]
@@ -124,11 +124,14 @@ impl Storage for SimStorage {
         let until = self.disk().now + time;
         Command(self.start(Device::Data, 0, Kind::Sleep(until), None))
     }
+}
+
+impl Scheduler for SimStorage {
     /// Others may run before, as the executor likes.
-    fn end_of_turn(&self, _: AtEnd) -> impl Future<Output = ()> {
+    fn batch_boundary(&self, _: Phase) -> impl Future<Output = ()> {
         yield_now()
     }
-    fn others_ready(&self) -> usize {
+    fn runnable(&self) -> usize {
         self.disk().rng.below(8) as usize
     }
 }

@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
 };
-use ublk_integrity::AtEnd;
+use ublk_integrity::Phase;
 
 /// What wakers share with the owner.
 struct Ready {
@@ -93,14 +93,14 @@ impl Turn {
 
     /// Completes when the executor next [ends the turn](Executor::end_turn), or, where others take long to make tags before, a
     /// later one.
-    pub fn end(&self, what: AtEnd) -> impl Future<Output = ()> {
+    pub fn end(&self, what: Phase) -> impl Future<Output = ()> {
         let waiting = self.waiting_for(what);
         let mut waits = false;
         poll_fn(move |cx| {
             let task = self.task.get();
             if !std::mem::replace(&mut waits, true) {
                 waiting.insert(task);
-                self.gains.set(self.gains.get() || what == AtEnd::Tags);
+                self.gains.set(self.gains.get() || what == Phase::Hash);
             }
             // A task may be woken for something else meanwhile.
             if !waiting.contains(task) {
@@ -124,15 +124,15 @@ impl Turn {
         self.took_time.take()
     }
 
-    fn waiting_for(&self, what: AtEnd) -> &TaskSet {
+    fn waiting_for(&self, what: Phase) -> &TaskSet {
         match what {
-            AtEnd::Tags => &self.waiting[0],
-            AtEnd::Log => &self.waiting[1],
+            Phase::Hash => &self.waiting[0],
+            Phase::Commit => &self.waiting[1],
         }
     }
 
     /// Those who wait for this may run, and are in `into`.
-    fn release(&self, what: AtEnd, into: &TaskSet) {
+    fn release(&self, what: Phase, into: &TaskSet) {
         self.waiting_for(what).move_to(into);
         self.inner.borrow_mut().drain(..).for_each(Waker::wake);
     }
@@ -240,10 +240,10 @@ impl<'a> Executor<'a> {
     /// end, before which the owner must not sleep.
     pub fn end_turn(&self, enough: impl Fn() -> bool) {
         if !self.has_tags_to_make() {
-            self.turn.release(AtEnd::Tags, &self.hashing);
+            self.turn.release(Phase::Hash, &self.hashing);
         }
         self.run_of(&self.hashing, enough);
-        self.turn.release(AtEnd::Log, &self.logging);
+        self.turn.release(Phase::Commit, &self.logging);
         self.run_of(&self.logging, || false);
     }
 
@@ -251,7 +251,7 @@ impl<'a> Executor<'a> {
         let task = &self.tasks[index];
         self.turn.task.set(index);
         self.turn.own_waker.set(task.waker.data());
-        let others = [&self.round, &self.hashing, &self.logging, self.turn.waiting_for(AtEnd::Tags)].map(TaskSet::len);
+        let others = [&self.round, &self.hashing, &self.logging, self.turn.waiting_for(Phase::Hash)].map(TaskSet::len);
         self.turn.others_ready.set(others.iter().sum());
         let mut slot = task.future.borrow_mut();
         let Some(future) = slot.as_mut() else { return };
@@ -263,7 +263,7 @@ impl<'a> Executor<'a> {
 
     /// Whether some wait for the end of the turn who gain by more company.
     pub fn gains_by_company(&self) -> bool {
-        self.turn.gains.get() && self.turn.waiting_for(AtEnd::Tags).len() > 0
+        self.turn.gains.get() && self.turn.waiting_for(Phase::Hash).len() > 0
     }
 
     /// Whether some are left that could not make their tags in the turn before: it takes them long.
@@ -369,7 +369,7 @@ mod tests {
         let mut exec = Executor::new(4, &bell, &turn);
         exec.spawn(async {
             say(0);
-            turn.end(AtEnd::Tags).await;
+            turn.end(Phase::Hash).await;
             say(4);
         });
         (1..4).for_each(|n| exec.spawn(async move { say(n) }));
@@ -392,7 +392,7 @@ mod tests {
             exec.spawn(async move {
                 seen.borrow_mut().push(turn.others_ready());
                 if ends {
-                    turn.end(AtEnd::Tags).await;
+                    turn.end(Phase::Hash).await;
                     seen.borrow_mut().push(turn.others_ready());
                 }
             });
@@ -410,15 +410,15 @@ mod tests {
         let say = |what| done.borrow_mut().push(what);
         let mut exec = Executor::new(2, &bell, &turn);
         exec.spawn(async {
-            turn.end(AtEnd::Log).await;
+            turn.end(Phase::Commit).await;
             say("log of the first");
-            turn.end(AtEnd::Tags).await;
+            turn.end(Phase::Hash).await;
             say("its tags");
         });
         exec.spawn(async {
-            turn.end(AtEnd::Tags).await;
+            turn.end(Phase::Hash).await;
             say("tags");
-            turn.end(AtEnd::Log).await;
+            turn.end(Phase::Commit).await;
             say("log");
         });
         exec.run_ready();
@@ -438,13 +438,13 @@ mod tests {
             let (turn, say) = (&turn, &say);
             exec.spawn(async move {
                 for _ in 0..2 {
-                    turn.end(AtEnd::Tags).await;
+                    turn.end(Phase::Hash).await;
                     say(n);
                 }
             });
         }
         exec.spawn(async {
-            turn.end(AtEnd::Log).await;
+            turn.end(Phase::Commit).await;
             say(3);
         });
         exec.run_ready();
@@ -467,7 +467,7 @@ mod tests {
         exec.spawn(async {
             let own = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
             waker.replace(Some(own));
-            turn.end(AtEnd::Tags).await;
+            turn.end(Phase::Hash).await;
         });
         exec.run_ready();
         waker.take().unwrap().wake();
@@ -481,8 +481,8 @@ mod tests {
     fn company_is_welcome_while_tags_are_to_be_made() {
         let (bell, turn) = (doorbell(), Turn::new(2));
         let mut exec = Executor::new(2, &bell, &turn);
-        exec.spawn(turn.end(AtEnd::Log));
-        exec.spawn(turn.end(AtEnd::Tags));
+        exec.spawn(turn.end(Phase::Commit));
+        exec.spawn(turn.end(Phase::Hash));
         exec.run_until(|| true);
         assert!(!exec.gains_by_company(), "only the log waits");
         exec.run_ready();
@@ -495,7 +495,7 @@ mod tests {
     fn company_that_has_been_had_is_not_waited_for() {
         let (bell, turn) = (doorbell(), Turn::new(2));
         let mut exec = Executor::new(2, &bell, &turn);
-        exec.spawn(turn.end(AtEnd::Tags));
+        exec.spawn(turn.end(Phase::Hash));
         exec.spawn(async { turn.took_time() });
         exec.run_ready();
         assert!(!exec.gains_by_company() && !exec.may_sleep());
@@ -507,7 +507,7 @@ mod tests {
         const MANY: usize = 100;
         let (bell, turn) = (doorbell(), Turn::new(1));
         let mut exec = Executor::new(1, &bell, &turn);
-        exec.spawn(async { drop(join_all((0..MANY).map(|_| turn.end(AtEnd::Log))).await) });
+        exec.spawn(async { drop(join_all((0..MANY).map(|_| turn.end(Phase::Commit))).await) });
         exec.run_ready();
         exec.end_turn(|| false);
         exec.run_ready();
@@ -518,7 +518,7 @@ mod tests {
     fn an_executor_does_not_run_what_waited_in_one_before() {
         let (bell, turn) = (doorbell(), Turn::new(2));
         let mut before = Executor::new(2, &bell, &turn);
-        (0..2).for_each(|_| before.spawn(turn.end(AtEnd::Tags)));
+        (0..2).for_each(|_| before.spawn(turn.end(Phase::Hash)));
         before.run_ready();
         drop(before);
         let exec = Executor::new(1, &bell, &turn);
@@ -530,7 +530,7 @@ mod tests {
     fn nobody_sleeps_before_the_end_of_a_turn_that_is_waited_for() {
         let (bell, turn) = (doorbell(), Turn::new(1));
         let mut exec = Executor::new(1, &bell, &turn);
-        exec.spawn(turn.end(AtEnd::Tags));
+        exec.spawn(turn.end(Phase::Hash));
         exec.run_ready();
         assert!(!exec.has_ready() && !exec.may_sleep());
         exec.end_turn(|| false);
@@ -592,10 +592,10 @@ mod interleavings {
             // A wake may come while the turn is ended: who is woken then waits for the end of the next.
             stops.iter().for_each(|stop| {
                 exec.spawn(async {
-                    turn.end(AtEnd::Log).await;
+                    turn.end(Phase::Commit).await;
                     stop.wait().await;
                     // One of both is left for the turn after that.
-                    turn.end(AtEnd::Tags).await;
+                    turn.end(Phase::Hash).await;
                 });
             });
             drive(&exec, &bell);

@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use ublk_integrity::{AtEnd, Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
+use ublk_integrity::{Buf, ByteOffset, Device, Durability, Errno, Geometry, Phase, Scheduler, Storage};
 
 /// The backing devices as a ring knows them.
 #[derive(Clone, Copy, Debug)]
@@ -78,16 +78,16 @@ impl Storage for RingStorage {
     fn sleep(&self, time: Duration) -> Command {
         Command(self.ops.start(self.file(Device::Data), Work::Sleep(time)))
     }
+}
 
-    fn end_of_turn(&self, what: AtEnd) -> impl Future<Output = ()> {
-        self.ops.turn().end(what)
+impl Scheduler for RingStorage {
+    fn batch_boundary(&self, phase: Phase) -> impl Future<Output = ()> {
+        self.ops.turn().end(phase)
     }
-
-    fn took_time(&self) {
+    fn charge(&self) {
         self.ops.turn().took_time();
     }
-
-    fn others_ready(&self) -> usize {
+    fn runnable(&self) -> usize {
         self.ops.turn().others_ready()
     }
 }

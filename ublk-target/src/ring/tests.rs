@@ -13,7 +13,7 @@ use std::{
     task::Poll,
     time::{Duration, Instant},
 };
-use ublk_integrity::{AtEnd, Buf, ByteOffset, Device, Durability, Errno, Geometry, Storage};
+use ublk_integrity::{Buf, ByteOffset, Device, Durability, Errno, Geometry, Phase, Scheduler, Storage};
 
 const BLOCK: usize = 4096;
 const SIZE: u64 = 1 << 20;
@@ -49,12 +49,12 @@ fn what_is_expected_and_does_not_come_is_not_waited_for_long() {
 
 #[test]
 fn before_a_turn_ends_for_those_who_gain_by_company_what_others_wait_for_has_gone_out() {
-    for (what, gone_out) in [(AtEnd::Tags, true), (AtEnd::Log, false)] {
+    for (what, gone_out) in [(Phase::Hash, true), (Phase::Commit, false)] {
         with_file(|ring, files, _| {
             let io = &ring.storage(files);
             let request = |waits: bool| async move {
                 if waits {
-                    io.end_of_turn(what).await;
+                    io.batch_boundary(what).await;
                     assert_eq!(!ring.ops.has_started(), gone_out);
                 } else {
                     assert_eq!(io.sync(Device::Data).await, Ok(()));
@@ -70,14 +70,14 @@ fn before_tags_are_made_that_take_long_what_has_been_started_goes_out() {
     with_file(|ring, files, _| {
         let io = &ring.storage(files);
         let long = || async {
-            io.end_of_turn(AtEnd::Tags).await;
+            io.batch_boundary(Phase::Hash).await;
             assert!(!ring.ops.has_started());
             std::thread::sleep(2 * TURN);
-            io.took_time();
+            io.charge();
         };
         let short = async {
             // The first has made its tags. In the next turn, before the second does:
-            io.end_of_turn(AtEnd::Log).await;
+            io.batch_boundary(Phase::Commit).await;
             let mut woken = false;
             poll_fn(|cx| {
                 cx.waker().wake_by_ref();
