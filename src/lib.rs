@@ -34,71 +34,55 @@
 //!
 //! # Who waits for whom
 //!
-//! A request waits for its own I/O, for earlier requests whose range overlaps (`ranges.rs`), for the
-//! end of its thread's turn, for a thread that makes its tags (`hashing.rs`), for log space before it has logged anything, for the log write that
+//! A request waits for its own I/O, for earlier requests whose range overlaps (`request/range_lock.rs`), for the
+//! end of its thread's turn, for a thread that makes its tags (`request/hash_batch.rs`), for log space before it has logged anything, for the log write that
 //! carries its record, and for the sync it has joined; a flush also for writes that were answered before it and are not in
-//! place (`accepted.rs`), which wait for no flush. The checkpoint waits only for requests that
+//! place (`write_back.rs`), which wait for no flush. The checkpoint waits only for requests that
 //! have logged; those wait for I/O alone.
 //! So nothing waits in a circle, and nothing ever waits for a hint.
 //!
 //! The library has no thread, no ring and, but for [`speed`], no clock: it is async code over
 //! [`Storage`], so that the code which runs in production is the code that runs in the simulator.
-// Not `forbid`: the SHA instructions of x86 (`sha256/sha_ni.rs`) can't be had without.
+// Not `forbid`: the SHA instructions of x86 (`crypto/sha256/sha_ni.rs`) can't be had without.
 #![deny(unsafe_code)]
 
-mod accepted;
-mod apply;
-mod buf;
-mod cache;
-mod changes;
-pub mod check;
-mod checkpoint;
 mod counters;
-pub mod create;
+mod crypto;
 mod error;
 mod format;
-mod hashing;
-pub mod hints;
-mod keys;
-mod lanes;
+mod io;
+mod lifecycle;
 mod log;
-mod lookup;
-pub mod open;
-mod pending;
-mod prefetch;
-mod ranges;
-mod read;
-mod recovery;
-mod root;
-mod scheduler;
-mod sectors;
-mod sha256;
-mod slot;
+mod maintenance;
+mod metadata;
+mod request;
 pub mod speed;
-mod staged;
-mod storage;
-mod superblocks;
 mod sync;
-mod tag;
-mod tree;
-mod undecided;
 mod units;
 mod volume;
-mod write;
+mod write_back;
 
-pub use accepted::Accepted;
-pub use buf::{BUF_ALIGN, Buf, BufMark};
 pub use counters::CounterValues;
+pub use crypto::keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
 pub use error::{BadReason, DeviceError, Latched, PageName, ReadError, WriteError};
 pub use format::hex;
-pub use hashing::{HashJob, HashThreads};
-pub use hints::{Hint, HintReceiver, HintSender};
-pub use keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
+pub use io::{
+    buffer::{BUF_ALIGN, Buf, BufMark},
+    scheduler::{Io, Phase, Scheduler},
+    sectors::BelowSector,
+    storage::{Device, Durability, Errno, Geometry, Storage},
+};
+pub use lifecycle::{
+    create,
+    open::{self, Access, OpenOptions},
+};
 pub use log::Work;
-pub use open::{Access, OpenOptions};
-pub use scheduler::{Io, Phase, Scheduler};
-pub use sectors::BelowSector;
-pub use slot::Slot;
-pub use storage::{Device, Durability, Errno, Geometry, Storage};
+pub use maintenance::check;
+pub use metadata::hints::{self, Hint, HintReceiver, HintSender};
+pub use request::{
+    context::Slot,
+    hash_batch::{HashJob, HashThreads},
+};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
 pub use volume::{OnMismatch, Status, Volume, most_memory_bytes};
+pub use write_back::Accepted;

@@ -7,9 +7,8 @@ pub use memory::{MemorySpeed, measure as measure_in_memory};
 
 use crate::{
     BlockIndex, MasterKey, TagAlgorithm,
+    crypto::{keys::Keys, tagger::Tagger},
     format::{Layout, Tag, ZERO_TAG},
-    keys::Keys,
-    tag::Tagger,
 };
 use hmac::{Hmac, KeyInit, Mac as _};
 use serde::Serialize;

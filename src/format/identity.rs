@@ -1,7 +1,7 @@
 //! The identity block: binds a data device to its metadata.
 
 use super::Unknown;
-use crate::keys::{Digest, Keys, Mac};
+use crate::crypto::keys::{Digest, Keys, Mac};
 use sha2::{Digest as _, Sha256};
 use std::mem::offset_of;
 use zerocopy::{

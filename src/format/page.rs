@@ -3,9 +3,11 @@
 use super::{PAGE_BYTES, PageId, TAG_BYTES};
 use crate::{
     Epoch,
-    keys::Digest,
-    lanes::{self, Lanes},
-    sha256::Engine,
+    crypto::{
+        keys::Digest,
+        lanes::{self, Lanes},
+        sha256::Engine,
+    },
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian::U64};
 

@@ -3,7 +3,7 @@
 use super::{TAG_BYTES, Tag, Unknown};
 use crate::{
     BlockIndex, BlockRange, Buf, Epoch, RecordNumber, Seq,
-    keys::{Mac, MacKey},
+    crypto::keys::{Mac, MacKey},
 };
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout,
@@ -279,7 +279,7 @@ impl RecordBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::{Keys, MasterKey};
+    use crate::crypto::keys::{Keys, MasterKey};
 
     #[test]
     fn entries_come_back_and_damage_does_not() {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Epoch, RecordNumber,
-    keys::{Digest, Keys, Mac, TagAlgorithm},
+    crypto::keys::{Digest, Keys, Mac, TagAlgorithm},
 };
 use sha2::{Digest as _, Sha256};
 use std::mem::offset_of;
@@ -273,8 +273,11 @@ impl Superblock {
 mod tests {
     use super::*;
     use crate::{
-        format::{Label, Scrub, ScrubState, places::PageArea, places::Places},
-        keys::MasterKey,
+        crypto::keys::MasterKey,
+        format::{
+            Label, Scrub, ScrubState,
+            places::{PageArea, Places},
+        },
     };
     use proptest::{prelude::*, sample::subsequence};
 

@@ -3,8 +3,8 @@
 use super::waiters::Waiters;
 use crate::{
     Buf, Epoch, Latched, RecordNumber, Seq,
+    crypto::keys::MacKey,
     format::{Link, RecordBuilder},
-    keys::MacKey,
     sync::Mutex,
 };
 use std::{collections::VecDeque, task::Waker};

@@ -4,8 +4,10 @@ use super::{TagBench, median};
 use crate::{
     Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OpenOptions,
     Scheduler, Slot, Storage, TagAlgorithm, Volume,
-    create::{FormatOptions, format},
-    open::open,
+    lifecycle::{
+        create::{FormatOptions, format},
+        open::open,
+    },
 };
 use serde::Serialize;
 use std::{
@@ -96,7 +98,7 @@ impl Bench {
             uuid: [1; 16],
             separate_meta: false,
         };
-        let bytes = crate::create::plan(&options).expect("a possible volume").data_device_bytes;
+        let bytes = crate::lifecycle::create::plan(&options).expect("a possible volume").data_device_bytes;
         let disk = MemoryDisk(RefCell::new(vec![0; bytes as usize]));
         let key = MasterKey::new(&[0x5a; 32]).expect("32 bytes are enough");
         run(format(&disk, &key, &options)).expect("memory does not fail");

@@ -1,0 +1,6 @@
+//! What the engine runs on: devices, owned buffers, and the thread's scheduler.
+
+pub(crate) mod buffer;
+pub(crate) mod scheduler;
+pub(crate) mod sectors;
+pub(crate) mod storage;

@@ -1,0 +1,275 @@
+//! Making a volume: superblocks only, whatever its size.
+
+use crate::{
+    BelowSector, Buf, ByteOffset, Device, DeviceError, Durability, Epoch, MasterKey, RecordNumber, Storage,
+    crypto::keys::{Keys, TagAlgorithm},
+    format::{
+        Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, RawSuperblock, Superblock, TreeEntry, uuid_text,
+    },
+    io::sectors::{refuse_blocks_below_sector, refuse_records_below_sector},
+    lifecycle::superblocks::{Change, meta_error, publish},
+    request::read::data_error,
+};
+use serde::Serialize;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// What a new volume shall be.
+#[derive(Clone, Debug)]
+pub struct FormatOptions {
+    /// Unit of integrity in bytes: 512, 1024, 2048 or 4096.
+    pub block_size: u32,
+    /// Usable size in bytes; all that fits on the device(s) where `None`.
+    pub size: Option<u64>,
+    /// Size of the tag log in bytes; by the volume's size where `None`.
+    pub log_size: Option<u64>,
+    /// The tag algorithm.
+    pub tag: TagAlgorithm,
+    /// A fresh random (version 4) UUID.
+    pub uuid: [u8; 16],
+    /// Whether the metadata lives on a device of its own.
+    pub separate_meta: bool,
+}
+
+/// Sizes of a volume, for messages and for making backing files.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeInfo {
+    /// UUID in the usual text form.
+    pub uuid: String,
+    /// Unit of integrity in bytes.
+    pub block_size: u32,
+    /// Usable size in bytes.
+    pub size: u64,
+    /// The tag algorithm.
+    pub tag: TagAlgorithm,
+    /// Bytes used on the data device, payload and whatever metadata lies there.
+    pub data_device_bytes: u64,
+    /// Bytes used on the metadata device (equal to `data_device_bytes` where there is only one).
+    pub meta_device_bytes: u64,
+    /// Size of the tag log in bytes.
+    pub log_size: u64,
+    /// Bytes of all metadata together.
+    pub metadata_bytes: u64,
+    /// Whether the metadata lives on a device of its own.
+    pub separate_meta: bool,
+}
+
+/// Why a volume can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// Not one of the four sizes.
+    #[error("a block size of {0} bytes: must be 512, 1024, 2048 or 4096")]
+    BlockSize(u32),
+    /// The block is larger than what the device writes atomically.
+    #[error(
+        "block size {block} is larger than the {device} bytes that the data device writes atomically; use --block-size {device}"
+    )]
+    NotAtomic {
+        /// What was asked for.
+        block: u32,
+        /// The device's physical block size.
+        device: u32,
+    },
+    /// Writing one page would put its neighbour at risk.
+    #[error("the {device} writes {physical} bytes at a time; 4096 at most can be used safely")]
+    PhysicalBlock {
+        /// Which.
+        device: Device,
+        /// Its physical block size in bytes.
+        physical: u32,
+    },
+    /// The device transfers more than a block at least.
+    #[error("{0}: use --block-size {least}", least = .0.logical)]
+    BelowSector(#[from] BelowSector),
+    /// The device is too small.
+    #[error("the {device} has {have} bytes, the volume needs {need}")]
+    TooSmall {
+        /// Which.
+        device: crate::Device,
+        /// Its size in bytes.
+        have: u64,
+        /// The least it must have.
+        need: u64,
+    },
+    /// The usable size is not one a volume can have.
+    #[error("a volume of {got} bytes: must be a multiple of the block size, {block} bytes, from 1 MiB to 64 TiB")]
+    Size {
+        /// What was asked for.
+        got: u64,
+        /// The block size in bytes.
+        block: u32,
+    },
+    /// The log size is not possible.
+    #[error("a log of {got} bytes: must be a multiple of 4096 bytes, from {min} to {max}")]
+    LogSize {
+        /// What was asked for.
+        got: u64,
+        /// Least.
+        min: u64,
+        /// Most.
+        max: u64,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// By what a device that is a volume's can be told without a key, also where both superblocks are damaged: the offset, the
+/// bytes there, and what they begin.
+pub const SIGNATURES: [(u64, [u8; 8], &str); 4] = [
+    (0, *b"UBLKINTG", "superblock"),
+    (512 << 10, *b"UBLKINTG", "superblock"),
+    (0, *b"UBLKIDNT", "identity block"),
+    // The ring's start has a record once anything has been written.
+    (1 << 20, *b"UBLKILOG", "log record"),
+];
+
+impl VolumeInfo {
+    /// The sizes that the bytes of a superblock copy tell, if its checksum holds. Nothing of it is authenticated: good
+    /// for choosing defaults, and for nothing else. A copy lies at the front of the device that holds the metadata.
+    pub fn peek(superblock: &[u8]) -> Option<Self> {
+        let (raw, _) = RawSuperblock::read_from_prefix(superblock).ok()?;
+        raw.parse().ok().as_ref().map(Self::of)
+    }
+
+    pub(crate) fn layout(&self) -> Option<Layout> {
+        Layout::new(self.block_size, self.size, self.log_size, self.separate_meta).ok()
+    }
+    pub(crate) fn of(superblock: &Superblock) -> Self {
+        let l = &superblock.layout;
+        let shared = if l.separate_meta { 0 } else { l.size() };
+        Self {
+            uuid: uuid_text(&superblock.uuid),
+            block_size: l.block_size,
+            size: l.size(),
+            tag: superblock.tag,
+            data_device_bytes: l.data_device_bytes(),
+            meta_device_bytes: l.meta_device_bytes(),
+            log_size: l.log_size,
+            metadata_bytes: l.meta_device_bytes() - shared,
+            separate_meta: l.separate_meta,
+        }
+    }
+}
+
+impl FormatOptions {
+    fn layout(&self, data: u64, meta: u64) -> Result<Layout, FormatError> {
+        let meta_size = self.separate_meta.then_some(meta);
+        let Some(size) = self.size else {
+            // The smallest volume says how much is missing, or what else is wrong with the options.
+            let smallest = self.layout_of(1 << 20)?;
+            self.check_fits(&smallest, data, meta)?;
+            return Layout::largest(self.block_size, self.log_size, data, meta_size)
+                .ok_or(FormatError::Size { got: data, block: self.block_size });
+        };
+        let layout = self.layout_of(size)?;
+        self.check_fits(&layout, data, meta)?;
+        Ok(layout)
+    }
+
+    fn layout_of(&self, size: u64) -> Result<Layout, FormatError> {
+        let log = self.log_size.unwrap_or_else(|| Layout::default_log_size(size));
+        Layout::new(self.block_size, size, log, self.separate_meta).map_err(|e| match e {
+            LayoutError::BlockSize => FormatError::BlockSize(self.block_size),
+            LayoutError::Size => FormatError::Size { got: size, block: self.block_size },
+            LayoutError::Place(place) => unreachable!("the computed {place} can be"),
+            LayoutError::LogSize => FormatError::LogSize { got: log, min: MIN_LOG, max: MAX_LOG },
+        })
+    }
+
+    fn check_fits(&self, layout: &Layout, data: u64, meta: u64) -> Result<(), FormatError> {
+        for (device, have, need) in
+            [(Device::Data, data, layout.data_device_bytes()), (Device::Meta, meta, layout.meta_device_bytes())]
+        {
+            if have < need {
+                return Err(FormatError::TooSmall { device, have, need });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What [`format`] with these options will need, without touching a device: `data_device_bytes`
+/// and `meta_device_bytes` are the sizes to give to backing files. `options.size` must be set.
+pub fn plan(options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
+    let layout = options.layout_of(options.size.unwrap_or(0))?;
+    Ok(VolumeInfo::of(&first_superblock(options, layout, PAGE_BYTES as u32)))
+}
+
+/// The state of an empty volume: everything absent, nothing in the log.
+fn first_superblock(options: &FormatOptions, layout: Layout, physical_block: u32) -> Superblock {
+    Superblock {
+        uuid: options.uuid,
+        layout,
+        tag: options.tag,
+        physical_block,
+        epoch: Epoch(1),
+        root: TreeEntry::ABSENT,
+        log_begin: 0,
+        record_number: RecordNumber(1),
+        link: [0; 32],
+        open_id: [0; 32],
+        version2: None,
+    }
+}
+
+/// What [`format`] on these devices would make, or why it can't. Touches nothing.
+pub fn plan_on<S: Storage>(io: &S, options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
+    possible(io, options).map(|superblock| VolumeInfo::of(&superblock))
+}
+
+fn possible<S: Storage>(io: &S, options: &FormatOptions) -> Result<Superblock, FormatError> {
+    let (data, meta) = (io.geometry(Device::Data), io.geometry(Device::Meta));
+    let layout = options.layout(data.size, meta.size)?;
+    for (device, physical) in [(Device::Data, data.physical_block), (Device::Meta, meta.physical_block)] {
+        if physical > PAGE_BYTES as u32 {
+            return Err(FormatError::PhysicalBlock { device, physical });
+        }
+    }
+    let atomic = data.physical_block;
+    if options.block_size > atomic {
+        return Err(FormatError::NotAtomic { block: options.block_size, device: atomic });
+    }
+    refuse_blocks_below_sector(io, options.block_size)?;
+    let padding = meta.physical_block.max(512);
+    refuse_records_below_sector(io, padding)?;
+    Ok(first_superblock(options, layout, padding))
+}
+
+/// Writes the superblocks of a new, empty volume; destroys what was there. O(1).
+///
+/// The whole first MiB of each device is overwritten, so that no old superblock copy and no
+/// signature of another format survives in it.
+pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
+    let superblock = possible(io, options)?;
+    let keys = Keys::derive(key, &options.uuid);
+    wipe(io, Device::Meta).await?;
+    if options.separate_meta {
+        wipe(io, Device::Data).await?;
+        let identity = Identity { uuid: options.uuid, size: superblock.layout.size() }.seal(&keys);
+        write_page(io, Device::Data, Layout::identity_offset(), identity.as_bytes()).await?;
+    }
+    publish(io, &keys, Change::First(&superblock), Buf::new(PAGE_BYTES)).await.0?;
+    Ok(VolumeInfo::of(&superblock))
+}
+
+/// Zeroes the first MiB, durable: both old copies are gone before a new one is written.
+async fn wipe<S: Storage>(io: &S, device: Device) -> Result<(), DeviceError> {
+    let bytes = Layout::reserved_bytes() as usize;
+    let at = ByteOffset(0);
+    let (result, _) = io.write(device, at, Buf::new(bytes), 0..bytes, Durability::Durable).await;
+    result.map_err(|errno| error(device, at, bytes, errno))
+}
+
+async fn write_page<S: Storage>(io: &S, device: Device, at: ByteOffset, bytes: &[u8]) -> Result<(), DeviceError> {
+    let mut buf = Buf::new(PAGE_BYTES);
+    buf[..bytes.len()].copy_from_slice(bytes);
+    let (result, _) = io.write(device, at, buf, 0..PAGE_BYTES, Durability::Durable).await;
+    result.map_err(|errno| error(device, at, PAGE_BYTES, errno))
+}
+
+fn error(device: Device, at: ByteOffset, bytes: usize, errno: crate::Errno) -> DeviceError {
+    match device {
+        Device::Data => data_error("write", at, bytes, errno),
+        Device::Meta => meta_error("write", at, bytes, errno),
+    }
+}

@@ -1,0 +1,201 @@
+//! Following the chain of records.
+
+use super::{Candidates, ring::Ring};
+use crate::{
+    DeviceError, Epoch, RecordNumber, Seq, Storage,
+    crypto::keys::Keys,
+    format::{EntryReader, Link, RawRecord, RecordHead, Superblock},
+    lifecycle::open::{OpenError, UnreadLog},
+    log::{LogPoint, RECORDS_UNDER_WAY, next_position},
+};
+
+/// What looks like records of this log and proves to be none may be so many times the ring in all. A crash leaves the last
+/// two torn, and a volume that was formatted over may have left a ring full: records do not overlap. More than that was put
+/// there to be hashed.
+const MOST_FALSE_RINGS: u64 = 4;
+
+/// What the log says, and where it ends.
+pub(crate) struct Chain {
+    pub(crate) candidates: Candidates,
+    pub(crate) records: u64,
+    /// Where the next record goes, what its number is; the link is the one that a torn record there would need.
+    pub(crate) end: LogPoint,
+    /// A place of the ring that can't be read and where the chain does not go on: a warning.
+    pub(crate) unreadable: Option<DeviceError>,
+    pub(crate) unread: Option<Unread>,
+}
+
+/// Records that could not be read, of a log that is followed all the same.
+#[derive(Clone, Copy)]
+pub(crate) struct Unread {
+    pub(crate) why: DeviceError,
+    /// The first change that is logged behind all of them: what it says can't be older than what they say.
+    pub(crate) newer_from: Seq,
+}
+
+/// Follows the chain that the superblock begins. Refuses a log that goes on after the chain's end:
+/// then the superblock is older than the log, or a record in the middle is damaged.
+///
+/// It is never the case that a log ends where it can't be read: what can't be read may be the newest record, so the
+/// log is refused, or followed as `unread` says, with that told. What it says is added to `candidates`.
+pub(crate) async fn follow<S: Storage>(
+    io: &S,
+    superblock: &Superblock,
+    keys: &Keys,
+    unread: UnreadLog,
+    mut candidates: Candidates,
+) -> Result<Chain, OpenError> {
+    let mut walk = Walk {
+        ring: Ring::new(io, superblock),
+        superblock,
+        keys,
+        epoch: superblock.epoch,
+        end: LogPoint { position: superblock.log_begin, number: superblock.record_number, link: superblock.link },
+        false_bytes: 0,
+    };
+    let (mut records, mut missed) = (0, None);
+    loop {
+        match walk.next().await? {
+            Step::Record(head, entries, link, bytes) => {
+                let end = LogPoint { position: head.position + bytes, number: RecordNumber(head.number.0 + 1), link };
+                for entry in entries {
+                    let entry = entry?;
+                    if let (Some(Unread { newer_from, .. }), Some(seq)) = (&mut missed, entry.seq()) {
+                        *newer_from = seq.min(*newer_from);
+                    }
+                    candidates.add(entry);
+                }
+                (walk.epoch, walk.end) = (head.epoch, end);
+                records += 1;
+            }
+            Step::Unreadable(why) if unread == UnreadLog::Refuse => return Err(OpenError::LogUnreadable(why)),
+            Step::Unreadable(why) => {
+                missed = Some(Unread { why, newer_from: Seq(u64::MAX) });
+                if !walk.skip_unreadable().await? {
+                    break;
+                }
+            }
+            Step::End => break,
+        }
+    }
+    let number = walk.after_stranded().await?;
+    let unreadable = walk.ring.first_unreadable().filter(|_| missed.is_none());
+    let end = LogPoint { number, ..walk.end };
+    Ok(Chain { candidates, records, end, unreadable, unread: missed })
+}
+
+/// What is found where the chain would go on.
+enum Step<'a> {
+    /// The next record: head, entries, its MAC, and the bytes that it takes.
+    Record(RecordHead, EntryReader<'a>, Link, u64),
+    /// Nothing that belongs to the chain.
+    End,
+    /// It can't be told.
+    Unreadable(DeviceError),
+}
+
+struct Walk<'a, S: Storage> {
+    ring: Ring<'a, S>,
+    superblock: &'a Superblock,
+    keys: &'a Keys,
+    /// Of the last record.
+    epoch: Epoch,
+    end: LogPoint,
+    /// Bytes of false records that were hashed.
+    false_bytes: u64,
+}
+
+impl<S: Storage> Walk<'_, S> {
+    /// Where the lap that began with the live log ends.
+    fn lap_end(&self) -> u64 {
+        self.superblock.log_begin + self.ring.size()
+    }
+
+    async fn next(&mut self) -> Result<Step<'_>, OpenError> {
+        let (size, max_record) = (self.ring.size(), self.superblock.layout.max_record() as u64);
+        let position = next_position(self.end.position, size, max_record);
+        if self.end.position > self.lap_end() {
+            return Ok(Step::End);
+        }
+        let at = position % size;
+        self.ring.from(at).await?;
+        if let Some(why) = self.ring.unreadable(at..at + RawRecord::HEAD_BYTES) {
+            return Ok(Step::Unreadable(why));
+        }
+        let bytes = self.ring.from(at).await?;
+        let is_next = |head: &RecordHead| {
+            head.number == self.end.number && head.link == self.end.link && head.position == position
+        };
+        let Some(len) = RawRecord::claim(bytes).filter(|(head, _)| is_next(head)).map(|(_, len)| len as u64) else {
+            return Ok(Step::End);
+        };
+        if let Some(why) = self.ring.unreadable(at..at + len) {
+            return Ok(Step::Unreadable(why));
+        }
+        let epochs = self.epoch..=self.superblock.epoch.next();
+        let (physical_block, key) = (self.superblock.physical_block, self.keys.log());
+        let Some((head, entries, mac)) = RawRecord::verify(self.ring.from(at).await?, key) else {
+            return Ok(Step::End);
+        };
+        // A record of a later epoch than the one after the superblock's can't be: its predecessor's
+        // log space is only free once both copies name it.
+        if !epochs.contains(&head.epoch) {
+            return Err(OpenError::Tampered { what: "tag log" });
+        }
+        Ok(Step::Record(head, entries, mac, len.next_multiple_of(physical_block.into())))
+    }
+
+    /// Goes on at the next record of this life that can be read; `false` where there is none. Only for rescue: what the
+    /// records in between say is missed.
+    async fn skip_unreadable(&mut self) -> Result<bool, OpenError> {
+        let step = u64::from(self.superblock.physical_block);
+        let from = self.end.position + step;
+        for position in (from..self.lap_end()).step_by(step as usize) {
+            let Some(head) = self.record_at(position, self.end.number).await? else { continue };
+            if head.position == position && (self.epoch..=self.superblock.epoch.next()).contains(&head.epoch) {
+                self.end = LogPoint { position, number: head.number, link: head.link };
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Looks for records behind the end of the chain, where one is missing; returns the number to go on with.
+    ///
+    /// A crash may lose a record and leave one that was sent before the lost one was durable. Nothing hangs on the one that it
+    /// leaves, for the data that it speaks of was never sent. Any other refuses the log. The numbers go on after those left,
+    /// so that they can't be mistaken for records of the next life; and after those that may lie where nothing can be read.
+    async fn after_stranded(&mut self) -> Result<RecordNumber, OpenError> {
+        let expected = self.end.number;
+        let mut next = expected;
+        let step = self.superblock.physical_block as usize;
+        for position in (self.end.position..self.lap_end()).step_by(step) {
+            let Some(head) = self.record_at(position, expected).await? else { continue };
+            if head.number == expected || head.follows_durable(expected) {
+                return Err(OpenError::Tampered {
+                    what: "tag log (it holds a record newer than the superblock allows)",
+                });
+            }
+            next = next.max(RecordNumber(head.number.0 + 1));
+        }
+        if self.ring.first_unreadable().is_some() {
+            next = next.max(RecordNumber(expected.0 + RECORDS_UNDER_WAY as u64));
+        }
+        Ok(next)
+    }
+
+    /// The record at the place of `position`, if there is one with a number of at least `from`.
+    async fn record_at(&mut self, position: u64, from: RecordNumber) -> Result<Option<RecordHead>, OpenError> {
+        // No record is larger than these bytes, whatever its header claims: what is hashed here is bounded.
+        let bytes = self.ring.from(position % self.ring.size()).await?;
+        let Some((_, len)) = RawRecord::claim(bytes).filter(|(head, _)| head.number >= from) else { return Ok(None) };
+        let verified = RawRecord::verify(bytes, self.keys.log()).map(|(head, ..)| head);
+        if verified.is_none() {
+            self.false_bytes += len as u64;
+            if self.false_bytes > MOST_FALSE_RINGS * self.ring.size() {
+                return Err(OpenError::Tampered { what: "tag log (it is full of false records)" });
+            }
+        }
+        Ok(verified)
+    }
+}

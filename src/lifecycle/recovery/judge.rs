@@ -1,0 +1,97 @@
+//! The recovery table, row by row: which of its candidates a block's data proves.
+
+use super::candidates::{BlockCandidates, Oldest};
+use crate::{
+    BlockIndex, Seq, Storage,
+    crypto::tagger::Tagger,
+    format::{LOST_TAG, TAG_BYTES, Tag, ZERO_TAG},
+    metadata::tree::{CacheUse, Found, LoadError, Missing, PageBufs, Tree, Walk},
+};
+
+/// A row of the recovery table, see `docs/crash-safety.md`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Row {
+    /// One candidate only: settled without reading.
+    A,
+    /// The data proves the newest candidate.
+    B,
+    /// The data proves an older candidate: the newer writes never arrived.
+    C(Seq, Tag),
+    /// The data proves none and the oldest candidate is zeros: the data never arrived.
+    D,
+    /// The data proves none: corrupt, lost or rolled back.
+    E,
+}
+
+impl Row {
+    /// The block's tag from now on, and the number of the change that it is of. [`Seq`] 0: of none in the log.
+    pub(crate) fn choice(self, c: &BlockCandidates<'_>) -> (Seq, Tag) {
+        match self {
+            Row::A | Row::B | Row::E => (c.newest().seq, c.newest().tag),
+            Row::C(seq, tag) => (seq, tag),
+            Row::D => (Seq(0), ZERO_TAG),
+        }
+    }
+}
+
+/// Judges `data`, the block as it is on the medium. An error means that the page which holds the oldest candidate can't
+/// be had: what it might have proved is not decided without it.
+pub(crate) async fn judge<S: Storage>(
+    io: &S,
+    tree: &Tree,
+    tagger: &Tagger,
+    pages: &mut PageBufs,
+    c: &BlockCandidates<'_>,
+    data: &[u8],
+) -> Result<Row, LoadError> {
+    let proves = |tag: &Tag| tagger.proves(tag, c.block, data);
+    let mut newest_first = c.logged.iter().rev();
+    if newest_first.next().is_some_and(|newest| proves(&newest.tag)) {
+        return Ok(Row::B);
+    }
+    if let Some(older) = newest_first.find(|older| proves(&older.tag)) {
+        return Ok(Row::C(older.seq, older.tag));
+    }
+    let oldest = match c.oldest {
+        Oldest::Logged => return Ok(Row::E),
+        Oldest::Zeros => ZERO_TAG,
+        Oldest::Checkpointed => checkpointed(io, tree, pages, c.block).await?,
+    };
+    Ok(match oldest {
+        ZERO_TAG => Row::D,
+        tag if proves(&tag) => Row::C(Seq(0), tag),
+        _ => Row::E,
+    })
+}
+
+/// The tag of a block in the tree.
+async fn checkpointed<S: Storage>(
+    io: &S,
+    tree: &Tree,
+    pages: &mut PageBufs,
+    block: BlockIndex,
+) -> Result<Tag, LoadError> {
+    let (leaf, place) = tree.layout.tag_page_of(block);
+    let at = place * TAG_BYTES;
+    let mut tag = LOST_TAG;
+    let mut end = Found::Page;
+    match tree.walk(tree.root.load(), leaf.index, at, &mut tag, &mut CacheUse::default()) {
+        Walk::Found(found) => end = found,
+        Walk::Missing(page, entry) => {
+            let mut missing = Missing::new(leaf.index);
+            missing.add(leaf.index, page, entry);
+            let take = |_, found, bytes: &[u8]| {
+                end = found;
+                if found == Found::Page {
+                    tag.copy_from_slice(&bytes[at..at + TAG_BYTES]);
+                }
+            };
+            tree.load(io, pages, &missing, false, take).await?;
+        }
+    }
+    Ok(match end {
+        Found::Page => tag,
+        Found::Absent(_) => ZERO_TAG,
+        Found::Lost(_) => LOST_TAG,
+    })
+}

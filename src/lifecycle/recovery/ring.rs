@@ -1,0 +1,105 @@
+//! The ring as recovery reads it: once, from the live log's beginning on, a window at a time.
+//!
+//! What can't be read is told apart from what is there: nobody may take it for the end of the log.
+
+use super::patience::Patience;
+use crate::{
+    Buf, ByteOffset, Device, DeviceError, Storage,
+    format::{Layout, PAGE_BYTES, Superblock},
+    lifecycle::{open::OpenError, superblocks::meta_error},
+};
+use std::ops::Range;
+
+/// Bytes that are read at a time, and held.
+const WINDOW: usize = 1 << 20;
+
+/// A window on the ring; moves forward only.
+pub(super) struct Ring<'a, S: Storage> {
+    io: &'a S,
+    layout: Layout,
+    /// What can't be read is told apart in pieces of this many bytes: no record shares one with another.
+    piece: usize,
+    /// Place in the ring of the window's first byte, and how many bytes it holds.
+    at: u64,
+    held: usize,
+    window: Buf,
+    /// Places in the ring that can't be read, of the window.
+    unreadable: Vec<(Range<u64>, DeviceError)>,
+    /// The first of all.
+    first: Option<DeviceError>,
+    patience: Patience<S>,
+}
+
+impl<'a, S: Storage> Ring<'a, S> {
+    pub(super) fn new(io: &'a S, superblock: &Superblock) -> Self {
+        let layout = superblock.layout;
+        Self {
+            io,
+            layout,
+            piece: superblock.physical_block.max(io.geometry(Device::Meta).logical_block) as usize,
+            at: 0,
+            held: 0,
+            window: Buf::new(WINDOW.min(layout.log_size as usize)),
+            unreadable: Vec::new(),
+            first: None,
+            patience: Patience::new(),
+        }
+    }
+
+    /// Bytes of the ring.
+    pub(super) fn size(&self) -> u64 {
+        self.layout.log_size
+    }
+
+    /// The bytes from place `at` on that a record which begins there may have. What can't be read is zeros.
+    pub(super) async fn from(&mut self, at: u64) -> Result<&[u8], OpenError> {
+        let most = (self.layout.max_record() as u64).min(self.size() - at) as usize;
+        if at < self.at || at + most as u64 > self.at + self.held as u64 {
+            self.move_to(at).await?;
+        }
+        let begin = (at - self.at) as usize;
+        Ok(&self.window[begin..begin + most])
+    }
+
+    /// Why one of these bytes of the window can't be read, if so.
+    pub(super) fn unreadable(&self, bytes: Range<u64>) -> Option<DeviceError> {
+        let hit = |bad: &Range<u64>| bad.start < bytes.end && bytes.start < bad.end;
+        self.unreadable.iter().find(|(bad, _)| hit(bad)).map(|(_, why)| *why)
+    }
+
+    /// Why the first place that could not be read could not, if there was any.
+    pub(super) fn first_unreadable(&self) -> Option<DeviceError> {
+        self.first
+    }
+
+    async fn move_to(&mut self, at: u64) -> Result<(), OpenError> {
+        // On the border of a page, which every device can read from.
+        let at = at / PAGE_BYTES as u64 * PAGE_BYTES as u64;
+        let len = (self.window.len() as u64).min(self.size() - at) as usize;
+        (self.at, self.held) = (at, len);
+        self.unreadable.clear();
+        if self.read(0..len).await?.is_ok() {
+            return Ok(());
+        }
+        // One bad sector must not take its neighbours along.
+        for begin in (0..len).step_by(self.piece) {
+            let part = begin..(begin + self.piece).min(len);
+            if let Err(why) = self.read(part.clone()).await? {
+                self.window[part.clone()].fill(0);
+                self.unreadable.push((at + part.start as u64..at + part.end as u64, why));
+                self.first.get_or_insert(why);
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self, part: Range<usize>) -> Result<Result<(), DeviceError>, OpenError> {
+        let Self { io, layout, at, window, patience, .. } = self;
+        let offset = ByteOffset(layout.log_offset().0 + *at + part.start as u64);
+        let error = |errno| meta_error("read", offset, part.len(), errno);
+        let read = async |buf| io.read(Device::Meta, offset, buf, part.clone()).await;
+        let result;
+        (result, *window) = patience.tries(io, error, std::mem::replace(window, Buf::none()), read).await?;
+        Ok(result)
+    }
+}

@@ -1,0 +1,90 @@
+//! Blocks whose tag recovery could not choose, since the device could not read what would have told: each is an error
+//! until a read of it succeeds. Only a volume that nothing is written to has any.
+
+use crate::{
+    BlockIndex, BlockRange, Buf, Device, Io, ReadError, Slot, Volume,
+    lifecycle::recovery::{BlockCandidates, judge},
+    metadata::tree::LoadError,
+    request::read::data_error,
+    sync::{AtomicUsize, Mutex, Ordering},
+};
+use std::collections::BTreeMap;
+
+/// The candidates of each such block.
+pub(crate) struct Undecided {
+    blocks: Mutex<BTreeMap<BlockIndex, BlockCandidates<'static>>>,
+    /// How many there are: most volumes have none, and their reads take no lock for it.
+    left: AtomicUsize,
+}
+
+impl Undecided {
+    pub(crate) fn new(blocks: Vec<BlockCandidates<'static>>) -> Self {
+        let left = AtomicUsize::new(blocks.len());
+        Self { blocks: Mutex::new(blocks.into_iter().map(|c| (c.block, c)).collect()), left }
+    }
+
+    /// How many are left.
+    pub(crate) fn left(&self) -> usize {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// The first of them in a range.
+    pub(crate) fn first_in(&self, range: BlockRange) -> Option<BlockIndex> {
+        if self.left() == 0 {
+            return None;
+        }
+        self.blocks.lock().range(range.first..BlockIndex(range.end())).next().map(|(block, _)| *block)
+    }
+
+    fn take(&self, block: BlockIndex) -> Option<BlockCandidates<'static>> {
+        self.blocks.lock().remove(&block)
+    }
+    fn put_back(&self, c: BlockCandidates<'static>) {
+        self.blocks.lock().insert(c.block, c);
+    }
+    fn decided(&self) {
+        self.left.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Volume {
+    /// Reads each undecided block of a range, and chooses its tag by what is there. The caller holds the range
+    /// exclusively, so that nobody looks for the tag meanwhile. Fails with the first that still can't be decided.
+    pub(crate) async fn decide<S: Io>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        mut buf: Buf,
+    ) -> (Result<(), ReadError>, Buf) {
+        let bs = self.block_size();
+        while let Some(block) = self.undecided.first_in(range) {
+            let offset = self.tree.layout.block_offset(block);
+            let read;
+            (read, buf) = io.read(Device::Data, offset, buf, 0..bs).await;
+            if let Err(errno) = read {
+                return (Err(data_error("read", offset, bs, errno).into()), buf);
+            }
+            let Some(c) = self.undecided.take(block) else { continue };
+            match judge(io, &self.tree, &self.tagger, &mut slot.pages, &c, &buf[..bs]).await {
+                Ok(row) => {
+                    let (seq, tag) = row.choice(&c);
+                    self.pending[0].insert(block, seq, &tag);
+                    self.undecided.decided();
+                }
+                Err(e) => {
+                    self.undecided.put_back(c);
+                    return (Err(undecidable(block, e)), buf);
+                }
+            }
+        }
+        (Ok(()), buf)
+    }
+}
+
+fn undecidable(block: BlockIndex, why: LoadError) -> ReadError {
+    match why {
+        LoadError::Bad(page) => ReadError::BadPage { block, page: page.name() },
+        LoadError::Device(e) => e.into(),
+    }
+}

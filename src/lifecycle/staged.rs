@@ -1,0 +1,308 @@
+//! Opening a volume in stages, each a type of its own, so that none can be left out:
+//!
+//! ```text
+//!   two superblock copies ─ read, verified, devices compared ─> VerifiedVolume
+//!     ─ log followed ─> CrashedVolume ─ one tag chosen for each block ─> RecoveredVolume
+//!     ─ written down, or served from memory ─> Volume
+//! ```
+//!
+//! The superblocks are read once: whoever has the disk in hand could answer a second read with other copies.
+
+use crate::{
+    BlockIndex, Buf, ByteOffset, Device, DeviceError, Latched, MasterKey, Storage, Volume,
+    crypto::tagger::Tagger,
+    format::{Identity, PAGE_BYTES, Superblock, uuid_text},
+    io::sectors::{refuse_blocks_below_sector, refuse_pages_below_sector, refuse_records_below_sector},
+    lifecycle::{
+        create::VolumeInfo,
+        open::{Access, OpenError, OpenOptions, RecoveryReport, UnreadLog, are_exchanged, read_identity},
+        recovery::{BlockCandidates, Candidates, Settle, TooMuch, Unread, follow, undecided::Undecided},
+        superblocks::{Change, Newest, meta_error, publish, read_copies},
+    },
+    log::LogPoint,
+    metadata::{
+        page_cache::Cache,
+        pending::PendingSet,
+        root::Root,
+        tree::Tree,
+        tree_update::{Applied, Scratch, apply},
+    },
+    volume::{Parts, Unsaved},
+};
+use std::sync::Arc;
+
+/// A request takes at least one block of any size.
+const MAX_BLOCK_BYTES: usize = 4096;
+
+/// A volume whose newest superblock has been read and verified, on the devices that belong to it. Nothing has been written.
+pub struct VerifiedVolume {
+    newest: Newest,
+}
+
+/// One whose log has been followed: what each block may rightly be is known.
+struct CrashedVolume {
+    newest: Newest,
+    candidates: Candidates,
+    head: LogPoint,
+    unread: Option<Unread>,
+    report: RecoveryReport,
+    warnings: Vec<String>,
+}
+
+/// One of which recovery has chosen a tag for each block, but for those of which nothing can be said.
+struct RecoveredVolume {
+    newest: Newest,
+    head: LogPoint,
+    tree: Tree,
+    tagger: Arc<Tagger>,
+    set: PendingSet,
+    undecided: Vec<BlockCandidates<'static>>,
+    unread: Option<Unread>,
+    report: RecoveryReport,
+    warnings: Vec<String>,
+}
+
+impl VerifiedVolume {
+    /// Reads and verifies. To write, what an earlier life has written is made durable first.
+    pub async fn read<S: Storage>(io: &S, key: &MasterKey, options: &OpenOptions) -> Result<Self, OpenError> {
+        if options.max_request_bytes < MAX_BLOCK_BYTES {
+            let got = options.max_request_bytes;
+            return Err(OpenError::Options(format!(
+                "requests of {got} bytes are too small: at least {MAX_BLOCK_BYTES}"
+            )));
+        }
+        if options.unread_log != UnreadLog::Refuse && options.access == Access::ReadWrite {
+            return Err(OpenError::Options("a log that can't be read can be followed read-only alone".into()));
+        }
+        if options.access == Access::ReadWrite {
+            // What an earlier life has written and not synced is on the medium, or lost, from here on.
+            for device in [Device::Data, Device::Meta] {
+                let synced = io.sync(device).await;
+                synced.map_err(|errno| DeviceError { op: "sync", device, offset: ByteOffset(0), len: 0, errno })?;
+            }
+        }
+        refuse_pages_below_sector(io)?;
+        let newest = match read_copies(io).await?.newest(key) {
+            Err(OpenError::NotAVolume) => return Err(explain_no_superblock(io).await?),
+            other => other?,
+        };
+        if let Some(expected) = options.expected_uuid.filter(|expected| *expected != newest.superblock.uuid) {
+            let (expected, found) = (uuid_text(&expected), uuid_text(&newest.superblock.uuid));
+            return Err(OpenError::OtherVolume { expected, found });
+        }
+        refuse_version_2(&newest.superblock)?;
+        check_devices(io, &newest, options).await?;
+        Ok(Self { newest })
+    }
+
+    /// Sizes and identity.
+    pub fn info(&self) -> VolumeInfo {
+        VolumeInfo::of(&self.newest.superblock)
+    }
+
+    /// The id that was drawn when the volume was last opened for writing: 256 random bits, or that of its format.
+    pub fn last_opened(&self) -> &[u8; 32] {
+        &self.newest.superblock.open_id
+    }
+
+    /// Recovers from the log and opens.
+    pub async fn open<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<Volume, OpenError> {
+        self.follow_log(io, options).await?.recover(io, options).await?.open(io, options).await
+    }
+
+    async fn follow_log<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<CrashedVolume, OpenError> {
+        let Self { newest } = self;
+        let (available, own) = (options.max_memory_bytes, most_memory_bytes(&newest.superblock, options));
+        let left = available.checked_sub(own).ok_or(OpenError::Memory { needed: own, available })?;
+        let candidates = Candidates::within(left);
+        let chain = follow(io, &newest.superblock, &newest.keys, options.unread_log, candidates).await?;
+        let mut warnings = atomicity_warnings(io, &newest.superblock);
+        warnings.extend(chain.unreadable.map(|why| {
+            format!("a part of the tag log that holds nothing can't be read, writing may fail there: {why}")
+        }));
+        let report =
+            RecoveryReport { records: chain.records, superblock_repaired: newest.damaged, ..Default::default() };
+        let head = LogPoint { link: options.open_id, ..chain.end };
+        Ok(CrashedVolume { newest, candidates: chain.candidates, head, unread: chain.unread, report, warnings })
+    }
+}
+
+impl CrashedVolume {
+    async fn recover<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<RecoveredVolume, OpenError> {
+        let Self { newest, candidates, head, unread, mut report, warnings } = self;
+        let superblock = &newest.superblock;
+        let tagger = Arc::new(Tagger::new(&newest.keys, superblock.tag, &superblock.layout));
+        let cache = Cache::new(options.cache_bytes);
+        let tree = Tree { layout: superblock.layout, root: Root::new(superblock.root), cache };
+        let settling = candidates.into_set_and_blocks(&superblock.layout);
+        let (set, settling) = settling.map_err(|TooMuch { needed }| OpenError::Memory {
+            needed: most_memory_bytes(superblock, options).saturating_add(needed),
+            available: options.max_memory_bytes,
+        })?;
+        let settle = Settle::new(io, &tree, &tagger);
+        let undecided = settle.all(&settling, &set, options.unreadable_blocks, &mut report).await?;
+        Ok(RecoveredVolume { newest, head, tree, tagger, set, undecided, unread, report, warnings })
+    }
+}
+
+impl RecoveredVolume {
+    /// Writes down what recovery found and serves the volume; what must not or can't be written down is served from memory.
+    async fn open<S: Storage>(mut self, io: &S, options: &OpenOptions) -> Result<Volume, OpenError> {
+        // No decision without evidence becomes durable.
+        let first = self.undecided.first().map(|c| Latched::Undecided(c.block));
+        let mut why = self.unread.map(|unread| Latched::Device(unread.why)).or(first);
+        if why.is_none() && options.access == Access::ReadWrite {
+            match self.write_down(io, options.open_id).await {
+                Ok((superblock, applied)) => {
+                    self.tree.root.store(superblock.root);
+                    self.newest.superblock = superblock;
+                    self.report.pages_lost = applied.pages_lost;
+                    return Ok(self.into_volume(None, options));
+                }
+                // Nothing current was overwritten: what recovery found can be served, but not be added to.
+                Err(latched) => why = Some(latched),
+            }
+        }
+        let set = std::mem::replace(&mut self.set, PendingSet::new(1, 1));
+        let mut blocks: Vec<BlockIndex> = self.undecided.iter().map(|c| c.block).collect();
+        let (mut tags, mut runs) = (Vec::new(), Vec::new());
+        set.sorted(&mut tags, &mut runs);
+        blocks.extend(tags.iter().map(|t| t.block));
+        blocks.sort_unstable();
+        let unread = self.unread.filter(|_| options.unread_log == UnreadLog::FailOlder);
+        let newer_from = unread.map(|unread| unread.newer_from);
+        let undecided = Undecided::new(std::mem::take(&mut self.undecided));
+        Ok(self.into_volume(Some(Unsaved { set, blocks, undecided, newer_from, why }), options))
+    }
+
+    fn into_volume(self, unsaved: Option<Unsaved>, options: &OpenOptions) -> Volume {
+        let Self { newest, head, tree, tagger, report, warnings, .. } = self;
+        let Newest { superblock, keys, .. } = newest;
+        Volume::new(Parts { superblock, keys, head, tree, tagger, report, warnings, unsaved }, options)
+    }
+
+    /// What was found goes to pages that nothing current names, then into the superblock.
+    async fn write_down<S: Storage>(&self, io: &S, open_id: [u8; 32]) -> Result<(Superblock, Applied), Latched> {
+        let Self { newest, head, tree, set, .. } = self;
+        // Both copies must name the current state before anything that the older one names is overwritten.
+        let repair = Change::Repair(&newest.superblock, &newest.stale);
+        let (repaired, page) = publish(io, &newest.keys, repair, Buf::new(PAGE_BYTES)).await;
+        repaired.map_err(Latched::Superblock)?;
+        // Not the next epoch: the crashed life may have written pages and records of that one.
+        let epoch = newest.superblock.epoch.next().next();
+        let mut scratch = Scratch::new(&tree.layout, set.len(), set.runs());
+        let (root, applied) = apply(io, tree, &mut scratch, set, newest.superblock.root, epoch).await?;
+        let synced = io.sync(Device::Meta).await;
+        synced.map_err(|errno| Latched::Device(meta_error("sync", ByteOffset(0), 0, errno)))?;
+        let next = Superblock {
+            epoch,
+            root,
+            log_begin: head.position,
+            record_number: head.number,
+            link: head.link,
+            open_id,
+            ..newest.superblock
+        };
+        let (moved, _) = publish(io, &newest.keys, Change::MoveOn(&newest.superblock, &next), page).await;
+        moved.map_err(Latched::Superblock)?;
+        Ok((next, applied))
+    }
+}
+
+/// What the volume takes at most, recovery apart.
+fn most_memory_bytes(superblock: &Superblock, options: &OpenOptions) -> u64 {
+    let OpenOptions { cache_bytes, max_slots, max_request_bytes, .. } = *options;
+    crate::most_memory_bytes(Some(&VolumeInfo::of(superblock)), cache_bytes, max_slots, max_request_bytes)
+}
+
+/// The devices may not be those that the volume was formatted on: an image copied to another disk.
+fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String> {
+    let (data, meta) = (io.geometry(Device::Data).physical_block, io.geometry(Device::Meta).physical_block);
+    let mut warnings = Vec::new();
+    let block = superblock.layout.block_size;
+    if block > data {
+        warnings.push(format!(
+            "blocks of {block} bytes on a device that writes only {data} at once: a power cut may tear one, which then reads as an error"
+        ));
+    }
+    if block < data {
+        warnings.push(format!(
+            "blocks of {block} bytes on a device that writes {data} at once: a power cut may damage the neighbours of a block under way, which then read as errors"
+        ));
+    }
+    if meta > superblock.physical_block {
+        warnings.push(format!(
+            "the metadata device writes {meta} bytes at once, the volume was made for {}: a power cut may damage neighbouring metadata",
+            superblock.physical_block
+        ));
+    }
+    warnings
+}
+
+/// Version 2 is read and shown; nothing in this program does yet what its features ask for, or writes it.
+fn refuse_version_2(superblock: &Superblock) -> Result<(), OpenError> {
+    if superblock.version2.is_none() {
+        return Ok(());
+    }
+    let features: Vec<_> = superblock.features().iter().map(|feature| feature.to_string()).collect();
+    let features = if features.is_empty() { "no features".into() } else { features.join(", ") };
+    Err(OpenError::NotServed { features })
+}
+
+/// There is no superblock: perhaps this is the data device of a volume whose metadata is elsewhere.
+async fn explain_no_superblock<S: Storage>(io: &S) -> Result<OpenError, DeviceError> {
+    if are_exchanged(io).await? {
+        let exchanged = "the devices are the other way round: use --data the metadata device --meta the data device";
+        return Ok(OpenError::Foreign(exchanged.into()));
+    }
+    Ok(match read_identity(io).await?.claim() {
+        Err(unknown) => unknown.into(),
+        Ok(Some(claim)) => OpenError::Foreign(format!(
+            "the data device holds the data of volume {}: name its metadata device with --meta",
+            uuid_text(&claim.uuid)
+        )),
+        Ok(None) => OpenError::NotAVolume,
+    })
+}
+
+/// The devices are the volume's, and large enough.
+async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOptions) -> Result<(), OpenError> {
+    let superblock = &newest.superblock;
+    let layout = &superblock.layout;
+    let uuid = uuid_text(&superblock.uuid);
+    match (layout.separate_meta, options.separate_meta) {
+        (true, false) => {
+            return Err(OpenError::Foreign(format!(
+                "the metadata device holds the metadata of volume {uuid}: name it with --meta, and its data device with --data"
+            )));
+        }
+        (false, true) => {
+            return Err(OpenError::Foreign(format!(
+                "volume {uuid} keeps data and metadata on one device: leave out --meta"
+            )));
+        }
+        _ => {}
+    }
+    for (device, need) in [(Device::Meta, layout.meta_device_bytes()), (Device::Data, layout.data_device_bytes())] {
+        let have = io.geometry(device).size;
+        if have < need {
+            return Err(OpenError::TooSmall { device, have, need });
+        }
+    }
+    refuse_blocks_below_sector(io, layout.block_size)?;
+    refuse_records_below_sector(io, superblock.physical_block)?;
+    if layout.separate_meta {
+        let raw = read_identity(io).await?;
+        let claim = raw.claim()?;
+        if claim != Some(Identity { uuid: superblock.uuid, size: layout.size() }) {
+            let what = claim.map_or("no volume".into(), |c| format!("volume {}", uuid_text(&c.uuid)));
+            return Err(OpenError::Foreign(format!(
+                "the data device belongs to {what}, the metadata device to volume {uuid}"
+            )));
+        }
+        if !raw.verify(&newest.keys) {
+            return Err(OpenError::Tampered { what: "identity block of the data device" });
+        }
+    }
+    Ok(())
+}

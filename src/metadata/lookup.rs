@@ -1,0 +1,257 @@
+//! From blocks to tags: pending first, then the tree.
+//!
+//! The order matters: a checkpoint publishes the new root *before* it empties the pending set, so
+//! whoever looks at the pending tags first and loads the root afterwards misses nothing. The range
+//! guard that the caller holds keeps the blocks' own tags still meanwhile.
+
+use crate::{
+    BlockIndex, BlockRange, DeviceError, PageName, Slot, Storage, Volume,
+    format::{LOST_TAG, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG},
+    metadata::tree::{CacheUse, Found, LoadError, Missing, Walk},
+    request::context::TagBuf,
+};
+use std::{ops::Range, time::Duration};
+
+/// Which of a slot's two tag buffers a lookup fills.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Into {
+    Tags,
+    Old,
+}
+
+/// How often a lookup begins anew because the tree moved under it, before it asks the next checkpoint to wait.
+const STALE_RETRIES: u32 = 3;
+
+/// How often something is read that the device fails to read, and the pause in between.
+pub(crate) const READ_TRIES: u32 = 3;
+pub(crate) const READ_PAUSE: Duration = Duration::from_millis(100);
+
+/// The tags of one tag page that a request needs: places in its [`TagBuf`] and in the page.
+struct Part {
+    tag_page: u64,
+    /// Places in the request.
+    places: Range<usize>,
+    /// Byte offset in the page of the first.
+    at: usize,
+}
+
+/// The tag pages of some blocks.
+pub(crate) fn tag_pages(range: BlockRange) -> Range<u64> {
+    range.first.0 / TAGS_PER_PAGE..range.end().div_ceil(TAGS_PER_PAGE)
+}
+
+fn part(range: BlockRange, tag_page: u64) -> Part {
+    let first = range.first.0;
+    let from = first.max(tag_page * TAGS_PER_PAGE);
+    let to = range.end().min((tag_page + 1) * TAGS_PER_PAGE);
+    Part {
+        tag_page,
+        places: (from - first) as usize..(to - first) as usize,
+        at: (from % TAGS_PER_PAGE) as usize * TAG_BYTES,
+    }
+}
+
+/// The places in the request of all tags on a run of its tag pages.
+fn places(range: BlockRange, run: &Range<u64>) -> Range<usize> {
+    part(range, run.start).places.start..part(range, run.end - 1).places.end
+}
+
+fn leaf_tag(leaf: &[u8], i: usize) -> Tag {
+    leaf[i * TAG_BYTES..][..TAG_BYTES].try_into().expect("a tag's length")
+}
+
+impl Slot {
+    pub(crate) fn buf(&mut self, into: Into) -> &mut TagBuf {
+        if into == Into::Tags { &mut self.tags } else { &mut self.old }
+    }
+}
+
+/// Keeps the next checkpoint from writing pages, for a bounded time.
+struct Hold<'a>(&'a Volume);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.holds.fetch_sub(1, crate::sync::Ordering::AcqRel);
+    }
+}
+
+impl Volume {
+    fn pending_tag(&self, block: BlockIndex) -> Option<Tag> {
+        // Whichever set the newer entry is in: numbers run through both.
+        let [a, b] = [self.pending[0].lookup(block), self.pending[1].lookup(block)];
+        a.into_iter().chain(b).max_by_key(|(seq, _)| *seq).map(|(_, tag)| tag)
+    }
+
+    fn lookup_pending(&self, range: BlockRange, into: &mut TagBuf, places: Range<usize>) {
+        if self.pending.iter().all(|set| set.is_empty()) {
+            return;
+        }
+        for i in places {
+            if let Some(tag) = self.pending_tag(BlockIndex(range.first.0 + i as u64)) {
+                into.set(i, tag);
+            }
+        }
+    }
+
+    /// Fills in what can be known without I/O; returns whether that is all.
+    pub(crate) fn lookup_cached(&self, slot: &mut Slot, range: BlockRange, uses: &mut CacheUse) -> bool {
+        let all = 0..range.count as usize;
+        slot.tags.begin(range);
+        self.lookup_pending(range, &mut slot.tags, all.clone());
+        let root = self.tree.root.load();
+        for part in tag_pages(range).map(|page| part(range, page)) {
+            if slot.tags.all_known(part.places.clone()) {
+                continue;
+            }
+            let bytes = part.places.len() * TAG_BYTES;
+            let walk = self.tree.walk(root, part.tag_page, part.at, &mut slot.leaf[..bytes], uses);
+            if let Walk::Found(found) = walk {
+                take(found, &part, &slot.leaf[..], &mut slot.tags);
+            }
+        }
+        slot.tags.all_known(all)
+    }
+
+    /// Fills in the rest from the device. Blocks whose metadata is damaged get [`LOST_TAG`]; the
+    /// first such page is returned.
+    pub(crate) async fn lookup_missing<S: Storage>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        into: Into,
+    ) -> Result<Option<PageName>, DeviceError> {
+        let mut bad = None;
+        for run in slot.pages.runs(tag_pages(range)) {
+            bad = bad.or(self.find(io, slot, range, run, into).await?);
+        }
+        Ok(bad.map(PageId::name))
+    }
+
+    /// All tags of a range, by whatever way.
+    pub(crate) async fn lookup<S: Storage>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        into: Into,
+    ) -> Result<Option<PageName>, DeviceError> {
+        let buf = slot.buf(into);
+        buf.begin(range);
+        self.lookup_pending(range, buf, 0..range.count as usize);
+        self.lookup_missing(io, slot, range, into).await
+    }
+
+    /// The same, patiently: a device that fails is asked a few times, damaged metadata is read once
+    /// more. For lookups whose answer decides what is kept.
+    pub(crate) async fn lookup_patiently<S: Storage>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        into: Into,
+    ) -> Result<Option<PageName>, DeviceError> {
+        let mut result = self.lookup(io, slot, range, into).await;
+        for _ in 1..READ_TRIES {
+            match result {
+                Ok(None) => break,
+                Ok(Some(_)) => return self.lookup(io, slot, range, into).await,
+                Err(_) => {
+                    let _ = io.sleep(READ_PAUSE).await;
+                }
+            }
+            result = self.lookup(io, slot, range, into).await;
+        }
+        result
+    }
+
+    /// A run of tag pages. Where one fails to verify and the root has moved meanwhile, its slot may have
+    /// been written again: begin anew, pending tags included. Under an unmoved root it is damaged.
+    async fn find<S: Storage>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        run: Range<u64>,
+        into: Into,
+    ) -> Result<Option<PageId>, DeviceError> {
+        let places = places(range, &run);
+        let mut hold = None;
+        for attempt in 0.. {
+            let root = self.tree.root.load();
+            match self.find_under(io, root, slot, range, run.clone(), into).await {
+                Ok(lost) => return Ok(lost),
+                Err(LoadError::Device(e)) => return Err(e),
+                Err(LoadError::Bad(page)) if self.tree.root.load() == root => {
+                    self.counters[slot.queue].bad_pages.add(1);
+                    slot.buf(into).fill(places, |_| LOST_TAG);
+                    return Ok(Some(page));
+                }
+                Err(LoadError::Bad(_)) => {}
+            }
+            self.lookup_pending(range, slot.buf(into), places.clone());
+            if attempt >= STALE_RETRIES && hold.is_none() {
+                self.holds.fetch_add(1, crate::sync::Ordering::AcqRel);
+                hold = Some(Hold(self));
+            }
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    /// The same under one root; what could be had is filled in, whatever becomes of the rest. Returns the first lost page.
+    async fn find_under<S: Storage>(
+        &self,
+        io: &S,
+        root: TreeEntry,
+        slot: &mut Slot,
+        range: BlockRange,
+        run: Range<u64>,
+        into: Into,
+    ) -> Result<Option<PageId>, LoadError> {
+        let Slot { tags, old, pages, leaf, .. } = slot;
+        let into = if into == Into::Tags { tags } else { old };
+        let mut missing = Missing::new(run.start);
+        let mut lost = None;
+        let mut found = |part: &Part, found: Found, bytes: &[u8], into: &mut TagBuf| {
+            if let Found::Lost(page) = found {
+                lost.get_or_insert(page);
+            }
+            take(found, part, bytes, into);
+        };
+        for part in run.map(|page| part(range, page)) {
+            if into.all_known(part.places.clone()) {
+                continue;
+            }
+            let bytes = part.places.len() * TAG_BYTES;
+            match self.tree.walk(root, part.tag_page, part.at, &mut leaf[..bytes], &mut CacheUse::default()) {
+                Walk::Found(end) => found(&part, end, &leaf[..], into),
+                Walk::Missing(page, entry) => missing.add(part.tag_page, page, entry),
+            }
+        }
+        let on_page = |tag_page: u64, end: Found, page: &[u8]| {
+            let part = part(range, tag_page);
+            found(&part, end, page.get(part.at..).unwrap_or_default(), into);
+        };
+        self.tree.load(io, pages, &missing, false, on_page).await?;
+        Ok(lost)
+    }
+
+    /// Waits, for a bounded time, for lookups that the last checkpoints have outrun.
+    pub(crate) async fn wait_for_holds<S: Storage>(&self, io: &S) {
+        for _ in 0..100 {
+            if self.holds.load(crate::sync::Ordering::Acquire) == 0 {
+                return;
+            }
+            let _ = io.sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn take(found: Found, part: &Part, leaf: &[u8], into: &mut TagBuf) {
+    let start = part.places.start;
+    into.fill(part.places.clone(), |i| match found {
+        Found::Page => leaf_tag(leaf, i - start),
+        Found::Absent(_) => ZERO_TAG,
+        Found::Lost(_) => LOST_TAG,
+    });
+}

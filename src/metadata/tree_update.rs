@@ -1,0 +1,355 @@
+//! Applying pending tags to tag pages and tree: level by level, never over anything current.
+//!
+//! Down: which pages are touched, and what their current entries are. Up: each touched page is
+//! loaded, verified, changed, and written to the slot that is *not* current; its parent's entry then
+//! names the new slot. Until a superblock names the new root, everything the old root names is
+//! untouched. Work goes in batches, so that the device always has several requests.
+
+use crate::{
+    Buf, Device, DeviceError, Durability, Epoch, Errno, Latched, Storage,
+    crypto::keys::equal,
+    format::{
+        EntryState, Layout, PAGE_BYTES, PageId, TAG_BYTES, TREE_FANOUT, Tag, TreeEntry, ZERO_TAG, digest, digest_each,
+    },
+    metadata::{
+        changes::{Changes, Effect},
+        lookup::{READ_PAUSE, READ_TRIES},
+        page_cache::Lookup,
+        pending::{PendingSet, PendingTag, ZeroRun},
+        tree::Tree,
+    },
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Pages that are read, changed and written together.
+const BATCH: usize = 32;
+
+/// A page that must be changed; the entry is the current one on the way down and the new one after the way up.
+#[derive(Clone, Copy)]
+struct Touched {
+    index: u64,
+    entry: TreeEntry,
+    /// It did not verify on the way down; the way up keeps to that verdict.
+    lost: bool,
+}
+
+/// Memory for [`apply`], taken once.
+pub(crate) struct Scratch {
+    tags: Vec<PendingTag>,
+    runs: Vec<ZeroRun>,
+    /// By level.
+    touched: Vec<Vec<Touched>>,
+    bufs: Vec<Option<Buf>>,
+}
+
+impl Scratch {
+    /// For at most so many pending tags and runs.
+    pub(crate) fn new(layout: &Layout, max_tags: usize, max_runs: usize) -> Self {
+        let at_level = |l: usize| Vec::with_capacity(Self::most_at(layout, l, max_tags, max_runs));
+        Self {
+            tags: Vec::with_capacity(max_tags),
+            runs: Vec::with_capacity(max_runs),
+            touched: (0..layout.levels()).map(at_level).collect(),
+            bufs: (0..BATCH).map(|_| Some(Buf::new(PAGE_BYTES))).collect(),
+        }
+    }
+    /// A page of memory, to be given back.
+    pub(crate) fn lend_page(&mut self) -> Buf {
+        self.bufs[0].take().expect("no batch is under way")
+    }
+    pub(crate) fn give_back(&mut self, page: Buf) {
+        self.bufs[0] = Some(page);
+    }
+    /// Each tag touches a page at most, each run the two at its ends.
+    fn most_at(layout: &Layout, level: usize, max_tags: usize, max_runs: usize) -> usize {
+        layout.pages_in(level as u8).min((max_tags + 2 * max_runs) as u64) as usize
+    }
+    pub(crate) fn memory_bytes(layout: &Layout, max_tags: usize, max_runs: usize) -> u64 {
+        let touched: usize = (0..layout.levels()).map(|l| Self::most_at(layout, l, max_tags, max_runs)).sum();
+        let lists = max_tags * size_of::<PendingTag>() + max_runs * size_of::<ZeroRun>();
+        (touched * size_of::<Touched>() + lists + BATCH * 2 * PAGE_BYTES) as u64
+    }
+}
+
+/// What a run of [`apply`] did.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Applied {
+    pub(crate) pages_written: u64,
+    /// Pages that did not verify and were rewritten as lost.
+    pub(crate) pages_lost: u64,
+}
+
+/// A page as the base of its new version.
+enum Base {
+    /// Verified bytes are in the buffer.
+    Page,
+    /// Nothing there: all zeros.
+    Zeros,
+    /// Nothing that verifies: all ones.
+    Lost,
+}
+
+/// Applies `set` to the tree under `old_root`, for a superblock of epoch `epoch`; returns the new root.
+/// Nothing is synced.
+pub(crate) async fn apply<S: Storage>(
+    io: &S,
+    tree: &Tree,
+    scratch: &mut Scratch,
+    set: &PendingSet,
+    old_root: TreeEntry,
+    epoch: Epoch,
+) -> Result<(TreeEntry, Applied), Latched> {
+    let Scratch { tags, runs, touched, bufs } = scratch;
+    set.sorted(tags, runs);
+    let changes = Changes::new(tags, runs);
+    let mut job = Job { io, tree, set, changes, epoch, bufs, applied: Applied::default() };
+    let top = tree.layout.root_page();
+    touched.iter_mut().for_each(Vec::clear);
+    match job.changes.effect(tree.layout.blocks_under(top)) {
+        Effect::None => return Ok((old_root, job.applied)),
+        Effect::Vanish => return Ok((TreeEntry::ABSENT, job.applied)),
+        Effect::Change => touched[usize::from(top.level)].push(Touched { index: 0, entry: old_root, lost: false }),
+    }
+    for level in (1..=top.level).rev() {
+        let (below, here) = touched.split_at_mut(level.into());
+        job.descend(level, &mut here[0], &mut below[usize::from(level) - 1]).await?;
+    }
+    for level in 0..=top.level {
+        let (below, here) = touched.split_at_mut(level.into());
+        job.rewrite(level, &mut here[0], below.last().map_or(&[], Vec::as_slice)).await?;
+    }
+    Ok((touched[usize::from(top.level)][0].entry, job.applied))
+}
+
+struct Job<'a, S> {
+    io: &'a S,
+    tree: &'a Tree,
+    set: &'a PendingSet,
+    changes: Changes<'a>,
+    epoch: Epoch,
+    bufs: &'a mut [Option<Buf>],
+    applied: Applied,
+}
+
+impl<S: Storage> Job<'_, S> {
+    /// Finds the touched children of the touched pages of one level.
+    async fn descend(&mut self, level: u8, here: &mut [Touched], below: &mut Vec<Touched>) -> Result<(), Latched> {
+        for batch in here.chunks_mut(BATCH) {
+            let bases = self.load(level, batch).await?;
+            for (i, page) in batch.iter_mut().enumerate() {
+                page.lost = matches!(bases[i], Some(Base::Lost));
+                let buf = self.bufs[i].as_deref().expect("loads have ended");
+                let old = |place: usize| match bases[i] {
+                    Some(Base::Page) => entry_in(buf, place),
+                    Some(Base::Lost) => TreeEntry::LOST,
+                    _ => TreeEntry::ABSENT,
+                };
+                let children = self.tree.layout.pages_in(level - 1);
+                let first = page.index * TREE_FANOUT;
+                for index in first..children.min(first + TREE_FANOUT) {
+                    let child = PageId { level: level - 1, index };
+                    if self.changes.effect(self.tree.layout.blocks_under(child)) == Effect::Change {
+                        below.push(Touched { index, entry: old((index - first) as usize), lost: false });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the new versions of one level's touched pages; their entries become the new ones.
+    async fn rewrite(&mut self, level: u8, here: &mut [Touched], below: &[Touched]) -> Result<(), Latched> {
+        for batch in here.chunks_mut(BATCH) {
+            let bases = self.load(level, batch).await?;
+            for (i, (page, base)) in batch.iter_mut().zip(bases).enumerate() {
+                self.change(PageId { level, index: page.index }, i, page.entry, base, below);
+            }
+            let mut writes = self.write_new(level, batch);
+            let mut failed = None;
+            for (i, write) in writes.iter_mut().enumerate() {
+                let Some(write) = write.take() else { continue };
+                let (result, buf) = write.await;
+                self.bufs[i] = Some(buf);
+                failed = failed.or(result.err());
+            }
+            if let Some(errno) = failed {
+                let first = PageId { level, index: batch[0].index };
+                return Err(self.error("write", first, errno));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the new version of a page in the `i`-th buffer.
+    fn change(&mut self, id: PageId, i: usize, current: TreeEntry, base: Option<Base>, below: &[Touched]) {
+        let mut buf = self.bufs[i].take().expect("loads have ended");
+        match base {
+            Some(Base::Page) => {}
+            Some(Base::Lost) => {
+                buf.fill(0xff);
+                self.applied.pages_lost += u64::from(current.state() != EntryState::Lost);
+            }
+            _ => buf.fill(0),
+        }
+        match id.level {
+            0 => self.change_tags(id, &mut buf),
+            _ => self.change_entries(id, &mut buf, below),
+        }
+        self.bufs[i] = Some(buf);
+    }
+
+    /// Gives the new versions of a batch of pages their entries, and starts their writes. Those of zeros alone need none.
+    fn write_new(&mut self, level: u8, batch: &mut [Touched]) -> [Option<S::Transfer>; BATCH] {
+        let mut digests = [None; BATCH];
+        let id = |page: &Touched| PageId { level, index: page.index };
+        let bufs = self.bufs.iter().map(|buf| buf.as_deref().expect("loads have ended"));
+        let pages = batch.iter().zip(bufs).enumerate().map(|(i, (page, buf))| (i, id(page), buf));
+        digest_each(pages.filter(|(.., buf)| buf.iter().any(|b| *b != 0)), |i, digest| digests[i] = Some(digest));
+        let mut writes = [const { None }; BATCH];
+        for (i, page) in batch.iter_mut().enumerate() {
+            let Some(digest) = digests[i] else {
+                page.entry = TreeEntry::ABSENT;
+                continue;
+            };
+            let slot = page.entry.other_slot();
+            page.entry = TreeEntry::new(digest, self.epoch, slot);
+            let buf = self.bufs[i].take().expect("just hashed");
+            self.tree.cache.put(id(page), self.epoch, &buf, false);
+            let offset = self.tree.layout.slot_offset(id(page), slot);
+            self.applied.pages_written += 1;
+            writes[i] = Some(self.io.write(Device::Meta, offset, buf, 0..PAGE_BYTES, Durability::MayBeLost));
+        }
+        writes
+    }
+
+    fn change_tags(&self, id: PageId, page: &mut [u8]) {
+        let range = self.tree.layout.blocks_under(id);
+        for run in self.changes.runs_in(range) {
+            let from = (run.start.max(range.first.0) - range.first.0) as usize;
+            let to = (run.end.min(range.end()) - range.first.0) as usize;
+            page[from * TAG_BYTES..to * TAG_BYTES].fill(0);
+        }
+        for t in self.changes.tags_in(range) {
+            let tag: Tag = self.set.tag(*t);
+            let at = (t.block.0 - range.first.0) as usize * TAG_BYTES;
+            page[at..at + TAG_BYTES].copy_from_slice(&tag);
+        }
+        // Beyond the volume's end there is nothing: a lost page says so there too.
+        page[range.count as usize * TAG_BYTES..].fill(ZERO_TAG[0]);
+    }
+
+    fn change_entries(&self, id: PageId, page: &mut [u8], below: &[Touched]) {
+        let first = id.index * TREE_FANOUT;
+        let end = self.tree.layout.pages_in(id.level - 1).min(first + TREE_FANOUT);
+        for index in first..end {
+            let child = PageId { level: id.level - 1, index };
+            if self.changes.effect(self.tree.layout.blocks_under(child)) == Effect::Vanish {
+                put_entry(page, (index - first) as usize, &TreeEntry::ABSENT);
+            }
+        }
+        let from = below.partition_point(|t| t.index < first);
+        for t in below[from..].iter().take_while(|t| t.index < end) {
+            put_entry(page, (t.index - first) as usize, &t.entry);
+        }
+        page[(end - first) as usize * size_of::<TreeEntry>()..].fill(0);
+    }
+
+    /// Loads a batch of pages into the buffers, from the cache or all at once from the device.
+    async fn load(&mut self, level: u8, batch: &[Touched]) -> Result<[Option<Base>; BATCH], Latched> {
+        let mut bases = [const { None }; BATCH];
+        let mut reads = [const { None }; BATCH];
+        for (i, page) in batch.iter().enumerate() {
+            let id = PageId { level, index: page.index };
+            let slot = match page.entry.state() {
+                EntryState::Slot(slot) if !page.lost => slot,
+                EntryState::Absent => {
+                    bases[i] = Some(Base::Zeros);
+                    continue;
+                }
+                _ => {
+                    bases[i] = Some(Base::Lost);
+                    continue;
+                }
+            };
+            let mut buf = self.bufs[i].take().expect("one batch at a time");
+            if self.tree.cache.get(id, page.entry.epoch(), 0, &mut buf) != Lookup::Miss {
+                bases[i] = Some(Base::Page);
+                self.bufs[i] = Some(buf);
+                continue;
+            }
+            let offset = self.tree.layout.slot_offset(id, slot);
+            reads[i] = Some(self.io.read(Device::Meta, offset, buf, 0..PAGE_BYTES));
+        }
+        let mut results = [None; BATCH];
+        for (i, read) in reads.iter_mut().enumerate() {
+            let Some(read) = read.take() else { continue };
+            let (result, buf) = read.await;
+            (results[i], self.bufs[i]) = (Some(result), Some(buf));
+        }
+        let id = |page: &Touched| PageId { level, index: page.index };
+        let pages = batch.iter().zip(self.bufs.iter()).enumerate().filter(|(i, _)| results[*i] == Some(Ok(())));
+        let pages = pages.map(|(i, (page, buf))| (i, id(page), buf.as_deref().expect("just read")));
+        digest_each(pages, |i, digest| {
+            if equal(&digest, &batch[i].entry.digest) {
+                bases[i] = Some(Base::Page);
+            }
+        });
+        let mut failed = None;
+        for (i, page) in batch.iter().enumerate() {
+            let Some(result) = results[i].filter(|_| bases[i].is_none()) else { continue };
+            let buf = self.bufs[i].take().expect("just read");
+            let (judged, buf) = self.judge(id(page), page.entry, result, buf).await;
+            self.bufs[i] = Some(buf);
+            match judged {
+                Ok(base) => bases[i] = Some(base),
+                Err(why) => failed = failed.or(Some(why)),
+            }
+        }
+        match failed {
+            Some(why) => Err(why),
+            None => Ok(bases),
+        }
+    }
+
+    /// A page that does not verify is read once more; one that can't be read, a few times.
+    async fn judge(
+        &self,
+        id: PageId,
+        entry: TreeEntry,
+        mut result: Result<(), Errno>,
+        mut buf: Buf,
+    ) -> (Result<Base, Latched>, Buf) {
+        let slot = entry.other_slot() ^ 1;
+        let (mut tries, mut bad) = (1, 0);
+        loop {
+            match result {
+                Ok(()) if equal(&digest(id, &buf), &entry.digest) => return (Ok(Base::Page), buf),
+                Ok(()) => bad += 1,
+                Err(errno) if tries == READ_TRIES => return (Err(self.error("read", id, errno)), buf),
+                Err(_) => {
+                    let _ = self.io.sleep(READ_PAUSE).await;
+                }
+            }
+            if bad == 2 {
+                return (Ok(Base::Lost), buf);
+            }
+            tries += u32::from(result.is_err());
+            let offset = self.tree.layout.slot_offset(id, slot);
+            (result, buf) = self.io.read(Device::Meta, offset, buf, 0..PAGE_BYTES).await;
+        }
+    }
+
+    fn error(&self, op: &'static str, id: PageId, errno: Errno) -> Latched {
+        let offset = self.tree.layout.slot_offset(id, 0);
+        Latched::Device(DeviceError { op, device: Device::Meta, offset, len: PAGE_BYTES as u64, errno })
+    }
+}
+
+fn entry_in(page: &[u8], place: usize) -> TreeEntry {
+    TreeEntry::read_from_prefix(&page[place * size_of::<TreeEntry>()..]).expect("inside the page").0
+}
+
+fn put_entry(page: &mut [u8], place: usize, entry: &TreeEntry) {
+    let at = place * size_of::<TreeEntry>();
+    page[at..at + size_of::<TreeEntry>()].copy_from_slice(entry.as_bytes());
+}

@@ -1,0 +1,425 @@
+//! Making tags: for several requests of a thread side by side, and on other threads.
+//!
+//! ```text
+//!   few blocks ──> meeting of the thread ──┐ enough, or the end of the turn
+//!   many blocks ──> the end of the turn ───┴─> group ──> a hash thread, if one is about to need work and this one has more
+//!                                                  └───> else this thread, at once
+//! ```
+//!
+//! Two digests take a processor hardly longer than one (see [`sha256`](crate::sha256)), but a request for one block has
+//! only one to make. So it waits for the end of its thread's turn, and the first that goes on then makes the tags of all
+//! that have come together, unless there were enough before.
+//!
+//! A request for many blocks takes long, so it waits for its turn's end, too: an answer, or a record that others wait for, goes
+//! out before.
+//!
+//! A group goes to a thread that waits for one, or lies ready for the first that will. Threads that hash wait for nothing else:
+//! so whoever waits for the group waits for hashing alone.
+
+use crate::{
+    BlockIndex, BlockRange, Buf, Io, Phase, Slot, Volume,
+    crypto::{lanes::MAX_LANES, tagger::Tagger},
+    format::Tag,
+    metadata::lookup::Into,
+    sync::Mutex,
+};
+use arrayvec::ArrayVec;
+use std::{
+    fmt,
+    future::poll_fn,
+    iter::once,
+    sync::Arc,
+    task::{Poll, Waker},
+};
+
+/// Blocks that are enough for any processor's lanes: more would only keep the first of them waiting, and hide from the turn
+/// how long it takes.
+const ENOUGH: usize = 2 * MAX_LANES;
+
+/// Bytes that are worth waking another thread for.
+const WORTH: usize = 32 << 10;
+
+/// Threads that hash for those that serve requests.
+#[derive(Clone)]
+pub struct HashThreads(Arc<Offer>);
+
+/// Hands a job to a thread that [runs](HashJob::run) it; gives it back at once where none wants one.
+type Offer = dyn Fn(HashJob) -> Option<HashJob> + Send + Sync;
+
+impl HashThreads {
+    /// The way to them. `offer` gives a job back where no thread wants one. It must not wait for that. It may keep a job for
+    /// later, if somebody is sure to run it who waits for nothing else: the request whose blocks these are waits for it.
+    pub fn new(offer: impl Fn(HashJob) -> Option<HashJob> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(offer))
+    }
+}
+
+impl fmt::Debug for HashThreads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HashThreads")
+    }
+}
+
+/// Blocks whose tags another thread makes.
+pub struct HashJob {
+    group: Group,
+    tagger: Arc<Tagger>,
+}
+
+impl HashJob {
+    /// Makes the tags and wakes whoever waits for them. Never waits for I/O or for a request.
+    pub fn run(self) {
+        self.group.make_tags(&self.tagger);
+    }
+}
+
+/// The blocks of one request on their way to their tags.
+struct Work {
+    first: BlockIndex,
+    buf: Buf,
+    /// Where in `buf` they begin.
+    at: usize,
+    /// How many.
+    count: usize,
+    /// At least as many.
+    tags: Vec<Tag>,
+}
+
+/// Where a request of the thread stands.
+enum Place {
+    /// It is not here.
+    Free,
+    /// Its tags are still to be made.
+    Waiting(Work),
+    /// It is in a group; who is to be woken.
+    Away(Option<Waker>),
+    /// Its tags have been made.
+    Ready(Work),
+}
+
+/// Where the requests of one thread meet.
+struct Meeting {
+    /// By member.
+    places: Vec<Place>,
+    /// Members whose tags are still to be made, of fewer blocks than are enough.
+    waiting: ArrayVec<usize, ENOUGH>,
+    /// Memory of groups that are done.
+    spares: Vec<Works>,
+}
+
+/// Work with its member. On the heap, for it changes hands often.
+type Works = Vec<(usize, Work)>;
+
+/// Work that was taken out of a meeting, to be done at once.
+struct Group {
+    meeting: Arc<Mutex<Meeting>>,
+    works: Works,
+}
+
+/// A request's place in a meeting.
+pub(crate) struct Member {
+    meeting: Arc<Mutex<Meeting>>,
+    index: usize,
+}
+
+impl Member {
+    /// Bytes that each takes in the meeting.
+    pub(crate) const MEMORY_BYTES: usize = size_of::<Place>() + ENOUGH * size_of::<(usize, Work)>();
+}
+
+impl Slot {
+    /// Lets requests share work that is done faster for several than for each, and have it done by other threads: for
+    /// slots of one volume that one thread uses.
+    pub fn work_together<'a>(slots: impl IntoIterator<Item = &'a mut Slot>) {
+        let slots: Vec<_> = slots.into_iter().collect();
+        let meeting = Arc::new(Mutex::new(Meeting::new(slots.len())));
+        for (index, slot) in slots.into_iter().enumerate() {
+            slot.member = Some(Member { meeting: Arc::clone(&meeting), index });
+        }
+    }
+}
+
+impl Meeting {
+    fn new(members: usize) -> Self {
+        Self {
+            places: (0..members).map(|_| Place::Free).collect(),
+            waiting: ArrayVec::new(),
+            // A group has a member at least.
+            spares: (0..members).map(|_| Vec::with_capacity(ENOUGH)).collect(),
+        }
+    }
+
+    /// A request comes; returns how many blocks can be done together now. `alone`: its own work is enough. It gets that back
+    /// where an earlier request of the same member was dropped and is still away.
+    fn come(&mut self, index: usize, work: Work, alone: bool) -> Result<usize, Work> {
+        match &self.places[index] {
+            Place::Away(_) => return Err(work),
+            // Of a request that was dropped while it waited, the place in the list may still be there.
+            Place::Waiting(_) => self.waiting.retain(|i| *i != index),
+            _ => {}
+        }
+        self.places[index] = Place::Waiting(work);
+        if alone {
+            return Ok(ENOUGH);
+        }
+        self.waiting.push(index);
+        let blocks = |i: &usize| if let Place::Waiting(work) = &self.places[*i] { work.count } else { 0 };
+        Ok(self.waiting.iter().map(blocks).sum())
+    }
+
+    /// Takes the work of this member, and of all in the list if it is one of them; nothing, if it does not wait any more.
+    fn take_for(&mut self, index: usize) -> Works {
+        let Self { places, waiting, spares } = self;
+        if !matches!(places[index], Place::Waiting(_)) {
+            return Works::new();
+        }
+        let mut works = spares.pop().expect("as many as there are members");
+        let mut take = |i: usize| match std::mem::replace(&mut places[i], Place::Away(None)) {
+            Place::Waiting(work) => (i, work),
+            _ => unreachable!("it is in the list, or was seen to wait"),
+        };
+        match waiting.contains(&index) {
+            true => works.extend(waiting.drain(..).map(take)),
+            false => works.push(take(index)),
+        }
+        works
+    }
+
+    /// The work with its tags, or a promise to wake.
+    fn leave(&mut self, index: usize, waker: &Waker) -> Poll<Work> {
+        let place = &mut self.places[index];
+        match place {
+            Place::Away(waiter) => {
+                *waiter = Some(waker.clone());
+                Poll::Pending
+            }
+            _ => match std::mem::replace(place, Place::Free) {
+                Place::Ready(work) => Poll::Ready(work),
+                _ => unreachable!("whoever came is there until it leaves"),
+            },
+        }
+    }
+}
+
+impl Group {
+    fn make_tags(mut self, tagger: &Tagger) {
+        tag_all(tagger, self.works.iter_mut().map(|(_, work)| work));
+        let mut wakers = ArrayVec::<Waker, ENOUGH>::new();
+        let mut meeting = self.meeting.lock();
+        for (index, work) in self.works.drain(..) {
+            if let Place::Away(Some(waker)) = std::mem::replace(&mut meeting.places[index], Place::Ready(work)) {
+                wakers.push(waker);
+            }
+        }
+        meeting.spares.push(self.works);
+        drop(meeting);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Makes the tags of all blocks, as many side by side as the processor has lanes.
+fn tag_all<'w>(tagger: &Tagger, works: impl Iterator<Item = &'w mut Work>) {
+    let (mut blocks, mut tags) = (ArrayVec::<_, ENOUGH>::new(), ArrayVec::<_, ENOUGH>::new());
+    for Work { first, buf, at, count, tags: out } in works {
+        let bytes = *at..*at + *count * tagger.block_size();
+        blocks.push((*count, tagger.consecutive(*first, &buf[bytes])));
+        tags.push(out);
+    }
+    let counts = blocks.iter().map(|(count, _)| *count).enumerate();
+    let which = counts.flat_map(|(i, count)| (0..count).map(move |n| (i, n)));
+    tagger.each(which, |(i, n)| blocks[i].1(n), |(i, n), tag| tags[i][n] = tag);
+}
+
+impl Volume {
+    /// Makes the tags of `part`, which begins at `at` in `buf`.
+    pub(crate) async fn make_tags<S: Io>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        into: Into,
+        part: BlockRange,
+        buf: Buf,
+        at: usize,
+    ) -> Buf {
+        let count = part.count as usize;
+        if !self.tagger.gains_by_more(count) {
+            io.batch_boundary(Phase::Hash).await;
+        }
+        let alone = self.hash_threads.is_some() && count * self.block_size() >= WORTH && io.runnable() > 0;
+        let together = alone || self.tagger.gains_by_company(count);
+        let mut work = Work { first: part.first, buf, at, count, tags: slot.buf(into).lend() };
+        match &slot.member {
+            Some(member) if together => work = self.tag_together(io, member, work, alone).await,
+            _ => self.tag_here(io, &mut work),
+        }
+        slot.buf(into).give_back(work.tags);
+        work.buf
+    }
+
+    fn tag_here<S: Io>(&self, io: &S, work: &mut Work) {
+        tag_all(&self.tagger, once(work));
+        io.charge();
+    }
+
+    async fn tag_together<S: Io>(&self, io: &S, member: &Member, work: Work, alone: bool) -> Work {
+        let Member { meeting, index } = member;
+        let come = meeting.lock().come(*index, work, alone);
+        match come {
+            Ok(blocks) if !self.tagger.gains_by_more(blocks) => self.see_to(io, member),
+            Ok(_) => {
+                io.batch_boundary(Phase::Hash).await;
+                self.see_to(io, member);
+            }
+            Err(mut work) => {
+                self.tag_here(io, &mut work);
+                return work;
+            }
+        }
+        poll_fn(|cx| meeting.lock().leave(*index, cx.waker())).await
+    }
+
+    /// Unless it has been seen to: has another thread make the tags, if they are worth that, one waits and this one has more to
+    /// do than this group; if not, makes them.
+    fn see_to<S: Io>(&self, io: &S, Member { meeting, index }: &Member) {
+        let works = meeting.lock().take_for(*index);
+        if works.is_empty() {
+            return;
+        }
+        let blocks: usize = works.iter().map(|(_, work)| work.count).sum();
+        // Those of its own group are ready too, for what it is about to do.
+        let worth = blocks * self.block_size() >= WORTH && io.runnable() >= works.len();
+        let group = Group { meeting: Arc::clone(meeting), works };
+        let job = HashJob { group, tagger: Arc::clone(&self.tagger) };
+        let left = match &self.hash_threads {
+            Some(HashThreads(offer)) if worth => offer(job),
+            _ => Some(job),
+        };
+        if let Some(job) = left {
+            job.run();
+            io.charge();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{TagAlgorithm, crypto::tagger::tests::tagger, format::ZERO_TAG};
+    use proptest::prelude::*;
+
+    const BLOCK: usize = 512;
+    const MEMBERS: usize = 20;
+    const MOST: usize = 20;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// A request comes, and has its work done, or waits for others.
+        Come { index: usize, fill: u8, first: u64, count: usize },
+        /// It goes on after the turn's end, and leaves if its tags are there.
+        GoOn(usize),
+        /// One of the groups that were handed over is done.
+        Done(usize),
+        /// The request is dropped where it is.
+        Vanish(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let counts = prop_oneof![3 => Just(1), 1 => 1..=MOST];
+        let step =
+            (0..8, 0..MEMBERS, any::<u8>(), 0..1000u64, counts).prop_map(
+                |(kind, index, fill, first, count)| match kind {
+                    0..=3 => Step::Come { index, fill, first, count },
+                    4 | 5 => Step::GoOn(index),
+                    6 => Step::Done(index),
+                    _ => Step::Vanish(index),
+                },
+            );
+        prop::collection::vec(step, 1..80)
+    }
+
+    /// The tags that a request waits for, and where its buffer lies.
+    type Expected = (Vec<Tag>, *const u8);
+
+    struct Test {
+        tagger: Tagger,
+        meeting: Arc<Mutex<Meeting>>,
+        /// Groups at work elsewhere.
+        elsewhere: Vec<Group>,
+        here: [Option<Expected>; MEMBERS],
+    }
+
+    impl Test {
+        fn come(&mut self, index: usize, fill: u8, first: u64, count: usize) {
+            let (first, at) = (BlockIndex(first), BLOCK * (fill as usize % 2));
+            let mut buf = Buf::new((MOST + 1) * BLOCK);
+            let bytes = at..at + count * BLOCK;
+            buf[bytes.clone()].iter_mut().enumerate().for_each(|(i, byte)| *byte = fill ^ (i / BLOCK) as u8);
+            let mut tags = vec![ZERO_TAG; count];
+            self.tagger.tags(first, &buf[bytes], &mut tags);
+            let place = buf.as_ptr();
+            let work = Work { first, buf, at, count, tags: vec![ZERO_TAG; MOST] };
+            let come = self.meeting.lock().come(index, work, count >= ENOUGH);
+            match come {
+                Ok(blocks) => {
+                    self.here[index] = Some((tags, place));
+                    if blocks >= ENOUGH {
+                        self.see_to(index);
+                    }
+                }
+                Err(mut work) => {
+                    tag_all(&self.tagger, once(&mut work));
+                    assert_eq!(work.tags[..count], tags);
+                }
+            }
+        }
+
+        fn see_to(&mut self, index: usize) {
+            let works = self.meeting.lock().take_for(index);
+            if !works.is_empty() {
+                self.elsewhere.push(Group { meeting: Arc::clone(&self.meeting), works });
+            }
+        }
+
+        fn leave(&mut self, index: usize) {
+            let Some((tags, place)) = &self.here[index] else { return };
+            let left = self.meeting.lock().leave(index, Waker::noop());
+            if let Poll::Ready(work) = left {
+                assert_eq!((&work.tags[..tags.len()], work.buf.as_ptr()), (&tags[..], *place));
+                self.here[index] = None;
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn each_gets_its_own_tags_and_buffer_whoever_comes_and_goes(steps in steps()) {
+            let mut test = Test {
+                tagger: tagger(TagAlgorithm::HmacSha256, BLOCK as u32),
+                meeting: Arc::new(Mutex::new(Meeting::new(MEMBERS))),
+                elsewhere: Vec::new(),
+                here: [const { None }; MEMBERS],
+            };
+            for step in steps {
+                match step {
+                    Step::Come { index, fill, first, count } if test.here[index].is_none() => {
+                        test.come(index, fill, first, count);
+                    }
+                    Step::GoOn(index) if test.here[index].is_some() => {
+                        test.see_to(index);
+                        test.leave(index);
+                    }
+                    Step::Done(which) if !test.elsewhere.is_empty() => {
+                        let which = which % test.elsewhere.len();
+                        test.elsewhere.swap_remove(which).make_tags(&test.tagger);
+                    }
+                    Step::Vanish(index) => test.here[index] = None,
+                    _ => {}
+                }
+            }
+            (0..MEMBERS).filter(|i| test.here[*i].is_some()).collect::<Vec<_>>().into_iter().for_each(|i| test.see_to(i));
+            std::mem::take(&mut test.elsewhere).into_iter().for_each(|group| group.make_tags(&test.tagger));
+            (0..MEMBERS).for_each(|i| test.leave(i));
+            prop_assert!(test.here.iter().all(Option::is_none), "everybody's tags are made in the end");
+        }
+    }
+}

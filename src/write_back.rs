@@ -1,0 +1,276 @@
+//! Writes that are answered before they are in place: a kernel's page cache does no less, so long as nobody can tell.
+//!
+//! 1. An accepted write holds its range from before its answer until it is in place. Whoever overlaps it comes after it.
+//! 2. A flush waits for all that were accepted before it began.
+//! 3. The caller keeps the bytes where they outlive this process, until they are in place, and writes them again after the
+//!    next [`open`](crate::lifecycle::open::open). The range is still held when it lets go of them: nothing newer can be there. What is
+//!    written from there is not changed, whether it succeeds or fails.
+//! 4. One that fails latches the volume: no flush succeeds any more. Its blocks, which are not what was last written, can't
+//!    be read.
+//!
+//! An accepted write waits for what any write waits for, never for a flush: no circle.
+
+use crate::{
+    BlockRange, Buf, Io, Latched, RecordNumber, Slot, Volume, WriteError,
+    request::range_lock::{Mode, RangeGuard},
+    sync::{AtomicU64, AtomicUsize, Mutex, Ordering},
+};
+use std::{
+    future::poll_fn,
+    task::{Poll, Waker},
+};
+
+/// No ticket.
+const NONE: u64 = 0;
+
+/// Which accepted writes are not in place, and who waits for them.
+pub(crate) struct Ledger {
+    /// The next ticket: they are given out in order, once.
+    next: AtomicU64,
+    /// By slot: the ticket of its accepted write.
+    under_way: Vec<AtomicU64>,
+    /// How many are in `waiters`, to be asked without the lock.
+    waiting: AtomicUsize,
+    waiters: Mutex<Vec<Waiter>>,
+    /// Ranges of those that failed. A slot's fails but once, for none is accepted after it.
+    failed: Mutex<Vec<BlockRange>>,
+    /// How many are in `failed`.
+    failures: AtomicUsize,
+}
+
+/// Waits until no ticket below `below` is under way.
+struct Waiter {
+    slot: usize,
+    below: u64,
+    waker: Waker,
+}
+
+/// A write whose range is held, and which may be answered though nothing has been written: who drops it before it is
+/// [in place](Volume::write_accepted) latches the volume.
+pub struct Accepted<'v> {
+    volume: &'v Volume,
+    guard: RangeGuard<'v>,
+    after: RecordNumber,
+    why_failed: Option<Latched>,
+}
+
+impl Ledger {
+    /// For so many slots.
+    pub(crate) fn new(slots: usize) -> Self {
+        Self {
+            next: AtomicU64::new(NONE + 1),
+            under_way: (0..slots).map(|_| AtomicU64::new(NONE)).collect(),
+            waiting: AtomicUsize::new(0),
+            waiters: Mutex::new(Vec::with_capacity(slots)),
+            failed: Mutex::new(Vec::with_capacity(slots)),
+            failures: AtomicUsize::new(0),
+        }
+    }
+
+    /// The memory for so many slots.
+    pub(crate) fn memory_bytes_for(slots: usize) -> u64 {
+        (slots as u64).saturating_mul((size_of::<AtomicU64>() + size_of::<Waiter>() + size_of::<BlockRange>()) as u64)
+    }
+
+    fn begin(&self, slot: usize) {
+        let ticket = self.next.fetch_add(1, Ordering::SeqCst);
+        // A flush that begins in between does not wait for it, and need not: it has not been answered.
+        self.under_way[slot].store(ticket, Ordering::SeqCst);
+    }
+
+    fn end(&self, slot: usize) {
+        self.under_way[slot].store(NONE, Ordering::SeqCst);
+        // A waiter counts itself before it looks; one of the two sees the other.
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let oldest = self.oldest();
+        let take = || {
+            let mut waiters = self.waiters.lock();
+            let done = waiters.iter().position(|waiter| waiter.below <= oldest)?;
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            Some(waiters.swap_remove(done).waker)
+        };
+        // One at a time, so that no waker is called under the lock.
+        std::iter::from_fn(take).for_each(Waker::wake);
+    }
+
+    /// The oldest ticket under way.
+    fn oldest(&self) -> u64 {
+        let tickets = self.under_way.iter().map(|place| place.load(Ordering::SeqCst));
+        tickets.filter(|ticket| *ticket != NONE).min().unwrap_or(u64::MAX)
+    }
+
+    /// Waits until all that have been accepted before are in place, or have failed.
+    pub(crate) async fn drained(&self, slot: usize) {
+        let below = self.next.load(Ordering::SeqCst);
+        let drained = || self.oldest() >= below;
+        poll_fn(|cx| {
+            if drained() {
+                return Poll::Ready(());
+            }
+            self.wait(Waiter { slot, below, waker: cx.waker().clone() });
+            if drained() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// One that is not waited for any more is woken once in vain.
+    fn wait(&self, new: Waiter) {
+        let mut waiters = self.waiters.lock();
+        match waiters.iter_mut().find(|waiter| waiter.slot == new.slot) {
+            Some(known) => *known = new,
+            None => {
+                waiters.push(new);
+                self.waiting.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn fail(&self, range: BlockRange) {
+        self.failed.lock().push(range);
+        self.failures.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether blocks of a range that the caller holds were answered for and are not in place.
+    pub(crate) fn has_failed(&self, range: BlockRange) -> bool {
+        self.failures.load(Ordering::Acquire) > 0 && self.failed.lock().iter().any(|failed| failed.overlaps(range))
+    }
+}
+
+impl Accepted<'_> {
+    /// What it is to write.
+    pub fn range(&self) -> BlockRange {
+        self.guard.range()
+    }
+
+    /// Gives the range back: the write is not to be answered for, and has not been.
+    pub fn withdraw(mut self) {
+        self.why_failed = None;
+    }
+
+    /// All records of the log before this one were durable when it was accepted: a volume without them is an older one.
+    pub fn after(&self) -> RecordNumber {
+        self.after
+    }
+}
+
+impl Drop for Accepted<'_> {
+    /// It is in place, or has failed; the range is released after this.
+    fn drop(&mut self) {
+        let ledger = &self.volume.accepted;
+        if let Some(why) = self.why_failed {
+            // In this order: who sees that it is not under way must find the volume latched.
+            self.volume.log.latch(why);
+            ledger.fail(self.guard.range());
+        }
+        ledger.end(self.guard.slot());
+    }
+}
+
+impl Volume {
+    /// Takes on a write of the slot's next request, if its range is free: its answer may be given at once. `None`: write it
+    /// [as usual](Self::write), which waits or says why not.
+    pub fn accept(&self, slot: &Slot, range: BlockRange) -> Option<Accepted<'_>> {
+        self.writable(range).ok()?;
+        let guard = self.ranges.try_acquire(slot.id, range, Mode::Exclusive)?;
+        // Asked with the range: whoever had it before and failed has latched. Two that failed must not be kept of one block.
+        let after = self.log.first_unsure().ok()?;
+        self.accepted.begin(slot.id);
+        Some(Accepted { volume: self, guard, after, why_failed: Some(Latched::Abandoned) })
+    }
+
+    /// The number of the next record of the log: it never goes back, but where an older copy is opened.
+    pub fn next_record(&self) -> RecordNumber {
+        self.log.head().number
+    }
+
+    /// Writes what `slot` has accepted, from the front of `buf`. Once it is in place, `forget` lets go of what was kept of
+    /// it. If that fails the volume is latched.
+    pub async fn write_accepted<S: Io>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        mut accepted: Accepted<'_>,
+        buf: Buf,
+        forget: impl FnOnce(),
+    ) -> (Result<(), WriteError>, Buf) {
+        debug_assert_eq!(slot.id, accepted.guard.slot());
+        let (result, buf) = self.write_held(io, slot, accepted.range(), buf).await;
+        accepted.why_failed = match result {
+            Ok(()) => {
+                self.counters[slot.queue].accepted_writes.add(1);
+                forget();
+                None
+            }
+            Err(WriteError::Device(e)) => Some(Latched::Accepted(e)),
+            Err(WriteError::Latched(why)) => Some(why),
+            // A request larger than its buffer, or one that was never accepted.
+            Err(_) => Some(Latched::Abandoned),
+        };
+        (result, buf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BlockIndex;
+    use std::{
+        future::Future,
+        pin::pin,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        task::{Context, Wake},
+    };
+
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_flush_waits_for_those_before_it_and_for_no_others() {
+        let ledger = Ledger::new(4);
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        ledger.begin(2);
+        ledger.begin(0);
+        let mut flush = pin!(ledger.drained(3));
+        assert!(flush.as_mut().poll(&mut cx).is_pending());
+        ledger.end(2);
+        // A later one in a place that was waited for.
+        ledger.begin(2);
+        assert!(!woken.0.load(Ordering::SeqCst) && flush.as_mut().poll(&mut cx).is_pending());
+        ledger.end(0);
+        assert!(woken.0.load(Ordering::SeqCst) && flush.as_mut().poll(&mut cx).is_ready());
+        assert_eq!((ledger.waiting.load(Ordering::SeqCst), ledger.oldest()), (0, 3));
+    }
+
+    #[test]
+    fn who_gives_up_waiting_makes_room_for_the_next() {
+        let ledger = Ledger::new(2);
+        ledger.begin(0);
+        for _ in 0..3 {
+            assert!(pin!(ledger.drained(1)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        assert_eq!(ledger.waiting.load(Ordering::SeqCst), 1);
+        ledger.end(0);
+        assert_eq!(ledger.waiting.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn only_blocks_of_failed_ones_are_lost() {
+        let range = |first, count| BlockRange::new(BlockIndex(first), count);
+        let ledger = Ledger::new(2);
+        assert!(!ledger.has_failed(range(0, 100)));
+        ledger.fail(range(7, 2));
+        assert!(ledger.has_failed(range(8, 1)) && ledger.has_failed(range(0, 8)) && !ledger.has_failed(range(9, 5)));
+    }
+}
