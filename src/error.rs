@@ -36,6 +36,18 @@ pub struct DeviceError {
     pub errno: Errno,
 }
 
+impl DeviceError {
+    /// `op` of `len` bytes at `offset`.
+    pub fn new(op: &'static str, device: Device, offset: ByteOffset, len: usize, errno: Errno) -> Self {
+        Self { op, device, offset, len: len as u64, errno }
+    }
+
+    /// A sync, which is of all bytes.
+    pub fn sync(device: Device, errno: Errno) -> Self {
+        Self::new("sync", device, ByteOffset(0), 0, errno)
+    }
+}
+
 /// Why a read failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ReadError {

@@ -1,6 +1,7 @@
 //! The master key and what is derived from it.
 
-use crate::crypto::sha256::HmacKey;
+use super::sha256::HmacKey;
+pub(crate) use super::{Digest, Mac};
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac as _};
 use serde::Serialize;
@@ -8,11 +9,6 @@ use sha2::Sha256;
 use std::{fmt, str::FromStr};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
-
-/// A SHA-256 digest.
-pub(crate) type Digest = [u8; 32];
-/// An HMAC-SHA256.
-pub(crate) type Mac = [u8; 32];
 
 /// How the tag of a block is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Default)]

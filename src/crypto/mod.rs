@@ -4,3 +4,8 @@ pub(crate) mod keys;
 pub(crate) mod lanes;
 pub(crate) mod sha256;
 pub(crate) mod tagger;
+
+/// A SHA-256 digest.
+pub(crate) type Digest = [u8; 32];
+/// An HMAC-SHA256.
+pub(crate) type Mac = [u8; 32];

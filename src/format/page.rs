@@ -1,6 +1,6 @@
 //! Tag pages and tree pages.
 
-use super::{PAGE_BYTES, PageId, TAG_BYTES};
+use super::PageId;
 use crate::{
     Epoch,
     crypto::{
@@ -10,9 +10,6 @@ use crate::{
     },
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian::U64};
-
-/// Tags in a tag page: 4096 / 32 = 128.
-pub(crate) const TAGS_PER_PAGE: u64 = (PAGE_BYTES / TAG_BYTES) as u64;
 
 /// Label of the digest of a page; fixed width, so that no two inputs can be read two ways.
 const PAGE_LABEL: &[u8; 24] = b"ublk-integrity page v1\0\0";

@@ -1,6 +1,9 @@
 //! Where the regions of a volume begin: computed in version 1, read from the superblock in version 2.
 
-use super::{PAGE_BYTES, TAGS_PER_PAGE};
+use super::{PAGE_BYTES, TAG_BYTES};
+
+/// Tags in a tag page: 4096 / 32 = 128.
+pub(crate) const TAGS_PER_PAGE: u64 = (PAGE_BYTES / TAG_BYTES) as u64;
 
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const PAGE: u64 = PAGE_BYTES as u64;

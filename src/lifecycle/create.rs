@@ -7,8 +7,7 @@ use crate::{
         Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, RawSuperblock, Superblock, TreeEntry, uuid_text,
     },
     io::sectors::{refuse_blocks_below_sector, refuse_records_below_sector},
-    lifecycle::superblocks::{Change, meta_error, publish},
-    request::read::data_error,
+    lifecycle::superblocks::{Change, publish},
 };
 use serde::Serialize;
 use zerocopy::{FromBytes, IntoBytes};
@@ -257,19 +256,12 @@ async fn wipe<S: Storage>(io: &S, device: Device) -> Result<(), DeviceError> {
     let bytes = Layout::reserved_bytes() as usize;
     let at = ByteOffset(0);
     let (result, _) = io.write(device, at, Buf::new(bytes), 0..bytes, Durability::Durable).await;
-    result.map_err(|errno| error(device, at, bytes, errno))
+    result.map_err(|errno| DeviceError::new("write", device, at, bytes, errno))
 }
 
 async fn write_page<S: Storage>(io: &S, device: Device, at: ByteOffset, bytes: &[u8]) -> Result<(), DeviceError> {
     let mut buf = Buf::new(PAGE_BYTES);
     buf[..bytes.len()].copy_from_slice(bytes);
     let (result, _) = io.write(device, at, buf, 0..PAGE_BYTES, Durability::Durable).await;
-    result.map_err(|errno| error(device, at, PAGE_BYTES, errno))
-}
-
-fn error(device: Device, at: ByteOffset, bytes: usize, errno: crate::Errno) -> DeviceError {
-    match device {
-        Device::Data => data_error("write", at, bytes, errno),
-        Device::Meta => meta_error("write", at, bytes, errno),
-    }
+    result.map_err(|errno| DeviceError::new("write", device, at, PAGE_BYTES, errno))
 }

@@ -300,7 +300,7 @@ pub(crate) async fn read_identity<S: Storage>(io: &S) -> Result<RawIdentity, Dev
 async fn read_first_page<S: Storage>(io: &S, device: Device) -> Result<Buf, DeviceError> {
     let at = Layout::identity_offset();
     let (result, buf) = io.read(device, at, Buf::new(PAGE_BYTES), 0..PAGE_BYTES).await;
-    let error = |errno| DeviceError { op: "read", device, offset: at, len: PAGE_BYTES as u64, errno };
+    let error = |errno| DeviceError::new("read", device, at, PAGE_BYTES, errno);
     result.map_err(error).map(|()| buf)
 }
 

@@ -9,7 +9,7 @@
 //! The superblocks are read once: whoever has the disk in hand could answer a second read with other copies.
 
 use crate::{
-    BlockIndex, Buf, ByteOffset, Device, DeviceError, Latched, MasterKey, Storage, Volume,
+    BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, Storage, Volume,
     crypto::tagger::Tagger,
     format::{Identity, PAGE_BYTES, Superblock, uuid_text},
     io::sectors::{refuse_blocks_below_sector, refuse_pages_below_sector, refuse_records_below_sector},
@@ -17,7 +17,7 @@ use crate::{
         create::VolumeInfo,
         open::{Access, OpenError, OpenOptions, RecoveryReport, UnreadLog, are_exchanged, read_identity},
         recovery::{BlockCandidates, Candidates, Settle, TooMuch, Unread, follow, undecided::Undecided},
-        superblocks::{Change, Newest, meta_error, publish, read_copies},
+        superblocks::{Change, Newest, publish, read_copies},
     },
     log::LogPoint,
     metadata::{
@@ -78,7 +78,7 @@ impl VerifiedVolume {
             // What an earlier life has written and not synced is on the medium, or lost, from here on.
             for device in [Device::Data, Device::Meta] {
                 let synced = io.sync(device).await;
-                synced.map_err(|errno| DeviceError { op: "sync", device, offset: ByteOffset(0), len: 0, errno })?;
+                synced.map_err(|errno| DeviceError::sync(device, errno))?;
             }
         }
         refuse_pages_below_sector(io)?;
@@ -193,7 +193,7 @@ impl RecoveredVolume {
         let mut scratch = Scratch::new(&tree.layout, set.len(), set.runs());
         let (root, applied) = apply(io, tree, &mut scratch, set, newest.superblock.root, epoch).await?;
         let synced = io.sync(Device::Meta).await;
-        synced.map_err(|errno| Latched::Device(meta_error("sync", ByteOffset(0), 0, errno)))?;
+        synced.map_err(|errno| Latched::Device(DeviceError::sync(Device::Meta, errno)))?;
         let next = Superblock {
             epoch,
             root,

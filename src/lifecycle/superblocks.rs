@@ -1,7 +1,7 @@
 //! Reading and writing the two superblock copies.
 
 use crate::{
-    Buf, ByteOffset, Device, DeviceError, Durability, Errno, MasterKey, Storage,
+    Buf, ByteOffset, Device, DeviceError, Durability, MasterKey, Storage,
     crypto::keys::Keys,
     format::{Layout, PAGE_BYTES, RawSuperblock, SUPERBLOCK_BYTES, Superblock, SuperblockError, uuid_text},
     lifecycle::open::OpenError,
@@ -25,10 +25,6 @@ pub(crate) struct Newest {
     pub(crate) damaged: bool,
 }
 
-pub(crate) fn meta_error(op: &'static str, offset: ByteOffset, len: usize, errno: Errno) -> DeviceError {
-    DeviceError { op, device: Device::Meta, offset, len: len as u64, errno }
-}
-
 pub(crate) async fn read_copies<S: Storage>(io: &S) -> Result<Copies, DeviceError> {
     let mut buf = Buf::new(PAGE_BYTES);
     let mut copies = [RawSuperblock::unreadable(); 2];
@@ -38,8 +34,10 @@ pub(crate) async fn read_copies<S: Storage>(io: &S) -> Result<Copies, DeviceErro
         (result, buf) = io.read(Device::Meta, offset, buf, 0..PAGE_BYTES).await;
         match result {
             Ok(()) => *copy = RawSuperblock::read_from_prefix(&buf).expect("a page is large enough").0,
-            Err(errno) if unreadable.is_none() => unreadable = Some(meta_error("read", offset, PAGE_BYTES, errno)),
-            Err(errno) => return Err(meta_error("read", offset, PAGE_BYTES, errno)),
+            Err(errno) if unreadable.is_none() => {
+                unreadable = Some(DeviceError::new("read", Device::Meta, offset, PAGE_BYTES, errno))
+            }
+            Err(errno) => return Err(DeviceError::new("read", Device::Meta, offset, PAGE_BYTES, errno)),
         }
     }
     Ok(Copies { raw: copies, unreadable })
@@ -99,7 +97,7 @@ async fn write<S: Storage>(
         let result;
         (result, buf) = io.write(Device::Meta, *at, buf, 0..PAGE_BYTES, Durability::Durable).await;
         if let Err(errno) = result {
-            return (Err(meta_error("write", *at, PAGE_BYTES, errno)), buf);
+            return (Err(DeviceError::new("write", Device::Meta, *at, PAGE_BYTES, errno)), buf);
         }
     }
     (Ok(()), buf)

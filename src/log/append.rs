@@ -2,7 +2,9 @@
 
 use super::{
     Log, LogPoint, Work,
-    state::{MAX_ABANDONED, State, Waiting, WorkerWaits},
+    claim::MAX_ABANDONED,
+    state::{State, WorkerWaits},
+    waiters::Waiting,
 };
 use crate::{
     BlockIndex, BlockRange, Epoch, Latched, Seq, Slot,

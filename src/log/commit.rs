@@ -5,7 +5,8 @@
 
 use super::{
     Appended, Log, LogPoint,
-    state::{State, UnderWay, Waiting, WorkerWaits},
+    state::{State, UnderWay, Unfinished, WorkerWaits},
+    waiters::Waiting,
 };
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Durability, Io, Latched, Phase, RecordNumber, Seq, Storage,
@@ -117,7 +118,7 @@ impl Log {
         // The gathering buffer is empty now: whoever found it full may go on.
         self.wake_front();
         let Outgoing { builder, head, last } = record;
-        let unfinished = Unfinished(self);
+        let unfinished = Unfinished::new(self);
         let content = builder.content();
         let (buf, bytes, link) = builder.seal(&head, self.config.physical_block, &self.config.key);
         let offset = ByteOffset(self.config.offset + head.position % self.config.size);
@@ -126,11 +127,10 @@ impl Log {
         let wake = self.sealed(UnderWay { epoch: head.epoch, last, end, bytes: bytes as u64, content, done: false });
         wake.into_iter().flatten().for_each(Waker::wake);
         let (result, buf) = write.await;
-        let result = result.map_err(|errno| {
-            Latched::Device(DeviceError { op: "write", device: Device::Meta, offset, len: bytes as u64, errno })
-        });
+        let result =
+            result.map_err(|errno| Latched::Device(DeviceError::new("write", Device::Meta, offset, bytes, errno)));
         let wake = self.written(end, buf, result);
-        std::mem::forget(unfinished);
+        unfinished.complete();
         wake.into_iter().flatten().for_each(Waker::wake);
         match result {
             Ok(()) => self.wake_all(|s, why| matches!(why, Waiting::Commit(seq) if seq <= s.durable)),
@@ -178,15 +178,6 @@ impl Log {
         let lead = next.and_then(|slot| s.waiters.take_waker(slot));
         let flush_record = self.wants_flush_record(s).then(|| s.worker_that(WorkerWaits::Work));
         [lead, flush_record.flatten()]
-    }
-}
-
-/// Dropping a log write or a flush half done would keep everybody waiting: the volume is latched instead.
-pub(super) struct Unfinished<'a>(pub(super) &'a Log);
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        self.0.latch(Latched::Abandoned);
     }
 }
 

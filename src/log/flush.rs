@@ -2,75 +2,15 @@
 
 use super::{
     Log,
-    commit::Unfinished,
-    state::{MAX_ABANDONED, State, Waiting, WorkerWaits},
+    claim::Claim,
+    state::{State, Unfinished, WorkerWaits},
+    waiters::Waiting,
 };
 use crate::{Device, DeviceError, Errno, Latched, Seq, Storage, format::RecordBuilder};
 use std::{
     future::poll_fn,
     task::{Poll, Waker},
 };
-
-/// What a sync finds out, once it has ended: all numbers up to the highest are durable but those listed, which were in flight
-/// or abandoned when it began.
-struct Claim {
-    highest: Seq,
-    except: Vec<Seq>,
-}
-
-impl Claim {
-    fn nothing(max_slots: usize) -> Self {
-        Self { highest: Seq(0), except: Vec::with_capacity(max_slots + MAX_ABANDONED) }
-    }
-
-    fn is_all_up_to(&self, highest: Seq) -> bool {
-        self.highest == highest && self.except.is_empty()
-    }
-
-    /// Lists no more than so many numbers, by claiming less. What is cut off is newer than what is left, and no entry is cut
-    /// at another length: so a later one claims no less than one before, and recovery can go by the last alone.
-    fn cut(&mut self, most: usize) {
-        if self.except.len() > most {
-            self.except.sort_unstable();
-            self.highest = Seq(self.except[most].0 - 1);
-            self.except.truncate(most);
-        }
-    }
-
-    /// Bytes of the entry.
-    fn bytes(&self) -> usize {
-        RecordBuilder::flush_bytes(self.except.len())
-    }
-
-    /// Bytes in the ring of a record with the entry alone.
-    fn alone(&self, physical_block: usize) -> u64 {
-        RecordBuilder::padded_alone(self.bytes(), physical_block) as u64
-    }
-}
-
-pub(super) struct FlushState {
-    /// Snapshots taken, and how many of their syncs have ended: a flush is done when one taken after its arrival has been
-    /// synced. There is one at a time.
-    started: u64,
-    done: u64,
-    /// The last snapshot, while its sync is under way.
-    snapshot: Claim,
-    /// What the last sync that has ended found out.
-    found: Claim,
-    /// No record says so yet. Only the newest is ever owed, since it says what those before it did.
-    owed: bool,
-}
-
-impl FlushState {
-    pub(super) fn new(max_slots: usize) -> Self {
-        let nothing = || Claim::nothing(max_slots);
-        Self { started: 0, done: 0, snapshot: nothing(), found: nothing(), owed: false }
-    }
-
-    fn is_running(&self) -> bool {
-        self.started > self.done
-    }
-}
 
 enum Turn {
     Done,
@@ -91,9 +31,9 @@ impl Log {
         })
         .await?;
         let Turn::Lead = turn else { return Ok(()) };
-        let unfinished = Unfinished(self);
+        let unfinished = Unfinished::new(self);
         let result = io.sync(Device::Data).await;
-        std::mem::forget(unfinished);
+        unfinished.complete();
         self.flushed(result)?;
         self.wake_all(|_, why| why == Waiting::Flush);
         Ok(())
@@ -127,8 +67,7 @@ impl Log {
 
     fn flushed(&self, result: Result<(), Errno>) -> Result<(), Latched> {
         if let Err(errno) = result {
-            let offset = crate::ByteOffset(0);
-            let why = Latched::Device(DeviceError { op: "sync", device: Device::Data, offset, len: 0, errno });
+            let why = Latched::Device(DeviceError::sync(Device::Data, errno));
             self.latch(why);
             return Err(why);
         }

@@ -10,6 +10,7 @@
 //! checkpoint frees space and waits for neither.
 
 mod append;
+mod claim;
 mod commit;
 mod flush;
 mod state;
@@ -18,4 +19,4 @@ mod waiters;
 pub(crate) use append::{Appended, Change, Reserved};
 pub(crate) use commit::next_position;
 pub use state::Work;
-pub(crate) use state::{Log, LogConfig, LogPoint, RECORDS_UNDER_WAY};
+pub(crate) use state::{Log, LogConfig, LogPoint, RECORDS_UNDER_WAY, Unfinished};

@@ -1,6 +1,9 @@
 //! What the log knows, behind one lock, and who is waiting for it.
 
-use super::waiters::Waiters;
+use super::{
+    claim::{FlushState, MAX_ABANDONED},
+    waiters::{Waiters, Waiting},
+};
 use crate::{
     Buf, Epoch, Latched, RecordNumber, Seq,
     crypto::keys::MacKey,
@@ -40,14 +43,6 @@ pub(crate) struct LogPoint {
     pub(crate) position: u64,
     pub(crate) number: RecordNumber,
     pub(crate) link: Link,
-}
-
-/// What a slot waits for; each waits for one thing at a time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Waiting {
-    Space,
-    Commit(Seq),
-    Flush,
 }
 
 /// What the checkpoint thread is wanted for.
@@ -136,7 +131,7 @@ pub(super) struct State {
     pub(super) worker: Option<(WorkerWaits, Waker)>,
     pub(super) want_checkpoint: bool,
 
-    pub(super) flush: super::flush::FlushState,
+    pub(super) flush: FlushState,
     pub(super) latched: Option<Latched>,
     pub(super) records: u64,
     pub(super) record_bytes: u64,
@@ -202,7 +197,7 @@ impl Log {
             waiters: Waiters::new(n),
             worker: None,
             want_checkpoint: false,
-            flush: super::flush::FlushState::new(n),
+            flush: FlushState::new(n),
             latched: None,
             records: 0,
             record_bytes: 0,
@@ -286,5 +281,25 @@ impl Log {
     }
 }
 
-/// Most abandoned numbers before the volume is latched: more means that the data device is gone.
-pub(super) const MAX_ABANDONED: usize = 1024;
+/// Something that keeps everybody waiting if it is dropped half done, a log write, a flush or a checkpoint: then the volume
+/// is latched instead.
+pub(crate) struct Unfinished<'a>(Option<&'a Log>);
+
+impl<'a> Unfinished<'a> {
+    pub(crate) fn new(log: &'a Log) -> Self {
+        Self(Some(log))
+    }
+
+    /// It has ended, well or not, and whoever waits will be told.
+    pub(crate) fn complete(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(log) = self.0 {
+            log.latch(Latched::Abandoned);
+        }
+    }
+}

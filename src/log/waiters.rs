@@ -1,7 +1,15 @@
 //! The slots that wait for something of the log.
 
-use super::state::Waiting;
+use crate::Seq;
 use std::task::Waker;
+
+/// What a slot waits for; each waits for one thing at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Waiting {
+    Space,
+    Commit(Seq),
+    Flush,
+}
 
 /// By slot; of many slots few wait, so a bit for each says who does, and only those are looked at.
 pub(super) struct Waiters {

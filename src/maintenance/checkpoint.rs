@@ -7,32 +7,21 @@
 //! 4. both superblock copies — only then is anything of the old epoch (slots, log space) free
 
 use crate::{
-    ByteOffset, Device, Epoch, Latched, Storage, Volume, Work,
+    Device, DeviceError, Epoch, Latched, Storage, Volume, Work,
     format::Superblock,
     lifecycle::{
         open::Access,
-        superblocks::{Change, meta_error, publish},
+        superblocks::{Change, publish},
     },
+    log::Unfinished,
     metadata::tree_update::{Applied, Scratch, apply},
 };
 use std::time::Duration;
 
 /// The slot that recovery had: the checkpoint thread's place in the waiting lists.
 const OWN_SLOT: usize = 0;
-/// Syncs have no place.
-const ORIGIN: ByteOffset = ByteOffset(0);
 /// How long a flush entry waits for a record that would carry it along, before it gets one of its own.
 const FLUSH_RECORD_DELAY: Duration = Duration::from_millis(5);
-
-/// A checkpoint that is dropped half done must not be followed by another, which would leave its
-/// epoch out: the volume is latched. The log still has everything.
-struct Unfinished<'a>(&'a Volume);
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        self.0.log.latch(Latched::Abandoned);
-    }
-}
 
 impl Volume {
     /// Completes when the checkpoint thread has something to do.
@@ -60,12 +49,13 @@ impl Volume {
         if let Some(why) = self.log.latched() {
             return Err(why);
         }
-        let unfinished = Unfinished(self);
+        // Another would leave its epoch out. The log still has everything.
+        let unfinished = Unfinished::new(&self.log);
         let result = self.try_checkpoint(io).await;
         if let Err(why) = result {
             self.log.latch(why);
         }
-        std::mem::forget(unfinished);
+        unfinished.complete();
         result
     }
 
@@ -106,7 +96,7 @@ impl Volume {
         let epoch = ended.next();
         let (root, applied) = apply(io, &self.tree, scratch, set, self.tree.root.load(), epoch).await?;
         let meta = io.sync(Device::Meta).await;
-        meta.map_err(|errno| Latched::Device(meta_error("sync", ORIGIN, 0, errno)))?;
+        meta.map_err(|errno| Latched::Device(DeviceError::sync(Device::Meta, errno)))?;
         // A write-back error is reported to one sync only, and that may have been a flush's.
         if let Some(why) = self.log.latched() {
             return Err(why);

@@ -367,7 +367,7 @@ impl Tree {
 
     pub(crate) fn read_error(&self, page: PageId, errno: Errno) -> DeviceError {
         let offset = self.layout.slot_offset(page, 0);
-        DeviceError { op: "read", device: Device::Meta, offset, len: PAIR_BYTES as u64, errno }
+        DeviceError::new("read", Device::Meta, offset, PAIR_BYTES, errno)
     }
 }
 

@@ -341,7 +341,7 @@ impl<S: Storage> Job<'_, S> {
 
     fn error(&self, op: &'static str, id: PageId, errno: Errno) -> Latched {
         let offset = self.tree.layout.slot_offset(id, 0);
-        Latched::Device(DeviceError { op, device: Device::Meta, offset, len: PAGE_BYTES as u64, errno })
+        Latched::Device(DeviceError::new(op, Device::Meta, offset, PAGE_BYTES, errno))
     }
 }
 

@@ -1,8 +1,7 @@
 //! Reading: the data and whatever metadata is missing are fetched together, then everything is verified.
 
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, DeviceError, Errno, Io, OnMismatch, PageName, ReadError, Slot, Volume,
-    WriteError,
+    BlockIndex, BlockRange, Buf, Device, DeviceError, Io, OnMismatch, PageName, ReadError, Slot, Volume, WriteError,
     crypto::{keys::equal, tagger::MAX_VERIFIED},
     format::{LOST_TAG, ZERO_TAG},
     lifecycle::open::Access,
@@ -111,7 +110,9 @@ impl Volume {
             false => self.lookup_missing(io, slot, range, Into::Tags).await,
         };
         let (data, buf) = data.await;
-        let data = data.map_err(|errno| data_error("read", self.tree.layout.block_offset(range.first), bytes, errno));
+        let data = data.map_err(|errno| {
+            DeviceError::new("read", Device::Data, self.tree.layout.block_offset(range.first), bytes, errno)
+        });
         // Blocks of zeros need no data: with all tags known and zero, a failed read is none.
         let needed = pages.is_err() || slot.tags.tags(range.count).iter().any(|t| *t != ZERO_TAG);
         let result = match data {
@@ -190,9 +191,4 @@ fn read_error(block: BlockIndex, bad_page: Option<PageName>) -> ReadError {
         Some(page) => ReadError::BadPage { block, page },
         None => ReadError::Mismatch { block },
     }
-}
-
-/// An error of the data device.
-pub(crate) fn data_error(op: &'static str, offset: crate::ByteOffset, bytes: usize, errno: Errno) -> DeviceError {
-    DeviceError { op, device: Device::Data, offset, len: bytes as u64, errno }
 }

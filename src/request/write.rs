@@ -4,12 +4,12 @@
 //! crash every block's content is one that the log or the tree can name.
 
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, Durability, Errno, Io, Latched, Slot, Volume, WriteError,
+    BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, Io, Latched, Slot, Volume, WriteError,
     format::{Tag, ZERO_TAG},
     lifecycle::open::Access,
     log::{Appended, Change, Reserved},
     metadata::lookup::Into,
-    request::{range_lock::Mode, read::data_error},
+    request::range_lock::Mode,
 };
 use std::time::Duration;
 
@@ -115,7 +115,7 @@ impl Volume {
             Err(errno) => {
                 self.counters[slot.queue].failed_writes.add(1);
                 let settled = self.settle_failed(io, slot, part, appended).await;
-                let device = WriteError::Device(data_error("write", offset, bytes.len(), errno));
+                let device = WriteError::Device(DeviceError::new("write", Device::Data, offset, bytes.len(), errno));
                 (Err(settled.err().map_or(device, WriteError::Latched)), buf)
             }
         }

@@ -1,7 +1,7 @@
 //! HMAC-SHA256 (RFC 2104) of short messages of one length, side by side.
 
 use super::{BLOCK_BYTES, Engine, INITIAL, State, last_block, to_bytes};
-use crate::crypto::keys::Mac;
+use crate::crypto::Mac;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// A key as HMAC uses it: where the inner and the outer hash are after the key's own block.

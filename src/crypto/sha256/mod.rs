@@ -14,7 +14,7 @@ mod sha_ni;
 
 pub(crate) use hmac::HmacKey;
 
-use crate::crypto::keys::Digest;
+use crate::crypto::Digest;
 use sha2::block_api::compress256;
 use std::slice::from_ref;
 use zerocopy::FromBytes;

@@ -6,7 +6,7 @@ use super::patience::Patience;
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Storage,
     format::{Layout, PAGE_BYTES, Superblock},
-    lifecycle::{open::OpenError, superblocks::meta_error},
+    lifecycle::open::OpenError,
 };
 use std::ops::Range;
 
@@ -96,7 +96,7 @@ impl<'a, S: Storage> Ring<'a, S> {
     async fn read(&mut self, part: Range<usize>) -> Result<Result<(), DeviceError>, OpenError> {
         let Self { io, layout, at, window, patience, .. } = self;
         let offset = ByteOffset(layout.log_offset().0 + *at + part.start as u64);
-        let error = |errno| meta_error("read", offset, part.len(), errno);
+        let error = |errno| DeviceError::new("read", Device::Meta, offset, part.len(), errno);
         let read = async |buf| io.read(Device::Meta, offset, buf, part.clone()).await;
         let result;
         (result, *window) = patience.tries(io, error, std::mem::replace(window, Buf::none()), read).await?;

@@ -103,7 +103,7 @@ impl<'a, S: Storage> Settle<'a, S> {
                 match result {
                     Ok(()) => self.data.succeeded(),
                     Err(errno) => {
-                        let why = DeviceError { op: "read", device: Device::Data, offset, len, errno };
+                        let why = DeviceError::new("read", Device::Data, offset, len as usize, errno);
                         self.data.failed(self.io, why);
                     }
                 }

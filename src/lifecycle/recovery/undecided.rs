@@ -2,10 +2,9 @@
 //! until a read of it succeeds. Only a volume that nothing is written to has any.
 
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, Io, ReadError, Slot, Volume,
+    BlockIndex, BlockRange, Buf, Device, DeviceError, Io, ReadError, Slot, Volume,
     lifecycle::recovery::{BlockCandidates, judge},
     metadata::tree::LoadError,
-    request::read::data_error,
     sync::{AtomicUsize, Mutex, Ordering},
 };
 use std::collections::BTreeMap;
@@ -63,7 +62,7 @@ impl Volume {
             let read;
             (read, buf) = io.read(Device::Data, offset, buf, 0..bs).await;
             if let Err(errno) = read {
-                return (Err(data_error("read", offset, bs, errno).into()), buf);
+                return (Err(DeviceError::new("read", Device::Data, offset, bs, errno).into()), buf);
             }
             let Some(c) = self.undecided.take(block) else { continue };
             match judge(io, &self.tree, &self.tagger, &mut slot.pages, &c, &buf[..bs]).await {
