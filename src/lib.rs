@@ -50,11 +50,13 @@ mod counters;
 mod crypto;
 mod error;
 mod format;
+mod info;
 mod io;
 mod lifecycle;
 mod log;
 mod maintenance;
 mod metadata;
+mod options;
 mod request;
 pub mod speed;
 mod sync;
@@ -66,23 +68,22 @@ pub use counters::CounterValues;
 pub use crypto::keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
 pub use error::{BadReason, DeviceError, Latched, PageName, ReadError, WriteError};
 pub use format::hex;
+pub use info::{Status, VolumeInfo};
 pub use io::{
     buffer::{BUF_ALIGN, Buf, BufMark},
     scheduler::{Io, Phase, Scheduler},
     sectors::BelowSector,
     storage::{Device, Durability, Errno, Geometry, Storage},
 };
-pub use lifecycle::{
-    create,
-    open::{self, Access, OpenOptions},
-};
+pub use lifecycle::{create, open};
 pub use log::Work;
 pub use maintenance::check;
 pub use metadata::hints::{self, Hint, HintReceiver, HintSender};
+pub use options::{Access, OnMismatch, OpenOptions};
 pub use request::{
     context::Slot,
     hash_batch::{HashJob, HashThreads},
 };
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
-pub use volume::{OnMismatch, Status, Volume, most_memory_bytes};
+pub use volume::{Volume, most_memory_bytes};
 pub use write_back::Accepted;

@@ -1,16 +1,14 @@
 //! Making a volume: superblocks only, whatever its size.
 
+pub use crate::info::VolumeInfo;
 use crate::{
     BelowSector, Buf, ByteOffset, Device, DeviceError, Durability, Epoch, MasterKey, RecordNumber, Storage,
     crypto::keys::{Keys, TagAlgorithm},
-    format::{
-        Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, RawSuperblock, Superblock, TreeEntry, uuid_text,
-    },
+    format::{Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, Superblock, TreeEntry},
     io::sectors::{refuse_blocks_below_sector, refuse_records_below_sector},
     lifecycle::superblocks::{Change, publish},
 };
-use serde::Serialize;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 /// What a new volume shall be.
 #[derive(Clone, Debug)]
@@ -25,29 +23,6 @@ pub struct FormatOptions {
     pub tag: TagAlgorithm,
     /// A fresh random (version 4) UUID.
     pub uuid: [u8; 16],
-    /// Whether the metadata lives on a device of its own.
-    pub separate_meta: bool,
-}
-
-/// Sizes of a volume, for messages and for making backing files.
-#[derive(Clone, Debug, Serialize)]
-pub struct VolumeInfo {
-    /// UUID in the usual text form.
-    pub uuid: String,
-    /// Unit of integrity in bytes.
-    pub block_size: u32,
-    /// Usable size in bytes.
-    pub size: u64,
-    /// The tag algorithm.
-    pub tag: TagAlgorithm,
-    /// Bytes used on the data device, payload and whatever metadata lies there.
-    pub data_device_bytes: u64,
-    /// Bytes used on the metadata device (equal to `data_device_bytes` where there is only one).
-    pub meta_device_bytes: u64,
-    /// Size of the tag log in bytes.
-    pub log_size: u64,
-    /// Bytes of all metadata together.
-    pub metadata_bytes: u64,
     /// Whether the metadata lives on a device of its own.
     pub separate_meta: bool,
 }
@@ -121,34 +96,6 @@ pub const SIGNATURES: [(u64, [u8; 8], &str); 4] = [
     // The ring's start has a record once anything has been written.
     (1 << 20, *b"UBLKILOG", "log record"),
 ];
-
-impl VolumeInfo {
-    /// The sizes that the bytes of a superblock copy tell, if its checksum holds. Nothing of it is authenticated: good
-    /// for choosing defaults, and for nothing else. A copy lies at the front of the device that holds the metadata.
-    pub fn peek(superblock: &[u8]) -> Option<Self> {
-        let (raw, _) = RawSuperblock::read_from_prefix(superblock).ok()?;
-        raw.parse().ok().as_ref().map(Self::of)
-    }
-
-    pub(crate) fn layout(&self) -> Option<Layout> {
-        Layout::new(self.block_size, self.size, self.log_size, self.separate_meta).ok()
-    }
-    pub(crate) fn of(superblock: &Superblock) -> Self {
-        let l = &superblock.layout;
-        let shared = if l.separate_meta { 0 } else { l.size() };
-        Self {
-            uuid: uuid_text(&superblock.uuid),
-            block_size: l.block_size,
-            size: l.size(),
-            tag: superblock.tag,
-            data_device_bytes: l.data_device_bytes(),
-            meta_device_bytes: l.meta_device_bytes(),
-            log_size: l.log_size,
-            metadata_bytes: l.meta_device_bytes() - shared,
-            separate_meta: l.separate_meta,
-        }
-    }
-}
 
 impl FormatOptions {
     fn layout(&self, data: u64, meta: u64) -> Result<Layout, FormatError> {

@@ -1,7 +1,9 @@
 //! From bare devices to an open volume.
 
 pub mod create;
+mod identity_block;
 pub mod open;
+pub(crate) mod open_error;
 pub(crate) mod recovery;
 pub(crate) mod staged;
 pub(crate) mod superblocks;

@@ -12,10 +12,11 @@ use crate::{
     BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, Storage, Volume,
     crypto::tagger::Tagger,
     format::{Identity, PAGE_BYTES, Superblock, uuid_text},
+    info::{RecoveryReport, VolumeInfo},
     io::sectors::{refuse_blocks_below_sector, refuse_pages_below_sector, refuse_records_below_sector},
     lifecycle::{
-        create::VolumeInfo,
-        open::{Access, OpenError, OpenOptions, RecoveryReport, UnreadLog, are_exchanged, read_identity},
+        identity_block::{are_exchanged, read_identity},
+        open_error::OpenError,
         recovery::{BlockCandidates, Candidates, Settle, TooMuch, Unread, follow, undecided::Undecided},
         superblocks::{Change, Newest, publish, read_copies},
     },
@@ -27,6 +28,7 @@ use crate::{
         tree::Tree,
         tree_update::{Applied, Scratch, apply},
     },
+    options::{Access, OpenOptions, UnreadLog},
     volume::{Parts, Unsaved},
 };
 use std::sync::Arc;

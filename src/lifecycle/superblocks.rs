@@ -4,7 +4,7 @@ use crate::{
     Buf, ByteOffset, Device, DeviceError, Durability, MasterKey, Storage,
     crypto::keys::Keys,
     format::{Layout, PAGE_BYTES, RawSuperblock, SUPERBLOCK_BYTES, Superblock, SuperblockError, uuid_text},
-    lifecycle::open::OpenError,
+    lifecycle::open_error::OpenError,
 };
 use zerocopy::{FromBytes, IntoBytes};
 

@@ -7,12 +7,9 @@
 //! 4. both superblock copies — only then is anything of the old epoch (slots, log space) free
 
 use crate::{
-    Device, DeviceError, Epoch, Latched, Storage, Volume, Work,
+    Access, Device, DeviceError, Epoch, Latched, Storage, Volume, Work,
     format::Superblock,
-    lifecycle::{
-        open::Access,
-        superblocks::{Change, publish},
-    },
+    lifecycle::superblocks::{Change, publish},
     log::Unfinished,
     metadata::tree_update::{Applied, Scratch, apply},
 };

@@ -4,8 +4,8 @@ use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, Io, OnMismatch, PageName, ReadError, Slot, Volume, WriteError,
     crypto::{keys::equal, tagger::MAX_VERIFIED},
     format::{LOST_TAG, ZERO_TAG},
-    lifecycle::open::Access,
     metadata::{lookup::Into, tree::CacheUse},
+    options::Access,
     request::range_lock::Mode,
 };
 

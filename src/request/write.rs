@@ -6,9 +6,9 @@
 use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, Io, Latched, Slot, Volume, WriteError,
     format::{Tag, ZERO_TAG},
-    lifecycle::open::Access,
     log::{Appended, Change, Reserved},
     metadata::lookup::Into,
+    options::Access,
     request::range_lock::Mode,
 };
 use std::time::Duration;

@@ -5,35 +5,19 @@
 //! [`prefetch`](Volume::prefetch).
 
 use crate::{
-    BlockIndex, CounterValues, Latched, Seq, Slot,
+    Access, BlockIndex, CounterValues, Latched, OnMismatch, OpenOptions, Seq, Slot,
     counters::QueueCounters,
     crypto::{keys::Keys, tagger::Tagger},
     format::{Layout, Superblock},
-    lifecycle::{
-        create::VolumeInfo,
-        open::{Access, OpenOptions, RecoveryReport},
-        recovery::undecided::Undecided,
-    },
+    info::{RecoveryReport, Status, VolumeInfo},
+    lifecycle::recovery::undecided::Undecided,
     log::{Log, LogConfig, LogPoint},
     metadata::{hints::Hints, page_cache::Cache, pending::PendingSet, tree::Tree, tree_update::Scratch},
     request::{hash_batch::HashThreads, range_lock::Ranges},
     sync::{AtomicUsize, Mutex, Ordering},
     write_back::Ledger,
 };
-use serde::Serialize;
 use std::sync::Arc;
-
-/// What a read does with a block that does not match its tag.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnMismatch {
-    /// The read fails (EILSEQ).
-    Fail,
-    /// The block reads as zeros; counted.
-    Zero,
-    /// What is there is accepted and signed anew; counted. Gives integrity up: for rescue only.
-    Fix,
-}
 
 /// An open volume. Shared by all threads; each operation takes the calling thread's own
 /// [`Storage`](crate::Storage) handle and a [`Slot`] of its own.
@@ -110,33 +94,6 @@ impl Unsaved {
 const MAX_PENDING_TAGS: u64 = 64 << 10;
 /// Most runs of zeros in one epoch.
 const MAX_PENDING_RUNS: usize = 4096;
-
-/// What `status` shows.
-#[derive(Clone, Debug, Serialize)]
-pub struct Status {
-    /// The volume.
-    #[serde(flatten)]
-    pub volume: VolumeInfo,
-    /// Whether it was opened read-only, or has become so.
-    pub read_only: bool,
-    /// The first failure, where one latched the volume read-only.
-    pub latched: Option<String>,
-    /// What reads do with blocks that do not match.
-    pub on_mismatch: OnMismatch,
-    /// Bytes of the log in use.
-    pub log_used: u64,
-    /// Blocks whose tags wait for the next checkpoint.
-    pub pending_tags: u64,
-    /// Blocks that recovery could not decide about and that have not been read since: errors.
-    pub undecided_blocks: u64,
-    /// Memory of the volume in bytes.
-    pub memory_bytes: u64,
-    /// Counters since the volume was opened.
-    #[serde(flatten)]
-    pub counters: CounterValues,
-    /// What recovery found at open.
-    pub recovery: RecoveryReport,
-}
 
 impl Volume {
     /// A volume in the state that `parts` name, with a log that goes on at their head.

@@ -5,8 +5,9 @@ use crate::{
     DeviceError, Epoch, RecordNumber, Seq, Storage,
     crypto::keys::Keys,
     format::{EntryReader, Link, RawRecord, RecordHead, Superblock},
-    lifecycle::open::{OpenError, UnreadLog},
+    lifecycle::open_error::OpenError,
     log::{LogPoint, RECORDS_UNDER_WAY, next_position},
+    options::UnreadLog,
 };
 
 /// What looks like records of this log and proves to be none may be so many times the ring in all. A crash leaves the last

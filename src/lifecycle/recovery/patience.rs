@@ -2,7 +2,7 @@
 
 use crate::{
     DeviceError, Errno, Storage,
-    lifecycle::open::OpenError,
+    lifecycle::open_error::OpenError,
     metadata::lookup::{READ_PAUSE, READ_TRIES},
 };
 use std::{

@@ -6,7 +6,7 @@ use super::patience::Patience;
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Storage,
     format::{Layout, PAGE_BYTES, Superblock},
-    lifecycle::open::OpenError,
+    lifecycle::open_error::OpenError,
 };
 use std::ops::Range;
 

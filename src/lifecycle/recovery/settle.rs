@@ -8,12 +8,14 @@ use super::{
 use crate::{
     Buf, Device, DeviceError, Errno, Storage,
     crypto::tagger::Tagger,
-    lifecycle::open::{MAX_REPORTED_BLOCKS, OpenError, RecoveryReport, UnreadableBlocks},
+    info::{MAX_REPORTED_BLOCKS, RecoveryReport},
+    lifecycle::open_error::OpenError,
     metadata::{
         lookup::READ_TRIES,
         pending::PendingSet,
         tree::{LoadError, PageBufs, Tree},
     },
+    options::UnreadableBlocks,
 };
 
 /// Blocks read at a time.

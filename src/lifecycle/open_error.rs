@@ -1,0 +1,79 @@
+//! Why a volume can't be opened.
+
+use crate::{BelowSector, DeviceError, format::Unknown};
+
+/// Why a volume can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No superblock anywhere.
+    #[error("no ublk-integrity volume on the metadata device")]
+    NotAVolume,
+    /// Something on the devices is whole, and not what this program knows.
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    /// The volume is of a version that this program can show, but not serve.
+    #[error("the volume is of format version 2 ({features}): this program shows it (`dump`), but can't open it")]
+    NotServed {
+        /// What it needs, in words.
+        features: String,
+    },
+    /// Both copies fail their checksums.
+    #[error("both superblock copies on the metadata device are damaged")]
+    Damaged,
+    /// The key is not this volume's.
+    #[error("wrong key for volume {uuid}")]
+    WrongKey {
+        /// The volume.
+        uuid: String,
+    },
+    /// Right key, but a MAC does not hold, or copies contradict each other, or the log is newer than the superblock.
+    #[error("the {what} was tampered with")]
+    Tampered {
+        /// What.
+        what: &'static str,
+    },
+    /// The data device is not the one that belongs to this metadata, or the other way round.
+    #[error("{0}")]
+    Foreign(String),
+    /// The device is smaller than the volume.
+    #[error("the {device} has {have} bytes, the volume needs {need}")]
+    TooSmall {
+        /// Which.
+        device: crate::Device,
+        /// Its size.
+        have: u64,
+        /// What the volume needs.
+        need: u64,
+    },
+    /// The device transfers more at least than the volume reads and writes.
+    #[error(transparent)]
+    BelowSector(#[from] BelowSector),
+    /// More memory than [`OpenOptions::max_memory_bytes`], or than there is.
+    #[error("opening the volume takes {needed} bytes of memory at least, {available} can be had")]
+    Memory {
+        /// What it takes, as far as is known.
+        needed: u64,
+        /// What it may take.
+        available: u64,
+    },
+    /// An option makes no sense.
+    #[error("{0}")]
+    Options(String),
+    /// Another volume than the one that was asked for.
+    #[error("this is volume {found}, not {expected}: nothing was done")]
+    OtherVolume {
+        /// The UUID that was asked for.
+        expected: String,
+        /// The one that is there.
+        found: String,
+    },
+    /// A part of the log can't be read, and the newest changes may lie there.
+    #[error("the tag log can't be read, the newest changes may be in it: {0}")]
+    LogUnreadable(DeviceError),
+    /// For ten seconds, or for many blocks, not one read of the device has succeeded.
+    #[error("not one read succeeds any more, the device seems to be away; nothing was done: {0}")]
+    Away(DeviceError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}

@@ -1,0 +1,102 @@
+//! How to open a volume.
+
+use serde::Serialize;
+
+/// Whether anything may be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Reads and writes; recovery is written down.
+    ReadWrite,
+    /// Nothing is written, not even recovery's result.
+    ReadOnly,
+}
+
+/// What a read does with a block that does not match its tag.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnMismatch {
+    /// The read fails (EILSEQ).
+    Fail,
+    /// The block reads as zeros; counted.
+    Zero,
+    /// What is there is accepted and signed anew; counted. Gives integrity up: for rescue only.
+    Fix,
+}
+
+/// What becomes of a log that can't be read where it goes on: its newest records may lie there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UnreadLog {
+    /// The volume is not opened.
+    #[default]
+    Refuse,
+    /// For rescue, read-only: what can be read of the log counts, and a block that the rest could name fails.
+    FailOlder,
+    /// For rescue, read-only: such a block reads as what is known of it, which may be older than what was last written.
+    ServeOlder,
+}
+
+/// What becomes of a block with several candidates that can't be read while recovery must choose (row F).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UnreadableBlocks {
+    /// Nothing is decided without evidence: the volume is open read-only, and the block an error until it can be read.
+    #[default]
+    KeepUndecided,
+    /// The newest tag is taken and written down: if the write never arrived, the block is lost until it is written again.
+    TakeNewest,
+}
+
+/// How to open a volume. All limits are fixed for as long as it is open: memory is taken once.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Whether anything may be written.
+    pub access: Access,
+    /// Bytes of the cache of verified pages; 0 is allowed.
+    pub cache_bytes: u64,
+    /// How many [`Slot`](crate::Slot)s may be made: queues × depth, and one for each worker thread that reads or writes.
+    pub max_slots: usize,
+    /// Queues, for counters that do not share a cache line.
+    pub queues: usize,
+    /// Largest request in bytes.
+    pub max_request_bytes: usize,
+    /// Most bytes of memory that the volume may take, and recovery before it: more is refused before it is taken.
+    pub max_memory_bytes: u64,
+    /// Whether the metadata was given as a device of its own.
+    pub separate_meta: bool,
+    /// What a read does with a block that does not match its tag.
+    pub on_mismatch: OnMismatch,
+    /// The UUID that the volume must have, where one is known: whole volumes under one key look alike otherwise.
+    pub expected_uuid: Option<[u8; 16]>,
+    /// What becomes of a log that can't be read.
+    pub unread_log: UnreadLog,
+    /// What becomes of blocks that can't be read.
+    pub unreadable_blocks: UnreadableBlocks,
+    /// 32 fresh random bytes, drawn for this open.
+    pub open_id: [u8; 32],
+    /// Where prefetch hints go; none are made where `None`.
+    pub hints: Option<crate::HintSender>,
+    /// Threads that hash for those that serve requests, where there are any.
+    pub hash_threads: Option<crate::HashThreads>,
+}
+
+impl OpenOptions {
+    /// For one request of up to 1 MiB at a time, without a cache, on one device; what is in doubt is refused.
+    pub fn new(access: Access, open_id: [u8; 32]) -> Self {
+        Self {
+            access,
+            cache_bytes: 0,
+            max_slots: 1,
+            queues: 1,
+            max_request_bytes: 1 << 20,
+            max_memory_bytes: u64::MAX,
+            separate_meta: false,
+            on_mismatch: OnMismatch::Fail,
+            expected_uuid: None,
+            unread_log: UnreadLog::default(),
+            unreadable_blocks: UnreadableBlocks::default(),
+            open_id,
+            hints: None,
+            hash_threads: None,
+        }
+    }
+}
