@@ -11,8 +11,9 @@
 //! An accepted write waits for what any write waits for, never for a flush: no circle.
 
 use crate::{
-    BlockRange, Buf, Io, Latched, RecordNumber, Slot, Volume, WriteError,
-    request::range_lock::{Mode, RangeGuard},
+    BlockRange, Latched, RecordNumber, WriteError,
+    log::Log,
+    request::range_lock::RangeGuard,
     sync::{AtomicU64, AtomicUsize, Mutex, Ordering},
 };
 use std::{
@@ -46,9 +47,10 @@ struct Waiter {
 }
 
 /// A write whose range is held, and which may be answered though nothing has been written: who drops it before it is
-/// [in place](Volume::write_accepted) latches the volume.
+/// [in place](crate::Volume::write_accepted) latches the volume.
 pub struct Accepted<'v> {
-    volume: &'v Volume,
+    ledger: &'v Ledger,
+    log: &'v Log,
     guard: RangeGuard<'v>,
     after: RecordNumber,
     why_failed: Option<Latched>,
@@ -70,6 +72,14 @@ impl Ledger {
     /// The memory for so many slots.
     pub(crate) fn memory_bytes_for(slots: usize) -> u64 {
         (slots as u64).saturating_mul((size_of::<AtomicU64>() + size_of::<Waiter>() + size_of::<BlockRange>()) as u64)
+    }
+
+    /// Takes on a write whose range is held: its answer may be given at once. `None` where the volume is latched.
+    pub(crate) fn accept<'v>(&'v self, log: &'v Log, guard: RangeGuard<'v>) -> Option<Accepted<'v>> {
+        // Asked with the range: whoever had it before and failed has latched. Two that failed must not be kept of one block.
+        let after = log.first_unsure().ok()?;
+        self.begin(guard.slot());
+        Some(Accepted { ledger: self, log, guard, after, why_failed: Some(Latched::Abandoned) })
     }
 
     fn begin(&self, slot: usize) {
@@ -144,6 +154,25 @@ impl Accepted<'_> {
         self.guard.range()
     }
 
+    /// What has become of it. In place it is forgotten by `forget`, with its range still held; else the volume is latched
+    /// when this is dropped.
+    pub(crate) fn ended(&mut self, result: Result<(), WriteError>, forget: impl FnOnce()) {
+        self.why_failed = match result {
+            Ok(()) => {
+                forget();
+                None
+            }
+            Err(WriteError::Device(e)) => Some(Latched::Accepted(e)),
+            Err(WriteError::Latched(why)) => Some(why),
+            // A request larger than its buffer, or one that was never accepted.
+            Err(_) => Some(Latched::Abandoned),
+        };
+    }
+
+    pub(crate) fn slot(&self) -> usize {
+        self.guard.slot()
+    }
+
     /// Gives the range back: the write is not to be answered for, and has not been.
     pub fn withdraw(mut self) {
         self.why_failed = None;
@@ -158,57 +187,12 @@ impl Accepted<'_> {
 impl Drop for Accepted<'_> {
     /// It is in place, or has failed; the range is released after this.
     fn drop(&mut self) {
-        let ledger = &self.volume.accepted;
         if let Some(why) = self.why_failed {
             // In this order: who sees that it is not under way must find the volume latched.
-            self.volume.log.latch(why);
-            ledger.fail(self.guard.range());
+            self.log.latch(why);
+            self.ledger.fail(self.guard.range());
         }
-        ledger.end(self.guard.slot());
-    }
-}
-
-impl Volume {
-    /// Takes on a write of the slot's next request, if its range is free: its answer may be given at once. `None`: write it
-    /// [as usual](Self::write), which waits or says why not.
-    pub fn accept(&self, slot: &Slot, range: BlockRange) -> Option<Accepted<'_>> {
-        self.writable(range).ok()?;
-        let guard = self.ranges.try_acquire(slot.id, range, Mode::Exclusive)?;
-        // Asked with the range: whoever had it before and failed has latched. Two that failed must not be kept of one block.
-        let after = self.log.first_unsure().ok()?;
-        self.accepted.begin(slot.id);
-        Some(Accepted { volume: self, guard, after, why_failed: Some(Latched::Abandoned) })
-    }
-
-    /// The number of the next record of the log: it never goes back, but where an older copy is opened.
-    pub fn next_record(&self) -> RecordNumber {
-        self.log.head().number
-    }
-
-    /// Writes what `slot` has accepted, from the front of `buf`. Once it is in place, `forget` lets go of what was kept of
-    /// it. If that fails the volume is latched.
-    pub async fn write_accepted<S: Io>(
-        &self,
-        io: &S,
-        slot: &mut Slot,
-        mut accepted: Accepted<'_>,
-        buf: Buf,
-        forget: impl FnOnce(),
-    ) -> (Result<(), WriteError>, Buf) {
-        debug_assert_eq!(slot.id, accepted.guard.slot());
-        let (result, buf) = self.write_held(io, slot, accepted.range(), buf).await;
-        accepted.why_failed = match result {
-            Ok(()) => {
-                self.counters[slot.queue].accepted_writes.add(1);
-                forget();
-                None
-            }
-            Err(WriteError::Device(e)) => Some(Latched::Accepted(e)),
-            Err(WriteError::Latched(why)) => Some(why),
-            // A request larger than its buffer, or one that was never accepted.
-            Err(_) => Some(Latched::Abandoned),
-        };
-        (result, buf)
+        self.ledger.end(self.guard.slot());
     }
 }
 

@@ -195,6 +195,11 @@ impl Layout {
     }
 }
 
+/// The tag pages of some blocks.
+pub(crate) fn tag_pages(range: BlockRange) -> std::ops::Range<u64> {
+    range.first.0 / TAGS_PER_PAGE..range.end().div_ceil(TAGS_PER_PAGE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

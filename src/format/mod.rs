@@ -15,7 +15,7 @@ mod version2;
 pub use feature::Feature;
 pub(crate) use feature::Features;
 pub(crate) use identity::{Identity, RawIdentity};
-pub(crate) use layout::{Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId};
+pub(crate) use layout::{Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId, tag_pages};
 pub(crate) use page::{EntryState, TreeEntry, digest, digest_each};
 pub(crate) use places::{TAGS_PER_PAGE, TREE_FANOUT};
 pub(crate) use record::{ENTRY_BYTES, Entry, EntryReader, Link, RawRecord, RecordBuilder, RecordHead};

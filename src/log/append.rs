@@ -7,13 +7,20 @@ use super::{
     waiters::Waiting,
 };
 use crate::{
-    BlockIndex, BlockRange, Epoch, Latched, Seq, Slot,
+    BlockIndex, BlockRange, Epoch, Latched, Seq,
     format::{ENTRY_BYTES, RecordBuilder, TAG_BYTES, Tag},
 };
 use std::{
     future::poll_fn,
     task::{Poll, Waker},
 };
+
+/// The request that logs a change: its place in the waiting lists, and the queue whose thread runs it.
+#[derive(Clone, Copy)]
+pub(crate) struct Requester {
+    pub(crate) id: usize,
+    pub(crate) queue: usize,
+}
 
 /// Something to log.
 #[derive(Clone, Copy)]
@@ -75,7 +82,7 @@ impl Drop for Place<'_> {
 
 impl Log {
     /// Waits for space, then takes the indivisible step. Nothing has been logged while this waits.
-    pub(crate) async fn append(&self, slot: &Slot, change: Change<'_>) -> Result<Appended<'_>, Latched> {
+    pub(crate) async fn append(&self, slot: Requester, change: Change<'_>) -> Result<Appended<'_>, Latched> {
         if let Some(done) = self.try_append(slot, &change, None) {
             return done;
         }
@@ -92,7 +99,7 @@ impl Log {
     /// With a waker, waits in the queue; without, takes the step only where nobody is before us.
     fn try_append(
         &self,
-        slot: &Slot,
+        slot: Requester,
         change: &Change<'_>,
         waker: Option<&Waker>,
     ) -> Option<Result<Appended<'_>, Latched>> {
@@ -138,7 +145,7 @@ impl Log {
         gathers && ring && pending
     }
 
-    fn take_step(&self, s: &mut State, slot: &Slot, change: &Change<'_>, alone: u64) -> Appended<'_> {
+    fn take_step(&self, s: &mut State, slot: Requester, change: &Change<'_>, alone: u64) -> Appended<'_> {
         let (seq, epoch, reserved) = (s.next_seq, s.epoch, change.reserved());
         s.next_seq = Seq(seq.0 + 1);
         debug_assert!(s.in_flight[slot.id].is_none(), "one change a slot at a time");

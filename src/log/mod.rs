@@ -16,7 +16,7 @@ mod flush;
 mod state;
 mod waiters;
 
-pub(crate) use append::{Appended, Change, Reserved};
+pub(crate) use append::{Appended, Change, Requester, Reserved};
 pub(crate) use commit::next_position;
 pub use state::Work;
 pub(crate) use state::{Log, LogConfig, LogPoint, RECORDS_UNDER_WAY, Unfinished};

@@ -1,10 +1,6 @@
 //! Verifying every block: returns a report, prints nothing.
 
-use crate::{
-    BadReason, BlockIndex, BlockRange, Buf, Io, ReadError, Slot, Volume,
-    format::TAGS_PER_PAGE,
-    metadata::tree::{CacheUse, Found, LoadError, Missing, Walk},
-};
+use crate::{BadReason, BlockIndex, BlockRange, Buf, Io, ReadError, Volume, request::context::Slot};
 use serde::Serialize;
 use std::ops::ControlFlow;
 
@@ -71,10 +67,10 @@ pub async fn check<S: Io>(
     mut progress: impl FnMut(u64) -> ControlFlow<()>,
 ) -> CheckReport {
     let mut report = CheckReport { blocks: volume.blocks(), ..Default::default() };
-    let mut buf = Buf::new(volume.max_request_bytes);
+    let mut buf = Buf::new(volume.max_request_bytes());
     let mut from = BlockIndex(0);
     while let Some(run) = volume.next_data(io, slot, from).await {
-        let most = (volume.max_request_bytes / volume.block_size()) as u64;
+        let most = (volume.max_request_bytes() / volume.block_size()) as u64;
         for first in (run.first.0..run.end()).step_by(most as usize) {
             let part = BlockRange::new(BlockIndex(first), most.min(run.end() - first));
             buf = check_part(volume, io, slot, part, buf, &mut report).await;
@@ -92,9 +88,9 @@ pub async fn check<S: Io>(
 
 /// Whether any block holds data, or can't be verified: where it is not so, all of the volume reads as zeros.
 pub async fn holds_data<S: Io>(volume: &Volume, io: &S, slot: &mut Slot) -> bool {
-    let mut buf = Buf::new(volume.max_request_bytes);
+    let mut buf = Buf::new(volume.max_request_bytes());
     let mut report = CheckReport::default();
-    let most = (volume.max_request_bytes / volume.block_size()) as u64;
+    let most = (volume.max_request_bytes() / volume.block_size()) as u64;
     let mut from = BlockIndex(0);
     while let Some(run) = volume.next_data(io, slot, from).await {
         let part = BlockRange::new(run.first, run.count.min(most));
@@ -134,54 +130,4 @@ async fn check_part<S: Io>(
         }
     }
     buf
-}
-
-impl Volume {
-    /// The next run of blocks at or after `from` that may hold data; everything between reads as zeros.
-    /// A run under damaged metadata counts as data: reading it tells what is wrong.
-    pub async fn next_data<S: Io>(&self, io: &S, slot: &mut Slot, from: BlockIndex) -> Option<BlockRange> {
-        let mut at = from;
-        if self.newer_from.is_some() && from.0 < self.blocks() {
-            // What the tree says of a subtree may be older, too.
-            return Some(BlockRange::new(from, self.blocks() - from.0));
-        }
-        while at.0 < self.blocks() {
-            let page_end = (at.0 / TAGS_PER_PAGE + 1) * TAGS_PER_PAGE;
-            let absent_to = match self.find_page(io, slot, at).await {
-                Ok(Found::Absent(page)) => self.tree.layout.blocks_under(page).end(),
-                _ => at.0,
-            };
-            if absent_to == at.0 {
-                return Some(BlockRange::new(at, page_end.min(self.blocks()) - at.0));
-            }
-            if let Some(pending) = self.next_pending(at).filter(|b| b.0 < absent_to) {
-                let end = (pending.0 / TAGS_PER_PAGE + 1) * TAGS_PER_PAGE;
-                return Some(BlockRange::new(pending, end.min(self.blocks()) - pending.0));
-            }
-            at = BlockIndex(absent_to);
-        }
-        None
-    }
-
-    /// The first block at or after `from` with a tag that is not in the tree yet.
-    fn next_pending(&self, from: BlockIndex) -> Option<BlockIndex> {
-        let kept = self.overlay.get(self.overlay.partition_point(|b| *b < from)).copied();
-        // A volume that takes writes has no overlay; its pending sets are searched.
-        let live = self.pending.iter().filter(|_| self.overlay.is_empty()).filter_map(|set| set.next(from)).min();
-        kept.into_iter().chain(live).min()
-    }
-
-    async fn find_page<S: Io>(&self, io: &S, slot: &mut Slot, block: BlockIndex) -> Result<Found, LoadError> {
-        let (leaf, _) = self.tree.layout.tag_page_of(block);
-        let root = self.tree.root.load();
-        match self.tree.walk(root, leaf.index, 0, &mut [], &mut CacheUse::default()) {
-            Walk::Found(found) => Ok(found),
-            Walk::Missing(page, entry) => {
-                let (mut missing, mut result) = (Missing::new(leaf.index), Found::Page);
-                missing.add(leaf.index, page, entry);
-                self.tree.load(io, &mut slot.pages, &missing, false, |_, found, _| result = found).await?;
-                Ok(result)
-            }
-        }
-    }
 }

@@ -1,4 +1,4 @@
 //! What is done beside requests.
 
 pub mod check;
-mod checkpoint;
+pub(crate) mod checkpoint;

@@ -4,8 +4,7 @@
 use crate::{
     BlockRange,
     counters::QueueCounters,
-    format::Layout,
-    metadata::lookup::tag_pages,
+    format::{Layout, tag_pages},
     sync::{AtomicU64, AtomicUsize, Ordering},
 };
 use std::ops::Range;

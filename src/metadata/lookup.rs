@@ -4,20 +4,14 @@
 //! whoever looks at the pending tags first and loads the root afterwards misses nothing. The range
 //! guard that the caller holds keeps the blocks' own tags still meanwhile.
 
+use super::Metadata;
 use crate::{
-    BlockIndex, BlockRange, DeviceError, PageName, Slot, Storage, Volume,
-    format::{LOST_TAG, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG},
+    BlockIndex, BlockRange, DeviceError, PageName, Slot, Storage,
+    format::{LOST_TAG, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, tag_pages},
     metadata::tree::{CacheUse, Found, LoadError, Missing, Walk},
-    request::context::TagBuf,
+    request::context::{TagBuf, TagSide},
 };
 use std::{ops::Range, time::Duration};
-
-/// Which of a slot's two tag buffers a lookup fills.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Into {
-    Tags,
-    Old,
-}
 
 /// How often a lookup begins anew because the tree moved under it, before it asks the next checkpoint to wait.
 const STALE_RETRIES: u32 = 3;
@@ -33,11 +27,6 @@ struct Part {
     places: Range<usize>,
     /// Byte offset in the page of the first.
     at: usize,
-}
-
-/// The tag pages of some blocks.
-pub(crate) fn tag_pages(range: BlockRange) -> Range<u64> {
-    range.first.0 / TAGS_PER_PAGE..range.end().div_ceil(TAGS_PER_PAGE)
 }
 
 fn part(range: BlockRange, tag_page: u64) -> Part {
@@ -60,14 +49,8 @@ fn leaf_tag(leaf: &[u8], i: usize) -> Tag {
     leaf[i * TAG_BYTES..][..TAG_BYTES].try_into().expect("a tag's length")
 }
 
-impl Slot {
-    pub(crate) fn buf(&mut self, into: Into) -> &mut TagBuf {
-        if into == Into::Tags { &mut self.tags } else { &mut self.old }
-    }
-}
-
 /// Keeps the next checkpoint from writing pages, for a bounded time.
-struct Hold<'a>(&'a Volume);
+struct Hold<'a>(&'a Metadata);
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
@@ -75,7 +58,7 @@ impl Drop for Hold<'_> {
     }
 }
 
-impl Volume {
+impl Metadata {
     fn pending_tag(&self, block: BlockIndex) -> Option<Tag> {
         // Whichever set the newer entry is in: numbers run through both.
         let [a, b] = [self.pending[0].lookup(block), self.pending[1].lookup(block)];
@@ -119,11 +102,11 @@ impl Volume {
         io: &S,
         slot: &mut Slot,
         range: BlockRange,
-        into: Into,
+        side: TagSide,
     ) -> Result<Option<PageName>, DeviceError> {
         let mut bad = None;
         for run in slot.pages.runs(tag_pages(range)) {
-            bad = bad.or(self.find(io, slot, range, run, into).await?);
+            bad = bad.or(self.find(io, slot, range, run, side).await?);
         }
         Ok(bad.map(PageId::name))
     }
@@ -134,12 +117,12 @@ impl Volume {
         io: &S,
         slot: &mut Slot,
         range: BlockRange,
-        into: Into,
+        side: TagSide,
     ) -> Result<Option<PageName>, DeviceError> {
-        let buf = slot.buf(into);
+        let buf = slot.side(side);
         buf.begin(range);
         self.lookup_pending(range, buf, 0..range.count as usize);
-        self.lookup_missing(io, slot, range, into).await
+        self.lookup_missing(io, slot, range, side).await
     }
 
     /// The same, patiently: a device that fails is asked a few times, damaged metadata is read once
@@ -149,18 +132,18 @@ impl Volume {
         io: &S,
         slot: &mut Slot,
         range: BlockRange,
-        into: Into,
+        side: TagSide,
     ) -> Result<Option<PageName>, DeviceError> {
-        let mut result = self.lookup(io, slot, range, into).await;
+        let mut result = self.lookup(io, slot, range, side).await;
         for _ in 1..READ_TRIES {
             match result {
                 Ok(None) => break,
-                Ok(Some(_)) => return self.lookup(io, slot, range, into).await,
+                Ok(Some(_)) => return self.lookup(io, slot, range, side).await,
                 Err(_) => {
                     let _ = io.sleep(READ_PAUSE).await;
                 }
             }
-            result = self.lookup(io, slot, range, into).await;
+            result = self.lookup(io, slot, range, side).await;
         }
         result
     }
@@ -173,23 +156,23 @@ impl Volume {
         slot: &mut Slot,
         range: BlockRange,
         run: Range<u64>,
-        into: Into,
+        side: TagSide,
     ) -> Result<Option<PageId>, DeviceError> {
         let places = places(range, &run);
         let mut hold = None;
         for attempt in 0.. {
             let root = self.tree.root.load();
-            match self.find_under(io, root, slot, range, run.clone(), into).await {
+            match self.find_under(io, root, slot, range, run.clone(), side).await {
                 Ok(lost) => return Ok(lost),
                 Err(LoadError::Device(e)) => return Err(e),
                 Err(LoadError::Bad(page)) if self.tree.root.load() == root => {
-                    self.counters[slot.queue].bad_pages.add(1);
-                    slot.buf(into).fill(places, |_| LOST_TAG);
+                    slot.counters.bad_pages.add(1);
+                    slot.side(side).fill(places, |_| LOST_TAG);
                     return Ok(Some(page));
                 }
                 Err(LoadError::Bad(_)) => {}
             }
-            self.lookup_pending(range, slot.buf(into), places.clone());
+            self.lookup_pending(range, slot.side(side), places.clone());
             if attempt >= STALE_RETRIES && hold.is_none() {
                 self.holds.fetch_add(1, crate::sync::Ordering::AcqRel);
                 hold = Some(Hold(self));
@@ -206,10 +189,10 @@ impl Volume {
         slot: &mut Slot,
         range: BlockRange,
         run: Range<u64>,
-        into: Into,
+        side: TagSide,
     ) -> Result<Option<PageId>, LoadError> {
         let Slot { tags, old, pages, leaf, .. } = slot;
-        let into = if into == Into::Tags { tags } else { old };
+        let into = if side == TagSide::New { tags } else { old };
         let mut missing = Missing::new(run.start);
         let mut lost = None;
         let mut found = |part: &Part, found: Found, bytes: &[u8], into: &mut TagBuf| {

@@ -3,8 +3,9 @@
 //! Nobody waits for any of this: what it brings in time is in the cache, what it does not bring is
 //! read by whoever needs it.
 
+use super::Metadata;
 use crate::{
-    Hint, Slot, Storage, Volume,
+    Hint, Slot, Storage,
     format::TAGS_PER_PAGE,
     metadata::tree::{CacheUse, Missing, Walk},
     sync::Ordering,
@@ -13,9 +14,9 @@ use crate::{
 /// Tag pages that are brought together: at 4096-byte blocks, 8 MiB of data.
 const CLUSTER: u64 = 16;
 
-impl Volume {
+impl Metadata {
     /// Loads the tag pages around a hint into the cache, and runs ahead of sequential reads.
-    pub async fn prefetch<S: Storage>(&self, io: &S, slot: &mut Slot, hint: Hint) {
+    pub(crate) async fn prefetch<S: Storage>(&self, io: &S, slot: &mut Slot, hint: Hint) {
         let range = hint.0;
         if range.count == 0 || !self.tree.layout.contains(range) {
             return;

@@ -1,21 +1,26 @@
 //! The memory of one request, taken before the first request comes.
 
 use crate::{
-    BlockRange,
+    BlockRange, CounterValues,
+    counters::QueueCounters,
     format::{PAGE_BYTES, Tag, ZERO_TAG},
+    log::Requester,
     metadata::tree::PageBufs,
     request::hash_batch::Member,
+    sync::{AtomicUsize, Ordering},
 };
+use std::sync::Arc;
 
 /// The preallocated memory of one request: tags, page buffers, its place in the waiting lists.
 pub struct Slot {
     /// Place in the waiting lists.
     pub(crate) id: usize,
-    /// Whose counters it counts on.
+    /// The queue whose thread it is used by, and what that counts on.
     pub(crate) queue: usize,
+    pub(crate) counters: Arc<QueueCounters>,
     /// Tags to compare with, or to write.
     pub(crate) tags: TagBuf,
-    /// Tags before a write that failed.
+    /// Tags before a write that failed; of a read, those computed from the data.
     pub(crate) old: TagBuf,
     pub(crate) pages: PageBufs,
     /// A tag page's worth of tags on their way from the tree.
@@ -24,21 +29,87 @@ pub struct Slot {
     pub(crate) member: Option<Member>,
 }
 
+/// Which of a request's two tag buffers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TagSide {
+    New,
+    Old,
+}
+
 impl Slot {
-    pub(crate) fn new(id: usize, queue: usize, max_blocks: usize, levels: usize) -> Self {
-        Self {
+    pub(crate) fn memory_bytes(max_blocks: usize, levels: usize) -> u64 {
+        PageBufs::memory_bytes(levels, max_blocks)
+            + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + Member::MEMORY_BYTES) as u64
+    }
+
+    /// Lets requests share work that is done faster for several than for each, and have it done by other threads: for
+    /// slots of one volume that one thread uses.
+    pub fn work_together<'a>(slots: impl IntoIterator<Item = &'a mut Slot>) {
+        let slots: Vec<_> = slots.into_iter().collect();
+        let members = Member::several(slots.len());
+        slots.into_iter().zip(members).for_each(|(slot, member)| slot.member = Some(member));
+    }
+
+    pub(crate) fn side(&mut self, side: TagSide) -> &mut TagBuf {
+        if side == TagSide::New { &mut self.tags } else { &mut self.old }
+    }
+
+    pub(crate) fn requester(&self) -> Requester {
+        Requester { id: self.id, queue: self.queue }
+    }
+}
+
+/// Hands out the memory of requests, as much as was announced, and the counters of each queue.
+pub(crate) struct Slots {
+    counters: Vec<Arc<QueueCounters>>,
+    taken: AtomicUsize,
+    max: usize,
+    max_blocks: usize,
+    levels: usize,
+}
+
+impl Slots {
+    /// For `max` requests of up to `max_blocks` blocks beside the first, which is the checkpoint's.
+    pub(crate) fn new(max: usize, queues: usize, max_blocks: usize, levels: usize) -> Self {
+        let counters = (0..queues.max(1)).map(|_| Arc::default()).collect();
+        Self { counters, taken: AtomicUsize::new(1), max: max + 1, max_blocks, levels }
+    }
+
+    pub(crate) fn max(&self) -> usize {
+        self.max
+    }
+
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.max as u64 * Slot::memory_bytes(self.max_blocks, self.levels)
+    }
+
+    /// # Panics
+    /// When more than `max` are taken, or the queue does not exist.
+    pub(crate) fn take(&self, queue: usize) -> Slot {
+        let id = self.taken.fetch_add(1, Ordering::AcqRel);
+        assert!(id < self.max, "more slots than the volume was opened for");
+        assert!(queue < self.counters.len(), "no such queue");
+        Slot {
             id,
             queue,
-            tags: TagBuf::new(max_blocks),
-            old: TagBuf::new(max_blocks),
-            pages: PageBufs::new(levels, max_blocks),
+            counters: Arc::clone(&self.counters[queue]),
+            tags: TagBuf::new(self.max_blocks),
+            old: TagBuf::new(self.max_blocks),
+            pages: PageBufs::new(self.levels, self.max_blocks),
             leaf: Box::new([0; PAGE_BYTES]),
             member: None,
         }
     }
-    pub(crate) fn memory_bytes(max_blocks: usize, levels: usize) -> u64 {
-        PageBufs::memory_bytes(levels, max_blocks)
-            + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + Member::MEMORY_BYTES) as u64
+
+    /// Those of the first queue, on which the checkpoint counts, too.
+    pub(crate) fn first_counters(&self) -> &QueueCounters {
+        &self.counters[0]
+    }
+
+    pub(crate) fn sum(&self) -> CounterValues {
+        let mut sum = CounterValues::default();
+        self.counters.iter().for_each(|queue| queue.add_to(&mut sum));
+        sum
     }
 }
 

@@ -17,10 +17,9 @@
 //! so whoever waits for the group waits for hashing alone.
 
 use crate::{
-    BlockIndex, BlockRange, Buf, Io, Phase, Slot, Volume,
+    BlockIndex, Buf, Io, Phase,
     crypto::{lanes::MAX_LANES, tagger::Tagger},
     format::Tag,
-    metadata::lookup::Into,
     sync::Mutex,
 };
 use arrayvec::ArrayVec;
@@ -74,15 +73,15 @@ impl HashJob {
 }
 
 /// The blocks of one request on their way to their tags.
-struct Work {
-    first: BlockIndex,
-    buf: Buf,
+pub(crate) struct Work {
+    pub(crate) first: BlockIndex,
+    pub(crate) buf: Buf,
     /// Where in `buf` they begin.
-    at: usize,
+    pub(crate) at: usize,
     /// How many.
-    count: usize,
+    pub(crate) count: usize,
     /// At least as many.
-    tags: Vec<Tag>,
+    pub(crate) tags: Vec<Tag>,
 }
 
 /// Where a request of the thread stands.
@@ -127,15 +126,11 @@ impl Member {
     pub(crate) const MEMORY_BYTES: usize = size_of::<Place>() + ENOUGH * size_of::<(usize, Work)>();
 }
 
-impl Slot {
-    /// Lets requests share work that is done faster for several than for each, and have it done by other threads: for
-    /// slots of one volume that one thread uses.
-    pub fn work_together<'a>(slots: impl IntoIterator<Item = &'a mut Slot>) {
-        let slots: Vec<_> = slots.into_iter().collect();
-        let meeting = Arc::new(Mutex::new(Meeting::new(slots.len())));
-        for (index, slot) in slots.into_iter().enumerate() {
-            slot.member = Some(Member { meeting: Arc::clone(&meeting), index });
-        }
+impl Member {
+    /// So many, who meet each other.
+    pub(crate) fn several(count: usize) -> impl Iterator<Item = Self> {
+        let meeting = Arc::new(Mutex::new(Meeting::new(count)));
+        (0..count).map(move |index| Self { meeting: Arc::clone(&meeting), index })
     }
 }
 
@@ -230,30 +225,36 @@ fn tag_all<'w>(tagger: &Tagger, works: impl Iterator<Item = &'w mut Work>) {
     tagger.each(which, |(i, n)| blocks[i].1(n), |(i, n), tag| tags[i][n] = tag);
 }
 
-impl Volume {
-    /// Makes the tags of `part`, which begins at `at` in `buf`.
-    pub(crate) async fn make_tags<S: Io>(
-        &self,
-        io: &S,
-        slot: &mut Slot,
-        into: Into,
-        part: BlockRange,
-        buf: Buf,
-        at: usize,
-    ) -> Buf {
-        let count = part.count as usize;
+/// Makes the tags of blocks: here, side by side with those of other requests, or on another thread.
+pub(crate) struct Hasher {
+    tagger: Arc<Tagger>,
+    threads: Option<HashThreads>,
+}
+
+impl Hasher {
+    pub(crate) fn new(tagger: Arc<Tagger>, threads: Option<HashThreads>) -> Self {
+        Self { tagger, threads }
+    }
+
+    pub(crate) fn tagger(&self) -> &Tagger {
+        &self.tagger
+    }
+
+    /// Makes the tags, with others of the `member`'s thread.
+    pub(crate) async fn make_tags<S: Io>(&self, io: &S, member: Option<&Member>, mut work: Work) -> Work {
+        let count = work.count;
         if !self.tagger.gains_by_more(count) {
             io.batch_boundary(Phase::Hash).await;
         }
-        let alone = self.hash_threads.is_some() && count * self.block_size() >= WORTH && io.runnable() > 0;
+        let alone = self.threads.is_some() && count * self.tagger.block_size() >= WORTH && io.runnable() > 0;
         let together = alone || self.tagger.gains_by_company(count);
-        let mut work = Work { first: part.first, buf, at, count, tags: slot.buf(into).lend() };
-        match &slot.member {
-            Some(member) if together => work = self.tag_together(io, member, work, alone).await,
-            _ => self.tag_here(io, &mut work),
+        match member {
+            Some(member) if together => self.tag_together(io, member, work, alone).await,
+            _ => {
+                self.tag_here(io, &mut work);
+                work
+            }
         }
-        slot.buf(into).give_back(work.tags);
-        work.buf
     }
 
     fn tag_here<S: Io>(&self, io: &S, work: &mut Work) {
@@ -287,10 +288,10 @@ impl Volume {
         }
         let blocks: usize = works.iter().map(|(_, work)| work.count).sum();
         // Those of its own group are ready too, for what it is about to do.
-        let worth = blocks * self.block_size() >= WORTH && io.runnable() >= works.len();
+        let worth = blocks * self.tagger.block_size() >= WORTH && io.runnable() >= works.len();
         let group = Group { meeting: Arc::clone(meeting), works };
         let job = HashJob { group, tagger: Arc::clone(&self.tagger) };
-        let left = match &self.hash_threads {
+        let left = match &self.threads {
             Some(HashThreads(offer)) if worth => offer(job),
             _ => Some(job),
         };

@@ -3,13 +3,15 @@
 //! It is never the case that new data is on the medium and its tag in no durable record: after a
 //! crash every block's content is one that the log or the tree can name.
 
+use super::{
+    context::{Slot, TagSide},
+    hash_batch::{Hasher, Work},
+};
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, Io, Latched, Slot, Volume, WriteError,
-    format::{Tag, ZERO_TAG},
-    log::{Appended, Change, Reserved},
-    metadata::lookup::Into,
-    options::Access,
-    request::range_lock::Mode,
+    BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, Io, Latched, WriteError,
+    format::ZERO_TAG,
+    log::{Appended, Change, Log, Reserved},
+    metadata::Metadata,
 };
 use std::time::Duration;
 
@@ -20,60 +22,30 @@ const READ_BACK_PAUSE: Duration = Duration::from_millis(200);
 /// Most blocks of one zeros entry: its count has 32 bits.
 const MAX_ZERO_RUN: u64 = u32::MAX as u64;
 
-impl Volume {
-    pub(crate) fn writable(&self, range: BlockRange) -> Result<(), WriteError> {
-        if self.access == Access::ReadOnly {
-            return Err(WriteError::ReadOnly);
-        }
-        match self.tree.layout.contains(range) {
-            true => Ok(()),
-            false => Err(WriteError::BadRange(range)),
-        }
-    }
+/// What a write needs of the volume.
+pub(crate) struct Writer<'v> {
+    pub(crate) metadata: &'v Metadata,
+    pub(crate) hasher: &'v Hasher,
+    pub(crate) log: &'v Log,
+}
 
-    /// Writes `range` from the front of `buf`. [`Durable`](Durability::Durable): as if a [`flush`](Self::flush) of these blocks
-    /// came with it, which waits for no other write.
-    pub async fn write<S: Io>(
-        &self,
-        io: &S,
-        slot: &mut Slot,
-        range: BlockRange,
-        buf: Buf,
-        durability: Durability,
-    ) -> (Result<(), WriteError>, Buf) {
-        if let Err(e) = self.writable(range) {
-            return (Err(e), buf);
-        }
-        let guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
-        let (mut result, buf) = self.write_held(io, slot, range, buf).await;
-        drop(guard);
-        if result.is_ok() && durability == Durability::Durable {
-            // A durable data write would be on the medium, but the log would not know: after a crash an older version would
-            // be taken for this one's place.
-            result = self.log.flush(io, slot.id).await.map_err(WriteError::Latched);
-        }
-        (result, buf)
-    }
-
-    /// The same for a range that the caller holds.
-    pub(crate) async fn write_held<S: Io>(
+impl Writer<'_> {
+    /// Writes `range`, which the caller holds, from the front of `buf`, which is as large at least.
+    pub(crate) async fn write<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,
         range: BlockRange,
         mut buf: Buf,
     ) -> (Result<(), WriteError>, Buf) {
-        let Some(bytes) = self.request_bytes(range, &buf) else {
-            return (Err(WriteError::BadRange(range)), buf);
-        };
-        self.counters[slot.queue].writes.add(1);
-        self.counters[slot.queue].written_bytes.add(bytes as u64);
+        slot.counters.writes.add(1);
+        slot.counters.written_bytes.add(range.count * self.metadata.block_size() as u64);
         let most = self.log.max_entry_tags() as u64;
         let mut done = 0;
         while done < range.count {
             let part = BlockRange::new(BlockIndex(range.first.0 + done), most.min(range.count - done));
             let result;
-            (result, buf) = self.write_part(io, slot, part, buf, done as usize * self.block_size()).await;
+            (result, buf) = self.write_part(io, slot, part, buf, done as usize * self.metadata.block_size()).await;
             if result.is_err() {
                 return (result, buf);
             }
@@ -91,10 +63,12 @@ impl Volume {
         buf: Buf,
         at: usize,
     ) -> (Result<(), WriteError>, Buf) {
-        let bytes = at..at + part.count as usize * self.block_size();
-        let buf = self.make_tags(io, slot, Into::Tags, part, buf, at).await;
+        let bytes = at..at + part.count as usize * self.metadata.block_size();
+        let work = Work { first: part.first, buf, at, count: part.count as usize, tags: slot.tags.lend() };
+        let Work { buf, tags, .. } = self.hasher.make_tags(io, slot.member.as_ref(), work).await;
+        slot.tags.give_back(tags);
         let change = Change::Tags { first: part.first, tags: slot.tags.tags(part.count) };
-        let appended = match self.log.append(slot, change).await {
+        let appended = match self.log.append(slot.requester(), change).await {
             Ok(appended) => appended,
             Err(why) => return (Err(WriteError::Latched(why)), buf),
         };
@@ -103,29 +77,22 @@ impl Volume {
         if let Err(why) = self.log.commit(io, &appended).await {
             return (Err(WriteError::Latched(why)), buf);
         }
-        let offset = self.tree.layout.block_offset(part.first);
+        let offset = self.metadata.layout().block_offset(part.first);
         let (result, buf) = io.write(Device::Data, offset, buf, bytes.clone(), Durability::MayBeLost).await;
         match result {
             // Published before the number leaves the in-flight list: whoever drains the epoch finds the tags.
             Ok(()) => {
-                let kept = self.publish(&appended, part, slot.tags.tags(part.count));
-                appended.settle(kept);
+                let tags = self.metadata.publish(appended.epoch, appended.seq, part.first, slot.tags.tags(part.count));
+                appended.settle(Reserved { tags, runs: 0 });
                 (Ok(()), buf)
             }
             Err(errno) => {
-                self.counters[slot.queue].failed_writes.add(1);
+                slot.counters.failed_writes.add(1);
                 let settled = self.settle_failed(io, slot, part, appended).await;
                 let device = WriteError::Device(DeviceError::new("write", Device::Data, offset, bytes.len(), errno));
                 (Err(settled.err().map_or(device, WriteError::Latched)), buf)
             }
         }
-    }
-
-    /// Puts tags into the pending set of the epoch that the change took.
-    fn publish(&self, appended: &Appended<'_>, part: BlockRange, tags: &[Tag]) -> Reserved {
-        let set = &self.pending[appended.epoch.parity()];
-        let new = part.blocks().zip(tags).filter(|(block, tag)| set.insert(*block, appended.seq, tag)).count();
-        Reserved { tags: new, runs: 0 }
     }
 
     /// A data write failed: what is on the medium now? Judged block by block under the range. Nothing of this appends to
@@ -144,7 +111,7 @@ impl Volume {
             why
         };
         // Tags before this write. Without them nothing can be decided; damaged ones prove nothing.
-        let looked_up = self.lookup_patiently(io, slot, part, Into::Old).await;
+        let looked_up = self.metadata.lookup_patiently(io, slot, part, TagSide::Old).await;
         looked_up.map_err(|e| latch(Latched::Device(e)))?;
         let mut buf = slot.pages.lend();
         let (mut kept, mut abandon, mut unknown) = (Reserved::default(), false, None);
@@ -156,12 +123,11 @@ impl Volume {
                 break;
             }
             let (new, old) = (slot.tags.tags(part.count)[i], slot.old.tags(part.count)[i]);
-            let content = &buf[..self.block_size()];
-            let proves_new = self.tagger.proves(&new, block, content);
-            let proves_old = old == ZERO_TAG || self.tagger.proves(&old, block, content);
+            let content = &buf[..self.metadata.block_size()];
+            let proves_new = self.hasher.tagger().proves(&new, block, content);
+            let proves_old = old == ZERO_TAG || self.hasher.tagger().proves(&old, block, content);
             if proves_new || !proves_old {
-                let one = BlockRange::new(block, 1);
-                kept.tags += self.publish(&appended, one, &[new]).tags;
+                kept.tags += self.metadata.publish(appended.epoch, appended.seq, block, &[new]);
             }
             abandon |= !proves_new;
         }
@@ -181,8 +147,8 @@ impl Volume {
             if attempt > 0 {
                 let _ = io.sleep(READ_BACK_PAUSE).await;
             }
-            let offset = self.tree.layout.block_offset(block);
-            (result, buf) = io.read(Device::Data, offset, buf, 0..self.block_size()).await;
+            let offset = self.metadata.layout().block_offset(block);
+            (result, buf) = io.read(Device::Data, offset, buf, 0..self.metadata.block_size()).await;
             if result.is_ok() {
                 break;
             }
@@ -190,48 +156,33 @@ impl Volume {
         (result, buf)
     }
 
-    /// Makes `range` read as zeros (discard and write-zeroes). `discard`: tell the data device too.
-    pub async fn zero<S: Io>(
+    /// Makes `range`, which the caller holds, read as zeros. `discard`: tell the data device too.
+    pub(crate) async fn zero<S: Io>(
         &self,
         io: &S,
         slot: &mut Slot,
         range: BlockRange,
         discard: bool,
     ) -> Result<(), WriteError> {
-        self.writable(range)?;
-        self.counters[slot.queue].zeroes.add(1);
-        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
+        slot.counters.zeroes.add(1);
         let mut done = 0;
         while done < range.count {
             let part = BlockRange::new(BlockIndex(range.first.0 + done), MAX_ZERO_RUN.min(range.count - done));
-            let appended = self.log.append(slot, Change::Zeros(part)).await.map_err(WriteError::Latched)?;
+            let appended = self.log.append(slot.requester(), Change::Zeros(part)).await.map_err(WriteError::Latched)?;
             self.log.commit(io, &appended).await.map_err(WriteError::Latched)?;
             if discard {
-                let offset = self.tree.layout.block_offset(part.first);
-                let bytes = part.count * self.block_size() as u64;
+                let offset = self.metadata.layout().block_offset(part.first);
+                let bytes = part.count * self.metadata.block_size() as u64;
                 // Waited for, so that it can't land on a later write. Its failure is harmless: the
                 // content of a block of zeros is never looked at.
                 let refused = io.discard(Device::Data, offset, bytes).await.is_err();
-                self.counters[slot.queue].failed_discards.add(refused.into());
+                slot.counters.failed_discards.add(refused.into());
             }
-            let grown = self.pending[appended.epoch.parity()].insert_run(part, appended.seq);
+            let grown = self.metadata.pending[appended.epoch.parity()].insert_run(part, appended.seq);
             // Runs that this one swallowed give their space back.
             appended.settle_runs(grown);
             done += part.count;
         }
         Ok(())
-    }
-
-    /// Makes every write that completed before durable.
-    pub async fn flush<S: Io>(&self, io: &S, slot: &mut Slot) -> Result<(), WriteError> {
-        self.counters[slot.queue].flushes.add(1);
-        match self.access {
-            // Nothing was written, so there is nothing to make durable.
-            Access::ReadOnly if self.log.latched().is_none() => Ok(()),
-            _ => {
-                self.accepted.drained(slot.id).await;
-                self.log.flush(io, slot.id).await.map_err(WriteError::Latched)
-            }
-        }
     }
 }

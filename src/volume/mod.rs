@@ -1,62 +1,56 @@
-//! An open volume: the state that all queues share.
-//!
-//! The operations live beside their subject: [`read`](Volume::read), [`write`](Volume::write) and
-//! [`zero`](Volume::zero), [`flush`](Volume::flush), [`checkpoint`](Volume::checkpoint),
-//! [`prefetch`](Volume::prefetch).
+//! An open volume: the components that all queues share, and what they are made of. `requests.rs` has the operations.
+
+mod requests;
 
 use crate::{
-    Access, BlockIndex, CounterValues, Latched, OnMismatch, OpenOptions, Seq, Slot,
-    counters::QueueCounters,
+    Latched, Seq,
     crypto::{keys::Keys, tagger::Tagger},
     format::{Layout, Superblock},
     info::{RecoveryReport, Status, VolumeInfo},
     lifecycle::recovery::undecided::Undecided,
     log::{Log, LogConfig, LogPoint},
-    metadata::{hints::Hints, page_cache::Cache, pending::PendingSet, tree::Tree, tree_update::Scratch},
-    request::{hash_batch::HashThreads, range_lock::Ranges},
-    sync::{AtomicUsize, Mutex, Ordering},
+    maintenance::checkpoint::Checkpoints,
+    metadata::{Metadata, hints::Hints, page_cache::Cache, pending::PendingSet, tree::Tree, tree_update::Scratch},
+    options::{Access, OnMismatch, OpenOptions},
+    request::{
+        context::{Slot, Slots},
+        hash_batch::Hasher,
+        range_lock::Ranges,
+    },
+    units::{BlockIndex, BlockRange},
     write_back::Ledger,
 };
 use std::sync::Arc;
 
 /// An open volume. Shared by all threads; each operation takes the calling thread's own
-/// [`Storage`](crate::Storage) handle and a [`Slot`] of its own.
+/// [`Io`](crate::Io) handle and a [`Slot`] of its own.
 ///
 /// Operations are not meant to be cancelled: dropping the future of one that has begun latches the volume
 /// read-only where it would leave others waiting or an epoch out, and costs the slot its buffers.
 pub struct Volume {
-    pub(crate) info: VolumeInfo,
-    pub(crate) access: Access,
-    pub(crate) on_mismatch: OnMismatch,
-    pub(crate) max_request_bytes: usize,
-    pub(crate) keys: Keys,
-    /// As both copies have it; the checkpoint moves it on.
-    pub(crate) superblock: Mutex<Superblock>,
-    pub(crate) tagger: Arc<Tagger>,
-    pub(crate) hash_threads: Option<HashThreads>,
-    pub(crate) tree: Tree,
-    /// By parity of the epoch.
-    pub(crate) pending: [PendingSet; 2],
-    pub(crate) log: Log,
-    pub(crate) ranges: Ranges,
-    pub(crate) accepted: Ledger,
-    pub(crate) hints: Option<Hints>,
-    /// Where the last hint led: the worker's alone.
-    pub(crate) last_cluster: crate::sync::AtomicU64,
-    /// Lookups that ask the next checkpoint to wait.
-    pub(crate) holds: AtomicUsize,
-    /// The checkpoint's memory, while none runs.
-    pub(crate) scratch: Mutex<Option<Scratch>>,
-    pub(crate) counters: Vec<QueueCounters>,
-    pub(crate) recovery: RecoveryReport,
-    pub(crate) warnings: Vec<String>,
+    opened: Opened,
+    slots: Slots,
+    ranges: Ranges,
+    hasher: Hasher,
+    metadata: Metadata,
+    log: Log,
+    accepted: Ledger,
+    checkpoints: Checkpoints,
+}
+
+/// What opening has settled for as long as the volume is open.
+struct Opened {
+    info: VolumeInfo,
+    access: Access,
+    on_mismatch: OnMismatch,
+    max_request_bytes: usize,
+    recovery: RecoveryReport,
+    warnings: Vec<String>,
     /// Read-only: blocks whose tags recovery found and did not write down, and those it could not find, sorted.
-    pub(crate) overlay: Vec<BlockIndex>,
-    pub(crate) undecided: Undecided,
+    overlay: Vec<BlockIndex>,
+    undecided: Undecided,
     /// Rescue: what no change from this one on names may be older than what was last written.
-    pub(crate) newer_from: Option<Seq>,
-    slots_taken: AtomicUsize,
-    max_slots: usize,
+    newer_from: Option<Seq>,
 }
 
 /// What opening has found, of which a [`Volume`] is made.
@@ -101,71 +95,67 @@ impl Volume {
         let Parts { superblock, keys, head, tree, tagger, report, warnings, unsaved } = parts;
         let layout = superblock.layout;
         let max_tags = max_pending_tags(&layout);
-        let queues = options.queues.max(1);
-        // Slot 0 is the checkpoint's.
-        let max_slots = options.max_slots + 1;
-        let log = Log::new(log_config(&superblock, &keys, max_slots, queues), superblock.epoch, head);
+        let max_blocks = options.max_request_bytes / layout.block_size as usize;
+        let slots = Slots::new(options.max_slots, options.queues, max_blocks, layout.levels());
+        let max_slots = slots.max();
+        let log = Log::new(log_config(&superblock, &keys, max_slots, options.queues.max(1)), superblock.epoch, head);
         if let Some(why) = unsaved.as_ref().and_then(|unsaved| unsaved.why) {
             log.latch(why);
         }
         let access = if unsaved.is_some() { Access::ReadOnly } else { options.access };
         let empty = || PendingSet::new(max_tags, MAX_PENDING_RUNS);
         let unsaved = unsaved.unwrap_or_else(|| Unsaved::nothing(empty()));
+        let hints = options.hints.clone().map(|sender| Hints::new(sender, &layout, tree.cache.pages()));
+        let scratch = Scratch::new(&layout, max_tags, MAX_PENDING_RUNS);
         Self {
-            info: VolumeInfo::of(&superblock),
-            access,
-            on_mismatch: options.on_mismatch,
-            max_request_bytes: options.max_request_bytes,
-            tagger,
-            hash_threads: options.hash_threads.clone(),
-            hints: options.hints.clone().map(|sender| Hints::new(sender, &layout, tree.cache.pages())),
-            tree,
-            pending: [unsaved.set, empty()],
+            opened: Opened {
+                info: VolumeInfo::of(&superblock),
+                access,
+                on_mismatch: options.on_mismatch,
+                max_request_bytes: options.max_request_bytes,
+                recovery: report,
+                warnings,
+                overlay: unsaved.blocks,
+                undecided: unsaved.undecided,
+                newer_from: unsaved.newer_from,
+            },
+            slots,
+            ranges: Ranges::new(max_slots, max_blocks),
+            hasher: Hasher::new(tagger, options.hash_threads.clone()),
+            metadata: Metadata::new(tree, [unsaved.set, empty()], hints),
             log,
-            ranges: Ranges::new(max_slots, options.max_request_bytes / layout.block_size as usize),
             accepted: Ledger::new(max_slots),
-            last_cluster: crate::sync::AtomicU64::new(u64::MAX),
-            holds: AtomicUsize::new(0),
-            scratch: Mutex::new(Some(Scratch::new(&layout, max_tags, MAX_PENDING_RUNS))),
-            counters: (0..queues).map(|_| QueueCounters::default()).collect(),
-            recovery: report,
-            warnings,
-            overlay: unsaved.blocks,
-            undecided: unsaved.undecided,
-            newer_from: unsaved.newer_from,
-            slots_taken: AtomicUsize::new(1),
-            max_slots,
-            keys,
-            superblock: Mutex::new(superblock),
+            checkpoints: Checkpoints::new(keys, superblock, scratch),
         }
     }
 
     /// Sizes and identity.
     pub fn info(&self) -> &VolumeInfo {
-        &self.info
+        &self.opened.info
     }
     /// Unit of integrity in bytes.
     pub fn block_size(&self) -> usize {
-        self.tree.layout.block_size as usize
+        self.metadata.block_size()
     }
     /// Usable size in blocks.
     pub fn blocks(&self) -> u64 {
-        self.tree.layout.blocks
+        self.metadata.layout().blocks
+    }
+    /// Bytes of the largest request.
+    pub fn max_request_bytes(&self) -> usize {
+        self.opened.max_request_bytes
     }
 
     /// Memory taken by this volume in bytes: cache, log buffers, pending tags, checkpoint, and `max_slots` slots with their places
     /// in line.
     pub fn memory_bytes(&self) -> u64 {
-        let max_blocks = self.max_request_bytes / self.block_size();
-        let slot = Slot::memory_bytes(max_blocks, self.tree.layout.levels());
-        let max_tags = max_pending_tags(&self.tree.layout);
-        self.tree.cache.memory_bytes()
+        let max_tags = max_pending_tags(self.metadata.layout());
+        self.metadata.memory_bytes()
             + self.log.memory_bytes()
-            + self.pending.iter().map(PendingSet::memory_bytes).sum::<u64>()
-            + Scratch::memory_bytes(&self.tree.layout, max_tags, MAX_PENDING_RUNS)
-            + self.max_slots as u64 * slot
-            + Ranges::memory_bytes_for(self.max_slots)
-            + Ledger::memory_bytes_for(self.max_slots)
+            + Scratch::memory_bytes(self.metadata.layout(), max_tags, MAX_PENDING_RUNS)
+            + self.slots.memory_bytes()
+            + Ranges::memory_bytes_for(self.slots.max())
+            + Ledger::memory_bytes_for(self.slots.max())
     }
 
     /// Memory for one request; its counters go to `queue`'s.
@@ -173,48 +163,51 @@ impl Volume {
     /// # Panics
     /// When more than `max_slots` are taken, or the queue does not exist.
     pub fn slot(&self, queue: usize) -> Slot {
-        let id = self.slots_taken.fetch_add(1, Ordering::AcqRel);
-        assert!(id < self.max_slots, "more slots than the volume was opened for");
-        assert!(queue < self.counters.len(), "no such queue");
-        let max_blocks = self.max_request_bytes / self.block_size();
-        Slot::new(id, queue, max_blocks, self.tree.layout.levels())
+        self.slots.take(queue)
     }
 
     /// Counters and state.
     pub fn status(&self) -> Status {
         let latched = self.log.latched();
         let (log_used, records, bytes) = self.log.usage();
-        let mut counters = CounterValues::default();
-        self.counters.iter().for_each(|queue| queue.add_to(&mut counters));
+        let mut counters = self.slots.sum();
         counters.log_records = records;
         counters.log_bytes = bytes;
         Status {
-            volume: self.info.clone(),
-            read_only: self.access == Access::ReadOnly || latched.is_some(),
+            volume: self.opened.info.clone(),
+            read_only: self.opened.access == Access::ReadOnly || latched.is_some(),
             latched: latched.map(|why| why.to_string()),
-            on_mismatch: self.on_mismatch,
+            on_mismatch: self.opened.on_mismatch,
             log_used,
-            pending_tags: self.pending.iter().map(|set| set.len() as u64).sum(),
-            undecided_blocks: self.undecided.left() as u64,
+            pending_tags: self.metadata.pending.iter().map(|set| set.len() as u64).sum(),
+            undecided_blocks: self.opened.undecided.left() as u64,
             memory_bytes: self.memory_bytes(),
             counters,
-            recovery: self.recovery.clone(),
+            recovery: self.opened.recovery.clone(),
         }
     }
 
     /// Where the devices, as they are now, do not promise what the volume was formatted for: one line each.
     pub fn warnings(&self) -> &[String] {
-        &self.warnings
+        &self.opened.warnings
     }
 
     /// What recovery found when the volume was opened.
     pub fn recovery(&self) -> &RecoveryReport {
-        &self.recovery
+        &self.opened.recovery
     }
 
     /// The first failure, if one has made the volume read-only.
     pub fn latched(&self) -> Option<Latched> {
         self.log.latched()
+    }
+}
+
+impl Opened {
+    /// Whether a change that could not be read may be the newest of a block: any that is not named by what is newer for sure.
+    fn may_be_older(&self, range: BlockRange, metadata: &Metadata) -> bool {
+        let newest = |block| metadata.pending[0].lookup(block).map(|(seq, _)| seq);
+        self.newer_from.is_some_and(|from| range.blocks().any(|block| newest(block).is_none_or(|seq| seq < from)))
     }
 }
 

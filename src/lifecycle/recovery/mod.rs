@@ -15,5 +15,4 @@ pub(crate) mod undecided;
 
 pub(crate) use candidates::{BlockCandidates, Candidates, TooMuch};
 pub(crate) use chain::{Unread, follow};
-pub(crate) use judge::judge;
 pub(crate) use settle::Settle;

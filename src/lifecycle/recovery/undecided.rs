@@ -1,10 +1,12 @@
 //! Blocks whose tag recovery could not choose, since the device could not read what would have told: each is an error
 //! until a read of it succeeds. Only a volume that nothing is written to has any.
 
+use super::{candidates::BlockCandidates, judge::judge};
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, DeviceError, Io, ReadError, Slot, Volume,
-    lifecycle::recovery::{BlockCandidates, judge},
-    metadata::tree::LoadError,
+    BlockIndex, BlockRange, Buf, Device, DeviceError, ReadError, Storage,
+    crypto::tagger::Tagger,
+    metadata::{Metadata, tree::LoadError},
+    request::context::Slot,
     sync::{AtomicUsize, Mutex, Ordering},
 };
 use std::collections::BTreeMap;
@@ -44,35 +46,35 @@ impl Undecided {
     fn decided(&self) {
         self.left.fetch_sub(1, Ordering::AcqRel);
     }
-}
 
-impl Volume {
     /// Reads each undecided block of a range, and chooses its tag by what is there. The caller holds the range
     /// exclusively, so that nobody looks for the tag meanwhile. Fails with the first that still can't be decided.
-    pub(crate) async fn decide<S: Io>(
+    pub(crate) async fn decide<S: Storage>(
         &self,
         io: &S,
+        metadata: &Metadata,
+        tagger: &Tagger,
         slot: &mut Slot,
         range: BlockRange,
         mut buf: Buf,
     ) -> (Result<(), ReadError>, Buf) {
-        let bs = self.block_size();
-        while let Some(block) = self.undecided.first_in(range) {
-            let offset = self.tree.layout.block_offset(block);
+        let bs = metadata.block_size();
+        while let Some(block) = self.first_in(range) {
+            let offset = metadata.layout().block_offset(block);
             let read;
             (read, buf) = io.read(Device::Data, offset, buf, 0..bs).await;
             if let Err(errno) = read {
                 return (Err(DeviceError::new("read", Device::Data, offset, bs, errno).into()), buf);
             }
-            let Some(c) = self.undecided.take(block) else { continue };
-            match judge(io, &self.tree, &self.tagger, &mut slot.pages, &c, &buf[..bs]).await {
+            let Some(c) = self.take(block) else { continue };
+            match judge(io, &metadata.tree, tagger, &mut slot.pages, &c, &buf[..bs]).await {
                 Ok(row) => {
                     let (seq, tag) = row.choice(&c);
-                    self.pending[0].insert(block, seq, &tag);
-                    self.undecided.decided();
+                    metadata.pending[0].insert(block, seq, &tag);
+                    self.decided();
                 }
                 Err(e) => {
-                    self.undecided.put_back(c);
+                    self.put_back(c);
                     return (Err(undecidable(block, e)), buf);
                 }
             }

@@ -1,0 +1,232 @@
+//! The operations of an open volume, each in the order in which `docs/architecture.md` lists its steps.
+
+use super::Volume;
+use crate::{
+    Accepted, BlockIndex, BlockRange, Buf, Durability, Hint, Io, Latched, ReadError, RecordNumber, Slot, Storage, Work,
+    WriteError,
+    maintenance::checkpoint::{FLUSH_RECORD_DELAY, OWN_SLOT},
+    options::{Access, OnMismatch},
+    request::{fix::fix, range_lock::Mode, read::Reader, write::Writer},
+};
+
+impl Volume {
+    /// Reads `range` into the front of `buf` and verifies every block. Fails with the first bad block
+    /// unless the volume was opened to do otherwise.
+    pub async fn read<S: Io>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        buf: Buf,
+    ) -> (Result<(), ReadError>, Buf) {
+        let Some(bytes) = self.request_bytes(range, &buf) else {
+            return (Err(ReadError::BadRange(range)), buf);
+        };
+        slot.counters.reads.add(1);
+        slot.counters.read_bytes.add(bytes as u64);
+        // Alone where a tag is to be chosen: nobody may look for it meanwhile.
+        let undecided = self.opened.undecided.first_in(range).is_some();
+        let mode = if undecided { Mode::Exclusive } else { Mode::Shared };
+        let guard = self.ranges.acquire(slot.id, range, mode).await;
+        if self.accepted.has_failed(range) {
+            return (Err(ReadError::NotInPlace(range)), buf);
+        }
+        if self.opened.may_be_older(range, &self.metadata) {
+            return (Err(ReadError::MayBeOlder(range)), buf);
+        }
+        let (decided, buf) = match undecided {
+            true => self.opened.undecided.decide(io, &self.metadata, self.hasher.tagger(), slot, range, buf).await,
+            false => (Ok(()), buf),
+        };
+        if let Err(e) = decided {
+            return (Err(e), buf);
+        }
+        let reader = self.reader();
+        let (fetched, buf) = reader.fetch(io, slot, range, buf).await;
+        drop(guard);
+        let fetched = match fetched {
+            Ok(fetched) => fetched,
+            Err(e) => return (Err(e.into()), buf),
+        };
+        let (result, buf) = reader.verify(io, slot, range, buf, fetched).await;
+        let fixes = self.opened.on_mismatch == OnMismatch::Fix && self.opened.access == Access::ReadWrite;
+        if result.is_ok() || !fixes {
+            return (result, buf);
+        }
+        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
+        fix(&reader, &self.writer(), io, slot, range, buf).await
+    }
+
+    /// Writes `range` from the front of `buf`. [`Durable`](Durability::Durable): as if a [`flush`](Self::flush) of these blocks
+    /// came with it, which waits for no other write.
+    pub async fn write<S: Io>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        buf: Buf,
+        durability: Durability,
+    ) -> (Result<(), WriteError>, Buf) {
+        if let Err(e) = self.writable(range) {
+            return (Err(e), buf);
+        }
+        if self.request_bytes(range, &buf).is_none() {
+            return (Err(WriteError::BadRange(range)), buf);
+        }
+        let guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
+        let (mut result, buf) = self.writer().write(io, slot, range, buf).await;
+        drop(guard);
+        if result.is_ok() && durability == Durability::Durable {
+            // A durable data write would be on the medium, but the log would not know: after a crash an older version would
+            // be taken for this one's place.
+            result = self.log.flush(io, slot.id).await.map_err(WriteError::Latched);
+        }
+        (result, buf)
+    }
+
+    /// Takes on a write of the slot's next request, if its range is free: its answer may be given at once. `None`: write it
+    /// [as usual](Self::write), which waits or says why not.
+    pub fn accept(&self, slot: &Slot, range: BlockRange) -> Option<Accepted<'_>> {
+        self.writable(range).ok()?;
+        let guard = self.ranges.try_acquire(slot.id, range, Mode::Exclusive)?;
+        self.accepted.accept(&self.log, guard)
+    }
+
+    /// Writes what `slot` has accepted, from the front of `buf`. Once it is in place, `forget` lets go of what was kept of
+    /// it. If that fails the volume is latched.
+    pub async fn write_accepted<S: Io>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        mut accepted: Accepted<'_>,
+        buf: Buf,
+        forget: impl FnOnce(),
+    ) -> (Result<(), WriteError>, Buf) {
+        debug_assert_eq!(slot.id, accepted.slot());
+        let range = accepted.range();
+        let (result, buf) = match self.request_bytes(range, &buf) {
+            Some(_) => self.writer().write(io, slot, range, buf).await,
+            None => (Err(WriteError::BadRange(range)), buf),
+        };
+        slot.counters.accepted_writes.add(result.is_ok().into());
+        accepted.ended(result, forget);
+        (result, buf)
+    }
+
+    /// Makes `range` read as zeros (discard and write-zeroes). `discard`: tell the data device too.
+    pub async fn zero<S: Io>(
+        &self,
+        io: &S,
+        slot: &mut Slot,
+        range: BlockRange,
+        discard: bool,
+    ) -> Result<(), WriteError> {
+        self.writable(range)?;
+        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
+        self.writer().zero(io, slot, range, discard).await
+    }
+
+    /// Makes every write that completed before durable.
+    pub async fn flush<S: Io>(&self, io: &S, slot: &mut Slot) -> Result<(), WriteError> {
+        slot.counters.flushes.add(1);
+        match self.opened.access {
+            // Nothing was written, so there is nothing to make durable.
+            Access::ReadOnly if self.log.latched().is_none() => Ok(()),
+            _ => {
+                self.accepted.drained(slot.id).await;
+                self.log.flush(io, slot.id).await.map_err(WriteError::Latched)
+            }
+        }
+    }
+
+    /// Loads the tag pages around a hint into the cache, and runs ahead of sequential reads.
+    pub async fn prefetch<S: Storage>(&self, io: &S, slot: &mut Slot, hint: Hint) {
+        self.metadata.prefetch(io, slot, hint).await;
+    }
+
+    /// The next run of blocks at or after `from` that may hold data; everything between reads as zeros.
+    /// A run under damaged metadata counts as data: reading it tells what is wrong.
+    pub async fn next_data<S: Storage>(&self, io: &S, slot: &mut Slot, from: BlockIndex) -> Option<BlockRange> {
+        if self.opened.newer_from.is_some() && from.0 < self.blocks() {
+            // What the tree says of a subtree may be older, too.
+            return Some(BlockRange::new(from, self.blocks() - from.0));
+        }
+        self.metadata.next_data(io, slot, from, &self.opened.overlay).await
+    }
+
+    /// The number of the next record of the log: it never goes back, but where an older copy is opened.
+    pub fn next_record(&self) -> RecordNumber {
+        self.log.head().number
+    }
+
+    /// Completes when the checkpoint thread has something to do.
+    pub async fn work_wanted(&self) -> Work {
+        self.log.wanted().await
+    }
+
+    /// Does what [`Volume::work_wanted`] said. Only one thread calls this or [`Volume::checkpoint`].
+    pub async fn work<S: Storage>(&self, io: &S, work: Work) -> Result<(), Latched> {
+        match work {
+            Work::Checkpoint => self.checkpoint(io).await,
+            Work::FlushRecord => {
+                let _ = io.sleep(FLUSH_RECORD_DELAY).await;
+                self.log.write_flush_record(io).await
+            }
+        }
+    }
+
+    /// Moves the pending tags into pages and tree, and the superblock on. Nothing to do where nothing
+    /// was written since the last. One at a time: the checkpoint thread's.
+    pub async fn checkpoint<S: Storage>(&self, io: &S) -> Result<(), Latched> {
+        if self.opened.access == Access::ReadOnly {
+            return Ok(());
+        }
+        if let Some(applied) = self.checkpoints.run(io, &self.metadata, &self.log).await? {
+            let counters = self.slots.first_counters();
+            counters.checkpoints.add(1);
+            counters.pages_written.add(applied.pages_written);
+            counters.pages_lost.add(applied.pages_lost);
+        }
+        Ok(())
+    }
+
+    /// The last checkpoint: after it a new open finds nothing to recover. No requests may be under way.
+    ///
+    /// The log is told first that all of it is durable: the superblock before the last, put back together with an
+    /// old block, must not make a crash of an orderly end.
+    pub async fn close<S: Storage>(&self, io: &S) -> Result<(), Latched> {
+        if self.opened.access == Access::ReadWrite {
+            self.log.flush(io, OWN_SLOT).await?;
+            self.log.write_flush_record(io).await?;
+            self.checkpoint(io).await?;
+            // Where a full ring had no room for it, there is some now.
+            self.log.write_flush_record(io).await?;
+        }
+        self.checkpoint(io).await
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader { metadata: &self.metadata, hasher: &self.hasher, on_mismatch: self.opened.on_mismatch }
+    }
+
+    fn writer(&self) -> Writer<'_> {
+        Writer { metadata: &self.metadata, hasher: &self.hasher, log: &self.log }
+    }
+
+    fn writable(&self, range: BlockRange) -> Result<(), WriteError> {
+        if self.opened.access == Access::ReadOnly {
+            return Err(WriteError::ReadOnly);
+        }
+        match self.metadata.layout().contains(range) {
+            true => Ok(()),
+            false => Err(WriteError::BadRange(range)),
+        }
+    }
+
+    /// Bytes of a request, if it lies inside the volume and is no larger than a request may be.
+    fn request_bytes(&self, range: BlockRange, buf: &Buf) -> Option<usize> {
+        let most = self.max_request_bytes().min(buf.len()) / self.block_size();
+        let fits = self.metadata.layout().contains(range) && range.count <= most as u64;
+        fits.then(|| range.count as usize * self.block_size())
+    }
+}
