@@ -1,16 +1,29 @@
 //! The verification core of ublk-integrity: an authenticated block device on untrusted devices.
 //!
+//! # Rooms
+//!
 //! ```text
-//!   read.rs ──┬─ lookup.rs ─┬─ pending.rs   tags logged since the last checkpoint
-//!             │             └─ tree.rs ── cache.rs, root.rs
-//!   write.rs ─┼─ accepted.rs        answered before they are in place
-//!             ├─ hashing.rs ── tag.rs ── sha256/  (two blocks side by side), blake3
-//!             └─ log/             append → group commit
-//!   checkpoint.rs ── apply.rs     pending tags → tag pages → tree → superblock
-//!   open.rs ── staged.rs ── recovery/   superblock → log → candidates → one tag a block
-//!   prefetch.rs ← hints.rs        droppable, never waited for
-//!                     │
-//!                 Storage         io_uring in production, a simulated disk in the tests
+//!   volume/       the open volume: eight components, and the operations on them
+//!   request/      a request's memory, the range it locks, read, write, hash batches
+//!   metadata/     tags: pending ones, the hash tree, its page cache, prefetch hints
+//!   log/          append, group commit, flush
+//!   write_back.rs small writes that are answered before they are written back
+//!   maintenance/  checkpoint, check
+//!   lifecycle/    format, superblocks, staged open, recovery
+//!   format/       what lies on the devices, byte by byte
+//!   crypto/       keys, tags, SHA-256 side by side
+//!   io/           Storage (a disk), Scheduler (the thread), owned buffers
+//! ```
+//!
+//! Dependencies point downwards, and never in a circle (`scripts/house`).
+//!
+//! ```text
+//!   Volume::read ──── range_lock ── metadata/lookup ─┬─ pending: logged since the last checkpoint
+//!        │                                           └─ tree ── page_cache
+//!        └─ data read ── hash_batch ── compare
+//!   Volume::write ─── range_lock ── hash_batch ── log/append ── log/commit ── data write ── pending
+//!   checkpoint ────── pending ── tree_update ── superblocks
+//!   open ──────────── superblocks ── staged ── recovery: log ── candidates ── one tag a block
 //! ```
 //!
 //! # What is durable when
@@ -18,7 +31,7 @@
 //! 1. A write's tags are in a durable **log record** before its data is submitted. It is never the
 //!    case that data is on the medium that nothing vouches for.
 //! 2. Data is written **once**, in place. After a crash each block is matched against the tags that
-//!    it may rightly carry ([`open`](open::open), `recovery/`).
+//!    it may rightly carry ([`open`](open::open), `lifecycle/recovery/`).
 //! 3. A **flush** makes the data durable, and then the log is told which numbers are; so does a write that asks for it (FUA).
 //!    What the log was told is never answered with something older (`log/flush.rs`).
 //! 4. A **checkpoint** makes the data durable, then writes tag pages and tree to slots that nothing
@@ -34,12 +47,16 @@
 //!
 //! # Who waits for whom
 //!
-//! A request waits for its own I/O, for earlier requests whose range overlaps (`request/range_lock.rs`), for the
-//! end of its thread's turn, for a thread that makes its tags (`request/hash_batch.rs`), for log space before it has logged anything, for the log write that
-//! carries its record, and for the sync it has joined; a flush also for writes that were answered before it and are not in
-//! place (`write_back.rs`), which wait for no flush. The checkpoint waits only for requests that
-//! have logged; those wait for I/O alone.
-//! So nothing waits in a circle, and nothing ever waits for a hint.
+//! A request waits
+//! - for its own I/O, and for the batch boundary of its thread,
+//! - for earlier requests whose range overlaps (`request/range_lock.rs`),
+//! - for a hash worker that computes its tags (`request/hash_batch.rs`),
+//! - for log space, before it has logged anything; then for the log write that carries its record,
+//! - for the sync that it has joined; a flush also for writes that were answered before it and are not written back yet
+//!   (`write_back.rs`), which wait for no flush.
+//!
+//! The checkpoint waits only for requests that have logged; those wait for I/O alone. So nothing waits in a circle, and
+//! nothing ever waits for a hint.
 //!
 //! The library has no thread, no ring and, but for [`speed`], no clock: it is async code over
 //! [`Storage`], so that the code which runs in production is the code that runs in the simulator.

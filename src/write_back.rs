@@ -25,7 +25,7 @@ use std::{
 const NONE: u64 = 0;
 
 /// Which accepted writes are not in place, and who waits for them.
-pub(crate) struct Ledger {
+pub(crate) struct InFlightWrites {
     /// The next ticket: they are given out in order, once.
     next: AtomicU64,
     /// By slot: the ticket of its accepted write.
@@ -33,7 +33,7 @@ pub(crate) struct Ledger {
     /// How many are in `waiters`, to be asked without the lock.
     waiting: AtomicUsize,
     waiters: Mutex<Vec<Waiter>>,
-    /// Ranges of those that failed. A slot's fails but once, for none is accepted after it.
+    /// RangeLocks of those that failed. A slot's fails but once, for none is accepted after it.
     failed: Mutex<Vec<BlockRange>>,
     /// How many are in `failed`.
     failures: AtomicUsize,
@@ -49,14 +49,14 @@ struct Waiter {
 /// A write whose range is held, and which may be answered though nothing has been written: who drops it before it is
 /// [in place](crate::Volume::write_accepted) latches the volume.
 pub struct Accepted<'v> {
-    ledger: &'v Ledger,
+    ledger: &'v InFlightWrites,
     log: &'v Log,
     guard: RangeGuard<'v>,
     after: RecordNumber,
     why_failed: Option<Latched>,
 }
 
-impl Ledger {
+impl InFlightWrites {
     /// For so many slots.
     pub(crate) fn new(slots: usize) -> Self {
         Self {
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_flush_waits_for_those_before_it_and_for_no_others() {
-        let ledger = Ledger::new(4);
+        let ledger = InFlightWrites::new(4);
         let woken = Arc::new(Woken(AtomicBool::new(false)));
         let waker = Waker::from(woken.clone());
         let mut cx = Context::from_waker(&waker);
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn who_gives_up_waiting_makes_room_for_the_next() {
-        let ledger = Ledger::new(2);
+        let ledger = InFlightWrites::new(2);
         ledger.begin(0);
         for _ in 0..3 {
             assert!(pin!(ledger.drained(1)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn only_blocks_of_failed_ones_are_lost() {
         let range = |first, count| BlockRange::new(BlockIndex(first), count);
-        let ledger = Ledger::new(2);
+        let ledger = InFlightWrites::new(2);
         assert!(!ledger.has_failed(range(0, 100)));
         ledger.fail(range(7, 2));
         assert!(ledger.has_failed(range(8, 1)) && ledger.has_failed(range(0, 8)) && !ledger.has_failed(range(9, 5)));

@@ -66,12 +66,12 @@ impl Tagger {
     }
 
     /// Whether so many blocks take less time with others than alone.
-    pub(crate) fn gains_by_company(&self, blocks: usize) -> bool {
+    pub(crate) fn benefits_from_batching(&self, blocks: usize) -> bool {
         blocks < self.method.lanes()
     }
 
     /// Whether so many blocks of several requests gain by more of them: what fills no lane is at most half of the work then.
-    pub(crate) fn gains_by_more(&self, blocks: usize) -> bool {
+    pub(crate) fn is_short_batch(&self, blocks: usize) -> bool {
         blocks < 2 * self.method.lanes()
     }
 

@@ -22,7 +22,7 @@ use crate::{
     },
     log::LogPoint,
     metadata::{
-        page_cache::Cache,
+        page_cache::PageCache,
         pending::PendingSet,
         root::Root,
         tree::Tree,
@@ -134,7 +134,7 @@ impl CrashedVolume {
         let Self { newest, candidates, head, unread, mut report, warnings } = self;
         let superblock = &newest.superblock;
         let tagger = Arc::new(Tagger::new(&newest.keys, superblock.tag, &superblock.layout));
-        let cache = Cache::new(options.cache_bytes);
+        let cache = PageCache::new(options.cache_bytes);
         let tree = Tree { layout: superblock.layout, root: Root::new(superblock.root), cache };
         let settling = candidates.into_set_and_blocks(&superblock.layout);
         let (set, settling) = settling.map_err(|TooMuch { needed }| OpenError::Memory {

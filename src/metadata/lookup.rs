@@ -8,7 +8,7 @@ use super::Metadata;
 use crate::{
     BlockIndex, BlockRange, DeviceError, PageName, Slot, Storage,
     format::{LOST_TAG, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, tag_pages},
-    metadata::tree::{CacheUse, Found, LoadError, Missing, Walk},
+    metadata::tree::{CacheUse, CacheWalk, Found, LoadError, Missing},
     request::context::{TagBuf, TagSide},
 };
 use std::{ops::Range, time::Duration};
@@ -87,8 +87,8 @@ impl Metadata {
                 continue;
             }
             let bytes = part.places.len() * TAG_BYTES;
-            let walk = self.tree.walk(root, part.tag_page, part.at, &mut slot.leaf[..bytes], uses);
-            if let Walk::Found(found) = walk {
+            let walk = self.tree.walk_cached(root, part.tag_page, part.at, &mut slot.leaf[..bytes], uses);
+            if let CacheWalk::Found(found) = walk {
                 take(found, &part, &slot.leaf[..], &mut slot.tags);
             }
         }
@@ -106,7 +106,7 @@ impl Metadata {
     ) -> Result<Option<PageName>, DeviceError> {
         let mut bad = None;
         for run in slot.pages.runs(tag_pages(range)) {
-            bad = bad.or(self.find(io, slot, range, run, side).await?);
+            bad = bad.or(self.resolve(io, slot, range, run, side).await?);
         }
         Ok(bad.map(PageId::name))
     }
@@ -150,7 +150,7 @@ impl Metadata {
 
     /// A run of tag pages. Where one fails to verify and the root has moved meanwhile, its slot may have
     /// been written again: begin anew, pending tags included. Under an unmoved root it is damaged.
-    async fn find<S: Storage>(
+    async fn resolve<S: Storage>(
         &self,
         io: &S,
         slot: &mut Slot,
@@ -162,7 +162,7 @@ impl Metadata {
         let mut hold = None;
         for attempt in 0.. {
             let root = self.tree.root.load();
-            match self.find_under(io, root, slot, range, run.clone(), side).await {
+            match self.resolve_from(io, root, slot, range, run.clone(), side).await {
                 Ok(lost) => return Ok(lost),
                 Err(LoadError::Device(e)) => return Err(e),
                 Err(LoadError::Bad(page)) if self.tree.root.load() == root => {
@@ -182,7 +182,7 @@ impl Metadata {
     }
 
     /// The same under one root; what could be had is filled in, whatever becomes of the rest. Returns the first lost page.
-    async fn find_under<S: Storage>(
+    async fn resolve_from<S: Storage>(
         &self,
         io: &S,
         root: TreeEntry,
@@ -206,16 +206,16 @@ impl Metadata {
                 continue;
             }
             let bytes = part.places.len() * TAG_BYTES;
-            match self.tree.walk(root, part.tag_page, part.at, &mut leaf[..bytes], &mut CacheUse::default()) {
-                Walk::Found(end) => found(&part, end, &leaf[..], into),
-                Walk::Missing(page, entry) => missing.add(part.tag_page, page, entry),
+            match self.tree.walk_cached(root, part.tag_page, part.at, &mut leaf[..bytes], &mut CacheUse::default()) {
+                CacheWalk::Found(end) => found(&part, end, &leaf[..], into),
+                CacheWalk::Missing(page, entry) => missing.add(part.tag_page, page, entry),
             }
         }
         let on_page = |tag_page: u64, end: Found, page: &[u8]| {
             let part = part(range, tag_page);
             found(&part, end, page.get(part.at..).unwrap_or_default(), into);
         };
-        self.tree.load(io, pages, &missing, false, on_page).await?;
+        self.tree.load_missing(io, pages, &missing, false, on_page).await?;
         Ok(lost)
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Metadata,
-    tree::{CacheUse, Found, LoadError, Missing, Walk},
+    tree::{CacheUse, CacheWalk, Found, LoadError, Missing},
 };
 use crate::{BlockIndex, BlockRange, Storage, format::TAGS_PER_PAGE, request::context::Slot};
 
@@ -47,12 +47,12 @@ impl Metadata {
     async fn find_page<S: Storage>(&self, io: &S, slot: &mut Slot, block: BlockIndex) -> Result<Found, LoadError> {
         let (leaf, _) = self.layout().tag_page_of(block);
         let root = self.tree.root.load();
-        match self.tree.walk(root, leaf.index, 0, &mut [], &mut CacheUse::default()) {
-            Walk::Found(found) => Ok(found),
-            Walk::Missing(page, entry) => {
+        match self.tree.walk_cached(root, leaf.index, 0, &mut [], &mut CacheUse::default()) {
+            CacheWalk::Found(found) => Ok(found),
+            CacheWalk::Missing(page, entry) => {
                 let (mut missing, mut result) = (Missing::new(leaf.index), Found::Page);
                 missing.add(leaf.index, page, entry);
-                self.tree.load(io, &mut slot.pages, &missing, false, |_, found, _| result = found).await?;
+                self.tree.load_missing(io, &mut slot.pages, &missing, false, |_, found, _| result = found).await?;
                 Ok(result)
             }
         }

@@ -14,7 +14,7 @@ use crate::{
 const WORDS: usize = PAGE_BYTES / 8;
 const WAYS: usize = 8;
 
-/// One frame's state; its page lies in `Cache::words`.
+/// One frame's state; its page lies in `PageCache::words`.
 struct Frame {
     /// Page name + 1; 0 for an empty frame.
     name: AtomicU64,
@@ -37,7 +37,7 @@ pub(crate) enum Lookup {
     HintedHit,
 }
 
-pub(crate) struct Cache {
+pub(crate) struct PageCache {
     frames: Vec<Frame>,
     words: Vec<AtomicU64>,
     hands: Vec<AtomicU8>,
@@ -48,7 +48,7 @@ fn name(page: PageId) -> u64 {
     (u64::from(page.level) << 56 | page.index) + 1
 }
 
-impl Cache {
+impl PageCache {
     /// A cache of at most `bytes` bytes of pages; may be 0.
     pub(crate) fn new(bytes: u64) -> Self {
         let frames = bytes as usize / PAGE_BYTES;
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn finds_only_the_version_asked_for() {
-        let c = Cache::new(4 * 4096);
+        let c = PageCache::new(4 * 4096);
         let bytes: Vec<u8> = (0..4096).map(|i| i as u8).collect();
         c.put(page(3), Epoch(7), &bytes, true);
         let mut out = [0; 32];
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_new_version_takes_the_old_ones_place_and_used_pages_stay() {
-        let c = Cache::new(8 * 4096);
+        let c = PageCache::new(8 * 4096);
         let bytes = [1; 4096];
         let mut out = [0; 8];
         for i in 0..8 {
@@ -218,14 +218,14 @@ mod tests {
 
     #[test]
     fn no_memory_is_no_failure() {
-        let c = Cache::new(0);
+        let c = PageCache::new(0);
         c.put(page(1), Epoch(1), &[0; 4096], false);
         assert_eq!(c.get(page(1), Epoch(1), 0, &mut [0; 8]), Lookup::Miss);
     }
 
     #[test]
     fn readers_never_see_half_a_page() {
-        let c = Cache::new(4096);
+        let c = PageCache::new(4096);
         std::thread::scope(|s| {
             s.spawn(|| {
                 for i in 0..20_000u64 {

@@ -7,7 +7,7 @@ use super::Metadata;
 use crate::{
     Hint, Slot, Storage,
     format::TAGS_PER_PAGE,
-    metadata::tree::{CacheUse, Missing, Walk},
+    metadata::tree::{CacheUse, CacheWalk, Missing},
     sync::Ordering,
 };
 
@@ -38,12 +38,12 @@ impl Metadata {
             let root = self.tree.root.load();
             let mut missing = Missing::new(run.start);
             for tag_page in run {
-                let walk = self.tree.walk(root, tag_page, 0, &mut [], &mut CacheUse::default());
-                if let Walk::Missing(page, entry) = walk {
+                let walk = self.tree.walk_cached(root, tag_page, 0, &mut [], &mut CacheUse::default());
+                if let CacheWalk::Missing(page, entry) = walk {
                     missing.add(tag_page, page, entry);
                 }
             }
-            if self.tree.load(io, &mut slot.pages, &missing, true, |_, _, _| {}).await.is_err() {
+            if self.tree.load_missing(io, &mut slot.pages, &missing, true, |_, _, _| {}).await.is_err() {
                 return;
             }
         }

@@ -10,7 +10,7 @@ use crate::{
     crypto::keys::equal,
     format::{EntryState, Layout, MAX_LEVELS, PAGE_BYTES, PageId, TAGS_PER_PAGE, TREE_FANOUT, TreeEntry, digest},
     metadata::{
-        page_cache::{Cache, Lookup},
+        page_cache::{Lookup, PageCache},
         root::Root,
     },
 };
@@ -24,7 +24,7 @@ pub(crate) const PAIR_BYTES: usize = 2 * PAGE_BYTES;
 pub(crate) struct Tree {
     pub(crate) layout: Layout,
     pub(crate) root: Root,
-    pub(crate) cache: Cache,
+    pub(crate) cache: PageCache,
 }
 
 /// What hangs on a tree entry.
@@ -39,7 +39,7 @@ pub(crate) enum Found {
 }
 
 /// Where a walk through the cache ended.
-pub(crate) enum Walk {
+pub(crate) enum CacheWalk {
     Found(Found),
     /// This page is not cached; its entry is known.
     Missing(PageId, TreeEntry),
@@ -167,13 +167,20 @@ impl Way<'_> {
 impl Tree {
     /// Walks from `root` to a tag page through the cache, and copies `out.len()` bytes at `at` of it. Asked
     /// for none, it only looks whether the page is there, which is no use of it.
-    pub(crate) fn walk(&self, root: TreeEntry, tag_page: u64, at: usize, out: &mut [u8], uses: &mut CacheUse) -> Walk {
+    pub(crate) fn walk_cached(
+        &self,
+        root: TreeEntry,
+        tag_page: u64,
+        at: usize,
+        out: &mut [u8],
+        uses: &mut CacheUse,
+    ) -> CacheWalk {
         let mut entry = root;
         for level in (0..self.layout.levels() as u8).rev() {
             let page = self.layout.ancestor(tag_page, level);
             match entry.state() {
-                EntryState::Absent => return Walk::Found(Found::Absent(page)),
-                EntryState::Lost => return Walk::Found(Found::Lost(page)),
+                EntryState::Absent => return CacheWalk::Found(Found::Absent(page)),
+                EntryState::Lost => return CacheWalk::Found(Found::Lost(page)),
                 EntryState::Slot(_) => {}
             }
             let mut child = [0; size_of::<TreeEntry>()];
@@ -189,7 +196,7 @@ impl Tree {
             match lookup {
                 Lookup::Miss => {
                     uses.misses += 1;
-                    return Walk::Missing(page, entry);
+                    return CacheWalk::Missing(page, entry);
                 }
                 hit => {
                     uses.hits += u64::from(level == 0);
@@ -198,7 +205,7 @@ impl Tree {
             }
             entry = TreeEntry::read_from_bytes(&child).expect("same size");
         }
-        Walk::Found(Found::Page)
+        CacheWalk::Found(Found::Page)
     }
 
     /// Place, within a tree page, of the entry on the way to a tag page.
@@ -209,7 +216,7 @@ impl Tree {
 
     /// Reads all that is missing at once, verifies from the top, and caches. `found` hears of each tag page
     /// that could be had. Of several failures a device's is told.
-    pub(crate) async fn load<S: Storage>(
+    pub(crate) async fn load_missing<S: Storage>(
         &self,
         io: &S,
         bufs: &mut PageBufs,

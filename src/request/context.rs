@@ -6,7 +6,7 @@ use crate::{
     format::{PAGE_BYTES, Tag, ZERO_TAG},
     log::Requester,
     metadata::tree::PageBufs,
-    request::hash_batch::Member,
+    request::hash_batch::BatchMember,
     sync::{AtomicUsize, Ordering},
 };
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub struct Slot {
     /// A tag page's worth of tags on their way from the tree.
     pub(crate) leaf: Box<[u8; PAGE_BYTES]>,
     /// Its place among the requests of its thread, where it has company.
-    pub(crate) member: Option<Member>,
+    pub(crate) member: Option<BatchMember>,
 }
 
 /// Which of a request's two tag buffers.
@@ -39,14 +39,14 @@ pub(crate) enum TagSide {
 impl Slot {
     pub(crate) fn memory_bytes(max_blocks: usize, levels: usize) -> u64 {
         PageBufs::memory_bytes(levels, max_blocks)
-            + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + Member::MEMORY_BYTES) as u64
+            + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + BatchMember::MEMORY_BYTES) as u64
     }
 
     /// Lets requests share work that is done faster for several than for each, and have it done by other threads: for
     /// slots of one volume that one thread uses.
     pub fn work_together<'a>(slots: impl IntoIterator<Item = &'a mut Slot>) {
         let slots: Vec<_> = slots.into_iter().collect();
-        let members = Member::several(slots.len());
+        let members = BatchMember::several(slots.len());
         slots.into_iter().zip(members).for_each(|(slot, member)| slot.member = Some(member));
     }
 

@@ -77,7 +77,7 @@ struct Wait {
     waker: Mutex<Option<Waker>>,
 }
 
-pub(crate) struct Ranges {
+pub(crate) struct RangeLocks {
     shards: Vec<Shard>,
     /// By slot.
     waits: Vec<Wait>,
@@ -87,12 +87,12 @@ pub(crate) struct Ranges {
 
 /// A range that is held or waited for; released when dropped.
 pub(crate) struct RangeGuard<'a> {
-    ranges: &'a Ranges,
+    ranges: &'a RangeLocks,
     slot: usize,
     range: BlockRange,
 }
 
-impl Ranges {
+impl RangeLocks {
     /// For requests of `slots` slots, one at a time each, of at most `max_blocks` as a rule: those touch two shards at most.
     /// Memory is taken here.
     pub(crate) fn new(slots: usize, max_blocks: usize) -> Self {
@@ -112,14 +112,14 @@ impl Ranges {
 
     /// Waits until the range is that of the slot's request.
     pub(crate) async fn acquire(&self, slot: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
-        let guard = self.stand_in_line(slot, range, mode);
+        let guard = self.enqueue(slot, range, mode);
         poll_fn(|cx| guard.poll_granted(cx)).await;
         guard
     }
 
     /// The range at once, or nothing. Nobody is held up by the attempt.
     pub(crate) fn try_acquire(&self, slot: usize, range: BlockRange, mode: Mode) -> Option<RangeGuard<'_>> {
-        let guard = self.stand_in_line(slot, range, mode);
+        let guard = self.enqueue(slot, range, mode);
         guard.is_granted().then_some(guard)
     }
 
@@ -132,7 +132,7 @@ impl Ranges {
         ShardSet((first..=last).fold(0, |set, stripe| set | 1 << (stripe % SHARDS as u64)))
     }
 
-    fn stand_in_line(&self, slot: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
+    fn enqueue(&self, slot: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
         let mut lines = ArrayVec::<MutexGuard<'_, Line>, SHARDS>::new();
         let mut waiting = 0;
         for shard in self.shards_of(range) {
@@ -225,12 +225,12 @@ mod tests {
 
     #[test]
     fn readers_share_writers_do_not_and_order_is_kept() {
-        let r = Ranges::new(8, 4);
-        let a = r.stand_in_line(0, range(0, 4), Mode::Shared);
-        let b = r.stand_in_line(1, range(2, 4), Mode::Shared);
-        let w = r.stand_in_line(2, range(3, 1), Mode::Exclusive);
-        let late = r.stand_in_line(3, range(3, 1), Mode::Shared);
-        let far = r.stand_in_line(4, range(100, 1), Mode::Exclusive);
+        let r = RangeLocks::new(8, 4);
+        let a = r.enqueue(0, range(0, 4), Mode::Shared);
+        let b = r.enqueue(1, range(2, 4), Mode::Shared);
+        let w = r.enqueue(2, range(3, 1), Mode::Exclusive);
+        let late = r.enqueue(3, range(3, 1), Mode::Shared);
+        let far = r.enqueue(4, range(100, 1), Mode::Exclusive);
         assert!(held(&a) && held(&b) && !held(&w) && !held(&late) && held(&far));
         drop(a);
         assert!(!held(&w));
@@ -242,10 +242,10 @@ mod tests {
 
     #[test]
     fn a_waiter_that_gives_up_lets_others_pass() {
-        let r = Ranges::new(4, 1);
-        let a = r.stand_in_line(0, range(0, 4), Mode::Shared);
-        let w = r.stand_in_line(1, range(0, 4), Mode::Exclusive);
-        let b = r.stand_in_line(2, range(0, 4), Mode::Shared);
+        let r = RangeLocks::new(4, 1);
+        let a = r.enqueue(0, range(0, 4), Mode::Shared);
+        let w = r.enqueue(1, range(0, 4), Mode::Exclusive);
+        let b = r.enqueue(2, range(0, 4), Mode::Shared);
         assert!(held(&a) && !held(&b));
         drop(w);
         assert!(held(&b));
@@ -253,14 +253,14 @@ mod tests {
 
     #[test]
     fn ranges_that_end_in_one_shard_and_wrap_around_meet_there_alone() {
-        let r = Ranges::new(4, 1);
-        let all = r.stand_in_line(0, range(0, 1 << 40), Mode::Exclusive);
-        let far = r.stand_in_line(1, range(SHARDS as u64 * 5 - 1, 2), Mode::Shared);
-        let none = r.stand_in_line(2, range(7, 0), Mode::Exclusive);
+        let r = RangeLocks::new(4, 1);
+        let all = r.enqueue(0, range(0, 1 << 40), Mode::Exclusive);
+        let far = r.enqueue(1, range(SHARDS as u64 * 5 - 1, 2), Mode::Shared);
+        let none = r.enqueue(2, range(7, 0), Mode::Exclusive);
         assert!(held(&all) && !held(&far) && held(&none));
         drop(all);
         assert!(held(&far));
-        let beside = r.stand_in_line(3, range(SHARDS as u64 * 4 - 1, 2), Mode::Exclusive);
+        let beside = r.enqueue(3, range(SHARDS as u64 * 4 - 1, 2), Mode::Exclusive);
         assert!(held(&beside), "the same shards, other blocks");
     }
 
@@ -273,7 +273,7 @@ mod tests {
             steps in prop::collection::vec((0..SLOTS, 0u64..40, prop_oneof![0u64..6, 0u64..60], any::<bool>()), 1..60),
             max_blocks in 1usize..5,
         ) {
-            let r = Ranges::new(SLOTS, max_blocks);
+            let r = RangeLocks::new(SLOTS, max_blocks);
             let mut guards: [Option<RangeGuard<'_>>; SLOTS] = Default::default();
             let mut line: Vec<Claim> = Vec::new();
             for (slot, first, count, exclusive) in steps {
@@ -281,7 +281,7 @@ mod tests {
                     line.retain(|claim| claim.slot != slot);
                 } else {
                     let mode = if exclusive { Mode::Exclusive } else { Mode::Shared };
-                    let guard = r.stand_in_line(slot, range(first, count), mode);
+                    let guard = r.enqueue(slot, range(first, count), mode);
                     match count {
                         0 => prop_assert!(held(&guard), "no blocks are in nobody's way"),
                         _ => line.push(Claim { slot, range: range(first, count), mode, granted: false }),
@@ -310,8 +310,8 @@ mod interleavings {
         const SCHEDULES: usize = 10_000;
         let test = || {
             let blocks = BlockRange::new(BlockIndex(0), 1);
-            let shared = Arc::new((Ranges::new(3, 1), AtomicUsize::new(0)));
-            let hold = move |(ranges, holders): &(Ranges, AtomicUsize), slot| {
+            let shared = Arc::new((RangeLocks::new(3, 1), AtomicUsize::new(0)));
+            let hold = move |(ranges, holders): &(RangeLocks, AtomicUsize), slot| {
                 let _guard = block_on(ranges.acquire(slot, blocks, Mode::Exclusive));
                 assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0, "two hold it");
                 holders.fetch_sub(1, Ordering::SeqCst);
@@ -320,7 +320,7 @@ mod interleavings {
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || hold(&shared, slot))
             });
-            drop(shared.0.stand_in_line(2, blocks, Mode::Exclusive));
+            drop(shared.0.enqueue(2, blocks, Mode::Exclusive));
             hold(&shared, 2);
             others.into_iter().for_each(|thread| thread.join().unwrap());
         };

@@ -2,7 +2,7 @@
 
 use super::{
     context::{Slot, TagSide},
-    hash_batch::{Hasher, Work},
+    hash_batch::{HashWork, Hasher},
 };
 use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, Io, OnMismatch, PageName, ReadError,
@@ -45,7 +45,7 @@ impl Reader<'_> {
         let tags = slot.tags.tags(range.count);
         let made = range.count > 0 && tags.iter().all(|tag| ![ZERO_TAG, LOST_TAG].contains(tag));
         if made {
-            let work = Work { first: range.first, buf, at: 0, count: range.count as usize, tags: slot.old.lend() };
+            let work = HashWork { first: range.first, buf, at: 0, count: range.count as usize, tags: slot.old.lend() };
             let work = self.hasher.make_tags(io, slot.member.as_ref(), work).await;
             slot.old.give_back(work.tags);
             buf = work.buf;

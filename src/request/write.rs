@@ -5,7 +5,7 @@
 
 use super::{
     context::{Slot, TagSide},
-    hash_batch::{Hasher, Work},
+    hash_batch::{HashWork, Hasher},
 };
 use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, Io, Latched, WriteError,
@@ -64,8 +64,8 @@ impl Writer<'_> {
         at: usize,
     ) -> (Result<(), WriteError>, Buf) {
         let bytes = at..at + part.count as usize * self.metadata.block_size();
-        let work = Work { first: part.first, buf, at, count: part.count as usize, tags: slot.tags.lend() };
-        let Work { buf, tags, .. } = self.hasher.make_tags(io, slot.member.as_ref(), work).await;
+        let work = HashWork { first: part.first, buf, at, count: part.count as usize, tags: slot.tags.lend() };
+        let HashWork { buf, tags, .. } = self.hasher.make_tags(io, slot.member.as_ref(), work).await;
         slot.tags.give_back(tags);
         let change = Change::Tags { first: part.first, tags: slot.tags.tags(part.count) };
         let appended = match self.log.append(slot.requester(), change).await {

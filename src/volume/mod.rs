@@ -10,15 +10,15 @@ use crate::{
     lifecycle::recovery::undecided::Undecided,
     log::{Log, LogConfig, LogPoint},
     maintenance::checkpoint::Checkpoints,
-    metadata::{Metadata, hints::Hints, page_cache::Cache, pending::PendingSet, tree::Tree, tree_update::Scratch},
+    metadata::{Metadata, hints::Hints, page_cache::PageCache, pending::PendingSet, tree::Tree, tree_update::Scratch},
     options::{Access, OnMismatch, OpenOptions},
     request::{
         context::{Slot, Slots},
         hash_batch::Hasher,
-        range_lock::Ranges,
+        range_lock::RangeLocks,
     },
     units::{BlockIndex, BlockRange},
-    write_back::Ledger,
+    write_back::InFlightWrites,
 };
 use std::sync::Arc;
 
@@ -30,11 +30,11 @@ use std::sync::Arc;
 pub struct Volume {
     opened: Opened,
     slots: Slots,
-    ranges: Ranges,
+    ranges: RangeLocks,
     hasher: Hasher,
     metadata: Metadata,
     log: Log,
-    accepted: Ledger,
+    accepted: InFlightWrites,
     checkpoints: Checkpoints,
 }
 
@@ -120,11 +120,11 @@ impl Volume {
                 newer_from: unsaved.newer_from,
             },
             slots,
-            ranges: Ranges::new(max_slots, max_blocks),
+            ranges: RangeLocks::new(max_slots, max_blocks),
             hasher: Hasher::new(tagger, options.hash_threads.clone()),
             metadata: Metadata::new(tree, [unsaved.set, empty()], hints),
             log,
-            accepted: Ledger::new(max_slots),
+            accepted: InFlightWrites::new(max_slots),
             checkpoints: Checkpoints::new(keys, superblock, scratch),
         }
     }
@@ -154,8 +154,8 @@ impl Volume {
             + self.log.memory_bytes()
             + Scratch::memory_bytes(self.metadata.layout(), max_tags, MAX_PENDING_RUNS)
             + self.slots.memory_bytes()
-            + Ranges::memory_bytes_for(self.slots.max())
-            + Ledger::memory_bytes_for(self.slots.max())
+            + RangeLocks::memory_bytes_for(self.slots.max())
+            + InFlightWrites::memory_bytes_for(self.slots.max())
     }
 
     /// Memory for one request; its counters go to `queue`'s.
@@ -231,9 +231,9 @@ pub fn most_memory_bytes(
         .saturating_add(Log::memory_bytes_for(layout.max_record(), slots))
         .saturating_add(2 * PendingSet::memory_bytes_for(max_tags, MAX_PENDING_RUNS))
         .saturating_add(Scratch::memory_bytes(&layout, max_tags, MAX_PENDING_RUNS))
-        .saturating_add(Ranges::memory_bytes_for(slots))
-        .saturating_add(Ledger::memory_bytes_for(slots))
-        .saturating_add(Cache::most_memory_bytes(cache_bytes))
+        .saturating_add(RangeLocks::memory_bytes_for(slots))
+        .saturating_add(InFlightWrites::memory_bytes_for(slots))
+        .saturating_add(PageCache::most_memory_bytes(cache_bytes))
 }
 
 fn max_pending_tags(layout: &Layout) -> usize {

@@ -5,7 +5,7 @@ use crate::{
     BlockIndex, Seq, Storage,
     crypto::tagger::Tagger,
     format::{LOST_TAG, TAG_BYTES, Tag, ZERO_TAG},
-    metadata::tree::{CacheUse, Found, LoadError, Missing, PageBufs, Tree, Walk},
+    metadata::tree::{CacheUse, CacheWalk, Found, LoadError, Missing, PageBufs, Tree},
 };
 
 /// A row of the recovery table, see `docs/crash-safety.md`.
@@ -75,9 +75,9 @@ async fn checkpointed<S: Storage>(
     let at = place * TAG_BYTES;
     let mut tag = LOST_TAG;
     let mut end = Found::Page;
-    match tree.walk(tree.root.load(), leaf.index, at, &mut tag, &mut CacheUse::default()) {
-        Walk::Found(found) => end = found,
-        Walk::Missing(page, entry) => {
+    match tree.walk_cached(tree.root.load(), leaf.index, at, &mut tag, &mut CacheUse::default()) {
+        CacheWalk::Found(found) => end = found,
+        CacheWalk::Missing(page, entry) => {
             let mut missing = Missing::new(leaf.index);
             missing.add(leaf.index, page, entry);
             let take = |_, found, bytes: &[u8]| {
@@ -86,7 +86,7 @@ async fn checkpointed<S: Storage>(
                     tag.copy_from_slice(&bytes[at..at + TAG_BYTES]);
                 }
             };
-            tree.load(io, pages, &missing, false, take).await?;
+            tree.load_missing(io, pages, &missing, false, take).await?;
         }
     }
     Ok(match end {
