@@ -134,7 +134,7 @@ impl FormatOptions {
     }
 }
 
-/// What [`format`] with these options will need, without touching a device: `data_device_bytes`
+/// What [`format()`] with these options will need, without touching a device: `data_device_bytes`
 /// and `meta_device_bytes` are the sizes to give to backing files. `options.size` must be set.
 pub fn plan(options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
     let layout = options.layout_of(options.size.unwrap_or(0))?;
@@ -158,7 +158,7 @@ fn first_superblock(options: &FormatOptions, layout: Layout, physical_block: u32
     }
 }
 
-/// What [`format`] on these devices would make, or why it can't. Touches nothing.
+/// What [`format()`] on these devices would make, or why it can't. Touches nothing.
 pub fn plan_on<S: Storage>(io: &S, options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
     possible(io, options).map(|superblock| VolumeInfo::of(&superblock))
 }

@@ -48,7 +48,7 @@ pub enum OpenError {
     /// The device transfers more at least than the volume reads and writes.
     #[error(transparent)]
     BelowSector(#[from] BelowSector),
-    /// More memory than [`OpenOptions::max_memory_bytes`], or than there is.
+    /// More memory than [`OpenOptions::max_memory_bytes`](crate::OpenOptions::max_memory_bytes), or than there is.
     #[error("opening the volume takes {needed} bytes of memory at least, {available} can be had")]
     Memory {
         /// What it takes, as far as is known.
