@@ -69,7 +69,7 @@ fn any_metadata_write_that_fails_latches() {
         lab.write(200, 100, 1);
         lab.checkpoint();
         lab.write(5, 1, 2);
-        let bad = BadRange { device: Device::Meta, range: range.clone(), reads: None, writes: Some(Errno::EIO) };
+        let bad = BadRange::unwritable(Device::Meta, range.clone(), Errno::EIO);
         lab.disk().bad_ranges.push(bad);
         // The log's failure shows at once, the others' at the checkpoint.
         let failed = lab.try_write(6, 1, 2).is_err() || lab.try_checkpoint().is_err();
@@ -91,7 +91,7 @@ fn metadata_that_cant_be_read_is_an_io_error_and_no_alarm() {
     lab.write(0, 200, 1);
     lab.checkpoint();
     let page = lab.superblock().slot_offset(0, 1, 0);
-    let bad = BadRange { device: Device::Meta, range: page..page + 8192, reads: Some(Errno::EIO), writes: None };
+    let bad = BadRange::unreadable(Device::Meta, page..page + 8192);
     lab.disk().bad_ranges.push(bad);
     assert_eq!(lab.read(130).unwrap_err().errno(), Errno::EIO);
     assert!(lab.reads_as(0, 1), "another tag page");
@@ -116,7 +116,7 @@ fn a_slot_that_nobody_needs_may_be_unreadable() {
     // In use for the first time, every page is in slot 0.
     let others = (0..superblock.levels()).map(|level| superblock.slot_offset(level, 0, 1));
     for other in others.chain([superblock.slot_offset(0, 1, 1)]) {
-        let bad = BadRange { device: Device::Meta, range: other..other + 512, reads: Some(Errno::EIO), writes: None };
+        let bad = BadRange::unreadable(Device::Meta, other..other + 512);
         lab.disk().bad_ranges.push(bad);
         assert!(lab.reads_as(0, 1) && lab.reads_as(130, 1), "with the slot at {other} unreadable");
     }
@@ -131,8 +131,7 @@ fn a_tag_page_that_cant_be_had_does_not_take_its_neighbours_along() {
     lab.write(250, 250, 1);
     lab.checkpoint();
     let page = lab.superblock().pages(&lab.disk()).into_iter().find(|p| (p.level, p.index) == (0, 1)).unwrap();
-    let bad =
-        |offset| BadRange { device: Device::Meta, range: offset..offset + 512, reads: Some(Errno::EIO), writes: None };
+    let bad = |offset| BadRange::unreadable(Device::Meta, offset..offset + 512);
     lab.disk().bad_ranges.push(bad(page.offset));
     assert_eq!(lab.read_range(100, 200).0.unwrap_err().errno(), Errno::EIO);
     assert!(lab.range_reads_as(100, 28, 1) && lab.range_reads_as(256, 200, 1));
@@ -157,7 +156,7 @@ fn an_old_slot_that_cant_be_read_is_not_missed() {
     let mut lab = lab.reopened().unwrap();
     assert!(lab.reads_as(499, 1), "brings the root");
     let old = lab.superblock().slot_offset(0, 1, 1 - page.slot);
-    let bad = BadRange { device: Device::Meta, range: old..old + 4096, reads: Some(Errno::EIO), writes: None };
+    let bad = BadRange::unreadable(Device::Meta, old..old + 4096);
     lab.disk().bad_ranges.push(bad);
     assert!(lab.range_reads_as(100, 200, 1));
 }
@@ -205,7 +204,7 @@ fn a_full_disk_fails_the_write_and_keeps_the_old_block() {
     let mut lab = Lab::new(&format_options(512), &options());
     lab.write(0, 2, 1);
     let at = lab.block_offset(1);
-    let full = BadRange { device: Device::Data, range: at..u64::MAX, reads: None, writes: Some(ENOSPC) };
+    let full = BadRange::unwritable(Device::Data, at..u64::MAX, ENOSPC);
     lab.disk().bad_ranges.push(full);
     assert_eq!(lab.try_write(1, 1, 2).unwrap_err().errno(), ENOSPC);
     assert!(lab.volume.latched().is_none(), "one block's failure is no reason to stop");
@@ -225,7 +224,7 @@ fn a_write_that_was_answered_and_fails_is_told_to_every_flush_and_never_read_ove
         lab.write(0, 20, 1);
         let range = BlockRange::new(BlockIndex(first), count);
         let at = lab.block_offset(bad_block);
-        let bad = BadRange { device: Device::Data, range: at..at + 1, reads: None, writes: Some(Errno::EIO) };
+        let bad = BadRange::unwritable(Device::Data, at..at + 1, Errno::EIO);
         lab.disk().bad_ranges.push(bad);
         let kept = Cell::new(true);
         let mut slot = lab.volume.slot(0);

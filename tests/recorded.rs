@@ -251,3 +251,36 @@ fn a_list_longer_than_a_record_is_said_as_a_lower_number() {
     // Some of the others have arrived.
     assert!((100..620).all(|block| lab.reads_as(block, 0) || lab.reads_as(block, 3)));
 }
+
+/// The ring fills up to the last bytes, with a flush after each write: there is no room for the last of them.
+#[test]
+fn no_record_is_written_that_says_nothing() {
+    for first in [0, 1] {
+        let mut lab = lab();
+        (0..first).for_each(|block| lab.write(block, 1, 1));
+        for block in 10..600 {
+            let Lab { io, volume, slot, .. } = &mut lab;
+            let mut one = Box::pin(write(io, volume, slot, (block, 1), (1, Durability::MayBeLost)));
+            let mut cx = Context::from_waker(Waker::noop());
+            // With nothing under way it may only have made room for others.
+            let mut turns = 0..100;
+            let written = loop {
+                match one.as_mut().poll(&mut cx) {
+                    Poll::Ready(()) => break true,
+                    Poll::Pending if io.in_flight() > 0 => io.complete(0),
+                    Poll::Pending if turns.next().is_none() => break false,
+                    Poll::Pending => {}
+                }
+            };
+            drop(one);
+            // It waited for space.
+            if !written {
+                break;
+            }
+            lab.flush();
+        }
+        let records = lab.records();
+        assert!(records.len() > 20, "{}", records.len());
+        assert!(records.iter().all(|record| !record.entries.is_empty()), "{first}");
+    }
+}

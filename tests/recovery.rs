@@ -40,7 +40,7 @@ fn put_version(lab: &Lab, block: u64, version: u64) {
 }
 fn unreadable(lab: &Lab, first: u64, count: u64) -> BadRange {
     let at = lab.block_offset(first);
-    BadRange { device: Device::Data, range: at..at + count * 512, reads: Some(Errno::EIO), writes: None }
+    BadRange::unreadable(Device::Data, at..at + count * 512)
 }
 
 fn counts(report: &RecoveryReport) -> [u64; 4] {
@@ -181,7 +181,7 @@ fn a_failed_write_that_left_the_old_block_is_no_false_alarm() {
     lab.write(7, 1, 1);
     lab.checkpoint();
     let at = lab.block_offset(7);
-    let bad = BadRange { device: Device::Data, range: at..at + 1, reads: None, writes: Some(Errno::EIO) };
+    let bad = BadRange::unwritable(Device::Data, at..at + 1, Errno::EIO);
     lab.disk().bad_ranges.push(bad);
     lab.try_write(7, 1, 2).unwrap_err();
     lab.disk().bad_ranges.clear();
@@ -273,7 +273,7 @@ fn a_superblock_copy_that_cant_be_written_means_read_only() {
     for at in SUPERBLOCKS {
         let mut lab = lab();
         lab.write(7, 1, 1);
-        let bad = BadRange { device: Device::Meta, range: at..at + 4096, reads: None, writes: Some(Errno::EIO) };
+        let bad = BadRange::unwritable(Device::Meta, at..at + 4096, Errno::EIO);
         lab.disk().bad_ranges.push(bad);
         let (mut lab, found) = recovered(lab);
         assert_eq!(found, [1, 0, 0, 0]);

@@ -9,7 +9,7 @@
 //! The superblocks are read once: whoever has the disk in hand could answer a second read with other copies.
 
 use crate::{
-    BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, Storage, Volume,
+    BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, RecordNumber, Storage, Volume,
     crypto::tagger::Tagger,
     format::{Identity, PAGE_BYTES, Superblock, uuid_text},
     info::{RecoveryReport, VolumeInfo},
@@ -17,7 +17,7 @@ use crate::{
     lifecycle::{
         identity_block::{are_exchanged, read_identity},
         open_error::OpenError,
-        recovery::{BlockCandidates, Candidates, Settle, TooMuch, Unread, follow, undecided::Undecided},
+        recovery::{BlockCandidates, Budget, Candidates, Settle, TooMuch, Unread, follow, undecided::Undecided},
         superblocks::{Change, Newest, publish, read_copies},
     },
     log::LogPoint,
@@ -46,6 +46,7 @@ struct CrashedVolume {
     newest: Newest,
     candidates: Candidates,
     head: LogPoint,
+    followed_to: RecordNumber,
     unread: Option<Unread>,
     report: RecoveryReport,
     warnings: Vec<String>,
@@ -55,6 +56,7 @@ struct CrashedVolume {
 struct RecoveredVolume {
     newest: Newest,
     head: LogPoint,
+    followed_to: RecordNumber,
     tree: Tree,
     tagger: Arc<Tagger>,
     set: PendingSet,
@@ -125,25 +127,34 @@ impl VerifiedVolume {
         let report =
             RecoveryReport { records: chain.records, superblock_repaired: newest.damaged, ..Default::default() };
         let head = LogPoint { link: options.open_id, ..chain.end };
-        Ok(CrashedVolume { newest, candidates: chain.candidates, head, unread: chain.unread, report, warnings })
+        let followed_to = chain.followed_to;
+        Ok(CrashedVolume {
+            newest,
+            candidates: chain.candidates,
+            head,
+            followed_to,
+            unread: chain.unread,
+            report,
+            warnings,
+        })
     }
 }
 
 impl CrashedVolume {
     async fn recover<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<RecoveredVolume, OpenError> {
-        let Self { newest, candidates, head, unread, mut report, warnings } = self;
+        let Self { newest, candidates, head, followed_to, unread, mut report, warnings } = self;
         let superblock = &newest.superblock;
         let tagger = Arc::new(Tagger::new(&newest.keys, superblock.tag, &superblock.layout));
         let cache = PageCache::new(options.cache_bytes);
         let tree = Tree { layout: superblock.layout, root: Root::new(superblock.root), cache };
         let settling = candidates.into_set_and_blocks(&superblock.layout);
-        let (set, settling) = settling.map_err(|TooMuch { needed }| OpenError::Memory {
-            needed: most_memory_bytes(superblock, options).saturating_add(needed),
-            available: options.max_memory_bytes,
-        })?;
-        let settle = Settle::new(io, &tree, &tagger);
-        let undecided = settle.all(&settling, &set, options.unreadable_blocks, &mut report).await?;
-        Ok(RecoveredVolume { newest, head, tree, tagger, set, undecided, unread, report, warnings })
+        let (own, available) = (most_memory_bytes(superblock, options), options.max_memory_bytes);
+        let (set, settling, needed) = settling
+            .map_err(|TooMuch { needed }| OpenError::Memory { needed: own.saturating_add(needed), available })?;
+        let mut memory = Budget { taken: own.saturating_add(needed), available };
+        let settle = Settle::new(io, &tree, &tagger, options.unreadable_blocks);
+        let undecided = settle.all(&settling, &set, &mut memory, &mut report).await?;
+        Ok(RecoveredVolume { newest, head, followed_to, tree, tagger, set, undecided, unread, report, warnings })
     }
 }
 
@@ -178,9 +189,9 @@ impl RecoveredVolume {
     }
 
     fn into_volume(self, unsaved: Option<Unsaved>, options: &OpenOptions) -> Volume {
-        let Self { newest, head, tree, tagger, report, warnings, .. } = self;
+        let Self { newest, head, followed_to, tree, tagger, report, warnings, .. } = self;
         let Newest { superblock, keys, .. } = newest;
-        Volume::new(Parts { superblock, keys, head, tree, tagger, report, warnings, unsaved }, options)
+        Volume::new(Parts { superblock, keys, head, followed_to, tree, tagger, report, warnings, unsaved }, options)
     }
 
     /// What was found goes to pages that nothing current names, then into the superblock.

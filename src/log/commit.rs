@@ -89,11 +89,13 @@ impl Log {
 
     /// Takes what has gathered and what flushes have to say, leaving another buffer to gather in, and its place in the ring.
     fn take_gathered(&self, s: &mut State) -> Outgoing {
-        if s.gather.is_empty() {
-            s.gather_epoch = s.epoch;
-        }
         // Nothing more comes: what was reserved for a record of each is free.
         s.reserved = s.gather.padded(self.config.physical_block) as u64;
+        if s.gather.is_empty() {
+            s.gather_epoch = s.epoch;
+            // Else a flush entry, for which there was room, would find none beside it.
+            s.reserved = 0;
+        }
         self.tell(s, 0);
         let spare = s.spares.pop().expect("as many as records may be under way");
         let builder = std::mem::replace(&mut s.gather, RecordBuilder::new(spare));

@@ -220,10 +220,6 @@ impl Log {
         RecordBuilder::max_tags(self.config.max_record).min(self.config.max_tags)
     }
 
-    pub(crate) fn head(&self) -> LogPoint {
-        self.state.lock().head
-    }
-
     /// The number of the first record that is not known durable, if the volume is not latched.
     pub(crate) fn first_unsure(&self) -> Result<RecordNumber, Latched> {
         let s = self.state.lock();

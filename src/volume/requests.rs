@@ -2,8 +2,7 @@
 
 use super::Volume;
 use crate::{
-    Accepted, BlockIndex, BlockRange, Buf, Durability, Hint, Io, Latched, ReadError, RecordNumber, Slot, Storage, Work,
-    WriteError,
+    Accepted, BlockIndex, BlockRange, Buf, Durability, Hint, Io, Latched, ReadError, Slot, Storage, Work, WriteError,
     maintenance::checkpoint::{FLUSH_RECORD_DELAY, OWN_SLOT},
     options::{Access, OnMismatch},
     request::{fix::fix, range_lock::Mode, read::Reader, write::Writer},
@@ -31,15 +30,15 @@ impl Volume {
         if self.accepted.has_failed(range) {
             return (Err(ReadError::NotInPlace(range)), buf);
         }
-        if self.opened.may_be_older(range, &self.metadata) {
-            return (Err(ReadError::MayBeOlder(range)), buf);
-        }
         let (decided, buf) = match undecided {
             true => self.opened.undecided.decide(io, &self.metadata, self.hasher.tagger(), slot, range, buf).await,
             false => (Ok(()), buf),
         };
         if let Err(e) = decided {
             return (Err(e), buf);
+        }
+        if self.opened.may_be_older(range, &self.metadata) {
+            return (Err(ReadError::MayBeOlder(range)), buf);
         }
         let reader = self.reader();
         let (fetched, buf) = reader.fetch(io, slot, range, buf).await;
@@ -152,11 +151,6 @@ impl Volume {
             return Some(BlockRange::new(from, self.blocks() - from.0));
         }
         self.metadata.next_data(io, slot, from, &self.opened.overlay).await
-    }
-
-    /// The number of the next record of the log: it never goes back, but where an older copy is opened.
-    pub fn next_record(&self) -> RecordNumber {
-        self.log.head().number
     }
 
     /// Completes when the checkpoint thread has something to do.

@@ -46,6 +46,8 @@ pub(super) struct Op {
     disk: usize,
     offset: u64,
     kind: Kind,
+    /// It ends then, where that was settled when it began.
+    until: Option<Duration>,
     pub(super) buf: Option<Buf>,
     pub(super) result: Option<Result<(), Errno>>,
     pub(super) waker: Option<Waker>,
@@ -276,7 +278,13 @@ impl Disk {
             (Kind::Discard(len), _) => self.note(id, Trace::Discard { offset, len: *len }),
             _ => {}
         }
-        self.ops.push(Op { id, device: traced, disk, offset, kind, buf, result: None, waker: None });
+        let until = match kind {
+            Kind::Sleep(until) => Some(until),
+            _ => Some(self.time_to_fail(traced, offset, &kind))
+                .filter(|time| !time.is_zero())
+                .map(|time| self.now + time),
+        };
+        self.ops.push(Op { id, device: traced, disk, offset, kind, until, buf, result: None, waker: None });
         id
     }
 
@@ -291,7 +299,7 @@ impl Disk {
 
     /// Who sleeps shortest wakes first; and seldom does a device take longer than a deadline of seconds.
     fn instead_of(&mut self, i: usize) -> usize {
-        let until = |op: &Op| if let Kind::Sleep(until) = op.kind { Some(until) } else { None };
+        let until = |op: &Op| op.until;
         if until(&self.ops[i]).is_none() {
             return i;
         }
@@ -326,6 +334,7 @@ impl Disk {
                 let mut buf = self.ops[i].buf.take().unwrap();
                 if !fails {
                     self.read_into(disk, offset, &mut buf[part.clone()]);
+                    self.garble(device, offset, &mut buf[part.clone()]);
                 }
                 self.ops[i].buf = Some(buf);
             }

@@ -1,7 +1,7 @@
 //! What a simulated device does wrong, and the record of what it was asked to do.
 
 use super::disk::{Disk, Kind, Version};
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 use ublk_integrity::{Device, Errno};
 
 /// What goes over the wire, in order; tests of an order look at this.
@@ -23,8 +23,12 @@ pub struct Faults {
     pub data_writes: u64,
     /// Per cent of data reads that fail.
     pub data_reads: u64,
+    /// Per cent of data reads that bring other bytes than those that are there.
+    pub garbled: u64,
     /// Every operation of the data device fails.
     pub data_dead: bool,
+    /// The data device answers so many reads more, then it is dead.
+    pub data_dies_after: Option<u64>,
     /// Every operation of the metadata device fails.
     pub meta_dead: bool,
     /// Every write and sync of the metadata device fails.
@@ -52,6 +56,19 @@ pub struct BadRange {
     pub range: Range<u64>,
     pub reads: Option<Errno>,
     pub writes: Option<Errno>,
+    /// How long it takes to fail.
+    pub takes: Duration,
+}
+
+impl BadRange {
+    /// Reads fail with EIO, at once.
+    pub fn unreadable(device: Device, range: Range<u64>) -> Self {
+        Self { device, range, reads: Some(Errno::EIO), writes: None, takes: Duration::ZERO }
+    }
+
+    pub fn unwritable(device: Device, range: Range<u64>, errno: Errno) -> Self {
+        Self { device, range, reads: None, writes: Some(errno), takes: Duration::ZERO }
+    }
 }
 
 /// How the disk goes wrong.
@@ -77,6 +94,10 @@ impl Disk {
     }
 
     pub(super) fn fails(&mut self, device: Device, kind: &Kind) -> bool {
+        if let (Device::Data, Kind::Read(_), Some(left)) = (device, kind, &mut self.faults.data_dies_after) {
+            self.faults.data_dead |= *left == 0;
+            *left = left.saturating_sub(1);
+        }
         let f = self.faults;
         match (device, kind) {
             (_, Kind::Sleep(_)) => false,
@@ -90,6 +111,26 @@ impl Disk {
             (_, Kind::Sync(_)) => self.strikes(f.syncs),
             _ => false,
         }
+    }
+
+    /// What has been read comes over the wire with an error that nobody notices.
+    pub(super) fn garble(&mut self, device: Device, offset: u64, bytes: &mut [u8]) {
+        // Not the identity block, which is read but once, for a message.
+        if device == Device::Data && offset > 0 && self.strikes(self.faults.garbled) {
+            let at = self.rng.index(bytes.len());
+            bytes[at] ^= 1 + self.rng.below(255) as u8;
+        }
+    }
+
+    /// How long an operation takes that a bad range makes fail.
+    pub(super) fn time_to_fail(&self, device: Device, offset: u64, kind: &Kind) -> Duration {
+        let hit = |bad: &&BadRange| match kind {
+            Kind::Read(part) => {
+                bad.device == device && bad.range.start < offset + part.len() as u64 && offset < bad.range.end
+            }
+            _ => false,
+        };
+        self.bad_ranges.iter().filter(hit).map(|bad| bad.takes).max().unwrap_or_default()
     }
 
     pub(super) fn is_slow(&mut self) -> bool {

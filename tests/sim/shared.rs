@@ -21,7 +21,7 @@ use std::{
 };
 use ublk_integrity::{
     Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OpenOptions,
-    Phase, Storage, TagAlgorithm, Volume, WriteError,
+    Phase, Scheduler, Storage, TagAlgorithm, Volume, WriteError,
     create::{FormatOptions, format},
     open::open,
 };

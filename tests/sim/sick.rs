@@ -9,8 +9,9 @@ use super::{
     oracle::Oracle,
     world::{compare, compare_but},
 };
+use std::time::Duration;
 use ublk_integrity::{
-    Access, Device, Errno, OpenOptions, ReadError,
+    Access, Device, OpenOptions, ReadError,
     open::{OpenError, open},
 };
 
@@ -18,12 +19,14 @@ use ublk_integrity::{
 fn fall_ill(io: &SimStorage, rng: &mut Rng) {
     let superblock = Superblock::newest(&io.disk());
     let mut bad = Vec::new();
+    // Some disks try for long before they give up.
+    let takes = Duration::from_secs(if rng.chance(20) { 1 + rng.below(30) } else { 0 });
     let mut faults = Faults { slow: if rng.chance(10) { 50 } else { 0 }, ..Faults::default() };
     let mut unreadable = |device, from: u64, sectors: u64| {
         let range = from / 512 * 512..from / 512 * 512 + 512 * sectors;
-        bad.push(BadRange { device, range, reads: Some(Errno::EIO), writes: None });
+        bad.push(BadRange { takes, ..BadRange::unreadable(device, range) });
     };
-    match rng.below(8) {
+    match rng.below(9) {
         // The live log lies where it begins; the rest of the ring is old.
         0..3 => {
             let ahead = if rng.chance(70) { rng.below(16 << 10) } else { rng.below(superblock.log_size) };
@@ -36,6 +39,7 @@ fn fall_ill(io: &SimStorage, rng: &mut Rng) {
         4 => faults.data_reads = 1 + rng.below(100),
         5 => faults.meta_reads = 1 + rng.below(50),
         6 => faults.data_dead = true,
+        7 => faults.garbled = 1 + rng.below(60),
         _ => (0..1 + rng.below(4)).for_each(|_| {
             let pages = superblock.pages(&io.disk());
             if !pages.is_empty() {
@@ -68,7 +72,12 @@ pub fn open_sick(io: &SimStorage, options: &OpenOptions, rng: &mut Rng, oracle: 
         }
         Some(Err(e)) => panic!("a sick disk is no tampered one: {e}"),
         Some(Ok(volume)) => {
-            compare_but(&volume, io, oracle, |e| matches!(e, ReadError::Device(_)));
+            let garbled = io.disk().faults.garbled > 0;
+            compare_but(&volume, io, oracle, |e| match e {
+                ReadError::Device(_) => true,
+                ReadError::Mismatch { .. } => garbled,
+                _ => false,
+            });
             recuperate(io);
             compare(&volume, io, oracle);
             if access == Access::ReadOnly || volume.latched().is_some() {

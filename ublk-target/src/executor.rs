@@ -558,7 +558,7 @@ mod interleavings {
     };
     use nix::sys::eventfd::EfdFlags;
     use shuttle::thread;
-    use ublk_integrity::{BlockRange, Buf, Durability, Storage, Volume};
+    use ublk_integrity::{BlockRange, Buf, Durability, Volume};
 
     fn doorbell() -> Arc<EventFd> {
         Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap())
@@ -603,7 +603,7 @@ mod interleavings {
         });
     }
 
-    async fn write_and_flush(volume: &Volume, io: &impl Storage, blocks: BlockRange, fill: u8) {
+    async fn write_and_flush(volume: &Volume, io: &impl ublk_integrity::Io, blocks: BlockRange, fill: u8) {
         let (mut slot, mut buf) = (volume.slot(0), Buf::new(2 * BLOCK));
         buf.fill(fill);
         volume.write(io, &mut slot, blocks, buf, Durability::MayBeLost).await.0.unwrap();

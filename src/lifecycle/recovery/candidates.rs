@@ -3,6 +3,7 @@
 use crate::{
     BlockIndex, BlockRange, Seq,
     format::{Entry, Layout, Tag},
+    lifecycle::open_error::OpenError,
     metadata::{pending::PendingSet, tree_update::Scratch},
 };
 use std::{borrow::Cow, collections::HashSet};
@@ -26,6 +27,23 @@ pub(crate) struct Candidates {
     may_take: u64,
     /// Set when something has found no room: it, and what came after it, is missing.
     too_much: Option<TooMuch>,
+}
+
+/// The memory of an open: what is taken, and what can be had.
+pub(crate) struct Budget {
+    pub(crate) taken: u64,
+    pub(crate) available: u64,
+}
+
+impl Budget {
+    /// Takes so many bytes, or says what it would have come to.
+    pub(crate) fn take(&mut self, bytes: u64) -> Result<(), OpenError> {
+        self.taken = self.taken.saturating_add(bytes);
+        match self.taken <= self.available {
+            true => Ok(()),
+            false => Err(OpenError::Memory { needed: self.taken, available: self.available }),
+        }
+    }
 }
 
 /// What the log says does not fit into this many bytes.
@@ -64,6 +82,7 @@ pub(crate) enum Oldest {
 }
 
 /// The candidates of one block, oldest first.
+#[derive(Clone)]
 pub(crate) struct BlockCandidates<'a> {
     pub(crate) block: BlockIndex,
     pub(crate) oldest: Oldest,
@@ -78,6 +97,10 @@ impl BlockCandidates<'_> {
     /// Whether there is nothing to choose.
     pub(crate) fn is_single(&self) -> bool {
         self.oldest == Oldest::Logged && self.logged.len() == 1
+    }
+    /// Bytes that it takes when it is kept.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        (size_of::<Self>() + self.logged.len() * size_of::<Logged>()) as u64
     }
     /// The same, to be kept when the log is not.
     pub(crate) fn into_owned(self) -> BlockCandidates<'static> {
@@ -124,8 +147,8 @@ impl Candidates {
     }
 
     /// An empty set large enough for what recovery will find, with the runs of zeros in it; the newest wins. `layout` tells what
-    /// it takes to write that down.
-    pub(crate) fn into_set_and_blocks(mut self, layout: &Layout) -> Result<(PendingSet, Settling), TooMuch> {
+    /// it takes to write that down. And the bytes of all that.
+    pub(crate) fn into_set_and_blocks(mut self, layout: &Layout) -> Result<(PendingSet, Settling, u64), TooMuch> {
         if let Some(too_much) = self.too_much {
             return Err(too_much);
         }
@@ -145,7 +168,7 @@ impl Candidates {
         for (range, seq) in &self.zeros {
             set.insert_run(*range, *seq);
         }
-        Ok((set, Settling(self)))
+        Ok((set, Settling(self), needed))
     }
 }
 

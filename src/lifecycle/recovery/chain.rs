@@ -1,6 +1,6 @@
 //! Following the chain of records.
 
-use super::{Candidates, ring::Ring};
+use super::{Candidates, patience::Effort, ring::Ring};
 use crate::{
     DeviceError, Epoch, RecordNumber, Seq, Storage,
     crypto::keys::Keys,
@@ -21,6 +21,8 @@ pub(crate) struct Chain {
     pub(crate) records: u64,
     /// Where the next record goes, what its number is; the link is the one that a torn record there would need.
     pub(crate) end: LogPoint,
+    /// The number after that of the last record of the chain: that of the next may be higher.
+    pub(crate) followed_to: RecordNumber,
     /// A place of the ring that can't be read and where the chain does not go on: a warning.
     pub(crate) unreadable: Option<DeviceError>,
     pub(crate) unread: Option<Unread>,
@@ -46,8 +48,9 @@ pub(crate) async fn follow<S: Storage>(
     unread: UnreadLog,
     mut candidates: Candidates,
 ) -> Result<Chain, OpenError> {
+    let effort = if unread == UnreadLog::Refuse { Effort::Bounded } else { Effort::Thorough };
     let mut walk = Walk {
-        ring: Ring::new(io, superblock),
+        ring: Ring::new(io, superblock, effort),
         superblock,
         keys,
         epoch: superblock.epoch,
@@ -79,10 +82,11 @@ pub(crate) async fn follow<S: Storage>(
             Step::End => break,
         }
     }
+    let followed_to = walk.end.number;
     let number = walk.after_stranded().await?;
     let unreadable = walk.ring.first_unreadable().filter(|_| missed.is_none());
     let end = LogPoint { number, ..walk.end };
-    Ok(Chain { candidates, records, end, unreadable, unread: missed })
+    Ok(Chain { candidates, records, end, followed_to, unreadable, unread: missed })
 }
 
 /// What is found where the chain would go on.

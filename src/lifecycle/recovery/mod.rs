@@ -13,6 +13,6 @@ mod ring;
 mod settle;
 pub(crate) mod undecided;
 
-pub(crate) use candidates::{BlockCandidates, Candidates, TooMuch};
+pub(crate) use candidates::{BlockCandidates, Budget, Candidates, TooMuch};
 pub(crate) use chain::{Unread, follow};
 pub(crate) use settle::Settle;

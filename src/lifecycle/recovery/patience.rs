@@ -1,101 +1,186 @@
 //! How long an open bears with devices that fail: bounded for the whole of it, not for each block.
+//!
+//! A device is *away* when no read of it succeeds any more. From reads that fail alone that can't be told: all of them may
+//! lie on one bad part of a device that is there. So before a device is said to be away, places of it are read that could be
+//! read before (a *probe*). Where one answers, the open goes on, without pauses for what can't be read.
 
 use crate::{
-    DeviceError, Errno, Storage,
+    Buf, ByteOffset, Device, DeviceError, Errno, Storage,
+    format::{Layout, PAGE_BYTES},
     lifecycle::open_error::OpenError,
     metadata::lookup::{READ_PAUSE, READ_TRIES},
 };
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    task::Poll,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 /// Pauses before something is read again, in all of an open: 40 × 100 ms. A path that fails over is worth waiting for; a
 /// device with many bad sectors is not worth waiting for at each of them.
 const PAUSES: u32 = 40;
-/// How long an open goes on after a first error when not one read of that device succeeds.
-const AWAY_AFTER: Duration = Duration::from_secs(10);
-/// So many blocks in a row that can't be read mean the same at once.
-const AWAY_FAILURES: u32 = 64;
+/// How long after a first error, with no read of that device that succeeds, it is probed. With the probe 10 s at most.
+const PROBE_AFTER: Duration = Duration::from_secs(8);
+const PROBE_TIME: Duration = Duration::from_secs(2);
+/// So many reads in a row that fail have it probed at once.
+const PROBE_AFTER_FAILURES: u32 = 64;
+/// How long an open goes on to try what may fail, from the first failure on: each may cost seconds.
+const ENOUGH: Duration = Duration::from_secs(60);
+
+/// What an open does with places that can't be read, when those before have taken long.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// The rest counts as unreadable and is not read: nothing is decided by that.
+    Bounded,
+    /// All are tried, however long it takes: what can't be read is given up for good, or left out of a rescue.
+    Thorough,
+}
 
 /// What is left of it, for one device.
 pub(crate) struct Patience<S: Storage> {
+    device: Device,
+    effort: Effort,
+    /// Pages of the device that could be read earlier in the open, and the last place that could.
+    known: Vec<ByteOffset>,
+    last: Option<(ByteOffset, usize)>,
     pauses: u32,
     /// Reads that have failed, each after its last try, since one succeeded.
     failures: u32,
     first: Option<DeviceError>,
-    /// Ends [`AWAY_AFTER`] the first error since a read succeeded.
+    /// Ends [`ENOUGH`] after the first failure of all; `None` after that.
+    enough: Option<Pin<Box<S::Command>>>,
+    has_failed: bool,
+    /// Ends [`PROBE_AFTER`] the first error since a read succeeded.
     deadline: Option<Pin<Box<S::Command>>>,
 }
 
 impl<S: Storage> Patience<S> {
-    pub(crate) fn new() -> Self {
-        Self { pauses: PAUSES, failures: 0, first: None, deadline: None }
+    pub(crate) fn new(device: Device, layout: &Layout, effort: Effort) -> Self {
+        let known = match device {
+            Device::Data if layout.separate_meta => vec![Layout::identity_offset()],
+            _ => Layout::superblock_offsets().to_vec(),
+        };
+        Self {
+            device,
+            effort,
+            known,
+            last: None,
+            pauses: PAUSES,
+            failures: 0,
+            first: None,
+            enough: None,
+            has_failed: false,
+            deadline: None,
+        }
     }
 
-    /// Does `attempt` until it succeeds, a few times with pauses in between, while there is patience left.
+    /// Does `attempt`, which reads `len` bytes at `at`, until it succeeds, a few times with pauses in between, while there is
+    /// patience left.
     pub(crate) async fn tries<B>(
         &mut self,
         io: &S,
-        error: impl Fn(Errno) -> DeviceError,
+        (at, len): (ByteOffset, usize),
         mut buf: B,
         attempt: impl AsyncFn(B) -> (Result<(), Errno>, B),
     ) -> Result<(Result<(), DeviceError>, B), OpenError> {
         let mut tries = 1;
         loop {
             let result;
-            (result, buf) = self.within(attempt(buf)).await?;
+            (result, buf) = self.within(io, attempt(buf)).await?;
             let Err(errno) = result else {
-                self.succeeded();
+                self.succeeded(Some((at, len)));
                 return Ok((Ok(()), buf));
             };
-            let why = error(errno);
+            let why = DeviceError::new("read", self.device, at, len, errno);
             self.failed(io, why);
             if tries == READ_TRIES || !self.pause(io).await? {
-                return self.give_up().map(|()| (Err(why), buf));
+                return self.give_up(io).await.map(|()| (Err(why), buf));
             }
             tries += 1;
         }
     }
 
-    /// Waits for `operation`, but not beyond the deadline.
-    pub(crate) async fn within<T>(&mut self, operation: impl Future<Output = T>) -> Result<T, OpenError> {
+    /// Waits for `operation`, as long as the device answers.
+    pub(crate) async fn within<T>(&mut self, io: &S, operation: impl Future<Output = T>) -> Result<T, OpenError> {
         let mut operation = pin!(operation);
-        poll_fn(|cx| match (operation.as_mut().poll(cx), &mut self.deadline) {
-            (Poll::Ready(done), _) => Poll::Ready(Ok(done)),
-            (Poll::Pending, None) => Poll::Pending,
-            (Poll::Pending, Some(deadline)) => deadline.as_mut().poll(cx).map(|_| Err(away(self.first))),
-        })
-        .await
+        loop {
+            let deadline = &mut self.deadline;
+            let ended = poll_fn(|cx| match (operation.as_mut().poll(cx), &mut *deadline) {
+                (Poll::Ready(done), _) => Poll::Ready(Some(done)),
+                (Poll::Pending, None) => Poll::Pending,
+                (Poll::Pending, Some(deadline)) => deadline.as_mut().poll(cx).map(|_| None),
+            });
+            match ended.await {
+                Some(done) => return Ok(done),
+                // The time may have passed with reads of the other device.
+                None => self.probe(io).await?,
+            }
+        }
     }
 
-    pub(crate) fn succeeded(&mut self) {
+    /// A read has succeeded, of these bytes where they are known.
+    pub(crate) fn succeeded(&mut self, place: Option<(ByteOffset, usize)>) {
+        self.last = place.or(self.last);
         (self.failures, self.first, self.deadline) = (0, None, None);
     }
 
     /// One try has failed.
     pub(crate) fn failed(&mut self, io: &S, why: DeviceError) {
         self.first.get_or_insert(why);
-        self.deadline.get_or_insert_with(|| Box::pin(io.sleep(AWAY_AFTER)));
+        self.deadline.get_or_insert_with(|| Box::pin(io.sleep(PROBE_AFTER)));
+        if !std::mem::replace(&mut self.has_failed, true) {
+            self.enough = Some(Box::pin(io.sleep(ENOUGH)));
+        }
     }
 
     /// The last try of one read has failed.
-    pub(crate) fn give_up(&mut self) -> Result<(), OpenError> {
+    pub(crate) async fn give_up(&mut self, io: &S) -> Result<(), OpenError> {
         self.failures += 1;
-        if self.failures > AWAY_FAILURES { Err(away(self.first)) } else { Ok(()) }
+        if self.failures > PROBE_AFTER_FAILURES { self.probe(io).await } else { Ok(()) }
+    }
+
+    /// Whether failures have taken so long that the rest is not tried.
+    pub(crate) fn has_had_enough(&mut self) -> bool {
+        if let Some(enough) = &mut self.enough {
+            if enough.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+                self.enough = None;
+            }
+        }
+        self.effort == Effort::Bounded && self.has_failed && self.enough.is_none()
     }
 
     /// Waits a moment; `false` once there is no patience left.
     pub(crate) async fn pause(&mut self, io: &S) -> Result<bool, OpenError> {
         let Some(left) = self.pauses.checked_sub(1) else { return Ok(false) };
         self.pauses = left;
-        let _ = self.within(io.sleep(READ_PAUSE)).await?;
+        let _ = self.within(io, io.sleep(READ_PAUSE)).await?;
         Ok(true)
     }
-}
 
-fn away(first: Option<DeviceError>) -> OpenError {
-    OpenError::Away(first.expect("the deadline begins with an error"))
+    /// Asks whether the device is there at all.
+    async fn probe(&mut self, io: &S) -> Result<(), OpenError> {
+        let first = self.first.expect("there was an error, or no question");
+        let pages = self.known.iter().map(|at| (*at, PAGE_BYTES));
+        let mut time = Box::pin(io.sleep(PROBE_TIME));
+        for (at, len) in self.last.into_iter().chain(pages) {
+            let mut read = pin!(io.read(self.device, at, Buf::new(len), 0..len));
+            let answer = poll_fn(|cx| match read.as_mut().poll(cx) {
+                Poll::Ready((result, _)) => Poll::Ready(Some(result)),
+                Poll::Pending => time.as_mut().poll(cx).map(|_| None),
+            });
+            match answer.await {
+                Some(Ok(())) => {
+                    // What fails now fails for its own sake, and is not worth waiting for.
+                    self.succeeded(None);
+                    self.pauses = 0;
+                    self.failed(io, first);
+                    return Ok(());
+                }
+                Some(Err(_)) => {}
+                None => break,
+            }
+        }
+        Err(OpenError::Away(first))
+    }
 }

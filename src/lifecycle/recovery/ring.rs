@@ -2,7 +2,7 @@
 //!
 //! What can't be read is told apart from what is there: nobody may take it for the end of the log.
 
-use super::patience::Patience;
+use super::patience::{Effort, Patience};
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Storage,
     format::{Layout, PAGE_BYTES, Superblock},
@@ -31,7 +31,7 @@ pub(super) struct Ring<'a, S: Storage> {
 }
 
 impl<'a, S: Storage> Ring<'a, S> {
-    pub(super) fn new(io: &'a S, superblock: &Superblock) -> Self {
+    pub(super) fn new(io: &'a S, superblock: &Superblock, effort: Effort) -> Self {
         let layout = superblock.layout;
         Self {
             io,
@@ -42,7 +42,7 @@ impl<'a, S: Storage> Ring<'a, S> {
             window: Buf::new(WINDOW.min(layout.log_size as usize)),
             unreadable: Vec::new(),
             first: None,
-            patience: Patience::new(),
+            patience: Patience::new(Device::Meta, &layout, effort),
         }
     }
 
@@ -78,28 +78,35 @@ impl<'a, S: Storage> Ring<'a, S> {
         let len = (self.window.len() as u64).min(self.size() - at) as usize;
         (self.at, self.held) = (at, len);
         self.unreadable.clear();
-        if self.read(0..len).await?.is_ok() {
-            return Ok(());
-        }
+        let Err(why) = self.read(0..len).await? else { return Ok(()) };
         // One bad sector must not take its neighbours along.
         for begin in (0..len).step_by(self.piece) {
+            if self.patience.has_had_enough() {
+                self.is_unreadable(begin..len, why);
+                break;
+            }
             let part = begin..(begin + self.piece).min(len);
             if let Err(why) = self.read(part.clone()).await? {
-                self.window[part.clone()].fill(0);
-                self.unreadable.push((at + part.start as u64..at + part.end as u64, why));
-                self.first.get_or_insert(why);
+                self.is_unreadable(part, why);
             }
         }
         Ok(())
     }
 
+    /// Of the window.
+    fn is_unreadable(&mut self, part: Range<usize>, why: DeviceError) {
+        self.unreadable.push((self.at + part.start as u64..self.at + part.end as u64, why));
+        self.window[part].fill(0);
+        self.first.get_or_insert(why);
+    }
+
     async fn read(&mut self, part: Range<usize>) -> Result<Result<(), DeviceError>, OpenError> {
         let Self { io, layout, at, window, patience, .. } = self;
         let offset = ByteOffset(layout.log_offset().0 + *at + part.start as u64);
-        let error = |errno| DeviceError::new("read", Device::Meta, offset, part.len(), errno);
         let read = async |buf| io.read(Device::Meta, offset, buf, part.clone()).await;
         let result;
-        (result, *window) = patience.tries(io, error, std::mem::replace(window, Buf::none()), read).await?;
+        (result, *window) =
+            patience.tries(io, (offset, part.len()), std::mem::replace(window, Buf::none()), read).await?;
         Ok(result)
     }
 }

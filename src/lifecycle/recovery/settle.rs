@@ -1,9 +1,9 @@
 //! Looking at the data: one tag for each block that the log names, or none yet.
 
 use super::{
-    candidates::{BlockCandidates, Settling},
+    candidates::{BlockCandidates, Budget, Settling},
     judge::{Row, judge},
-    patience::Patience,
+    patience::{Effort, Patience},
 };
 use crate::{
     Buf, Device, DeviceError, Errno, Storage,
@@ -26,48 +26,54 @@ pub(crate) struct Settle<'a, S: Storage> {
     io: &'a S,
     tree: &'a Tree,
     tagger: &'a Tagger,
+    rule: UnreadableBlocks,
     pages: PageBufs,
     bufs: Vec<Buf>,
+    /// For what is read once more.
+    again: Vec<Buf>,
     /// With the data device, and with the one that holds the pages.
     data: Patience<S>,
     meta: Patience<S>,
 }
 
 impl<'a, S: Storage> Settle<'a, S> {
-    pub(crate) fn new(io: &'a S, tree: &'a Tree, tagger: &'a Tagger) -> Self {
+    /// What can't be settled stays so, or the newest is taken, as `rule` says.
+    pub(crate) fn new(io: &'a S, tree: &'a Tree, tagger: &'a Tagger, rule: UnreadableBlocks) -> Self {
+        let effort = match rule {
+            UnreadableBlocks::KeepUndecided => Effort::Bounded,
+            UnreadableBlocks::TakeNewest => Effort::Thorough,
+        };
+        let bufs = || (0..BATCH).map(|_| Buf::new(tagger.block_size())).collect();
         Self {
             io,
             tree,
             tagger,
+            rule,
             pages: PageBufs::new(tree.layout.levels(), 1),
-            bufs: (0..BATCH).map(|_| Buf::new(tagger.block_size())).collect(),
-            data: Patience::new(),
-            meta: Patience::new(),
+            bufs: bufs(),
+            again: bufs(),
+            data: Patience::new(Device::Data, &tree.layout, effort),
+            meta: Patience::new(Device::Meta, &tree.layout, effort),
         }
     }
 
     /// Chooses a tag for every block that the log names, and puts it into `set`. Returns those of which nothing can be
-    /// said: no decision is made without evidence (row F) unless `rule` says so.
+    /// said: no decision is made without evidence (row F) unless the rule says so. `memory` is taken for them.
     pub(crate) async fn all(
         mut self,
         settling: &Settling,
         set: &PendingSet,
-        rule: UnreadableBlocks,
+        memory: &mut Budget,
         report: &mut RecoveryReport,
     ) -> Result<Vec<BlockCandidates<'static>>, OpenError> {
         let mut undecided = Vec::new();
         let mut blocks = settling.blocks(set).peekable();
         while blocks.peek().is_some() {
             let batch: Vec<_> = blocks.by_ref().take(BATCH).collect();
-            let reads = self.read(&batch).await?;
-            for (i, (c, read)) in batch.into_iter().zip(reads).enumerate() {
-                let row = match read {
-                    None => Some(Row::A),
-                    Some(Ok(())) => self.judge(i, &c).await?,
-                    Some(Err(_)) => None,
-                };
+            let rows = self.rows(&batch).await?;
+            for (c, row) in batch.into_iter().zip(rows) {
                 report.count(c.block.0, row);
-                match (row, rule) {
+                match (row, self.rule) {
                     (Some(row), _) => {
                         let (seq, tag) = row.choice(&c);
                         set.insert(c.block, seq, &tag);
@@ -75,17 +81,73 @@ impl<'a, S: Storage> Settle<'a, S> {
                     (None, UnreadableBlocks::TakeNewest) => {
                         set.insert(c.block, c.newest().seq, &c.newest().tag);
                     }
-                    (None, UnreadableBlocks::KeepUndecided) => undecided.push(c.into_owned()),
+                    (None, UnreadableBlocks::KeepUndecided) => {
+                        memory.take(c.memory_bytes())?;
+                        undecided.push(c.into_owned());
+                    }
                 }
             }
         }
         Ok(undecided)
     }
 
-    /// Reads the blocks of a batch that have something to be settled, all at once; those that fail again, together too.
-    async fn read(&mut self, batch: &[BlockCandidates<'_>]) -> Result<Vec<Option<Result<(), Errno>>>, OpenError> {
-        let wanted = |c: &BlockCandidates<'_>| (!c.is_single()).then_some(Err(Errno::EIO));
-        let mut results: Vec<_> = batch.iter().map(wanted).collect();
+    /// The row of each block; `None` is row F.
+    async fn rows(&mut self, batch: &[BlockCandidates<'_>]) -> Result<Vec<Option<Row>>, OpenError> {
+        let mut bufs = std::mem::take(&mut self.bufs);
+        let reads = self.read(batch, |i| !batch[i].is_single(), &mut bufs).await?;
+        let mut rows = Vec::with_capacity(batch.len());
+        for (i, read) in reads.into_iter().enumerate() {
+            rows.push(match read {
+                None => Some(Row::A),
+                Some(Ok(())) => self.judge(&bufs[i], &batch[i]).await?,
+                Some(Err(_)) => None,
+            });
+        }
+        self.confirm(batch, &bufs, &mut rows).await?;
+        self.bufs = bufs;
+        Ok(rows)
+    }
+
+    /// Data that proves nothing is evidence only if it is what lies there. So it is read once more before rows D and E are
+    /// written down: where other bytes come, and prove nothing either, nothing is known.
+    async fn confirm(
+        &mut self,
+        batch: &[BlockCandidates<'_>],
+        bufs: &[Buf],
+        rows: &mut [Option<Row>],
+    ) -> Result<(), OpenError> {
+        let proves_nothing: Vec<_> = rows.iter().map(|row| matches!(row, Some(Row::D | Row::E))).collect();
+        if !proves_nothing.contains(&true) {
+            return Ok(());
+        }
+        let mut again = std::mem::take(&mut self.again);
+        let reads = self.read(batch, |i| proves_nothing[i], &mut again).await?;
+        for (i, read) in reads.into_iter().enumerate() {
+            match read {
+                None => {}
+                Some(Ok(())) if again[i][..] == bufs[i][..] => {}
+                Some(Ok(())) => {
+                    let row = self.judge(&again[i], &batch[i]).await?;
+                    rows[i] = row.filter(|row| matches!(row, Row::B | Row::C(..)));
+                }
+                Some(Err(_)) => rows[i] = None,
+            }
+        }
+        self.again = again;
+        Ok(())
+    }
+
+    /// Reads those blocks of a batch that are wanted, all at once; those that fail again, together too.
+    async fn read(
+        &mut self,
+        batch: &[BlockCandidates<'_>],
+        wanted: impl Fn(usize) -> bool,
+        bufs: &mut [Buf],
+    ) -> Result<Vec<Option<Result<(), Errno>>>, OpenError> {
+        let mut results: Vec<_> = (0..batch.len()).map(|i| wanted(i).then_some(Err(Errno::EIO))).collect();
+        if self.data.has_had_enough() {
+            return Ok(results);
+        }
         for attempt in 0..READ_TRIES {
             let missing = |result: &Option<Result<_, _>>| matches!(result, Some(Err(_)));
             if !results.iter().any(missing) || (attempt > 0 && !self.data.pause(self.io).await?) {
@@ -93,36 +155,37 @@ impl<'a, S: Storage> Settle<'a, S> {
             }
             let mut reads: Vec<_> = batch.iter().map(|_| None).collect();
             for i in (0..batch.len()).filter(|i| missing(&results[*i])) {
-                let buf = std::mem::replace(&mut self.bufs[i], Buf::none());
+                let buf = std::mem::replace(&mut bufs[i], Buf::none());
                 let (offset, part) = (self.tree.layout.block_offset(batch[i].block), 0..buf.len());
                 reads[i] = Some((offset, self.io.read(Device::Data, offset, buf, part)));
             }
             for (i, read) in reads.into_iter().enumerate() {
                 let Some((offset, read)) = read else { continue };
                 let result;
-                (result, self.bufs[i]) = self.data.within(read).await?;
-                let len = self.tagger.block_size() as u64;
+                (result, bufs[i]) = self.data.within(self.io, read).await?;
                 match result {
-                    Ok(()) => self.data.succeeded(),
+                    Ok(()) => self.data.succeeded(Some((offset, bufs[i].len()))),
                     Err(errno) => {
-                        let why = DeviceError::new("read", Device::Data, offset, len as usize, errno);
+                        let why = DeviceError::new("read", Device::Data, offset, bufs[i].len(), errno);
                         self.data.failed(self.io, why);
                     }
                 }
                 results[i] = Some(result);
             }
         }
-        results.iter().flatten().filter(|result| result.is_err()).try_for_each(|_| self.data.give_up())?;
+        for _ in results.iter().flatten().filter(|result| result.is_err()) {
+            self.data.give_up(self.io).await?;
+        }
         Ok(results)
     }
 
-    /// The row of a block that has been read to buffer `i`; `None` while the page that might decide can't be had.
-    async fn judge(&mut self, i: usize, c: &BlockCandidates<'_>) -> Result<Option<Row>, OpenError> {
+    /// The row of a block that has been read; `None` while the page that might decide can't be had.
+    async fn judge(&mut self, data: &[u8], c: &BlockCandidates<'_>) -> Result<Option<Row>, OpenError> {
         for attempt in 0..READ_TRIES {
-            let judged = judge(self.io, self.tree, self.tagger, &mut self.pages, c, &self.bufs[i]);
-            match self.meta.within(judged).await? {
+            let judged = judge(self.io, self.tree, self.tagger, &mut self.pages, c, data);
+            match self.meta.within(self.io, judged).await? {
                 Ok(row) => {
-                    self.meta.succeeded();
+                    self.meta.succeeded(None);
                     return Ok(Some(row));
                 }
                 // Read once more: what came over the wire may have been at fault.
@@ -131,7 +194,7 @@ impl<'a, S: Storage> Settle<'a, S> {
                 Err(LoadError::Device(why)) => {
                     self.meta.failed(self.io, why);
                     if attempt + 1 == READ_TRIES || !self.meta.pause(self.io).await? {
-                        self.meta.give_up()?;
+                        self.meta.give_up(self.io).await?;
                         break;
                     }
                 }

@@ -1,7 +1,10 @@
 //! Blocks whose tag recovery could not choose, since the device could not read what would have told: each is an error
 //! until a read of it succeeds. Only a volume that nothing is written to has any.
 
-use super::{candidates::BlockCandidates, judge::judge};
+use super::{
+    candidates::BlockCandidates,
+    judge::{Row, judge},
+};
 use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, ReadError, Storage,
     crypto::tagger::Tagger,
@@ -37,14 +40,16 @@ impl Undecided {
         self.blocks.lock().range(range.first..BlockIndex(range.end())).next().map(|(block, _)| *block)
     }
 
-    fn take(&self, block: BlockIndex) -> Option<BlockCandidates<'static>> {
-        self.blocks.lock().remove(&block)
+    /// Its candidates. They stay here while they are judged: whoever comes meanwhile must find that nothing is decided.
+    fn candidates(&self, block: BlockIndex) -> Option<BlockCandidates<'static>> {
+        self.blocks.lock().get(&block).cloned()
     }
-    fn put_back(&self, c: BlockCandidates<'static>) {
-        self.blocks.lock().insert(c.block, c);
-    }
-    fn decided(&self) {
-        self.left.fetch_sub(1, Ordering::AcqRel);
+
+    /// Its tag can be looked up.
+    fn decided(&self, block: BlockIndex) {
+        if self.blocks.lock().remove(&block).is_some() {
+            self.left.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// Reads each undecided block of a range, and chooses its tag by what is there. The caller holds the range
@@ -58,29 +63,57 @@ impl Undecided {
         range: BlockRange,
         mut buf: Buf,
     ) -> (Result<(), ReadError>, Buf) {
-        let bs = metadata.block_size();
-        while let Some(block) = self.first_in(range) {
-            let offset = metadata.layout().block_offset(block);
+        while let Some(c) = self.first_in(range).and_then(|block| self.candidates(block)) {
             let read;
-            (read, buf) = io.read(Device::Data, offset, buf, 0..bs).await;
-            if let Err(errno) = read {
-                return (Err(DeviceError::new("read", Device::Data, offset, bs, errno).into()), buf);
+            (read, buf) = read_block(io, metadata, c.block, buf).await;
+            if let Err(e) = read {
+                return (Err(e), buf);
             }
-            let Some(c) = self.take(block) else { continue };
-            match judge(io, &metadata.tree, tagger, &mut slot.pages, &c, &buf[..bs]).await {
-                Ok(row) => {
-                    let (seq, tag) = row.choice(&c);
-                    metadata.pending[0].insert(block, seq, &tag);
-                    self.decided();
-                }
-                Err(e) => {
-                    self.put_back(c);
-                    return (Err(undecidable(block, e)), buf);
-                }
-            }
+            let data = &buf[..metadata.block_size()];
+            let judged = judge(io, &metadata.tree, tagger, &mut slot.pages, &c, data).await;
+            let (seq, tag) = match judged {
+                Ok(row) => match confirm(io, metadata, row, &c, slot, data).await {
+                    Ok(()) => row.choice(&c),
+                    Err(e) => return (Err(e), buf),
+                },
+                Err(e) => return (Err(undecidable(c.block, e)), buf),
+            };
+            metadata.pending[0].insert(c.block, seq, &tag);
+            self.decided(c.block);
         }
         (Ok(()), buf)
     }
+}
+
+/// A block as it is on the medium, to the front of `buf`.
+async fn read_block<S: Storage>(
+    io: &S,
+    metadata: &Metadata,
+    block: BlockIndex,
+    buf: Buf,
+) -> (Result<(), ReadError>, Buf) {
+    let (offset, bs) = (metadata.layout().block_offset(block), metadata.block_size());
+    let (read, buf) = io.read(Device::Data, offset, buf, 0..bs).await;
+    (read.map_err(|errno| DeviceError::new("read", Device::Data, offset, bs, errno).into()), buf)
+}
+
+/// Data that proves nothing is evidence only if it is what lies there: as while the volume was opened, it is read once more.
+async fn confirm<S: Storage>(
+    io: &S,
+    metadata: &Metadata,
+    row: Row,
+    c: &BlockCandidates<'_>,
+    slot: &mut Slot,
+    data: &[u8],
+) -> Result<(), ReadError> {
+    if !matches!(row, Row::D | Row::E) {
+        return Ok(());
+    }
+    let (read, again) = read_block(io, metadata, c.block, slot.pages.lend()).await;
+    let same = again[..data.len()] == *data;
+    slot.pages.give_back(again);
+    read?;
+    if same { Ok(()) } else { Err(ReadError::Mismatch { block: c.block }) }
 }
 
 fn undecidable(block: BlockIndex, why: LoadError) -> ReadError {

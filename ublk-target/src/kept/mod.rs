@@ -236,7 +236,7 @@ impl Kept {
             return Ok(0);
         }
         let what = format!("can't put in place what is kept in {}", self.path.display());
-        if volume.next_record() < newest {
+        if volume.opened_at() < newest {
             let what = format!("{what}: the device holds an older state of the volume than it was for");
             return Err(self.unless_given_up(Failure::new(Exit::Device, what)));
         }
