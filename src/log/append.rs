@@ -3,7 +3,7 @@
 use super::{
     Log, LogPoint, Work,
     claim::MAX_ABANDONED,
-    state::{State, WorkerWaits},
+    state::{CheckpointerWaits, State},
     waiters::Waiting,
 };
 use crate::{
@@ -61,8 +61,8 @@ pub(crate) struct Appended<'a> {
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
     reserved: Reserved,
-    /// It is up to this one to look at what has gathered by the end of the turn, for all of its queue.
-    pub(super) sees_to_all: bool,
+    /// Whether it looks at what has gathered at the batch boundary, for all of its queue (the leader of its thread).
+    pub(super) is_leader: bool,
     settled: bool,
 }
 
@@ -124,7 +124,7 @@ impl Log {
             };
             self.ask_for_checkpoint(&mut s);
             let wanted = s.want_checkpoint;
-            (result, wanted.then(|| s.worker_that(WorkerWaits::Work)).flatten())
+            (result, wanted.then(|| s.checkpointer_that(CheckpointerWaits::Work)).flatten())
         };
         wake.into_iter().for_each(Waker::wake);
         result
@@ -134,7 +134,7 @@ impl Log {
         let epoch = s.epoch;
         // Up to one record's worth is skipped at the ring's end.
         let ring = s.used() + alone + self.config.max_record as u64 <= self.config.size;
-        let gathers = s.gather.fits(change.bytes()) && (s.gather.is_empty() || s.gather_epoch == epoch);
+        let gathers = s.gather.builder.fits(change.bytes()) && (s.gather.builder.is_empty() || s.gather.epoch == epoch);
         let reserved = change.reserved();
         let of = s.of(epoch);
         let pending =
@@ -155,19 +155,19 @@ impl Log {
         of.appended += 1;
         of.tags += reserved.tags;
         of.runs += reserved.runs;
-        s.reserved += alone;
-        if s.gather.is_empty() {
-            s.gather_epoch = epoch;
+        s.gather.reserved += alone;
+        if s.gather.builder.is_empty() {
+            s.gather.epoch = epoch;
             // First, so that it finds room however much is to follow.
             self.tell(s, change.bytes());
         }
         match change {
-            Change::Tags { first, tags } => s.gather.push_tags(seq, *first, tags),
-            Change::Zeros(range) => s.gather.push_zeros(seq, *range),
+            Change::Tags { first, tags } => s.gather.builder.push_tags(seq, *first, tags),
+            Change::Zeros(range) => s.gather.builder.push_zeros(seq, *range),
         }
-        s.gather_last = seq;
-        let sees_to_all = !std::mem::replace(&mut s.seen_to[slot.queue], true);
-        Appended { log: self, slot: slot.id, queue: slot.queue, seq, epoch, reserved, sees_to_all, settled: false }
+        s.gather.last = seq;
+        let is_leader = !std::mem::replace(&mut s.gather.has_leader[slot.queue], true);
+        Appended { log: self, slot: slot.id, queue: slot.queue, seq, epoch, reserved, is_leader, settled: false }
     }
 
     fn ask_for_checkpoint(&self, s: &mut State) {
@@ -192,7 +192,7 @@ impl Log {
             if s.latched.is_none() && self.wants_flush_record(&s) {
                 return Poll::Ready(Work::FlushRecord);
             }
-            s.worker = Some((WorkerWaits::Work, cx.waker().clone()));
+            s.checkpointer = Some((CheckpointerWaits::Work, cx.waker().clone()));
             Poll::Pending
         })
         .await
@@ -224,7 +224,7 @@ impl Log {
             if s.of(epoch).in_flight == 0 || s.latched.is_some() {
                 return Poll::Ready(());
             }
-            s.worker = Some((WorkerWaits::Drained, cx.waker().clone()));
+            s.checkpointer = Some((CheckpointerWaits::Drained, cx.waker().clone()));
             Poll::Pending
         })
         .await
@@ -234,7 +234,7 @@ impl Log {
     pub(crate) fn end_of(&self, epoch: Epoch) -> LogPoint {
         let mut s = self.state.lock();
         // What was settled was durable, and records that only say what was flushed are the checkpoint thread's own.
-        debug_assert!(s.under_way.iter().all(|record| record.epoch != epoch));
+        debug_assert!(s.sealed.iter().all(|record| record.epoch != epoch));
         s.of(epoch).end.expect("an epoch that changed something has a record")
     }
 
@@ -285,7 +285,7 @@ impl Appended<'_> {
             of.tags = (of.tags - self.reserved.tags).saturating_add_signed(tags);
             of.runs = (of.runs - self.reserved.runs).saturating_add_signed(runs);
             let drained = of.in_flight == 0 && self.epoch != s.epoch;
-            (drained.then(|| s.worker_that(WorkerWaits::Drained)).flatten(), full)
+            (drained.then(|| s.checkpointer_that(CheckpointerWaits::Drained)).flatten(), full)
         };
         wake.into_iter().for_each(Waker::wake);
         if full {

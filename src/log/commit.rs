@@ -5,7 +5,7 @@
 
 use super::{
     Appended, Log, LogPoint,
-    state::{State, UnderWay, Unfinished, WorkerWaits},
+    state::{CheckpointerWaits, SealedRecord, State, Unfinished},
     waiters::Waiting,
 };
 use crate::{
@@ -25,7 +25,7 @@ struct Outgoing {
 }
 
 /// What a slot that wants its record durable finds.
-enum Turn {
+enum Role {
     Durable,
     /// Nobody seals a record, and another may be under way: it is up to us.
     Lead(Outgoing),
@@ -37,20 +37,20 @@ type Next = [Option<Waker>; 2];
 impl Log {
     /// Waits until the record of a change is durable, writing it ourselves where nobody does.
     pub(crate) async fn commit<S: Io>(&self, io: &S, change: &Appended<'_>) -> Result<(), Latched> {
-        let mut looks = change.sees_to_all;
-        if looks {
+        let mut leads = change.is_leader;
+        if leads {
             // One record for all that this thread has to log.
             io.batch_boundary(Phase::Commit).await;
         }
         loop {
-            let turn = poll_fn(|cx| match self.turn(change, std::mem::take(&mut looks), cx.waker()) {
-                Some(turn) => Poll::Ready(turn),
+            let role = poll_fn(|cx| match self.role(change, std::mem::take(&mut leads), cx.waker()) {
+                Some(role) => Poll::Ready(role),
                 None => Poll::Pending,
             })
             .await?;
-            match turn {
-                Turn::Durable => return Ok(()),
-                Turn::Lead(record) => self.write(io, record).await?,
+            match role {
+                Role::Durable => return Ok(()),
+                Role::Lead(record) => self.write(io, record).await?,
             }
         }
     }
@@ -67,53 +67,53 @@ impl Log {
         self.write(io, record).await
     }
 
-    /// `looks`: the others of the queue have left it to this one until now.
-    fn turn(&self, change: &Appended<'_>, looks: bool, waker: &Waker) -> Option<Result<Turn, Latched>> {
+    /// `leads`: the others of the queue have left it to this one until now.
+    fn role(&self, change: &Appended<'_>, leads: bool, waker: &Waker) -> Option<Result<Role, Latched>> {
         let Appended { slot, queue, seq, .. } = *change;
         let mut s = self.state.lock();
-        s.seen_to[queue] &= !looks;
+        s.gather.has_leader[queue] &= !leads;
         // The latch first: where write-back errors are told to one sync only, one that succeeds beside one that fails means nothing.
-        let turn = if let Some(why) = s.latched {
+        let role = if let Some(why) = s.latched {
             Err(why)
         } else if s.durable >= seq {
-            Ok(Turn::Durable)
-        } else if s.taken < seq && !s.seen_to[queue] && s.may_lead() {
-            Ok(Turn::Lead(self.take_gathered(&mut s)))
+            Ok(Role::Durable)
+        } else if s.taken < seq && !s.gather.has_leader[queue] && s.may_lead() {
+            Ok(Role::Lead(self.take_gathered(&mut s)))
         } else {
             s.waiters.wait(slot, Waiting::Commit(seq), waker);
             return None;
         };
         s.waiters.leave(slot);
-        Some(turn)
+        Some(role)
     }
 
     /// Takes what has gathered and what flushes have to say, leaving another buffer to gather in, and its place in the ring.
     fn take_gathered(&self, s: &mut State) -> Outgoing {
         // Nothing more comes: what was reserved for a record of each is free.
-        s.reserved = s.gather.padded(self.config.physical_block) as u64;
-        if s.gather.is_empty() {
-            s.gather_epoch = s.epoch;
+        s.gather.reserved = s.gather.builder.padded(self.config.physical_block) as u64;
+        if s.gather.builder.is_empty() {
+            s.gather.epoch = s.epoch;
             // Else a flush entry, for which there was room, would find none beside it.
-            s.reserved = 0;
+            s.gather.reserved = 0;
         }
         self.tell(s, 0);
         let spare = s.spares.pop().expect("as many as records may be under way");
-        let builder = std::mem::replace(&mut s.gather, RecordBuilder::new(spare));
+        let builder = std::mem::replace(&mut s.gather.builder, RecordBuilder::new(spare));
         let size = builder.padded(self.config.physical_block) as u64;
-        debug_assert!(size <= s.reserved);
+        debug_assert!(size <= s.gather.reserved);
         // A record never straddles the ring's end: where the largest might not fit, all go on at
         // its start. Recovery follows the same rule, so nothing needs to be written about it.
         let position = next_position(s.head.position, self.config.size, self.config.max_record as u64);
         let number = s.head.number;
-        let under_way = s.under_way.len() as u16;
-        let head = RecordHead { epoch: s.gather_epoch, number, position, under_way, link: s.head.link };
+        let under_way = s.sealed.len() as u16;
+        let head = RecordHead { epoch: s.gather.epoch, number, position, under_way, link: s.head.link };
         s.head.position = position + size;
         s.sealing = true;
-        s.taken = s.gather_last;
-        s.reserved = 0;
-        // Whoever comes next is the first again. One that still means to look may do so.
-        s.seen_to.fill(false);
-        Outgoing { builder, head, last: s.gather_last }
+        s.taken = s.gather.last;
+        s.gather.reserved = 0;
+        // The next to append is the leader again. One that was it may still look.
+        s.gather.has_leader.fill(false);
+        Outgoing { builder, head, last: s.gather.last }
     }
 
     async fn write<S: Storage>(&self, io: &S, record: Outgoing) -> Result<(), Latched> {
@@ -126,7 +126,8 @@ impl Log {
         let offset = ByteOffset(self.config.offset + head.position % self.config.size);
         let write = io.write(Device::Meta, offset, buf, 0..bytes, Durability::Durable);
         let end = LogPoint { position: head.position + bytes as u64, number: RecordNumber(head.number.0 + 1), link };
-        let wake = self.sealed(UnderWay { epoch: head.epoch, last, end, bytes: bytes as u64, content, done: false });
+        let wake =
+            self.sealed(SealedRecord { epoch: head.epoch, last, end, bytes: bytes as u64, content, done: false });
         wake.into_iter().flatten().for_each(Waker::wake);
         let (result, buf) = write.await;
         let result =
@@ -142,12 +143,12 @@ impl Log {
     }
 
     /// The record's MAC is known: the next may be sealed.
-    fn sealed(&self, record: UnderWay) -> Next {
+    fn sealed(&self, record: SealedRecord) -> Next {
         let mut s = self.state.lock();
         s.sealing = false;
-        debug_assert!(s.under_way.len() < s.under_way.capacity());
+        debug_assert!(s.sealed.len() < s.sealed.capacity());
         s.head = record.end;
-        s.under_way.push_back(record);
+        s.sealed.push_back(record);
         self.hand_on(&mut s)
     }
 
@@ -160,9 +161,9 @@ impl Log {
             s.latched.get_or_insert(why);
             return [None, None];
         }
-        s.under_way.iter_mut().filter(|record| record.end == end).for_each(|record| record.done = true);
-        while s.under_way.front().is_some_and(|record| record.done) {
-            let record = s.under_way.pop_front().expect("just seen");
+        s.sealed.iter_mut().filter(|record| record.end == end).for_each(|record| record.done = true);
+        while s.sealed.front().is_some_and(|record| record.done) {
+            let record = s.sealed.pop_front().expect("just seen");
             s.durable = record.last;
             s.of(record.epoch).end = Some(record.end);
             s.records += 1;
@@ -178,7 +179,7 @@ impl Log {
         }
         let next = s.waiters.find(0, |why| matches!(why, Waiting::Commit(seq) if seq > s.taken));
         let lead = next.and_then(|slot| s.waiters.take_waker(slot));
-        let flush_record = self.wants_flush_record(s).then(|| s.worker_that(WorkerWaits::Work));
+        let flush_record = self.wants_flush_record(s).then(|| s.checkpointer_that(CheckpointerWaits::Work));
         [lead, flush_record.flatten()]
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     Log,
     claim::Claim,
-    state::{State, Unfinished, WorkerWaits},
+    state::{CheckpointerWaits, State, Unfinished},
     waiters::Waiting,
 };
 use crate::{Device, DeviceError, Errno, Latched, Seq, Storage, format::RecordBuilder};
@@ -12,7 +12,7 @@ use std::{
     task::{Poll, Waker},
 };
 
-enum Turn {
+enum Role {
     Done,
     Lead,
 }
@@ -25,12 +25,12 @@ impl Log {
     /// sync only, and whoever comes after that one must find the volume latched.
     pub(crate) async fn flush<S: Storage>(&self, io: &S, slot: usize) -> Result<(), Latched> {
         let mut wanted = None;
-        let turn = poll_fn(|cx| match self.flush_turn(slot, &mut wanted, cx.waker()) {
-            Some(turn) => Poll::Ready(turn),
+        let role = poll_fn(|cx| match self.flush_role(slot, &mut wanted, cx.waker()) {
+            Some(role) => Poll::Ready(role),
             None => Poll::Pending,
         })
         .await?;
-        let Turn::Lead = turn else { return Ok(()) };
+        let Role::Lead = role else { return Ok(()) };
         let unfinished = Unfinished::new(self);
         let result = io.sync(Device::Data).await;
         unfinished.complete();
@@ -39,17 +39,17 @@ impl Log {
         Ok(())
     }
 
-    fn flush_turn(&self, slot: usize, wanted: &mut Option<u64>, waker: &Waker) -> Option<Result<Turn, Latched>> {
+    fn flush_role(&self, slot: usize, wanted: &mut Option<u64>, waker: &Waker) -> Option<Result<Role, Latched>> {
         let mut guard = self.state.lock();
         let s = &mut *guard;
         let highest = Seq(s.next_seq.0 - 1);
         let idle = s.flush.found.is_all_up_to(highest);
         // A flush may join only one whose snapshot is not yet taken.
         let wanted = *wanted.get_or_insert(s.flush.started + 1);
-        let turn = if let Some(why) = s.latched {
+        let role = if let Some(why) = s.latched {
             Err(why)
         } else if s.flush.done >= wanted || idle {
-            Ok(Turn::Done)
+            Ok(Role::Done)
         } else if s.flush.is_running() {
             s.waiters.wait(slot, Waiting::Flush, waker);
             return None;
@@ -59,10 +59,10 @@ impl Log {
             *claimed = highest;
             except.clear();
             except.extend(s.in_flight.iter().flatten().chain(&s.abandoned).map(|(seq, _)| *seq));
-            Ok(Turn::Lead)
+            Ok(Role::Lead)
         };
         s.waiters.leave(slot);
-        Some(turn)
+        Some(role)
     }
 
     fn flushed(&self, result: Result<(), Errno>) -> Result<(), Latched> {
@@ -84,7 +84,7 @@ impl Log {
             flush.found.cut(RecordBuilder::max_listed(self.config.max_record));
             // Where nothing in the log is still to be checkpointed, there is nobody to tell.
             flush.owed |= s.of_epoch.iter().any(|of| of.appended > 0);
-            self.wants_flush_record(s).then(|| s.worker_that(WorkerWaits::Work)).flatten()
+            self.wants_flush_record(s).then(|| s.checkpointer_that(CheckpointerWaits::Work)).flatten()
         };
         wake.into_iter().for_each(Waker::wake);
         Ok(())
@@ -95,8 +95,8 @@ impl Log {
     pub(super) fn tell(&self, s: &mut State, others: usize) {
         if self.has_room_to_tell(s, others) {
             let Claim { highest, except } = &s.flush.found;
-            s.reserved += s.flush.found.alone(self.config.physical_block);
-            s.gather.push_flush(*highest, except.iter().copied());
+            s.gather.reserved += s.flush.found.alone(self.config.physical_block);
+            s.gather.builder.push_flush(*highest, except.iter().copied());
             s.flush.owed = false;
         }
     }
@@ -104,11 +104,11 @@ impl Log {
     fn has_room_to_tell(&self, s: &State, others: usize) -> bool {
         let alone = s.flush.found.alone(self.config.physical_block);
         let in_ring = s.used() + alone + self.config.max_record as u64 <= self.config.size;
-        s.flush.owed && s.gather.fits(s.flush.found.bytes() + others) && in_ring
+        s.flush.owed && s.gather.builder.fits(s.flush.found.bytes() + others) && in_ring
     }
 
     /// Whether the checkpoint thread is to write a record that only says what flushes have found out.
     pub(super) fn wants_flush_record(&self, s: &State) -> bool {
-        s.gather.is_empty() && s.may_lead() && self.has_room_to_tell(s, 0)
+        s.gather.builder.is_empty() && s.may_lead() && self.has_room_to_tell(s, 0)
     }
 }

@@ -19,4 +19,4 @@ mod waiters;
 pub(crate) use append::{Appended, Change, Requester, Reserved};
 pub(crate) use commit::next_position;
 pub use state::Work;
-pub(crate) use state::{Log, LogConfig, LogPoint, RECORDS_UNDER_WAY, Unfinished};
+pub(crate) use state::{Log, LogConfig, LogPoint, RECORDS_IN_FLIGHT, Unfinished};

@@ -13,7 +13,7 @@ use crate::{
 use std::{collections::VecDeque, task::Waker};
 
 /// Records that are written at a time: while one is on its way, the next is gathered, sealed and sent.
-pub(crate) const RECORDS_UNDER_WAY: usize = 2;
+pub(crate) const RECORDS_IN_FLIGHT: usize = 2;
 
 /// Fixed numbers of a log.
 pub(crate) struct LogConfig {
@@ -56,7 +56,7 @@ pub enum Work {
 
 /// What the checkpoint thread waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum WorkerWaits {
+pub(super) enum CheckpointerWaits {
     Work,
     Drained,
 }
@@ -77,7 +77,7 @@ pub(super) struct EpochUse {
 }
 
 /// A record on its way to the device.
-pub(super) struct UnderWay {
+pub(super) struct SealedRecord {
     pub(super) epoch: Epoch,
     /// The last of the numbers in it.
     pub(super) last: Seq,
@@ -90,6 +90,20 @@ pub(super) struct UnderWay {
     pub(super) done: bool,
 }
 
+/// The record being gathered.
+pub(super) struct Gather {
+    pub(super) builder: RecordBuilder,
+    /// The epoch of what is in it.
+    pub(super) epoch: Epoch,
+    /// The last of the numbers in it.
+    pub(super) last: Seq,
+    /// Bytes of the ring reserved for what is in it.
+    pub(super) reserved: u64,
+    /// By queue: a request whose entry is in it looks at it at the batch boundary of its thread, so the others of that queue
+    /// need not (leader election, one leader a thread).
+    pub(super) has_leader: Vec<bool>,
+}
+
 pub(super) struct State {
     pub(super) epoch: Epoch,
     pub(super) next_seq: Seq,
@@ -99,13 +113,7 @@ pub(super) struct State {
     /// Numbers whose data may not be what the log says: listed in every flush entry until checkpointed.
     pub(super) abandoned: Vec<(Seq, Epoch)>,
 
-    /// The record being gathered, and the epoch of what is in it.
-    pub(super) gather: RecordBuilder,
-    pub(super) gather_epoch: Epoch,
-    pub(super) gather_last: Seq,
-    /// By queue: somebody whose entry is in it will look at it at the end of its thread's turn, so the others of that queue
-    /// need not.
-    pub(super) seen_to: Vec<bool>,
+    pub(super) gather: Gather,
     /// The other buffers; none while as many records as may be are under way.
     pub(super) spares: Vec<Buf>,
     /// Somebody has taken what had gathered and computes its MAC, which the record after it must carry.
@@ -113,14 +121,12 @@ pub(super) struct State {
     /// Every number up to this one has left the gathering buffer.
     pub(super) taken: Seq,
     /// Records that are sealed and not known durable, oldest first.
-    pub(super) under_way: VecDeque<UnderWay>,
+    pub(super) sealed: VecDeque<SealedRecord>,
 
     /// Where the next record goes.
     pub(super) head: LogPoint,
     /// Everything before this position is free.
     pub(super) tail: u64,
-    /// Bytes reserved for what has gathered.
-    pub(super) reserved: u64,
     /// Every number up to this one is in a durable record.
     pub(super) durable: Seq,
 
@@ -128,7 +134,7 @@ pub(super) struct State {
     pub(super) queue: VecDeque<usize>,
     pub(super) waiters: Waiters,
     /// The checkpoint thread, and what it waits for: work that it does not wait for must not wake it.
-    pub(super) worker: Option<(WorkerWaits, Waker)>,
+    pub(super) checkpointer: Option<(CheckpointerWaits, Waker)>,
     pub(super) want_checkpoint: bool,
 
     pub(super) flush: FlushState,
@@ -144,19 +150,19 @@ impl State {
     }
     /// Bytes of the ring in use or reserved.
     pub(super) fn used(&self) -> u64 {
-        self.head.position - self.tail + self.reserved
+        self.head.position - self.tail + self.gather.reserved
     }
     /// Whether what has gathered may be taken and written: alone, or beside records that are no larger together. Many small
     /// ones would cost more than the time they save.
     pub(super) fn may_lead(&self) -> bool {
-        let under_way: usize = self.under_way.iter().map(|record| record.content).sum();
+        let in_flight: usize = self.sealed.iter().map(|record| record.content).sum();
         // One that is durable before its predecessor is counts too, though its buffer is back.
-        let room = self.under_way.len() < RECORDS_UNDER_WAY;
-        !self.sealing && room && self.gather.content() >= under_way
+        let room = self.sealed.len() < RECORDS_IN_FLIGHT;
+        !self.sealing && room && self.gather.builder.content() >= in_flight
     }
     /// The checkpoint thread's waker, if this is what it waits for.
-    pub(super) fn worker_that(&mut self, waits: WorkerWaits) -> Option<Waker> {
-        self.worker.take_if(|(why, _)| *why == waits).map(|(_, waker)| waker)
+    pub(super) fn checkpointer_that(&mut self, waits: CheckpointerWaits) -> Option<Waker> {
+        self.checkpointer.take_if(|(why, _)| *why == waits).map(|(_, waker)| waker)
     }
     /// The waker of the first slot in the queue for space.
     pub(super) fn front_waker(&mut self) -> Option<Waker> {
@@ -181,21 +187,23 @@ impl Log {
             of_epoch: [EpochUse::default(); 2],
             in_flight: vec![None; n],
             abandoned: Vec::with_capacity(MAX_ABANDONED),
-            gather: RecordBuilder::new(Buf::new(config.max_record)),
-            gather_epoch: epoch,
-            gather_last: Seq(0),
-            seen_to: vec![false; config.queues],
-            spares: (0..RECORDS_UNDER_WAY).map(|_| Buf::new(config.max_record)).collect(),
+            gather: Gather {
+                builder: RecordBuilder::new(Buf::new(config.max_record)),
+                epoch,
+                last: Seq(0),
+                reserved: 0,
+                has_leader: vec![false; config.queues],
+            },
+            spares: (0..RECORDS_IN_FLIGHT).map(|_| Buf::new(config.max_record)).collect(),
             sealing: false,
             taken: Seq(0),
-            under_way: VecDeque::with_capacity(RECORDS_UNDER_WAY),
+            sealed: VecDeque::with_capacity(RECORDS_IN_FLIGHT),
             head,
             tail: head.position,
-            reserved: 0,
             durable: Seq(0),
             queue: VecDeque::with_capacity(n),
             waiters: Waiters::new(n),
-            worker: None,
+            checkpointer: None,
             want_checkpoint: false,
             flush: FlushState::new(n),
             latched: None,
@@ -208,7 +216,7 @@ impl Log {
     /// The memory of a log with records of at most `max_record` bytes.
     pub(crate) fn memory_bytes_for(max_record: usize, max_slots: usize) -> u64 {
         let per_slot = size_of::<(Seq, Epoch)>() + size_of::<(Waiting, Waker)>() + 40;
-        ((1 + RECORDS_UNDER_WAY) * max_record + max_slots * per_slot) as u64
+        ((1 + RECORDS_IN_FLIGHT) * max_record + max_slots * per_slot) as u64
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
@@ -224,7 +232,7 @@ impl Log {
     pub(crate) fn first_unsure(&self) -> Result<RecordNumber, Latched> {
         let s = self.state.lock();
         // Of one under way the number after it is known.
-        let first = s.under_way.front().map(|record| RecordNumber(record.end.number.0 - 1));
+        let first = s.sealed.front().map(|record| RecordNumber(record.end.number.0 - 1));
         s.latched.map_or(Ok(first.unwrap_or(s.head.number)), Err)
     }
 
@@ -254,7 +262,7 @@ impl Log {
             {
                 let mut s = self.state.lock();
                 if s.latched.is_some() {
-                    batch[0] = s.worker.take().map(|(_, waker)| waker);
+                    batch[0] = s.checkpointer.take().map(|(_, waker)| waker);
                     n = 1;
                 }
                 while n < batch.len() {

@@ -6,7 +6,7 @@ use crate::{
     crypto::keys::Keys,
     format::{EntryReader, Link, RawRecord, RecordHead, Superblock},
     lifecycle::open_error::OpenError,
-    log::{LogPoint, RECORDS_UNDER_WAY, next_position},
+    log::{LogPoint, RECORDS_IN_FLIGHT, next_position},
     options::UnreadLog,
 };
 
@@ -184,7 +184,7 @@ impl<S: Storage> Walk<'_, S> {
             next = next.max(RecordNumber(head.number.0 + 1));
         }
         if self.ring.first_unreadable().is_some() {
-            next = next.max(RecordNumber(expected.0 + RECORDS_UNDER_WAY as u64));
+            next = next.max(RecordNumber(expected.0 + RECORDS_IN_FLIGHT as u64));
         }
         Ok(next)
     }

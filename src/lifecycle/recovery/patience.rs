@@ -20,9 +20,8 @@ use std::{
 /// Pauses before something is read again, in all of an open: 40 × 100 ms. A path that fails over is worth waiting for; a
 /// device with many bad sectors is not worth waiting for at each of them.
 const PAUSES: u32 = 40;
-/// How long after a first error, with no read of that device that succeeds, it is probed. With the probe 10 s at most.
+/// How long after a first error, with no read of that device that succeeds, it is probed.
 const PROBE_AFTER: Duration = Duration::from_secs(8);
-const PROBE_TIME: Duration = Duration::from_secs(2);
 /// So many reads in a row that fail have it probed at once.
 const PROBE_AFTER_FAILURES: u32 = 64;
 /// How long an open goes on to try what may fail, from the first failure on: each may cost seconds.
@@ -35,6 +34,14 @@ pub(crate) enum Effort {
     Bounded,
     /// All are tried, however long it takes: what can't be read is given up for good, or left out of a rescue.
     Thorough,
+}
+
+impl Effort {
+    /// How long a probe may take. An open says within 10 s of the first error that a device is away. A disk that is busy with
+    /// a bad sector may be silent for longer: who wants all that can be had waits until Linux gives that sector up (30 s).
+    fn probe_time(self) -> Duration {
+        Duration::from_secs(if self == Self::Bounded { 2 } else { 40 })
+    }
 }
 
 /// What is left of it, for one device.
@@ -162,7 +169,7 @@ impl<S: Storage> Patience<S> {
     async fn probe(&mut self, io: &S) -> Result<(), OpenError> {
         let first = self.first.expect("there was an error, or no question");
         let pages = self.known.iter().map(|at| (*at, PAGE_BYTES));
-        let mut time = Box::pin(io.sleep(PROBE_TIME));
+        let mut time = Box::pin(io.sleep(self.effort.probe_time()));
         for (at, len) in self.last.into_iter().chain(pages) {
             let mut read = pin!(io.read(self.device, at, Buf::new(len), 0..len));
             let answer = poll_fn(|cx| match read.as_mut().poll(cx) {
