@@ -7,7 +7,7 @@ use crate::{
         launch::{self, Reporter, Side},
         log::Sink,
         memory_budget::{Available, Purpose},
-        settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, Wanted},
+        settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, Wanted, peek},
     },
     failure::{Context, Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
@@ -16,6 +16,7 @@ use crate::{
     ublk,
 };
 use std::path::{Path, PathBuf};
+use ublk_integrity::create::VolumeInfo;
 use uuid::Uuid;
 
 /// Start a device /dev/ublkbN from a volume; returns when it answers, and prints its path
@@ -94,10 +95,11 @@ pub fn run(args: &Args) -> Outcome {
 pub fn prepare(args: &Args) -> Outcome<Start> {
     let shares_queues = ublk::shares_queues();
     let available = Available::here(Purpose::New);
-    let settings = settings(args, args.key.source()?, shares_queues, &available)?;
+    let volume = peek(args.devices.meta.as_ref().unwrap_or(&args.devices.data));
+    let settings = settings(args, args.key.source()?, shares_queues, &available, volume.as_ref())?;
     refuse_unstorable(&settings)?;
     refuse_idle_threads(&settings)?;
-    settings.refuse_more_than(&available)?;
+    settings.refuse_more_than(&available, volume.as_ref())?;
     ublk::need_driver()?;
     if settings.threads > 1 && !shares_queues {
         return Err(cant_share_queues(settings.threads));
@@ -147,7 +149,13 @@ fn read_only(args: &Args) -> bool {
     args.read_only || protected.is_some()
 }
 
-fn settings(args: &Args, key: KeySource, shares_queues: bool, available: &Available) -> Outcome<Settings> {
+fn settings(
+    args: &Args,
+    key: KeySource,
+    shares_queues: bool,
+    available: &Available,
+    volume: Option<&VolumeInfo>,
+) -> Outcome<Settings> {
     let max_io = args.sizes.max_io.map_or(Ok(DEFAULT_MAX_IO), max_io)?;
     let (sizes, read_only) = (&args.sizes, read_only(args));
     let wanted = Wanted {
@@ -159,7 +167,7 @@ fn settings(args: &Args, key: KeySource, shares_queues: bool, available: &Availa
         cpus: os::processors(),
         shares: shares_queues,
     };
-    let defaults = Defaults::here(wanted, max_io, args.devices.meta.as_ref().unwrap_or(&args.devices.data), available);
+    let defaults = Defaults::here(wanted, max_io, volume, available);
     Ok(Settings {
         data: absolute(&args.devices.data)?,
         meta: args.devices.meta.as_deref().map(absolute).transpose()?,

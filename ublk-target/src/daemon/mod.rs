@@ -42,7 +42,7 @@ use log::{Event, Log, Sink};
 use memory_budget::{Promise, Purpose, memory_line};
 use opening::Opened;
 use serving::{Served, serve_device};
-use settings::Settings;
+use settings::{Settings, peek};
 use state::{Identity, OwnState};
 use std::{process, sync::Arc, thread::JoinHandle};
 use ublk_integrity::{Latched, MasterKey, create::VolumeInfo};
@@ -126,8 +126,10 @@ fn open_devices(settings: &Settings, origin: Origin, reporter: &Reporter) -> Out
 fn promise_memory(settings: &mut Settings, may_shrink: bool, origin: Origin) -> Outcome<(Promise, u64)> {
     let purpose = if matches!(origin, Origin::New(_)) { Purpose::New } else { Purpose::Needed };
     let rest = memory_budget::rest(settings.counts());
+    // Before others wait for us: a disk may never answer.
+    let volume = peek(settings.meta_path());
     Promise::make(purpose, |available| {
-        let most = settings.fit(available, may_shrink)?;
+        let most = settings.fit(available, volume.as_ref(), may_shrink)?;
         // The buffers of requests come after; others may open a volume at the same time.
         Ok((most, most + (available.bytes - most) / 2 - rest))
     })
