@@ -40,21 +40,31 @@ struct Interrupt {
 pub fn watch() -> Outcome {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
     signals.thread_block().doing("can't block signals")?;
-    let interrupt = WATCHED.get_or_init(Interrupt::default);
+    expect();
     let (ready, started) = mpsc::channel();
     let wait = move || {
         let _ = ready.send(());
         let Ok(signal) = signals.wait() else { return };
-        let _ = interrupt.signal.set(signal);
-        interrupt.came.set();
+        come(signal);
         thread::sleep(PATIENCE);
-        temporary().drain(..).for_each(|path| drop(fs::remove_file(path)));
         die_of(signal);
     };
     named("signals").spawn(wait).doing("can't start the signal thread")?;
     // What the thread takes of the address space is known to whoever counts it next.
     let _ = started.recv();
     Ok(())
+}
+
+/// What runs in [`crate::offline`] from here on looks whether a signal has come, which somebody says by [`come`].
+pub fn expect() {
+    WATCHED.get_or_init(Interrupt::default);
+}
+
+/// Ends what looks for it.
+pub fn come(signal: Signal) {
+    let interrupt = WATCHED.get_or_init(Interrupt::default);
+    let _ = interrupt.signal.set(signal);
+    interrupt.came.set();
 }
 
 /// Ready when such a signal has come. One waiter at a time.
@@ -67,7 +77,12 @@ pub async fn came() {
 
 /// Whether one has come.
 pub fn has_come() -> bool {
-    WATCHED.get().is_some_and(|interrupt| interrupt.signal.get().is_some())
+    signal().is_some()
+}
+
+/// Which.
+pub fn signal() -> Option<Signal> {
+    WATCHED.get().and_then(|interrupt| interrupt.signal.get().copied())
 }
 
 /// Takes the file away where nothing else can.
@@ -94,12 +109,14 @@ pub fn end() {
     if TOLD.load(Ordering::Relaxed) {
         return;
     }
-    if let Some(signal) = WATCHED.get().and_then(|interrupt| interrupt.signal.get()) {
-        die_of(*signal);
+    if let Some(signal) = signal() {
+        die_of(signal);
     }
 }
 
-fn die_of(signal: Signal) {
+/// Ends the process as the signal would have, and takes away what nobody is to find.
+pub fn die_of(signal: Signal) {
+    temporary().drain(..).for_each(|path| drop(fs::remove_file(path)));
     let _ = SigSet::from(signal).thread_unblock();
     let _ = raise(signal);
 }

@@ -128,9 +128,10 @@ pub fn launch(start: Start, foreground: bool) -> Outcome {
         os::close_inherited().doing("can't close inherited descriptors")?;
         match launch::fork()? {
             Side::Parent(daemon) => {
+                let what = start.settings.paths_in_words();
                 // This process only waits from here on.
                 drop(start);
-                return daemon.outcome();
+                return daemon.outcome(&what);
             }
             Side::Daemon(reporter) => (reporter, Sink::syslog()),
         }

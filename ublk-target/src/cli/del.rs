@@ -76,13 +76,13 @@ fn end(state: &State, force: bool) -> Outcome {
 
 /// Somebody else's tool may have deleted our device, and the number gone to another.
 fn refuse_foreign(state: &State) -> Outcome {
-    let Whose::Anothers(pid) = state.whose()? else { return Ok(()) };
+    if !matches!(state.whose()?, Whose::Anothers(_)) {
+        return Ok(());
+    }
     if !state.is_alive() {
         state.remove();
     }
-    let who = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
-    let message = format!("/dev/ublkb{} is another program's by now{who}; nothing done", state.id);
-    Err(Failure::new(Exit::Device, message))
+    state.proof().ours()
 }
 
 /// Stops the device, and waits for the end of its daemon. Unless forced, only where nobody uses it.
@@ -131,8 +131,8 @@ fn remove_remains(state: &State) -> Outcome<Option<String>> {
     let id = state.id;
     let left = State::load(id).ok().filter(|now| now.pid == state.pid);
     // A daemon that had time to say how it ended has deleted its device too.
-    if left.as_ref().is_some_and(|left| left.ended.is_none()) && state.whose()? == Whose::Ours {
-        ublk::delete(id);
+    if left.as_ref().is_some_and(|left| left.ended.is_none()) {
+        state.proof().delete();
     }
     let mut wait = Wait::up_to(LONGEST, format_args!("the last user of /dev/ublkb{id}"));
     while !has_successor(state) && state.whose()? == Whose::Ours {

@@ -1,9 +1,9 @@
 //! The process behind a device.
 //!
 //! ```text
-//!   launch (fork, report) ─> memory locked, signals blocked ─> refusals ─> devices opened and locked ─> harden
+//!   launch (fork, report) ─> memory locked ─> refusals ─> devices opened and locked ─> harden ─> signals
 //!     ─> opening: hash threads, volume opened (recovery), what the daemon before had answered put in place
-//!     ─> threads: log, checkpoint, prefetch ─> serving: ublk device added and started, control socket, signals
+//!     ─> threads: log, checkpoint, prefetch ─> serving: ublk device added and started, control socket
 //!     ─> queues serve … signal, `stop` or another tool's del ─> queues down
 //!     ─> last checkpoint ─> device deleted ─> state removed ─> locks released by exit
 //! ```
@@ -22,13 +22,15 @@ pub mod protocol;
 mod refusals;
 mod serving;
 pub mod settings;
+mod signals;
 pub mod state;
 pub mod workers;
 
 use crate::{
     checkpoints::Stop,
     device::{Backings, Use},
-    failure::{Context, Failure, Outcome, with_paths},
+    failure::{Context, Exit, Failure, Outcome, with_paths},
+    interrupt,
     kept::{self, writes},
     report,
     ublk::{BlockShift, Device, Shared},
@@ -36,13 +38,14 @@ use crate::{
 };
 pub use birth::clear_stillborn;
 pub use endings::abort_on_panic;
-use endings::block_signals;
 use launch::Reporter;
 use log::{Event, Log, Sink};
 use memory_budget::{Promise, Purpose, memory_line};
+use nix::sys::signal::Signal;
 use opening::Opened;
 use serving::{Served, serve_device};
 use settings::{Settings, peek};
+use signals::{Signals, block_heedless};
 use state::{Identity, OwnState};
 use std::{process, sync::Arc, thread::JoinHandle};
 use ublk_integrity::{Latched, MasterKey, create::VolumeInfo};
@@ -75,23 +78,36 @@ pub fn run(start: Start, reporter: Reporter, sink: Sink) -> Outcome {
     let reporter = Arc::new(reporter);
     let listener = Arc::clone(&reporter);
     wait::tell_by(move |line| listener.info(line));
-    let (data, meta) = (start.settings.data.clone(), start.settings.meta.clone());
+    let (data, meta, origin) = (start.settings.data.clone(), start.settings.meta.clone(), start.origin);
     serve(start, &reporter, sink)
-        .map_err(|failure| Failure { message: with_paths(&failure.message, &data, meta.as_deref()), ..failure })
+        .map_err(|failure| match interrupt::signal() {
+            Some(signal) => ended_early(signal, origin),
+            None => Failure { message: with_paths(&failure.message, &data, meta.as_deref()), ..failure },
+        })
         .inspect_err(|failure| reporter.failed(failure))
+}
+
+/// A signal has come before the device was live.
+fn ended_early(signal: Signal, origin: Origin) -> Failure {
+    let left = match origin {
+        Origin::New(_) => "there is none, and the volume is as a crash would have left it".to_owned(),
+        Origin::Recovered(number) => format!("/dev/ublkb{number} waits for a daemon as before: `recover -n {number}`"),
+    };
+    Failure::new(Exit::Interrupted, format_args!("{signal} came before the device was live: {left}"))
 }
 
 fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     let Start { mut settings, may_shrink, origin, key, uuid } = start;
     abort_on_panic();
     harden::lock_memory(|warning| reporter.warn(&warning));
-    let signals = block_signals()?;
+    block_heedless()?;
     refusals::unfit(&settings, origin)?;
     let backings = open_devices(&settings, origin, reporter)?;
     let write_back = write_back(&settings, reporter);
     // Until the end of the process.
     let (_promise, for_volume) = promise_memory(&mut settings, may_shrink, origin)?;
     harden::before_threads(|warning| reporter.warn(&warning));
+    let signals = Signals::watch(reporter, move |signal| ended_early(signal, origin))?;
 
     let accept = |found: &VolumeInfo| refusals::other_volume(&settings, origin, &Identity::of(found));
     let opened = Opened::volume(&settings, (&key, uuid), backings, write_back.into(), for_volume, accept)?;
@@ -103,7 +119,7 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     let (open_id, latched) = (opened.open_id, opened.volume.latched().is_some());
     let running = Running::start(opened, warnings, &settings, sink)?;
     let what = Served { read_only: settings.read_only || latched, settings, volume, open_id, origin, write_back };
-    let served = serve_device(what, &running.backings, &running.shared, reporter, signals);
+    let served = serve_device(what, &running.backings, &running.shared, reporter, &signals);
     running.close(served)
 }
 

@@ -82,6 +82,12 @@ impl Settings {
         all(self).iter().any(|a| others.iter().any(|b| is_same_device(a, b).unwrap_or(false)))
     }
 
+    /// The devices, for a line.
+    pub fn paths_in_words(&self) -> String {
+        let meta = self.meta.as_ref().map_or_else(String::new, |meta| format!(" and {}", meta.display()));
+        format!("{}{meta}", self.data.display())
+    }
+
     /// The device with the metadata.
     pub fn meta_path(&self) -> &Path {
         self.meta.as_ref().unwrap_or(&self.data)

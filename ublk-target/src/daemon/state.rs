@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
-    ublk::{self, Mark, Whose},
+    ublk::{Mark, Proof, Whose},
     wait::LONGEST,
 };
 use nix::fcntl::Flock;
@@ -142,9 +142,14 @@ impl State {
         Life::of(&file_of(self.id, "lock"), self.pid)
     }
 
+    /// What proves that the kernel's device of this number is the one that it describes.
+    pub fn proof(&self) -> Proof {
+        Proof { number: self.id, mark: self.mark, pid: self.pid }
+    }
+
     /// Whose the kernel's device of this number is.
     pub fn whose(&self) -> Outcome<Whose> {
-        ublk::whose(self.id, self.mark, self.pid)
+        self.proof().whose()
     }
 
     /// What to do about a daemon that is dead.
@@ -165,6 +170,15 @@ impl State {
         if self.is_current() && (held.is_some() || !lock.exists()) {
             remove_files(self.id);
         }
+    }
+}
+
+#[cfg(test)]
+impl State {
+    pub(super) fn of_test(id: u32) -> Self {
+        let settings = super::settings::tests::settings();
+        let volume = Identity { uuid: uuid::Uuid::nil().to_string(), size: 1 << 20, block_size: 4096 };
+        Self { id, pid: 1, mark: None, open_id: String::new(), volume, ended: None, settings }
     }
 }
 

@@ -1,0 +1,102 @@
+#!/bin/bash
+# waits - a disk that stands still and a lock that is never let go of hold nobody else up, and a signal ends whoever waits
+# vm: limit=900
+. tests/vm/lib.sh
+linear hung /dev/vdb
+hung=(--data /dev/mapper/hung --key-file $key)
+ui format "${hung[@]}" --force
+says() { grep -q "$1" /run/said; }
+
+step 'a recovery on a disk that stands still: another volume is added meanwhile'
+other=$(ui add "${hung[@]}")
+n=${other#/dev/ublkb}
+pid=$(ui list --json | jq -e ".[] | select(.id == $n) | .pid")
+kill -9 "$pid"
+wait_for gone "$pid"
+suspend hung
+"$ublk_integrity" recover -n "$n" 2>/run/said & waiting=$!
+wait_for says '^ublk-integrity: waiting for the daemon (pid [0-9]*) to open /dev/mapper/hung'
+format
+add
+remove
+step 'and a signal ends it; the device waits as before'
+gone $waiting && die 'it has not waited'
+pid=$(pgrep -P $waiting)
+kill -TERM "$pid"
+wait_for gone "$pid"
+code=0
+wait $waiting || code=$?
+[ $code != 0 ] || die 'it has recovered'
+tail -n 1 /run/said
+resume hung
+ui recover -n "$n"
+ui del -n "$n"
+
+step 'in the foreground: a signal ends an open that stands still'
+# As long as somebody holds it open its first block is in memory: what hangs is the open itself.
+exec 9</dev/mapper/hung
+dd if=/dev/mapper/hung of=/dev/null bs=4096 count=1 status=none
+suspend hung
+env --default-signal=INT,TERM "$ublk_integrity" add "${hung[@]}" --foreground -n 7 >/dev/null 2>/run/said & pid=$!
+wait_for says 'still opening'
+kill -INT $pid
+within 60 says 'a second signal ends that at once'
+kill -INT $pid
+code=0
+wait $pid || code=$?
+[ $code = 130 ] || die "exit code $code"
+says 'SIGINT came before the device was live' || die "$(cat /run/said)"
+[ ! -e /dev/ublkb7 ] || die 'a device was made'
+exec 9<&-
+resume hung
+wait_for ui check "${hung[@]}"
+
+step 'a signal at any moment of the start: all is as if there had been no device'
+data=/dev/mapper/hung
+for tenths in 2 5 8 12 16 20 25 30; do
+  env --default-signal=INT,TERM "$ublk_integrity" add "${hung[@]}" --foreground -n 7 >/run/out 2>/run/said & pid=$!
+  sleep $((tenths / 10)).$((tenths % 10))
+  kill -TERM $pid
+  code=0
+  within 60 gone $pid
+  wait $pid || code=$?
+  echo "after $tenths/10 s: exit code $code; $(tail -n 1 /run/said)"
+  case $code in
+    0) check_closed;;
+    143) ;;
+    *) die "$(cat /run/said)";;
+  esac
+  wait_for test ! -e /dev/ublkb7
+  [ "$(ui list --json)" = '[]' ] || die "list: $(ui list --json)"
+done
+check_clean
+
+step 'the lock of a daemon that had the number before, and does not end'
+hold() { flock "/run/ublk-integrity/$1" sleep 1d & holder=$!; wait_for held "$1"; }
+held() { ! flock -n "/run/ublk-integrity/$1" true; }
+let_go() { pkill -P "$holder"; wait "$holder" || true; }
+hold 7.lock
+code=0
+ui add "${hung[@]}" -n 7 2>/run/said || code=$?
+cat /run/said
+[ $code = 5 ] || die "exit code $code"
+says 'waiting for the lock on /run/ublk-integrity/7.lock, at most 30 s' || die 'not what for'
+tail -n 1 /run/said | grep -q '7.lock.*for 30 s.*choose another number' || die 'not why it failed'
+wait_for test ! -e /dev/ublkb7
+let_go
+step 'that of the promises, and that of kept writes'
+hold memory.lock
+code=0
+ui add "${hung[@]}" -n 7 2>/run/said || code=$?
+cat /run/said
+[ $code = 5 ] || die "exit code $code"
+says 'waiting for /run/ublk-integrity/memory.lock.*at most 30 s' || die 'not what for'
+let_go
+hold kept.lock
+ui add "${hung[@]}" -n 7 2>/run/said
+cat /run/said
+says 'warning: .*kept.lock for 30 s.*answered only when they are in place' || die 'a lost optimization was not told'
+let_go
+ui del -n 7
+check_closed
+unlinear hung
