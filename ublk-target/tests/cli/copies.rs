@@ -3,7 +3,7 @@
 use crate::harness::*;
 use std::{
     fs,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     process::{Command, Stdio},
 };
 
@@ -278,15 +278,48 @@ fn what_is_exported_is_its_owners_alone() {
     let f = Folder::with_volume();
     fs::write(f.path("old"), "x").unwrap();
     std::os::unix::fs::symlink("old", f.path("link")).unwrap();
+    fs::set_permissions(f.path("old"), fs::Permissions::from_mode(0o640)).unwrap();
     for out in ["new", "link --force"] {
         f.run(&format!("export --data disk --key-file key {out}")).expect(DONE);
     }
-    for name in ["new", "old"] {
+    for (name, mode) in [("new", 0o600), ("old", 0o640)] {
         let meta = fs::metadata(f.path(name)).unwrap();
-        assert_eq!((meta.mode() & 0o777, meta.len()), (0o600, 8 << 20), "{name}");
+        assert_eq!((meta.mode() & 0o777, meta.len()), (mode, 8 << 20), "{name}");
     }
     assert!(f.path("link").is_symlink());
     f.run("export --data disk --key-file key nowhere/out").expect(DEVICE).says("nowhere/out");
+}
+
+#[test]
+fn a_rescue_looks_at_all_three_places_before_it_writes() {
+    let f = Folder::with_volume();
+    f.run("format --data d --meta m --create --size 8M --key-file key").expect(DONE);
+    let rescue = "export --rescue --data d --meta m --key-file key";
+    let names = || fs::read_dir(f.dir.path()).unwrap().count();
+    for (place, own, why) in [
+        ("out.map", "m", "the volume itself"),
+        ("out.may-be-older", "d", "the volume itself"),
+        ("out", "d", "the volume itself"),
+        ("out.map", "key", "is the key file"),
+    ] {
+        let before = fs::read(f.path(own)).unwrap();
+        fs::hard_link(f.path(own), f.path(place)).unwrap();
+        let count = names();
+        f.run(&format!("{rescue} out --force")).expect(ARGUMENTS).says(why);
+        f.run(&format!("{rescue} out")).expect(BUSY).says(place).says("--force");
+        assert!(names() == count && fs::read(f.path(own)).unwrap() == before, "{place}");
+        fs::remove_file(f.path(place)).unwrap();
+    }
+    fs::create_dir(f.path("out.map")).unwrap();
+    f.run(&format!("{rescue} out --force")).expect(ARGUMENTS).says("out.map is no file");
+    fs::remove_dir(f.path("out.map")).unwrap();
+    // Of an older rescue, of another volume perhaps: it says nothing of this OUT.
+    for name in ["out", "out.map", "out.may-be-older"] {
+        fs::write(f.path(name), "old").unwrap();
+    }
+    f.run(&format!("{rescue} out --force")).expect(DONE);
+    assert_eq!(fs::metadata(f.path("out")).unwrap().len(), 8 << 20);
+    assert!(!f.path("out.map").exists() && !f.path("out.may-be-older").exists());
 }
 
 #[test]
