@@ -216,7 +216,8 @@ impl Kept {
         }
     }
 
-    fn unless_given_up(&self, failure: Failure) -> Failure {
+    /// The failure, with what to remove where nothing else helps.
+    pub fn unless_given_up(&self, failure: Failure) -> Failure {
         unless_given_up(failure, &links_to(&self.folder, &self.path).unwrap_or_default())
     }
 
