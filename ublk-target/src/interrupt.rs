@@ -7,6 +7,7 @@ use crate::{
     checkpoints::Stop,
     daemon::workers::named,
     failure::{Context, Exit, Failure, Outcome},
+    output,
 };
 use nix::sys::signal::{SigSet, Signal, raise};
 use std::{
@@ -28,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 static WATCHED: OnceLock<Interrupt> = OnceLock::new();
 /// Files that go where the process ends before its time.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// What is to be said where the process ends before its time.
+static UNFINISHED: Mutex<Option<String>> = Mutex::new(None);
 static TOLD: AtomicBool = AtomicBool::new(false);
 
 #[derive(Default)]
@@ -94,6 +97,16 @@ fn temporary() -> MutexGuard<'static, Vec<PathBuf>> {
     TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// From here on something is half done, until [`finished`]: what a signal that comes meanwhile has left.
+pub fn unfinished(words: String) {
+    *UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+}
+
+/// It is done.
+pub fn finished() {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
 /// The command says itself that it was interrupted, and has an exit code for that.
 pub fn told() {
     TOLD.store(true, Ordering::Relaxed);
@@ -114,8 +127,11 @@ pub fn end() {
     }
 }
 
-/// Ends the process as the signal would have, and takes away what nobody is to find.
+/// Ends the process as the signal would have, says what it leaves half done, and takes away what nobody is to find.
 pub fn die_of(signal: Signal) {
+    if let Some(words) = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        output::tell(words);
+    }
     temporary().drain(..).for_each(|path| drop(fs::remove_file(path)));
     let _ = SigSet::from(signal).thread_unblock();
     let _ = raise(signal);

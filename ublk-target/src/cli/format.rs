@@ -238,7 +238,7 @@ fn refuse_content(backing: &Backing) -> Outcome {
     let path = backing.path();
     let holds = |what: &str| Failure::new(Exit::Busy, format_args!("{} {what}: --force destroys it", path.display()));
     let file = backing.reopened(false).doing(format_args!("can't read {}", path.display()))?;
-    let found = signature::find(&file, backing.size());
+    let found = signature::find_content(&file, backing.size());
     let found = found
         .doing(path.display())
         .map_err(|failure| Failure { message: format!("{failure}; --force destroys what is there"), ..failure })?;

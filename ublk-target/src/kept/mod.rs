@@ -457,6 +457,35 @@ mod tests {
     }
 
     #[test]
+    fn a_number_or_a_path_that_came_again_proves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        let owner_of = |path: &Path| Owner {
+            path: path.to_str().unwrap().into(),
+            number: crate::device::number(&path.metadata().unwrap()),
+        };
+        fs::write(&a, "").unwrap();
+        let original = owner_of(&a);
+        fs::rename(&a, &b).unwrap();
+        assert!(original.is(&owner_of(&b)), "it has another path now");
+        fs::write(&a, "").unwrap();
+        let impostor = Owner { number: original.number, ..owner_of(&b) };
+        assert!(!original.is(&impostor), "its path leads to another, so its number has come again");
+        let Some(disk) = fs::read_dir("/sys/dev/block").ok().and_then(|mut all| all.next()?.ok()) else {
+            println!("skipped: no block device here");
+            return;
+        };
+        let (major, minor) =
+            disk.file_name().to_str().unwrap().split_once(':').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+        let there = (None, libc::makedev(major.parse().unwrap(), minor.parse().unwrap()));
+        let original = Owner { path: "/dev/disk/by-id/x".into(), number: there };
+        assert!(
+            !original.is(&Owner { number: (None, 1), ..original.clone() }),
+            "it is still there, and that is another"
+        );
+    }
+
+    #[test]
     fn a_path_that_is_too_long_is_not_compared() {
         let long = Owner { path: "x".repeat(5000), number: (Some(1), 2) };
         let page = Label { owner: long.clone(), layout: LAYOUT }.page();
