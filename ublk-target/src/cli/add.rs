@@ -7,7 +7,8 @@ use crate::{
         launch::{self, Reporter, Side},
         log::Sink,
         memory_budget::{Available, Purpose},
-        settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, Wanted, peek},
+        peek::peek,
+        settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, Wanted},
     },
     failure::{Context, Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
@@ -95,7 +96,7 @@ pub fn run(args: &Args) -> Outcome {
 pub fn prepare(args: &Args) -> Outcome<Start> {
     let shares_queues = ublk::shares_queues();
     let available = Available::here(Purpose::New);
-    let volume = peek(args.devices.meta.as_ref().unwrap_or(&args.devices.data));
+    let volume = peek(args.devices.meta.as_ref().unwrap_or(&args.devices.data))?;
     let settings = settings(args, args.key.source()?, shares_queues, &available, volume.as_ref())?;
     refuse_unstorable(&settings)?;
     refuse_idle_threads(&settings)?;
@@ -117,7 +118,7 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
         );
     }
     let uuid = args.expected.uuid.map(Uuid::into_bytes);
-    Ok(Start { settings, may_shrink: args.sizes.cache.is_none(), origin: Origin::New(args.number), key, uuid })
+    Ok(Start { settings, may_shrink: args.sizes.cache.is_none(), origin: Origin::New(args.number), volume, key, uuid })
 }
 
 /// Runs the daemon here or in a process of its own.

@@ -5,7 +5,7 @@ use super::{
     device_number,
 };
 use crate::{
-    daemon::{Origin, Start, state::State},
+    daemon::{Origin, Start, peek::peek, state::State},
     failure::{Exit, Failure, Outcome},
     key::{KeySource, OptionalKeyArgs},
     ublk,
@@ -60,5 +60,6 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
         return Err(Failure::new(Exit::Arguments, "the key came from a pipe: give it again with --key-file"));
     }
     let key = settings.key.load()?;
-    Ok(Start { settings, may_shrink: true, origin: Origin::Recovered(number), key, uuid })
+    let volume = peek(settings.meta_path())?;
+    Ok(Start { settings, may_shrink: true, origin: Origin::Recovered(number), volume, key, uuid })
 }

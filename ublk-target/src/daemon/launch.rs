@@ -163,7 +163,7 @@ pub fn leave_session() -> Outcome {
 }
 
 /// Puts /dev/null on descriptors 0 to 2.
-fn null_stdio() -> Outcome {
+pub(super) fn null_stdio() -> Outcome {
     let what = "can't open /dev/null";
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").doing(what)?;
     dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).doing(what)

@@ -18,6 +18,7 @@ mod life;
 pub mod log;
 pub mod memory_budget;
 mod opening;
+pub mod peek;
 pub mod protocol;
 mod refusals;
 mod serving;
@@ -44,7 +45,7 @@ use memory_budget::{Promise, Purpose, memory_line};
 use nix::sys::signal::Signal;
 use opening::Opened;
 use serving::{Served, serve_device};
-use settings::{Settings, peek};
+use settings::Settings;
 use signals::{Signals, block_heedless};
 use state::{Identity, OwnState};
 use std::{process, sync::Arc, thread::JoinHandle};
@@ -67,6 +68,8 @@ pub struct Start {
     pub may_shrink: bool,
     /// Where it comes from.
     pub origin: Origin,
+    /// What the volume seems to be.
+    pub volume: Option<VolumeInfo>,
     /// The volume's key.
     pub key: MasterKey,
     /// The UUID that the volume must have, where one is known.
@@ -97,7 +100,7 @@ fn ended_early(signal: Signal, origin: Origin) -> Failure {
 }
 
 fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
-    let Start { mut settings, may_shrink, origin, key, uuid } = start;
+    let Start { mut settings, may_shrink, origin, volume, key, uuid } = start;
     abort_on_panic();
     harden::lock_memory(|warning| reporter.warn(&warning));
     block_heedless()?;
@@ -105,7 +108,7 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     let backings = open_devices(&settings, origin, reporter)?;
     let write_back = write_back(&settings, reporter);
     // Until the end of the process.
-    let (_promise, for_volume) = promise_memory(&mut settings, may_shrink, origin)?;
+    let (_promise, for_volume) = promise_memory(&mut settings, may_shrink, origin, volume.as_ref())?;
     harden::before_threads(|warning| reporter.warn(&warning));
     let signals = Signals::watch(reporter, move |signal| ended_early(signal, origin))?;
 
@@ -139,13 +142,16 @@ fn open_devices(settings: &Settings, origin: Origin, reporter: &Reporter) -> Out
 
 /// Makes the memory ours that `settings` ask for; returns how much of it, and of what is there beside it, the volume may take
 /// while it opens.
-fn promise_memory(settings: &mut Settings, may_shrink: bool, origin: Origin) -> Outcome<(Promise, u64)> {
+fn promise_memory(
+    settings: &mut Settings,
+    may_shrink: bool,
+    origin: Origin,
+    volume: Option<&VolumeInfo>,
+) -> Outcome<(Promise, u64)> {
     let purpose = if matches!(origin, Origin::New(_)) { Purpose::New } else { Purpose::Needed };
     let rest = memory_budget::rest(settings.counts());
-    // Before others wait for us: a disk may never answer.
-    let volume = peek(settings.meta_path());
     Promise::make(purpose, |available| {
-        let most = settings.fit(available, volume.as_ref(), may_shrink)?;
+        let most = settings.fit(available, volume, may_shrink)?;
         // The buffers of requests come after; others may open a volume at the same time.
         Ok((most, most + (available.bytes - most) / 2 - rest))
     })

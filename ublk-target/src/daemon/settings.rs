@@ -6,12 +6,7 @@ use super::{
 };
 use crate::{device::is_same_device, failure::Outcome, key::KeySource};
 use serde::{Deserialize, Serialize};
-use std::{
-    fs::OpenOptions,
-    io::Read,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 use ublk_integrity::{OnMismatch, create::VolumeInfo};
 
 /// Everything that `add` was told, the key excepted.
@@ -262,15 +257,6 @@ impl Defaults {
     pub fn here(wanted: Wanted, max_io: u32, volume: Option<&VolumeInfo>, available: &Available) -> Self {
         Self::for_machine(machine_memory(), available.bytes, wanted, max_io, volume)
     }
-}
-
-/// The sizes of the volume that the device with its metadata seems to hold. Waits for as long as the device does.
-pub fn peek(meta: &Path) -> Option<VolumeInfo> {
-    let mut superblock = [0; 512];
-    // Whatever the path leads to: what is no volume is refused later.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(meta);
-    file.and_then(|mut file| file.read_exact(&mut superblock)).ok()?;
-    VolumeInfo::peek(&superblock)
 }
 
 #[cfg(test)]
