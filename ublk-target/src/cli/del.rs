@@ -13,11 +13,10 @@ use std::time::Duration;
 
 /// End a device: returns when its daemon is gone, the volume is clean and the node removed
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("devices").required(true).args(["number", "all"]))]
+#[command(mut_group("device", |group| group.arg("all")))]
 pub struct Args {
-    /// The device: its number, or /dev/ublkbN
-    #[arg(short, long, value_name = "N", value_parser = super::device_number)]
-    number: Option<u32>,
+    #[command(flatten)]
+    device: Option<super::OneDevice>,
     /// All devices of ublk-integrity
     #[arg(short, long)]
     all: bool,
@@ -31,8 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn run(args: &Args) -> Outcome {
     clear_stillborn();
-    let states = match args.number {
-        Some(number) => vec![State::load(number)?],
+    let states = match &args.device {
+        Some(device) => vec![State::load(device.number()?)?],
         None => stack::top_down(State::all()),
     };
     let mut first: Option<Failure> = None;
@@ -51,7 +50,7 @@ fn end(state: &State, force: bool) -> Outcome {
     refuse_foreign(state)?;
     stop_device(state, force)?;
     let ended = remove_remains(state)?;
-    if !State::all().iter().any(|other| other.is_alive() && other.settings.shares_devices(&state.settings)) {
+    if !State::all().iter().any(|other| other.is_alive() && other.settings.shared_device(&state.settings).is_some()) {
         // I/O that a killed daemon left behind may hold the locks yet.
         Backings::wait_until_free(&state.settings.data, state.settings.meta.as_deref())?;
     }

@@ -173,12 +173,9 @@ fn write_back(settings: &Settings, reporter: &Reporter) -> u16 {
 
 /// What is not as it should be with an open volume.
 fn warnings(opened: &Opened, settings: &Settings) -> Vec<String> {
-    let read_only = opened.volume.latched().map(|why| match why {
-        Latched::Undecided(_) => format!("the device is read-only: {why} (--decide-unreadable gives such blocks up)"),
-        _ => format!("the device is read-only: {why}"),
-    });
+    let read_only = opened.volume.latched().map(|why| format!("the device is read-only: {}", Failure::from(why)));
     let all = opened.volume.warnings().iter().cloned().chain(read_only);
-    all.map(|line| with_paths(&line, &settings.data, settings.meta.as_deref())).collect()
+    all.map(|line| settings.named(&line)).collect()
 }
 
 /// What whoever started us should know of the volume.
@@ -186,9 +183,9 @@ fn tell_of(opened: &Opened, warnings: &[String], settings: &Settings, reporter: 
     let (_, memory) = memory_line(settings, opened.volume.memory_bytes());
     reporter.info(&memory);
     let recovery = opened.volume.recovery();
-    report::summary(recovery).iter().for_each(|line| reporter.info(line));
+    report::summary(recovery).iter().for_each(|line| reporter.info(&settings.named(line)));
     for finding in report::findings(recovery).iter().chain(warnings) {
-        reporter.warn(finding);
+        reporter.warn(&settings.named(finding));
     }
     if opened.put_in_place > 0 {
         let count = writes(opened.put_in_place);
@@ -208,7 +205,9 @@ struct Running {
 impl Running {
     fn start(opened: Opened, warnings: Vec<String>, settings: &Settings, sink: Sink) -> Outcome<Self> {
         let first_lines = report::recovery(opened.volume.recovery()).into_iter().chain(warnings).collect();
-        let log = Log::start(sink, first_lines).doing("can't start the log thread")?;
+        let (data, for_log) = (settings.data.display().to_string(), settings.clone());
+        let words = move |text: &str| format!("{data}: {}", for_log.named(text));
+        let log = Log::start(sink, first_lines, words).doing("can't start the log thread")?;
         let stop = Arc::new(Stop::default());
         let checkpoints = workers::start_checkpoints(&opened.volume, &opened.backings, &stop, &log, settings.verbose)
             .doing("can't start the checkpoint thread")?;
@@ -239,12 +238,13 @@ impl Running {
         match last {
             Ok(()) => state.retire(),
             Err(latched) => {
+                let latched_in_words = state.named(&latched.to_string());
                 state.ended(&match kept {
-                    Ok(0) => latched.to_string(),
+                    Ok(0) => latched_in_words,
                     Ok(kept) => {
-                        format!("{latched}. In memory for the next `add` to put in place: {}", writes(kept))
+                        format!("{latched_in_words}. In memory for the next `add` to put in place: {}", writes(kept))
                     }
-                    Err(unreadable) => format!("{latched}. {unreadable}"),
+                    Err(unreadable) => format!("{latched_in_words}. {unreadable}"),
                 });
                 self.log.tell(Event::Latched(latched));
                 self.log.drain();

@@ -3,7 +3,7 @@
 use super::{memory_budget::largest_request, settings::Settings, workers};
 use crate::{
     device::Backings,
-    failure::{Context, Exit, Failure, Outcome},
+    failure::{Context, Exit, Failure, Outcome, way_out},
     hash_queue::HashQueue,
     kept::{Kept, KeptWrites, OpenId, Owner, writes},
     offline::{Offline, random},
@@ -112,12 +112,7 @@ fn put_in_place(left: &Kept, offline: &Offline, volume: &Volume) -> Outcome<usiz
 
 /// Nothing can be written to the volume, so they stay where they are: what there is to do.
 fn stay_kept(left: &Kept, count: usize, why: Latched) -> Failure {
-    let remedy = match why {
-        Latched::Undecided(_) => {
-            "once it can be read this works again, and --decide-unreadable gives such blocks up now"
-        }
-        _ => "mend or replace that device and try again",
-    };
+    let remedy = way_out(why);
     let kept = writes(count);
     left.unless_given_up(Failure::new(
         Exit::Device,
@@ -143,7 +138,7 @@ mod tests {
             assert!(undecided.contains(words), "{undecided}");
         }
         let other = said(Latched::Abandoned);
-        assert!(other.contains("replace that device") && other.contains(&link), "{other}");
+        assert!(other.contains("open it anew") && other.contains(&link), "{other}");
         assert!(!other.contains("--decide-unreadable"), "it would not help: {other}");
     }
 }

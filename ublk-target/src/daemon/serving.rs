@@ -158,6 +158,9 @@ impl Answers {
                 all.extend(part);
             }
         }
+        if let Some(why) = all["latched"].as_str() {
+            all["latched"] = self.state.settings.named(why).into();
+        }
         all
     }
 }

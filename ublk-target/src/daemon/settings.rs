@@ -4,7 +4,11 @@ use super::{
     memory_budget::{Available, machine_memory, most_memory},
     workers::PREFETCH_LANES,
 };
-use crate::{device::is_same_device, failure::Outcome, key::KeySource};
+use crate::{
+    device::is_same_device,
+    failure::{Outcome, with_paths},
+    key::KeySource,
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use ublk_integrity::{OnMismatch, create::VolumeInfo};
@@ -70,17 +74,23 @@ impl Settings {
         }
     }
 
-    /// Whether both need one device.
-    pub fn shares_devices(&self, other: &Self) -> bool {
-        let all = |settings: &Self| settings.meta.iter().chain([&settings.data]).cloned().collect::<Vec<_>>();
-        let others = all(other);
-        all(self).iter().any(|a| others.iter().any(|b| is_same_device(a, b).unwrap_or(false)))
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&self.data).chain(&self.meta).map(PathBuf::as_path)
+    }
+
+    /// The device that both need, by the path that it has here.
+    pub fn shared_device(&self, other: &Self) -> Option<&Path> {
+        self.paths().find(|ours| other.paths().any(|theirs| is_same_device(ours, theirs).unwrap_or(false)))
+    }
+
+    /// The library's words for the devices in a text replaced by the paths.
+    pub fn named(&self, text: &str) -> String {
+        with_paths(text, &self.data, self.meta.as_deref())
     }
 
     /// The devices, for a line.
     pub fn paths_in_words(&self) -> String {
-        let meta = self.meta.as_ref().map_or_else(String::new, |meta| format!(" and {}", meta.display()));
-        format!("{}{meta}", self.data.display())
+        self.paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
     }
 
     /// The device with the metadata.
@@ -395,6 +405,19 @@ pub(super) mod tests {
         assert_eq!(settings().fit(&scarce, None, false).unwrap_err().exit, Exit::Memory);
         let too_scarce = Available::of_test(wanted - (64 << 20));
         assert_eq!(settings().fit(&too_scarce, None, true).unwrap_err().exit, Exit::Memory);
+    }
+
+    #[test]
+    fn the_device_that_two_need_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let [d1, d2, m] = ["d1", "d2", "m"].map(|name| folder.path().join(name));
+        [&d1, &d2, &m].into_iter().for_each(|path| std::fs::write(path, "").unwrap());
+        let with =
+            |data: &PathBuf, meta: Option<&PathBuf>| Settings { data: data.clone(), meta: meta.cloned(), ..settings() };
+        assert_eq!(with(&d2, Some(&m)).shared_device(&with(&d1, Some(&m))), Some(m.as_path()), "not the data device");
+        assert_eq!(with(&d1, Some(&m)).shared_device(&with(&m, None)), Some(m.as_path()));
+        assert_eq!(with(&d1, Some(&m)).shared_device(&with(&d1, Some(&d2))), Some(d1.as_path()));
+        assert_eq!(with(&d1, Some(&m)).shared_device(&with(&d2, None)), None);
     }
 
     #[test]

@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(told.recv(), Ok(0), "it is told");
         assert!(told.recv_timeout(Duration::from_millis(100)).is_err(), "there is no device to stop yet");
         let state = State::of_test(7);
-        signals.live(state, Log::start(Sink::Stderr, Vec::new()).unwrap());
+        signals.live(state, Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap());
         assert_eq!(told.recv(), Ok(7));
         thread.join().unwrap();
         signals.wait_until_live(|| panic!("told though there is nothing to wait for"));

@@ -175,7 +175,7 @@ impl State {
 
 #[cfg(test)]
 impl State {
-    pub(super) fn of_test(id: u32) -> Self {
+    pub fn of_test(id: u32) -> Self {
         let settings = super::settings::tests::settings();
         let volume = Identity { uuid: uuid::Uuid::nil().to_string(), size: 1 << 20, block_size: 4096 };
         Self { id, pid: 1, mark: None, open_id: String::new(), volume, ended: None, settings }
@@ -197,6 +197,11 @@ impl OwnState {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
         file.write_all(&text)?;
         fs::rename(new, path)
+    }
+
+    /// The library's words for the devices in a text replaced by the paths.
+    pub fn named(&self, text: &str) -> String {
+        self.state.settings.named(text)
     }
 
     /// The device is gone, and not in good order: whoever ends it shall be told why.

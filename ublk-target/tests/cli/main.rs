@@ -1,6 +1,7 @@
 //! The program without ublk and without root: exit codes, one line for each failure, and volumes in files.
 
 mod copies;
+mod errors;
 mod foreign;
 mod format;
 mod harness;
