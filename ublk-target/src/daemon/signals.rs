@@ -113,13 +113,14 @@ impl Signals {
     fn end_opening(&self, set: &SigSet, signal: Signal, failed: impl Fn() + Send + Sync + 'static) -> ! {
         let cut_off = Arc::new(move || {
             failed();
+            // The kernel may keep the process until a sync under way has ended.
             interrupt::die_of(signal);
         });
         interrupt::come(signal);
         let _word = Notice::after(WORD_AFTER, move || {
             let seconds = LONGEST.as_secs();
             wait::tell(&format!(
-                "{signal}: waiting for what is under way on the devices, at most {seconds} s; a second signal ends that at once"
+                "{signal}: waiting for what is under way on the devices, at most {seconds} s; a second signal gives it up at once"
             ));
         });
         let at_last = Arc::clone(&cut_off);
