@@ -12,7 +12,9 @@ pub enum OpenError {
     #[error(transparent)]
     Unknown(#[from] Unknown),
     /// The volume is of a version that this program can show, but not serve.
-    #[error("the volume on the metadata device is of format version 2 ({features}): this program shows it (`dump`), but can't open it")]
+    #[error(
+        "the volume on the metadata device is of format version 2 ({features}): this program shows it (`dump`), but can't open it"
+    )]
     NotServed {
         /// What it needs, in words.
         features: String,
