@@ -3,7 +3,7 @@
 # vm: limit=900
 . tests/vm/lib.sh
 linear hung /dev/vdb
-hung=(--data /dev/mapper/hung --key-file $key)
+hung=(--data /dev/mapper/hung --key-file "$key")
 ui format "${hung[@]}" --force
 says() { grep -q "$1" /run/said; }
 
