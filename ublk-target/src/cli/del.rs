@@ -30,9 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn run(args: &Args) -> Outcome {
     clear_stillborn();
+    // --all is in the same group, so that there may be a device without a name.
     let states = match &args.device {
-        Some(device) => vec![State::load(device.number()?)?],
-        None => stack::top_down(State::all()),
+        Some(device) if !args.all => vec![State::load(device.number()?)?],
+        _ => stack::top_down(State::all()),
     };
     let mut first: Option<Failure> = None;
     for state in states {

@@ -314,6 +314,7 @@ fn without_ublk_add_says_what_to_do() {
     f.run("add --data disk --key-file key --foreground").expect(DEVICE);
     f.run("add --data nowhere --key-file key").expect(DEVICE).says("nowhere");
     f.run("list").expect(DONE);
+    f.run("del --all").expect(DONE);
 }
 
 #[test]
