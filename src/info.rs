@@ -20,8 +20,8 @@ pub struct VolumeInfo {
     pub tag: TagAlgorithm,
     /// Bytes used on the data device, payload and whatever metadata lies there.
     pub data_device_bytes: u64,
-    /// Bytes used on the metadata device (equal to `data_device_bytes` where there is only one).
-    pub meta_device_bytes: u64,
+    /// Bytes used on the metadata device; `None` where there is one device.
+    pub meta_device_bytes: Option<u64>,
     /// Size of the tag log in bytes.
     pub log_size: u64,
     /// Bytes of all metadata together.
@@ -50,7 +50,7 @@ impl VolumeInfo {
             size: l.size(),
             tag: superblock.tag,
             data_device_bytes: l.data_device_bytes(),
-            meta_device_bytes: l.meta_device_bytes(),
+            meta_device_bytes: l.separate_meta.then(|| l.meta_device_bytes()),
             log_size: l.log_size,
             metadata_bytes: l.meta_device_bytes() - shared,
             separate_meta: l.separate_meta,

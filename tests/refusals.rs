@@ -130,7 +130,7 @@ fn a_volume_finer_than_the_disks_sectors_is_not_made() {
     let refusal = |block_size, logical| {
         let format = FormatOptions { separate_meta: true, ..format_options(block_size) };
         let size = plan(&format).unwrap();
-        let io = SimStorage::new(Disk::new(size.data_device_bytes, Some(size.meta_device_bytes), 4096, 1));
+        let io = SimStorage::new(Disk::new(size.data_device_bytes, size.meta_device_bytes, 4096, 1));
         io.disk().logical = logical;
         let made = block_on(&io, create::format(&io, &key(), &format));
         match made {

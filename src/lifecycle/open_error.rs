@@ -12,7 +12,9 @@ pub enum OpenError {
     #[error(transparent)]
     Unknown(#[from] Unknown),
     /// The volume is of a version that this program can show, but not serve.
-    #[error("the volume is of format version 2 ({features}): this program shows it (`dump`), but can't open it")]
+    #[error(
+        "the volume on the metadata device is of format version 2 ({features}): this program shows it (`dump`), but can't open it"
+    )]
     NotServed {
         /// What it needs, in words.
         features: String,
@@ -21,7 +23,7 @@ pub enum OpenError {
     #[error("both superblock copies on the metadata device are damaged")]
     Damaged,
     /// The key is not this volume's.
-    #[error("wrong key for volume {uuid}")]
+    #[error("wrong key for volume {uuid} on the metadata device")]
     WrongKey {
         /// The volume.
         uuid: String,
@@ -60,7 +62,7 @@ pub enum OpenError {
     #[error("{0}")]
     Options(String),
     /// Another volume than the one that was asked for.
-    #[error("this is volume {found}, not {expected}: nothing was done")]
+    #[error("the metadata device holds volume {found}, not {expected}: nothing was done")]
     OtherVolume {
         /// The UUID that was asked for.
         expected: String,
@@ -71,7 +73,7 @@ pub enum OpenError {
     #[error("the tag log can't be read, the newest changes may be in it: {0}")]
     LogUnreadable(DeviceError),
     /// For ten seconds, or for many blocks, not one read of the device has succeeded.
-    #[error("not one read succeeds any more, the device seems to be away; nothing was done: {0}")]
+    #[error("not one read succeeds any more, that device seems to be away; nothing was done: {0}")]
     Away(DeviceError),
     /// The device failed.
     #[error(transparent)]

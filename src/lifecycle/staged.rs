@@ -291,7 +291,7 @@ async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOption
         }
         (false, true) => {
             return Err(OpenError::Foreign(format!(
-                "volume {uuid} keeps data and metadata on one device: leave out --meta"
+                "volume {uuid} on the metadata device keeps data and metadata on one device: leave out --meta"
             )));
         }
         _ => {}

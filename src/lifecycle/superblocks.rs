@@ -116,11 +116,13 @@ impl Copies {
             }
         }
         if errors.iter().any(|(e, ..)| *e == SuperblockError::Tampered) {
-            return Err(OpenError::Tampered { what: "superblock" });
+            return Err(OpenError::Tampered { what: "superblock on the metadata device" });
         }
         if let [(a, ..), (b, ..)] = &valid[..] {
             if a.uuid != b.uuid || (a.epoch == b.epoch && a != b) {
-                return Err(OpenError::Tampered { what: "superblock (two copies contradict each other)" });
+                return Err(OpenError::Tampered {
+                    what: "superblock on the metadata device (two copies contradict each other)",
+                });
             }
         }
         // A whole copy that this program does not know, or under another key, is not damage that may be repaired away.
@@ -128,7 +130,9 @@ impl Copies {
             return Err(unknown.into());
         }
         if !valid.is_empty() && errors.iter().any(|(e, ..)| *e == SuperblockError::WrongKey) {
-            return Err(OpenError::Tampered { what: "superblock (two copies contradict each other)" });
+            return Err(OpenError::Tampered {
+                what: "superblock on the metadata device (two copies contradict each other)",
+            });
         }
         let newest = valid.iter().map(|(s, ..)| s.epoch).max();
         let mut stale: Vec<_> = errors.iter().map(|(.., at)| *at).collect();

@@ -64,7 +64,7 @@ pub fn open_options(rng: &mut Rng) -> OpenOptions {
 /// A disk with an empty volume on it.
 pub fn formatted(options: &FormatOptions, seed: u64) -> SimStorage {
     let size = ublk_integrity::create::plan(options).unwrap();
-    let meta = options.separate_meta.then_some(size.meta_device_bytes);
+    let meta = size.meta_device_bytes;
     let io = SimStorage::new(Disk::new(size.data_device_bytes, meta, options.block_size, seed));
     block_on(&io, format(&io, &key(), options)).unwrap();
     io

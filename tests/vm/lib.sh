@@ -92,7 +92,7 @@ no_syslog() {
 # SIGTERM while the device is in use: the second one counts.
 term_twice() { # PID
   kill -TERM "$1"
-  within 60 logged "\[$1\]: the device is in use: it is stopped when its last user is gone"
+  within 60 logged "\[$1\]: $data: the device is in use: it is stopped when its last user is gone"
   kill -TERM "$1"
 }
 

@@ -20,7 +20,7 @@ for signal in TERM INT; do
   start_fio --rw=randwrite --bs=4k --iodepth=16 --size=64M
   pid=$(daemon)
   kill -$signal "$pid"
-  wait_for logged "\[$pid\]: the device is in use: it is stopped when its last user is gone"
+  wait_for logged "\[$pid\]: $data: the device is in use: it is stopped when its last user is gone"
   gone "$load" && die 'the first one ended it'
   wait_for busy
   kill -$signal "$pid"
@@ -38,10 +38,10 @@ mkdir -p /mnt/t
 mount "$disk" /mnt/t
 for signal in HUP USR1 USR2; do
   kill -$signal "$pid"
-  within 30 logged "\[$pid\]: SIG$signal changes nothing"
+  within 30 logged "\[$pid\]: $data: SIG$signal changes nothing"
 done
 kill -TERM "$pid"
-within 30 logged "\[$pid\]: the device is in use: it is stopped when its last user is gone"
+within 30 logged "\[$pid\]: $data: the device is in use: it is stopped when its last user is gone"
 echo written-after-SIGTERM >/mnt/t/file
 sync -f /mnt/t/file
 umount /mnt/t

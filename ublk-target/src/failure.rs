@@ -192,7 +192,18 @@ impl From<KeyLength> for Failure {
 
 impl From<Latched> for Failure {
     fn from(e: Latched) -> Self {
-        Self::new(Exit::Device, e)
+        Self::new(Exit::Device, format_args!("{e}; {}", way_out(e)))
+    }
+}
+
+/// What to do about a volume that nothing can be written to.
+pub fn way_out(why: Latched) -> &'static str {
+    match why {
+        Latched::Undecided(_) => "it goes on once that can be read, and `add --decide-unreadable` gives such blocks up",
+        Latched::Abandoned => "`del` and `add` open it anew",
+        Latched::Device(_) | Latched::Accepted(_) | Latched::UnknownBlock(_) | Latched::Superblock(_) => {
+            "mend or replace that device, and open it anew"
+        }
     }
 }
 
@@ -242,7 +253,21 @@ impl From<OpenError> for Failure {
             | OpenError::BelowSector(_)
             | OpenError::TooSmall { .. } => Exit::Device,
         };
-        Self::new(exit, e)
+        Self::new(exit, format_args!("{e}{}", what_to_do(&e)))
+    }
+}
+
+/// What to do about a volume that can't be opened, where the error does not say.
+fn what_to_do(e: &OpenError) -> &'static str {
+    match e {
+        OpenError::NotAVolume => ": is it another device? `format` makes a volume",
+        OpenError::Damaged => ": put back a copy of its first MiB, or try another path to the device",
+        OpenError::Tampered { .. } => ": what it vouches for can't be told from a forgery; use a backup",
+        OpenError::TooSmall { .. } => ": is it another device, or cut short?",
+        OpenError::OtherVolume { .. } => ", is it another device?",
+        OpenError::Device(_) => ": mend or replace that device",
+        OpenError::Away(_) => "; try again when it is back",
+        _ => "",
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     checkpoints::Stop,
     daemon::workers::named,
     failure::{Context, Exit, Failure, Outcome},
+    output,
 };
 use nix::sys::signal::{SigSet, Signal, raise};
 use std::{
@@ -28,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 static WATCHED: OnceLock<Interrupt> = OnceLock::new();
 /// Files that go where the process ends before its time.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// What is to be said where the process ends before its time.
+static UNFINISHED: Mutex<Option<String>> = Mutex::new(None);
 static TOLD: AtomicBool = AtomicBool::new(false);
 
 #[derive(Default)]
@@ -40,21 +43,31 @@ struct Interrupt {
 pub fn watch() -> Outcome {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
     signals.thread_block().doing("can't block signals")?;
-    let interrupt = WATCHED.get_or_init(Interrupt::default);
+    expect();
     let (ready, started) = mpsc::channel();
     let wait = move || {
         let _ = ready.send(());
         let Ok(signal) = signals.wait() else { return };
-        let _ = interrupt.signal.set(signal);
-        interrupt.came.set();
+        come(signal);
         thread::sleep(PATIENCE);
-        temporary().drain(..).for_each(|path| drop(fs::remove_file(path)));
         die_of(signal);
     };
     named("signals").spawn(wait).doing("can't start the signal thread")?;
     // What the thread takes of the address space is known to whoever counts it next.
     let _ = started.recv();
     Ok(())
+}
+
+/// What runs in [`crate::offline`] from here on looks whether a signal has come, which somebody says by [`come`].
+pub fn expect() {
+    WATCHED.get_or_init(Interrupt::default);
+}
+
+/// Ends what looks for it.
+pub fn come(signal: Signal) {
+    let interrupt = WATCHED.get_or_init(Interrupt::default);
+    let _ = interrupt.signal.set(signal);
+    interrupt.came.set();
 }
 
 /// Ready when such a signal has come. One waiter at a time.
@@ -67,7 +80,12 @@ pub async fn came() {
 
 /// Whether one has come.
 pub fn has_come() -> bool {
-    WATCHED.get().is_some_and(|interrupt| interrupt.signal.get().is_some())
+    signal().is_some()
+}
+
+/// Which.
+pub fn signal() -> Option<Signal> {
+    WATCHED.get().and_then(|interrupt| interrupt.signal.get().copied())
 }
 
 /// Takes the file away where nothing else can.
@@ -77,6 +95,16 @@ pub fn take_away(path: PathBuf) {
 
 fn temporary() -> MutexGuard<'static, Vec<PathBuf>> {
     TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From here on something is half done, until [`finished`]: what a signal that comes meanwhile has left.
+pub fn unfinished(words: String) {
+    *UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+}
+
+/// It is done.
+pub fn finished() {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
 /// The command says itself that it was interrupted, and has an exit code for that.
@@ -94,12 +122,17 @@ pub fn end() {
     if TOLD.load(Ordering::Relaxed) {
         return;
     }
-    if let Some(signal) = WATCHED.get().and_then(|interrupt| interrupt.signal.get()) {
-        die_of(*signal);
+    if let Some(signal) = signal() {
+        die_of(signal);
     }
 }
 
-fn die_of(signal: Signal) {
+/// Ends the process as the signal would have, says what it leaves half done, and takes away what nobody is to find.
+pub fn die_of(signal: Signal) {
+    if let Some(words) = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        output::tell(words);
+    }
+    temporary().drain(..).for_each(|path| drop(fs::remove_file(path)));
     let _ = SigSet::from(signal).thread_unblock();
     let _ = raise(signal);
 }

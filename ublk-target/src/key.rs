@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
-use ublk_integrity::{MAX_KEY_BYTES, MasterKey};
+use ublk_integrity::{MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey};
 use zeroize::Zeroizing;
 
 /// The place of a key; may be shown and stored.
@@ -127,8 +127,21 @@ impl KeySource {
                 bytes.map_err(|failure| failure.exiting(Exit::KeyOrPermission))?
             }
         };
+        if bytes.len() > MAX_KEY_BYTES {
+            return Err(self.too_long());
+        }
         ENDS_IN_NEWLINE.store(bytes.ends_with(b"\n"), Ordering::Relaxed);
         MasterKey::new(&bytes).map_err(|e| Failure::new(Exit::KeyOrPermission, format_args!("{self}: {e}")))
+    }
+}
+
+impl KeySource {
+    /// No more was read than says so: its size is that of the file, where it is one.
+    fn too_long(&self) -> Failure {
+        let file = if let Self::File(path) = self { path.metadata().ok().filter(Metadata::is_file) } else { None };
+        let size = file.map_or_else(|| format!("more than {MAX_KEY_BYTES}"), |file| file.len().to_string());
+        let message = format_args!("{self}: the key has {size} bytes; must be from {MIN_KEY_BYTES} to {MAX_KEY_BYTES}");
+        Failure::new(Exit::KeyOrPermission, message)
     }
 }
 

@@ -29,6 +29,7 @@ mod size;
 mod sync;
 mod tasks;
 mod ublk;
+mod unnamed;
 mod wait;
 
 fn main() -> std::process::ExitCode {

@@ -1,5 +1,6 @@
-//! A word about what takes long: told once, by a thread of its own, unless it has ended before.
+//! What is done about something that takes long, by a thread of its own, unless that has ended before.
 
+use crate::daemon::workers::named;
 use std::{
     sync::mpsc::{self, RecvTimeoutError},
     time::Duration,
@@ -11,13 +12,25 @@ pub struct Notice {
 }
 
 impl Notice {
-    /// Has `say` called after `patience`.
-    pub fn after(patience: Duration, say: impl FnOnce() + Send + 'static) -> Self {
+    /// Has `act` called after `patience`.
+    pub fn after(patience: Duration, act: impl FnOnce() + Send + 'static) -> Self {
+        let mut act = Some(act);
+        Self::every(patience, move |_| {
+            if let Some(act) = act.take() {
+                act();
+            }
+        })
+    }
+
+    /// Has `act` called whenever one more `period` has passed, with the time that it has taken by then.
+    pub fn every(period: Duration, mut act: impl FnMut(Duration) + Send + 'static) -> Self {
         let (ended, waited) = mpsc::channel();
-        // Without a thread for it nothing is said.
-        let _ = std::thread::Builder::new().name("notice".into()).spawn(move || {
-            if waited.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-                say();
+        // Without a thread for it nothing is done.
+        let _ = named("notice").spawn(move || {
+            let mut passed = Duration::ZERO;
+            while waited.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
+                passed += period;
+                act(passed);
             }
         });
         Self { _ended: ended }
@@ -38,5 +51,17 @@ mod tests {
         drop(Notice::after(Duration::from_secs(3600), move || again.send(2).unwrap()));
         // Its thread ends at once, and lets go of the other end.
         assert!(told.recv().is_err());
+    }
+
+    #[test]
+    fn what_goes_on_is_told_again() {
+        let (tell, told) = mpsc::channel();
+        let period = Duration::from_millis(5);
+        let notice = Notice::every(period, move |passed| {
+            let _ = tell.send(passed);
+        });
+        assert_eq!(told.iter().take(3).collect::<Vec<_>>(), [period, 2 * period, 3 * period]);
+        drop(notice);
+        while told.recv().is_ok() {}
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     interrupt,
     kept::{Kept, Owner, writes},
     notice::Notice,
-    output,
+    os, output,
     ring::{DeviceFiles, OwnRing, RingStorage},
     size::Size,
     wait,
@@ -27,7 +27,7 @@ pub const LANES: usize = 8;
 pub const REQUEST: usize = 1 << 20;
 /// Bytes of verified pages kept.
 const CACHE: u64 = 64 << 20;
-/// How long an open takes without a word.
+/// How long an open takes without a word more.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Open devices and a ring to use them with.
@@ -216,12 +216,14 @@ impl Offline {
         Ok((count > 0).then(line))
     }
 
-    /// A device that answers nothing is named.
+    /// How long an open takes has no limit: it goes on as long as the devices answer. Whether they do is said, again and again.
     fn notice(&self) -> Notice {
         let paths = self.backings().paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ");
-        Notice::after(SILENCE, move || {
-            let seconds = SILENCE.as_secs();
-            wait::tell(&format!("still waiting for {paths} after {seconds} s: the volume is being opened"));
+        let mut before = os::bytes_read();
+        Notice::every(SILENCE, move |passed| {
+            let now = os::bytes_read();
+            wait::tell(&still_opening(&paths, passed, now.zip(before).map(|(now, before)| now.saturating_sub(before))));
+            before = now;
         })
     }
 
@@ -239,6 +241,17 @@ impl Offline {
         closed?;
         Ok(result)
     }
+}
+
+/// What is told of an open that takes long, with what was read since the last word.
+fn still_opening(paths: &str, passed: Duration, read: Option<u64>) -> String {
+    let (seconds, period) = (passed.as_secs(), SILENCE.as_secs());
+    let progress = match read {
+        Some(0) => format!(": nothing has been read in the last {period} s"),
+        Some(bytes) => format!(": {} read in the last {period} s", Size(bytes)),
+        None => String::new(),
+    };
+    format!("still opening the volume on {paths} after {seconds} s{progress}")
 }
 
 /// Reading it would fail as if it were broken.
@@ -286,4 +299,17 @@ pub fn scratch() -> (tempfile::NamedTempFile, Offline, MasterKey) {
     };
     offline.run(format(&offline.io(), &key, &layout)).unwrap().unwrap();
     (file, offline, key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_that_takes_long_says_whether_it_goes_on() {
+        let line = |read| still_opening("/dev/a and /dev/b", Duration::from_secs(20), read);
+        assert!(line(Some(0)).contains("/dev/a and /dev/b after 20 s: nothing has been read in the last 10 s"));
+        assert!(line(Some(3 << 20)).ends_with(": 3.00 MiB read in the last 10 s"), "{}", line(Some(3 << 20)));
+        assert!(os::bytes_read().is_some());
+    }
 }

@@ -274,6 +274,12 @@ pub fn write_at(fd: RawFd, buf: &[u8], at: u64) -> nix::Result<()> {
     if Errno::result(len)? as usize == buf.len() { Ok(()) } else { Err(Errno::EIO) }
 }
 
+/// Bytes that this process has had read from devices; `None` where the kernel does not count them.
+pub fn bytes_read() -> Option<u64> {
+    let counts = std::fs::read_to_string("/proc/self/io").ok()?;
+    counts.lines().find_map(|line| line.strip_prefix("read_bytes:"))?.trim().parse().ok()
+}
+
 /// Processors that this process may use.
 pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)

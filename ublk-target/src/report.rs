@@ -1,4 +1,5 @@
-//! What recovery found, in lines for people: the same words at `add`, in the system log, in `status` and `check`.
+//! What recovery found, in lines for people: the same words at `add`, in the system log, in `status` and `check`. They name the
+//! devices as the library does: [`with_paths`](crate::failure::with_paths) puts the paths there.
 
 use ublk_integrity::open::RecoveryReport;
 
@@ -14,7 +15,7 @@ pub fn recovery(report: &RecoveryReport) -> Vec<String> {
 pub fn summary(report: &RecoveryReport) -> Option<String> {
     (report.records > 0).then(|| {
         format!(
-            "recovery: {} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable",
+            "recovery of the data device: {} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable",
             report.records, report.blocks, report.settled, report.older, report.corrupt, report.unreadable
         )
     })
@@ -24,7 +25,7 @@ pub fn summary(report: &RecoveryReport) -> Option<String> {
 pub fn findings(report: &RecoveryReport) -> Vec<String> {
     let mut lines = Vec::new();
     if report.superblock_repaired {
-        lines.push("one superblock copy was damaged; the other is good".into());
+        lines.push("one superblock copy on the metadata device was damaged; the other is good, and has replaced it unless the volume is read-only".into());
     }
     for (what, count, blocks) in [
         ("writes that never arrived, and were never flushed", report.older, &report.older_blocks),
@@ -32,12 +33,12 @@ pub fn findings(report: &RecoveryReport) -> Vec<String> {
         ("unreadable", report.unreadable, &report.unreadable_blocks),
     ] {
         if count > 0 {
-            lines.push(format!("recovery: {what}: {}", named(count, blocks)));
+            lines.push(format!("recovery of the data device: {what}: {}", named(count, blocks)));
         }
     }
     if report.pages_lost > 0 {
         lines.push(format!(
-            "recovery: {} damaged metadata pages were lost; what hangs on them reads as errors",
+            "recovery: {} damaged pages on the metadata device were lost; what hangs on them reads as errors until it is written again",
             report.pages_lost
         ));
     }

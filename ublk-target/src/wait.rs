@@ -9,7 +9,7 @@ use std::{
 };
 
 /// After so long it is told what is waited for, unless the end is as near anyway.
-const WORD_AFTER: Duration = Duration::from_secs(2);
+pub const WORD_AFTER: Duration = Duration::from_secs(2);
 
 /// How long a lock may be waited for, or a device that somebody is about to let go of.
 pub const LONGEST: Duration = Duration::from_secs(30);

@@ -7,6 +7,7 @@ use crate::{
         launch::{self, Reporter, Side},
         log::Sink,
         memory_budget::{Available, Purpose},
+        peek::peek,
         settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, Wanted},
     },
     failure::{Context, Exit, Failure, Outcome},
@@ -16,6 +17,7 @@ use crate::{
     ublk,
 };
 use std::path::{Path, PathBuf};
+use ublk_integrity::create::VolumeInfo;
 use uuid::Uuid;
 
 /// Start a device /dev/ublkbN from a volume; returns when it answers, and prints its path
@@ -94,10 +96,11 @@ pub fn run(args: &Args) -> Outcome {
 pub fn prepare(args: &Args) -> Outcome<Start> {
     let shares_queues = ublk::shares_queues();
     let available = Available::here(Purpose::New);
-    let settings = settings(args, args.key.source()?, shares_queues, &available)?;
+    let volume = peek(args.devices.meta.as_ref().unwrap_or(&args.devices.data))?;
+    let settings = settings(args, args.key.source()?, shares_queues, &available, volume.as_ref())?;
     refuse_unstorable(&settings)?;
     refuse_idle_threads(&settings)?;
-    settings.refuse_more_than(&available)?;
+    settings.refuse_more_than(&available, volume.as_ref())?;
     ublk::need_driver()?;
     if settings.threads > 1 && !shares_queues {
         return Err(cant_share_queues(settings.threads));
@@ -115,7 +118,7 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
         );
     }
     let uuid = args.expected.uuid.map(Uuid::into_bytes);
-    Ok(Start { settings, may_shrink: args.sizes.cache.is_none(), origin: Origin::New(args.number), key, uuid })
+    Ok(Start { settings, may_shrink: args.sizes.cache.is_none(), origin: Origin::New(args.number), volume, key, uuid })
 }
 
 /// Runs the daemon here or in a process of its own.
@@ -126,9 +129,10 @@ pub fn launch(start: Start, foreground: bool) -> Outcome {
         os::close_inherited().doing("can't close inherited descriptors")?;
         match launch::fork()? {
             Side::Parent(daemon) => {
+                let what = start.settings.paths_in_words();
                 // This process only waits from here on.
                 drop(start);
-                return daemon.outcome();
+                return daemon.outcome(&what);
             }
             Side::Daemon(reporter) => (reporter, Sink::syslog()),
         }
@@ -147,7 +151,13 @@ fn read_only(args: &Args) -> bool {
     args.read_only || protected.is_some()
 }
 
-fn settings(args: &Args, key: KeySource, shares_queues: bool, available: &Available) -> Outcome<Settings> {
+fn settings(
+    args: &Args,
+    key: KeySource,
+    shares_queues: bool,
+    available: &Available,
+    volume: Option<&VolumeInfo>,
+) -> Outcome<Settings> {
     let max_io = args.sizes.max_io.map_or(Ok(DEFAULT_MAX_IO), max_io)?;
     let (sizes, read_only) = (&args.sizes, read_only(args));
     let wanted = Wanted {
@@ -159,7 +169,7 @@ fn settings(args: &Args, key: KeySource, shares_queues: bool, available: &Availa
         cpus: os::processors(),
         shares: shares_queues,
     };
-    let defaults = Defaults::here(wanted, max_io, args.devices.meta.as_ref().unwrap_or(&args.devices.data), available);
+    let defaults = Defaults::here(wanted, max_io, volume, available);
     Ok(Settings {
         data: absolute(&args.devices.data)?,
         meta: args.devices.meta.as_deref().map(absolute).transpose()?,

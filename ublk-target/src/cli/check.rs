@@ -70,14 +70,14 @@ pub fn run(args: &Args) -> Outcome {
         let finished = report.is_whole();
         Output::json(&Report { uuid: &volume.info().uuid, block_size, finished, check: &report, recovery })
     } else {
-        lines(&report, recovery, block_size)
+        lines(&report, recovery, block_size, |text| args.devices.named(text))
     };
     out.print_with(verdict(&report).and_then(|()| refuse_latched(&volume)))
 }
 
 /// No verdict is good that a volume gives which could not be opened as it should be.
 pub fn refuse_latched(volume: &Volume) -> Outcome {
-    volume.latched().map_or(Ok(()), |why| Err(Failure::from(why)))
+    volume.latched().map_or(Ok(()), |why| Err(Failure::from(why).context("nothing can be written to the volume")))
 }
 
 /// A bad block counts more than that not all were looked at.
@@ -93,12 +93,14 @@ fn verdict(report: &CheckReport) -> Outcome {
     }
 }
 
-fn lines(report: &CheckReport, recovery: &RecoveryReport, block_size: u64) -> Output {
+/// `named` puts paths into the words.
+fn lines(report: &CheckReport, recovery: &RecoveryReport, block_size: u64, named: impl Fn(&str) -> String) -> Output {
     let mut out = Output::new();
-    report::recovery(recovery).iter().for_each(|line| out.line(line));
+    report::recovery(recovery).iter().for_each(|line| out.line(named(line)));
     for run in &report.bad_runs {
         let (first, count) = (run.range.first.0 * block_size, run.range.count * block_size);
-        out.line(format_args!("bad: blocks {} (bytes {first}..{}): {}", run.range, first + count, run.reason));
+        let line = format!("bad: blocks {} (bytes {first}..{}): {}", run.range, first + count, run.reason);
+        out.line(named(&line));
     }
     if report.truncated {
         out.line("bad: more runs are not listed");

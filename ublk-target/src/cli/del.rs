@@ -13,11 +13,10 @@ use std::time::Duration;
 
 /// End a device: returns when its daemon is gone, the volume is clean and the node removed
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("devices").required(true).args(["number", "all"]))]
+#[command(mut_group("device", |group| group.arg("all")))]
 pub struct Args {
-    /// The device: its number, or /dev/ublkbN
-    #[arg(short, long, value_name = "N", value_parser = super::device_number)]
-    number: Option<u32>,
+    #[command(flatten)]
+    device: Option<super::OneDevice>,
     /// All devices of ublk-integrity
     #[arg(short, long)]
     all: bool,
@@ -31,9 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn run(args: &Args) -> Outcome {
     clear_stillborn();
-    let states = match args.number {
-        Some(number) => vec![State::load(number)?],
-        None => stack::top_down(State::all()),
+    // --all is in the same group, so that there may be a device without a name.
+    let states = match &args.device {
+        Some(device) if !args.all => vec![State::load(device.number()?)?],
+        _ => stack::top_down(State::all()),
     };
     let mut first: Option<Failure> = None;
     for state in states {
@@ -51,7 +51,7 @@ fn end(state: &State, force: bool) -> Outcome {
     refuse_foreign(state)?;
     stop_device(state, force)?;
     let ended = remove_remains(state)?;
-    if !State::all().iter().any(|other| other.is_alive() && other.settings.shares_devices(&state.settings)) {
+    if !State::all().iter().any(|other| other.is_alive() && other.settings.shared_device(&state.settings).is_some()) {
         // I/O that a killed daemon left behind may hold the locks yet.
         Backings::wait_until_free(&state.settings.data, state.settings.meta.as_deref())?;
     }
@@ -76,13 +76,13 @@ fn end(state: &State, force: bool) -> Outcome {
 
 /// Somebody else's tool may have deleted our device, and the number gone to another.
 fn refuse_foreign(state: &State) -> Outcome {
-    let Whose::Anothers(pid) = state.whose()? else { return Ok(()) };
+    if !matches!(state.whose()?, Whose::Anothers(_)) {
+        return Ok(());
+    }
     if !state.is_alive() {
         state.remove();
     }
-    let who = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
-    let message = format!("/dev/ublkb{} is another program's by now{who}; nothing done", state.id);
-    Err(Failure::new(Exit::Device, message))
+    state.proof().ours()
 }
 
 /// Stops the device, and waits for the end of its daemon. Unless forced, only where nobody uses it.
@@ -131,8 +131,8 @@ fn remove_remains(state: &State) -> Outcome<Option<String>> {
     let id = state.id;
     let left = State::load(id).ok().filter(|now| now.pid == state.pid);
     // A daemon that had time to say how it ended has deleted its device too.
-    if left.as_ref().is_some_and(|left| left.ended.is_none()) && state.whose()? == Whose::Ours {
-        ublk::delete(id);
+    if left.as_ref().is_some_and(|left| left.ended.is_none()) {
+        state.proof().delete();
     }
     let mut wait = Wait::up_to(LONGEST, format_args!("the last user of /dev/ublkb{id}"));
     while !has_successor(state) && state.whose()? == Whose::Ours {

@@ -50,8 +50,10 @@ pub enum Part {
     Runs(Vec<BlockRange>),
 }
 
-/// What could not be copied.
+/// A copy, and what of the volume is not in it.
 pub struct Copied {
+    /// Where the rest is, not in its place yet.
+    pub out: Sink,
     pub bad: BadRuns,
     /// Left out, since a part of the log that can't be read may name it.
     pub older: Vec<BlockRange>,
@@ -67,6 +69,7 @@ pub fn run(args: &Args) -> Outcome {
     let out = Sink::open(args)?;
     let named = |text: &str| args.devices.named(text);
     let copied = copy(&offline, &volume, Part::From(BlockIndex(0)), out, &args.out, named)?;
+    copied.out.finish(volume.info().size).map_err(|e| unwritable(&args.out, &e))?;
     copied.bad.finish(volume.block_size(), named).and_then(|()| refuse_latched(&volume))
 }
 
@@ -75,12 +78,12 @@ pub fn copy(
     offline: &Offline,
     volume: &Volume,
     mut part: Part,
-    mut out: Sink,
+    out: Sink,
     path: &Path,
     named: impl Fn(&str) -> String,
 ) -> Outcome<Copied> {
     let (block, size) = (volume.block_size(), volume.info().size);
-    let mut copied = Copied { bad: BadRuns::default(), older: Vec::new() };
+    let mut copied = Copied { out, bad: BadRuns::default(), older: Vec::new() };
     let bar = progress::bar(size);
     let io = offline.io();
     offline.run(async {
@@ -96,7 +99,7 @@ pub fn copy(
             lanes = idle;
             for (range, lane, errors) in done {
                 let bytes = &lane.buf[..range.count as usize * block];
-                out.put(range.first.0 * block as u64, bytes).map_err(|e| unwritable(path, &e))?;
+                copied.out.put(range.first.0 * block as u64, bytes).map_err(|e| unwritable(path, &e))?;
                 bar.set_position(range.end() * block as u64);
                 for (block_index, error) in errors {
                     copied.failed(block_index, &error, block, &named);
@@ -106,7 +109,6 @@ pub fn copy(
         }
         Outcome::Ok(())
     })??;
-    out.finish(size).map_err(|e| unwritable(path, &e))?;
     bar.finish_and_clear();
     Ok(copied)
 }
@@ -175,7 +177,7 @@ async fn fetch(
 }
 
 /// Standard output has no path, and may be read no longer.
-fn unwritable(path: &Path, e: &io::Error) -> Failure {
+pub fn unwritable(path: &Path, e: &io::Error) -> Failure {
     match path.as_os_str() == "-" {
         true => output::unwritable("standard output", e),
         false => Failure::io(format_args!("can't write {}", path.display()), e),
@@ -192,9 +194,21 @@ pub enum Sink {
 
 impl Args {
     /// Refuses what the export needs itself.
-    fn refuse_own(&self, found: &Metadata) -> Outcome {
-        self.devices.refuse_itself(found, &self.out)?;
+    fn refuse_own(&self, found: &Metadata, path: &Path) -> Outcome {
+        self.devices.refuse_itself(found, path)?;
         self.key.refuse_itself(found)
+    }
+
+    /// What is at a path that is to be written, if anything. Refuses what the export needs itself, and, without --force, the rest.
+    pub fn replaced(&self, path: &Path) -> Outcome<Option<Metadata>> {
+        match path.metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !path.is_symlink() => Ok(None),
+            Err(e) => Err(Failure::io(format_args!("can't write {}", path.display()), &e)),
+            Ok(_) if !self.force => {
+                Err(Failure::new(Exit::Busy, format_args!("{} exists: --force overwrites it", path.display())))
+            }
+            Ok(found) => self.refuse_own(&found, path).map(|()| Some(found)),
+        }
     }
 }
 
@@ -207,15 +221,9 @@ impl Sink {
             let file = File::from(nix::unistd::dup(io::stdout()).doing(&what)?);
             return Self::stream(args, file);
         }
-        match path.metadata() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {
-                NewFile::beside(path, false).doing(&what).map(Self::File)
-            }
-            Err(e) => Err(Failure::io(&what, &e)),
-            Ok(_) if !args.force => {
-                Err(Failure::new(Exit::Busy, format_args!("{} exists: --force overwrites it", path.display())))
-            }
-            Ok(found) => Self::overwrite(args, &found).map_err(|failure| match failure.exit {
+        match args.replaced(path)? {
+            None => NewFile::beside(path, false).doing(&what).map(Self::File),
+            Some(found) => Self::overwrite(args, &found).map_err(|failure| match failure.exit {
                 Exit::Arguments => failure,
                 _ => failure.context(&what),
             }),
@@ -223,7 +231,6 @@ impl Sink {
     }
 
     fn overwrite(args: &Args, found: &Metadata) -> Outcome<Self> {
-        args.refuse_own(found)?;
         if found.is_file() {
             return NewFile::beside(&args.out, true).map(Self::File);
         }
@@ -234,7 +241,7 @@ impl Sink {
     }
 
     fn stream(args: &Args, file: File) -> Outcome<Self> {
-        args.refuse_own(&file.metadata().doing("can't look at it")?)?;
+        args.refuse_own(&file.metadata().doing("can't look at it")?, &args.out)?;
         if file.is_terminal() {
             let message = "the content would go to a terminal: name a file, or a program after |";
             return Err(Failure::new(Exit::Arguments, message));
@@ -255,7 +262,8 @@ impl Sink {
         }
     }
 
-    fn finish(self, size: u64) -> io::Result<()> {
+    /// All has been put: the file is put in its place.
+    pub fn finish(self, size: u64) -> io::Result<()> {
         match self {
             Self::File(new) => {
                 new.file().set_len(size)?;

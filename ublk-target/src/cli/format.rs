@@ -153,8 +153,8 @@ fn make_files(args: &Args, made: &mut Vec<PathBuf>) -> Outcome {
     }
     missing.iter().try_for_each(|path| refuse_dev(path))?;
     let plan = create::plan(&options(args, FILE_BLOCK))?;
-    let files = [(Some(data), plan.data_device_bytes), (meta.as_ref(), plan.meta_device_bytes)];
-    for (path, bytes) in files.into_iter().filter_map(|(path, bytes)| Some((path?, bytes))) {
+    let files = [(Some(data), Some(plan.data_device_bytes)), (meta.as_ref(), plan.meta_device_bytes)];
+    for (path, bytes) in files.into_iter().filter_map(|(path, bytes)| Some((path?, bytes?))) {
         if missing.contains(&path) {
             let what = format!("can't make {}", path.display());
             let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing(&what)?;
@@ -238,7 +238,7 @@ fn refuse_content(backing: &Backing) -> Outcome {
     let path = backing.path();
     let holds = |what: &str| Failure::new(Exit::Busy, format_args!("{} {what}: --force destroys it", path.display()));
     let file = backing.reopened(false).doing(format_args!("can't read {}", path.display()))?;
-    let found = signature::find(&file, backing.size());
+    let found = signature::find_content(&file, backing.size());
     let found = found
         .doing(path.display())
         .map_err(|failure| Failure { message: format!("{failure}; --force destroys what is there"), ..failure })?;

@@ -4,6 +4,7 @@ use super::{DeviceArgs, ExpectedArgs, check::refuse_latched, export::is_zero, pr
 use crate::{
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
+    interrupt,
     key::{KeyArgs, KeySource},
     offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
     ring::RingStorage,
@@ -63,15 +64,21 @@ pub fn run(args: &Args) -> Outcome {
         let message = format!("volume {} holds data: --force overwrites it", volume.info().uuid);
         return Err(Failure::new(Exit::Busy, message));
     }
+    interrupt::unfinished(format!(
+        "interrupted: volume {} on {} holds a part of {} and a part of what was there: `import --force` once more",
+        volume.info().uuid,
+        args.devices.data.display(),
+        name(&args.input)
+    ));
     let bar = progress::bar(size);
-    offline.run_with_checkpoints(&volume, async {
+    let written = offline.run_with_checkpoints(&volume, async {
         let mut lanes = lanes(&volume);
         while input.at < size {
             let mut batch = Vec::with_capacity(LANES);
             for mut lane in lanes {
                 let piece = input.next(&volume, &mut lane.buf).doing(&what)?;
                 if let Some(len) = input.ended {
-                    wanted.accept(len).map_err(half_done)?;
+                    wanted.accept(len)?;
                 }
                 batch.push(store(&volume, &io, piece, lane));
             }
@@ -79,21 +86,23 @@ pub fn run(args: &Args) -> Outcome {
             bar.set_position(input.at);
         }
         if input.has_more().doing(&what)? {
-            return Err(half_done(wanted.too_large(size + 1)));
+            return Err(wanted.too_large(size + 1));
         }
         match input.file_size {
-            None => wanted.accept(input.ended.unwrap_or(size)).map_err(half_done)?,
+            None => wanted.accept(input.ended.unwrap_or(size))?,
             Some(before) => {
                 // What was cut off meanwhile has been taken for a hole, what was added not at all.
                 let now = input.file.metadata().doing(&what)?.len();
                 if now != before {
                     let what = format_args!("had {before} bytes and has {now} by now: it changed while it was read");
-                    return Err(half_done(wanted.refused(what)));
+                    return Err(wanted.refused(what));
                 }
             }
         }
         Ok(volume.flush(&io, &mut lanes[0].slot).await?)
-    })?;
+    });
+    written.map_err(half_done)?;
+    interrupt::finished();
     bar.finish_and_clear();
     Ok(())
 }
@@ -146,9 +155,12 @@ impl Wanted<'_> {
     }
 }
 
-/// Of a pipe, all that came before may be in place.
+/// All that came before may be in place. A signal has words of its own.
 fn half_done(failure: Failure) -> Failure {
-    Failure { message: format!("{failure}; the volume may hold part of it"), ..failure }
+    match failure.message.is_empty() {
+        true => failure,
+        false => Failure { message: format!("{failure}; the volume may hold part of it"), ..failure },
+    }
 }
 
 fn name(input: &Path) -> String {

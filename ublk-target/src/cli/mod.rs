@@ -20,6 +20,7 @@ pub mod stop;
 mod ublksrv;
 
 use crate::{
+    daemon::state::State,
     device::is_same,
     failure::{Context, Exit, Failure, Outcome, with_paths},
     interrupt, output,
@@ -75,6 +76,61 @@ pub struct DeviceArgs {
     /// Where the metadata is, if not on the data device
     #[arg(long, value_name = "PATH")]
     pub meta: Option<PathBuf>,
+}
+
+/// One of our devices.
+#[derive(Args, Debug)]
+#[group(id = "device", required = true, multiple = false)]
+pub struct OneDevice {
+    /// The device: its number, its path like /dev/ublkb0, or the UUID of its volume
+    #[arg(value_name = "DEVICE", value_parser = named_device)]
+    named: Option<NamedDevice>,
+    /// The same
+    #[arg(short, long, value_name = "DEVICE", value_parser = named_device)]
+    number: Option<NamedDevice>,
+}
+
+/// How it is named.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NamedDevice {
+    Number(u32),
+    Volume(uuid::Uuid),
+}
+
+impl OneDevice {
+    /// Its number. Of a volume, that of the one device that is made of it.
+    pub fn number(&self) -> Outcome<u32> {
+        self.named.or(self.number).expect("one is required").number(State::all())
+    }
+}
+
+impl NamedDevice {
+    fn number(self, all: Vec<State>) -> Outcome<u32> {
+        let uuid = match self {
+            Self::Number(number) => return Ok(number),
+            Self::Volume(uuid) => uuid,
+        };
+        let of_it = all.iter().filter(|state| state.volume.uuid.parse() == Ok(uuid)).map(|state| state.id);
+        match of_it.collect::<Vec<_>>()[..] {
+            [number] => Ok(number),
+            [] => {
+                let message = format!("no device here is of volume {uuid}: `ublk-integrity list` shows them");
+                Err(Failure::new(Exit::Device, message))
+            }
+            ref several => {
+                let paths: Vec<_> = several.iter().map(|number| format!("/dev/ublkb{number}")).collect();
+                let message = format!("volume {uuid} is in several devices: name one of {}", paths.join(", "));
+                Err(Failure::new(Exit::Arguments, message))
+            }
+        }
+    }
+}
+
+fn named_device(text: &str) -> Result<NamedDevice, String> {
+    match uuid::Uuid::try_parse(text) {
+        Ok(uuid) if text.contains('-') => Ok(NamedDevice::Volume(uuid)),
+        _ => device_number(text).map(NamedDevice::Number).map_err(|e| format!("{e}, or the UUID of its volume")),
+    }
 }
 
 /// Which volume it must be.
@@ -216,6 +272,33 @@ mod tests {
         }
         for text in ["", "-1", "+7", "1048576", "4294967295", "/dev/sda", "/dev/ublkb0p1", "ublkc0", "ublkb"] {
             assert!(device_number(text).unwrap_err().contains("/dev/ublkb0"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_device_is_also_known_by_its_volume() {
+        let uuid = uuid::Uuid::from_u128(7);
+        assert_eq!(named_device(&uuid.to_string()), Ok(NamedDevice::Volume(uuid)));
+        assert_eq!(named_device("/dev/ublkb7"), Ok(NamedDevice::Number(7)));
+        assert!(named_device("7f").unwrap_err().contains("UUID"));
+        let state = |id, uuid: uuid::Uuid| {
+            let mut state = State::of_test(id);
+            state.volume.uuid = uuid.to_string();
+            state
+        };
+        let other = uuid::Uuid::from_u128(8);
+        let all = || vec![state(1, other), state(2, uuid), state(3, other)];
+        assert_eq!(NamedDevice::Volume(uuid).number(all()).unwrap(), 2);
+        let several = NamedDevice::Volume(other).number(all()).unwrap_err();
+        assert!(several.message.contains("/dev/ublkb1, /dev/ublkb3"), "{several}");
+        assert_eq!(NamedDevice::Volume(uuid).number(Vec::new()).unwrap_err().exit, Exit::Device);
+        for line in ["status 7", "status -n 7", "recover /dev/ublkb7", "del 7", "del -n ublkb7", "del -a"] {
+            let args = format!("ublk-integrity {line}");
+            assert!(Cli::try_parse_from(args.split(' ')).is_ok(), "{line}");
+        }
+        for line in ["status", "status 7 -n 7", "del", "del 7 -a", "del 7 -n 7", "recover"] {
+            let args = format!("ublk-integrity {line}");
+            assert!(Cli::try_parse_from(args.split(' ')).is_err(), "{line}");
         }
     }
 

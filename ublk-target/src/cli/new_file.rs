@@ -7,13 +7,14 @@ use crate::{
 };
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
 
-/// A file under a name of its own beside its place, for its owner alone; it goes again unless it is finished.
+/// A file under a name of its own beside its place, for its owner alone; it goes again unless it is finished. What takes the
+/// place of another has the owner and the permissions of that, as if it had been written over.
 pub struct NewFile {
     file: File,
     path: PathBuf,
@@ -30,8 +31,21 @@ impl NewFile {
         let path = place.with_file_name(name);
         interrupt::take_away(path.clone());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let file = file.doing("can't make a file in its folder")?;
-        Ok(Self { file, path, place, replaces })
+        let new = Self { file: file.doing("can't make a file in its folder")?, path, place, replaces };
+        if replaces {
+            new.take_after().doing("can't look at it")?;
+        }
+        Ok(new)
+    }
+
+    /// Where the owner can't be had, nobody else may look into it either.
+    fn take_after(&self) -> io::Result<()> {
+        let (old, new) = (fs::metadata(&self.place)?, self.file.metadata()?);
+        let same = (old.uid(), old.gid()) == (new.uid(), new.gid());
+        if same || fchown(&self.file, Some(old.uid()), Some(old.gid())).is_ok() {
+            self.file.set_permissions(Permissions::from_mode(old.mode() & 0o777))?;
+        }
+        Ok(())
     }
 
     /// What is to be written to.
@@ -95,6 +109,23 @@ mod tests {
         assert_eq!(fs::read(&place).unwrap(), b"old");
         make(true).finish().unwrap();
         assert_eq!((names(), fs::read(&place).unwrap()), (1, b"whole".to_vec()));
+    }
+
+    #[test]
+    fn what_is_replaced_leaves_its_owner_and_permissions() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("old");
+        let made = |replaces| {
+            NewFile::beside(&place, replaces).unwrap().finish().unwrap();
+            let found = fs::metadata(&place).unwrap();
+            (found.mode() & 0o777, found.gid())
+        };
+        let own = nix::unistd::getegid().as_raw();
+        assert_eq!(made(false), (0o600, own), "its owner's alone where there was none");
+        let another = if nix::unistd::geteuid().is_root() { 7 } else { own };
+        std::os::unix::fs::chown(&place, None, Some(another)).unwrap();
+        fs::set_permissions(&place, Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(made(true), (0o640, another));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `recover`: a new daemon for a device whose own has died.
 
 use super::{
+    OneDevice,
     add::{launch, refuse_unstorable},
-    device_number,
 };
 use crate::{
-    daemon::{Origin, Start, state::State},
+    daemon::{Origin, Start, peek::peek, state::State},
     failure::{Exit, Failure, Outcome},
     key::{KeySource, OptionalKeyArgs},
     ublk,
@@ -15,9 +15,8 @@ use uuid::Uuid;
 /// Give a device whose daemon has died a new one; requests that waited go on
 #[derive(clap::Args)]
 pub struct Args {
-    /// The device: its number, or /dev/ublkbN
-    #[arg(short, long, value_name = "N", value_parser = device_number)]
-    number: u32,
+    #[command(flatten)]
+    device: OneDevice,
     #[command(flatten)]
     key: OptionalKeyArgs,
     /// Take the newest tag of a block that recovery can't read, instead of opening read-only until it can
@@ -35,7 +34,7 @@ pub fn run(args: &Args) -> Outcome {
 /// Checks what can be checked before there is a daemon.
 pub fn prepare(args: &Args) -> Outcome<Start> {
     ublk::need_driver()?;
-    let number = args.number;
+    let number = args.device.number()?;
     let state = State::load(number)?;
     if state.is_alive() {
         return Err(Failure::new(Exit::Busy, format_args!("the daemon of device {number} (pid {}) lives", state.pid)));
@@ -60,5 +59,6 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
         return Err(Failure::new(Exit::Arguments, "the key came from a pipe: give it again with --key-file"));
     }
     let key = settings.key.load()?;
-    Ok(Start { settings, may_shrink: true, origin: Origin::Recovered(number), key, uuid })
+    let volume = peek(settings.meta_path())?;
+    Ok(Start { settings, may_shrink: true, origin: Origin::Recovered(number), volume, key, uuid })
 }

@@ -5,7 +5,7 @@
 
 use super::{
     check::refuse_latched,
-    export::{Args, Copied, Part, Sink, copy},
+    export::{Args, Part, Sink, copy, unwritable},
     new_file::NewFile,
 };
 use crate::{
@@ -14,7 +14,8 @@ use crate::{
 };
 use std::{
     ffi::OsStr,
-    io::{self, Write},
+    fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 use ublk_integrity::{
@@ -23,37 +24,75 @@ use ublk_integrity::{
 };
 
 /// Exports what can be had. Fails, with all told, where anything may be older.
+///
+/// All files are whole before the first gets its name, and OUT gets it last: where it is, the others are.
 pub fn run(args: &Args, offline: &Offline, key: &MasterKey) -> Outcome {
     if args.out.as_os_str() == "-" {
         return Err(Failure::new(Exit::Arguments, "--rescue makes up to three files: name OUT"));
     }
-    let (beside, map) = (with_suffix(&args.out, ".may-be-older"), with_suffix(&args.out, ".map"));
-    if let Some(path) = [&beside, &map].into_iter().find(|path| path.exists() && !args.force) {
-        return Err(Failure::new(Exit::Busy, format_args!("{} exists: --force overwrites it", path.display())));
-    }
+    let [out, beside, map] = ["", ".may-be-older", ".map"].map(|suffix| with_suffix(&args.out, suffix));
+    let out = Place::of(args, out)?;
+    let (beside, map) = (Place::of(args, beside)?, Place::of(args, map)?);
     let volume = open(args, offline, key, UnreadLog::FailOlder)?;
-    let (block, named) = (volume.block_size(), |text: &str| args.devices.named(text));
-    let Copied { bad, older } = copy(offline, &volume, Part::From(BlockIndex(0)), Sink::open(args)?, &args.out, named)?;
-    let told = bad.finish(block, named);
-    if older.is_empty() {
+    let (block, size) = (volume.block_size(), volume.info().size);
+    let named = |text: &str| args.devices.named(text);
+    let newest = copy(offline, &volume, Part::From(BlockIndex(0)), Sink::File(out.new_file()?), &out.path, named)?;
+    let told = newest.bad.finish(block, named);
+    if newest.older.is_empty() {
+        // What is there of another rescue does not belong to this OUT.
+        beside.clear()?;
+        map.clear()?;
+        newest.out.finish(size).map_err(|e| unwritable(&out.path, &e))?;
         return told.and_then(|()| refuse_latched(&volume));
     }
     drop(volume);
     let volume = open(args, offline, key, UnreadLog::ServeOlder)?;
-    let last_first = older.iter().rev().copied().collect();
-    let what = |path: &Path| format!("can't write {}", path.display());
-    let out = Sink::File(NewFile::beside(&beside, beside.exists()).doing(what(&beside))?);
-    copy(offline, &volume, Part::Runs(last_first), out, &beside, named)?.bad.finish(block, named).or_else(told_all)?;
-    let list = NewFile::beside(&map, map.exists()).doing(what(&map))?;
-    write_map(list, &older, block as u64).doing(what(&map))?;
-    let blocks: u64 = older.iter().map(|run| run.count).sum();
+    let last_first = newest.older.iter().rev().copied().collect();
+    let older = copy(offline, &volume, Part::Runs(last_first), Sink::File(beside.new_file()?), &beside.path, named)?;
+    older.bad.finish(block, named).or_else(told_all)?;
+    let list = map.new_file()?;
+    list.file().write_all(map_of(&newest.older, block as u64).as_bytes()).map_err(|e| unwritable(&map.path, &e))?;
+    older.out.finish(size).map_err(|e| unwritable(&beside.path, &e))?;
+    list.finish().map_err(|e| unwritable(&map.path, &e))?;
+    newest.out.finish(size).map_err(|e| unwritable(&out.path, &e))?;
+    let blocks: u64 = newest.older.iter().map(|run| run.count).sum();
     let message = format!(
         "a part of the tag log can't be read: {blocks} blocks may be older than what was last written. {} has them, {} lists them; in {} they are zeros",
-        beside.display(),
-        map.display(),
-        args.out.display()
+        beside.path.display(),
+        map.path.display(),
+        out.path.display()
     );
     Err(Failure::new(Exit::Integrity, message))
+}
+
+/// One of the files' places.
+struct Place {
+    path: PathBuf,
+    replaces: bool,
+}
+
+impl Place {
+    /// Refuses what can't be replaced, before anything is written.
+    fn of(args: &Args, path: PathBuf) -> Outcome<Self> {
+        let found = args.replaced(&path)?;
+        if found.as_ref().is_some_and(|found| !found.is_file()) {
+            let message = format!("{} is no file: --rescue makes up to three files, name another OUT", path.display());
+            return Err(Failure::new(Exit::Arguments, message));
+        }
+        Ok(Self { replaces: found.is_some(), path })
+    }
+
+    fn new_file(&self) -> Outcome<NewFile> {
+        NewFile::beside(&self.path, self.replaces).doing(format_args!("can't write {}", self.path.display()))
+    }
+
+    /// Leaves nothing there.
+    fn clear(&self) -> Outcome {
+        if self.replaces {
+            fs::remove_file(&self.path).doing(format_args!("can't remove {}", self.path.display()))?;
+        }
+        Ok(())
+    }
 }
 
 fn open(args: &Args, offline: &Offline, key: &MasterKey, unread_log: UnreadLog) -> Outcome<Volume> {
@@ -74,11 +113,8 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn write_map(list: NewFile, older: &[BlockRange], block: u64) -> io::Result<()> {
-    let mut text = String::from("# byte offset and length of what may be older than what was last written\n");
-    for run in older {
-        text += &format!("{} {}\n", run.first.0 * block, run.count * block);
-    }
-    list.file().write_all(text.as_bytes())?;
-    list.finish()
+fn map_of(older: &[BlockRange], block: u64) -> String {
+    let runs = older.iter().map(|run| format!("{} {}\n", run.first.0 * block, run.count * block));
+    let head = "# byte offset and length of what may be older than what was last written\n".to_owned();
+    std::iter::once(head).chain(runs).collect()
 }

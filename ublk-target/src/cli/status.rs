@@ -6,28 +6,27 @@ use crate::{
         protocol::{ANSWERS_WITHIN, Request},
         state::{State, socket_path},
     },
-    failure::{Exit, Failure, Outcome},
+    failure::{Exit, Failure, Outcome, with_paths},
     output::Output,
     report,
     size::Size,
     ublk,
 };
 use serde_json::{Value, json};
-use std::fs;
+use std::{fs, path::Path};
 
 /// Show state and counters of a device
 #[derive(clap::Args)]
 pub struct Args {
-    /// The device: its number, or /dev/ublkbN
-    #[arg(short, long, value_name = "N", value_parser = super::device_number)]
-    number: u32,
+    #[command(flatten)]
+    device: super::OneDevice,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let number = args.number;
+    let number = args.device.number()?;
     let state = State::load(number)?;
     if !state.is_alive() {
         let message = format!("the daemon of device {number} (pid {}) is dead: {}", state.pid, state.remedy());
@@ -125,7 +124,9 @@ fn lines(status: &Value) -> Output {
     shown["state"] = state(status).into();
     print_lines(&mut out, LINES, &shown);
     let found = serde_json::from_value(status["recovery"].clone()).unwrap_or_default();
-    report::recovery(&found).iter().for_each(|line| out.line(line));
+    let data = Path::new(status["data"].as_str().unwrap_or_default());
+    let named = |line: &String| with_paths(line, data, status["meta"].as_str().map(Path::new));
+    report::recovery(&found).iter().map(named).for_each(|line| out.line(line));
     out
 }
 

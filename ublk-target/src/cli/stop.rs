@@ -5,9 +5,10 @@
 //! kernel gives requests back when the descriptors are closed, and the thread waits for the requests.
 
 use crate::{
+    daemon::state::State,
     device::users,
     failure::{Exit, Failure, Outcome},
-    ublk,
+    ublk::{self, Proof},
 };
 use nix::unistd::getppid;
 use std::{
@@ -55,22 +56,22 @@ const PASSING: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub fn run(args: &Args) -> Outcome {
-    stop(args.number, args.when)
+    stop(State::load(args.number)?.proof(), args.when)
 }
 
 /// Stops the device, as the kernel does it.
-pub fn stop(number: u32, when: When) -> Outcome {
+pub fn stop(device: Proof, when: When) -> Outcome {
     match when {
-        When::Now => ublk::stop(number),
+        When::Now => device.stop(),
         When::Unused => {
             let deadline = Instant::now() + PASSING;
-            stop_when(number, || Instant::now() < deadline)
+            stop_when(device, || Instant::now() < deadline)
         }
         When::Left => {
             let mut told = false;
             let begun = Instant::now();
             let starter = getppid();
-            stop_when(number, || {
+            stop_when(device, || {
                 // Its device is another's by now, or may be soon: what it asked for was for its own.
                 if getppid() != starter {
                     return false;
@@ -88,26 +89,26 @@ pub fn stop(number: u32, when: When) -> Outcome {
 }
 
 /// Stops it as soon as nobody uses it, or fails where somebody does and there is no more patience.
-fn stop_when(number: u32, mut has_patience: impl FnMut() -> bool) -> Outcome {
-    let mut done = try_stop(number);
+fn stop_when(device: Proof, mut has_patience: impl FnMut() -> bool) -> Outcome {
+    let mut done = try_stop(device);
     // Patience is asked for last before each try.
     while done.as_ref().is_err_and(|failure| failure.exit == Exit::Busy) {
         thread::sleep(PAUSE);
         if !has_patience() {
             break;
         }
-        done = try_stop(number);
+        done = try_stop(device);
     }
     done
 }
 
 /// Where the kernel does not decide we look: between the look and the stop somebody may still come.
-fn try_stop(number: u32) -> Outcome {
-    if let Some(done) = ublk::stop_unused(number) {
+fn try_stop(device: Proof) -> Outcome {
+    if let Some(done) = device.stop_unused() {
         return done;
     }
-    let users = users::now(&ublk::block_path(number));
-    if users.is_empty() { ublk::stop(number) } else { Err(Failure::new(Exit::Busy, users::in_words(&users))) }
+    let users = users::now(&ublk::block_path(device.number));
+    if users.is_empty() { device.stop() } else { Err(Failure::new(Exit::Busy, users::in_words(&users))) }
 }
 
 /// Starts `stop` for a device.

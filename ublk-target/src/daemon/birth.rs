@@ -9,12 +9,12 @@ use super::state::{FOLDER, State, make_folder};
 use crate::{
     failure::{Context, Outcome},
     ublk::{self, Mark},
+    unnamed,
 };
 use nix::fcntl::{Flock, FlockArg};
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -40,12 +40,10 @@ impl Birth {
     }
 }
 
-/// Locked before it has the name that others look for: what they find unlocked is a dead daemon's.
+/// Locked before it has a name: what others find unlocked is a dead daemon's.
 fn announce_in(folder: &Path, mark: Mark) -> io::Result<Birth> {
-    let (new, path) = (folder.join(format!("new-{mark}")), folder.join(format!("{PREFIX}{mark}")));
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&new)?;
-    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
-    fs::rename(&new, &path)?;
+    let (lock, path) = (unnamed::locked(folder)?, folder.join(format!("{PREFIX}{mark}")));
+    unnamed::name(&lock, &path)?;
     Ok(Birth { path, _lock: lock })
 }
 

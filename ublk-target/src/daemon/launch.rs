@@ -11,7 +11,7 @@ use crate::{
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, setsid},
+    unistd::{ForkResult, Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, setsid},
 };
 use std::{
     fs::{File, OpenOptions},
@@ -129,9 +129,9 @@ const UBLKSRV_FAILED: u64 = u64::MAX - 1;
 pub fn fork() -> Outcome<Side> {
     let (read, write) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).doing("can't make a pipe")?;
     match os::fork_single_threaded().doing("can't fork")? {
-        ForkResult::Parent { .. } => {
+        ForkResult::Parent { child } => {
             drop(write);
-            Ok(Side::Parent(Listening(read)))
+            Ok(Side::Parent(Listening { pipe: read, daemon: child }))
         }
         ForkResult::Child => {
             drop(read);
@@ -163,7 +163,7 @@ pub fn leave_session() -> Outcome {
 }
 
 /// Puts /dev/null on descriptors 0 to 2.
-fn null_stdio() -> Outcome {
+pub(super) fn null_stdio() -> Outcome {
     let what = "can't open /dev/null";
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").doing(what)?;
     dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).doing(what)
@@ -176,14 +176,19 @@ fn is_silent(pipe: &File) -> bool {
 }
 
 /// The command's end of the pipe.
-pub struct Listening(OwnedFd);
+pub struct Listening {
+    pipe: OwnedFd,
+    daemon: Pid,
+}
 
 impl Listening {
-    /// Passes lines on until the outcome comes.
-    pub fn outcome(self) -> Outcome {
-        let pipe = File::from(self.0);
+    /// Passes lines on until the outcome comes. `what` it opens.
+    pub fn outcome(self, what: &str) -> Outcome {
+        let (pipe, daemon) = (File::from(self.pipe), self.daemon);
         if is_silent(&pipe) {
-            output::tell("waiting for the daemon to open the devices and their volume");
+            output::tell(format_args!(
+                "waiting for the daemon (pid {daemon}) to open {what}, as long as that goes on: `kill {daemon}` gives it up"
+            ));
         }
         for line in BufReader::new(pipe).lines() {
             let line = line.doing("can't hear from the daemon")?;

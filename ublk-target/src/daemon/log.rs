@@ -74,16 +74,16 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts the thread that writes, `first` where nobody has been told it yet.
-    pub fn start(sink: Sink, first: Vec<String>) -> io::Result<Self> {
+    /// Starts the thread that writes, `first` where nobody has been told it yet. `words` puts into each line what the device is.
+    pub fn start(sink: Sink, first: Vec<String>, words: impl Fn(&str) -> String + Send + 'static) -> io::Result<Self> {
         let (events, receiver) = crossbeam_channel::bounded(CAPACITY);
         let dropped = Arc::new(AtomicU64::new(0));
         let seen = Arc::clone(&dropped);
         named("log").spawn(move || {
             if !matches!(sink, Sink::Stderr) {
-                first.iter().for_each(|line| sink.line(line));
+                first.iter().for_each(|line| sink.line(&words(line)));
             }
-            write_lines(&receiver, &sink, &seen);
+            write_lines(&receiver, &sink, &seen, words);
         })?;
         Ok(Self { events, dropped })
     }
@@ -113,13 +113,13 @@ impl Log {
     }
 }
 
-fn write_lines(events: &Receiver<Event>, sink: &Sink, dropped: &AtomicU64) {
+fn write_lines(events: &Receiver<Event>, sink: &Sink, dropped: &AtomicU64, words: impl Fn(&str) -> String) {
     let mut reported = 0;
     for event in events {
-        sink.line(&event);
+        sink.line(&words(&event.to_string()));
         let now = dropped.load(Ordering::Relaxed);
         if now > reported && events.is_empty() {
-            sink.line(&format_args!("{} more messages were dropped", now - reported));
+            sink.line(&words(&format!("{} more messages were dropped", now - reported)));
             reported = now;
         }
     }
@@ -174,6 +174,31 @@ impl Sink {
 mod tests {
     use super::*;
     use std::{sync::mpsc, time::Instant};
+
+    #[test]
+    fn each_line_of_the_system_log_names_the_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let system_log = UnixDatagram::bind(&path).unwrap();
+        let named = |text: &str| {
+            format!("/dev/a: {}", crate::failure::with_paths(text, Path::new("/dev/a"), Some(Path::new("/dev/b"))))
+        };
+        let log = Log::start(Sink::socket(&path), vec!["recovery of the data device".into()], named).unwrap();
+        let (device, offset) = (ublk_integrity::Device::Meta, ublk_integrity::ByteOffset(4096));
+        let failed = ublk_integrity::DeviceError { op: "write", device, offset, len: 512, errno: Errno::EIO };
+        log.tell(Event::Latched(Latched::Device(failed)));
+        log.tell(Event::StopsNow);
+        let line = || {
+            let mut bytes = [0; 1024];
+            let len = system_log.recv(&mut bytes).unwrap();
+            String::from_utf8(bytes[..len].to_vec()).unwrap()
+        };
+        assert!(line().ends_with("]: /dev/a: recovery of /dev/a"));
+        assert!(
+            line().contains("]: /dev/a: the volume is read-only from now on: write of 512 bytes at 4096 on /dev/b")
+        );
+        assert!(line().contains("]: /dev/a: a second signal"));
+    }
 
     #[test]
     fn a_system_log_that_stands_still_holds_nobody_up() {

@@ -13,10 +13,11 @@ use crate::{
     kept::{MOST_BYTES, PAGE},
     os,
     size::Size,
+    unnamed,
     wait::{LONGEST, Wait},
 };
 use nix::{
-    fcntl::FlockArg,
+    fcntl::{Flock, FlockArg},
     sys::resource::{RLIM_INFINITY, Resource, getrlimit},
 };
 use std::{
@@ -25,7 +26,6 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process,
-    time::Duration,
 };
 use ublk_integrity::{create::VolumeInfo, most_memory_bytes};
 
@@ -209,59 +209,77 @@ fn of_limits(status: &str) -> Vec<Available> {
 
 /// What daemons that live have been promised and have not taken yet.
 fn promised() -> u64 {
-    let files = fs::read_dir(FOLDER).into_iter().flatten().flatten().map(|entry| entry.path());
-    files
-        .filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
-        .map(|path| outstanding(&path).unwrap_or(0))
-        .sum()
+    promises(Path::new(FOLDER)).filter_map(|path| outstanding(&path)).sum()
 }
 
 const EXTENSION: &str = "memory";
 
-/// Of one promise. One whose daemon is dead goes.
+fn promises(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
+}
+
+/// Of one promise; `None` where its daemon is dead. Removes nothing: by then the name may be another's.
 fn outstanding(path: &Path) -> Option<u64> {
     let pid: u32 = path.file_stem()?.to_str()?.parse().ok()?;
-    let file = File::open(path).ok()?;
-    if lock_now(&file, FlockArg::LockSharedNonblock).is_ok() {
-        let _ = fs::remove_file(path);
+    let text = fs::read_to_string(path).ok()?;
+    if is_broken(path) {
         return None;
     }
-    let bytes: u64 = fs::read_to_string(path).ok()?.trim().parse().ok()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    Some(bytes.saturating_sub(kilobytes(&status, "VmRSS").unwrap_or(0)))
+    Some(text.trim().parse::<u64>().ok()?.saturating_sub(kilobytes(&status, "VmRSS").unwrap_or(0)))
+}
+
+/// Whether whoever made the promise lives no longer, or it is no file of ours.
+fn is_broken(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_ok())
 }
 
 /// Memory that is this process's to take; it counts as taken until the process ends.
 pub struct Promise {
     path: PathBuf,
-    /// Locked.
-    _file: File,
+    /// Until the process ends.
+    _lock: Flock<File>,
 }
 
 impl Promise {
-    /// Decides how much with `decide`, which is told what can be had, and makes that ours before anybody else looks.
+    /// Decides how much with `decide`, which is told what can be had, and makes that ours before anybody else looks. Others wait
+    /// for it: it must look at no device.
     pub fn make<T>(purpose: Purpose, decide: impl FnOnce(&Available) -> Outcome<(u64, T)>) -> Outcome<(Self, T)> {
         let what = format!("can't keep state in {FOLDER}");
         make_folder().doing(&what)?;
-        let lock = root_file(&Path::new(FOLDER).join("memory.lock")).doing(&what)?;
-        let mut wait =
-            Wait::up_to(LONGEST, format_args!("{FOLDER}/memory.lock, which another `add` or `recover` holds"));
-        match os::lock_open_within(&lock, FlockArg::LockExclusiveNonblock, &mut wait) {
-            Err(nix::Error::EWOULDBLOCK) => {
-                let seconds = LONGEST.as_secs();
-                let message = format!("another `add` or `recover` holds {FOLDER}/memory.lock since {seconds} s");
-                return Err(Failure::new(Exit::Busy, message));
-            }
-            locked => locked.doing(&what)?,
-        }
+        let _alone = lock_alone("memory.lock")?;
         let (bytes, decided) = decide(&Available::here(purpose))?;
-        let path = Path::new(FOLDER).join(format!("{}.{EXTENSION}", process::id()));
-        // Of a process that had our number.
-        let _ = fs::remove_file(&path);
-        let mut file = root_file(&path).doing(&what)?;
-        lock_now(&file, FlockArg::LockExclusiveNonblock).doing(&what)?;
-        writeln!(file, "{bytes}").doing(&what)?;
-        Ok((Self { path, _file: file }, decided))
+        Ok((Self::of(bytes, Path::new(FOLDER)).doing(&what)?, decided))
+    }
+
+    /// One that is counted from the moment on that it can be found. Those of the dead go; nobody else makes or removes any now.
+    fn of(bytes: u64, folder: &Path) -> io::Result<Self> {
+        promises(folder).filter(|path| is_broken(path)).for_each(|path| drop(fs::remove_file(path)));
+        let path = folder.join(format!("{}.{EXTENSION}", process::id()));
+        let mut lock = unnamed::locked(folder)?;
+        writeln!(lock, "{bytes}")?;
+        unnamed::name(&lock, &path)?;
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+/// For short work that one process does at a time, in a file of that name. Whoever holds it waits for no device.
+pub fn lock_alone(name: &str) -> Outcome<Flock<File>> {
+    let path = Path::new(FOLDER).join(name);
+    let shown = path.display();
+    let what = format!("can't lock {shown}");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).doing(&what)?;
+    let mut wait = Wait::up_to(LONGEST, format_args!("{shown}, which another `add` or `recover` holds"));
+    match os::lock_within(file, FlockArg::LockExclusiveNonblock, &mut wait) {
+        Err(nix::Error::EWOULDBLOCK) => {
+            let seconds = LONGEST.as_secs();
+            let message = format!(
+                "another `add` or `recover` has held {shown} for {seconds} s: `fuser {shown}` names it; try again when it has ended"
+            );
+            Err(Failure::new(Exit::Busy, message))
+        }
+        locked => locked.doing(&what),
     }
 }
 
@@ -269,15 +287,6 @@ impl Drop for Promise {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
-}
-
-fn lock_now(file: &File, how: FlockArg) -> nix::Result<()> {
-    os::lock_open_within(file, how, &mut Wait::up_to(Duration::ZERO, ""))
-}
-
-/// Nobody else can take its lock.
-fn root_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 #[cfg(test)]
@@ -339,5 +348,35 @@ mod tests {
         let s = Settings { write_back: 32, ..s };
         let volume = most_memory_bytes(None, s.cache, s.counts().slots(), s.max_io as usize);
         assert_eq!(memory_line(&s, volume).0, most_memory(None, s.counts(), s.max_io, s.cache));
+    }
+
+    #[test]
+    fn a_promise_counts_from_the_moment_on_that_it_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let sum = || promises(folder).filter_map(|path| outstanding(&path)).sum::<u64>();
+        let most = 1 << 50;
+        let taken = 1 << 40;
+        fs::write(folder.join("1.memory"), format!("{most}\n")).unwrap();
+        assert_eq!(sum(), 0, "of one that is dead");
+        assert!(folder.join("1.memory").exists(), "who only looks removes nothing");
+        // Somebody looks all the time while promises are made.
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    sum();
+                }
+            });
+            let counted: Vec<_> = (0..200)
+                .map(|_| {
+                    let _promise = Promise::of(most, folder).unwrap();
+                    sum()
+                })
+                .collect();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(counted.iter().all(|bytes| *bytes >= most - taken), "{counted:?}");
+        });
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
     }
 }

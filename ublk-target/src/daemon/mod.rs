@@ -1,9 +1,9 @@
 //! The process behind a device.
 //!
 //! ```text
-//!   launch (fork, report) ─> memory locked, signals blocked ─> refusals ─> devices opened and locked ─> harden
+//!   launch (fork, report) ─> memory locked ─> refusals ─> devices opened and locked ─> harden ─> signals
 //!     ─> opening: hash threads, volume opened (recovery), what the daemon before had answered put in place
-//!     ─> threads: log, checkpoint, prefetch ─> serving: ublk device added and started, control socket, signals
+//!     ─> threads: log, checkpoint, prefetch ─> serving: ublk device added and started, control socket
 //!     ─> queues serve … signal, `stop` or another tool's del ─> queues down
 //!     ─> last checkpoint ─> device deleted ─> state removed ─> locks released by exit
 //! ```
@@ -18,17 +18,20 @@ mod life;
 pub mod log;
 pub mod memory_budget;
 mod opening;
+pub mod peek;
 pub mod protocol;
 mod refusals;
 mod serving;
 pub mod settings;
+mod signals;
 pub mod state;
 pub mod workers;
 
 use crate::{
     checkpoints::Stop,
     device::{Backings, Use},
-    failure::{Context, Failure, Outcome, with_paths},
+    failure::{Context, Exit, Failure, Outcome, with_paths},
+    interrupt,
     kept::{self, writes},
     report,
     ublk::{BlockShift, Device, Shared},
@@ -36,13 +39,14 @@ use crate::{
 };
 pub use birth::clear_stillborn;
 pub use endings::abort_on_panic;
-use endings::block_signals;
 use launch::Reporter;
 use log::{Event, Log, Sink};
 use memory_budget::{Promise, Purpose, memory_line};
+use nix::sys::signal::Signal;
 use opening::Opened;
 use serving::{Served, serve_device};
 use settings::Settings;
+use signals::{Signals, block_heedless};
 use state::{Identity, OwnState};
 use std::{process, sync::Arc, thread::JoinHandle};
 use ublk_integrity::{Latched, MasterKey, create::VolumeInfo};
@@ -64,6 +68,8 @@ pub struct Start {
     pub may_shrink: bool,
     /// Where it comes from.
     pub origin: Origin,
+    /// What the volume seems to be.
+    pub volume: Option<VolumeInfo>,
     /// The volume's key.
     pub key: MasterKey,
     /// The UUID that the volume must have, where one is known.
@@ -75,23 +81,36 @@ pub fn run(start: Start, reporter: Reporter, sink: Sink) -> Outcome {
     let reporter = Arc::new(reporter);
     let listener = Arc::clone(&reporter);
     wait::tell_by(move |line| listener.info(line));
-    let (data, meta) = (start.settings.data.clone(), start.settings.meta.clone());
+    let (data, meta, origin) = (start.settings.data.clone(), start.settings.meta.clone(), start.origin);
     serve(start, &reporter, sink)
-        .map_err(|failure| Failure { message: with_paths(&failure.message, &data, meta.as_deref()), ..failure })
+        .map_err(|failure| match interrupt::signal() {
+            Some(signal) => ended_early(signal, origin),
+            None => Failure { message: with_paths(&failure.message, &data, meta.as_deref()), ..failure },
+        })
         .inspect_err(|failure| reporter.failed(failure))
 }
 
+/// A signal has come before the device was live.
+fn ended_early(signal: Signal, origin: Origin) -> Failure {
+    let left = match origin {
+        Origin::New(_) => "there is none, and the volume is as a crash would have left it".to_owned(),
+        Origin::Recovered(number) => format!("/dev/ublkb{number} waits for a daemon as before: `recover -n {number}`"),
+    };
+    Failure::new(Exit::Interrupted, format_args!("{signal} came before the device was live: {left}"))
+}
+
 fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
-    let Start { mut settings, may_shrink, origin, key, uuid } = start;
+    let Start { mut settings, may_shrink, origin, volume, key, uuid } = start;
     abort_on_panic();
     harden::lock_memory(|warning| reporter.warn(&warning));
-    let signals = block_signals()?;
+    block_heedless()?;
     refusals::unfit(&settings, origin)?;
     let backings = open_devices(&settings, origin, reporter)?;
     let write_back = write_back(&settings, reporter);
     // Until the end of the process.
-    let (_promise, for_volume) = promise_memory(&mut settings, may_shrink, origin)?;
+    let (_promise, for_volume) = promise_memory(&mut settings, may_shrink, origin, volume.as_ref())?;
     harden::before_threads(|warning| reporter.warn(&warning));
+    let signals = Signals::watch(reporter, move |signal| ended_early(signal, origin))?;
 
     let accept = |found: &VolumeInfo| refusals::other_volume(&settings, origin, &Identity::of(found));
     let opened = Opened::volume(&settings, (&key, uuid), backings, write_back.into(), for_volume, accept)?;
@@ -103,7 +122,7 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     let (open_id, latched) = (opened.open_id, opened.volume.latched().is_some());
     let running = Running::start(opened, warnings, &settings, sink)?;
     let what = Served { read_only: settings.read_only || latched, settings, volume, open_id, origin, write_back };
-    let served = serve_device(what, &running.backings, &running.shared, reporter, signals);
+    let served = serve_device(what, &running.backings, &running.shared, reporter, &signals);
     running.close(served)
 }
 
@@ -123,11 +142,16 @@ fn open_devices(settings: &Settings, origin: Origin, reporter: &Reporter) -> Out
 
 /// Makes the memory ours that `settings` ask for; returns how much of it, and of what is there beside it, the volume may take
 /// while it opens.
-fn promise_memory(settings: &mut Settings, may_shrink: bool, origin: Origin) -> Outcome<(Promise, u64)> {
+fn promise_memory(
+    settings: &mut Settings,
+    may_shrink: bool,
+    origin: Origin,
+    volume: Option<&VolumeInfo>,
+) -> Outcome<(Promise, u64)> {
     let purpose = if matches!(origin, Origin::New(_)) { Purpose::New } else { Purpose::Needed };
     let rest = memory_budget::rest(settings.counts());
     Promise::make(purpose, |available| {
-        let most = settings.fit(available, may_shrink)?;
+        let most = settings.fit(available, volume, may_shrink)?;
         // The buffers of requests come after; others may open a volume at the same time.
         Ok((most, most + (available.bytes - most) / 2 - rest))
     })
@@ -149,12 +173,9 @@ fn write_back(settings: &Settings, reporter: &Reporter) -> u16 {
 
 /// What is not as it should be with an open volume.
 fn warnings(opened: &Opened, settings: &Settings) -> Vec<String> {
-    let read_only = opened.volume.latched().map(|why| match why {
-        Latched::Undecided(_) => format!("the device is read-only: {why} (--decide-unreadable gives such blocks up)"),
-        _ => format!("the device is read-only: {why}"),
-    });
+    let read_only = opened.volume.latched().map(|why| format!("the device is read-only: {}", Failure::from(why)));
     let all = opened.volume.warnings().iter().cloned().chain(read_only);
-    all.map(|line| with_paths(&line, &settings.data, settings.meta.as_deref())).collect()
+    all.map(|line| settings.named(&line)).collect()
 }
 
 /// What whoever started us should know of the volume.
@@ -162,9 +183,9 @@ fn tell_of(opened: &Opened, warnings: &[String], settings: &Settings, reporter: 
     let (_, memory) = memory_line(settings, opened.volume.memory_bytes());
     reporter.info(&memory);
     let recovery = opened.volume.recovery();
-    report::summary(recovery).iter().for_each(|line| reporter.info(line));
+    report::summary(recovery).iter().for_each(|line| reporter.info(&settings.named(line)));
     for finding in report::findings(recovery).iter().chain(warnings) {
-        reporter.warn(finding);
+        reporter.warn(&settings.named(finding));
     }
     if opened.put_in_place > 0 {
         let count = writes(opened.put_in_place);
@@ -184,7 +205,9 @@ struct Running {
 impl Running {
     fn start(opened: Opened, warnings: Vec<String>, settings: &Settings, sink: Sink) -> Outcome<Self> {
         let first_lines = report::recovery(opened.volume.recovery()).into_iter().chain(warnings).collect();
-        let log = Log::start(sink, first_lines).doing("can't start the log thread")?;
+        let (data, for_log) = (settings.data.display().to_string(), settings.clone());
+        let words = move |text: &str| format!("{data}: {}", for_log.named(text));
+        let log = Log::start(sink, first_lines, words).doing("can't start the log thread")?;
         let stop = Arc::new(Stop::default());
         let checkpoints = workers::start_checkpoints(&opened.volume, &opened.backings, &stop, &log, settings.verbose)
             .doing("can't start the checkpoint thread")?;
@@ -215,12 +238,13 @@ impl Running {
         match last {
             Ok(()) => state.retire(),
             Err(latched) => {
+                let latched_in_words = state.named(&latched.to_string());
                 state.ended(&match kept {
-                    Ok(0) => latched.to_string(),
+                    Ok(0) => latched_in_words,
                     Ok(kept) => {
-                        format!("{latched}. In memory for the next `add` to put in place: {}", writes(kept))
+                        format!("{latched_in_words}. In memory for the next `add` to put in place: {}", writes(kept))
                     }
-                    Err(unreadable) => format!("{latched}. {unreadable}"),
+                    Err(unreadable) => format!("{latched_in_words}. {unreadable}"),
                 });
                 self.log.tell(Event::Latched(latched));
                 self.log.drain();

@@ -3,14 +3,14 @@
 use super::{memory_budget::largest_request, settings::Settings, workers};
 use crate::{
     device::Backings,
-    failure::{Context, Exit, Failure, Outcome},
+    failure::{Context, Exit, Failure, Outcome, way_out},
     hash_queue::HashQueue,
     kept::{Kept, KeptWrites, OpenId, Owner, writes},
     offline::{Offline, random},
 };
 use std::sync::Arc;
 use ublk_integrity::{
-    HintReceiver, MasterKey, Volume,
+    HintReceiver, Latched, MasterKey, Volume,
     create::VolumeInfo,
     hints,
     open::{Access, OpenOptions, UnreadableBlocks, VerifiedVolume},
@@ -105,10 +105,40 @@ fn to_put_in_place(
 /// Without them the volume would answer with what is older than what was answered before.
 fn put_in_place(left: &Kept, offline: &Offline, volume: &Volume) -> Outcome<usize> {
     match (volume.latched(), left.count()?) {
-        (Some(why), count @ 1..) => {
-            let kept = writes(count);
-            Err(Failure::from(why).context(format_args!("{kept} of a daemon that was killed can't be put in place")))
-        }
+        (Some(why), count @ 1..) => Err(stay_kept(left, count, why)),
         _ => left.put_in_place(offline, volume),
+    }
+}
+
+/// Nothing can be written to the volume, so they stay where they are: what there is to do.
+fn stay_kept(left: &Kept, count: usize, why: Latched) -> Failure {
+    let remedy = way_out(why);
+    let kept = writes(count);
+    left.unless_given_up(Failure::new(
+        Exit::Device,
+        format_args!("{kept} of a daemon that was killed can't be put in place: {why}; {remedy}"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kept::of_test;
+    use ublk_integrity::{BlockIndex, BlockRange, RecordNumber};
+
+    #[test]
+    fn what_stays_kept_says_every_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let (kept, mut part) = of_test(folder.path(), 2);
+        part.heads.keep(0, BlockRange::new(BlockIndex(3), 1), RecordNumber(5));
+        let said = |why| stay_kept(&kept, kept.count().unwrap(), why).message;
+        let link = format!("remove {}/kept-0101", folder.path().display());
+        let undecided = said(Latched::Undecided(BlockIndex(7)));
+        for words in ["1 write of a daemon", "block 7", "--decide-unreadable", &link] {
+            assert!(undecided.contains(words), "{undecided}");
+        }
+        let other = said(Latched::Abandoned);
+        assert!(other.contains("open it anew") && other.contains(&link), "{other}");
+        assert!(!other.contains("--decide-unreadable"), "it would not help: {other}");
     }
 }

@@ -52,10 +52,12 @@ pub(super) fn patience(settings: &Settings, origin: Origin) -> Outcome<Duration>
         return Ok(DYING);
     }
     let mut patience = Duration::ZERO;
-    for state in State::all().into_iter().filter(|state| state.settings.shares_devices(settings)) {
-        let (path, id) = (settings.data.display(), state.id);
+    for state in State::all() {
+        let Some(path) = settings.shared_device(&state.settings) else { continue };
+        let (path, id) = (path.display(), state.id);
         if state.is_alive() {
-            return Err(Failure::new(Exit::Busy, format_args!("{path} is in use by /dev/ublkb{id}")));
+            let message = format!("{path} is in use by /dev/ublkb{id} (pid {}): `del -n {id}` ends that", state.pid);
+            return Err(Failure::new(Exit::Busy, message));
         }
         if state.whose()? == Whose::Ours {
             // Requests wait in it that would land on what others have written since.
@@ -78,7 +80,7 @@ pub(super) fn other_volume(settings: &Settings, origin: Origin, found: &Identity
     let message = format!(
         "/dev/ublkb{number} is of volume {}, {} now holds {} ({} bytes in blocks of {}): nothing done",
         expected.uuid,
-        settings.data.display(),
+        settings.meta_path().display(),
         found.uuid,
         found.size,
         found.block_size

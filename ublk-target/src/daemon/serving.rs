@@ -4,10 +4,11 @@ use super::{
     Origin,
     birth::{Birth, clear_stillborn},
     control,
-    endings::{Watchdog, stop_on_signals},
+    endings::Watchdog,
     launch::Reporter,
     memory_budget::memory_line,
     settings::Settings,
+    signals::Signals,
     state::{Identity, OwnState, State},
 };
 use crate::{
@@ -16,7 +17,6 @@ use crate::{
     failure::{Context, Outcome},
     ublk::{self, Device, Mark, Shape, Shared},
 };
-use nix::sys::signal::SigSet;
 use serde_json::{Value, json};
 use std::{process, sync::Arc};
 use ublk_integrity::hex;
@@ -77,9 +77,10 @@ pub(super) fn serve_device(
     backings: &Backings,
     shared: &Arc<Shared>,
     reporter: &Arc<Reporter>,
-    signals: SigSet,
+    signals: &Arc<Signals>,
 ) -> Outcome<(Device, OwnState)> {
     ublk::secure_run_folder()?;
+    signals.begin_start()?;
     let origin = what.origin;
     let mark = what.mark()?;
     let shape = what.shape(mark);
@@ -117,21 +118,22 @@ fn start_and_serve(
     backings: &Backings,
     shared: &Arc<Shared>,
     reporter: &Arc<Reporter>,
-    signals: SigSet,
+    signals: &Arc<Signals>,
 ) -> Outcome {
     let number = state.id;
+    let live = state.clone();
     let answers = Answers { state, shared: Arc::clone(shared) };
     control::serve(number, move || answers.status()).doing("can't open the control socket")?;
-    stop_on_signals(number, signals, shared.log.clone()).doing("can't start the signal thread")?;
     let starting = Watchdog::start("START_DEV", reporter, move || {
         if matches!(origin, Origin::New(_)) {
             // From outside: this process is about to end.
             let _ = stop::start_forced_del(number);
         }
     });
-    let reporter = Arc::clone(reporter);
+    let (reporter, signals, log) = (Arc::clone(reporter), Arc::clone(signals), shared.log.clone());
     device.run(&backings.fds(), shared, move || {
         starting.disarm();
+        signals.live(live, log);
         reporter.live(number);
     })
 }
@@ -155,6 +157,9 @@ impl Answers {
             if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {
                 all.extend(part);
             }
+        }
+        if let Some(why) = all["latched"].as_str() {
+            all["latched"] = self.state.settings.named(why).into();
         }
         all
     }

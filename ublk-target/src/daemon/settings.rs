@@ -4,14 +4,13 @@ use super::{
     memory_budget::{Available, machine_memory, most_memory},
     workers::PREFETCH_LANES,
 };
-use crate::{device::is_same_device, failure::Outcome, key::KeySource};
-use serde::{Deserialize, Serialize};
-use std::{
-    fs::OpenOptions,
-    io::Read,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+use crate::{
+    device::is_same_device,
+    failure::{Outcome, with_paths},
+    key::KeySource,
 };
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 use ublk_integrity::{OnMismatch, create::VolumeInfo};
 
 /// Everything that `add` was told, the key excepted.
@@ -75,34 +74,51 @@ impl Settings {
         }
     }
 
-    /// Whether both need one device.
-    pub fn shares_devices(&self, other: &Self) -> bool {
-        let all = |settings: &Self| settings.meta.iter().chain([&settings.data]).cloned().collect::<Vec<_>>();
-        let others = all(other);
-        all(self).iter().any(|a| others.iter().any(|b| is_same_device(a, b).unwrap_or(false)))
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&self.data).chain(&self.meta).map(PathBuf::as_path)
     }
 
-    /// Refuses what can't be had. Before anything is taken: an allocation that fails, or is killed for, ends the process without a
-    /// word, and what a daemon has locked the kernel can't get back.
-    pub fn refuse_more_than(&self, available: &Available) -> Outcome {
-        available.refuse_less_than(self.most_memory(), LOWER)
+    /// The device that both need, by the path that it has here.
+    pub fn shared_device(&self, other: &Self) -> Option<&Path> {
+        self.paths().find(|ours| other.paths().any(|theirs| is_same_device(ours, theirs).unwrap_or(false)))
     }
 
-    /// The same, but where the cache `may_shrink` that is done first. Returns what the daemon takes at most.
-    pub fn fit(&mut self, available: &Available, may_shrink: bool) -> Outcome<u64> {
-        let most = self.most_memory();
+    /// The library's words for the devices in a text replaced by the paths.
+    pub fn named(&self, text: &str) -> String {
+        with_paths(text, &self.data, self.meta.as_deref())
+    }
+
+    /// The devices, for a line.
+    pub fn paths_in_words(&self) -> String {
+        self.paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ")
+    }
+
+    /// The device with the metadata.
+    pub fn meta_path(&self) -> &Path {
+        self.meta.as_ref().unwrap_or(&self.data)
+    }
+
+    /// Refuses what can't be had with this `volume`, or any. Before anything is taken: an allocation that fails, or is killed for, ends
+    /// the process without a word, and what a daemon has locked the kernel can't get back.
+    pub fn refuse_more_than(&self, available: &Available, volume: Option<&VolumeInfo>) -> Outcome {
+        available.refuse_less_than(self.most_memory(volume), LOWER)
+    }
+
+    /// The same, but where the cache `may_shrink` that is done first. Returns what the daemon takes at most. Looks at no device:
+    /// others may wait for us to be done.
+    pub fn fit(&mut self, available: &Available, volume: Option<&VolumeInfo>, may_shrink: bool) -> Outcome<u64> {
+        let most = self.most_memory(volume);
         if may_shrink && most > available.bytes {
-            let uncached = Self { cache: 0, ..self.clone() }.most_memory();
+            let uncached = Self { cache: 0, ..self.clone() }.most_memory(volume);
             let left = available.bytes.saturating_sub(uncached) / PAGE_WITH_ENTRY.1 * PAGE_WITH_ENTRY.0;
             self.cache = self.cache.min(left.max(LEAST_CACHE));
         }
-        self.refuse_more_than(available)?;
-        Ok(self.most_memory())
+        self.refuse_more_than(available, volume)?;
+        Ok(self.most_memory(volume))
     }
 
-    fn most_memory(&self) -> u64 {
-        let volume = peek(self.meta.as_ref().unwrap_or(&self.data));
-        most_memory(volume.as_ref(), self.counts(), self.max_io, self.cache)
+    fn most_memory(&self, volume: Option<&VolumeInfo>) -> u64 {
+        most_memory(volume, self.counts(), self.max_io, self.cache)
     }
 }
 
@@ -247,19 +263,10 @@ impl Defaults {
         Self { counts, cache: left.min(memory / 32).clamp(LEAST_CACHE, 256 << 20) }
     }
 
-    /// For the machine we run on, and the volume that the device with its metadata seems to hold.
-    pub fn here(wanted: Wanted, max_io: u32, meta: &Path, available: &Available) -> Self {
-        Self::for_machine(machine_memory(), available.bytes, wanted, max_io, peek(meta).as_ref())
+    /// For the machine we run on.
+    pub fn here(wanted: Wanted, max_io: u32, volume: Option<&VolumeInfo>, available: &Available) -> Self {
+        Self::for_machine(machine_memory(), available.bytes, wanted, max_io, volume)
     }
-}
-
-/// The sizes of the volume that the device with its metadata seems to hold.
-fn peek(meta: &Path) -> Option<VolumeInfo> {
-    let mut superblock = [0; 512];
-    // Whatever the path leads to: what is no volume is refused later.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(meta);
-    file.and_then(|mut file| file.read_exact(&mut superblock)).ok()?;
-    VolumeInfo::peek(&superblock)
 }
 
 #[cfg(test)]
@@ -369,7 +376,7 @@ pub(super) mod tests {
     #[test]
     fn more_memory_than_there_is_is_exit_3() {
         let available = Available::of_test(1 << 30);
-        let fits = |settings: Settings| settings.refuse_more_than(&available);
+        let fits = |settings: Settings| settings.refuse_more_than(&available, None);
         assert!(fits(settings()).is_ok());
         let too_much = [
             Settings { depth: 4096, max_io: 32 << 20, ..settings() },
@@ -387,16 +394,38 @@ pub(super) mod tests {
 
     #[test]
     fn only_a_cache_that_may_shrink_does() {
-        let wanted = settings().most_memory();
+        let wanted = settings().most_memory(None);
         let mut ample = settings();
-        assert_eq!(ample.fit(&Available::of_test(wanted), true).unwrap(), wanted);
+        assert_eq!(ample.fit(&Available::of_test(wanted), None, true).unwrap(), wanted);
         assert_eq!(ample.cache, settings().cache);
         let scarce = Available::of_test(wanted - (20 << 20));
         let mut shrunk = settings();
-        assert!(shrunk.fit(&scarce, true).unwrap() <= scarce.bytes);
+        assert!(shrunk.fit(&scarce, None, true).unwrap() <= scarce.bytes);
         assert!((40 << 20..44 << 20).contains(&shrunk.cache), "{}", shrunk.cache);
-        assert_eq!(settings().fit(&scarce, false).unwrap_err().exit, Exit::Memory);
+        assert_eq!(settings().fit(&scarce, None, false).unwrap_err().exit, Exit::Memory);
         let too_scarce = Available::of_test(wanted - (64 << 20));
-        assert_eq!(settings().fit(&too_scarce, true).unwrap_err().exit, Exit::Memory);
+        assert_eq!(settings().fit(&too_scarce, None, true).unwrap_err().exit, Exit::Memory);
+    }
+
+    #[test]
+    fn the_device_that_two_need_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let [d1, d2, m] = ["d1", "d2", "m"].map(|name| folder.path().join(name));
+        [&d1, &d2, &m].into_iter().for_each(|path| std::fs::write(path, "").unwrap());
+        let with =
+            |data: &PathBuf, meta: Option<&PathBuf>| Settings { data: data.clone(), meta: meta.cloned(), ..settings() };
+        assert_eq!(with(&d2, Some(&m)).shared_device(&with(&d1, Some(&m))), Some(m.as_path()), "not the data device");
+        assert_eq!(with(&d1, Some(&m)).shared_device(&with(&m, None)), Some(m.as_path()));
+        assert_eq!(with(&d1, Some(&m)).shared_device(&with(&d1, Some(&d2))), Some(d1.as_path()));
+        assert_eq!(with(&d1, Some(&m)).shared_device(&with(&d2, None)), None);
+    }
+
+    #[test]
+    fn what_a_volume_takes_is_known_without_its_device() {
+        let small = plan(4096, 1 << 30);
+        // Its device does not exist: whoever looks for it here takes it for any volume.
+        let mut known = Settings { data: "/nowhere".into(), ..settings() };
+        let most = known.fit(&Available::of_test(1 << 30), Some(&small), false).unwrap();
+        assert!(most < known.most_memory(None), "{most}");
     }
 }

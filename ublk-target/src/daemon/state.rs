@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
-    ublk::{self, Mark, Whose},
+    ublk::{Mark, Proof, Whose},
     wait::LONGEST,
 };
 use nix::fcntl::Flock;
@@ -142,9 +142,14 @@ impl State {
         Life::of(&file_of(self.id, "lock"), self.pid)
     }
 
+    /// What proves that the kernel's device of this number is the one that it describes.
+    pub fn proof(&self) -> Proof {
+        Proof { number: self.id, mark: self.mark, pid: self.pid }
+    }
+
     /// Whose the kernel's device of this number is.
     pub fn whose(&self) -> Outcome<Whose> {
-        ublk::whose(self.id, self.mark, self.pid)
+        self.proof().whose()
     }
 
     /// What to do about a daemon that is dead.
@@ -168,6 +173,15 @@ impl State {
     }
 }
 
+#[cfg(test)]
+impl State {
+    pub fn of_test(id: u32) -> Self {
+        let settings = super::settings::tests::settings();
+        let volume = Identity { uuid: uuid::Uuid::nil().to_string(), size: 1 << 20, block_size: 4096 };
+        Self { id, pid: 1, mark: None, open_id: String::new(), volume, ended: None, settings }
+    }
+}
+
 /// The lock last: whoever waits for it looks whether it is still there.
 fn remove_files(id: u32) {
     for suffix in ["sock", "json", "lock"] {
@@ -183,6 +197,11 @@ impl OwnState {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
         file.write_all(&text)?;
         fs::rename(new, path)
+    }
+
+    /// The library's words for the devices in a text replaced by the paths.
+    pub fn named(&self, text: &str) -> String {
+        self.state.settings.named(text)
     }
 
     /// The device is gone, and not in good order: whoever ends it shall be told why.

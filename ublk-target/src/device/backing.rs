@@ -267,7 +267,7 @@ pub fn is_same(a: &Metadata, b: &Metadata) -> bool {
 }
 
 /// What the kernel knows a block device by, or a file.
-fn number(m: &Metadata) -> (Option<u64>, u64) {
+pub fn number(m: &Metadata) -> (Option<u64>, u64) {
     match m.file_type().is_block_device() {
         true => (None, m.rdev()),
         false => (Some(m.dev()), m.ino()),

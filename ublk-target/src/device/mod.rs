@@ -6,4 +6,4 @@ pub mod stack;
 pub mod users;
 mod witness;
 
-pub use backing::{Backing, Backings, DYING, Use, is_same, is_same_device};
+pub use backing::{Backing, Backings, DYING, Use, is_same, is_same_device, number};

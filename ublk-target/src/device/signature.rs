@@ -5,6 +5,7 @@
 //! findings stay as new as the system. What it does not look for, volumes of ours and images of disks, is known here.
 
 use crate::failure::{Context, Exit, Failure, Outcome};
+use nix::unistd::{Whence, lseek};
 use serde::Deserialize;
 use std::{
     ffi::OsString,
@@ -19,6 +20,8 @@ use ublk_integrity::create::{self, VolumeInfo};
 
 /// Of a regular file, what lies in so many bytes at either end counts as somebody's, whatever it is.
 const EDGE: u64 = 1 << 20;
+/// Bytes between them that are looked through for more, holes not counted: a file that is all zeros takes no longer than that.
+const LOOKED_THROUGH: u64 = 64 << 20;
 /// What is zeroed around a signature: whole pages.
 const PAGE: u64 = 4096;
 
@@ -61,6 +64,16 @@ pub fn find(device: &File, size: u64) -> Outcome<Vec<Found>> {
         found.extend(anything(device, size).doing(what)?);
     }
     found.sort_by_key(|found| found.offset);
+    Ok(found)
+}
+
+/// The same, and of a regular file whatever lies between its ends, where there is nothing else: in so much of it as is looked at.
+pub fn find_content(device: &File, size: u64) -> Outcome<Vec<Found>> {
+    let mut found = find(device, size)?;
+    let what = "can't read it";
+    if found.is_empty() && device.metadata().doing(what)?.is_file() {
+        found.extend(between_holes(device, size).doing(what)?);
+    }
     Ok(found)
 }
 
@@ -155,11 +168,38 @@ fn images(device: &File, size: u64) -> io::Result<Vec<Found>> {
 /// The first byte near either end that is not zero.
 fn anything(device: &File, size: u64) -> io::Result<Option<Found>> {
     for range in edges(size) {
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        device.read_exact_at(&mut bytes, range.start)?;
-        if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
-            return Ok(Some(Found { what: "data".into(), offset: range.start + at as u64, len: 1 }));
+        if let Some(found) = data_in(device, range)? {
+            return Ok(Some(found));
         }
+    }
+    Ok(None)
+}
+
+fn data_in(device: &File, range: Range<u64>) -> io::Result<Option<Found>> {
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    device.read_exact_at(&mut bytes, range.start)?;
+    let at = bytes.iter().position(|byte| *byte != 0);
+    Ok(at.map(|at| Found { what: "data".into(), offset: range.start + at as u64, len: 1 }))
+}
+
+/// The first byte that is not zero in what is no hole, as far as [`LOOKED_THROUGH`] goes.
+fn between_holes(device: &File, size: u64) -> io::Result<Option<Found>> {
+    let (mut at, mut left) = (0, LOOKED_THROUGH);
+    while at < size && left > 0 {
+        at = match lseek(device, at as i64, Whence::SeekData) {
+            Ok(data) => data as u64,
+            Err(nix::Error::ENXIO) => return Ok(None),
+            // A file system that does not know holes.
+            Err(nix::Error::EINVAL) => at,
+            Err(e) => return Err(e.into()),
+        };
+        let hole = lseek(device, at as i64, Whence::SeekHole).map_or(size, |hole| hole as u64);
+        let end = hole.min(at + EDGE.min(left)).min(size);
+        if let Some(found) = data_in(device, at..end)? {
+            return Ok(Some(found));
+        }
+        left -= end - at;
+        at = end;
     }
     Ok(None)
 }
@@ -212,6 +252,23 @@ mod tests {
             let file = disk(SIZE);
             file.write_all_at(&[1], at).unwrap();
             assert_eq!(!find(&file, SIZE).unwrap().is_empty(), is_data, "{at}");
+            assert_eq!(find_content(&file, SIZE).unwrap()[0].offset, at, "between the ends, too");
         }
+    }
+
+    #[test]
+    fn no_more_than_so_much_is_looked_through() {
+        const SIZE: u64 = 1 << 40;
+        let file = disk(SIZE);
+        file.write_all_at(&[1], SIZE / 2).unwrap();
+        assert_eq!(find_content(&file, SIZE).unwrap()[0].offset, SIZE / 2, "holes don't count");
+        let file = disk(4 * LOOKED_THROUGH);
+        let mut at = 0;
+        while at <= LOOKED_THROUGH {
+            file.write_all_at(&[0; EDGE as usize], at).unwrap();
+            at += EDGE;
+        }
+        file.write_all_at(&[1], at).unwrap();
+        assert_eq!(find_content(&file, 4 * LOOKED_THROUGH).unwrap(), []);
     }
 }

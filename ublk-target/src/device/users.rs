@@ -26,6 +26,8 @@ pub enum User {
     Swap,
     /// A block device that lies on it: of device-mapper, md, bcache, or a loop device.
     Device(String),
+    /// A target of the kernel's (nvmet, LIO) serves it.
+    Target(String),
     /// A process has it open.
     Process(u32, String),
     /// Somebody has claimed it whom we can't see: mounted in another mount namespace, for one.
@@ -38,6 +40,7 @@ impl fmt::Display for User {
             Self::Mount(point) => write!(f, "mounted on {point}"),
             Self::Swap => f.write_str("used as swap"),
             Self::Device(name) => write!(f, "below {name}"),
+            Self::Target(folder) => write!(f, "served by {folder}"),
             Self::Process(pid, name) => write!(f, "open in process {pid} ({name})"),
             Self::Claim => f.write_str("mounted or claimed out of our sight"),
         }
@@ -71,11 +74,17 @@ pub fn lasting(path: &Path) -> Vec<User> {
 pub fn now(path: &Path) -> Vec<User> {
     let Ok(device) = path.metadata() else { return Vec::new() };
     let Some(disk) = Disk::of(device.rdev(), path) else { return Vec::new() };
-    let mut users: Vec<_> =
-        [mounts(&disk), swaps(&disk), disk.holders(), loops(&disk, Path::new("/sys/block")), openers(&disk)]
-            .into_iter()
-            .flatten()
-            .collect();
+    let mut users: Vec<_> = [
+        mounts(&disk),
+        swaps(&disk),
+        disk.holders(),
+        loops(&disk, Path::new("/sys/block")),
+        exports(&disk, Path::new("/sys/kernel/config")),
+        openers(&disk),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     if users.iter().all(|user| matches!(user, User::Process(..))) && is_claimed(path) {
         users.insert(0, User::Claim);
     }
@@ -154,6 +163,22 @@ fn loops(disk: &Disk, all: &Path) -> Vec<User> {
     on_it.map(|device| User::Device(device.file_name().to_string_lossy().into())).collect()
 }
 
+/// Targets of the kernel's that serve it to other machines: they have it open, and claim nothing. One of NVMe that is switched
+/// off has let go of it; one of SCSI holds it as long as it is there.
+fn exports(disk: &Disk, config: &Path) -> Vec<User> {
+    let is_at = |file: &Path| fs::read_to_string(file).is_ok_and(|path| disk.is_at(Path::new(path.trim_end())));
+    let is_on = |file: &Path| fs::read_to_string(file).is_ok_and(|on| on.trim() == "1");
+    let nvme = below(&config.join("nvmet/subsystems")).flat_map(|subsystem| below(&subsystem.join("namespaces")));
+    let nvme = nvme.filter(|namespace| is_on(&namespace.join("enable")) && is_at(&namespace.join("device_path")));
+    let scsi = below(&config.join("target/core")).flat_map(|backend| below(&backend));
+    let scsi = scsi.filter(|store| is_at(&store.join("udev_path")));
+    nvme.chain(scsi).map(|target| User::Target(target.display().to_string())).collect()
+}
+
+fn below(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
 /// Mounted, swapped on, or under device-mapper or md: they all claim a device for themselves.
 fn is_claimed(path: &Path) -> bool {
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
@@ -229,6 +254,28 @@ mod tests {
         let mut loops = loops(&disk, sys.path());
         loops.sort_by_key(User::to_string);
         assert_eq!(loops, [User::Device("loop0".into()), User::Device("loop2".into())]);
+    }
+
+    #[test]
+    fn targets_that_serve_it_are_found_in_configfs() {
+        let sys = tempfile::tempdir().unwrap();
+        let disk = disk(sys.path());
+        let config = sys.path().join("config");
+        for (space, path, on) in
+            [("1", "/dev/ublkb0\n", "1\n"), ("2", "/dev/ublkb10\n", "1\n"), ("3", "/dev/ublkb0p1\n", "0\n")]
+        {
+            let folder = config.join("nvmet/subsystems/nqn.x/namespaces").join(space);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("device_path"), path).unwrap();
+            fs::write(folder.join("enable"), on).unwrap();
+        }
+        let store = config.join("target/core/iblock_0/disk");
+        fs::create_dir_all(&store).unwrap();
+        fs::write(store.join("udev_path"), "/dev/ublkb0p1\n").unwrap();
+        let found: Vec<_> = exports(&disk, &config).iter().map(User::to_string).collect();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].ends_with("nqn.x/namespaces/1") && found[1].ends_with("iblock_0/disk"), "{found:?}");
+        assert_eq!(exports(&disk, Path::new("/nowhere")), []);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! ```
 
 use crate::{
-    device::Backing,
+    device::{Backing, number},
     failure::{Context, Outcome},
 };
 use serde::{Deserialize, Serialize};
@@ -78,7 +78,8 @@ impl Layout {
     }
 }
 
-/// Whose writes are kept: the data device, by its path and its number. Either may change; where both have, it is another.
+/// Whose writes are kept: the data device, by its path and its number. Either may change, unless what it was leads to another
+/// device by now; where both have, it is another.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Owner {
     /// Empty where it is too long to be kept.
@@ -94,9 +95,32 @@ impl Owner {
         Ok(Self { path: path.to_string_lossy().into(), number: data.number().doing(what())? })
     }
 
-    /// Whether it may be the same.
-    pub fn is(&self, other: &Self) -> bool {
-        !self.path.is_empty() && self.path == other.path || self.number == other.number
+    /// Whether `now`, an open device, is the same. Numbers come again, and so do paths: what speaks for it is not enough where
+    /// the other speaks against it.
+    pub fn is(&self, now: &Self) -> bool {
+        let same_path = !self.path.is_empty() && self.path == now.path;
+        match (same_path, self.number == now.number) {
+            (true, true) => true,
+            (false, true) => !self.path_leads_elsewhere(now),
+            (true, false) => !self.number_is_elsewhere(),
+            (false, false) => false,
+        }
+    }
+
+    /// Whether another device is at its path now: what has its number is not the one that had it.
+    fn path_leads_elsewhere(&self, now: &Self) -> bool {
+        Path::new(&self.path).metadata().is_ok_and(|found| number(&found) != now.number)
+    }
+
+    /// Whether the block device of its number is still there, and so not what is at its path now.
+    fn number_is_elsewhere(&self) -> bool {
+        match self.number {
+            (None, device) => {
+                Path::new(&format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device))).exists()
+            }
+            // A file can't be looked for by its number.
+            (Some(_), _) => false,
+        }
     }
 }
 

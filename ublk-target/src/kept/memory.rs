@@ -2,19 +2,22 @@
 
 use super::MEMORY;
 use crate::{
-    daemon::state::{FOLDER, make_folder},
+    daemon::{
+        memory_budget::lock_alone,
+        state::{FOLDER, make_folder},
+    },
     failure::{Context, Exit, Failure, Outcome},
     os,
-    wait::Wait,
+    wait::{LONGEST, Wait},
 };
 use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
 };
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,15 +25,15 @@ use std::{
 /// Of the tmpfs: without limits, and never swapped out (`noswap`, Linux 6.4; before 6.5 nothing can be answered early).
 const OPTIONS: &str = "mode=0700,size=0,nr_inodes=0,noswap";
 
-/// How long whoever has the memory to itself may take, and a daemon from letting go of its devices to letting go of its file.
-pub(super) const DYING: Duration = Duration::from_secs(5);
+/// How long a daemon may take from letting go of its devices to letting go of its file.
+pub(super) const DYING: Duration = LONGEST;
 
 /// Mounts the memory, once for all daemons. Before a daemon leaves the mounts of its caller.
 pub fn mount_memory() -> Outcome {
     let what = format!("keeping writes in {MEMORY}");
     make_folder().doing(&what)?;
     // Two at once would mount twice, and the second would hide what the first has kept.
-    let _alone = lock_memory()?;
+    let _alone = lock_alone("kept.lock")?;
     DirBuilder::new().recursive(true).mode(0o700).create(MEMORY).doing(&what)?;
     let device = |path: &Path| path.metadata().map(|found| found.dev()).ok();
     if device(Path::new(MEMORY)) == device(Path::new(FOLDER)) {
@@ -44,17 +47,9 @@ pub fn mount_memory() -> Outcome {
     Ok(())
 }
 
-/// For whoever mounts the memory, makes a file in it, or removes what nobody can find any more.
-pub(super) fn lock_memory() -> Outcome<Flock<File>> {
-    let path = Path::new(FOLDER).join("memory.lock");
-    let what = format!("can't lock {}", path.display());
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).doing(&what)?;
-    lock(file, DYING).doing(&what)
-}
-
-/// Locks a file, which somebody who is about to let go of it may hold for so long yet.
-pub(super) fn lock(file: File, patience: Duration) -> nix::Result<Flock<File>> {
-    let mut wait = Wait::up_to(patience, format_args!("a lock in {FOLDER}"));
+/// Locks the file at `path`, which somebody who is about to let go of it may hold for so long yet.
+pub(super) fn lock(file: File, path: &Path, patience: Duration) -> nix::Result<Flock<File>> {
+    let mut wait = Wait::up_to(patience, format_args!("the lock on {}", path.display()));
     os::lock_within(file, FlockArg::LockExclusiveNonblock, &mut wait)
 }
 
@@ -73,7 +68,7 @@ pub(super) fn links_to(folder: &Path, file: &Path) -> io::Result<Vec<PathBuf>> {
 /// Removes files of dead daemons that no link leads to: given up, or of volumes that are no more.
 pub(super) fn sweep(folder: &Path, memory: &Path) {
     for path in fs::read_dir(memory).into_iter().flatten().flatten().map(|entry| entry.path()) {
-        let of_nobody = File::open(&path).is_ok_and(|file| lock(file, Duration::ZERO).is_ok());
+        let of_nobody = File::open(&path).is_ok_and(|file| lock(file, &path, Duration::ZERO).is_ok());
         if of_nobody && links_to(folder, &path).is_ok_and(|links| links.is_empty()) {
             let _ = fs::remove_file(&path);
         }

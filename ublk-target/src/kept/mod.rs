@@ -21,11 +21,12 @@ use crate::{
     daemon::state::FOLDER,
     failure::{Context, Exit, Failure, Outcome, plain},
     offline::Offline,
+    unnamed,
 };
 use layout::{FREE, Head, Label, Layout, Place, TAKEN, opened};
 pub use layout::{MOST_BYTES, Owner, PAGE};
 pub use memory::mount_memory;
-use memory::{DYING, links_to, lock, lock_memory};
+use memory::{DYING, links_to, lock};
 use nix::{
     errno::Errno,
     fcntl::{FallocateFlags, Flock, fallocate},
@@ -35,9 +36,9 @@ pub use part::of_test;
 pub use part::{Heads, KeptWrites, Part};
 use std::{
     fmt::Display,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt, symlink},
+    os::unix::fs::{FileExt, symlink},
     path::{Path, PathBuf},
     slice::from_ref,
     time::Duration,
@@ -82,7 +83,7 @@ fn waiting_in(folder: &Path, id: &str) -> usize {
 fn left_unlocked(folder: &Path, id: &str) -> Option<Kept> {
     let path = fs::read_link(link_named(folder, id)).ok()?;
     let (file, label) = opened(&path).ok()?;
-    let file = lock(file, Duration::ZERO).ok()?;
+    let file = lock(file, &path, Duration::ZERO).ok()?;
     Some(Kept { file, path, folder: folder.into(), layout: label.layout })
 }
 
@@ -103,6 +104,19 @@ fn give_up_in(folder: &Path, id: &str, owner: &Owner) -> usize {
     count
 }
 
+/// Gives a new file its length, and its memory: where there is not enough, that is an error here and SIGBUS later.
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    file.set_len(bytes)?;
+    loop {
+        match fallocate(file, FallocateFlags::empty(), 0, bytes as libc::off_t) {
+            Err(Errno::EINTR) => {}
+            // A ramfs, which an older version may have mounted, can't.
+            Ok(()) | Err(Errno::EOPNOTSUPP) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// The failure, with what to do where nothing else helps.
 fn unless_given_up(failure: Failure, links: &[PathBuf]) -> Failure {
     let links: Vec<_> = links.iter().map(|link| link.display().to_string()).collect();
@@ -113,34 +127,21 @@ fn unless_given_up(failure: Failure, links: &[PathBuf]) -> Failure {
 impl Kept {
     /// A new file for an open of that id.
     pub fn create(id: &OpenId, owner: &Owner, layout: Layout) -> Outcome<Self> {
-        let _alone = lock_memory()?;
         Self::create_in(Path::new(FOLDER), Path::new(MEMORY), id, owner, layout)
     }
 
     fn create_in(folder: &Path, memory: &Path, id: &OpenId, owner: &Owner, layout: Layout) -> Outcome<Self> {
         let path = memory.join(hex(id));
         let what = format!("can't keep writes in {}", path.display());
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).doing(&what)?;
-        let file = lock(file, Duration::ZERO).doing(&what)?;
-        let kept = Self { file, path, folder: folder.into(), layout };
+        // Locked before `sweep` can find it, which removes what nobody holds and no link leads to.
+        let file = unnamed::locked(memory).doing(&what)?;
         let label = Label { owner: owner.clone(), layout };
-        kept.file.write_all_at(&label.page(), 0).doing(&what)?;
-        kept.reserve(layout.file_bytes()).doing(&what)?;
+        file.write_all_at(&label.page(), 0).doing(&what)?;
+        reserve(&file, layout.file_bytes()).doing(&what)?;
+        unnamed::name(&file, &path).doing(&what)?;
+        let kept = Self { file, path, folder: folder.into(), layout };
         kept.belongs_to(id)?;
         Ok(kept)
-    }
-
-    /// Gives a new file its length, and its memory: where there is not enough, that is an error here and SIGBUS later.
-    fn reserve(&self, bytes: u64) -> io::Result<()> {
-        self.file.set_len(bytes)?;
-        loop {
-            match fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as libc::off_t) {
-                Err(Errno::EINTR) => {}
-                // A ramfs, which an older version may have mounted, can't.
-                Ok(()) | Err(Errno::EOPNOTSUPP) => return Ok(()),
-                Err(e) => return Err(e.into()),
-            }
-        }
     }
 
     /// What the open of that id has left, if it did not end in good order, and is not that of a copy of this device which
@@ -170,9 +171,10 @@ impl Kept {
             Ok(opened) => opened,
         };
         let is_ours = owner.is(opener);
-        let file = match lock(file, if is_ours { patience } else { Duration::ZERO }) {
+        let file = match lock(file, &path, if is_ours { patience } else { Duration::ZERO }) {
             // The original is being served.
             Err(Errno::EWOULDBLOCK) if !is_ours => return Ok(None),
+            Err(Errno::EWOULDBLOCK) => return Err(still_held(&path, patience)),
             locked => locked.doing(format!("can't lock {}", path.display()))?,
         };
         let kept = Self { file, path: path.clone(), folder: folder.into(), layout };
@@ -214,7 +216,8 @@ impl Kept {
         }
     }
 
-    fn unless_given_up(&self, failure: Failure) -> Failure {
+    /// The failure, with what to remove where nothing else helps.
+    pub fn unless_given_up(&self, failure: Failure) -> Failure {
         unless_given_up(failure, &links_to(&self.folder, &self.path).unwrap_or_default())
     }
 
@@ -290,6 +293,14 @@ impl Drop for Kept {
     fn drop(&mut self) {
         let _ = self.retire();
     }
+}
+
+fn still_held(path: &Path, patience: Duration) -> Failure {
+    let (path, seconds) = (path.display(), patience.as_secs());
+    let message = format!(
+        "{path}: the daemon that keeps writes of this device there has not ended within {seconds} s: `fuser {path}` names it"
+    );
+    Failure::new(Exit::Busy, message)
 }
 
 /// So many, for people.
@@ -443,6 +454,35 @@ mod tests {
         fs::remove_file(&link).unwrap();
         sweep(folder, &memory(folder));
         assert_eq!(files(folder), 0, "given up");
+    }
+
+    #[test]
+    fn a_number_or_a_path_that_came_again_proves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+        let owner_of = |path: &Path| Owner {
+            path: path.to_str().unwrap().into(),
+            number: crate::device::number(&path.metadata().unwrap()),
+        };
+        fs::write(&a, "").unwrap();
+        let original = owner_of(&a);
+        fs::rename(&a, &b).unwrap();
+        assert!(original.is(&owner_of(&b)), "it has another path now");
+        fs::write(&a, "").unwrap();
+        let impostor = Owner { number: original.number, ..owner_of(&b) };
+        assert!(!original.is(&impostor), "its path leads to another, so its number has come again");
+        let Some(disk) = fs::read_dir("/sys/dev/block").ok().and_then(|mut all| all.next()?.ok()) else {
+            println!("skipped: no block device here");
+            return;
+        };
+        let (major, minor) =
+            disk.file_name().to_str().unwrap().split_once(':').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+        let there = (None, libc::makedev(major.parse().unwrap(), minor.parse().unwrap()));
+        let original = Owner { path: "/dev/disk/by-id/x".into(), number: there };
+        assert!(
+            !original.is(&Owner { number: (None, 1), ..original.clone() }),
+            "it is still there, and that is another"
+        );
     }
 
     #[test]

@@ -89,14 +89,42 @@ pub(super) fn try_stop(number: u32) -> io::Result<()> {
 }
 
 /// DEL_DEV. The plain one waits in the kernel for the last opener, for ever if that is a mount; kernels before 6.9 know only
-/// that.
+/// that, and nothing else is a reason to wait.
 pub(super) fn delete(number: u32) -> io::Result<()> {
-    send(sys::UBLK_U_CMD_DEL_DEV_ASYNC, number, &mut []).or_else(|_| send(sys::UBLK_U_CMD_DEL_DEV, number, &mut []))
+    match send(sys::UBLK_U_CMD_DEL_DEV_ASYNC, number, &mut []) {
+        Err(e) if is_unknown(e.raw_os_error().unwrap_or(0), || info(number).is_ok()) => {
+            send(sys::UBLK_U_CMD_DEL_DEV, number, &mut [])
+        }
+        done => done,
+    }
+}
+
+/// Whether an error says that the driver does not know a command: its versions have several words for it. One is "no such
+/// device", which is true where there is none.
+fn is_unknown(errno: i32, is_there: impl FnOnce() -> bool) -> bool {
+    /// The kernel's own, which is in no header for programs.
+    const ENOTSUPP: i32 = 524;
+    match errno {
+        libc::EOPNOTSUPP | ENOTSUPP | libc::EINVAL => true,
+        libc::ENODEV => is_there(),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_that_fails_is_not_one_that_is_unknown() {
+        for errno in [libc::EOPNOTSUPP, 524, libc::EINVAL] {
+            assert!(is_unknown(errno, || false), "{errno}");
+        }
+        assert!(is_unknown(libc::ENODEV, || true) && !is_unknown(libc::ENODEV, || false));
+        for errno in [libc::EPERM, libc::EINTR, libc::EBUSY, libc::ENOMEM, 0] {
+            assert!(!is_unknown(errno, || true), "{errno}");
+        }
+    }
 
     #[test]
     fn the_kernels_struct_has_this_shape() {

@@ -8,7 +8,7 @@ use super::{
     transfer::is_asked,
 };
 use crate::{
-    failure::{Exit, Failure, Outcome},
+    failure::{Context, Exit, Failure, Outcome},
     os,
 };
 use libublk::{
@@ -150,7 +150,11 @@ impl Drop for Device {
             // libublk would delete only what it has added, and wait for the last opener; and it would do so once more when the
             // number may be another's.
             self.ctrl.disown();
-            delete_stopped(self.number());
+            // It may be another's already, where some tool has deleted ours. A device of an older version bears no mark.
+            let proof = Proof { number: self.number(), mark: self.shape.mark, pid: process::id() };
+            if self.shape.mark.is_none() || proof.ours().is_ok() {
+                delete_stopped(self.number());
+            }
         }
     }
 }
@@ -254,16 +258,68 @@ pub enum Whose {
     Anothers(Option<u32>),
 }
 
-/// Whose the kernel's device of this number is, which a daemon with that `pid` serves or did last, and was made with that
-/// `mark`. What can't be asked is an error: never "ours".
-pub fn whose(number: u32, mark: Option<Mark>, pid: u32) -> Outcome<Whose> {
-    if !exists(number) {
-        return Ok(Whose::Nobodys);
+/// What proves that the kernel's device of a number is the one that we have made. Without it nothing is stopped or deleted.
+#[derive(Clone, Copy, Debug)]
+pub struct Proof {
+    /// Its number, which may go to another.
+    pub number: u32,
+    /// What the kernel remembers it by.
+    pub mark: Option<Mark>,
+    /// The daemon that serves it, or did last.
+    pub pid: u32,
+}
+
+impl Proof {
+    /// Whose the device is. What can't be asked is an error: never "ours".
+    pub fn whose(self) -> Outcome<Whose> {
+        let number = self.number;
+        if !exists(number) {
+            return Ok(Whose::Nobodys);
+        }
+        match command::info(number) {
+            Ok(info) => Ok(judge(&info, self.mark, self.pid)),
+            Err(_) if !exists(number) => Ok(Whose::Nobodys),
+            Err(e) => Err(Failure::io(format_args!("can't ask the kernel about /dev/ublkb{number}"), &e)),
+        }
     }
-    match command::info(number) {
-        Ok(info) => Ok(judge(&info, mark, pid)),
-        Err(_) if !exists(number) => Ok(Whose::Nobodys),
-        Err(e) => Err(Failure::io(format_args!("can't ask the kernel about ublk device {number}"), &e)),
+
+    /// Fails unless it is ours.
+    pub fn ours(self) -> Outcome {
+        let number = self.number;
+        match self.whose()? {
+            Whose::Ours => Ok(()),
+            Whose::Nobodys => Err(Failure::new(Exit::Device, format_args!("/dev/ublkb{number} is gone"))),
+            Whose::Anothers(pid) => {
+                let who = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+                let message = format!("/dev/ublkb{number} is another program's by now{who}; nothing done");
+                Err(Failure::new(Exit::Device, message))
+            }
+        }
+    }
+
+    /// Stops the device: requests under way end, its queues go down. The daemon, if it lives, deletes it.
+    pub fn stop(self) -> Outcome {
+        self.ours()?;
+        command::stop(self.number).doing(format_args!("can't stop /dev/ublkb{}", self.number))
+    }
+
+    /// Stops the device if nobody has it open: the kernel decides, in one step. "Busy" where somebody has; `None` where the
+    /// kernel does not offer it (before Linux 7.0).
+    pub fn stop_unused(self) -> Option<Outcome> {
+        if command::features() & u64::from(sys::UBLK_F_SAFE_STOP_DEV) == 0 {
+            return None;
+        }
+        let stop = || command::try_stop(self.number).doing(format_args!("can't stop /dev/ublkb{}", self.number));
+        Some(self.ours().and_then(|()| stop()))
+    }
+
+    /// Asks the kernel to delete a device that has no daemon. One that is gone already is fine.
+    pub fn delete(self) {
+        if self.ours().is_ok() {
+            // Whatever fails here fails because the device is going.
+            let _ = command::stop(self.number);
+            delete_stopped(self.number);
+        }
     }
 }
 
@@ -280,27 +336,6 @@ fn judge(info: &DeviceInfo, mark: Option<Mark>, pid: u32) -> Whose {
 /// What the kernel calls the state that a device is in; `None` where it can't be asked.
 pub fn kernel_state(number: u32) -> Option<&'static str> {
     command::info(number).ok().map(|info| command::state_name(info.state))
-}
-
-/// Stops the device: requests under way end, its queues go down. The daemon, if it lives, deletes it.
-pub fn stop(number: u32) -> Outcome {
-    command::stop(number).map_err(|e| Failure::io("can't stop the device", &e))
-}
-
-/// Stops the device if nobody has it open: the kernel decides, in one step. "Busy" where somebody has; `None` where the
-/// kernel does not offer it (before Linux 7.0).
-pub fn stop_unused(number: u32) -> Option<Outcome> {
-    if command::features() & u64::from(sys::UBLK_F_SAFE_STOP_DEV) == 0 {
-        return None;
-    }
-    Some(command::try_stop(number).map_err(|e| Failure::io("can't stop the device", &e)))
-}
-
-/// Asks the kernel to delete a device that has no daemon. One that is gone already is fine.
-pub fn delete(number: u32) {
-    // Whatever fails here fails because the device is going.
-    let _ = command::stop(number);
-    delete_stopped(number);
 }
 
 /// Deletes the device that bears this mark, if there is one, which must never have been started.

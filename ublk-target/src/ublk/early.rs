@@ -162,7 +162,7 @@ mod tests {
         let (_volume, offline, key) = scratch();
         let volume = Arc::new(offline.open_volume(&key, Opening::new(Access::ReadWrite, None)).unwrap());
         let (_, files) = offline.handles();
-        let log = Log::start(Sink::Stderr, Vec::new()).unwrap();
+        let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();
         let shared = Shared {
             volume,
             files,

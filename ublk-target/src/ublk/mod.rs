@@ -10,8 +10,7 @@ mod run_folder;
 mod transfer;
 
 pub use control::{
-    Device, Shape, Whose, block_path, delete, delete_marked, exists, kernel_state, need_driver, shares_queues, stop,
-    stop_unused, whose,
+    Device, Proof, Shape, Whose, block_path, delete_marked, exists, kernel_state, need_driver, shares_queues,
 };
 pub use mark::Mark;
 pub use queue::Shared;

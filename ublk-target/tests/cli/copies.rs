@@ -1,9 +1,17 @@
 //! `import` and `export`: content goes into volumes and comes back, whatever has happened to them.
 
 use crate::harness::*;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use std::{
     fs,
-    os::unix::fs::{FileExt, MetadataExt},
+    io::Write,
+    os::unix::{
+        fs::{FileExt, MetadataExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
     process::{Command, Stdio},
 };
 
@@ -278,15 +286,95 @@ fn what_is_exported_is_its_owners_alone() {
     let f = Folder::with_volume();
     fs::write(f.path("old"), "x").unwrap();
     std::os::unix::fs::symlink("old", f.path("link")).unwrap();
+    fs::set_permissions(f.path("old"), fs::Permissions::from_mode(0o640)).unwrap();
     for out in ["new", "link --force"] {
         f.run(&format!("export --data disk --key-file key {out}")).expect(DONE);
     }
-    for name in ["new", "old"] {
+    for (name, mode) in [("new", 0o600), ("old", 0o640)] {
         let meta = fs::metadata(f.path(name)).unwrap();
-        assert_eq!((meta.mode() & 0o777, meta.len()), (0o600, 8 << 20), "{name}");
+        assert_eq!((meta.mode() & 0o777, meta.len()), (mode, 8 << 20), "{name}");
     }
     assert!(f.path("link").is_symlink());
     f.run("export --data disk --key-file key nowhere/out").expect(DEVICE).says("nowhere/out");
+}
+
+#[test]
+fn an_import_that_is_interrupted_says_what_the_volume_holds() {
+    let f = Folder::with_volume();
+    let mut import = f.command("import --data disk --key-file key -");
+    let mut import = import.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = import.stdin.take().unwrap();
+    // More than a pipe holds: a part is in place, or nearly, and it waits for more.
+    input.write_all(&content(4 << 20)).unwrap();
+    kill(Pid::from_raw(import.id() as i32), Signal::SIGTERM).unwrap();
+    let ended = import.wait_with_output().unwrap();
+    drop(input);
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.signal(), Some(Signal::SIGTERM as i32), "{said}");
+    for words in ["interrupted", "on disk", "holds a part of standard input", "import --force"] {
+        assert!(said.contains(words) && said.lines().count() == 1, "{said}");
+    }
+}
+
+#[test]
+fn an_input_that_changes_while_it_is_read_is_refused() {
+    let f = Folder::new();
+    f.run("format --data disk --create --size 128M --key-file key").expect(DONE);
+    fs::write(f.path("in"), content(128 << 20)).unwrap();
+    let input = fs::OpenOptions::new().write(true).open(f.path("in")).unwrap();
+    for change in [(128 << 20) + 1, 5 << 20] {
+        let mut import = f.command("import --data disk --key-file key --force in");
+        let import = import.stderr(Stdio::piped()).spawn().unwrap();
+        let (pid, fds) = (Pid::from_raw(import.id() as i32), format!("/proc/{}/fd", import.id()));
+        let is_reading = || {
+            let mut all = fs::read_dir(&fds).into_iter().flatten().flatten();
+            let open = all.find(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == f.path("in")));
+            let info = open.map(|fd| fds.replace("/fd", "/fdinfo/") + fd.file_name().to_str().unwrap());
+            let info = info.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+            info.lines().find_map(|line| line.strip_prefix("pos:")?.trim().parse().ok()).unwrap_or(0_u64) > 0
+        };
+        while !is_reading() {}
+        // Whatever it does then it does after the change.
+        kill(pid, Signal::SIGSTOP).unwrap();
+        input.set_len(change).unwrap();
+        kill(pid, Signal::SIGCONT).unwrap();
+        let before = 128 << 20;
+        let run = Run::of(import.wait_with_output().unwrap()).expect(ARGUMENTS);
+        run.says(&format!("had {before} bytes and has {change} by now")).says("the volume may hold part of it");
+        input.set_len(before).unwrap();
+    }
+}
+
+#[test]
+fn a_rescue_looks_at_all_three_places_before_it_writes() {
+    let f = Folder::with_volume();
+    f.run("format --data d --meta m --create --size 8M --key-file key").expect(DONE);
+    let rescue = "export --rescue --data d --meta m --key-file key";
+    let names = || fs::read_dir(f.dir.path()).unwrap().count();
+    for (place, own, why) in [
+        ("out.map", "m", "the volume itself"),
+        ("out.may-be-older", "d", "the volume itself"),
+        ("out", "d", "the volume itself"),
+        ("out.map", "key", "is the key file"),
+    ] {
+        let before = fs::read(f.path(own)).unwrap();
+        fs::hard_link(f.path(own), f.path(place)).unwrap();
+        let count = names();
+        f.run(&format!("{rescue} out --force")).expect(ARGUMENTS).says(why);
+        f.run(&format!("{rescue} out")).expect(BUSY).says(place).says("--force");
+        assert!(names() == count && fs::read(f.path(own)).unwrap() == before, "{place}");
+        fs::remove_file(f.path(place)).unwrap();
+    }
+    fs::create_dir(f.path("out.map")).unwrap();
+    f.run(&format!("{rescue} out --force")).expect(ARGUMENTS).says("out.map is no file");
+    fs::remove_dir(f.path("out.map")).unwrap();
+    // Of an older rescue, of another volume perhaps: it says nothing of this OUT.
+    for name in ["out", "out.map", "out.may-be-older"] {
+        fs::write(f.path(name), "old").unwrap();
+    }
+    f.run(&format!("{rescue} out --force")).expect(DONE);
+    assert_eq!(fs::metadata(f.path("out")).unwrap().len(), 8 << 20);
+    assert!(!f.path("out.map").exists() && !f.path("out.may-be-older").exists());
 }
 
 #[test]

@@ -53,6 +53,14 @@ fn is_kept_and_then_gone(f: &Folder, name: &str) {
 }
 
 #[test]
+fn data_in_the_middle_of_a_file_is_data() {
+    let f = Folder::new();
+    disk(&f, "disk", SIZE).write_all_at(b"somebody's", SIZE / 2).unwrap();
+    f.run("format --data disk --key-file key").expect(BUSY).says("disk holds data at 0x10000000").says("--force");
+    f.run("format --data disk --key-file key --force").expect(DONE);
+}
+
+#[test]
 fn every_file_system_that_can_be_made_here_is_known() {
     let f = Folder::new();
     // What is not installed here is skipped, and says so.

@@ -1,6 +1,7 @@
 //! The program without ublk and without root: exit codes, one line for each failure, and volumes in files.
 
 mod copies;
+mod errors;
 mod foreign;
 mod format;
 mod harness;
@@ -79,7 +80,10 @@ fn a_key_that_cannot_be_used_is_exit_2() {
     fs::write(f.path("short"), [1; 31]).unwrap();
     f.run("check --data disk --key-file short").expect(KEY).says("31");
     fs::write(f.path("long"), vec![1; 4097]).unwrap();
-    f.run("check --data disk --key-file long").expect(KEY);
+    f.run("check --data disk --key-file long").expect(KEY).says("long").says("4097 bytes");
+    fs::File::create(f.path("long")).unwrap().set_len(16 << 20).unwrap();
+    f.run("check --data disk --key-file long").expect(KEY).says("16777216 bytes").says("4096");
+    f.run_with_input("check --data disk --key-file -", &[1; 8192]).expect(KEY).says("more than 4096 bytes");
     f.run("check --data disk --key keyring:no-such-key-of-ours").expect(KEY).says("no-such-key-of-ours");
     let key = fs::read(f.path("key")).unwrap();
     f.run_with_input("check --data disk --key-file -", &key).expect(DONE);
@@ -310,6 +314,7 @@ fn without_ublk_add_says_what_to_do() {
     f.run("add --data disk --key-file key --foreground").expect(DEVICE);
     f.run("add --data nowhere --key-file key").expect(DEVICE).says("nowhere");
     f.run("list").expect(DONE);
+    f.run("del --all").expect(DONE);
 }
 
 #[test]

@@ -1,0 +1,219 @@
+//! What signals do to a daemon, from its start to its end.
+//!
+//! ```text
+//!   alone      no thread yet, nothing done that the kernel would not undo: SIGTERM and SIGINT end the process, as any other
+//!   opening    what is under way on the devices ends first, or is cut off: recovery may be, at any moment
+//!   starting   the kernel makes the device: the signal is remembered until that answers
+//!   live       the device is stopped, as soon as nobody uses it
+//! ```
+
+use super::{
+    endings::{stop_ourselves, stop_when_left},
+    launch::Reporter,
+    log::{Event, Log},
+    state::State,
+    workers::named,
+};
+use crate::{
+    cli::stop::{self, When},
+    failure::{Context, Exit, Failure, Outcome},
+    interrupt,
+    notice::Notice,
+    wait::{self, LONGEST, WORD_AFTER},
+};
+use nix::sys::signal::{SigSet, Signal};
+use std::{
+    process,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+/// Signals that ask us to stop.
+const STOP: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
+/// Signals that would end us where nobody has asked for that: a terminal that goes, tools that have logs written anew.
+const HEEDLESS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Blocks the signals that end nobody, in this thread and all that it starts.
+pub fn block_heedless() -> Outcome {
+    HEEDLESS.into_iter().collect::<SigSet>().thread_block().doing("can't block signals")
+}
+
+/// How far the daemon has come, as far as a signal is concerned.
+enum Phase {
+    Opening,
+    /// A signal came while it was opening: there will be no device.
+    Ended,
+    Starting,
+    Live(Box<State>, Log),
+}
+
+/// The thread that takes signals, as the daemon sees it.
+pub struct Signals {
+    phase: Mutex<Phase>,
+    changed: Condvar,
+}
+
+impl Signals {
+    /// From here on this process has a thread that takes them: after all that must be done before any other is started. `early`
+    /// says what a signal means that comes before there is a device.
+    pub fn watch(
+        reporter: &Arc<Reporter>,
+        early: impl Fn(Signal) -> Failure + Send + Sync + 'static,
+    ) -> Outcome<Arc<Self>> {
+        let set: SigSet = STOP.into_iter().chain(HEEDLESS).collect();
+        set.thread_block().doing("can't block signals")?;
+        interrupt::expect();
+        let signals = Arc::new(Self { phase: Mutex::new(Phase::Opening), changed: Condvar::new() });
+        let (watched, reporter) = (Arc::clone(&signals), Arc::clone(reporter));
+        let serve = move || {
+            let signal = watched.next_stop(&set);
+            if !watched.is_too_late_to_end() {
+                watched.end_opening(&set, signal, move || reporter.failed(&early(signal)));
+            }
+            let (state, log) = watched.wait_until_live(|| {
+                wait::tell(&format!("{signal}: the device is being started, and is stopped as soon as it answers"));
+            });
+            watched.stop_live(&set, state, &log);
+        };
+        named("signals").spawn(serve).doing("can't start the signal thread")?;
+        Ok(signals)
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kernel is about to make the device: fails where a signal has come before.
+    pub fn begin_start(&self) -> Outcome {
+        let mut phase = self.phase();
+        if matches!(*phase, Phase::Ended) {
+            return Err(interrupt::failure());
+        }
+        *phase = Phase::Starting;
+        Ok(())
+    }
+
+    /// The device answers.
+    pub fn live(&self, state: State, log: Log) {
+        *self.phase() = Phase::Live(Box::new(state), log);
+        self.changed.notify_all();
+    }
+
+    /// Whether there is a device, or nearly one. Else there never will be.
+    fn is_too_late_to_end(&self) -> bool {
+        let mut phase = self.phase();
+        let opening = matches!(*phase, Phase::Opening | Phase::Ended);
+        if opening {
+            *phase = Phase::Ended;
+        }
+        !opening
+    }
+
+    /// What runs on the devices is asked to end, and the process with it. `failed` tells whoever waits for us, where that takes
+    /// too long.
+    fn end_opening(&self, set: &SigSet, signal: Signal, failed: impl Fn() + Send + Sync + 'static) -> ! {
+        let cut_off = Arc::new(move || {
+            failed();
+            // The kernel may keep the process until a sync under way has ended.
+            interrupt::die_of(signal);
+        });
+        interrupt::come(signal);
+        let _word = Notice::after(WORD_AFTER, move || {
+            let seconds = LONGEST.as_secs();
+            wait::tell(&format!(
+                "{signal}: waiting for what is under way on the devices, at most {seconds} s; a second signal gives it up at once"
+            ));
+        });
+        let at_last = Arc::clone(&cut_off);
+        let _end = Notice::after(LONGEST, move || at_last());
+        self.next_stop(set);
+        cut_off();
+        process::exit(Exit::Interrupted as i32)
+    }
+
+    /// Waits for the device, with a word if it does not answer yet.
+    fn wait_until_live(&self, word: impl FnOnce()) -> (State, Log) {
+        let mut phase = self.phase();
+        let mut word = Some(word);
+        loop {
+            if let Phase::Live(state, log) = &*phase {
+                return ((**state).clone(), log.clone());
+            }
+            if let Some(word) = word.take() {
+                word();
+            }
+            phase = self.changed.wait(phase).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The first signal stops the device as soon as nobody uses it: under a mounted file system a disk that goes takes what was
+    /// not written yet with it. The second one stops it whoever uses it, in good order. The third ends this process: requests
+    /// under way may wait for a device that never answers.
+    ///
+    /// Whoever uses it is looked for, and the device stopped, by other processes (see [`stop`]).
+    fn stop_live(&self, set: &SigSet, state: State, log: &Log) {
+        let (child, told, of) = (stop::start(state.id, When::Left), log.clone(), state.clone());
+        let _ = named("stop").spawn(move || stop_when_left(&of, child, &told));
+        self.next_stop(set);
+        log.tell(Event::StopsNow);
+        let child = stop::start_forced_del(state.id);
+        let _ = named("stop now").spawn(move || stop_ourselves(&state, child));
+        self.next_stop(set);
+        process::exit(Exit::Busy as i32);
+    }
+
+    /// Waits for a signal that asks us to stop.
+    fn next_stop(&self, set: &SigSet) -> Signal {
+        loop {
+            match set.wait() {
+                Ok(signal) if HEEDLESS.contains(&signal) => {
+                    let ignored = Event::SignalIgnored(signal);
+                    match &*self.phase() {
+                        Phase::Live(_, log) => log.tell(ignored),
+                        _ => wait::tell(&ignored.to_string()),
+                    }
+                }
+                Ok(signal) => return signal,
+                // It fails only for a set that is none.
+                Err(_) => return Signal::SIGTERM,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::log::Sink, *};
+    use std::{sync::mpsc, time::Duration};
+
+    fn signals() -> Arc<Signals> {
+        Arc::new(Signals { phase: Mutex::new(Phase::Opening), changed: Condvar::new() })
+    }
+
+    #[test]
+    fn one_that_comes_before_the_device_prevents_it() {
+        let signals = signals();
+        assert!(!signals.is_too_late_to_end());
+        assert!(signals.begin_start().is_err(), "whoever is opening finds out before anything is made");
+        assert!(!signals.is_too_late_to_end());
+    }
+
+    #[test]
+    fn one_that_comes_while_it_starts_waits_until_it_answers() {
+        let signals = signals();
+        signals.begin_start().unwrap();
+        assert!(signals.is_too_late_to_end());
+        let (tell, told) = mpsc::channel();
+        let (waiting, word) = (Arc::clone(&signals), tell.clone());
+        let thread = std::thread::spawn(move || {
+            let (state, _) = waiting.wait_until_live(move || word.send(0).unwrap());
+            tell.send(state.id).unwrap();
+        });
+        assert_eq!(told.recv(), Ok(0), "it is told");
+        assert!(told.recv_timeout(Duration::from_millis(100)).is_err(), "there is no device to stop yet");
+        let state = State::of_test(7);
+        signals.live(state, Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap());
+        assert_eq!(told.recv(), Ok(7));
+        thread.join().unwrap();
+        signals.wait_until_live(|| panic!("told though there is nothing to wait for"));
+    }
+}
