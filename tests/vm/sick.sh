@@ -93,13 +93,20 @@ mark_block "$disk" 8 writes-go-on
 remove
 check_closed
 
-step 'the disk is away'
+step 'all blocks fail, and the superblock can be read: the disk is there'
 add --write-back 0
 for block in $(seq 100 300); do head -c 4096 <(yes "$block"); done | dd of="$disk" bs=4096 seek=100 oflag=direct iflag=fullblock status=none
 crash
 from=$((at - 7 * 8)) # where block 0 lies
 table lower "0 $from linear /dev/vda 0
 $from $((sectors - from)) error"
+SECONDS=0
+code=0
+check_clean 2>/run/err || code=$?
+[ $code = 6 ] || { cat /run/err; die "exit code $code"; }
+[ $SECONDS -lt 60 ] || die "took $SECONDS s"
+step 'all of it fails: the disk is away'
+table lower "0 $sectors error"
 SECONDS=0
 refused 4 ui check --data $data --key-file $key
 [ $SECONDS -lt 30 ] || die "took $SECONDS s"

@@ -1,6 +1,6 @@
 //! How a command fails: one line for a person, one exit code for a script.
 
-use crate::{key::newline_hint, size::Size};
+use crate::{key_hint::newline_hint, size::Size};
 use nix::sys::resource::{Resource, getrlimit};
 use std::{fmt, io, path::Path, process::ExitCode};
 use ublk_integrity::{

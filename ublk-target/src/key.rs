@@ -3,14 +3,13 @@
 use crate::{
     device::is_same,
     failure::{Context, Exit, Failure, Outcome},
-    os, output,
+    interrupt, key_hint, os, output,
 };
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{File, Metadata},
     io::{IsTerminal, Read},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
 };
 use ublk_integrity::{MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey};
 use zeroize::Zeroizing;
@@ -49,17 +48,6 @@ pub struct OptionalKeyArgs {
     /// Key from the kernel's keyrings
     #[arg(long, value_name = "keyring:NAME", value_parser = keyring_name)]
     key: Option<String>,
-}
-
-/// Whether the key of this process ends in a newline, which most that do should not: an editor or `echo` has added it.
-static ENDS_IN_NEWLINE: AtomicBool = AtomicBool::new(false);
-
-/// A word on that, for the line that says that the key is wrong.
-pub fn newline_hint() -> &'static str {
-    match ENDS_IN_NEWLINE.load(Ordering::Relaxed) {
-        true => " (it ends in a newline, which counts: perhaps an editor or `echo` has added it)",
-        false => "",
-    }
 }
 
 fn keyring_name(text: &str) -> Result<String, String> {
@@ -130,7 +118,7 @@ impl KeySource {
         if bytes.len() > MAX_KEY_BYTES {
             return Err(self.too_long());
         }
-        ENDS_IN_NEWLINE.store(bytes.ends_with(b"\n"), Ordering::Relaxed);
+        key_hint::note(bytes.ends_with(b"\n"));
         MasterKey::new(&bytes).map_err(|e| Failure::new(Exit::KeyOrPermission, format_args!("{self}: {e}")))
     }
 }
@@ -161,7 +149,7 @@ fn read_typed_or_piped(input: File) -> std::io::Result<Zeroizing<Vec<u8>>> {
         return read_all(input);
     }
     output::tell("the key, which is not shown, and then Enter:");
-    os::without_echo(&input, || {
+    os::without_echo(&input, interrupt::has_come, || {
         // A terminal gives one line at a time.
         let mut line = Zeroizing::new(vec![0; MAX_KEY_BYTES + 1]);
         let len = (&input).read(&mut line)?;

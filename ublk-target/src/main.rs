@@ -16,18 +16,23 @@ mod huge;
 mod interrupt;
 mod kept;
 mod key;
+mod key_hint;
 mod notice;
 mod offline;
 mod os;
 mod output;
+mod random;
+mod replay;
 mod report;
 mod ring;
+mod run_dir;
 #[cfg(all(test, shuttle))]
 #[path = "../../tests/sim/shared.rs"]
 mod shared;
 mod size;
 mod sync;
 mod tasks;
+mod threads;
 mod ublk;
 mod unnamed;
 mod wait;

@@ -10,12 +10,13 @@ use crate::{
     kept::{Kept, Owner, writes},
     notice::Notice,
     os, output,
+    random::random,
     ring::{DeviceFiles, OwnRing, RingStorage},
     size::Size,
     wait,
 };
 use futures_util::future::{Either, join, select};
-use std::{future::Future, pin::pin, time::Duration};
+use std::{future::Future, path::Path, pin::pin, time::Duration};
 use ublk_integrity::{
     Buf, Device, MasterKey, Slot, Volume,
     open::{Access, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
@@ -84,8 +85,8 @@ pub struct Lane {
 
 impl Offline {
     /// Opens the devices.
-    pub fn open(devices: &crate::cli::DeviceArgs, purpose: Use) -> Outcome<Self> {
-        let backings = Backings::open(&devices.data, devices.meta.as_deref(), purpose, Duration::ZERO)?;
+    pub fn open(data: &Path, meta: Option<&Path>, purpose: Use) -> Outcome<Self> {
+        let backings = Backings::open(data, meta, purpose, Duration::ZERO)?;
         backings.both().try_for_each(refuse_short)?;
         for path in backings.buffered() {
             let path = path.display();
@@ -264,13 +265,6 @@ fn refuse_short(backing: &Backing) -> Outcome {
         1..LEAST => Err(Failure::new(Exit::Device, format_args!("{path} has {size} bytes: too short for a volume"))),
         _ => Ok(()),
     }
-}
-
-/// Fresh random bytes from the kernel.
-pub fn random<const N: usize>() -> Outcome<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|e| Failure::new(Exit::Device, format_args!("no random bytes: {e}")))?;
-    Ok(bytes)
 }
 
 /// Lanes for a pipeline of [`LANES`] requests.

@@ -1,6 +1,5 @@
 //! System calls that have no safe wrapper elsewhere.
 
-use crate::{interrupt, wait::Wait};
 use io_uring::{IoUring, opcode, squeue, types};
 use memmap2::{MmapMut, MmapOptions};
 use nix::{
@@ -104,8 +103,13 @@ pub fn guard_secrets() -> nix::Result<()> {
     Ok(())
 }
 
-/// Reads from a terminal that shows nothing of it meanwhile, and shows it again also where a signal ends us.
-pub fn without_echo<T>(terminal: &File, read: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+/// Reads from a terminal that shows nothing of it meanwhile, and shows it again also where a signal ends us. `interrupted`: whether
+/// a thread for signals has taken one.
+pub fn without_echo<T>(
+    terminal: &File,
+    interrupted: impl Fn() -> bool,
+    read: impl FnOnce() -> std::io::Result<T>,
+) -> std::io::Result<T> {
     let before = tcgetattr(terminal)?;
     let mut silent = before.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
@@ -125,7 +129,7 @@ pub fn without_echo<T>(terminal: &File, read: impl FnOnce() -> std::io::Result<T
             poll(&mut either, PollTimeout::from(100u8))?;
             match (either[0].any(), either[1].any()) {
                 (_, Some(true)) => return Ok(false),
-                _ if interrupt::has_come() => return Ok(false),
+                _ if interrupted() => return Ok(false),
                 (Some(true), _) => return Ok(true),
                 _ => {}
             }
@@ -163,30 +167,14 @@ pub fn read_user_key(name: &str, limit: usize) -> nix::Result<Zeroizing<Vec<u8>>
     Ok(payload)
 }
 
-/// Takes a lock, or waits for it as long as `wait` allows. What is not to be had by then is told with EWOULDBLOCK.
-pub fn lock_within(mut file: File, how: FlockArg, wait: &mut Wait) -> nix::Result<Flock<File>> {
-    loop {
-        file = match Flock::lock(file, how) {
-            Ok(locked) => return Ok(locked),
-            Err((file, Errno::EWOULDBLOCK)) if wait.pause() => file,
-            Err((_, e)) => return Err(e),
-        };
-    }
-}
-
-/// The same of a lock that stays until the last descriptor of the opened file is closed, whoever has it.
-pub fn lock_open_within(file: &File, how: FlockArg, wait: &mut Wait) -> nix::Result<()> {
+/// flock(2), of which the lock stays until the last descriptor of the opened file is closed, whoever has it.
+pub fn flock(file: &File, how: FlockArg) -> nix::Result<()> {
     let operation = match how {
         FlockArg::LockSharedNonblock => libc::LOCK_SH | libc::LOCK_NB,
         _ => libc::LOCK_EX | libc::LOCK_NB,
     };
-    loop {
-        // SAFETY: takes integers only.
-        match Errno::result(unsafe { libc::flock(file.as_raw_fd(), operation) }) {
-            Err(Errno::EWOULDBLOCK) if wait.pause() => {}
-            done => return done.map(drop),
-        }
-    }
+    // SAFETY: takes integers only.
+    Errno::result(unsafe { libc::flock(file.as_raw_fd(), operation) }).map(drop)
 }
 
 /// Sends a command to the ublk driver (IORING_OP_URING_CMD on its control device) and waits for its end.

@@ -1,8 +1,13 @@
 //! Waiting, with an end that is known and, when it takes long, with a word.
 
-use crate::output;
+use crate::{os, output};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use std::{
     fmt::Display,
+    fs::File,
     sync::OnceLock,
     thread,
     time::{Duration, Instant},
@@ -66,6 +71,27 @@ impl Wait {
         }
         thread::sleep(PAUSE.min(self.limit - waited));
         true
+    }
+}
+
+/// Takes a lock, or waits for it as long as `wait` allows. What is not to be had by then is told with EWOULDBLOCK.
+pub fn lock_within(mut file: File, how: FlockArg, wait: &mut Wait) -> nix::Result<Flock<File>> {
+    loop {
+        file = match Flock::lock(file, how) {
+            Ok(locked) => return Ok(locked),
+            Err((file, Errno::EWOULDBLOCK)) if wait.pause() => file,
+            Err((_, e)) => return Err(e),
+        };
+    }
+}
+
+/// The same of a lock that stays until the last descriptor of the opened file is closed, whoever has it.
+pub fn lock_open_within(file: &File, how: FlockArg, wait: &mut Wait) -> nix::Result<()> {
+    loop {
+        match os::flock(file, how) {
+            Err(Errno::EWOULDBLOCK) if wait.pause() => {}
+            done => return done,
+        }
     }
 }
 

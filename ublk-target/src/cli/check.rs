@@ -6,7 +6,7 @@ use crate::{
     failure::{Exit, Failure, Outcome},
     interrupt,
     key::KeyArgs,
-    offline::{Offline, Opening},
+    offline::Opening,
     output::Output,
     report,
 };
@@ -47,7 +47,7 @@ struct Report<'a> {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let offline = Offline::open(&args.devices, Use::Shared)?;
+    let offline = args.devices.open(Use::Shared)?;
     let key = args.key.load()?;
     let how = Opening { without_kept: true, ..Opening::new(Access::ReadOnly, args.expected.uuid) };
     let volume = offline.open_volume(&key, how)?;

@@ -3,7 +3,7 @@
 use super::stop::{self, When};
 use crate::{
     daemon::{clear_stillborn, state::State},
-    device::{Backings, stack, users},
+    device::{Backings, users},
     failure::{Context, Exit, Failure, Outcome},
     kept, output,
     ublk::{self, Whose},
@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Outcome {
     // --all is in the same group, so that there may be a device without a name.
     let states = match &args.device {
         Some(device) if !args.all => vec![State::load(device.number()?)?],
-        _ => stack::top_down(State::all()),
+        _ => State::all_top_down(),
     };
     let mut first: Option<Failure> = None;
     for state in states {

@@ -4,7 +4,6 @@ use super::DeviceArgs;
 use crate::{
     device::Use,
     failure::{Exit, Failure, Outcome},
-    offline::Offline,
     output::Output,
     size::Size,
 };
@@ -24,7 +23,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let offline = Offline::open(&args.devices, Use::Unlocked)?;
+    let offline = args.devices.open(Use::Unlocked)?;
     let dump = offline.run(open::dump(&offline.io()))??;
     let mut out = Output::new();
     if args.json {

@@ -1,6 +1,8 @@
 //! `export`: the whole content through the verified path.
 
-use super::{DeviceArgs, ExpectedArgs, bad_runs::BadRuns, check::refuse_latched, new_file::NewFile, progress, rescue};
+mod rescue;
+
+use super::{DeviceArgs, ExpectedArgs, bad_runs::BadRuns, check::refuse_latched, new_file::NewFile, progress};
 use crate::{
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
@@ -60,7 +62,7 @@ pub struct Copied {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let offline = Offline::open(&args.devices, Use::Shared)?;
+    let offline = args.devices.open(Use::Shared)?;
     let key = args.key.load()?;
     if args.rescue {
         return rescue::run(args, &offline, &key);

@@ -6,7 +6,7 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     interrupt,
     key::{KeyArgs, KeySource},
-    offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
+    offline::{LANES, Lane, Opening, REQUEST, lanes},
     ring::RingStorage,
     size::Size,
 };
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Outcome {
     let mut input = Input::open(&args.input).doing(&what)?;
     args.devices.refuse_itself(&input.file.metadata().doing(&what)?, &args.input)?;
     input.refuse_empty(&args.input)?;
-    let offline = Offline::open(&args.devices, Use::Exclusive)?;
+    let offline = args.devices.open(Use::Exclusive)?;
     let key = key.load()?;
     let volume = offline.open_volume(&key, Opening::new(Access::ReadWrite, args.expected.uuid))?;
     refuse_latched(&volume)?;

@@ -2,8 +2,8 @@
 
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
-    offline::random,
     os, output,
+    random::random,
 };
 use std::{
     fs::{self, OpenOptions},

@@ -14,16 +14,18 @@ mod list;
 mod new_file;
 mod progress;
 mod recover;
-mod rescue;
 mod status;
 pub mod stop;
 mod ublksrv;
 
 use crate::{
     daemon::state::State,
+    device::Use,
     device::is_same,
     failure::{Context, Exit, Failure, Outcome, with_paths},
-    interrupt, output,
+    interrupt,
+    offline::Offline,
+    output,
 };
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use std::{
@@ -142,6 +144,11 @@ pub struct ExpectedArgs {
 }
 
 impl DeviceArgs {
+    /// Opens the devices.
+    fn open(&self, purpose: Use) -> Outcome<Offline> {
+        Offline::open(&self.data, self.meta.as_deref(), purpose)
+    }
+
     fn failure(&self, failure: Failure) -> Failure {
         Failure { message: self.named(&failure.message), ..failure }
     }

@@ -3,7 +3,7 @@
 use crate::{
     failure::{Context, Outcome},
     interrupt,
-    offline::random,
+    random::random,
 };
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::{

@@ -5,9 +5,10 @@
 //! that the daemon holds locked. A file that nobody holds speaks of a dead daemon, and the device with that mark can go:
 //! it was never started, so nobody can have it open.
 
-use super::state::{FOLDER, State, make_folder};
+use super::state::State;
 use crate::{
     failure::{Context, Outcome},
+    run_dir::{FOLDER, make_folder},
     ublk::{self, Mark},
     unnamed,
 };

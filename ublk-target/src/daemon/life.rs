@@ -4,7 +4,7 @@
 //! a dead daemon would look alive.
 
 use crate::{
-    os,
+    wait::lock_within,
     wait::{LONGEST, Wait},
 };
 use nix::{
@@ -74,7 +74,7 @@ pub(super) fn lock_current(path: &Path) -> io::Result<Flock<File>> {
 fn lock_current_within(path: &Path, wait: &mut Wait) -> io::Result<Flock<File>> {
     loop {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        let file = os::lock_within(file, FlockArg::LockExclusiveNonblock, wait)?;
+        let file = lock_within(file, FlockArg::LockExclusiveNonblock, wait)?;
         if is_current(&file, path) {
             return Ok(file);
         }
@@ -84,8 +84,7 @@ fn lock_current_within(path: &Path, wait: &mut Wait) -> io::Result<Flock<File>> 
 /// The lock of a daemon that is dead, as long as nobody has followed it.
 pub(super) fn lock_of_dead(path: &Path) -> Option<Flock<File>> {
     let file = OpenOptions::new().write(true).open(path).ok()?;
-    let file =
-        os::lock_within(file, FlockArg::LockExclusiveNonblock, &mut Wait::up_to(Duration::ZERO, "nothing")).ok()?;
+    let file = lock_within(file, FlockArg::LockExclusiveNonblock, &mut Wait::up_to(Duration::ZERO, "nothing")).ok()?;
     is_current(&file, path).then_some(file)
 }
 

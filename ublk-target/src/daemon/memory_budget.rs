@@ -4,26 +4,21 @@
 //! volume, so the sum is *promised* first: a file beside the state files, which counts for as long as its daemon lives, less what
 //! the daemon has in memory by now. Looking and promising are one step, under a lock.
 
-use super::{
-    settings::{Counts, Settings},
-    state::{FOLDER, make_folder},
-};
+use super::counts::Counts;
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
     kept::{MOST_BYTES, PAGE},
-    os,
+    run_dir::{FOLDER, lock_alone, make_folder},
     size::Size,
     unnamed,
-    wait::{LONGEST, Wait},
 };
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::resource::{RLIM_INFINITY, Resource, getrlimit},
 };
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process,
 };
@@ -61,26 +56,6 @@ pub fn most_memory(volume: Option<&VolumeInfo>, counts: Counts, max_io: u32, cac
     // Neither product comes near 64 bits; the cache may be anything.
     let volume = most_memory_bytes(volume, cache, counts.slots(), largest_request(max_io));
     volume.saturating_add(requests * u64::from(max_io) + rest(counts))
-}
-
-/// What the daemon takes, for the line it prints at start.
-pub fn memory_line(settings: &Settings, volume_bytes: u64) -> (u64, String) {
-    let (counts, max_io) = (settings.counts(), settings.max_io);
-    let (queues, depth) = (counts.queues, counts.depth);
-    let buffers = counts.requests() * u64::from(max_io);
-    let volume_rest = volume_bytes.saturating_sub(settings.cache);
-    let rest = rest(counts);
-    let total = buffers + volume_bytes.max(settings.cache) + rest;
-    let line = format!(
-        "memory: {} = {queues} queue{} × {depth} requests × {} + cache {} + log and pending tags {} + {}",
-        Size(total),
-        if queues == 1 { "" } else { "s" },
-        Size(max_io.into()),
-        Size(settings.cache),
-        Size(volume_rest),
-        Size(rest)
-    );
-    (total, line)
 }
 
 /// Bytes of memory of this machine.
@@ -264,25 +239,6 @@ impl Promise {
     }
 }
 
-/// For short work that one process does at a time, in a file of that name. Whoever holds it waits for no device.
-pub fn lock_alone(name: &str) -> Outcome<Flock<File>> {
-    let path = Path::new(FOLDER).join(name);
-    let shown = path.display();
-    let what = format!("can't lock {shown}");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).doing(&what)?;
-    let mut wait = Wait::up_to(LONGEST, format_args!("{shown}, which another `add` or `recover` holds"));
-    match os::lock_within(file, FlockArg::LockExclusiveNonblock, &mut wait) {
-        Err(nix::Error::EWOULDBLOCK) => {
-            let seconds = LONGEST.as_secs();
-            let message = format!(
-                "another `add` or `recover` has held {shown} for {seconds} s: `fuser {shown}` names it; try again when it has ended"
-            );
-            Err(Failure::new(Exit::Busy, message))
-        }
-        locked => locked.doing(&what),
-    }
-}
-
 impl Drop for Promise {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
@@ -291,7 +247,7 @@ impl Drop for Promise {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::settings, *};
+    use super::*;
 
     const MIB: u64 = 1 << 20;
 
@@ -344,10 +300,10 @@ mod tests {
 
     #[test]
     fn the_line_at_start_stays_below_what_was_foretold() {
-        let s = settings::tests::settings();
-        let s = Settings { write_back: 32, ..s };
+        let s = super::super::settings::tests::settings();
+        let s = super::super::settings::Settings { write_back: 32, ..s };
         let volume = most_memory_bytes(None, s.cache, s.counts().slots(), s.max_io as usize);
-        assert_eq!(memory_line(&s, volume).0, most_memory(None, s.counts(), s.max_io, s.cache));
+        assert_eq!(s.memory_line(volume).0, most_memory(None, s.counts(), s.max_io, s.cache));
     }
 
     #[test]

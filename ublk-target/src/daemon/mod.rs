@@ -11,6 +11,7 @@
 mod birth;
 pub mod client;
 mod control;
+mod counts;
 mod endings;
 mod harden;
 pub mod launch;
@@ -41,7 +42,7 @@ pub use birth::clear_stillborn;
 pub use endings::abort_on_panic;
 use launch::Reporter;
 use log::{Event, Log, Sink};
-use memory_budget::{Promise, Purpose, memory_line};
+use memory_budget::{Promise, Purpose};
 use nix::sys::signal::Signal;
 use opening::Opened;
 use serving::{Served, serve_device};
@@ -180,7 +181,7 @@ fn warnings(opened: &Opened, settings: &Settings) -> Vec<String> {
 
 /// What whoever started us should know of the volume.
 fn tell_of(opened: &Opened, warnings: &[String], settings: &Settings, reporter: &Reporter) {
-    let (_, memory) = memory_line(settings, opened.volume.memory_bytes());
+    let (_, memory) = settings.memory_line(opened.volume.memory_bytes());
     reporter.info(&memory);
     let recovery = opened.volume.recovery();
     report::summary(recovery).iter().for_each(|line| reporter.info(&settings.named(line)));

@@ -6,7 +6,9 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome, way_out},
     hash_queue::HashQueue,
     kept::{Kept, KeptWrites, OpenId, Owner, writes},
-    offline::{Offline, random},
+    offline::Offline,
+    random::random,
+    replay::replay,
 };
 use std::sync::Arc;
 use ublk_integrity::{
@@ -106,7 +108,7 @@ fn to_put_in_place(
 fn put_in_place(left: &Kept, offline: &Offline, volume: &Volume) -> Outcome<usize> {
     match (volume.latched(), left.count()?) {
         (Some(why), count @ 1..) => Err(stay_kept(left, count, why)),
-        _ => left.put_in_place(offline, volume),
+        _ => replay(left, offline, volume),
     }
 }
 

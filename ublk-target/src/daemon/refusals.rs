@@ -37,7 +37,7 @@ fn refuse_foreign_device(origin: Origin) -> Outcome {
 fn refuse_own_stack(settings: &Settings, origin: Origin) -> Outcome {
     let Origin::Recovered(number) = origin else { return Ok(()) };
     for path in std::iter::once(&settings.data).chain(&settings.meta) {
-        if stack::lies_on_ublk(path, number) {
+        if stack::lies_on_ublk(path, number, State::below) {
             let message =
                 format!("{} lies on /dev/ublkb{number} itself: every request would wait for itself", path.display());
             return Err(Failure::new(Exit::Device, message));

@@ -6,7 +6,6 @@ use super::{
     control,
     endings::Watchdog,
     launch::Reporter,
-    memory_budget::memory_line,
     settings::Settings,
     signals::Signals,
     state::{Identity, OwnState, State},
@@ -147,7 +146,7 @@ struct Answers {
 impl Answers {
     fn status(&self) -> Value {
         let mut all = json!(self.state);
-        let (memory, _) = memory_line(&self.state.settings, self.shared.volume.memory_bytes());
+        let (memory, _) = self.state.settings.memory_line(self.shared.volume.memory_bytes());
         let more = json!({
             "device": ublk::block_path(self.state.id),
             "daemon_memory_bytes": memory,

@@ -1,13 +1,14 @@
 //! What a device was asked to be; kept in its state file, so that `recover` can ask for the same.
 
 use super::{
-    memory_budget::{Available, machine_memory, most_memory},
-    workers::PREFETCH_LANES,
+    counts::Counts,
+    memory_budget::{Available, machine_memory, most_memory, rest},
 };
 use crate::{
     device::is_same_device,
     failure::{Outcome, with_paths},
     key::KeySource,
+    size::Size,
 };
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -63,6 +64,26 @@ fn one() -> u16 {
 }
 
 impl Settings {
+    /// What the daemon takes, for the line it prints at start.
+    pub fn memory_line(&self, volume_bytes: u64) -> (u64, String) {
+        let (counts, max_io) = (self.counts(), self.max_io);
+        let (queues, depth) = (counts.queues, counts.depth);
+        let buffers = counts.requests() * u64::from(max_io);
+        let volume_rest = volume_bytes.saturating_sub(self.cache);
+        let rest = rest(counts);
+        let total = buffers + volume_bytes.max(self.cache) + rest;
+        let line = format!(
+            "memory: {} = {queues} queue{} × {depth} requests × {} + cache {} + log and pending tags {} + {}",
+            Size(total),
+            if queues == 1 { "" } else { "s" },
+            Size(max_io.into()),
+            Size(self.cache),
+            Size(volume_rest),
+            Size(rest)
+        );
+        (total, line)
+    }
+
     /// The device's numbers.
     pub fn counts(&self) -> Counts {
         Counts {
@@ -141,40 +162,6 @@ impl From<Mismatch> for OnMismatch {
             Mismatch::Zero => Self::Zero,
             Mismatch::Fix => Self::Fix,
         }
-    }
-}
-
-/// How many of what a device has.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Counts {
-    /// Queues.
-    pub queues: u16,
-    /// Threads of each queue.
-    pub threads: u16,
-    /// Threads that hash for those.
-    pub hash_threads: u16,
-    /// Requests of each queue.
-    pub depth: u16,
-    /// Small writes of each thread that may be answered before they are in place.
-    pub write_back: u16,
-}
-
-impl Counts {
-    /// Threads that serve requests.
-    pub fn io_threads(self) -> u64 {
-        u64::from(self.queues) * u64::from(self.threads)
-    }
-    /// Requests under way at most.
-    pub fn requests(self) -> u64 {
-        u64::from(self.queues) * u64::from(self.depth)
-    }
-    /// Writes at most that have been answered and are not in place.
-    pub fn early_writes(self) -> u64 {
-        self.io_threads() * u64::from(self.write_back)
-    }
-    /// Slots of a volume: one more for what the daemon before has left.
-    pub fn slots(self) -> usize {
-        (self.requests() + self.early_writes()) as usize + PREFETCH_LANES + 1
     }
 }
 

@@ -6,7 +6,9 @@ use super::{
     settings::Settings,
 };
 use crate::{
+    device::stack,
     failure::{Context, Exit, Failure, Outcome},
+    run_dir::{FOLDER, make_folder},
     ublk::{Mark, Proof, Whose},
     wait::LONGEST,
 };
@@ -15,18 +17,10 @@ use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
 };
 use ublk_integrity::create::VolumeInfo;
-
-/// Where what must outlive a daemon is.
-pub const FOLDER: &str = "/run/ublk-integrity";
-
-/// Makes it.
-pub fn make_folder() -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(FOLDER)
-}
 
 /// A device as its state file describes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -106,6 +100,24 @@ impl State {
         Ok(own)
     }
 
+    /// What the ublk device `id` lies on, if it is ours.
+    pub fn below(id: u32) -> Vec<PathBuf> {
+        Self::load(id).map_or_else(|_| Vec::new(), |state| state.paths())
+    }
+
+    fn paths(self) -> Vec<PathBuf> {
+        std::iter::once(self.settings.data).chain(self.settings.meta).collect()
+    }
+
+    /// All devices: those that lie on others' devices before these, so that each can be ended when nothing of ours lies on it
+    /// any more.
+    pub fn all_top_down() -> Vec<Self> {
+        in_order(Self::all(), |upper, lower| {
+            let lies_on = |path: &PathBuf| stack::lies_on_ublk(path, lower.id, Self::below);
+            upper.id != lower.id && upper.clone().paths().iter().any(lies_on)
+        })
+    }
+
     /// The device `id`, if it is ours.
     pub fn load(id: u32) -> Outcome<Self> {
         let path = file_of(id, "json");
@@ -182,6 +194,16 @@ impl State {
     }
 }
 
+fn in_order<T>(mut all: Vec<T>, lies_on: impl Fn(&T, &T) -> bool) -> Vec<T> {
+    let mut ordered = Vec::new();
+    while !all.is_empty() {
+        // Where each lies on another, which can't be, any is as good as the next.
+        let top = all.iter().position(|lower| !all.iter().any(|upper| lies_on(upper, lower))).unwrap_or(0);
+        ordered.push(all.remove(top));
+    }
+    ordered
+}
+
 /// The lock last: whoever waits for it looks whether it is still there.
 fn remove_files(id: u32) {
     for suffix in ["sock", "json", "lock"] {
@@ -221,5 +243,18 @@ impl OwnState {
     /// Whoever waits for the lock waits for the end of everything that this process holds.
     fn hold_until_exit(self) {
         std::mem::forget(self.lock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_on_another_comes_first() {
+        let on = [(1, 4), (4, 2), (3, 2)];
+        let order = in_order(vec![0, 1, 2, 3, 4], |upper, lower| on.contains(&(*upper, *lower)));
+        assert_eq!(order, [0, 1, 3, 4, 2]);
+        assert_eq!(in_order(vec![1, 2], |_, _| true).len(), 2, "and it ends");
     }
 }

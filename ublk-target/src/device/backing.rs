@@ -6,7 +6,7 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     os,
     ring::DeviceFiles,
-    wait::{LONGEST, Wait},
+    wait::{LONGEST, Wait, lock_open_within},
 };
 use nix::fcntl::FlockArg;
 use std::{
@@ -241,7 +241,7 @@ fn lock(file: &File, path: &Path, purpose: Use, wait: &mut Wait) -> Outcome {
         Use::Shared | Use::Probe => FlockArg::LockSharedNonblock,
         Use::Unlocked => return Ok(()),
     };
-    match os::lock_open_within(file, how, wait) {
+    match lock_open_within(file, how, wait) {
         Err(nix::Error::EWOULDBLOCK) => Err(in_use(path)),
         locked => locked.doing(format_args!("can't lock {}", path.display())),
     }

@@ -1,7 +1,6 @@
 //! What lies under a path: a device must not lie on itself, not even by way of others, for its requests
 //! would wait for themselves.
 
-use crate::daemon::state::State;
 use std::{
     collections::HashSet,
     fs,
@@ -10,8 +9,8 @@ use std::{
 };
 
 /// Whether `path` leads to the ublk device `number` in the end: as a file on a file system on it, through loop devices,
-/// partitions and device-mapper, or through other devices of ours.
-pub fn lies_on_ublk(path: &Path, number: u32) -> bool {
+/// partitions and device-mapper, or through other ublk devices, of which `below_ublk` names what they lie on.
+pub fn lies_on_ublk(path: &Path, number: u32, below_ublk: impl Fn(u32) -> Vec<PathBuf>) -> bool {
     let mut seen = HashSet::new();
     let mut below = vec![path.to_owned()];
     while let Some(path) = below.pop() {
@@ -23,32 +22,11 @@ pub fn lies_on_ublk(path: &Path, number: u32) -> bool {
             if ublk == number {
                 return true;
             }
-            if let Ok(state) = State::load(ublk) {
-                below.extend(std::iter::once(state.settings.data).chain(state.settings.meta));
-            }
+            below.extend(below_ublk(ublk));
         }
         below.extend(directly_below(&device));
     }
     false
-}
-
-/// Those that lie on others' devices before these, so that each can be ended when nothing of ours lies on it any more.
-pub fn top_down(states: Vec<State>) -> Vec<State> {
-    let lies_on = |upper: &State, lower: &State| {
-        let mut devices = std::iter::once(&upper.settings.data).chain(&upper.settings.meta);
-        upper.id != lower.id && devices.any(|path| lies_on_ublk(path, lower.id))
-    };
-    in_order(states, lies_on)
-}
-
-fn in_order<T>(mut all: Vec<T>, lies_on: impl Fn(&T, &T) -> bool) -> Vec<T> {
-    let mut ordered = Vec::new();
-    while !all.is_empty() {
-        // Where each lies on another, which can't be, any is as good as the next.
-        let top = all.iter().position(|lower| !all.iter().any(|upper| lies_on(upper, lower))).unwrap_or(0);
-        ordered.push(all.remove(top));
-    }
-    ordered
 }
 
 /// The sysfs folder of the block device that `path` is or lies on.
@@ -110,14 +88,6 @@ mod tests {
             "25 1 0:22 / / rw shared:1 - overlay o rw\n30 25 0:31 /sub /mnt rw shared:2 master:1 - btrfs /dev/sdb rw\n";
         assert_eq!(source_in(table, "0:31"), Some(PathBuf::from("/dev/sdb")));
         assert_eq!(source_in(table, "0:99"), None);
-    }
-
-    #[test]
-    fn what_lies_on_another_comes_first() {
-        let on = [(1, 4), (4, 2), (3, 2)];
-        let order = in_order(vec![0, 1, 2, 3, 4], |upper, lower| on.contains(&(*upper, *lower)));
-        assert_eq!(order, [0, 1, 3, 4, 2]);
-        assert_eq!(in_order(vec![1, 2], |_, _| true).len(), 2, "and it ends");
     }
 
     #[test]

@@ -2,12 +2,9 @@
 
 use super::MEMORY;
 use crate::{
-    daemon::{
-        memory_budget::lock_alone,
-        state::{FOLDER, make_folder},
-    },
     failure::{Context, Exit, Failure, Outcome},
-    os,
+    run_dir::{FOLDER, lock_alone, make_folder},
+    wait::lock_within,
     wait::{LONGEST, Wait},
 };
 use nix::{
@@ -50,7 +47,7 @@ pub fn mount_memory() -> Outcome {
 /// Locks the file at `path`, which somebody who is about to let go of it may hold for so long yet.
 pub(super) fn lock(file: File, path: &Path, patience: Duration) -> nix::Result<Flock<File>> {
     let mut wait = Wait::up_to(patience, format_args!("the lock on {}", path.display()));
-    os::lock_within(file, FlockArg::LockExclusiveNonblock, &mut wait)
+    lock_within(file, FlockArg::LockExclusiveNonblock, &mut wait)
 }
 
 /// The links in the folder that lead to a file.

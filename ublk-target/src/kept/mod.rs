@@ -18,9 +18,8 @@ mod memory;
 mod part;
 
 use crate::{
-    daemon::state::FOLDER,
     failure::{Context, Exit, Failure, Outcome, plain},
-    offline::Offline,
+    run_dir::FOLDER,
     unnamed,
 };
 use layout::{FREE, Head, Label, Layout, Place, TAKEN, opened};
@@ -43,7 +42,7 @@ use std::{
     slice::from_ref,
     time::Duration,
 };
-use ublk_integrity::{BlockIndex, BlockRange, Buf, Durability, RecordNumber, Volume, hex};
+use ublk_integrity::{BlockIndex, BlockRange, RecordNumber, hex};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Where our tmpfs is mounted.
@@ -226,8 +225,9 @@ impl Kept {
         self.layout.all().try_fold(0, |count, place| Ok(count + usize::from(self.held_in(place)?.is_some())))
     }
 
-    /// Writes all of it to the volume, and lets go of what is in place: how much.
-    pub fn put_in_place(&self, offline: &Offline, volume: &Volume) -> Outcome<usize> {
+    /// Where writes are kept and where they belong, and the record that comes after all that were durable when the last of
+    /// them was answered.
+    pub fn all(&self) -> Outcome<(Vec<(Place, BlockRange)>, RecordNumber)> {
         let (mut all, mut newest) = (Vec::new(), RecordNumber(0));
         for place in self.layout.all() {
             if let Some((range, after)) = self.held_in(place)? {
@@ -235,39 +235,22 @@ impl Kept {
                 newest = newest.max(after);
             }
         }
-        if all.is_empty() {
-            return Ok(0);
-        }
-        let what = format!("can't put in place what is kept in {}", self.path.display());
-        if volume.opened_at() < newest {
-            let what = format!("{what}: the device holds an older state of the volume than it was for");
-            return Err(self.unless_given_up(Failure::new(Exit::Device, what)));
-        }
-        let (io, mut failure) = (offline.io(), None);
-        let count = all.len();
-        let written = offline.run_with_checkpoints(volume, async {
-            let (mut slot, mut buf, mut written) = (volume.slot(0), Buf::new(MOST_BYTES), Vec::new());
-            for (place, range) in all {
-                self.file.read_exact_at(&mut buf, place.bytes).doing(&what)?;
-                let result;
-                (result, buf) = volume.write(&io, &mut slot, range, buf, Durability::MayBeLost).await;
-                match result {
-                    Ok(()) => written.push(place),
-                    // One bad sector shall not keep the others.
-                    Err(e) => failure = failure.or(Some(e)),
-                }
-            }
-            Ok(written)
-        });
-        let written = written.map_err(|e| self.unless_given_up(e.context(&what)))?;
-        written.iter().try_for_each(|place| self.file.write_all_at(FREE.as_bytes(), place.head)).doing(&what)?;
-        match failure {
-            None => Ok(count),
-            Some(e) => {
-                let what = format!("{what}: {} of {count}", count - written.len());
-                Err(self.unless_given_up(Failure::from(e).context(what)))
-            }
-        }
+        Ok((all, newest))
+    }
+
+    /// What is kept in a place, to the front of `buf`.
+    pub fn read(&self, place: Place, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, place.bytes)
+    }
+
+    /// Lets go of what is kept in a place.
+    pub fn free(&self, place: Place) -> io::Result<()> {
+        self.file.write_all_at(FREE.as_bytes(), place.head)
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Removes it, unless something is left: returns how much.

@@ -1,6 +1,6 @@
 //! What the kernel remembers a device of ours by.
 
-use crate::{failure::Outcome, offline::random};
+use crate::{failure::Outcome, random::random};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::{fmt, num::ParseIntError, str::FromStr};
 

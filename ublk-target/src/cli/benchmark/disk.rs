@@ -5,7 +5,8 @@ use crate::{
     device::{Backings, Use},
     failure::{Context, Exit, Failure, Outcome},
     hash_queue::HashQueue,
-    offline::{Offline, random},
+    offline::Offline,
+    random::random,
     size::Size,
 };
 use serde::Serialize;

@@ -3,12 +3,9 @@
 //!
 //! A record that can't be read may name any block. So a block is newest for sure only where a record behind it names it.
 
-use super::{
-    check::refuse_latched,
-    export::{Args, Part, Sink, copy, unwritable},
-    new_file::NewFile,
-};
+use super::{Args, Part, Sink, copy, unwritable};
 use crate::{
+    cli::{check::refuse_latched, new_file::NewFile},
     failure::{Context, Exit, Failure, Outcome},
     offline::{Offline, Opening},
 };

@@ -1,0 +1,37 @@
+//! How many of what a device has.
+
+use super::workers::PREFETCH_LANES;
+
+/// How many of what a device has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// Queues.
+    pub queues: u16,
+    /// Threads of each queue.
+    pub threads: u16,
+    /// Threads that hash for those.
+    pub hash_threads: u16,
+    /// Requests of each queue.
+    pub depth: u16,
+    /// Small writes of each thread that may be answered before they are in place.
+    pub write_back: u16,
+}
+
+impl Counts {
+    /// Threads that serve requests.
+    pub fn io_threads(self) -> u64 {
+        u64::from(self.queues) * u64::from(self.threads)
+    }
+    /// Requests under way at most.
+    pub fn requests(self) -> u64 {
+        u64::from(self.queues) * u64::from(self.depth)
+    }
+    /// Writes at most that have been answered and are not in place.
+    pub fn early_writes(self) -> u64 {
+        self.io_threads() * u64::from(self.write_back)
+    }
+    /// Slots of a volume: one more for what the daemon before has left.
+    pub fn slots(self) -> usize {
+        (self.requests() + self.early_writes()) as usize + PREFETCH_LANES + 1
+    }
+}
