@@ -145,7 +145,8 @@ impl<'a, S: Storage> Settle<'a, S> {
         bufs: &mut [Buf],
     ) -> Result<Vec<Option<Result<(), Errno>>>, OpenError> {
         let mut results: Vec<_> = (0..batch.len()).map(|i| wanted(i).then_some(Err(Errno::EIO))).collect();
-        if self.data.has_had_enough() {
+        // A block whose page may be the next that takes long is left out, too.
+        if self.data.has_had_enough() || self.meta.has_had_enough() {
             return Ok(results);
         }
         for attempt in 0..READ_TRIES {
