@@ -9,9 +9,8 @@ mod checkpoints;
 mod cli;
 mod daemon;
 mod device;
-mod executor;
+mod event_loop;
 mod failure;
-mod hash_queue;
 mod huge;
 mod interrupt;
 mod kept;
@@ -21,13 +20,11 @@ mod offline;
 mod os;
 mod output;
 mod report;
-mod ring;
 #[cfg(all(test, shuttle))]
 #[path = "../../tests/sim/shared.rs"]
 mod shared;
 mod size;
 mod sync;
-mod tasks;
 mod ublk;
 mod unnamed;
 mod wait;

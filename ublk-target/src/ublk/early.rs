@@ -2,14 +2,15 @@
 //! were fetched to.
 
 use super::{
-    queue::{Load, Memory, Shared},
+    load::Load,
+    queue::{Memory, Shared},
     request::Request,
     transfer::Transfer,
 };
 use crate::{
     daemon::log::Event,
+    event_loop::ring::RingStorage,
     kept::{Heads, MOST_BYTES, Part},
-    ring::RingStorage,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -141,7 +142,7 @@ mod tests {
     use super::{super::request::BlockShift, *};
     use crate::{
         daemon::log::{Log, Sink},
-        hash_queue::HashQueue,
+        event_loop::HashPool,
         kept,
         offline::{Opening, scratch},
     };
@@ -169,7 +170,7 @@ mod tests {
             shift: BlockShift::of(4096),
             discard: false,
             kept: None,
-            hashing: HashQueue::new(0),
+            hashing: HashPool::new(0),
             log,
         };
         let folder = tempfile::tempdir().unwrap();

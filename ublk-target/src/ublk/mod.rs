@@ -3,6 +3,7 @@
 mod command;
 mod control;
 mod early;
+mod load;
 mod mark;
 mod queue;
 mod request;
@@ -16,10 +17,3 @@ pub use mark::Mark;
 pub use queue::Shared;
 pub use request::{BlockShift, Request, Unknown};
 pub use run_folder::secure_run_folder;
-
-use io_uring::IoUring;
-
-/// Runs `f` on the ring that libublk keeps for this thread's queue.
-pub fn with_queue_ring<R>(f: impl FnOnce(&mut IoUring) -> R) -> R {
-    libublk::with_task_io_ring_mut(f)
-}

@@ -6,34 +6,31 @@
 
 use super::{
     early::Early,
+    load::Load,
     request::{BlockShift, Request},
     transfer::{Transfer, is_asked},
 };
 use crate::{
     daemon::log::{Event, Log},
-    executor::Executor,
-    hash_queue::HashQueue,
+    event_loop::{
+        Batch, EventLoop, Executor, HashPool,
+        ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, register},
+    },
     kept::KeptWrites,
     output,
-    ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, drive, register},
 };
 use libublk::{
     UblkError,
     io::{UblkDev, UblkQueue, io_thread_idx},
     ublk_init_task_ring,
     uring_async::{ublk_reap_io_events_with_update_queue, ublk_wake_task},
+    with_task_io_ring_mut,
 };
 use nix::sys::prctl::set_name;
-use std::{
-    cell::{Cell, RefCell},
-    ffi::CString,
-    mem, process,
-    rc::Rc,
-    sync::Arc,
-};
+use std::{cell::RefCell, ffi::CString, mem, process, rc::Rc, sync::Arc};
 use ublk_integrity::{Buf, Errno, Slot, Volume};
 
-/// Operations that one request may have under way at a time before the table grows: data, and a few pages of metadata.
+/// Operations that one request may have in flight at a time before the table grows: data, and a few pages of metadata.
 const OPS_PER_REQUEST: usize = 16;
 
 /// Neighbouring tags that one of the threads of a queue serves: as many blocks as the widest processor hashes at once.
@@ -52,7 +49,7 @@ pub struct Shared {
     /// Where writes are kept that are answered before they are in place; nowhere: none are.
     pub kept: Option<KeptWrites>,
     /// What may be left there of hashing.
-    pub hashing: HashQueue,
+    pub hashing: HashPool,
     /// Where failures are told.
     pub log: Log,
 }
@@ -79,8 +76,9 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     let kept = shared.kept.as_ref().filter(|_| is_asked(device.dev_info.flags));
     let mut early = Early::new(shared, thread, tags, kept.and_then(|kept| kept.take(thread)));
     let tasks = tags + early.writers();
-    let ops = Ops::new(Port::UblkQueue, tasks * OPS_PER_REQUEST)?;
-    let io = RingStorage::new(Rc::clone(&ops), shared.files);
+    let (ops, batch) =
+        (Ops::new(Port::Kept(|f| with_task_io_ring_mut(f)), tasks * OPS_PER_REQUEST)?, Batch::new(tasks));
+    let io = RingStorage::new(Rc::clone(&ops), Rc::clone(&batch), shared.files);
     let load = Load::default();
     let mut memories: Vec<_> = Buf::several(tags, device.dev_info.max_io_buf_bytes as usize)
         .into_iter()
@@ -90,15 +88,15 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     // Refused, it only costs time. A ramfs that an older version has left mounted is: then the others alone.
     let all = memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.buf);
     let _ = register(&ops, all).or_else(|_| register(&ops, memories.iter_mut().map(|memory| &mut memory.buf)));
-    let mut exec = Executor::new(tasks, ops.doorbell(), ops.turn());
+    let mut executor = Executor::new(tasks, ops.doorbell(), &batch);
     for (tag, memory) in tags_of(share, shares, queue.get_depth() as u16).zip(memories) {
-        exec.spawn(serve_tag(&queue, tag, memory, &io, shared, &load, &early));
+        executor.spawn(serve_tag(&queue, tag, memory, &io, shared, &load, &early));
     }
-    (0..early.writers()).for_each(|writer| exec.spawn(early.write(writer, &io, shared, &load)));
+    (0..early.writers()).for_each(|writer| executor.spawn(early.write(writer, &io, shared, &load)));
     // Submits the fetch commands, for which START_DEV waits.
-    exec.run_ready();
+    executor.run_ready();
     device.notify_buffer_registration_complete(false);
-    let reap = |_: &Port| {
+    let reap = || {
         // Can't fail: it only takes completions.
         let _ = ublk_reap_io_events_with_update_queue(&queue, false, None, |cqe| {
             if cqe.user_data() & TARGET_BIT != 0 {
@@ -108,7 +106,8 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
             }
         });
     };
-    drive(&exec, &ops, reap, || load.expected(ops.under_way()), Some(&shared.hashing))?;
+    let expected = || load.expected(ops.in_flight());
+    EventLoop { executor: &executor, ops: &ops, reap, expected, hash_pool: Some(&shared.hashing) }.drive()?;
     Ok(())
 }
 
@@ -131,47 +130,6 @@ fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
     let rounds = depth - depth % (RUN * shares);
     let whose = move |tag| if tag < rounds { tag / RUN } else { tag };
     (0..depth).filter(move |tag| whose(*tag) % shares == share)
-}
-
-/// The requests of one thread, counted: those that were answered in this turn are a guess of what comes next.
-#[derive(Default)]
-pub(super) struct Load {
-    /// Or answered, and not in place.
-    under_way: Cell<usize>,
-    /// And have not been followed by others yet.
-    answered: Cell<usize>,
-}
-
-impl Load {
-    fn fetched(&self) {
-        self.under_way.set(self.under_way.get() + 1);
-        self.answered.set(self.answered.get().saturating_sub(1));
-    }
-
-    fn answered(&self) {
-        self.under_way.set(self.under_way.get() - 1);
-        self.answered.set(self.answered.get() + 1);
-    }
-
-    /// One that is about to be answered goes on all the same.
-    pub(super) fn goes_on(&self) {
-        self.under_way.set(self.under_way.get() + 1);
-    }
-
-    pub(super) fn in_place(&self) {
-        self.under_way.set(self.under_way.get() - 1);
-    }
-
-    /// How many to wait for now, with so many `operations` under way. Whoever keeps so many requests going sends others for
-    /// those that were answered in this turn, nearly all; if not, the guess was wrong once.
-    fn expected(&self, operations: usize) -> usize {
-        let answered = self.answered.take();
-        match self.under_way.get() + operations {
-            0 => answered * 3 / 4,
-            // What others wait for, an operation or the word of another thread, must not wait for company.
-            _ => 1,
-        }
-    }
 }
 
 /// All that a request needs, taken once.
@@ -275,27 +233,5 @@ mod tests {
             assert!(!seen.contains(&false));
         }
         assert!(tags_of(1, 2, 128).take(16).eq((8..16).chain(24..32)));
-    }
-
-    #[test]
-    fn what_was_answered_is_expected_once_and_only_while_nothing_is_under_way() {
-        let load = Load::default();
-        let turn = |requests| {
-            (0..requests).for_each(|_| load.fetched());
-            (0..requests).for_each(|_| load.answered());
-        };
-        assert_eq!(load.expected(0), 0, "nobody has come yet");
-        turn(8);
-        assert_eq!(load.expected(0), 6);
-        assert_eq!(load.expected(0), 0, "they did not come");
-        turn(1);
-        assert_eq!(load.expected(0), 0, "one at a time never waits");
-        (0..3).for_each(|_| turn(4));
-        assert_eq!(load.expected(0), 3, "the same four, three times");
-        turn(8);
-        assert_eq!(load.expected(1), 1, "an operation is waited for");
-        load.fetched();
-        turn(8);
-        assert_eq!(load.expected(0), 1, "one may wait for another thread");
     }
 }

@@ -3,8 +3,8 @@
 use super::lanes::{Lane, Pattern, Run, Target, Until, lanes};
 use crate::{
     device::{Backings, Use},
+    event_loop::HashPool,
     failure::{Context, Exit, Failure, Outcome},
-    hash_queue::HashQueue,
     offline::{Offline, random},
     size::Size,
 };
@@ -90,7 +90,7 @@ pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Out
         plain: Target::Plain(volume_bytes),
         turn: time / TURNS,
         threads,
-        hashing: HashQueue::new(threads - 1),
+        hashing: HashPool::new(threads - 1),
     };
     bench.fill_holes(file_bytes)?;
     let disk = bench.patterns(&bench.new_volume(&usual)?)?;
@@ -151,7 +151,7 @@ struct Bench {
     turn: Duration,
     /// Most threads.
     threads: usize,
-    hashing: HashQueue,
+    hashing: HashPool,
 }
 
 /// An open volume and its key.
@@ -172,7 +172,7 @@ impl Bench {
             cache_bytes: 64 << 20,
             max_slots: DEEPEST,
             max_request_bytes: LARGEST,
-            hash_threads: Some(self.hashing.way()),
+            hash_threads: Some(self.hashing.threads()),
             ..OpenOptions::new(Access::ReadWrite, random()?)
         };
         Ok(self.offline.run(open(&self.offline.io(), key, &options))??)
