@@ -3,6 +3,7 @@
 //! # Rooms
 //!
 //! ```text
+//!   target.rs     BlockTarget: what a front end (ublk) asks of a volume, or of another format
 //!   volume/       the open volume: eight components, and the operations on them
 //!   request/      a request's memory, the range it locks, read, write, hash batches
 //!   metadata/     tags: pending ones, the hash tree, its page cache, prefetch hints
@@ -77,6 +78,7 @@ mod options;
 mod request;
 pub mod speed;
 mod sync;
+mod target;
 mod units;
 mod volume;
 mod write_back;
@@ -101,6 +103,7 @@ pub use request::{
     context::Slot,
     hash_batch::{HashJob, HashThreads},
 };
+pub use target::{AdmittedWrite, BlockTarget};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
 pub use volume::{Volume, most_memory_bytes};
 pub use write_back::Accepted;

@@ -8,6 +8,8 @@ mod mark;
 mod queue;
 mod request;
 mod run_folder;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub use control::{

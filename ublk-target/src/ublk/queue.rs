@@ -22,13 +22,14 @@ use crate::{
 use libublk::{
     UblkError,
     io::{UblkDev, UblkQueue, io_thread_idx},
+    sys::ublksrv_io_desc,
     ublk_init_task_ring,
     uring_async::{ublk_reap_io_events_with_update_queue, ublk_wake_task},
     with_task_io_ring_mut,
 };
 use nix::sys::prctl::set_name;
 use std::{cell::RefCell, ffi::CString, mem, process, rc::Rc, sync::Arc};
-use ublk_integrity::{Buf, Errno, Slot, Volume};
+use ublk_integrity::{BlockTarget, Buf, Errno, Io};
 
 /// Operations that one request may have in flight at a time before the table grows: data, and a few pages of metadata.
 const OPS_PER_REQUEST: usize = 16;
@@ -37,9 +38,9 @@ const OPS_PER_REQUEST: usize = 16;
 const RUN: u16 = 8;
 
 /// What all queues share.
-pub struct Shared {
-    /// The volume that is served.
-    pub volume: Arc<Volume>,
+pub struct Shared<T> {
+    /// What serves the requests.
+    pub target: Arc<T>,
     /// The devices, as registered in each queue's ring.
     pub files: DeviceFiles,
     /// Size of a block.
@@ -55,7 +56,7 @@ pub struct Shared {
 }
 
 /// A thread of a queue. Returns when the device has been stopped.
-pub(super) fn run(id: u16, device: &UblkDev, shared: &Shared) {
+pub(super) fn run<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) {
     if let Err(e) = serve(id, device, shared) {
         // START_DEV waits for every queue, and requests would hang: there is no way to go on without one.
         output::tell(format_args!("queue {id} can't run: {e}"));
@@ -63,7 +64,7 @@ pub(super) fn run(id: u16, device: &UblkDev, shared: &Shared) {
     }
 }
 
-fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
+fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Result<(), UblkError> {
     let (share, shares) = (io_thread_idx(), device.io_threads_per_queue());
     let thread = usize::from(id) * usize::from(shares) + usize::from(share);
     let name = if shares == 1 { format!("queue {id}") } else { format!("queue {id}.{share}") };
@@ -82,9 +83,9 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     let load = Load::default();
     let mut memories: Vec<_> = Buf::several(tags, device.dev_info.max_io_buf_bytes as usize)
         .into_iter()
-        .map(|buf| Memory { slot: shared.volume.slot(thread), buf })
+        .map(|buf| Memory { context: shared.target.context(thread), buf })
         .collect();
-    Slot::work_together(memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.slot));
+    T::work_together(memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.context));
     // Refused, it only costs time. A ramfs that an older version has left mounted is: then the others alone.
     let all = memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.buf);
     let _ = register(&ops, all).or_else(|_| register(&ops, memories.iter_mut().map(|memory| &mut memory.buf)));
@@ -133,57 +134,70 @@ fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
 }
 
 /// All that a request needs, taken once.
-pub(super) struct Memory {
-    pub(super) slot: Slot,
+pub(super) struct Memory<T: BlockTarget> {
+    pub(super) context: T::Context,
     pub(super) buf: Buf,
 }
 
-async fn serve_tag<'v>(
+async fn serve_tag<'t, T: BlockTarget>(
     queue: &UblkQueue<'_>,
     tag: u16,
-    mut memory: Memory,
+    mut memory: Memory<T>,
     io: &RingStorage,
-    shared: &'v Shared,
+    shared: &'t Shared<T>,
     load: &Load,
-    early: &Early<'v>,
+    early: &Early<'t, T>,
 ) {
     let transfer = Transfer::of(queue, tag);
     let mut fetched = queue.submit_io_prep_cmd(tag, transfer.named(&memory.buf), -1, None).await;
     while fetched.is_ok() {
         load.fetched();
-        let result = match Request::parse(queue.get_iod(tag), shared.shift) {
-            Ok(request) => {
-                let answer = match early.takes_on(shared, request, transfer, load) {
-                    Some(answer) => answer,
-                    None => shared.handle(request, transfer, io, &mut memory).await,
-                };
-                answer.map(|()| request.success(shared.shift))
-            }
-            Err(unknown) => {
-                shared.log.tell(Event::UnknownRequest(unknown));
-                Err(Errno::EINVAL)
-            }
-        };
+        let code = shared.answer(queue.get_iod(tag), transfer, io, &mut memory, load, early).await;
         load.answered();
-        let code = result.unwrap_or_else(|errno| -errno.0);
         fetched = queue.submit_io_commit_cmd(tag, transfer.named(&memory.buf), code).await;
     }
     early.tag_ends();
 }
 
-impl Shared {
+impl<T: BlockTarget> Shared<T> {
+    /// Serves the request of a descriptor. What the kernel is answered: the bytes that were moved, or an error number below 0.
+    pub(super) async fn answer<'t>(
+        &'t self,
+        desc: &ublksrv_io_desc,
+        transfer: Transfer,
+        io: &impl Io,
+        memory: &mut Memory<T>,
+        load: &Load,
+        early: &Early<'t, T>,
+    ) -> i32 {
+        let result = match Request::parse(desc, self.shift) {
+            Ok(request) => {
+                let answer = match early.takes_on(self, request, transfer, load) {
+                    Some(answer) => answer,
+                    None => self.handle(request, transfer, io, memory).await,
+                };
+                answer.map(|()| request.success(self.shift))
+            }
+            Err(unknown) => {
+                self.log.tell(Event::UnknownRequest(unknown));
+                Err(Errno::EINVAL)
+            }
+        };
+        result.unwrap_or_else(|errno| -errno.0)
+    }
+
     async fn handle(
         &self,
         request: Request,
         transfer: Transfer,
-        io: &RingStorage,
-        memory: &mut Memory,
+        io: &impl Io,
+        memory: &mut Memory<T>,
     ) -> Result<(), Errno> {
-        let (volume, slot) = (&*self.volume, &mut memory.slot);
+        let (target, context) = (&*self.target, &mut memory.context);
         let bytes = request.success(self.shift) as usize;
         let result = match request {
             Request::Read(range) => {
-                let (result, buf) = volume.read(io, slot, range, mem::replace(&mut memory.buf, Buf::none())).await;
+                let (result, buf) = target.read(io, context, range, mem::replace(&mut memory.buf, Buf::none())).await;
                 memory.buf = buf;
                 result.map_err(|e| {
                     self.log.tell(Event::Read(range, e));
@@ -194,13 +208,13 @@ impl Shared {
             Request::Write { range, durability } => {
                 transfer.fetch(&mut memory.buf, bytes).map_err(|e| self.not_copied(request, e))?;
                 let buf = mem::replace(&mut memory.buf, Buf::none());
-                let (result, buf) = volume.write(io, slot, range, buf, durability).await;
+                let (result, buf) = target.write(io, context, range, buf, durability).await;
                 memory.buf = buf;
                 result
             }
-            Request::Flush => volume.flush(io, slot).await,
-            Request::Discard(range) => volume.zero(io, slot, range, self.discard).await,
-            Request::WriteZeroes { range, unmap } => volume.zero(io, slot, range, unmap && self.discard).await,
+            Request::Flush => target.flush(io, context).await,
+            Request::Discard(range) => target.zero(io, context, range, self.discard).await,
+            Request::WriteZeroes { range, unmap } => target.zero(io, context, range, unmap && self.discard).await,
         };
         result.map_err(|e| {
             self.log.tell(Event::Write(request, e));
