@@ -1,6 +1,9 @@
 //! The verified path on a real disk beside plain I/O on the same file, and opening after a crash.
 
-use super::lanes::{Lane, Pattern, Run, Target, Until, lanes};
+use super::{
+    lanes::{Lane, Pattern, Run, Target, Until, lanes},
+    tags::{TagBench, median},
+};
 use crate::{
     device::{Backings, Use},
     event_loop::HashPool,
@@ -18,7 +21,6 @@ use ublk_integrity::{
     MasterKey, TagAlgorithm, Volume,
     create::{self, FormatOptions},
     open::{Access, OpenOptions, open},
-    speed::{TagBench, median},
 };
 
 const BLOCK: u32 = 4096;
