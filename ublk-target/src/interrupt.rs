@@ -5,9 +5,9 @@
 
 use crate::{
     checkpoints::Stop,
-    daemon::workers::named,
     failure::{Context, Exit, Failure, Outcome},
     output,
+    threads::named,
 };
 use nix::sys::signal::{SigSet, Signal, raise};
 use std::{

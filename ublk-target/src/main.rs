@@ -25,6 +25,7 @@ mod report;
 mod shared;
 mod size;
 mod sync;
+mod threads;
 mod ublk;
 mod unnamed;
 mod wait;

@@ -1,6 +1,6 @@
 //! What is done about something that takes long, by a thread of its own, unless that has ended before.
 
-use crate::daemon::workers::named;
+use crate::threads::named;
 use std::{
     sync::mpsc::{self, RecvTimeoutError},
     time::Duration,

@@ -4,8 +4,8 @@
 use super::{
     protocol::{MOST_BYTES, Request, error, line},
     state,
-    workers::named,
 };
+use crate::threads::named;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{getsockopt, sockopt::PeerCredentials},

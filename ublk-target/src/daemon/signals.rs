@@ -12,13 +12,13 @@ use super::{
     launch::Reporter,
     log::{Event, Log},
     state::State,
-    workers::named,
 };
 use crate::{
     cli::stop::{self, When},
     failure::{Context, Exit, Failure, Outcome},
     interrupt,
     notice::Notice,
+    threads::named,
     wait::{self, LONGEST, WORD_AFTER},
 };
 use nix::sys::signal::{SigSet, Signal};

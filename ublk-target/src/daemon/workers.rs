@@ -6,6 +6,7 @@ use crate::{
     checkpoints::{self, Stop},
     device::Backings,
     event_loop::{HashPool, OwnRing, ring::DeviceFiles},
+    threads::named,
 };
 use crossbeam_channel::never;
 use futures_util::future::join_all;
@@ -13,17 +14,12 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{Arc, mpsc},
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
 };
 use ublk_integrity::{Hint, HintReceiver, Latched, Slot, Volume, Work};
 
 /// Hints followed at a time.
 pub const PREFETCH_LANES: usize = 8;
-
-/// A thread of the daemon. Its stack is locked in memory, so it is no larger than it must be.
-pub fn named(name: &str) -> thread::Builder {
-    thread::Builder::new().name(name.into()).stack_size(512 << 10)
-}
 
 /// Starts the checkpoint thread. It makes a last checkpoint when it is stopped.
 pub fn start_checkpoints(

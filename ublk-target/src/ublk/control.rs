@@ -3,8 +3,9 @@
 use super::{
     command::{self, CONTROL, DeviceInfo},
     mark::Mark,
-    queue::{self, Shared},
+    queue,
     run_folder::{make_way, run_file},
+    shared::Shared,
     transfer::is_asked,
 };
 use crate::{

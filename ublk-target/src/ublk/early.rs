@@ -3,8 +3,8 @@
 
 use super::{
     load::Load,
-    queue::{Memory, Shared},
     request::Request,
+    shared::{Memory, Shared},
     transfer::Transfer,
 };
 use crate::{

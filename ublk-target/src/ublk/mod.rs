@@ -1,5 +1,6 @@
 //! The kernel's ublk driver, through libublk. Nothing outside this folder names that crate.
 
+mod answer;
 mod command;
 mod control;
 mod early;
@@ -8,6 +9,7 @@ mod mark;
 mod queue;
 mod request;
 mod run_folder;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -16,6 +18,6 @@ pub use control::{
     Device, Proof, Shape, Whose, block_path, delete_marked, exists, kernel_state, need_driver, shares_queues,
 };
 pub use mark::Mark;
-pub use queue::Shared;
 pub use request::{BlockShift, Request, Unknown};
 pub use run_folder::secure_run_folder;
+pub use shared::Shared;

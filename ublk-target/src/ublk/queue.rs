@@ -7,53 +7,32 @@
 use super::{
     early::Early,
     load::Load,
-    request::{BlockShift, Request},
+    shared::{Memory, Shared},
     transfer::{Transfer, is_asked},
 };
 use crate::{
-    daemon::log::{Event, Log},
     event_loop::{
-        Batch, EventLoop, Executor, HashPool,
-        ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, register},
+        Batch, EventLoop, Executor,
+        ring::{Ops, Port, RingStorage, TARGET_BIT, build, register},
     },
-    kept::KeptWrites,
     output,
 };
 use libublk::{
     UblkError,
     io::{UblkDev, UblkQueue, io_thread_idx},
-    sys::ublksrv_io_desc,
     ublk_init_task_ring,
     uring_async::{ublk_reap_io_events_with_update_queue, ublk_wake_task},
     with_task_io_ring_mut,
 };
 use nix::sys::prctl::set_name;
-use std::{cell::RefCell, ffi::CString, mem, process, rc::Rc, sync::Arc};
-use ublk_integrity::{BlockTarget, Buf, Errno, Io};
+use std::{cell::RefCell, ffi::CString, process, rc::Rc};
+use ublk_integrity::{BlockTarget, Buf};
 
 /// Operations that one request may have in flight at a time before the table grows: data, and a few pages of metadata.
 const OPS_PER_REQUEST: usize = 16;
 
 /// Neighbouring tags that one of the threads of a queue serves: as many blocks as the widest processor hashes at once.
 const RUN: u16 = 8;
-
-/// What all queues share.
-pub struct Shared<T> {
-    /// What serves the requests.
-    pub target: Arc<T>,
-    /// The devices, as registered in each queue's ring.
-    pub files: DeviceFiles,
-    /// Size of a block.
-    pub shift: BlockShift,
-    /// Whether the data device is told of discards.
-    pub discard: bool,
-    /// Where writes are kept that are answered before they are in place; nowhere: none are.
-    pub kept: Option<KeptWrites>,
-    /// What may be left there of hashing.
-    pub hashing: HashPool,
-    /// Where failures are told.
-    pub log: Log,
-}
 
 /// A thread of a queue. Returns when the device has been stopped.
 pub(super) fn run<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) {
@@ -133,12 +112,6 @@ fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
     (0..depth).filter(move |tag| whose(*tag) % shares == share)
 }
 
-/// All that a request needs, taken once.
-pub(super) struct Memory<T: BlockTarget> {
-    pub(super) context: T::Context,
-    pub(super) buf: Buf,
-}
-
 async fn serve_tag<'t, T: BlockTarget>(
     queue: &UblkQueue<'_>,
     tag: u16,
@@ -157,76 +130,6 @@ async fn serve_tag<'t, T: BlockTarget>(
         fetched = queue.submit_io_commit_cmd(tag, transfer.named(&memory.buf), code).await;
     }
     early.tag_ends();
-}
-
-impl<T: BlockTarget> Shared<T> {
-    /// Serves the request of a descriptor. What the kernel is answered: the bytes that were moved, or an error number below 0.
-    pub(super) async fn answer<'t>(
-        &'t self,
-        desc: &ublksrv_io_desc,
-        transfer: Transfer,
-        io: &impl Io,
-        memory: &mut Memory<T>,
-        load: &Load,
-        early: &Early<'t, T>,
-    ) -> i32 {
-        let result = match Request::parse(desc, self.shift) {
-            Ok(request) => {
-                let answer = match early.takes_on(self, request, transfer, load) {
-                    Some(answer) => answer,
-                    None => self.handle(request, transfer, io, memory).await,
-                };
-                answer.map(|()| request.success(self.shift))
-            }
-            Err(unknown) => {
-                self.log.tell(Event::UnknownRequest(unknown));
-                Err(Errno::EINVAL)
-            }
-        };
-        result.unwrap_or_else(|errno| -errno.0)
-    }
-
-    async fn handle(
-        &self,
-        request: Request,
-        transfer: Transfer,
-        io: &impl Io,
-        memory: &mut Memory<T>,
-    ) -> Result<(), Errno> {
-        let (target, context) = (&*self.target, &mut memory.context);
-        let bytes = request.success(self.shift) as usize;
-        let result = match request {
-            Request::Read(range) => {
-                let (result, buf) = target.read(io, context, range, mem::replace(&mut memory.buf, Buf::none())).await;
-                memory.buf = buf;
-                result.map_err(|e| {
-                    self.log.tell(Event::Read(range, e));
-                    e.errno()
-                })?;
-                return transfer.give(&memory.buf, bytes).map_err(|e| self.not_copied(request, e));
-            }
-            Request::Write { range, durability } => {
-                transfer.fetch(&mut memory.buf, bytes).map_err(|e| self.not_copied(request, e))?;
-                let buf = mem::replace(&mut memory.buf, Buf::none());
-                let (result, buf) = target.write(io, context, range, buf, durability).await;
-                memory.buf = buf;
-                result
-            }
-            Request::Flush => target.flush(io, context).await,
-            Request::Discard(range) => target.zero(io, context, range, self.discard).await,
-            Request::WriteZeroes { range, unmap } => target.zero(io, context, range, unmap && self.discard).await,
-        };
-        result.map_err(|e| {
-            self.log.tell(Event::Write(request, e));
-            e.errno()
-        })
-    }
-
-    /// The driver has not copied the bytes of a request.
-    pub(super) fn not_copied(&self, request: Request, e: Errno) -> Errno {
-        self.log.tell(Event::NotCopied(request, e));
-        e
-    }
 }
 
 #[cfg(test)]

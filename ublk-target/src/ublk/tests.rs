@@ -1,7 +1,7 @@
 //! The wall between ublk and what serves its requests: a double stands in the place of a volume, a file in that of the
 //! character device. No kernel device is made.
 
-use super::{BlockShift, Shared, early::Early, load::Load, queue::Memory, transfer::Transfer};
+use super::{BlockShift, Shared, early::Early, load::Load, shared::Memory, transfer::Transfer};
 use crate::{
     daemon::log::{Log, Sink},
     event_loop::HashPool,
