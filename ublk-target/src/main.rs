@@ -30,6 +30,12 @@ mod ublk;
 mod unnamed;
 mod wait;
 
+/// Gives the request buffers and the page cache huge pages, and all else to the system's allocator
+/// (`docs/decisions/003-huge-pages.md`). The tests' own counts allocations, and passes them on to this one.
+#[cfg(not(test))]
+#[global_allocator]
+static ALLOCATOR: huge::LargeApart = huge::LargeApart;
+
 fn main() -> std::process::ExitCode {
     os::set_signals();
     let args: Vec<_> = std::env::args_os().collect();
