@@ -1,8 +1,42 @@
 //! The verification core of ublk-integrity: an authenticated block device on untrusted devices.
 //!
+//! ```
+//! use ublk_integrity::{
+//!     Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, MemoryStorage, OpenOptions, ReadError, TagAlgorithm,
+//!     create::{FormatOptions, format, plan},
+//!     open::open,
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (tag, uuid) = (TagAlgorithm::default(), *b"an example's own");
+//! let options =
+//!     FormatOptions { block_size: 4096, size: Some(1 << 20), log_size: None, tag, uuid, separate_meta: false };
+//! let disk = MemoryStorage::new(vec![0; plan(&options)?.data_device_bytes as usize], 4096);
+//! let key = MasterKey::new(&[7; 32])?;
+//! disk.run(format(&disk, &key, &options))?;
+//! let volume = disk.run(open(&disk, &key, &OpenOptions::new(Access::ReadWrite, [1; 32])))?;
+//!
+//! // The memory of a request is taken once; its buffer comes back with the result.
+//! let (mut slot, mut buf) = (volume.slot(0), Buf::new(4096));
+//! let range = BlockRange::new(BlockIndex(5), 1);
+//! buf.fill(0xab);
+//! let (written, buf) = disk.run(volume.write(&disk, &mut slot, range, buf, Durability::Durable));
+//! written?;
+//!
+//! // Somebody changes the disk.
+//! disk.tamper(|bytes| bytes.iter_mut().filter(|byte| **byte == 0xab).for_each(|byte| *byte = 0xba));
+//! let (read, buf) = disk.run(volume.read(&disk, &mut slot, range, buf));
+//! assert_eq!(read, Err(ReadError::Mismatch { block: BlockIndex(5) }));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! More is in `examples/`; the program with io_uring and ublk is the crate `ublk-target`.
+//!
 //! # Rooms
 //!
 //! ```text
+//!   target.rs     BlockTarget: what a front end (ublk) asks of a volume, or of another format
 //!   volume/       the open volume: eight components, and the operations on them
 //!   request/      a request's memory, the range it locks, read, write, hash batches
 //!   metadata/     tags: pending ones, the hash tree, its page cache, prefetch hints
@@ -58,7 +92,7 @@
 //! The checkpoint waits only for requests that have logged; those wait for I/O alone. So nothing waits in a circle, and
 //! nothing ever waits for a hint.
 //!
-//! The library has no thread, no ring and, but for [`speed`], no clock: it is async code over
+//! The library has no thread, no ring and no clock: it is async code over
 //! [`Storage`], so that the code which runs in production is the code that runs in the simulator.
 // Not `forbid`: the SHA instructions of x86 (`crypto/sha256/sha_ni.rs`) can't be had without.
 #![deny(unsafe_code)]
@@ -75,19 +109,21 @@ mod maintenance;
 mod metadata;
 mod options;
 mod request;
-pub mod speed;
 mod sync;
+mod target;
 mod units;
 mod volume;
 mod write_back;
 
 pub use counters::CounterValues;
 pub use crypto::keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
+pub use crypto::tagger::TagMaker;
 pub use error::{BadReason, DeviceError, Latched, PageName, ReadError, WriteError};
 pub use format::hex;
 pub use info::{Status, VolumeInfo};
 pub use io::{
     buffer::{BUF_ALIGN, Buf, BufMark},
+    memory_storage::MemoryStorage,
     scheduler::{Io, Phase, Scheduler},
     sectors::BelowSector,
     storage::{Device, Durability, Errno, Geometry, Storage},
@@ -101,6 +137,7 @@ pub use request::{
     context::Slot,
     hash_batch::{HashJob, HashThreads},
 };
+pub use target::{AdmittedWrite, BlockTarget};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
 pub use volume::{Volume, most_memory_bytes};
 pub use write_back::Accepted;

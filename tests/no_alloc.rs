@@ -4,7 +4,7 @@
 use arrayvec::{ArrayVec, CapacityError};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    cell::{Cell, RefCell},
+    cell::Cell,
     future::Future,
     ops::Range,
     pin::{Pin, pin},
@@ -14,7 +14,7 @@ use std::{
 };
 use ublk_integrity::{
     Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
-    MasterKey, OpenOptions, Phase, Scheduler, Slot, Storage, TagAlgorithm, Volume,
+    MasterKey, MemoryStorage, OpenOptions, Phase, Scheduler, Slot, Storage, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     hints,
     open::open,
@@ -49,7 +49,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// A device in memory; each operation takes two polls, so that requests meet.
-struct Memory(RefCell<Vec<u8>>);
+struct Memory(MemoryStorage);
 
 /// Ready at the second poll.
 struct Soon<T>(Option<T>, bool);
@@ -73,28 +73,30 @@ impl Storage for Memory {
     type Transfer = Soon<(Result<(), Errno>, Buf)>;
     type Command = Soon<Result<(), Errno>>;
 
-    fn geometry(&self, _: Device) -> Geometry {
-        Geometry { size: self.0.borrow().len() as u64, physical_block: 512, logical_block: 512 }
+    fn geometry(&self, device: Device) -> Geometry {
+        self.0.geometry(device)
     }
-    fn read(&self, _: Device, offset: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
-        let at = offset.0 as usize;
-        let len = part.len();
-        buf[part].copy_from_slice(&self.0.borrow()[at..at + len]);
-        soon((Ok(()), buf))
+    fn read(&self, device: Device, at: ByteOffset, buf: Buf, part: Range<usize>) -> Self::Transfer {
+        soon(self.0.read(device, at, buf, part).into_inner())
     }
-    fn write(&self, _: Device, offset: ByteOffset, buf: Buf, part: Range<usize>, _: Durability) -> Self::Transfer {
-        let at = offset.0 as usize;
-        self.0.borrow_mut()[at..at + part.len()].copy_from_slice(&buf[part]);
-        soon((Ok(()), buf))
+    fn write(
+        &self,
+        device: Device,
+        at: ByteOffset,
+        buf: Buf,
+        part: Range<usize>,
+        durability: Durability,
+    ) -> Self::Transfer {
+        soon(self.0.write(device, at, buf, part, durability).into_inner())
     }
-    fn sync(&self, _: Device) -> Self::Command {
-        soon(Ok(()))
+    fn sync(&self, device: Device) -> Self::Command {
+        soon(self.0.sync(device).into_inner())
     }
-    fn discard(&self, _: Device, _: ByteOffset, _: u64) -> Self::Command {
-        soon(Err(Errno::EOPNOTSUPP))
+    fn discard(&self, device: Device, at: ByteOffset, len: u64) -> Self::Command {
+        soon(self.0.discard(device, at, len).into_inner())
     }
-    fn sleep(&self, _: Duration) -> Self::Command {
-        soon(Ok(()))
+    fn sleep(&self, time: Duration) -> Self::Command {
+        soon(self.0.sleep(time).into_inner())
     }
 }
 
@@ -227,7 +229,7 @@ fn volume(io: &Memory, cache_bytes: u64, key: &MasterKey, hints: hints::HintSend
 fn the_io_path_does_not_allocate() {
     // In release a million requests, in three volumes.
     let rounds = if cfg!(debug_assertions) { 5_000 } else { 1_000_000 / 3 / CLIENTS as u64 };
-    let (key, io) = (MasterKey::new(&[1; 32]).unwrap(), Memory(RefCell::new(vec![0; 16 << 20])));
+    let (key, io) = (MasterKey::new(&[1; 32]).unwrap(), Memory(MemoryStorage::new(vec![0; 16 << 20], 512)));
     let mut options = FormatOptions {
         block_size: BLOCK as u32,
         size: Some(8 << 20),

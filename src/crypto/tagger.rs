@@ -1,7 +1,7 @@
 //! Tags of blocks: made for writes, checked for reads.
 
 use crate::{
-    BlockIndex,
+    BlockIndex, MasterKey,
     crypto::{
         keys::{Blake3Key, Keys, TagAlgorithm, equal},
         lanes::{self, Lanes},
@@ -52,7 +52,7 @@ impl Tagger {
         self.layout.block_size as usize
     }
 
-    /// What hashes, for `benchmark`.
+    /// What hashes.
     pub(crate) fn implementation(&self) -> &'static str {
         match &self.method {
             Method::HmacSha256 { engine, .. } => engine.name(),
@@ -150,10 +150,39 @@ fn keyed_blake3(key: &Blake3Key, (offset, data): ([u8; 8], &[u8])) -> Tag {
     *blake3::Hasher::new_keyed(key).update(data).update(&offset).finalize().as_bytes()
 }
 
+/// Makes the tags of blocks without a volume, as fast as a volume makes them: to measure that.
+pub struct TagMaker {
+    tagger: Tagger,
+    tags: Vec<Tag>,
+}
+
+impl TagMaker {
+    /// For blocks of `block_size` bytes, at most `most` at a time. `None` where a volume can't have this block size.
+    pub fn new(key: &MasterKey, algorithm: TagAlgorithm, block_size: u32, most: usize) -> Option<Self> {
+        let layout = Layout::new(block_size, 1 << 30, 1 << 20, false).ok()?;
+        let tagger = Tagger::new(&Keys::derive(key, &[0; 16]), algorithm, &layout);
+        Some(Self { tagger, tags: vec![ZERO_TAG; most] })
+    }
+
+    /// The tags of consecutive blocks, of which `first` is the first.
+    ///
+    /// # Panics
+    /// When there are more than were announced.
+    pub fn tags(&mut self, first: BlockIndex, data: &[u8]) -> &[[u8; 32]] {
+        let tags = &mut self.tags[..data.len() / self.tagger.block_size()];
+        self.tagger.tags(first, data, tags);
+        tags
+    }
+
+    /// What hashes: "sha-ni x2" (two blocks side by side), "portable", or "blake3 crate", for instance.
+    pub fn implementation(&self) -> &'static str {
+        self.tagger.implementation()
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::MasterKey;
     use hmac::{Hmac, KeyInit, Mac as _};
     use proptest::prelude::*;
     use sha2::{Digest as _, Sha256};

@@ -20,8 +20,8 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OpenOptions,
-    Phase, Scheduler, Storage, TagAlgorithm, Volume, WriteError,
+    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, MemoryStorage,
+    OpenOptions, Phase, Scheduler, Storage, TagAlgorithm, Volume, WriteError,
     create::{FormatOptions, format},
     open::open,
 };
@@ -31,7 +31,7 @@ pub const BLOCK: usize = 4096;
 /// A device in memory that all threads share; an operation takes effect when it starts and ends at the second poll.
 #[derive(Clone)]
 pub struct Memory {
-    pub bytes: Arc<Mutex<Vec<u8>>>,
+    pub disk: Arc<Mutex<MemoryStorage>>,
     /// Metadata writes that still succeed.
     pub writes_left: Arc<AtomicU64>,
 }
@@ -55,7 +55,8 @@ fn soon<T>(value: T) -> Soon<T> {
 
 impl Memory {
     fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: Arc::new(Mutex::new(bytes)), writes_left: Arc::new(AtomicU64::new(u64::MAX)) }
+        let disk = MemoryStorage::new(bytes, BLOCK as u32);
+        Self { disk: Arc::new(Mutex::new(disk)), writes_left: Arc::new(AtomicU64::new(u64::MAX)) }
     }
 }
 
@@ -63,15 +64,20 @@ impl Storage for Memory {
     type Transfer = Soon<(Result<(), Errno>, Buf)>;
     type Command = Soon<Result<(), Errno>>;
 
-    fn geometry(&self, _: Device) -> Geometry {
-        Geometry { size: self.bytes.lock().unwrap().len() as u64, physical_block: BLOCK as u32, logical_block: 512 }
+    fn geometry(&self, device: Device) -> Geometry {
+        self.disk.lock().unwrap().geometry(device)
     }
-    fn read(&self, _: Device, offset: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
-        let (at, len) = (offset.0 as usize, part.len());
-        buf[part].copy_from_slice(&self.bytes.lock().unwrap()[at..at + len]);
-        soon((Ok(()), buf))
+    fn read(&self, device: Device, at: ByteOffset, buf: Buf, part: Range<usize>) -> Self::Transfer {
+        soon(self.disk.lock().unwrap().read(device, at, buf, part).into_inner())
     }
-    fn write(&self, device: Device, offset: ByteOffset, buf: Buf, part: Range<usize>, _: Durability) -> Self::Transfer {
+    fn write(
+        &self,
+        device: Device,
+        at: ByteOffset,
+        buf: Buf,
+        part: Range<usize>,
+        durability: Durability,
+    ) -> Self::Transfer {
         let left = match device {
             Device::Data => u64::MAX,
             Device::Meta => self.writes_left.load(Ordering::SeqCst),
@@ -82,9 +88,7 @@ impl Storage for Memory {
         if left != u64::MAX {
             self.writes_left.fetch_sub(1, Ordering::SeqCst);
         }
-        let at = offset.0 as usize;
-        self.bytes.lock().unwrap()[at..at + part.len()].copy_from_slice(&buf[part]);
-        soon((Ok(()), buf))
+        soon(self.disk.lock().unwrap().write(device, at, buf, part, durability).into_inner())
     }
     fn sync(&self, _: Device) -> Self::Command {
         soon(Ok(()))
@@ -126,7 +130,7 @@ pub fn formatted() -> Memory {
     let image = IMAGE.get_or_init(|| {
         let io = Memory::new(vec![0; bytes]);
         block_on(format(&io, &key(), &options)).unwrap();
-        io.bytes.lock().unwrap().clone()
+        io.disk.lock().unwrap().image()
     });
     Memory::new(image.clone())
 }

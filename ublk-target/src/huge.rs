@@ -1,4 +1,4 @@
-//! The allocator: large allocations get pages of their own, huge ones where the kernel has them.
+//! The allocator, which `main.rs` installs: large allocations get pages of their own, huge ones where the kernel has them.
 //!
 //! Those that stay are taken at start: the requests' buffers, the cache, the pending tags. In huge pages the
 //! processor finds their addresses without walking page tables, and the kernel sees one piece of memory in a request of
@@ -21,11 +21,6 @@ const PAGE: usize = 64 << 10;
 
 /// The system's allocator, but for what is large.
 pub struct LargeApart;
-
-// The tests' own counts allocations, and passes them on to this one.
-#[cfg(not(test))]
-#[global_allocator]
-static ALLOCATOR: LargeApart = LargeApart;
 
 fn is_large(layout: Layout) -> bool {
     layout.size() >= HUGE && layout.align() <= HUGE

@@ -9,9 +9,8 @@ mod checkpoints;
 mod cli;
 mod daemon;
 mod device;
-mod executor;
+mod event_loop;
 mod failure;
-mod hash_queue;
 mod huge;
 mod interrupt;
 mod kept;
@@ -24,18 +23,22 @@ mod output;
 mod random;
 mod replay;
 mod report;
-mod ring;
 mod run_dir;
 #[cfg(all(test, shuttle))]
 #[path = "../../tests/sim/shared.rs"]
 mod shared;
 mod size;
 mod sync;
-mod tasks;
 mod threads;
 mod ublk;
 mod unnamed;
 mod wait;
+
+/// Gives the request buffers and the page cache huge pages, and all else to the system's allocator
+/// (`docs/decisions/003-huge-pages.md`). The tests' own counts allocations, and passes them on to this one.
+#[cfg(not(test))]
+#[global_allocator]
+static ALLOCATOR: huge::LargeApart = huge::LargeApart;
 
 fn main() -> std::process::ExitCode {
     os::set_signals();

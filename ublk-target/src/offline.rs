@@ -5,13 +5,16 @@ use crate::{
     checkpoints::{self, Stop},
     daemon::memory_budget::{Available, Purpose},
     device::{Backing, Backings, Use},
+    event_loop::{
+        OwnRing,
+        ring::{DeviceFiles, RingStorage},
+    },
     failure::{Context, Exit, Failure, Outcome, no_ring, with_paths},
     interrupt,
     kept::{Kept, Owner, writes},
     notice::Notice,
     os, output,
     random::random,
-    ring::{DeviceFiles, OwnRing, RingStorage},
     size::Size,
     wait,
 };

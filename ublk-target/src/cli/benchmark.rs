@@ -2,6 +2,8 @@
 
 mod disk;
 mod lanes;
+mod memory;
+mod tags;
 
 use crate::{
     daemon::abort_on_panic,
@@ -11,6 +13,7 @@ use crate::{
     size::Size,
 };
 use disk::{DiskReport, DiskSpeed, LARGEST};
+use memory::MemorySpeed;
 use serde::Serialize;
 use std::{
     path::PathBuf,
@@ -18,10 +21,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use ublk_integrity::{
-    TagAlgorithm,
-    speed::{MemorySpeed, TagBench, TagSpeed, measure_crates, measure_in_memory, median},
-};
+use tags::{TagBench, TagSpeed, measure_crates, median};
+use ublk_integrity::TagAlgorithm;
 
 /// Measure the tag algorithms on this CPU and, with --data, verified reads and writes beside plain ones
 #[derive(clap::Args)]
@@ -73,7 +74,7 @@ pub fn run(args: &Args) -> Outcome {
         tags,
         sha2_bytes_per_second,
         wake_up_seconds: wake_up(time / 4).as_secs_f64(),
-        memory: measure_in_memory(time / 4),
+        memory: memory::measure(time / 4),
         disk: None,
     };
     if !args.json {

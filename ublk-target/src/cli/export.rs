@@ -5,11 +5,11 @@ mod rescue;
 use super::{DeviceArgs, ExpectedArgs, bad_runs::BadRuns, check::refuse_latched, new_file::NewFile, progress};
 use crate::{
     device::Use,
+    event_loop::ring::RingStorage,
     failure::{Context, Exit, Failure, Outcome},
     key::KeyArgs,
     offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
     output,
-    ring::RingStorage,
 };
 use futures_util::future::join_all;
 use std::{

@@ -3,11 +3,11 @@
 use super::{DeviceArgs, ExpectedArgs, check::refuse_latched, export::is_zero, progress};
 use crate::{
     device::Use,
+    event_loop::ring::RingStorage,
     failure::{Context, Exit, Failure, Outcome},
     interrupt,
     key::{KeyArgs, KeySource},
     offline::{LANES, Lane, Opening, REQUEST, lanes},
-    ring::RingStorage,
     size::Size,
 };
 use futures_util::future::try_join_all;

@@ -1,8 +1,10 @@
 //! What the daemon has to say. Queue threads never write a line themselves: stderr, syslog or the file
 //! system behind them may wait for this very device.
 
-use crate::threads::named;
-use crate::ublk::{Request, Unknown};
+use crate::{
+    threads::named,
+    ublk::{Request, Unknown},
+};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use nix::sys::signal::Signal;
 use std::{

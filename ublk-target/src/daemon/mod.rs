@@ -50,7 +50,7 @@ use settings::Settings;
 use signals::{Signals, block_heedless};
 use state::{Identity, OwnState};
 use std::{process, sync::Arc, thread::JoinHandle};
-use ublk_integrity::{Latched, MasterKey, create::VolumeInfo};
+use ublk_integrity::{Latched, MasterKey, Volume, create::VolumeInfo};
 
 /// A new device, or one whose daemon has died.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -197,7 +197,7 @@ fn tell_of(opened: &Opened, warnings: &[String], settings: &Settings, reporter: 
 /// An open volume with its threads.
 struct Running {
     backings: Backings,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<Volume>>,
     stop: Arc<Stop>,
     checkpoints: JoinHandle<Result<(), Latched>>,
     log: Log,
@@ -218,7 +218,7 @@ impl Running {
         }
         let shared = Arc::new(Shared {
             shift: BlockShift::of(opened.volume.info().block_size),
-            volume: opened.volume,
+            target: opened.volume,
             files: opened.backings.files(1),
             discard: settings.discard,
             kept: opened.kept,

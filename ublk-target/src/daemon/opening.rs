@@ -3,8 +3,8 @@
 use super::{memory_budget::largest_request, settings::Settings, workers};
 use crate::{
     device::Backings,
+    event_loop::HashPool,
     failure::{Context, Exit, Failure, Outcome, way_out},
-    hash_queue::HashQueue,
     kept::{Kept, KeptWrites, OpenId, Owner, writes},
     offline::Offline,
     random::random,
@@ -28,7 +28,7 @@ pub(super) struct Opened {
     pub(super) open_id: OpenId,
     pub(super) backings: Backings,
     pub(super) hints: Option<HintReceiver>,
-    pub(super) hashing: HashQueue,
+    pub(super) hashing: HashPool,
     /// For writes that will be answered before they are in place.
     pub(super) kept: Option<KeptWrites>,
     /// Writes that a daemon which was killed has answered: they are in place now.
@@ -49,7 +49,7 @@ impl Opened {
         let (sender, receiver) = hints::channel(HINTS);
         let (sender, hints) = if settings.prefetch { (Some(sender), Some(receiver)) } else { (None, None) };
         let counts = settings.counts();
-        let hashing = HashQueue::new(settings.hash_threads.into());
+        let hashing = HashPool::new(settings.hash_threads.into());
         workers::start_hashing(&hashing, settings.hash_threads).doing("can't start a hash thread")?;
         let open_id = random()?;
         let access = if settings.read_only { Access::ReadOnly } else { Access::ReadWrite };
@@ -63,7 +63,7 @@ impl Opened {
             on_mismatch: settings.on_mismatch.into(),
             expected_uuid: uuid,
             hints: sender,
-            hash_threads: Some(hashing.way()),
+            hash_threads: Some(hashing.threads()),
             unreadable_blocks: match settings.decide_unreadable {
                 true => UnreadableBlocks::TakeNewest,
                 false => UnreadableBlocks::KeepUndecided,

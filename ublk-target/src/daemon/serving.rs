@@ -18,7 +18,7 @@ use crate::{
 };
 use serde_json::{Value, json};
 use std::{process, sync::Arc};
-use ublk_integrity::hex;
+use ublk_integrity::{Volume, hex};
 
 /// What is served, and where it comes from.
 pub(super) struct Served {
@@ -74,7 +74,7 @@ impl Served {
 pub(super) fn serve_device(
     what: Served,
     backings: &Backings,
-    shared: &Arc<Shared>,
+    shared: &Arc<Shared<Volume>>,
     reporter: &Arc<Reporter>,
     signals: &Arc<Signals>,
 ) -> Outcome<(Device, OwnState)> {
@@ -115,7 +115,7 @@ fn start_and_serve(
     origin: Origin,
     state: State,
     backings: &Backings,
-    shared: &Arc<Shared>,
+    shared: &Arc<Shared<Volume>>,
     reporter: &Arc<Reporter>,
     signals: &Arc<Signals>,
 ) -> Outcome {
@@ -140,19 +140,19 @@ fn start_and_serve(
 /// What the control socket answers.
 struct Answers {
     state: State,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<Volume>>,
 }
 
 impl Answers {
     fn status(&self) -> Value {
         let mut all = json!(self.state);
-        let (memory, _) = self.state.settings.memory_line(self.shared.volume.memory_bytes());
+        let (memory, _) = self.state.settings.memory_line(self.shared.target.memory_bytes());
         let more = json!({
             "device": ublk::block_path(self.state.id),
             "daemon_memory_bytes": memory,
             "log_lines_dropped": self.shared.log.dropped(),
         });
-        for part in [more, json!(self.shared.volume.status())] {
+        for part in [more, json!(self.shared.target.status())] {
             if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {
                 all.extend(part);
             }

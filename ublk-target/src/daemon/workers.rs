@@ -5,8 +5,7 @@ use super::log::{Event, Log};
 use crate::{
     checkpoints::{self, Stop},
     device::Backings,
-    hash_queue::HashQueue,
-    ring::{DeviceFiles, OwnRing},
+    event_loop::{HashPool, OwnRing, ring::DeviceFiles},
     threads::named,
 };
 use crossbeam_channel::never;
@@ -57,10 +56,10 @@ pub fn start_checkpoints(
 }
 
 /// Starts threads that hash for those that serve requests. They end with the process.
-pub fn start_hashing(queue: &HashQueue, threads: u16) -> io::Result<()> {
+pub fn start_hashing(pool: &HashPool, threads: u16) -> io::Result<()> {
     for i in 0..threads {
-        let thread = queue.thread();
-        named(&format!("hash {i}")).spawn(move || thread.hash_until(&never()))?;
+        let worker = pool.worker();
+        named(&format!("hash {i}")).spawn(move || worker.hash_until(&never()))?;
     }
     Ok(())
 }

@@ -3,9 +3,9 @@
 
 use super::{stack, witness::Witness};
 use crate::{
+    event_loop::ring::DeviceFiles,
     failure::{Context, Exit, Failure, Outcome},
     os,
-    ring::DeviceFiles,
     wait::{LONGEST, Wait, lock_open_within},
 };
 use nix::fcntl::FlockArg;

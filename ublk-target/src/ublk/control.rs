@@ -3,8 +3,9 @@
 use super::{
     command::{self, CONTROL, DeviceInfo},
     mark::Mark,
-    queue::{self, Shared},
+    queue,
     run_folder::{make_way, run_file},
+    shared::Shared,
     transfer::is_asked,
 };
 use crate::{
@@ -31,6 +32,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+use ublk_integrity::BlockTarget;
 
 /// The name that the device carries among ublk devices.
 const TARGET_NAME: &str = "integrity";
@@ -124,7 +126,12 @@ impl Device {
 
     /// Starts the device, calls `live`, and serves requests until it is stopped. `fds` get registered in each queue's
     /// ring from number 1 on.
-    pub fn run(&self, fds: &[RawFd], shared: &Arc<Shared>, live: impl FnOnce() + Send + Sync + 'static) -> Outcome {
+    pub fn run<T: BlockTarget + 'static>(
+        &self,
+        fds: &[RawFd],
+        shared: &Arc<Shared<T>>,
+        live: impl FnOnce() + Send + Sync + 'static,
+    ) -> Outcome {
         if self.recovers {
             self.begin_recovery()?;
         }

@@ -2,25 +2,25 @@
 //! were fetched to.
 
 use super::{
-    queue::{Load, Memory, Shared},
+    load::Load,
     request::Request,
+    shared::{Memory, Shared},
     transfer::Transfer,
 };
 use crate::{
     daemon::log::Event,
     kept::{Heads, MOST_BYTES, Part},
-    ring::RingStorage,
 };
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     task::{Poll, Waker},
 };
-use ublk_integrity::{Accepted, Durability, Errno};
+use ublk_integrity::{AdmittedWrite, BlockTarget, Durability, Errno, Io};
 
 /// A thread's writers, and what they have been given. With none every write is answered when it is in place.
-pub(super) struct Early<'v> {
-    places: Vec<RefCell<Place<'v>>>,
+pub(super) struct Early<'t, T: BlockTarget + 't> {
+    places: Vec<RefCell<Place<'t, T>>>,
     /// Writers that have nothing to do.
     idle: RefCell<Vec<usize>>,
     /// Of the writers' memory, which outlives this process.
@@ -30,21 +30,21 @@ pub(super) struct Early<'v> {
 }
 
 /// Where a writer is given what to write.
-struct Place<'v> {
+struct Place<'t, T: BlockTarget + 't> {
     /// Of a writer that is idle or about to take it.
-    memory: Option<Memory>,
-    accepted: Option<Accepted<'v>>,
+    memory: Option<Memory<T>>,
+    admitted: Option<T::Admitted<'t>>,
     waker: Waker,
 }
 
-impl<'v> Early<'v> {
+impl<'t, T: BlockTarget + 't> Early<'t, T> {
     /// For so many tags of a thread, with what it keeps, if anything.
-    pub(super) fn new(shared: &Shared, thread: usize, tags: usize, part: Option<Part>) -> Self {
+    pub(super) fn new(shared: &'t Shared<T>, thread: usize, tags: usize, part: Option<Part>) -> Self {
         let (heads, bufs) = part.map_or((None, Vec::new()), |part| (Some(part.heads), part.bufs));
         let idle = (0..bufs.len()).rev().collect();
         let place = |buf| Place {
-            memory: Some(Memory { slot: shared.volume.slot(thread), buf }),
-            accepted: None,
+            memory: Some(Memory { context: shared.target.context(thread), buf }),
+            admitted: None,
             waker: Waker::noop().clone(),
         };
         Self {
@@ -61,7 +61,7 @@ impl<'v> Early<'v> {
     }
 
     /// The memory of all writers, before they begin.
-    pub(super) fn memories(&mut self) -> impl Iterator<Item = &mut Memory> {
+    pub(super) fn memories(&mut self) -> impl Iterator<Item = &mut Memory<T>> {
         self.places.iter_mut().filter_map(|place| place.get_mut().memory.as_mut())
     }
 
@@ -69,7 +69,7 @@ impl<'v> Early<'v> {
     /// where it was.
     pub(super) fn takes_on(
         &self,
-        shared: &'v Shared,
+        shared: &'t Shared<T>,
         request: Request,
         transfer: Transfer,
         load: &Load,
@@ -79,13 +79,13 @@ impl<'v> Early<'v> {
         let writer = *self.idle.borrow().last().filter(|_| bytes <= MOST_BYTES)?;
         let mut place = self.places[writer].borrow_mut();
         let memory = place.memory.as_mut().expect("an idle writer's memory is here");
-        let accepted = shared.volume.accept(&memory.slot, range)?;
+        let admitted = shared.target.admit(&memory.context, range)?;
         if let Err(e) = transfer.fetch(&mut memory.buf, bytes) {
-            accepted.withdraw();
+            admitted.withdraw();
             return Some(Err(shared.not_copied(request, e)));
         }
-        self.heads.borrow_mut().as_mut().expect("there are writers").keep(writer, range, accepted.after());
-        place.accepted = Some(accepted);
+        self.heads.borrow_mut().as_mut().expect("there are writers").keep(writer, range, admitted.after());
+        place.admitted = Some(admitted);
         place.waker.wake_by_ref();
         self.idle.borrow_mut().pop();
         load.goes_on();
@@ -93,28 +93,28 @@ impl<'v> Early<'v> {
     }
 
     /// The task of a writer.
-    pub(super) async fn write(&self, writer: usize, io: &RingStorage, shared: &Shared, load: &Load) {
-        while let Some((accepted, Memory { mut slot, buf })) = self.next(writer).await {
-            let range = accepted.range();
+    pub(super) async fn write(&self, writer: usize, io: &impl Io, shared: &'t Shared<T>, load: &Load) {
+        while let Some((admitted, Memory { mut context, buf })) = self.next(writer).await {
+            let range = admitted.range();
             let forget = || self.heads.borrow_mut().as_mut().expect("there are writers").forget(writer);
-            let (result, buf) = shared.volume.write_accepted(io, &mut slot, accepted, buf, forget).await;
+            let (result, buf) = shared.target.write_back(io, &mut context, admitted, buf, forget).await;
             load.in_place();
             if let Err(e) = result {
                 shared.log.tell(Event::Write(Request::Write { range, durability: Durability::MayBeLost }, e));
                 // Its place stays as it is: what it holds is for the next daemon.
                 return;
             }
-            self.places[writer].borrow_mut().memory = Some(Memory { slot, buf });
+            self.places[writer].borrow_mut().memory = Some(Memory { context, buf });
             self.idle.borrow_mut().push(writer);
         }
     }
 
     /// What the writer is given next; `None` once nothing more can come.
-    async fn next(&self, writer: usize) -> Option<(Accepted<'v>, Memory)> {
+    async fn next(&self, writer: usize) -> Option<(T::Admitted<'t>, Memory<T>)> {
         poll_fn(|cx| {
             let mut place = self.places[writer].borrow_mut();
-            if let Some(accepted) = place.accepted.take() {
-                return Poll::Ready(place.memory.take().map(|memory| (accepted, memory)));
+            if let Some(admitted) = place.admitted.take() {
+                return Poll::Ready(place.memory.take().map(|memory| (admitted, memory)));
             }
             if self.tags.get() == 0 {
                 return Poll::Ready(None);
@@ -141,7 +141,7 @@ mod tests {
     use super::{super::request::BlockShift, *};
     use crate::{
         daemon::log::{Log, Sink},
-        hash_queue::HashQueue,
+        event_loop::HashPool,
         kept,
         offline::{Opening, scratch},
     };
@@ -164,12 +164,12 @@ mod tests {
         let (_, files) = offline.handles();
         let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();
         let shared = Shared {
-            volume,
+            target: volume,
             files,
             shift: BlockShift::of(4096),
             discard: false,
             kept: None,
-            hashing: HashQueue::new(0),
+            hashing: HashPool::new(0),
             log,
         };
         let folder = tempfile::tempdir().unwrap();
@@ -190,7 +190,7 @@ mod tests {
         let unreadable = File::options().write(true).open("/dev/null").unwrap();
         let unfetched = takes_on(request(0, 4, soon), from(unreadable.as_raw_fd(), 0));
         assert_eq!((unfetched, kept.count().unwrap()), (Some(Err(Errno(libc::EBADF))), 0));
-        assert!(shared.volume.latched().is_none(), "nobody was promised anything");
+        assert!(shared.target.latched().is_none(), "nobody was promised anything");
 
         assert_eq!(takes_on(request(0, 4, soon), from(device, 0)), Some(Ok(())));
         assert_eq!(takes_on(request(3, 2, soon), from(device, 1)), None, "the first holds one of its blocks");
@@ -201,10 +201,10 @@ mod tests {
         let io = offline.io();
         (0..2).for_each(|writer| offline.run(early.write(writer, &io, &shared, &load)).unwrap());
         assert_eq!(kept.count().unwrap(), 0);
-        let mut slot = shared.volume.slot(0);
+        let mut slot = shared.target.slot(0);
         for (first, count, byte) in [(0, 4, 1), (9, 2, 2), (20, 1, 0)] {
             let range = BlockRange::new(BlockIndex(first), count);
-            let (result, buf) = offline.run(shared.volume.read(&io, &mut slot, range, Buf::new(MOST_BYTES))).unwrap();
+            let (result, buf) = offline.run(shared.target.read(&io, &mut slot, range, Buf::new(MOST_BYTES))).unwrap();
             result.unwrap();
             assert!(buf[..count as usize * 4096].iter().all(|&b| b == byte), "block {first}");
         }

@@ -1,25 +1,23 @@
 //! The kernel's ublk driver, through libublk. Nothing outside this folder names that crate.
 
+mod answer;
 mod command;
 mod control;
 mod early;
+mod load;
 mod mark;
 mod queue;
 mod request;
 mod run_folder;
+mod shared;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub use control::{
     Device, Proof, Shape, Whose, block_path, delete_marked, exists, kernel_state, need_driver, shares_queues,
 };
 pub use mark::Mark;
-pub use queue::Shared;
 pub use request::{BlockShift, Request, Unknown};
 pub use run_folder::secure_run_folder;
-
-use io_uring::IoUring;
-
-/// Runs `f` on the ring that libublk keeps for this thread's queue.
-pub fn with_queue_ring<R>(f: impl FnOnce(&mut IoUring) -> R) -> R {
-    libublk::with_task_io_ring_mut(f)
-}
+pub use shared::Shared;

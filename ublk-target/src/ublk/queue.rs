@@ -6,59 +6,36 @@
 
 use super::{
     early::Early,
-    request::{BlockShift, Request},
+    load::Load,
+    shared::{Memory, Shared},
     transfer::{Transfer, is_asked},
 };
 use crate::{
-    daemon::log::{Event, Log},
-    executor::Executor,
-    hash_queue::HashQueue,
-    kept::KeptWrites,
+    event_loop::{
+        Batch, EventLoop, Executor,
+        ring::{Ops, Port, RingStorage, TARGET_BIT, build, register},
+    },
     output,
-    ring::{DeviceFiles, Ops, Port, RingStorage, TARGET_BIT, build, drive, register},
 };
 use libublk::{
     UblkError,
     io::{UblkDev, UblkQueue, io_thread_idx},
     ublk_init_task_ring,
     uring_async::{ublk_reap_io_events_with_update_queue, ublk_wake_task},
+    with_task_io_ring_mut,
 };
 use nix::sys::prctl::set_name;
-use std::{
-    cell::{Cell, RefCell},
-    ffi::CString,
-    mem, process,
-    rc::Rc,
-    sync::Arc,
-};
-use ublk_integrity::{Buf, Errno, Slot, Volume};
+use std::{cell::RefCell, ffi::CString, process, rc::Rc};
+use ublk_integrity::{BlockTarget, Buf};
 
-/// Operations that one request may have under way at a time before the table grows: data, and a few pages of metadata.
+/// Operations that one request may have in flight at a time before the table grows: data, and a few pages of metadata.
 const OPS_PER_REQUEST: usize = 16;
 
 /// Neighbouring tags that one of the threads of a queue serves: as many blocks as the widest processor hashes at once.
 const RUN: u16 = 8;
 
-/// What all queues share.
-pub struct Shared {
-    /// The volume that is served.
-    pub volume: Arc<Volume>,
-    /// The devices, as registered in each queue's ring.
-    pub files: DeviceFiles,
-    /// Size of a block.
-    pub shift: BlockShift,
-    /// Whether the data device is told of discards.
-    pub discard: bool,
-    /// Where writes are kept that are answered before they are in place; nowhere: none are.
-    pub kept: Option<KeptWrites>,
-    /// What may be left there of hashing.
-    pub hashing: HashQueue,
-    /// Where failures are told.
-    pub log: Log,
-}
-
 /// A thread of a queue. Returns when the device has been stopped.
-pub(super) fn run(id: u16, device: &UblkDev, shared: &Shared) {
+pub(super) fn run<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) {
     if let Err(e) = serve(id, device, shared) {
         // START_DEV waits for every queue, and requests would hang: there is no way to go on without one.
         output::tell(format_args!("queue {id} can't run: {e}"));
@@ -66,7 +43,7 @@ pub(super) fn run(id: u16, device: &UblkDev, shared: &Shared) {
     }
 }
 
-fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
+fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Result<(), UblkError> {
     let (share, shares) = (io_thread_idx(), device.io_threads_per_queue());
     let thread = usize::from(id) * usize::from(shares) + usize::from(share);
     let name = if shares == 1 { format!("queue {id}") } else { format!("queue {id}.{share}") };
@@ -79,26 +56,27 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
     let kept = shared.kept.as_ref().filter(|_| is_asked(device.dev_info.flags));
     let mut early = Early::new(shared, thread, tags, kept.and_then(|kept| kept.take(thread)));
     let tasks = tags + early.writers();
-    let ops = Ops::new(Port::UblkQueue, tasks * OPS_PER_REQUEST)?;
-    let io = RingStorage::new(Rc::clone(&ops), shared.files);
+    let (ops, batch) =
+        (Ops::new(Port::Kept(|f| with_task_io_ring_mut(f)), tasks * OPS_PER_REQUEST)?, Batch::new(tasks));
+    let io = RingStorage::new(Rc::clone(&ops), Rc::clone(&batch), shared.files);
     let load = Load::default();
     let mut memories: Vec<_> = Buf::several(tags, device.dev_info.max_io_buf_bytes as usize)
         .into_iter()
-        .map(|buf| Memory { slot: shared.volume.slot(thread), buf })
+        .map(|buf| Memory { context: shared.target.context(thread), buf })
         .collect();
-    Slot::work_together(memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.slot));
+    T::work_together(memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.context));
     // Refused, it only costs time. A ramfs that an older version has left mounted is: then the others alone.
     let all = memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.buf);
     let _ = register(&ops, all).or_else(|_| register(&ops, memories.iter_mut().map(|memory| &mut memory.buf)));
-    let mut exec = Executor::new(tasks, ops.doorbell(), ops.turn());
+    let mut executor = Executor::new(tasks, ops.doorbell(), &batch);
     for (tag, memory) in tags_of(share, shares, queue.get_depth() as u16).zip(memories) {
-        exec.spawn(serve_tag(&queue, tag, memory, &io, shared, &load, &early));
+        executor.spawn(serve_tag(&queue, tag, memory, &io, shared, &load, &early));
     }
-    (0..early.writers()).for_each(|writer| exec.spawn(early.write(writer, &io, shared, &load)));
+    (0..early.writers()).for_each(|writer| executor.spawn(early.write(writer, &io, shared, &load)));
     // Submits the fetch commands, for which START_DEV waits.
-    exec.run_ready();
+    executor.run_ready();
     device.notify_buffer_registration_complete(false);
-    let reap = |_: &Port| {
+    let reap = || {
         // Can't fail: it only takes completions.
         let _ = ublk_reap_io_events_with_update_queue(&queue, false, None, |cqe| {
             if cqe.user_data() & TARGET_BIT != 0 {
@@ -108,7 +86,8 @@ fn serve(id: u16, device: &UblkDev, shared: &Shared) -> Result<(), UblkError> {
             }
         });
     };
-    drive(&exec, &ops, reap, || load.expected(ops.under_way()), Some(&shared.hashing))?;
+    let expected = || load.expected(ops.in_flight());
+    EventLoop { executor: &executor, ops: &ops, reap, expected, hash_pool: Some(&shared.hashing) }.drive()?;
     Ok(())
 }
 
@@ -133,128 +112,24 @@ fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
     (0..depth).filter(move |tag| whose(*tag) % shares == share)
 }
 
-/// The requests of one thread, counted: those that were answered in this turn are a guess of what comes next.
-#[derive(Default)]
-pub(super) struct Load {
-    /// Or answered, and not in place.
-    under_way: Cell<usize>,
-    /// And have not been followed by others yet.
-    answered: Cell<usize>,
-}
-
-impl Load {
-    fn fetched(&self) {
-        self.under_way.set(self.under_way.get() + 1);
-        self.answered.set(self.answered.get().saturating_sub(1));
-    }
-
-    fn answered(&self) {
-        self.under_way.set(self.under_way.get() - 1);
-        self.answered.set(self.answered.get() + 1);
-    }
-
-    /// One that is about to be answered goes on all the same.
-    pub(super) fn goes_on(&self) {
-        self.under_way.set(self.under_way.get() + 1);
-    }
-
-    pub(super) fn in_place(&self) {
-        self.under_way.set(self.under_way.get() - 1);
-    }
-
-    /// How many to wait for now, with so many `operations` under way. Whoever keeps so many requests going sends others for
-    /// those that were answered in this turn, nearly all; if not, the guess was wrong once.
-    fn expected(&self, operations: usize) -> usize {
-        let answered = self.answered.take();
-        match self.under_way.get() + operations {
-            0 => answered * 3 / 4,
-            // What others wait for, an operation or the word of another thread, must not wait for company.
-            _ => 1,
-        }
-    }
-}
-
-/// All that a request needs, taken once.
-pub(super) struct Memory {
-    pub(super) slot: Slot,
-    pub(super) buf: Buf,
-}
-
-async fn serve_tag<'v>(
+async fn serve_tag<'t, T: BlockTarget>(
     queue: &UblkQueue<'_>,
     tag: u16,
-    mut memory: Memory,
+    mut memory: Memory<T>,
     io: &RingStorage,
-    shared: &'v Shared,
+    shared: &'t Shared<T>,
     load: &Load,
-    early: &Early<'v>,
+    early: &Early<'t, T>,
 ) {
     let transfer = Transfer::of(queue, tag);
     let mut fetched = queue.submit_io_prep_cmd(tag, transfer.named(&memory.buf), -1, None).await;
     while fetched.is_ok() {
         load.fetched();
-        let result = match Request::parse(queue.get_iod(tag), shared.shift) {
-            Ok(request) => {
-                let answer = match early.takes_on(shared, request, transfer, load) {
-                    Some(answer) => answer,
-                    None => shared.handle(request, transfer, io, &mut memory).await,
-                };
-                answer.map(|()| request.success(shared.shift))
-            }
-            Err(unknown) => {
-                shared.log.tell(Event::UnknownRequest(unknown));
-                Err(Errno::EINVAL)
-            }
-        };
+        let code = shared.answer(queue.get_iod(tag), transfer, io, &mut memory, load, early).await;
         load.answered();
-        let code = result.unwrap_or_else(|errno| -errno.0);
         fetched = queue.submit_io_commit_cmd(tag, transfer.named(&memory.buf), code).await;
     }
     early.tag_ends();
-}
-
-impl Shared {
-    async fn handle(
-        &self,
-        request: Request,
-        transfer: Transfer,
-        io: &RingStorage,
-        memory: &mut Memory,
-    ) -> Result<(), Errno> {
-        let (volume, slot) = (&*self.volume, &mut memory.slot);
-        let bytes = request.success(self.shift) as usize;
-        let result = match request {
-            Request::Read(range) => {
-                let (result, buf) = volume.read(io, slot, range, mem::replace(&mut memory.buf, Buf::none())).await;
-                memory.buf = buf;
-                result.map_err(|e| {
-                    self.log.tell(Event::Read(range, e));
-                    e.errno()
-                })?;
-                return transfer.give(&memory.buf, bytes).map_err(|e| self.not_copied(request, e));
-            }
-            Request::Write { range, durability } => {
-                transfer.fetch(&mut memory.buf, bytes).map_err(|e| self.not_copied(request, e))?;
-                let buf = mem::replace(&mut memory.buf, Buf::none());
-                let (result, buf) = volume.write(io, slot, range, buf, durability).await;
-                memory.buf = buf;
-                result
-            }
-            Request::Flush => volume.flush(io, slot).await,
-            Request::Discard(range) => volume.zero(io, slot, range, self.discard).await,
-            Request::WriteZeroes { range, unmap } => volume.zero(io, slot, range, unmap && self.discard).await,
-        };
-        result.map_err(|e| {
-            self.log.tell(Event::Write(request, e));
-            e.errno()
-        })
-    }
-
-    /// The driver has not copied the bytes of a request.
-    pub(super) fn not_copied(&self, request: Request, e: Errno) -> Errno {
-        self.log.tell(Event::NotCopied(request, e));
-        e
-    }
 }
 
 #[cfg(test)]
@@ -275,27 +150,5 @@ mod tests {
             assert!(!seen.contains(&false));
         }
         assert!(tags_of(1, 2, 128).take(16).eq((8..16).chain(24..32)));
-    }
-
-    #[test]
-    fn what_was_answered_is_expected_once_and_only_while_nothing_is_under_way() {
-        let load = Load::default();
-        let turn = |requests| {
-            (0..requests).for_each(|_| load.fetched());
-            (0..requests).for_each(|_| load.answered());
-        };
-        assert_eq!(load.expected(0), 0, "nobody has come yet");
-        turn(8);
-        assert_eq!(load.expected(0), 6);
-        assert_eq!(load.expected(0), 0, "they did not come");
-        turn(1);
-        assert_eq!(load.expected(0), 0, "one at a time never waits");
-        (0..3).for_each(|_| turn(4));
-        assert_eq!(load.expected(0), 3, "the same four, three times");
-        turn(8);
-        assert_eq!(load.expected(1), 1, "an operation is waited for");
-        load.fetched();
-        turn(8);
-        assert_eq!(load.expected(0), 1, "one may wait for another thread");
     }
 }

@@ -1,10 +1,13 @@
 //! The verified path on a real disk beside plain I/O on the same file, and opening after a crash.
 
-use super::lanes::{Lane, Pattern, Run, Target, Until, lanes};
+use super::{
+    lanes::{Lane, Pattern, Run, Target, Until, lanes},
+    tags::{TagBench, median},
+};
 use crate::{
     device::{Backings, Use},
+    event_loop::HashPool,
     failure::{Context, Exit, Failure, Outcome},
-    hash_queue::HashQueue,
     offline::Offline,
     random::random,
     size::Size,
@@ -19,7 +22,6 @@ use ublk_integrity::{
     MasterKey, TagAlgorithm, Volume,
     create::{self, FormatOptions},
     open::{Access, OpenOptions, open},
-    speed::{TagBench, median},
 };
 
 const BLOCK: u32 = 4096;
@@ -91,7 +93,7 @@ pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Out
         plain: Target::Plain(volume_bytes),
         turn: time / TURNS,
         threads,
-        hashing: HashQueue::new(threads - 1),
+        hashing: HashPool::new(threads - 1),
     };
     bench.fill_holes(file_bytes)?;
     let disk = bench.patterns(&bench.new_volume(&usual)?)?;
@@ -152,7 +154,7 @@ struct Bench {
     turn: Duration,
     /// Most threads.
     threads: usize,
-    hashing: HashQueue,
+    hashing: HashPool,
 }
 
 /// An open volume and its key.
@@ -173,7 +175,7 @@ impl Bench {
             cache_bytes: 64 << 20,
             max_slots: DEEPEST,
             max_request_bytes: LARGEST,
-            hash_threads: Some(self.hashing.way()),
+            hash_threads: Some(self.hashing.threads()),
             ..OpenOptions::new(Access::ReadWrite, random()?)
         };
         Ok(self.offline.run(open(&self.offline.io(), key, &options))??)

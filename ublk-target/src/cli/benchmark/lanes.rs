@@ -3,9 +3,11 @@
 use crate::{
     checkpoints::{self, Stop},
     device::Backings,
+    event_loop::{
+        HashPool, OwnRing,
+        ring::{DeviceFiles, RingStorage},
+    },
     failure::{Context, Exit, Failure, Outcome, no_ring},
-    hash_queue::HashQueue,
-    ring::{DeviceFiles, OwnRing, RingStorage},
 };
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -77,7 +79,7 @@ pub struct Run<'a> {
     /// One for requests; the others hash for it.
     pub threads: usize,
     /// The way to those.
-    pub hashing: &'a HashQueue,
+    pub hashing: &'a HashPool,
     /// For the ring of each.
     pub backings: &'a Backings,
     pub files: DeviceFiles,
@@ -132,8 +134,8 @@ impl Run<'_> {
         let (running, end) = crossbeam_channel::bounded(0);
         thread::scope(|scope| {
             for _ in 1..self.threads {
-                let (thread, end) = (self.hashing.thread(), &end);
-                scope.spawn(move || thread.hash_until(end));
+                let (worker, end) = (self.hashing.worker(), &end);
+                scope.spawn(move || worker.hash_until(end));
             }
             let done = self.on_this_thread(lanes, progress);
             drop(running);

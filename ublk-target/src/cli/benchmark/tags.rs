@@ -1,15 +1,5 @@
-//! How fast this processor makes tags, and what the verified path costs beside them: for `benchmark`.
-//! Nothing on the I/O path is here.
+//! How fast this processor makes tags.
 
-mod memory;
-
-pub use memory::{MemorySpeed, measure as measure_in_memory};
-
-use crate::{
-    BlockIndex, MasterKey, TagAlgorithm,
-    crypto::{keys::Keys, tagger::Tagger},
-    format::{Layout, Tag, ZERO_TAG},
-};
 use hmac::{Hmac, KeyInit, Mac as _};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -17,6 +7,7 @@ use std::{
     hint::black_box,
     time::{Duration, Instant},
 };
+use ublk_integrity::{BlockIndex, MasterKey, TagAlgorithm, TagMaker};
 
 /// What [`TagBench::measure`] found.
 #[derive(Clone, Debug, Serialize)]
@@ -37,10 +28,10 @@ pub struct TagSpeed {
 pub struct TagBench {
     algorithm: TagAlgorithm,
     block_size: u32,
-    tagger: Tagger,
+    /// Blocks of a request.
+    batch: usize,
+    maker: TagMaker,
     memory: Vec<u8>,
-    /// One request's.
-    tags: Vec<Tag>,
 }
 
 impl TagBench {
@@ -50,27 +41,20 @@ impl TagBench {
     /// # Panics
     /// Where a volume can't have this block size, or `batch` is 0.
     pub fn new(algorithm: TagAlgorithm, block_size: u32, batch: usize, memory: usize) -> Self {
-        let keys = Keys::derive(&MasterKey::new(&[0x5a; 32]).expect("32 bytes are enough"), &[0; 16]);
-        let layout = Layout::new(block_size, 1 << 30, 1 << 20, false).expect("512, 1024, 2048 or 4096 bytes a block");
+        let key = MasterKey::new(&[0x5a; 32]).expect("32 bytes are enough");
+        let maker = TagMaker::new(&key, algorithm, block_size, batch).expect("512, 1024, 2048 or 4096 bytes a block");
         let request = batch * block_size as usize;
         // Not all zeros: pages that were never written to are all the same one.
         let memory = (0..memory.max(1).next_multiple_of(request)).map(|i| (i % 251) as u8).collect();
-        Self {
-            algorithm,
-            block_size,
-            tagger: Tagger::new(&keys, algorithm, &layout),
-            memory,
-            tags: vec![ZERO_TAG; batch],
-        }
+        Self { algorithm, block_size, batch, maker, memory }
     }
 
     /// Goes through the memory once and returns its size in bytes.
     pub fn pass(&mut self) -> usize {
-        let blocks = (0u64..).step_by(self.tags.len()).map(BlockIndex);
-        let request = self.tags.len() * self.block_size as usize;
+        let blocks = (0u64..).step_by(self.batch).map(BlockIndex);
+        let request = self.batch * self.block_size as usize;
         for (first, data) in blocks.zip(self.memory.chunks_exact(request)) {
-            self.tagger.tags(first, data, &mut self.tags);
-            black_box(&self.tags);
+            black_box(self.maker.tags(first, data));
         }
         self.memory.len()
     }
@@ -88,8 +72,8 @@ impl TagBench {
         TagSpeed {
             algorithm: self.algorithm,
             block_size: self.block_size,
-            batch: self.tags.len(),
-            implementation: self.tagger.implementation(),
+            batch: self.batch,
+            implementation: self.maker.implementation(),
             bytes_per_second: median(&mut speeds),
         }
     }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 pub type TaskIndex = usize;
 
 /// The word and the bit of a task.
-pub fn place(task: TaskIndex) -> (usize, u64) {
+pub fn bit_of(task: TaskIndex) -> (usize, u64) {
     (task / 64, 1 << (task % 64))
 }
 
@@ -32,12 +32,12 @@ impl TaskSet {
     }
 
     pub fn contains(&self, task: TaskIndex) -> bool {
-        let (word, bit) = place(task);
+        let (word, bit) = bit_of(task);
         self.words[word].get() & bit != 0
     }
 
     pub fn insert(&self, task: TaskIndex) {
-        let (word, bit) = place(task);
+        let (word, bit) = bit_of(task);
         self.insert_all(word, bit);
     }
 

@@ -1,6 +1,7 @@
 //! The library's [`Storage`] over a ring.
 
 use super::{
+    super::batch::Batch,
     op::{FileIndex, Work},
     ops::{Ops, Running},
 };
@@ -31,13 +32,14 @@ pub struct DeviceFiles {
 #[derive(Clone)]
 pub struct RingStorage {
     ops: Rc<Ops>,
+    batch: Rc<Batch>,
     files: DeviceFiles,
 }
 
 impl RingStorage {
-    /// A handle that submits to the ring of `ops`.
-    pub fn new(ops: Rc<Ops>, files: DeviceFiles) -> Self {
-        Self { ops, files }
+    /// A handle that submits to the ring of `ops`, for tasks that run in `batch`.
+    pub fn new(ops: Rc<Ops>, batch: Rc<Batch>, files: DeviceFiles) -> Self {
+        Self { ops, batch, files }
     }
 
     fn file(&self, device: Device) -> FileIndex {
@@ -82,17 +84,17 @@ impl Storage for RingStorage {
 
 impl Scheduler for RingStorage {
     fn batch_boundary(&self, phase: Phase) -> impl Future<Output = ()> {
-        self.ops.turn().end(phase)
+        self.batch.boundary(phase)
     }
     fn charge(&self) {
-        self.ops.turn().took_time();
+        self.batch.charge();
     }
     fn runnable(&self) -> usize {
-        self.ops.turn().others_ready()
+        self.batch.runnable()
     }
 }
 
-/// A read or write under way.
+/// A read or write in flight.
 pub struct Transfer(Running);
 
 impl Future for Transfer {
@@ -106,7 +108,7 @@ impl Future for Transfer {
     }
 }
 
-/// A sync, discard or sleep under way.
+/// A sync, discard or sleep in flight.
 pub struct Command(Running);
 
 impl Future for Command {

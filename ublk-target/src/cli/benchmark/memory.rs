@@ -1,22 +1,17 @@
 //! The whole verified path on a disk that is a piece of memory: what it costs beside the tags.
 
-use super::{TagBench, median};
-use crate::{
-    Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OpenOptions,
-    Scheduler, Slot, Storage, TagAlgorithm, Volume,
-    lifecycle::{
-        create::{FormatOptions, format},
-        open::open,
-    },
-};
+use super::tags::{TagBench, median};
 use serde::Serialize;
 use std::{
-    cell::RefCell,
-    future::{Future, Ready, ready},
-    ops::Range,
+    future::Future,
     pin::pin,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
+};
+use ublk_integrity::{
+    Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, MemoryStorage, OpenOptions, Slot, TagAlgorithm, Volume,
+    create::{self, FormatOptions},
+    open::open,
 };
 
 const BLOCK: u32 = 4096;
@@ -25,48 +20,6 @@ const VOLUME: u64 = 8 << 20;
 const HOT: usize = 512 << 10;
 /// Bytes of the largest request.
 const LARGEST: usize = 128 << 10;
-
-/// A disk whose operations have ended when they begin.
-struct MemoryDisk(RefCell<Vec<u8>>);
-
-impl Storage for MemoryDisk {
-    type Transfer = Ready<(Result<(), Errno>, Buf)>;
-    type Command = Ready<Result<(), Errno>>;
-
-    fn geometry(&self, _: Device) -> Geometry {
-        Geometry { size: self.0.borrow().len() as u64, physical_block: BLOCK, logical_block: 512 }
-    }
-    fn read(&self, _: Device, at: ByteOffset, mut buf: Buf, part: Range<usize>) -> Self::Transfer {
-        let at = at.0 as usize;
-        let bytes = &mut buf[part];
-        bytes.copy_from_slice(&self.0.borrow()[at..at + bytes.len()]);
-        ready((Ok(()), buf))
-    }
-    fn write(&self, _: Device, at: ByteOffset, buf: Buf, part: Range<usize>, _: Durability) -> Self::Transfer {
-        let (at, bytes) = (at.0 as usize, &buf[part]);
-        self.0.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
-        ready((Ok(()), buf))
-    }
-    fn sync(&self, _: Device) -> Self::Command {
-        ready(Ok(()))
-    }
-    fn discard(&self, _: Device, _: ByteOffset, _: u64) -> Self::Command {
-        ready(Err(Errno::EOPNOTSUPP))
-    }
-    fn sleep(&self, _: Duration) -> Self::Command {
-        ready(Ok(()))
-    }
-}
-
-impl Scheduler for MemoryDisk {}
-
-/// Runs what never has to wait.
-fn run<T>(future: impl Future<Output = T>) -> T {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => value,
-        Poll::Pending => unreachable!("one request at a time, on a disk that answers at once"),
-    }
-}
 
 /// What [`measure`] found about one size of request.
 #[derive(Clone, Debug, Serialize)]
@@ -82,7 +35,7 @@ pub struct MemorySpeed {
 }
 
 struct Bench {
-    disk: MemoryDisk,
+    disk: MemoryStorage,
     volume: Volume,
     slot: Slot,
     buf: Option<Buf>,
@@ -98,21 +51,21 @@ impl Bench {
             uuid: [1; 16],
             separate_meta: false,
         };
-        let bytes = crate::lifecycle::create::plan(&options).expect("a possible volume").data_device_bytes;
-        let disk = MemoryDisk(RefCell::new(vec![0; bytes as usize]));
+        let bytes = create::plan(&options).expect("a possible volume").data_device_bytes;
+        let disk = MemoryStorage::new(vec![0; bytes as usize], BLOCK);
         let key = MasterKey::new(&[0x5a; 32]).expect("32 bytes are enough");
-        run(format(&disk, &key, &options)).expect("memory does not fail");
+        disk.run(create::format(&disk, &key, &options)).expect("memory does not fail");
         let options = OpenOptions {
             cache_bytes: 1 << 20,
             max_request_bytes: LARGEST,
             ..OpenOptions::new(Access::ReadWrite, [2; 32])
         };
-        let volume = run(open(&disk, &key, &options)).expect("a new volume opens");
+        let volume = disk.run(open(&disk, &key, &options)).expect("a new volume opens");
         let mut buf = Buf::new(LARGEST);
         buf.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8 + 1);
         let mut bench = Self { slot: volume.slot(0), disk, volume, buf: Some(buf) };
         bench.pass(LARGEST, true);
-        run(bench.volume.checkpoint(&bench.disk)).expect("memory does not fail");
+        bench.disk.run(bench.volume.checkpoint(&bench.disk)).expect("memory does not fail");
         bench
     }
 
@@ -124,11 +77,11 @@ impl Bench {
             let buf = self.buf.take().expect("given back");
             let (ok, buf) = if write {
                 let written = self.volume.write(&self.disk, &mut self.slot, range, buf, Durability::MayBeLost);
-                let (result, buf) = run(written);
+                let (result, buf) = self.disk.run(written);
                 self.checkpoint_if_wanted();
                 (result.is_ok(), buf)
             } else {
-                let (result, buf) = run(self.volume.read(&self.disk, &mut self.slot, range, buf));
+                let (result, buf) = self.disk.run(self.volume.read(&self.disk, &mut self.slot, range, buf));
                 (result.is_ok(), buf)
             };
             assert!(ok, "memory does not fail");
@@ -139,7 +92,7 @@ impl Bench {
     fn checkpoint_if_wanted(&self) {
         let wanted = pin!(self.volume.work_wanted()).poll(&mut Context::from_waker(Waker::noop()));
         if let Poll::Ready(work) = wanted {
-            run(self.volume.work(&self.disk, work)).expect("memory does not fail");
+            self.disk.run(self.volume.work(&self.disk, work)).expect("memory does not fail");
         }
     }
 }

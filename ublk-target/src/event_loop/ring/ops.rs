@@ -1,10 +1,10 @@
-//! The table of operations under way: their memory, their wakers, what must be submitted again.
+//! The table of operations in flight: their memory, their wakers, what must be submitted again.
 
 use super::{
-    Port, TARGET_BIT,
-    op::{DiscardWay, FileIndex, Op, Place, State, Work},
+    TARGET_BIT,
+    op::{DiscardWay, FileIndex, FileName, Op, State, Work},
+    port::{Port, Wait},
 };
-use crate::executor::Turn;
 use io_uring::{opcode, squeue, types};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
@@ -23,26 +23,25 @@ use std::{
 };
 use ublk_integrity::Errno;
 
-/// The user data of the poll on the doorbell, which has no slot.
+/// The user data of the poll on the doorbell, which is not in the table.
 const DOORBELL: u64 = TARGET_BIT | u32::MAX as u64;
 
 /// All operations of one thread's ring.
 pub struct Ops {
     table: RefCell<Vec<Op>>,
     free: RefCell<Vec<u32>>,
-    /// Slots to be submitted: new ones, and once more those of a short transfer or a fallback.
+    /// Operations to be submitted: new ones, and once more those of a short transfer or a fallback.
     outbox: RefCell<VecDeque<u32>>,
     /// Operations that the kernel has not ended yet, sleeps excepted: those have no memory and change nothing.
-    under_way: Cell<usize>,
+    in_flight: Cell<usize>,
     /// Something has been started that others may wait for.
     urgent: Cell<bool>,
     discard: [Cell<DiscardWay>; MAX_FILES],
     /// RWF_DSYNC was refused: write, then fdatasync.
     no_dsync: [Cell<bool>; MAX_FILES],
-    /// Rung by other threads; see [`Executor`](crate::executor::Executor).
+    /// Rung by other threads; see [`Executor`](crate::event_loop::Executor).
     doorbell: Arc<EventFd>,
     doorbell_armed: Cell<bool>,
-    turn: Rc<Turn>,
     /// Tells this ring from all others of the process.
     number: u32,
     port: Port,
@@ -66,15 +65,14 @@ impl Ops {
     }
 
     /// The same on files that are its own, or registered where `None`.
-    pub(super) fn on_files(port: Port, capacity: usize, files: Option<Vec<OwnedFd>>) -> io::Result<Rc<Self>> {
+    pub fn on_files(port: Port, capacity: usize, files: Option<Vec<OwnedFd>>) -> io::Result<Rc<Self>> {
         let doorbell = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let ops = Self {
             table: RefCell::new(Vec::with_capacity(capacity)),
             free: RefCell::new(Vec::with_capacity(capacity)),
             outbox: RefCell::new(VecDeque::with_capacity(capacity)),
-            under_way: Cell::new(0),
+            in_flight: Cell::new(0),
             urgent: Cell::new(false),
-            turn: Turn::new(capacity),
             discard: [const { Cell::new(DiscardWay::PunchHole) }; MAX_FILES],
             no_dsync: [const { Cell::new(false) }; MAX_FILES],
             doorbell: Arc::new(doorbell),
@@ -84,7 +82,7 @@ impl Ops {
             files,
         };
         for _ in 0..capacity {
-            ops.add_slot();
+            ops.add_op();
         }
         Ok(Rc::new(ops))
     }
@@ -94,20 +92,16 @@ impl Ops {
         &self.doorbell
     }
 
-    /// The turns of this ring's thread.
-    pub fn turn(&self) -> &Rc<Turn> {
-        &self.turn
-    }
-
     pub(super) fn number(&self) -> u32 {
         self.number
     }
 
-    pub(super) fn port(&self) -> &Port {
+    /// Its ring.
+    pub fn port(&self) -> &Port {
         &self.port
     }
 
-    fn add_slot(&self) {
+    fn add_op(&self) {
         let mut table = self.table.borrow_mut();
         self.free.borrow_mut().push(table.len() as u32);
         table.push(Op {
@@ -120,13 +114,13 @@ impl Ops {
         });
     }
 
-    /// Starts an operation: it goes out with the next [`push`](Self::push).
+    /// Starts an operation: it goes out with the next [`enter`](Self::enter).
     pub fn start(self: &Rc<Self>, file: FileIndex, work: Work) -> Running {
         if self.free.borrow().is_empty() {
-            self.add_slot();
+            self.add_op();
         }
-        let key = self.free.borrow_mut().pop().expect("a slot was just added");
-        self.under_way.set(self.under_way.get() + work.weight());
+        let key = self.free.borrow_mut().pop().expect("one was just added");
+        self.in_flight.set(self.in_flight.get() + work.weight());
         self.urgent.set(self.urgent.get() || work.is_urgent());
         {
             let op = &mut self.table.borrow_mut()[key as usize];
@@ -134,7 +128,7 @@ impl Ops {
             op.work = work;
             op.moved = 0;
             op.syncing = false;
-            op.state = State::UnderWay(None);
+            op.state = State::InFlight(None);
         }
         self.outbox.borrow_mut().push_back(key);
         Running { ops: Rc::clone(self), key: Some(key) }
@@ -167,9 +161,18 @@ impl Ops {
         self.urgent.get()
     }
 
-    /// Pushes what has been started or is unfinished, and the poll on the doorbell, to the submission queue; the caller
-    /// then submits all.
-    pub fn push(&self) {
+    /// Submits what has been started or is unfinished, and the poll on the doorbell; then waits.
+    pub fn enter(&self, wait: Wait) -> io::Result<()> {
+        self.push();
+        self.port.enter(wait)
+    }
+
+    /// Takes all completions of a ring on which nobody else has operations.
+    pub fn reap(&self) {
+        self.port.with(|ring| ring.completion().for_each(|entry| self.complete(entry.user_data(), entry.result())));
+    }
+
+    fn push(&self) {
         self.urgent.set(false);
         let doorbell = (!self.doorbell_armed.replace(true)).then(|| {
             let fd = types::Fd(self.doorbell.as_fd().as_raw_fd());
@@ -178,10 +181,10 @@ impl Ops {
         self.port.push(doorbell.into_iter().chain(std::iter::from_fn(|| self.next_entry())));
     }
 
-    fn place(&self, file: FileIndex) -> Place {
+    fn file_name(&self, file: FileIndex) -> FileName {
         match &self.files {
-            Some(own) => Place::Descriptor(own[file.0 as usize].as_raw_fd()),
-            None => Place::Registered(file.0),
+            Some(own) => FileName::Descriptor(own[file.0 as usize].as_raw_fd()),
+            None => FileName::Registered(file.0),
         }
     }
 
@@ -192,7 +195,7 @@ impl Ops {
             let entry = {
                 let op = &mut self.table.borrow_mut()[key as usize];
                 let i = op.file.0 as usize;
-                op.entry(self.place(op.file), self.number, self.discard[i].get(), self.no_dsync[i].get())
+                op.entry(self.file_name(op.file), self.number, self.discard[i].get(), self.no_dsync[i].get())
             };
             match entry {
                 Some(entry) => return Some(entry.user_data(TARGET_BIT | u64::from(key))),
@@ -204,11 +207,11 @@ impl Ops {
     fn finish(&self, key: u32, result: Result<(), Errno>) {
         let old = {
             let op = &mut self.table.borrow_mut()[key as usize];
-            self.under_way.set(self.under_way.get() - op.work.weight());
+            self.in_flight.set(self.in_flight.get() - op.work.weight());
             std::mem::replace(&mut op.state, State::Done(result))
         };
         match old {
-            State::UnderWay(Some(waker)) => waker.wake(),
+            State::InFlight(Some(waker)) => waker.wake(),
             State::Orphan => drop(self.release(key)),
             _ => {}
         }
@@ -227,21 +230,21 @@ impl Ops {
     }
 
     /// How many operations the kernel has not ended yet, sleeps excepted.
-    pub fn under_way(&self) -> usize {
-        self.under_way.get()
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.get()
     }
 }
 
 impl Drop for Ops {
     fn drop(&mut self) {
         // Nobody will wait for these any more, but the kernel may still write to their memory.
-        if self.under_way.get() > 0 {
+        if self.in_flight.get() > 0 {
             std::mem::forget(std::mem::take(self.table.get_mut()));
         }
     }
 }
 
-/// An operation under way.
+/// An operation in flight.
 pub struct Running {
     ops: Rc<Ops>,
     key: Option<u32>,
@@ -257,14 +260,14 @@ impl Future for Running {
             let op = &mut self.ops.table.borrow_mut()[key as usize];
             match &mut op.state {
                 State::Done(result) => *result,
-                State::UnderWay(waker) => {
+                State::InFlight(waker) => {
                     match waker {
                         Some(w) => w.clone_from(cx.waker()),
                         None => *waker = Some(cx.waker().clone()),
                     }
                     return Poll::Pending;
                 }
-                State::Free | State::Orphan => unreachable!("a named slot is in use"),
+                State::Free | State::Orphan => unreachable!("an operation that is named is in use"),
             }
         };
         self.key = None;

@@ -1,14 +1,29 @@
 //! Where submissions go: the one place that hands memory to the kernel's I/O.
 
-use io_uring::{IoUring, squeue};
-use std::{cell::RefCell, io};
+use io_uring::{
+    IoUring, squeue,
+    types::{SubmitArgs, Timespec},
+};
+use std::{cell::RefCell, io, time::Duration};
 
 /// One thread's submission and completion queues.
 pub enum Port {
     /// A ring of our own (boxed: it is far larger than the other variant).
     Own(Box<RefCell<IoUring>>),
-    /// The ring that libublk keeps for this thread's ublk queue.
-    UblkQueue,
+    /// A ring that somebody else keeps for this thread, reached by a function that calls what it is given, once.
+    Kept(fn(&mut dyn FnMut(&mut IoUring))),
+}
+
+/// What to wait for in the kernel.
+#[derive(Clone, Copy)]
+pub enum Wait {
+    No,
+    One,
+    /// So many completions, but only so long.
+    Many {
+        completions: usize,
+        at_most: Duration,
+    },
 }
 
 /// A ring that only its thread submits to, and whose completions are made ready in batches when that thread asks. That
@@ -33,7 +48,11 @@ impl Port {
     pub fn with<R>(&self, f: impl FnOnce(&mut IoUring) -> R) -> R {
         match self {
             Self::Own(ring) => f(&mut ring.borrow_mut()),
-            Self::UblkQueue => crate::ublk::with_queue_ring(f),
+            Self::Kept(with) => {
+                let (mut f, mut result) = (Some(f), None);
+                with(&mut |ring| result = f.take().map(|f| f(ring)));
+                result.expect("the ring is there")
+            }
         }
     }
 
@@ -46,7 +65,7 @@ impl Port {
     pub(super) fn push(&self, entries: impl Iterator<Item = squeue::Entry>) {
         self.with(|ring| {
             for entry in entries {
-                // SAFETY: the entry's buffer and timespec live in a slot of `Ops`, on the heap, and leave it only after
+                // SAFETY: the entry's buffer and timespec live in the table of `Ops`, on the heap, and leave it only after
                 // this entry's completion; `Ops` leaks its table rather than free it before. The doorbell's poll has no memory.
                 while unsafe { ring.submission().push(&entry) }.is_err() {
                     // Full. EBUSY (completion queue full too) passes as the kernel makes room; nothing else can be
@@ -55,5 +74,25 @@ impl Port {
                 }
             }
         });
+    }
+
+    /// Submits what is in the queue, waits, and has completions made ready.
+    pub(super) fn enter(&self, wait: Wait) -> io::Result<()> {
+        let entered = self.with(|ring| match wait {
+            // Has completions made ready, too, where the ring's memory shows that there are some.
+            Wait::No => ring.submit(),
+            Wait::One => ring.submit_and_wait(1),
+            Wait::Many { completions, at_most } => {
+                let time = Timespec::from(at_most);
+                ring.submitter().submit_with_args(completions, &SubmitArgs::new().timespec(&time))
+            }
+        });
+        match entered {
+            // EBUSY: completions must be taken first, which is what follows. ETIME: there are none yet.
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME)) => {
+                Err(e)
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -1,8 +1,8 @@
-//! Groups of blocks on their way to the threads that hash.
+//! Groups of blocks on their way to the hash workers.
 //!
-//! As many may lie here as there are threads, so that each finds another when it is done. Nobody waits for that: a thread that
-//! hashes waits for nothing else, so what lies here is taken; and before a thread that serves requests sleeps it takes what
-//! none of them is about to.
+//! The channel has room for as many as there are workers, so that each finds another when it is done. No thread waits for
+//! room: an offer succeeds or fails at once. None is stranded: a worker waits for nothing but jobs, so it takes what lies
+//! here; and before an I/O thread sleeps it takes a job that no idle worker is about to take.
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use std::sync::{
@@ -11,76 +11,76 @@ use std::sync::{
 };
 use ublk_integrity::{HashJob, HashThreads};
 
-/// The way to the threads that hash, and back.
+/// The hash workers' job channel.
 #[derive(Clone)]
-pub struct HashQueue {
+pub struct HashPool {
     sender: Sender<HashJob>,
     jobs: Receiver<HashJob>,
-    threads: Arc<Threads>,
+    workers: Arc<Workers>,
 }
 
-/// The threads that hash, counted.
+/// The hash workers, counted.
 #[derive(Default)]
-struct Threads {
+struct Workers {
     all: AtomicUsize,
-    /// That wait for a group. One that has just got one may be among them.
+    /// That wait for a job. One that has just got one may be among them.
     idle: AtomicUsize,
 }
 
-impl HashQueue {
-    /// For so many threads.
-    pub fn new(threads: usize) -> Self {
-        let (sender, jobs) = bounded(threads);
-        Self { sender, jobs, threads: Arc::default() }
+impl HashPool {
+    /// For so many workers.
+    pub fn new(workers: usize) -> Self {
+        let (sender, jobs) = bounded(workers);
+        Self { sender, jobs, workers: Arc::default() }
     }
 
-    /// For a volume.
-    pub fn way(&self) -> HashThreads {
-        let queue = self.clone();
-        HashThreads::new(move |job| queue.offer(job))
+    /// What a volume offers its jobs to.
+    pub fn threads(&self) -> HashThreads {
+        let pool = self.clone();
+        HashThreads::new(move |job| pool.offer(job))
     }
 
-    /// Gives the group back where there is no room for it, or no thread.
+    /// Gives the job back where there is no room for it, or no worker.
     fn offer(&self, job: HashJob) -> Option<HashJob> {
-        match self.threads.all.load(Relaxed) {
+        match self.workers.all.load(Relaxed) {
             0 => Some(job),
             _ => self.sender.try_send(job).err().map(TrySendError::into_inner),
         }
     }
 
-    /// A thread that hashes is there from here on, until this is dropped.
-    pub fn thread(&self) -> HashThread {
-        self.threads.all.fetch_add(1, Relaxed);
-        HashThread { jobs: self.jobs.clone(), threads: Arc::clone(&self.threads) }
+    /// A worker is there from here on, until this is dropped.
+    pub fn worker(&self) -> HashWorker {
+        self.workers.all.fetch_add(1, Relaxed);
+        HashWorker { jobs: self.jobs.clone(), workers: Arc::clone(&self.workers) }
     }
 
-    /// Whether groups lie here that no idle thread is about to take.
-    pub fn has_left(&self) -> bool {
-        self.jobs.len() > self.threads.idle.load(Relaxed)
+    /// Whether there are jobs that no idle worker is about to take.
+    pub fn has_stranded(&self) -> bool {
+        self.jobs.len() > self.workers.idle.load(Relaxed)
     }
 
-    /// One of them.
-    pub fn take(&self) -> Option<HashJob> {
-        if self.has_left() { self.jobs.try_recv().ok() } else { None }
+    /// Takes one of them.
+    pub fn steal(&self) -> Option<HashJob> {
+        if self.has_stranded() { self.jobs.try_recv().ok() } else { None }
     }
 }
 
 /// A thread that hashes.
-pub struct HashThread {
+pub struct HashWorker {
     jobs: Receiver<HashJob>,
-    threads: Arc<Threads>,
+    workers: Arc<Workers>,
 }
 
-impl HashThread {
+impl HashWorker {
     /// Hashes until the other end of `end` is dropped.
     pub fn hash_until(self, end: &Receiver<()>) {
         loop {
-            self.threads.idle.fetch_add(1, Relaxed);
+            self.workers.idle.fetch_add(1, Relaxed);
             let job = select! {
                 recv(self.jobs) -> job => job.ok(),
                 recv(end) -> _ => None,
             };
-            self.threads.idle.fetch_sub(1, Relaxed);
+            self.workers.idle.fetch_sub(1, Relaxed);
             match job {
                 Some(job) => job.run(),
                 None => return,
@@ -89,16 +89,16 @@ impl HashThread {
     }
 }
 
-impl Drop for HashThread {
+impl Drop for HashWorker {
     fn drop(&mut self) {
-        self.threads.all.fetch_sub(1, Relaxed);
+        self.workers.all.fetch_sub(1, Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{offline::scratch, ring::OwnRing};
+    use crate::{event_loop::OwnRing, offline::scratch};
     use std::cell::Cell;
     use ublk_integrity::{
         Access, BlockIndex, BlockRange, Buf, Durability, Slot,
@@ -118,20 +118,20 @@ mod tests {
         }
     }
 
-    /// The thread that hashes never comes, so what lies here is for the one that left it. If it slept before, for ever.
+    /// The worker never comes, so the jobs are for the thread that offered them. If it slept before, it would for ever.
     #[test]
-    fn what_no_thread_takes_is_hashed_before_the_thread_sleeps() {
+    fn a_job_that_no_worker_takes_is_hashed_before_the_io_thread_sleeps() {
         let (_file, offline, key) = scratch();
-        let queue = HashQueue::new(1);
-        let _busy = queue.thread();
+        let pool = HashPool::new(1);
+        let _busy = pool.worker();
         let left = Arc::new(AtomicUsize::new(0));
-        let (offer, count) = (queue.clone(), Arc::clone(&left));
-        let way = HashThreads::new(move |job| {
+        let (offer, count) = (pool.clone(), Arc::clone(&left));
+        let threads = HashThreads::new(move |job| {
             let back = offer.offer(job);
             count.fetch_add(back.is_none().into(), Relaxed);
             back
         });
-        let volume = offline.run(open(&offline.io(), &key, &options(way))).unwrap().unwrap();
+        let volume = offline.run(open(&offline.io(), &key, &options(threads))).unwrap().unwrap();
 
         let (backings, files) = offline.handles();
         let ring = OwnRing::new(backings.descriptors().unwrap()).unwrap();
@@ -147,9 +147,9 @@ mod tests {
             count.set(count.get() + 1);
         };
         let writes = (0..).zip(slots.into_iter().zip(Buf::several(REQUESTS, REQUEST))).map(write);
-        ring.run_together(writes, Some(&queue)).unwrap();
+        ring.run_together(writes, Some(&pool)).unwrap();
         assert_eq!(written.get(), REQUESTS);
-        assert!(left.load(Relaxed) > 0, "nothing was left");
-        assert!(queue.take().is_none());
+        assert!(left.load(Relaxed) > 0, "nothing was offered");
+        assert!(pool.steal().is_none());
     }
 }

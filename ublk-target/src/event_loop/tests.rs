@@ -1,6 +1,6 @@
-//! The ring on a real file.
+//! The loop and its ring on a real file.
 
-use super::{DeviceFiles, OwnRing, own::TURN};
+use super::{BATCH, OwnRing, ring::DeviceFiles};
 use crate::huge::LargeApart;
 use std::{
     alloc::{GlobalAlloc, Layout},
@@ -33,7 +33,7 @@ fn filled(byte: u8) -> Buf {
 }
 
 #[test]
-fn what_is_expected_and_does_not_come_is_not_waited_for_long() {
+fn the_batching_delay_is_bounded() {
     with_file(|ring, files, _| {
         let (io, begin) = (ring.storage(files), Instant::now());
         let reads = async {
@@ -48,13 +48,13 @@ fn what_is_expected_and_does_not_come_is_not_waited_for_long() {
 }
 
 #[test]
-fn before_a_turn_ends_for_those_who_gain_by_company_what_others_wait_for_has_gone_out() {
-    for (what, gone_out) in [(Phase::Hash, true), (Phase::Commit, false)] {
+fn before_the_hash_batch_what_others_wait_for_has_gone_out() {
+    for (phase, gone_out) in [(Phase::Hash, true), (Phase::Commit, false)] {
         with_file(|ring, files, _| {
             let io = &ring.storage(files);
             let request = |waits: bool| async move {
                 if waits {
-                    io.batch_boundary(what).await;
+                    io.batch_boundary(phase).await;
                     assert_eq!(!ring.ops.has_started(), gone_out);
                 } else {
                     assert_eq!(io.sync(Device::Data).await, Ok(()));
@@ -66,17 +66,17 @@ fn before_a_turn_ends_for_those_who_gain_by_company_what_others_wait_for_has_gon
 }
 
 #[test]
-fn before_tags_are_made_that_take_long_what_has_been_started_goes_out() {
+fn before_large_hash_jobs_that_are_left_all_that_has_been_started_goes_out() {
     with_file(|ring, files, _| {
         let io = &ring.storage(files);
         let long = || async {
             io.batch_boundary(Phase::Hash).await;
             assert!(!ring.ops.has_started());
-            std::thread::sleep(2 * TURN);
+            std::thread::sleep(2 * BATCH);
             io.charge();
         };
         let short = async {
-            // The first has made its tags. In the next turn, before the second does:
+            // The first has hashed. In the next batch, before the second does:
             io.batch_boundary(Phase::Commit).await;
             let mut woken = false;
             poll_fn(|cx| {

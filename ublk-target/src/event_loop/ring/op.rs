@@ -10,14 +10,14 @@ pub struct FileIndex(pub u32);
 
 /// A file as an entry names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Place {
+pub(super) enum FileName {
     /// By its number in the ring's table.
     Registered(u32),
     /// By a descriptor.
     Descriptor(RawFd),
 }
 
-impl Place {
+impl FileName {
     fn number(self) -> types::Fd {
         match self {
             Self::Registered(index) => types::Fd(index as i32),
@@ -43,7 +43,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// What it counts among the operations under way.
+    /// What it counts among the operations in flight.
     pub(super) fn weight(&self) -> usize {
         usize::from(!matches!(self, Self::Sleep(_)))
     }
@@ -70,7 +70,7 @@ const FALLOC_FL_NO_HIDE_STALE: i32 = 0x04;
 
 pub(super) enum State {
     Free,
-    UnderWay(Option<Waker>),
+    InFlight(Option<Waker>),
     /// The future is gone; the memory stays until the kernel is done with it.
     Orphan,
     Done(Result<(), Errno>),
@@ -82,7 +82,7 @@ pub(super) struct Op {
     pub(super) work: Work,
     /// Bytes of a transfer that are done.
     pub(super) moved: usize,
-    /// The data of a durable write is out; its fdatasync is under way.
+    /// The data of a durable write is out; its fdatasync is in flight.
     pub(super) syncing: bool,
     /// Boxed: its address must hold until the kernel has read it.
     pub(super) timeout: Box<types::Timespec>,
@@ -96,21 +96,21 @@ impl Op {
     /// The submission for what remains to be done; `None` where the device can't.
     pub(super) fn entry(
         &mut self,
-        place: Place,
+        file: FileName,
         ring: u32,
         discard: DiscardWay,
         no_dsync: bool,
     ) -> Option<squeue::Entry> {
-        let file = place.number();
-        let data_sync = || opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build();
+        let number = file.number();
+        let data_sync = || opcode::Fsync::new(number).flags(types::FsyncFlags::DATASYNC).build();
         let entry = match &mut self.work {
             Work::Read { buf, part, at } => {
                 let registered = registered(buf, ring);
                 let rest = &mut buf[part.clone()][self.moved..];
                 let (at, len, memory) = (at.0 + self.moved as u64, rest.len() as u32, rest.as_mut_ptr());
                 match registered {
-                    Some(index) => opcode::ReadFixed::new(file, memory, len, index).offset(at).build(),
-                    None => opcode::Read::new(file, memory, len).offset(at).build(),
+                    Some(index) => opcode::ReadFixed::new(number, memory, len, index).offset(at).build(),
+                    None => opcode::Read::new(number, memory, len).offset(at).build(),
                 }
             }
             Work::Write { .. } if self.syncing => data_sync(),
@@ -119,8 +119,10 @@ impl Op {
                 let (at, len, memory) = (at.0 + self.moved as u64, rest.len() as u32, rest.as_ptr());
                 let flags = write_flags(*durability, no_dsync);
                 match registered(buf, ring) {
-                    Some(index) => opcode::WriteFixed::new(file, memory, len, index).offset(at).rw_flags(flags).build(),
-                    None => opcode::Write::new(file, memory, len).offset(at).rw_flags(flags).build(),
+                    Some(index) => {
+                        opcode::WriteFixed::new(number, memory, len, index).offset(at).rw_flags(flags).build()
+                    }
+                    None => opcode::Write::new(number, memory, len).offset(at).rw_flags(flags).build(),
                 }
             }
             Work::Sync => data_sync(),
@@ -130,7 +132,7 @@ impl Op {
                     DiscardWay::Forget => FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE | FALLOC_FL_NO_HIDE_STALE,
                     DiscardWay::Unsupported => return None,
                 };
-                opcode::Fallocate::new(file, *len).offset(at.0).mode(mode).build()
+                opcode::Fallocate::new(number, *len).offset(at.0).mode(mode).build()
             }
             Work::Sleep(time) => {
                 *self.timeout = (*time).into();
@@ -138,7 +140,7 @@ impl Op {
                 return Some(opcode::Timeout::new(&*self.timeout).build());
             }
         };
-        Some(entry.flags(place.flags()))
+        Some(entry.flags(file.flags()))
     }
 
     /// What a completion means: the operation's result, or `None` where it goes on.
@@ -202,7 +204,7 @@ mod tests {
 
     fn write(durability: Durability) -> Op {
         Op {
-            state: State::UnderWay(None),
+            state: State::InFlight(None),
             file: FileIndex(0),
             work: Work::Write { buf: Buf::new(8192), part: 0..8192, at: ByteOffset(0), durability },
             moved: 0,
@@ -212,7 +214,7 @@ mod tests {
     }
 
     fn submits(op: &mut Op, no_dsync: bool) -> u8 {
-        op.entry(Place::Registered(0), 0, DiscardWay::PunchHole, no_dsync).unwrap().get_opcode() as u8
+        op.entry(FileName::Registered(0), 0, DiscardWay::PunchHole, no_dsync).unwrap().get_opcode() as u8
     }
 
     #[test]

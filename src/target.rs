@@ -1,0 +1,192 @@
+//! The seam between the program's front end and what serves its requests.
+//!
+//! The front end takes requests from the kernel (ublk) and calls these methods; it knows nothing of logs, trees or tags.
+//! A [`Volume`] stands behind it today. A reader of another format can, too, and so do the doubles of the front end's tests.
+
+use crate::{
+    Accepted, BlockRange, Buf, Durability, Io, Latched, ReadError, RecordNumber, Slot, Status, Volume, WriteError,
+};
+use serde::Serialize;
+use std::{convert::Infallible, future::Future};
+
+/// Blocks that requests can read and write. Shared by all threads; each operation takes the calling thread's own [`Io`] and
+/// the context of its request.
+///
+/// A request's range lies where its blocks are, its bytes at the front of the buffer, which comes back in every case. An
+/// error says which errno answers the request.
+pub trait BlockTarget: Send + Sync {
+    /// The memory of one request, taken before the first request comes.
+    type Context;
+    /// A write that may be answered before it is written back.
+    type Admitted<'t>: AdmittedWrite
+    where
+        Self: 't;
+    /// What [`status`](Self::status) shows.
+    type Status: Serialize;
+
+    /// Unit of requests in bytes, a power of two from 512 to 4096.
+    fn block_size(&self) -> usize;
+    /// Usable size in blocks.
+    fn blocks(&self) -> u64;
+    /// Counters and state.
+    fn status(&self) -> Self::Status;
+    /// The first failure, if one has made the target read-only.
+    fn latched(&self) -> Option<Latched>;
+
+    /// The memory of one request of this thread, whose counters are `thread`'s.
+    ///
+    /// # Panics
+    /// When more are taken than the target was opened for, or it knows no such thread.
+    fn context(&self, thread: usize) -> Self::Context;
+    /// Lets the requests of one thread share work that is cheaper for several than for each.
+    fn work_together<'c>(contexts: impl IntoIterator<Item = &'c mut Self::Context>)
+    where
+        Self::Context: 'c;
+
+    /// Reads `range` into the front of `buf`. No byte that is in doubt is read without an error.
+    fn read<S: Io>(
+        &self,
+        io: &S,
+        context: &mut Self::Context,
+        range: BlockRange,
+        buf: Buf,
+    ) -> impl Future<Output = (Result<(), ReadError>, Buf)>;
+    /// Writes `range` from the front of `buf`, as durable as is asked for.
+    fn write<S: Io>(
+        &self,
+        io: &S,
+        context: &mut Self::Context,
+        range: BlockRange,
+        buf: Buf,
+        durability: Durability,
+    ) -> impl Future<Output = (Result<(), WriteError>, Buf)>;
+    /// Makes `range` read as zeros (discard and write-zeroes). `discard`: the device may forget it, too.
+    fn zero<S: Io>(
+        &self,
+        io: &S,
+        context: &mut Self::Context,
+        range: BlockRange,
+        discard: bool,
+    ) -> impl Future<Output = Result<(), WriteError>>;
+    /// Makes every write durable that was answered before.
+    fn flush<S: Io>(&self, io: &S, context: &mut Self::Context) -> impl Future<Output = Result<(), WriteError>>;
+
+    /// Admits a write to the write-back cache, if its range is free: it may be answered once its bytes are kept. Until it is
+    /// written back, reads of the range wait for it, and so do flushes. `None`: it is to be [written](Self::write) first.
+    fn admit<'t>(&'t self, context: &Self::Context, range: BlockRange) -> Option<Self::Admitted<'t>>;
+    /// Writes an admitted write back, from the front of `buf`, with the context that it was admitted with. Then, its range
+    /// still held, `forget` lets go of the bytes that were kept.
+    fn write_back<'t, S: Io>(
+        &'t self,
+        io: &S,
+        context: &mut Self::Context,
+        admitted: Self::Admitted<'t>,
+        buf: Buf,
+        forget: impl FnOnce(),
+    ) -> impl Future<Output = (Result<(), WriteError>, Buf)>;
+}
+
+/// A write whose range is held, and which may be answered before it is written. Dropped before it is
+/// [written back](BlockTarget::write_back), it makes its target read-only: its bytes may have been promised.
+pub trait AdmittedWrite {
+    /// What it is to write.
+    fn range(&self) -> BlockRange;
+    /// All records of the log before this one were durable when it was admitted: without them the target is an older one.
+    fn after(&self) -> RecordNumber;
+    /// Gives the range back: nobody was promised anything.
+    fn withdraw(self);
+}
+
+impl BlockTarget for Volume {
+    type Context = Slot;
+    type Admitted<'t> = Accepted<'t>;
+    type Status = Status;
+
+    fn block_size(&self) -> usize {
+        self.block_size()
+    }
+    fn blocks(&self) -> u64 {
+        self.blocks()
+    }
+    fn status(&self) -> Status {
+        self.status()
+    }
+    fn latched(&self) -> Option<Latched> {
+        self.latched()
+    }
+    fn context(&self, thread: usize) -> Slot {
+        self.slot(thread)
+    }
+    fn work_together<'c>(contexts: impl IntoIterator<Item = &'c mut Slot>) {
+        Slot::work_together(contexts);
+    }
+    fn read<S: Io>(
+        &self,
+        io: &S,
+        context: &mut Slot,
+        range: BlockRange,
+        buf: Buf,
+    ) -> impl Future<Output = (Result<(), ReadError>, Buf)> {
+        self.read(io, context, range, buf)
+    }
+    fn write<S: Io>(
+        &self,
+        io: &S,
+        context: &mut Slot,
+        range: BlockRange,
+        buf: Buf,
+        durability: Durability,
+    ) -> impl Future<Output = (Result<(), WriteError>, Buf)> {
+        self.write(io, context, range, buf, durability)
+    }
+    fn zero<S: Io>(
+        &self,
+        io: &S,
+        context: &mut Slot,
+        range: BlockRange,
+        discard: bool,
+    ) -> impl Future<Output = Result<(), WriteError>> {
+        self.zero(io, context, range, discard)
+    }
+    fn flush<S: Io>(&self, io: &S, context: &mut Slot) -> impl Future<Output = Result<(), WriteError>> {
+        self.flush(io, context)
+    }
+    fn admit<'t>(&'t self, context: &Slot, range: BlockRange) -> Option<Accepted<'t>> {
+        self.accept(context, range)
+    }
+    fn write_back<'t, S: Io>(
+        &'t self,
+        io: &S,
+        context: &mut Slot,
+        admitted: Accepted<'t>,
+        buf: Buf,
+        forget: impl FnOnce(),
+    ) -> impl Future<Output = (Result<(), WriteError>, Buf)> {
+        self.write_accepted(io, context, admitted, buf, forget)
+    }
+}
+
+impl AdmittedWrite for Accepted<'_> {
+    fn range(&self) -> BlockRange {
+        self.range()
+    }
+    fn after(&self) -> RecordNumber {
+        self.after()
+    }
+    fn withdraw(self) {
+        self.withdraw();
+    }
+}
+
+/// Of a target that admits none.
+impl AdmittedWrite for Infallible {
+    fn range(&self) -> BlockRange {
+        match *self {}
+    }
+    fn after(&self) -> RecordNumber {
+        match *self {}
+    }
+    fn withdraw(self) {
+        match self {}
+    }
+}

@@ -1,0 +1,77 @@
+//! From a descriptor of the kernel to the answer: the wall between ublk and what serves its requests.
+
+use super::{
+    early::Early,
+    load::Load,
+    request::Request,
+    shared::{Memory, Shared},
+    transfer::Transfer,
+};
+use crate::daemon::log::Event;
+use libublk::sys::ublksrv_io_desc;
+use std::mem;
+use ublk_integrity::{BlockTarget, Buf, Errno, Io};
+
+impl<T: BlockTarget> Shared<T> {
+    /// Serves the request of a descriptor. What the kernel is answered: the bytes that were moved, or an error number below 0.
+    pub(super) async fn answer<'t>(
+        &'t self,
+        desc: &ublksrv_io_desc,
+        transfer: Transfer,
+        io: &impl Io,
+        memory: &mut Memory<T>,
+        load: &Load,
+        early: &Early<'t, T>,
+    ) -> i32 {
+        let result = match Request::parse(desc, self.shift) {
+            Ok(request) => {
+                let answer = match early.takes_on(self, request, transfer, load) {
+                    Some(answer) => answer,
+                    None => self.handle(request, transfer, io, memory).await,
+                };
+                answer.map(|()| request.success(self.shift))
+            }
+            Err(unknown) => {
+                self.log.tell(Event::UnknownRequest(unknown));
+                Err(Errno::EINVAL)
+            }
+        };
+        result.unwrap_or_else(|errno| -errno.0)
+    }
+
+    async fn handle(
+        &self,
+        request: Request,
+        transfer: Transfer,
+        io: &impl Io,
+        memory: &mut Memory<T>,
+    ) -> Result<(), Errno> {
+        let (target, context) = (&*self.target, &mut memory.context);
+        let bytes = request.success(self.shift) as usize;
+        let result = match request {
+            Request::Read(range) => {
+                let (result, buf) = target.read(io, context, range, mem::replace(&mut memory.buf, Buf::none())).await;
+                memory.buf = buf;
+                result.map_err(|e| {
+                    self.log.tell(Event::Read(range, e));
+                    e.errno()
+                })?;
+                return transfer.give(&memory.buf, bytes).map_err(|e| self.not_copied(request, e));
+            }
+            Request::Write { range, durability } => {
+                transfer.fetch(&mut memory.buf, bytes).map_err(|e| self.not_copied(request, e))?;
+                let buf = mem::replace(&mut memory.buf, Buf::none());
+                let (result, buf) = target.write(io, context, range, buf, durability).await;
+                memory.buf = buf;
+                result
+            }
+            Request::Flush => target.flush(io, context).await,
+            Request::Discard(range) => target.zero(io, context, range, self.discard).await,
+            Request::WriteZeroes { range, unmap } => target.zero(io, context, range, unmap && self.discard).await,
+        };
+        result.map_err(|e| {
+            self.log.tell(Event::Write(request, e));
+            e.errno()
+        })
+    }
+}

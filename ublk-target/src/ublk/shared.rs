@@ -1,0 +1,42 @@
+//! What the queues share, and what each request has.
+
+use super::request::{BlockShift, Request};
+use crate::{
+    daemon::log::{Event, Log},
+    event_loop::{HashPool, ring::DeviceFiles},
+    kept::KeptWrites,
+};
+use std::sync::Arc;
+use ublk_integrity::{BlockTarget, Buf, Errno};
+
+/// What all queues share.
+pub struct Shared<T> {
+    /// What serves the requests.
+    pub target: Arc<T>,
+    /// The devices, as registered in each queue's ring.
+    pub files: DeviceFiles,
+    /// Size of a block.
+    pub shift: BlockShift,
+    /// Whether the data device is told of discards.
+    pub discard: bool,
+    /// Where writes are kept that are answered before they are in place; nowhere: none are.
+    pub kept: Option<KeptWrites>,
+    /// What may be left there of hashing.
+    pub hashing: HashPool,
+    /// Where failures are told.
+    pub log: Log,
+}
+
+/// All that a request needs, taken once.
+pub(super) struct Memory<T: BlockTarget> {
+    pub(super) context: T::Context,
+    pub(super) buf: Buf,
+}
+
+impl<T> Shared<T> {
+    /// The driver has not copied the bytes of a request.
+    pub(super) fn not_copied(&self, request: Request, e: Errno) -> Errno {
+        self.log.tell(Event::NotCopied(request, e));
+        e
+    }
+}
