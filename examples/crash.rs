@@ -23,7 +23,7 @@ fn main() {
     let key = MasterKey::new(&[7; 32]).expect("a key of 32 bytes");
     disk.run(format(&disk, &key, &options)).expect("formatted");
     let volume = disk.run(open(&disk, &key, &OpenOptions::new(Access::ReadWrite, [1; 32]))).expect("opened");
-    let (mut slot, mut buf) = (volume.slot(0), Buf::new(4096));
+    let (mut slot, mut buf) = (volume.context(0), Buf::new(4096));
     for block in 0..10 {
         buf.fill(block as u8 + 1);
         let range = BlockRange::new(BlockIndex(block), 1);
@@ -43,7 +43,7 @@ fn main() {
     println!("recovery found {} blocks in {} log records", recovery.blocks, recovery.records);
     assert_eq!((recovery.blocks, recovery.settled, recovery.corrupt), (10, 10, 0));
 
-    let mut slot = volume.slot(0);
+    let mut slot = volume.context(0);
     let report = disk.run(check(&volume, &disk, &mut slot, |_| ControlFlow::Continue(())));
     println!("{} blocks hold data, {} of them are bad", report.data_blocks, report.bad_blocks);
     assert!(report.is_whole() && report.is_clean());

@@ -24,7 +24,7 @@ fn main() {
     let volume = disk.run(open(&disk, &key, &OpenOptions::new(Access::ReadWrite, [1; 32]))).expect("opened");
 
     // The memory of one request is taken once. The buffer moves into an operation and comes back with its result.
-    let (mut slot, mut buf) = (volume.slot(0), Buf::new(4096));
+    let (mut slot, mut buf) = (volume.context(0), Buf::new(4096));
     let range = BlockRange::new(BlockIndex(5), 1);
     buf.fill(0xab);
     let (written, buf) = disk.run(volume.write(&disk, &mut slot, range, buf, Durability::Durable));

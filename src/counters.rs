@@ -32,7 +32,7 @@ counters! {
     /// Write requests.
     writes,
     /// Of those the ones that were answered before they were in place.
-    accepted_writes,
+    write_back_writes,
     /// Discard and write-zeroes requests.
     zeroes,
     /// Flush requests.

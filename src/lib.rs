@@ -17,7 +17,7 @@
 //! let volume = disk.run(open(&disk, &key, &OpenOptions::new(Access::ReadWrite, [1; 32])))?;
 //!
 //! // The memory of a request is taken once; its buffer comes back with the result.
-//! let (mut slot, mut buf) = (volume.slot(0), Buf::new(4096));
+//! let (mut slot, mut buf) = (volume.context(0), Buf::new(4096));
 //! let range = BlockRange::new(BlockIndex(5), 1);
 //! buf.fill(0xab);
 //! let (written, buf) = disk.run(volume.write(&disk, &mut slot, range, buf, Durability::Durable));
@@ -134,10 +134,10 @@ pub use maintenance::check;
 pub use metadata::hints::{self, Hint, HintReceiver, HintSender};
 pub use options::{Access, OnMismatch, OpenOptions};
 pub use request::{
-    context::Slot,
+    context::RequestContext,
     hash_batch::{HashJob, HashThreads},
 };
 pub use target::{AdmittedWrite, BlockTarget};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
 pub use volume::{Volume, most_memory_bytes};
-pub use write_back::Accepted;
+pub use write_back::Admitted;

@@ -53,8 +53,8 @@ pub struct OpenOptions {
     pub access: Access,
     /// Bytes of the cache of verified pages; 0 is allowed.
     pub cache_bytes: u64,
-    /// How many [`Slot`](crate::Slot)s may be made: queues × depth, and one for each worker thread that reads or writes.
-    pub max_slots: usize,
+    /// How many [`RequestContext`](crate::Slot)s may be made: queues × depth, and one for each worker thread that reads or writes.
+    pub max_requests: usize,
     /// Queues, for counters that do not share a cache line.
     pub queues: usize,
     /// Largest request in bytes.
@@ -85,7 +85,7 @@ impl OpenOptions {
         Self {
             access,
             cache_bytes: 0,
-            max_slots: 1,
+            max_requests: 1,
             queues: 1,
             max_request_bytes: 1 << 20,
             max_memory_bytes: u64::MAX,

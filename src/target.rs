@@ -4,7 +4,8 @@
 //! A [`Volume`] stands behind it today. A reader of another format can, too, and so do the doubles of the front end's tests.
 
 use crate::{
-    Accepted, BlockRange, Buf, Durability, Io, Latched, ReadError, RecordNumber, Slot, Status, Volume, WriteError,
+    Admitted, BlockRange, Buf, Durability, Io, Latched, ReadError, RecordNumber, RequestContext, Status, Volume,
+    WriteError,
 };
 use serde::Serialize;
 use std::{convert::Infallible, future::Future};
@@ -98,8 +99,8 @@ pub trait AdmittedWrite {
 }
 
 impl BlockTarget for Volume {
-    type Context = Slot;
-    type Admitted<'t> = Accepted<'t>;
+    type Context = RequestContext;
+    type Admitted<'t> = Admitted<'t>;
     type Status = Status;
 
     fn block_size(&self) -> usize {
@@ -114,16 +115,16 @@ impl BlockTarget for Volume {
     fn latched(&self) -> Option<Latched> {
         self.latched()
     }
-    fn context(&self, thread: usize) -> Slot {
-        self.slot(thread)
+    fn context(&self, thread: usize) -> RequestContext {
+        self.context(thread)
     }
-    fn work_together<'c>(contexts: impl IntoIterator<Item = &'c mut Slot>) {
-        Slot::work_together(contexts);
+    fn work_together<'c>(contexts: impl IntoIterator<Item = &'c mut RequestContext>) {
+        RequestContext::work_together(contexts);
     }
     fn read<S: Io>(
         &self,
         io: &S,
-        context: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         buf: Buf,
     ) -> impl Future<Output = (Result<(), ReadError>, Buf)> {
@@ -132,7 +133,7 @@ impl BlockTarget for Volume {
     fn write<S: Io>(
         &self,
         io: &S,
-        context: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         buf: Buf,
         durability: Durability,
@@ -142,31 +143,31 @@ impl BlockTarget for Volume {
     fn zero<S: Io>(
         &self,
         io: &S,
-        context: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         discard: bool,
     ) -> impl Future<Output = Result<(), WriteError>> {
         self.zero(io, context, range, discard)
     }
-    fn flush<S: Io>(&self, io: &S, context: &mut Slot) -> impl Future<Output = Result<(), WriteError>> {
+    fn flush<S: Io>(&self, io: &S, context: &mut RequestContext) -> impl Future<Output = Result<(), WriteError>> {
         self.flush(io, context)
     }
-    fn admit<'t>(&'t self, context: &Slot, range: BlockRange) -> Option<Accepted<'t>> {
-        self.accept(context, range)
+    fn admit<'t>(&'t self, context: &RequestContext, range: BlockRange) -> Option<Admitted<'t>> {
+        self.admit(context, range)
     }
     fn write_back<'t, S: Io>(
         &'t self,
         io: &S,
-        context: &mut Slot,
-        admitted: Accepted<'t>,
+        context: &mut RequestContext,
+        admitted: Admitted<'t>,
         buf: Buf,
         forget: impl FnOnce(),
     ) -> impl Future<Output = (Result<(), WriteError>, Buf)> {
-        self.write_accepted(io, context, admitted, buf, forget)
+        self.write_back(io, context, admitted, buf, forget)
     }
 }
 
-impl AdmittedWrite for Accepted<'_> {
+impl AdmittedWrite for Admitted<'_> {
     fn range(&self) -> BlockRange {
         self.range()
     }

@@ -28,12 +28,12 @@ const NONE: u64 = 0;
 pub(crate) struct InFlightWrites {
     /// The next ticket: they are given out in order, once.
     next: AtomicU64,
-    /// By slot: the ticket of its accepted write.
+    /// By request: the ticket of its accepted write.
     under_way: Vec<AtomicU64>,
     /// How many are in `waiters`, to be asked without the lock.
     waiting: AtomicUsize,
     waiters: Mutex<Vec<Waiter>>,
-    /// RangeLocks of those that failed. A slot's fails but once, for none is accepted after it.
+    /// RangeLocks of those that failed. A request's fails but once, for none is accepted after it.
     failed: Mutex<Vec<BlockRange>>,
     /// How many are in `failed`.
     failures: AtomicUsize,
@@ -41,14 +41,14 @@ pub(crate) struct InFlightWrites {
 
 /// Waits until no ticket below `below` is under way.
 struct Waiter {
-    slot: usize,
+    request: usize,
     below: u64,
     waker: Waker,
 }
 
 /// A write whose range is held, and which may be answered though nothing has been written: who drops it before it is
-/// [in place](crate::Volume::write_accepted) latches the volume.
-pub struct Accepted<'v> {
+/// [in place](crate::Volume::write_back) latches the volume.
+pub struct Admitted<'v> {
     ledger: &'v InFlightWrites,
     log: &'v Log,
     guard: RangeGuard<'v>,
@@ -57,39 +57,40 @@ pub struct Accepted<'v> {
 }
 
 impl InFlightWrites {
-    /// For so many slots.
-    pub(crate) fn new(slots: usize) -> Self {
+    /// For so many requests.
+    pub(crate) fn new(requests: usize) -> Self {
         Self {
             next: AtomicU64::new(NONE + 1),
-            under_way: (0..slots).map(|_| AtomicU64::new(NONE)).collect(),
+            under_way: (0..requests).map(|_| AtomicU64::new(NONE)).collect(),
             waiting: AtomicUsize::new(0),
-            waiters: Mutex::new(Vec::with_capacity(slots)),
-            failed: Mutex::new(Vec::with_capacity(slots)),
+            waiters: Mutex::new(Vec::with_capacity(requests)),
+            failed: Mutex::new(Vec::with_capacity(requests)),
             failures: AtomicUsize::new(0),
         }
     }
 
-    /// The memory for so many slots.
-    pub(crate) fn memory_bytes_for(slots: usize) -> u64 {
-        (slots as u64).saturating_mul((size_of::<AtomicU64>() + size_of::<Waiter>() + size_of::<BlockRange>()) as u64)
+    /// The memory for so many requests.
+    pub(crate) fn memory_bytes_for(requests: usize) -> u64 {
+        (requests as u64)
+            .saturating_mul((size_of::<AtomicU64>() + size_of::<Waiter>() + size_of::<BlockRange>()) as u64)
     }
 
     /// Takes on a write whose range is held: its answer may be given at once. `None` where the volume is latched.
-    pub(crate) fn accept<'v>(&'v self, log: &'v Log, guard: RangeGuard<'v>) -> Option<Accepted<'v>> {
+    pub(crate) fn admit<'v>(&'v self, log: &'v Log, guard: RangeGuard<'v>) -> Option<Admitted<'v>> {
         // Asked with the range: whoever had it before and failed has latched. Two that failed must not be kept of one block.
         let after = log.first_unsure().ok()?;
-        self.begin(guard.slot());
-        Some(Accepted { ledger: self, log, guard, after, why_failed: Some(Latched::Abandoned) })
+        self.begin(guard.request());
+        Some(Admitted { ledger: self, log, guard, after, why_failed: Some(Latched::Abandoned) })
     }
 
-    fn begin(&self, slot: usize) {
+    fn begin(&self, request: usize) {
         let ticket = self.next.fetch_add(1, Ordering::SeqCst);
         // A flush that begins in between does not wait for it, and need not: it has not been answered.
-        self.under_way[slot].store(ticket, Ordering::SeqCst);
+        self.under_way[request].store(ticket, Ordering::SeqCst);
     }
 
-    fn end(&self, slot: usize) {
-        self.under_way[slot].store(NONE, Ordering::SeqCst);
+    fn end(&self, request: usize) {
+        self.under_way[request].store(NONE, Ordering::SeqCst);
         // A waiter counts itself before it looks; one of the two sees the other.
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
@@ -112,14 +113,14 @@ impl InFlightWrites {
     }
 
     /// Waits until all that have been accepted before are in place, or have failed.
-    pub(crate) async fn drained(&self, slot: usize) {
+    pub(crate) async fn drained(&self, request: usize) {
         let below = self.next.load(Ordering::SeqCst);
         let drained = || self.oldest() >= below;
         poll_fn(|cx| {
             if drained() {
                 return Poll::Ready(());
             }
-            self.wait(Waiter { slot, below, waker: cx.waker().clone() });
+            self.wait(Waiter { request, below, waker: cx.waker().clone() });
             if drained() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -128,7 +129,7 @@ impl InFlightWrites {
     /// One that is not waited for any more is woken once in vain.
     fn wait(&self, new: Waiter) {
         let mut waiters = self.waiters.lock();
-        match waiters.iter_mut().find(|waiter| waiter.slot == new.slot) {
+        match waiters.iter_mut().find(|waiter| waiter.request == new.request) {
             Some(known) => *known = new,
             None => {
                 waiters.push(new);
@@ -148,7 +149,7 @@ impl InFlightWrites {
     }
 }
 
-impl Accepted<'_> {
+impl Admitted<'_> {
     /// What it is to write.
     pub fn range(&self) -> BlockRange {
         self.guard.range()
@@ -169,8 +170,8 @@ impl Accepted<'_> {
         };
     }
 
-    pub(crate) fn slot(&self) -> usize {
-        self.guard.slot()
+    pub(crate) fn request(&self) -> usize {
+        self.guard.request()
     }
 
     /// Gives the range back: the write is not to be answered for, and has not been.
@@ -184,7 +185,7 @@ impl Accepted<'_> {
     }
 }
 
-impl Drop for Accepted<'_> {
+impl Drop for Admitted<'_> {
     /// It is in place, or has failed; the range is released after this.
     fn drop(&mut self) {
         if let Some(why) = self.why_failed {
@@ -192,7 +193,7 @@ impl Drop for Accepted<'_> {
             self.log.latch(why);
             self.ledger.fail(self.guard.range());
         }
-        self.ledger.end(self.guard.slot());
+        self.ledger.end(self.guard.request());
     }
 }
 

@@ -32,7 +32,7 @@ fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
     let mut options = open_options(rng);
     options.separate_meta = format.separate_meta;
     options.max_request_bytes = MAX_REQUEST;
-    options.max_slots = QUEUES + 2;
+    options.max_requests = QUEUES + 2;
     options.cache_bytes = [0, 4096, 1 << 20][rng.index(3)];
     (io, options)
 }
@@ -133,14 +133,14 @@ fn several_lives(seed: u64) -> u64 {
         }
         compare(&volume, &io, &mut oracle.borrow_mut());
         if rng.chance(5) {
-            let mut slot = volume.slot(0);
+            let mut slot = volume.context(0);
             let report = block_on(&io, check(&volume, &io, &mut slot, |_| ControlFlow::Continue(())));
             let bad = report.bad_runs.iter().flat_map(|r| r.range.blocks());
             for block in bad {
                 assert!(oracle.borrow_mut().broken(block), "check reports block {block}");
             }
         }
-        // Slots are counted: the next life takes its own.
+        // RequestContexts are counted: the next life takes its own.
         drop(volume);
         options.open_id = rng.bytes();
         volume = reopen(&io, &options).unwrap();

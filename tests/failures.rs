@@ -21,14 +21,14 @@ fn options() -> OpenOptions {
 
 #[test]
 fn a_failed_log_write_latches_and_wakes_everybody() {
-    let mut lab = Lab::new(&format_options(512), &OpenOptions { max_slots: 40, ..options() });
+    let mut lab = Lab::new(&format_options(512), &OpenOptions { max_requests: 40, ..options() });
     lab.write(0, 1, 1);
     {
         let (io, volume) = (&lab.io, &lab.volume);
         let failed = Cell::new(0);
         let mut exec = Executor::new(1);
         for w in 1..30 {
-            let (mut slot, failed) = (volume.slot(0), &failed);
+            let (mut slot, failed) = (volume.context(0), &failed);
             exec.spawn(async move {
                 // Some lead, some wait for the leader, some for space.
                 let range = BlockRange::new(BlockIndex(w * 60), 60);
@@ -37,7 +37,7 @@ fn a_failed_log_write_latches_and_wakes_everybody() {
                 failed.set(failed.get() + 1);
             });
         }
-        let mut slot = volume.slot(0);
+        let mut slot = volume.context(0);
         // Whether it comes before the failure is up to the seed; that it ends is not.
         exec.spawn(async move {
             let _ = volume.flush(io, &mut slot).await;
@@ -227,18 +227,18 @@ fn a_write_that_was_answered_and_fails_is_told_to_every_flush_and_never_read_ove
         let bad = BadRange::unwritable(Device::Data, at..at + 1, Errno::EIO);
         lab.disk().bad_ranges.push(bad);
         let kept = Cell::new(true);
-        let mut slot = lab.volume.slot(0);
-        let accepted = lab.volume.accept(&slot, range).expect("nobody is in its way");
+        let mut slot = lab.volume.context(0);
+        let accepted = lab.volume.admit(&slot, range).expect("nobody is in its way");
         let mut buf = Buf::new(4096);
         fill_all(range, 2, 512, &mut buf);
-        let write = lab.volume.write_accepted(&lab.io, &mut slot, accepted, buf, || kept.set(false));
+        let write = lab.volume.write_back(&lab.io, &mut slot, accepted, buf, || kept.set(false));
         let (result, buf) = block_on(&lab.io, write);
         assert_eq!(result.unwrap_err().errno(), Errno::EIO);
         let mut whole = Buf::new(4096);
         fill_all(range, 2, 512, &mut whole);
         assert_eq!(*buf, *whole, "what is kept is what was to be written");
         assert!(kept.get() && lab.volume.latched().is_some());
-        assert!(lab.volume.accept(&slot, BlockRange::new(BlockIndex(15), 1)).is_none());
+        assert!(lab.volume.admit(&slot, BlockRange::new(BlockIndex(15), 1)).is_none());
         assert!(lab.try_flush().is_err() && lab.try_flush().is_err());
         for block in range.blocks() {
             assert_eq!(lab.read(block.0), Err(ReadError::NotInPlace(BlockRange::new(block, 1))));
@@ -259,9 +259,9 @@ fn a_log_that_fails_leaves_no_old_block_where_a_write_was_answered() {
     let mut lab = Lab::new(&format_options(512), &options());
     lab.write(0, 20, 1);
     lab.disk().faults.meta_unwritable = true;
-    let mut slot = lab.volume.slot(0);
-    let accepted = lab.volume.accept(&slot, BlockRange::new(BlockIndex(5), 1)).unwrap();
-    let write = lab.volume.write_accepted(&lab.io, &mut slot, accepted, Buf::new(512), || unreachable!());
+    let mut slot = lab.volume.context(0);
+    let accepted = lab.volume.admit(&slot, BlockRange::new(BlockIndex(5), 1)).unwrap();
+    let write = lab.volume.write_back(&lab.io, &mut slot, accepted, Buf::new(512), || unreachable!());
     assert!(matches!(block_on(&lab.io, write).0, Err(WriteError::Latched(_))));
     assert!(matches!(lab.read(5), Err(ReadError::NotInPlace(_))) && lab.reads_as(6, 1));
 }
@@ -270,17 +270,17 @@ fn a_log_that_fails_leaves_no_old_block_where_a_write_was_answered() {
 fn only_a_write_that_nobody_is_in_the_way_of_is_answered() {
     let mut lab = Lab::new(&format_options(512), &options());
     let range = |first, count| BlockRange::new(BlockIndex(first), count);
-    let slots = [(); 3].map(|()| lab.volume.slot(0));
+    let slots = [(); 3].map(|()| lab.volume.context(0));
     // Its bytes did not come: it has not been answered, and is nobody's.
-    lab.volume.accept(&slots[0], range(5, 2)).unwrap().withdraw();
+    lab.volume.admit(&slots[0], range(5, 2)).unwrap().withdraw();
     assert!(lab.volume.latched().is_none() && lab.try_flush().is_ok());
     lab.write(5, 2, 1);
-    let one = lab.volume.accept(&slots[0], range(5, 2)).unwrap();
-    assert!(lab.volume.accept(&slots[1], range(6, 1)).is_none(), "its range is held");
-    let other = lab.volume.accept(&slots[1], range(7, 1)).expect("the attempt has left nothing behind");
-    assert!(lab.volume.accept(&slots[2], range(lab.volume.blocks(), 1)).is_none(), "outside");
+    let one = lab.volume.admit(&slots[0], range(5, 2)).unwrap();
+    assert!(lab.volume.admit(&slots[1], range(6, 1)).is_none(), "its range is held");
+    let other = lab.volume.admit(&slots[1], range(7, 1)).expect("the attempt has left nothing behind");
+    assert!(lab.volume.admit(&slots[2], range(lab.volume.blocks(), 1)).is_none(), "outside");
     assert_eq!((one.range(), other.range()), (range(5, 2), range(7, 1)));
     // Dropped, nobody would ever write them.
     drop(one);
-    assert!(lab.volume.latched().is_some() && lab.volume.accept(&slots[0], range(0, 1)).is_none());
+    assert!(lab.volume.latched().is_some() && lab.volume.admit(&slots[0], range(0, 1)).is_none());
 }

@@ -22,7 +22,7 @@ use std::{
     pin::pin,
     task::Poll,
 };
-use ublk_integrity::{Buf, Durability, HashThreads, OpenOptions, Slot, Volume, hints};
+use ublk_integrity::{Buf, Durability, HashThreads, OpenOptions, RequestContext, Volume, hints};
 
 /// Runs `f` on a thread of its own.
 fn with<T: Send + 'static>(
@@ -55,7 +55,7 @@ fn narrow_and_wide_ranges_meet() {
         let volume = opened(&io, 1);
         // In the last shard and the first; in all of them.
         let writer = with(&volume, &io, |v, io| write(v, io, range(31, 2), 1).unwrap());
-        let zeroes = with(&volume, &io, |v, io| block_on(v.zero(io, &mut v.slot(0), range(0, 64), false)).unwrap());
+        let zeroes = with(&volume, &io, |v, io| block_on(v.zero(io, &mut v.context(0), range(0, 64), false)).unwrap());
         assert!([0, 1].contains(&read(&volume, &io, range(31, 2))));
         [writer, zeroes].into_iter().for_each(|t| t.join().unwrap());
     });
@@ -73,8 +73,8 @@ fn writes_zeros_and_flushes_across_epoch_switches() {
             }),
             with(&volume, &io, |v, io| {
                 write(v, io, range(1, 1), 3).unwrap();
-                block_on(v.zero(io, &mut v.slot(0), range(1, 1), false)).unwrap();
-                block_on(v.flush(io, &mut v.slot(0))).unwrap();
+                block_on(v.zero(io, &mut v.context(0), range(1, 1), false)).unwrap();
+                block_on(v.flush(io, &mut v.context(0))).unwrap();
             }),
             with(&volume, &io, |v, io| {
                 block_on(v.checkpoint(io)).unwrap();
@@ -99,7 +99,7 @@ fn group_commits_and_flushes_wake_each_other() {
         let writers = [0, 1, 2].map(|block| {
             with(&volume, &io, move |v, io| {
                 write(v, io, range(block, 1), 7).unwrap();
-                block_on(v.flush(io, &mut v.slot(0))).unwrap();
+                block_on(v.flush(io, &mut v.context(0))).unwrap();
             })
         });
         writers.into_iter().for_each(|w| w.join().unwrap());
@@ -116,16 +116,16 @@ fn a_flush_waits_for_what_was_answered_before_it() {
         let writers = [0, 1].map(|i| {
             let (answered, in_place) = (answered[i].clone(), in_place[i].clone());
             with(&volume, &io, move |v, io| {
-                let mut slot = v.slot(0);
-                let accepted = v.accept(&slot, range(i as u64, 1)).expect("its own block");
+                let mut slot = v.context(0);
+                let accepted = v.admit(&slot, range(i as u64, 1)).expect("its own block");
                 answered.store(true, Ordering::SeqCst);
                 let (mut buf, forget) = (Buf::new(BLOCK), || in_place.store(true, Ordering::SeqCst));
                 buf.fill(7);
-                block_on(v.write_accepted(io, &mut slot, accepted, buf, forget)).0.unwrap();
+                block_on(v.write_back(io, &mut slot, accepted, buf, forget)).0.unwrap();
             })
         });
         let before = answered.each_ref().map(|answered| answered.load(Ordering::SeqCst));
-        block_on(volume.flush(&io, &mut volume.slot(0))).unwrap();
+        block_on(volume.flush(&io, &mut volume.context(0))).unwrap();
         assert!(before.iter().zip(&in_place).all(|(before, in_place)| !before || in_place.load(Ordering::SeqCst)));
         writers.into_iter().for_each(|w| w.join().unwrap());
         assert_eq!([0, 1].map(|block| read(&volume, &io, range(block, 1))), [7, 7]);
@@ -141,9 +141,9 @@ fn of_two_writes_of_a_block_that_fail_one_is_answered() {
         io.writes_left.store(0, Ordering::SeqCst);
         let writers = [(); 2].map(|()| {
             with(&volume, &io, |v, io| {
-                let mut slot = v.slot(0);
-                let Some(accepted) = v.accept(&slot, range(0, 1)) else { return 0 };
-                block_on(v.write_accepted(io, &mut slot, accepted, Buf::new(BLOCK), || ())).0.unwrap_err();
+                let mut slot = v.context(0);
+                let Some(accepted) = v.admit(&slot, range(0, 1)) else { return 0 };
+                block_on(v.write_back(io, &mut slot, accepted, Buf::new(BLOCK), || ())).0.unwrap_err();
                 1
             })
         });
@@ -173,7 +173,7 @@ fn a_device_that_fails_in_the_middle_ends_every_wait() {
         let writers = [0, 1, 0].map(|block| {
             with(&volume, &io, move |v, io| {
                 let written = write(v, io, range(block, 1), 9);
-                let flushed = block_on(v.flush(io, &mut v.slot(0)));
+                let flushed = block_on(v.flush(io, &mut v.context(0)));
                 assert!(written.is_err() || flushed.is_ok() || v.latched().is_some());
             })
         });
@@ -200,7 +200,7 @@ fn hints_bring_pages_beside_readers_and_checkpoints() {
         let worker = {
             let enough = enough.clone();
             with(&volume, &io, move |v, io| {
-                let mut slot = v.slot(0);
+                let mut slot = v.context(0);
                 while !enough.load(Ordering::SeqCst) {
                     // The channel is not instrumented: a worker that waited in it would stop all threads.
                     match hints.try_recv() {
@@ -232,7 +232,7 @@ async fn both(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
     .await;
 }
 
-async fn write_and_read(volume: &Volume, io: &Memory, slot: &mut Slot, first: u64, count: u64, fill: u8) {
+async fn write_and_read(volume: &Volume, io: &Memory, slot: &mut RequestContext, first: u64, count: u64, fill: u8) {
     let mut buf = Buf::new(16 * BLOCK);
     buf.fill(fill);
     let (result, mut buf) = volume.write(io, slot, range(first, count), buf, Durability::MayBeLost).await;
@@ -255,8 +255,8 @@ fn tags_made_by_other_threads_wake_whoever_waits_for_them() {
             &io,
             OpenOptions { max_request_bytes: 16 * BLOCK, hash_threads: Some(elsewhere), ..options(1) },
         );
-        let mut slots = [volume.slot(0), volume.slot(0)];
-        Slot::work_together(&mut slots);
+        let mut slots = [volume.context(0), volume.context(0)];
+        RequestContext::work_together(&mut slots);
         let [one, other] = &mut slots;
         // Handed over, then hashed together.
         for count in [16, 1] {

@@ -67,9 +67,9 @@ fn smallest_and_largest_volumes_with_every_block_size() {
 
 #[test]
 fn no_volume_takes_more_memory_than_was_foretold() {
-    let options = OpenOptions { cache_bytes: 1 << 20, max_slots: 40, max_request_bytes: 512 << 10, ..options() };
+    let options = OpenOptions { cache_bytes: 1 << 20, max_requests: 40, max_request_bytes: 512 << 10, ..options() };
     let most =
-        ublk_integrity::most_memory_bytes(None, options.cache_bytes, options.max_slots, options.max_request_bytes);
+        ublk_integrity::most_memory_bytes(None, options.cache_bytes, options.max_requests, options.max_request_bytes);
     for (block_size, size) in [(4096, 1 << 20), (4096, 64 * TIB), (512, 1 << 20), (512, 64 * TIB)] {
         let format = FormatOptions { log_size: None, ..sized(block_size, size) };
         let takes = Lab::new(&format, &options).volume.memory_bytes();
@@ -91,7 +91,7 @@ fn an_open_that_may_not_take_its_memory_is_refused_before_it_does() {
     let own = ublk_integrity::most_memory_bytes(
         Some(lab.volume.info()),
         options.cache_bytes,
-        options.max_slots,
+        options.max_requests,
         options.max_request_bytes,
     );
     let opened = |max_memory_bytes: u64| {
@@ -174,7 +174,7 @@ fn an_open_costs_the_same_at_any_size_but_for_the_trees_height() {
 fn a_full_log_holds_writers_back_and_lets_all_of_them_end() {
     const WRITERS: usize = 40;
     const EACH: u64 = 25;
-    let lab = Lab::new(&format_options(512), &OpenOptions { max_slots: WRITERS + 2, ..options() });
+    let lab = Lab::new(&format_options(512), &OpenOptions { max_requests: WRITERS + 2, ..options() });
     let (io, volume) = (&lab.io, &lab.volume);
     let done = Cell::new(0);
     let waited = Cell::new(false);
@@ -187,7 +187,7 @@ fn a_full_log_holds_writers_back_and_lets_all_of_them_end() {
         }
     });
     for w in 0..WRITERS as u64 {
-        let mut slot = volume.slot(0);
+        let mut slot = volume.context(0);
         let done = &done;
         exec.spawn(async move {
             let mut buf = Buf::new(128 * 512);

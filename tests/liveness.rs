@@ -63,7 +63,7 @@ impl Scheduler for NeverAnswers {
 }
 
 async fn work_on_hints<S: Storage>(world: &World, io: &S, hints: &HintReceiver) {
-    let mut slot = world.volume.slot(0);
+    let mut slot = world.volume.context(0);
     loop {
         match hints.try_recv() {
             Ok(hint) => world.volume.prefetch(io, &mut slot, hint).await,
@@ -101,7 +101,7 @@ fn serve(worker: Worker, channel: usize, cache_bytes: u64, seed: u64) -> Counter
     let options = OpenOptions {
         cache_bytes,
         hints: Some(sender),
-        max_slots: QUEUES + 2,
+        max_requests: QUEUES + 2,
         max_request_bytes: MAX_REQUEST,
         ..open_options(&mut Rng::new(seed))
     };
@@ -173,13 +173,13 @@ fn a_reader_stuck_in_io_holds_up_neither_checkpoints_nor_other_blocks() {
     let mut lab = Lab::open(io, &options).unwrap();
     lab.write(0, 200, 1);
     lab.checkpoint();
-    let mut slot = lab.volume.slot(0);
+    let mut slot = lab.volume.context(0);
     {
         let one = BlockRange::new(BlockIndex(130), 1);
         let mut stuck = std::pin::pin!(lab.volume.read(&NeverAnswers, &mut slot, one, Buf::new(512)));
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(stuck.as_mut().poll(&mut cx).is_pending());
-        let mut other = lab.volume.slot(0);
+        let mut other = lab.volume.context(0);
         for i in 0..4 {
             // The same tag page, and three checkpoints over it.
             let range = BlockRange::new(BlockIndex(140 + i), 1);

@@ -3,7 +3,7 @@
 use crate::sim::{Rng, SimStorage, block_on, format_options, formatted, lab::with_checkpoints, open_options, reopen};
 use proptest::prelude::*;
 use std::ops::Range;
-use ublk_integrity::{BlockIndex, BlockRange, Buf, Durability, OpenOptions, Slot, Volume};
+use ublk_integrity::{BlockIndex, BlockRange, Buf, Durability, OpenOptions, RequestContext, Volume};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -37,7 +37,7 @@ struct Pair {
     options: OpenOptions,
     rng: Rng,
     volume: Volume,
-    slot: Slot,
+    slot: RequestContext,
     buf: Option<Buf>,
     model: Vec<u8>,
 }
@@ -55,7 +55,7 @@ impl Pair {
         options.separate_meta = separate;
         options.max_request_bytes = 200 * bs;
         let volume = reopen(&io, &options).unwrap();
-        let (slot, model) = (volume.slot(0), vec![0; volume.blocks() as usize * bs]);
+        let (slot, model) = (volume.context(0), vec![0; volume.blocks() as usize * bs]);
         let buf = Some(Buf::new(options.max_request_bytes));
         Self { io, options, rng, volume, slot, buf, model }
     }
@@ -102,7 +102,7 @@ impl Pair {
         self.volume = reopen(&self.io, &self.options).unwrap();
         let found = self.volume.recovery();
         assert_eq!((found.older, found.corrupt, found.unreadable), (0, 0, 0));
-        self.slot = self.volume.slot(0);
+        self.slot = self.volume.context(0);
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 use ublk_integrity::{
     Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
-    MasterKey, MemoryStorage, OpenOptions, Phase, Scheduler, Slot, Storage, TagAlgorithm, Volume,
+    MasterKey, MemoryStorage, OpenOptions, Phase, RequestContext, Scheduler, Storage, TagAlgorithm, Volume,
     create::{FormatOptions, format},
     hints,
     open::open,
@@ -116,7 +116,7 @@ const BLOCKS_EACH: u64 = 3000;
 const MAX_BLOCKS: u64 = 80;
 
 struct Client {
-    slot: Slot,
+    slot: RequestContext,
     buf: Option<Buf>,
     first: u64,
     versions: Vec<u64>,
@@ -126,7 +126,7 @@ struct Client {
 impl Client {
     fn new(volume: &Volume, i: u64) -> Self {
         Self {
-            slot: volume.slot(0),
+            slot: volume.context(0),
             buf: Some(Buf::new(MAX_BLOCKS as usize * BLOCK)),
             first: i * BLOCKS_EACH,
             versions: vec![0; BLOCKS_EACH as usize],
@@ -155,9 +155,9 @@ impl Client {
             2..=4 => {
                 let mut buf = self.buf.take().unwrap();
                 buf[..count as usize * BLOCK].fill(version as u8);
-                let accepted = if version % 2 == 0 { volume.accept(&self.slot, range) } else { None };
+                let accepted = if version % 2 == 0 { volume.admit(&self.slot, range) } else { None };
                 let (result, buf) = match accepted {
-                    Some(accepted) => volume.write_accepted(io, &mut self.slot, accepted, buf, || ()).await,
+                    Some(accepted) => volume.write_back(io, &mut self.slot, accepted, buf, || ()).await,
                     None => volume.write(io, &mut self.slot, range, buf, Durability::MayBeLost).await,
                 };
                 result.unwrap();
@@ -216,7 +216,7 @@ fn drive(requests: &mut [Pin<&mut dyn Future<Output = ()>>; CLIENTS], worker: &m
 fn volume(io: &Memory, cache_bytes: u64, key: &MasterKey, hints: hints::HintSender) -> Volume {
     let options = OpenOptions {
         cache_bytes,
-        max_slots: CLIENTS,
+        max_requests: CLIENTS,
         max_request_bytes: MAX_BLOCKS as usize * BLOCK,
         hints: Some(hints),
         hash_threads: Some(hash_threads()),
@@ -245,9 +245,9 @@ fn the_io_path_does_not_allocate() {
         let (sender, _receiver) = hints::channel(8);
         let volume = volume(&io, cache_bytes, &key, sender);
         let mut clients: [Client; CLIENTS] = std::array::from_fn(|i| Client::new(&volume, i as u64));
-        Slot::work_together(clients.iter_mut().map(|client| &mut client.slot));
+        RequestContext::work_together(clients.iter_mut().map(|client| &mut client.slot));
         let checkpoints = run(&volume, &io, clients, rounds);
-        assert!(volume.status().counters.accepted_writes > rounds / 10, "few writes were answered early");
+        assert!(volume.status().counters.write_back_writes > rounds / 10, "few writes were answered early");
         assert!(checkpoints > 10, "{checkpoints} checkpoints");
         assert!(JOBS.get() > rounds / 10, "{} jobs for other threads", JOBS.get());
     }

@@ -24,7 +24,7 @@ fn separate() -> (FormatOptions, OpenOptions) {
 fn watched(seed: u64) -> Watch {
     let (format, mut options) = separate();
     options.max_request_bytes = MAX_REQUEST;
-    options.max_slots = QUEUES + 1;
+    options.max_requests = QUEUES + 1;
     options.cache_bytes = [0, 4096, 1 << 20][seed as usize % 3];
     let io: SimStorage = formatted(&format, seed);
     let volume = crate::sim::block_on(&io, open(&io, &crate::sim::key(), &options)).unwrap();

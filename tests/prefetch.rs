@@ -2,7 +2,7 @@
 
 use crate::sim::{Lab, Rng, block_on, disk::Trace, format_options, open_options};
 use std::ops::Range;
-use ublk_integrity::{Device, HintReceiver, OpenOptions, Slot, create::FormatOptions, hints};
+use ublk_integrity::{Device, HintReceiver, OpenOptions, RequestContext, create::FormatOptions, hints};
 
 const CLUSTER: u64 = 16;
 const TAGS_PER_PAGE: u64 = 128;
@@ -38,7 +38,7 @@ fn cold(cache_bytes: u64) -> (Lab, HintReceiver) {
 }
 
 /// Follows all hints; returns the tag pages that this read.
-fn follow(lab: &mut Lab, worker: &mut Slot, hints: &HintReceiver) -> Vec<u64> {
+fn follow(lab: &mut Lab, worker: &mut RequestContext, hints: &HintReceiver) -> Vec<u64> {
     let trace = lab.traced(|lab| {
         hints.try_iter().for_each(|hint| block_on(&lab.io, lab.volume.prefetch(&lab.io, worker, hint)));
     });
@@ -53,7 +53,7 @@ const HALF: u64 = 40 << 12;
 #[test]
 fn a_sequential_cold_read_finds_its_tag_pages_there() {
     let (mut lab, hints) = cold(ALL);
-    let mut worker = lab.volume.slot(0);
+    let mut worker = lab.volume.context(0);
     let pages = lab.volume.blocks() / TAGS_PER_PAGE;
     let cluster = |n: u64| -> Range<u64> { n * CLUSTER..(n + 1) * CLUSTER };
     for page in 0..pages {
@@ -78,7 +78,7 @@ fn a_sequential_cold_read_finds_its_tag_pages_there() {
 #[test]
 fn a_hint_anywhere_brings_its_whole_cluster_and_no_other() {
     let (mut lab, hints) = cold(ALL);
-    let mut worker = lab.volume.slot(0);
+    let mut worker = lab.volume.context(0);
     assert!(lab.reads_as(37 * TAGS_PER_PAGE, 1));
     let brought = follow(&mut lab, &mut worker, &hints);
     // A run that is read in pieces may cover a page that is there already.
@@ -89,7 +89,7 @@ fn a_hint_anywhere_brings_its_whole_cluster_and_no_other() {
 #[test]
 fn where_not_all_fit_only_reads_that_run_on_bring_anything() {
     let (mut lab, hints) = cold(HALF);
-    let mut worker = lab.volume.slot(0);
+    let mut worker = lab.volume.context(0);
     for page in [37, 3, 50, 11, 60, 23, 45, 19] {
         assert!(lab.reads_as(page * TAGS_PER_PAGE, 1));
         assert_eq!(follow(&mut lab, &mut worker, &hints), [], "page {page}: nobody knows what comes next");

@@ -15,18 +15,24 @@ use std::{
     task::{Context, Poll, Waker},
 };
 use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, Slot, Volume, Work, create::FormatOptions,
+    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, RequestContext, Volume, Work, create::FormatOptions,
 };
 
 fn options() -> OpenOptions {
-    OpenOptions { max_slots: 600, max_request_bytes: 64 << 10, hash_threads: None, ..open_options(&mut Rng::new(5)) }
+    OpenOptions { max_requests: 600, max_request_bytes: 64 << 10, hash_threads: None, ..open_options(&mut Rng::new(5)) }
 }
 
 fn lab() -> Lab {
     Lab::new(&format_options(512), &options())
 }
 
-async fn write(io: &SimStorage, volume: &Volume, slot: &mut Slot, range: (u64, u64), how: (VersionId, Durability)) {
+async fn write(
+    io: &SimStorage,
+    volume: &Volume,
+    slot: &mut RequestContext,
+    range: (u64, u64),
+    how: (VersionId, Durability),
+) {
     let (range, (version, durability)) = (BlockRange::new(BlockIndex(range.0), range.1), how);
     let mut buf = Buf::new(64 << 10);
     fill_all(range, version, 512, &mut buf);
@@ -104,7 +110,7 @@ impl<'a> Requests<'a> {
         Self { io: &lab.io, volume: &lab.volume, running: Vec::new() }
     }
     fn write(&mut self, first: u64, count: u64, version: VersionId, durability: Durability) {
-        let (io, volume, mut slot) = (self.io, self.volume, self.volume.slot(0));
+        let (io, volume, mut slot) = (self.io, self.volume, self.volume.context(0));
         self.start(async move { write(io, volume, &mut slot, (first, count), (version, durability)).await });
     }
     /// Writes whose entries fill a record of 64 KiB to the last byte: 104 + 15 * (24 + 128 * 32) + (24 + 111 * 32) + (24 + 32).
@@ -114,7 +120,7 @@ impl<'a> Requests<'a> {
         self.write(first + 2200, 1, 3, Durability::MayBeLost);
     }
     fn flush(&mut self) {
-        let (io, volume, mut slot) = (self.io, self.volume, self.volume.slot(0));
+        let (io, volume, mut slot) = (self.io, self.volume, self.volume.context(0));
         self.start(async move { volume.flush(io, &mut slot).await.unwrap() });
     }
     fn start(&mut self, request: impl Future<Output = ()> + 'a) {

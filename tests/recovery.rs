@@ -346,7 +346,7 @@ fn a_damaged_superblock_copy_is_made_good() {
 fn stranded() -> Lab {
     let lab = lab();
     let (io, volume) = (&lab.io, &lab.volume);
-    let mut slots = [volume.slot(0), volume.slot(0)];
+    let mut slots = [volume.context(0), volume.context(0)];
     let mut writes: Vec<_> = slots
         .iter_mut()
         .zip([7, 8])

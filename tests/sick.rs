@@ -356,7 +356,7 @@ fn a_reader_that_gives_up_leaves_an_undecided_block_to_the_next() {
     let Lab { io, volume, mut slot, .. } = lab;
     let one = BlockRange::new(BlockIndex(8), 1);
     let mut cx = Context::from_waker(Waker::noop());
-    let mut other = volume.slot(0);
+    let mut other = volume.context(0);
     let mut second = {
         let mut first = Box::pin(volume.read(&io, &mut slot, one, Buf::new(512)));
         assert!(first.as_mut().poll(&mut cx).is_pending());

@@ -224,8 +224,8 @@ impl RecoveredVolume {
 
 /// What the volume takes at most, recovery apart.
 fn most_memory_bytes(superblock: &Superblock, options: &OpenOptions) -> u64 {
-    let OpenOptions { cache_bytes, max_slots, max_request_bytes, .. } = *options;
-    crate::most_memory_bytes(Some(&VolumeInfo::of(superblock)), cache_bytes, max_slots, max_request_bytes)
+    let OpenOptions { cache_bytes, max_requests, max_request_bytes, .. } = *options;
+    crate::most_memory_bytes(Some(&VolumeInfo::of(superblock)), cache_bytes, max_requests, max_request_bytes)
 }
 
 /// The devices may not be those that the volume was formatted on: an image copied to another disk.

@@ -56,7 +56,7 @@ pub(crate) struct Reserved {
 /// the log then says something that nobody has seen to.
 pub(crate) struct Appended<'a> {
     log: &'a Log,
-    pub(super) slot: usize,
+    pub(super) request: usize,
     pub(super) queue: usize,
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
@@ -74,7 +74,7 @@ impl Drop for Place<'_> {
         {
             let mut s = self.0.state.lock();
             s.waiters.leave(self.1);
-            s.queue.retain(|slot| *slot != self.1);
+            s.queue.retain(|request| *request != self.1);
         }
         self.0.wake_front();
     }
@@ -82,12 +82,12 @@ impl Drop for Place<'_> {
 
 impl Log {
     /// Waits for space, then takes the indivisible step. Nothing has been logged while this waits.
-    pub(crate) async fn append(&self, slot: Requester, change: Change<'_>) -> Result<Appended<'_>, Latched> {
-        if let Some(done) = self.try_append(slot, &change, None) {
+    pub(crate) async fn append(&self, request: Requester, change: Change<'_>) -> Result<Appended<'_>, Latched> {
+        if let Some(done) = self.try_append(request, &change, None) {
             return done;
         }
-        let place = Place(self, slot.id);
-        let appended = poll_fn(|cx| match self.try_append(slot, &change, Some(cx.waker())) {
+        let place = Place(self, request.id);
+        let appended = poll_fn(|cx| match self.try_append(request, &change, Some(cx.waker())) {
             Some(done) => Poll::Ready(done),
             None => Poll::Pending,
         })
@@ -99,7 +99,7 @@ impl Log {
     /// With a waker, waits in the queue; without, takes the step only where nobody is before us.
     fn try_append(
         &self,
-        slot: Requester,
+        request: Requester,
         change: &Change<'_>,
         waker: Option<&Waker>,
     ) -> Option<Result<Appended<'_>, Latched>> {
@@ -108,17 +108,17 @@ impl Log {
             if let Some(why) = s.latched {
                 return Some(Err(why));
             }
-            let first = s.queue.front().is_none_or(|front| *front == slot.id);
+            let first = s.queue.front().is_none_or(|front| *front == request.id);
             // Room for a record of its own, though it will share one.
             let alone = RecordBuilder::padded_alone(change.bytes(), self.config.physical_block) as u64;
             let result = if first && self.has_room(&mut s, change, alone) {
-                Some(Ok(self.take_step(&mut s, slot, change, alone)))
+                Some(Ok(self.take_step(&mut s, request, change, alone)))
             } else {
                 if let Some(waker) = waker {
-                    if !s.queue.contains(&slot.id) {
-                        s.queue.push_back(slot.id);
+                    if !s.queue.contains(&request.id) {
+                        s.queue.push_back(request.id);
                     }
-                    s.waiters.wait(slot.id, Waiting::Space, waker);
+                    s.waiters.wait(request.id, Waiting::Space, waker);
                 }
                 None
             };
@@ -145,11 +145,11 @@ impl Log {
         gathers && ring && pending
     }
 
-    fn take_step(&self, s: &mut State, slot: Requester, change: &Change<'_>, alone: u64) -> Appended<'_> {
+    fn take_step(&self, s: &mut State, request: Requester, change: &Change<'_>, alone: u64) -> Appended<'_> {
         let (seq, epoch, reserved) = (s.next_seq, s.epoch, change.reserved());
         s.next_seq = Seq(seq.0 + 1);
-        debug_assert!(s.in_flight[slot.id].is_none(), "one change a slot at a time");
-        s.in_flight[slot.id] = Some((seq, epoch));
+        debug_assert!(s.in_flight[request.id].is_none(), "one change a request at a time");
+        s.in_flight[request.id] = Some((seq, epoch));
         let of = s.of(epoch);
         of.in_flight += 1;
         of.appended += 1;
@@ -166,8 +166,17 @@ impl Log {
             Change::Zeros(range) => s.gather.builder.push_zeros(seq, *range),
         }
         s.gather.last = seq;
-        let is_leader = !std::mem::replace(&mut s.gather.has_leader[slot.queue], true);
-        Appended { log: self, slot: slot.id, queue: slot.queue, seq, epoch, reserved, is_leader, settled: false }
+        let is_leader = !std::mem::replace(&mut s.gather.has_leader[request.queue], true);
+        Appended {
+            log: self,
+            request: request.id,
+            queue: request.queue,
+            seq,
+            epoch,
+            reserved,
+            is_leader,
+            settled: false,
+        }
     }
 
     fn ask_for_checkpoint(&self, s: &mut State) {
@@ -279,7 +288,7 @@ impl Appended<'_> {
             } else if abandon {
                 s.abandoned.push((self.seq, self.epoch));
             }
-            s.in_flight[self.slot] = None;
+            s.in_flight[self.request] = None;
             let of = s.of(self.epoch);
             of.in_flight -= 1;
             of.tags = (of.tags - self.reserved.tags).saturating_add_signed(tags);

@@ -13,8 +13,8 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    pub(super) fn nothing(max_slots: usize) -> Self {
-        Self { highest: Seq(0), except: Vec::with_capacity(max_slots + MAX_ABANDONED) }
+    pub(super) fn nothing(max_requests: usize) -> Self {
+        Self { highest: Seq(0), except: Vec::with_capacity(max_requests + MAX_ABANDONED) }
     }
 
     pub(super) fn is_all_up_to(&self, highest: Seq) -> bool {
@@ -56,8 +56,8 @@ pub(super) struct FlushState {
 }
 
 impl FlushState {
-    pub(super) fn new(max_slots: usize) -> Self {
-        let nothing = || Claim::nothing(max_slots);
+    pub(super) fn new(max_requests: usize) -> Self {
+        let nothing = || Claim::nothing(max_requests);
         Self { started: 0, done: 0, snapshot: nothing(), found: nothing(), owed: false }
     }
 

@@ -24,14 +24,14 @@ struct Outgoing {
     last: Seq,
 }
 
-/// What a slot that wants its record durable finds.
+/// What a request that wants its record durable finds.
 enum Role {
     Durable,
     /// Nobody seals a record, and another may be under way: it is up to us.
     Lead(Outgoing),
 }
 
-/// Who is to go on: a slot that leads next, and the checkpoint thread where it is wanted.
+/// Who is to go on: a request that leads next, and the checkpoint thread where it is wanted.
 type Next = [Option<Waker>; 2];
 
 impl Log {
@@ -69,7 +69,7 @@ impl Log {
 
     /// `leads`: the others of the queue have left it to this one until now.
     fn role(&self, change: &Appended<'_>, leads: bool, waker: &Waker) -> Option<Result<Role, Latched>> {
-        let Appended { slot, queue, seq, .. } = *change;
+        let Appended { request, queue, seq, .. } = *change;
         let mut s = self.state.lock();
         s.gather.has_leader[queue] &= !leads;
         // The latch first: where write-back errors are told to one sync only, one that succeeds beside one that fails means nothing.
@@ -80,10 +80,10 @@ impl Log {
         } else if s.taken < seq && !s.gather.has_leader[queue] && s.may_lead() {
             Ok(Role::Lead(self.take_gathered(&mut s)))
         } else {
-            s.waiters.wait(slot, Waiting::Commit(seq), waker);
+            s.waiters.wait(request, Waiting::Commit(seq), waker);
             return None;
         };
-        s.waiters.leave(slot);
+        s.waiters.leave(request);
         Some(role)
     }
 
@@ -178,7 +178,7 @@ impl Log {
             return [None, None];
         }
         let next = s.waiters.find(0, |why| matches!(why, Waiting::Commit(seq) if seq > s.taken));
-        let lead = next.and_then(|slot| s.waiters.take_waker(slot));
+        let lead = next.and_then(|request| s.waiters.take_waker(request));
         let flush_record = self.wants_flush_record(s).then(|| s.checkpointer_that(CheckpointerWaits::Work));
         [lead, flush_record.flatten()]
     }

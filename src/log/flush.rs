@@ -23,9 +23,9 @@ impl Log {
     ///
     /// Every sync of the data device goes through here, one at a time: Linux reports a write-back error to one
     /// sync only, and whoever comes after that one must find the volume latched.
-    pub(crate) async fn flush<S: Storage>(&self, io: &S, slot: usize) -> Result<(), Latched> {
+    pub(crate) async fn flush<S: Storage>(&self, io: &S, request: usize) -> Result<(), Latched> {
         let mut wanted = None;
-        let role = poll_fn(|cx| match self.flush_role(slot, &mut wanted, cx.waker()) {
+        let role = poll_fn(|cx| match self.flush_role(request, &mut wanted, cx.waker()) {
             Some(role) => Poll::Ready(role),
             None => Poll::Pending,
         })
@@ -39,7 +39,7 @@ impl Log {
         Ok(())
     }
 
-    fn flush_role(&self, slot: usize, wanted: &mut Option<u64>, waker: &Waker) -> Option<Result<Role, Latched>> {
+    fn flush_role(&self, request: usize, wanted: &mut Option<u64>, waker: &Waker) -> Option<Result<Role, Latched>> {
         let mut guard = self.state.lock();
         let s = &mut *guard;
         let highest = Seq(s.next_seq.0 - 1);
@@ -51,7 +51,7 @@ impl Log {
         } else if s.flush.done >= wanted || idle {
             Ok(Role::Done)
         } else if s.flush.is_running() {
-            s.waiters.wait(slot, Waiting::Flush, waker);
+            s.waiters.wait(request, Waiting::Flush, waker);
             return None;
         } else {
             s.flush.started += 1;
@@ -61,7 +61,7 @@ impl Log {
             except.extend(s.in_flight.iter().flatten().chain(&s.abandoned).map(|(seq, _)| *seq));
             Ok(Role::Lead)
         };
-        s.waiters.leave(slot);
+        s.waiters.leave(request);
         Some(role)
     }
 

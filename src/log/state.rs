@@ -30,8 +30,8 @@ pub(crate) struct LogConfig {
     pub(crate) max_tags: usize,
     /// Most runs of zeros in one epoch, as split by overlaps.
     pub(crate) max_runs: usize,
-    /// Slots that may wait.
-    pub(crate) max_slots: usize,
+    /// RequestContexts that may wait.
+    pub(crate) max_requests: usize,
     /// Queues that these are of.
     pub(crate) queues: usize,
 }
@@ -108,7 +108,7 @@ pub(super) struct State {
     pub(super) epoch: Epoch,
     pub(super) next_seq: Seq,
     pub(super) of_epoch: [EpochUse; 2],
-    /// By slot: what it has logged and not yet settled.
+    /// By request: what it has logged and not yet settled.
     pub(super) in_flight: Vec<Option<(Seq, Epoch)>>,
     /// Numbers whose data may not be what the log says: listed in every flush entry until checkpointed.
     pub(super) abandoned: Vec<(Seq, Epoch)>,
@@ -130,7 +130,7 @@ pub(super) struct State {
     /// Every number up to this one is in a durable record.
     pub(super) durable: Seq,
 
-    /// Slots that wait for space, first come first served.
+    /// RequestContexts that wait for space, first come first served.
     pub(super) queue: VecDeque<usize>,
     pub(super) waiters: Waiters,
     /// The checkpoint thread, and what it waits for: work that it does not wait for must not wake it.
@@ -164,7 +164,7 @@ impl State {
     pub(super) fn checkpointer_that(&mut self, waits: CheckpointerWaits) -> Option<Waker> {
         self.checkpointer.take_if(|(why, _)| *why == waits).map(|(_, waker)| waker)
     }
-    /// The waker of the first slot in the queue for space.
+    /// The waker of the first request in the queue for space.
     pub(super) fn front_waker(&mut self) -> Option<Waker> {
         let front = *self.queue.front()?;
         self.waiters.take_waker(front)
@@ -180,7 +180,7 @@ pub(crate) struct Log {
 impl Log {
     /// A log that goes on at `head` in `epoch`; all memory is taken here.
     pub(crate) fn new(config: LogConfig, epoch: Epoch, head: LogPoint) -> Self {
-        let n = config.max_slots;
+        let n = config.max_requests;
         let state = State {
             epoch,
             next_seq: Seq(1),
@@ -214,13 +214,13 @@ impl Log {
     }
 
     /// The memory of a log with records of at most `max_record` bytes.
-    pub(crate) fn memory_bytes_for(max_record: usize, max_slots: usize) -> u64 {
+    pub(crate) fn memory_bytes_for(max_record: usize, max_requests: usize) -> u64 {
         let per_slot = size_of::<(Seq, Epoch)>() + size_of::<(Waiting, Waker)>() + 40;
-        ((1 + RECORDS_IN_FLIGHT) * max_record + max_slots * per_slot) as u64
+        ((1 + RECORDS_IN_FLIGHT) * max_record + max_requests * per_slot) as u64
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
-        Self::memory_bytes_for(self.config.max_record, self.config.max_slots)
+        Self::memory_bytes_for(self.config.max_record, self.config.max_requests)
     }
 
     /// The most tags that one entry can carry: one record's worth, and no more than a set of pending tags holds.
@@ -252,7 +252,7 @@ impl Log {
         (s.used(), s.records, s.record_bytes)
     }
 
-    /// Wakes the waiting slots that `wanted` picks, and the checkpoint thread where the volume is latched.
+    /// Wakes the waiting requests that `wanted` picks, and the checkpoint thread where the volume is latched.
     /// Wakers are called outside the lock, some at a time.
     pub(super) fn wake_all(&self, wanted: impl Fn(&State, Waiting) -> bool) {
         let mut from = 0;
@@ -266,10 +266,10 @@ impl Log {
                     n = 1;
                 }
                 while n < batch.len() {
-                    let Some(slot) = s.waiters.find(from, |why| wanted(&s, why)) else { break };
-                    batch[n] = s.waiters.take_waker(slot);
+                    let Some(request) = s.waiters.find(from, |why| wanted(&s, why)) else { break };
+                    batch[n] = s.waiters.take_waker(request);
                     n += 1;
-                    from = slot + 1;
+                    from = request + 1;
                 }
             }
             batch.into_iter().flatten().for_each(Waker::wake);

@@ -1,9 +1,9 @@
-//! The slots that wait for something of the log.
+//! The requests that wait for something of the log.
 
 use crate::Seq;
 use std::task::Waker;
 
-/// What a slot waits for; each waits for one thing at a time.
+/// What a request waits for; each waits for one thing at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Waiting {
     Space,
@@ -11,46 +11,46 @@ pub(super) enum Waiting {
     Flush,
 }
 
-/// By slot; of many slots few wait, so a bit for each says who does, and only those are looked at.
+/// By request; of many requests few wait, so a bit for each says who does, and only those are looked at.
 pub(super) struct Waiters {
     places: Vec<Option<(Waiting, Option<Waker>)>>,
     occupied: Vec<u64>,
 }
 
 impl Waiters {
-    /// Nobody of so many slots.
-    pub(super) fn new(slots: usize) -> Self {
-        Self { places: (0..slots).map(|_| None).collect(), occupied: vec![0; slots.div_ceil(64)] }
+    /// Nobody of so many requests.
+    pub(super) fn new(requests: usize) -> Self {
+        Self { places: (0..requests).map(|_| None).collect(), occupied: vec![0; requests.div_ceil(64)] }
     }
 
     /// Notes a waiter; keeps its waker fresh.
-    pub(super) fn wait(&mut self, slot: usize, why: Waiting, waker: &Waker) {
-        self.occupied[slot / 64] |= 1 << (slot % 64);
-        match &mut self.places[slot] {
+    pub(super) fn wait(&mut self, request: usize, why: Waiting, waker: &Waker) {
+        self.occupied[request / 64] |= 1 << (request % 64);
+        match &mut self.places[request] {
             Some((w, Some(known))) if *w == why && known.will_wake(waker) => {}
             place => *place = Some((why, Some(waker.clone()))),
         }
     }
 
-    /// The slot waits no more.
-    pub(super) fn leave(&mut self, slot: usize) {
-        self.occupied[slot / 64] &= !(1 << (slot % 64));
-        self.places[slot] = None;
+    /// The request waits no more.
+    pub(super) fn leave(&mut self, request: usize) {
+        self.occupied[request / 64] &= !(1 << (request % 64));
+        self.places[request] = None;
     }
 
-    /// The first slot from `from` on whose waker is here and which waits for what is `wanted`.
+    /// The first request from `from` on whose waker is here and which waits for what is `wanted`.
     pub(super) fn find(&self, from: usize, wanted: impl Fn(Waiting) -> bool) -> Option<usize> {
         let mut from = from;
         loop {
-            let slot = self.next(from)?;
-            if matches!(self.places[slot], Some((why, Some(_))) if wanted(why)) {
-                return Some(slot);
+            let request = self.next(from)?;
+            if matches!(self.places[request], Some((why, Some(_))) if wanted(why)) {
+                return Some(request);
             }
-            from = slot + 1;
+            from = request + 1;
         }
     }
 
-    /// The first slot from `from` on that waits.
+    /// The first request from `from` on that waits.
     fn next(&self, from: usize) -> Option<usize> {
         let (first, passed) = (from / 64, from % 64);
         let words = self.occupied.iter().enumerate().skip(first);
@@ -60,9 +60,9 @@ impl Waiters {
             .map(|(i, word)| i * 64 + word.trailing_zeros() as usize)
     }
 
-    /// The waker of a slot that waits.
-    pub(super) fn take_waker(&mut self, slot: usize) -> Option<Waker> {
-        self.places[slot].as_mut()?.1.take()
+    /// The waker of a request that waits.
+    pub(super) fn take_waker(&mut self, request: usize) -> Option<Waker> {
+        self.places[request].as_mut()?.1.take()
     }
 }
 
@@ -76,10 +76,10 @@ mod tests {
         let mut w = Waiters::new(200);
         let flush = |why| why == Waiting::Flush;
         let all = |w: &Waiters, wanted: fn(Waiting) -> bool| {
-            std::iter::successors(w.find(0, wanted), |slot| w.find(slot + 1, wanted)).collect::<Vec<_>>()
+            std::iter::successors(w.find(0, wanted), |request| w.find(request + 1, wanted)).collect::<Vec<_>>()
         };
-        for slot in [199, 63, 64, 0] {
-            w.wait(slot, Waiting::Flush, Waker::noop());
+        for request in [199, 63, 64, 0] {
+            w.wait(request, Waiting::Flush, Waker::noop());
         }
         w.wait(65, Waiting::Commit(Seq(7)), Waker::noop());
         w.wait(0, Waiting::Space, Waker::noop());

@@ -1,6 +1,6 @@
 //! Verifying every block: returns a report, prints nothing.
 
-use crate::{BadReason, BlockIndex, BlockRange, Buf, Io, ReadError, Volume, request::context::Slot};
+use crate::{BadReason, BlockIndex, BlockRange, Buf, Io, ReadError, Volume, request::context::RequestContext};
 use serde::Serialize;
 use std::ops::ControlFlow;
 
@@ -63,17 +63,17 @@ impl CheckReport {
 pub async fn check<S: Io>(
     volume: &Volume,
     io: &S,
-    slot: &mut Slot,
+    context: &mut RequestContext,
     mut progress: impl FnMut(u64) -> ControlFlow<()>,
 ) -> CheckReport {
     let mut report = CheckReport { blocks: volume.blocks(), ..Default::default() };
     let mut buf = Buf::new(volume.max_request_bytes());
     let mut from = BlockIndex(0);
-    while let Some(run) = volume.next_data(io, slot, from).await {
+    while let Some(run) = volume.next_data(io, context, from).await {
         let most = (volume.max_request_bytes() / volume.block_size()) as u64;
         for first in (run.first.0..run.end()).step_by(most as usize) {
             let part = BlockRange::new(BlockIndex(first), most.min(run.end() - first));
-            buf = check_part(volume, io, slot, part, buf, &mut report).await;
+            buf = check_part(volume, io, context, part, buf, &mut report).await;
             report.checked_blocks = part.end();
             if progress(part.end()).is_break() {
                 return report;
@@ -87,14 +87,14 @@ pub async fn check<S: Io>(
 }
 
 /// Whether any block holds data, or can't be verified: where it is not so, all of the volume reads as zeros.
-pub async fn holds_data<S: Io>(volume: &Volume, io: &S, slot: &mut Slot) -> bool {
+pub async fn holds_data<S: Io>(volume: &Volume, io: &S, context: &mut RequestContext) -> bool {
     let mut buf = Buf::new(volume.max_request_bytes());
     let mut report = CheckReport::default();
     let most = (volume.max_request_bytes() / volume.block_size()) as u64;
     let mut from = BlockIndex(0);
-    while let Some(run) = volume.next_data(io, slot, from).await {
+    while let Some(run) = volume.next_data(io, context, from).await {
         let part = BlockRange::new(run.first, run.count.min(most));
-        buf = check_part(volume, io, slot, part, buf, &mut report).await;
+        buf = check_part(volume, io, context, part, buf, &mut report).await;
         if report.data_blocks > 0 {
             return true;
         }
@@ -106,23 +106,23 @@ pub async fn holds_data<S: Io>(volume: &Volume, io: &S, slot: &mut Slot) -> bool
 async fn check_part<S: Io>(
     volume: &Volume,
     io: &S,
-    slot: &mut Slot,
+    context: &mut RequestContext,
     part: BlockRange,
     buf: Buf,
     report: &mut CheckReport,
 ) -> Buf {
-    let (result, mut buf) = volume.read(io, slot, part, buf).await;
+    let (result, mut buf) = volume.read(io, context, part, buf).await;
     let zero = crate::format::ZERO_TAG;
     if result.is_ok() {
-        report.data_blocks += slot.tags.tags(part.count).iter().filter(|t| **t != zero).count() as u64;
+        report.data_blocks += context.tags.tags(part.count).iter().filter(|t| **t != zero).count() as u64;
         return buf;
     }
     for block in part.blocks() {
         let one = BlockRange::new(block, 1);
         let result;
-        (result, buf) = volume.read(io, slot, one, buf).await;
+        (result, buf) = volume.read(io, context, one, buf).await;
         match result {
-            Ok(()) => report.data_blocks += u64::from(slot.tags.tags(1)[0] != zero),
+            Ok(()) => report.data_blocks += u64::from(context.tags.tags(1)[0] != zero),
             Err(e) => {
                 report.data_blocks += 1;
                 report.add(one, &e);

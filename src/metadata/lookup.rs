@@ -6,7 +6,7 @@
 
 use super::Metadata;
 use crate::{
-    BlockIndex, BlockRange, DeviceError, PageName, Slot, Storage,
+    BlockIndex, BlockRange, DeviceError, PageName, RequestContext, Storage,
     format::{LOST_TAG, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, tag_pages},
     metadata::tree::{CacheUse, CacheWalk, Found, LoadError, Missing},
     request::context::{TagBuf, TagSide},
@@ -77,22 +77,22 @@ impl Metadata {
     }
 
     /// Fills in what can be known without I/O; returns whether that is all.
-    pub(crate) fn lookup_cached(&self, slot: &mut Slot, range: BlockRange, uses: &mut CacheUse) -> bool {
+    pub(crate) fn lookup_cached(&self, context: &mut RequestContext, range: BlockRange, uses: &mut CacheUse) -> bool {
         let all = 0..range.count as usize;
-        slot.tags.begin(range);
-        self.lookup_pending(range, &mut slot.tags, all.clone());
+        context.tags.begin(range);
+        self.lookup_pending(range, &mut context.tags, all.clone());
         let root = self.tree.root.load();
         for part in tag_pages(range).map(|page| part(range, page)) {
-            if slot.tags.all_known(part.places.clone()) {
+            if context.tags.all_known(part.places.clone()) {
                 continue;
             }
             let bytes = part.places.len() * TAG_BYTES;
-            let walk = self.tree.walk_cached(root, part.tag_page, part.at, &mut slot.leaf[..bytes], uses);
+            let walk = self.tree.walk_cached(root, part.tag_page, part.at, &mut context.leaf[..bytes], uses);
             if let CacheWalk::Found(found) = walk {
-                take(found, &part, &slot.leaf[..], &mut slot.tags);
+                take(found, &part, &context.leaf[..], &mut context.tags);
             }
         }
-        slot.tags.all_known(all)
+        context.tags.all_known(all)
     }
 
     /// Fills in the rest from the device. Blocks whose metadata is damaged get [`LOST_TAG`]; the
@@ -100,13 +100,13 @@ impl Metadata {
     pub(crate) async fn lookup_missing<S: Storage>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         side: TagSide,
     ) -> Result<Option<PageName>, DeviceError> {
         let mut bad = None;
-        for run in slot.pages.runs(tag_pages(range)) {
-            bad = bad.or(self.resolve(io, slot, range, run, side).await?);
+        for run in context.pages.runs(tag_pages(range)) {
+            bad = bad.or(self.resolve(io, context, range, run, side).await?);
         }
         Ok(bad.map(PageId::name))
     }
@@ -115,14 +115,14 @@ impl Metadata {
     pub(crate) async fn lookup<S: Storage>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         side: TagSide,
     ) -> Result<Option<PageName>, DeviceError> {
-        let buf = slot.side(side);
+        let buf = context.side(side);
         buf.begin(range);
         self.lookup_pending(range, buf, 0..range.count as usize);
-        self.lookup_missing(io, slot, range, side).await
+        self.lookup_missing(io, context, range, side).await
     }
 
     /// The same, patiently: a device that fails is asked a few times, damaged metadata is read once
@@ -130,30 +130,30 @@ impl Metadata {
     pub(crate) async fn lookup_patiently<S: Storage>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         side: TagSide,
     ) -> Result<Option<PageName>, DeviceError> {
-        let mut result = self.lookup(io, slot, range, side).await;
+        let mut result = self.lookup(io, context, range, side).await;
         for _ in 1..READ_TRIES {
             match result {
                 Ok(None) => break,
-                Ok(Some(_)) => return self.lookup(io, slot, range, side).await,
+                Ok(Some(_)) => return self.lookup(io, context, range, side).await,
                 Err(_) => {
                     let _ = io.sleep(READ_PAUSE).await;
                 }
             }
-            result = self.lookup(io, slot, range, side).await;
+            result = self.lookup(io, context, range, side).await;
         }
         result
     }
 
-    /// A run of tag pages. Where one fails to verify and the root has moved meanwhile, its slot may have
+    /// A run of tag pages. Where one fails to verify and the root has moved meanwhile, its context may have
     /// been written again: begin anew, pending tags included. Under an unmoved root it is damaged.
     async fn resolve<S: Storage>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         run: Range<u64>,
         side: TagSide,
@@ -162,17 +162,17 @@ impl Metadata {
         let mut hold = None;
         for attempt in 0.. {
             let root = self.tree.root.load();
-            match self.resolve_from(io, root, slot, range, run.clone(), side).await {
+            match self.resolve_from(io, root, context, range, run.clone(), side).await {
                 Ok(lost) => return Ok(lost),
                 Err(LoadError::Device(e)) => return Err(e),
                 Err(LoadError::Bad(page)) if self.tree.root.load() == root => {
-                    slot.counters.bad_pages.add(1);
-                    slot.side(side).fill(places, |_| LOST_TAG);
+                    context.counters.bad_pages.add(1);
+                    context.side(side).fill(places, |_| LOST_TAG);
                     return Ok(Some(page));
                 }
                 Err(LoadError::Bad(_)) => {}
             }
-            self.lookup_pending(range, slot.side(side), places.clone());
+            self.lookup_pending(range, context.side(side), places.clone());
             if attempt >= STALE_RETRIES && hold.is_none() {
                 self.holds.fetch_add(1, crate::sync::Ordering::AcqRel);
                 hold = Some(Hold(self));
@@ -186,12 +186,12 @@ impl Metadata {
         &self,
         io: &S,
         root: TreeEntry,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         run: Range<u64>,
         side: TagSide,
     ) -> Result<Option<PageId>, LoadError> {
-        let Slot { tags, old, pages, leaf, .. } = slot;
+        let RequestContext { tags, old, pages, leaf, .. } = context;
         let into = if side == TagSide::New { tags } else { old };
         let mut missing = Missing::new(run.start);
         let mut lost = None;

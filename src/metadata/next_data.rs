@@ -4,7 +4,7 @@ use super::{
     Metadata,
     tree::{CacheUse, CacheWalk, Found, LoadError, Missing},
 };
-use crate::{BlockIndex, BlockRange, Storage, format::TAGS_PER_PAGE, request::context::Slot};
+use crate::{BlockIndex, BlockRange, Storage, format::TAGS_PER_PAGE, request::context::RequestContext};
 
 impl Metadata {
     /// The next run of blocks at or after `from` that may hold data; everything between reads as zeros.
@@ -13,14 +13,14 @@ impl Metadata {
     pub(crate) async fn next_data<S: Storage>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         from: BlockIndex,
         overlay: &[BlockIndex],
     ) -> Option<BlockRange> {
         let mut at = from;
         while at.0 < self.layout().blocks {
             let page_end = (at.0 / TAGS_PER_PAGE + 1) * TAGS_PER_PAGE;
-            let absent_to = match self.find_page(io, slot, at).await {
+            let absent_to = match self.find_page(io, context, at).await {
                 Ok(Found::Absent(page)) => self.layout().blocks_under(page).end(),
                 _ => at.0,
             };
@@ -44,7 +44,12 @@ impl Metadata {
         kept.into_iter().chain(live).min()
     }
 
-    async fn find_page<S: Storage>(&self, io: &S, slot: &mut Slot, block: BlockIndex) -> Result<Found, LoadError> {
+    async fn find_page<S: Storage>(
+        &self,
+        io: &S,
+        context: &mut RequestContext,
+        block: BlockIndex,
+    ) -> Result<Found, LoadError> {
         let (leaf, _) = self.layout().tag_page_of(block);
         let root = self.tree.root.load();
         match self.tree.walk_cached(root, leaf.index, 0, &mut [], &mut CacheUse::default()) {
@@ -52,7 +57,7 @@ impl Metadata {
             CacheWalk::Missing(page, entry) => {
                 let (mut missing, mut result) = (Missing::new(leaf.index), Found::Page);
                 missing.add(leaf.index, page, entry);
-                self.tree.load_missing(io, &mut slot.pages, &missing, false, |_, found, _| result = found).await?;
+                self.tree.load_missing(io, &mut context.pages, &missing, false, |_, found, _| result = found).await?;
                 Ok(result)
             }
         }

@@ -5,7 +5,7 @@
 
 use super::Metadata;
 use crate::{
-    Hint, Slot, Storage,
+    Hint, RequestContext, Storage,
     format::TAGS_PER_PAGE,
     metadata::tree::{CacheUse, CacheWalk, Missing},
     sync::Ordering,
@@ -16,23 +16,23 @@ const CLUSTER: u64 = 16;
 
 impl Metadata {
     /// Loads the tag pages around a hint into the cache, and runs ahead of sequential reads.
-    pub(crate) async fn prefetch<S: Storage>(&self, io: &S, slot: &mut Slot, hint: Hint) {
+    pub(crate) async fn prefetch<S: Storage>(&self, io: &S, context: &mut RequestContext, hint: Hint) {
         let range = hint.0;
         if range.count == 0 || !self.tree.layout.contains(range) {
             return;
         }
         let cluster = range.first.0 / TAGS_PER_PAGE / CLUSTER;
         let last = self.last_cluster.swap(cluster, Ordering::Relaxed);
-        self.prefetch_cluster(io, slot, cluster).await;
+        self.prefetch_cluster(io, context, cluster).await;
         // The same cluster again, or the one after the last: reads are running on.
         if last == cluster || last.checked_add(1) == Some(cluster) {
-            self.prefetch_cluster(io, slot, cluster + 1).await;
+            self.prefetch_cluster(io, context, cluster + 1).await;
         }
     }
 
-    async fn prefetch_cluster<S: Storage>(&self, io: &S, slot: &mut Slot, cluster: u64) {
+    async fn prefetch_cluster<S: Storage>(&self, io: &S, context: &mut RequestContext, cluster: u64) {
         let end = self.tree.layout.pages_in(0).min((cluster + 1) * CLUSTER);
-        for run in slot.pages.runs(cluster * CLUSTER..end) {
+        for run in context.pages.runs(cluster * CLUSTER..end) {
             // Pending tags are of no interest here, and no range guard is held: what is found is not used,
             // only kept in the cache as verified.
             let root = self.tree.root.load();
@@ -43,7 +43,7 @@ impl Metadata {
                     missing.add(tag_page, page, entry);
                 }
             }
-            if self.tree.load_missing(io, &mut slot.pages, &missing, true, |_, _, _| {}).await.is_err() {
+            if self.tree.load_missing(io, &mut context.pages, &missing, true, |_, _, _| {}).await.is_err() {
                 return;
             }
         }

@@ -12,7 +12,7 @@ use crate::{
 use std::sync::Arc;
 
 /// The preallocated memory of one request: tags, page buffers, its place in the waiting lists.
-pub struct Slot {
+pub struct RequestContext {
     /// Place in the waiting lists.
     pub(crate) id: usize,
     /// The queue whose thread it is used by, and what that counts on.
@@ -36,18 +36,18 @@ pub(crate) enum TagSide {
     Old,
 }
 
-impl Slot {
+impl RequestContext {
     pub(crate) fn memory_bytes(max_blocks: usize, levels: usize) -> u64 {
         PageBufs::memory_bytes(levels, max_blocks)
             + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + BatchMember::MEMORY_BYTES) as u64
     }
 
     /// Lets requests share work that is done faster for several than for each, and have it done by other threads: for
-    /// slots of one volume that one thread uses.
-    pub fn work_together<'a>(slots: impl IntoIterator<Item = &'a mut Slot>) {
-        let slots: Vec<_> = slots.into_iter().collect();
-        let members = BatchMember::several(slots.len());
-        slots.into_iter().zip(members).for_each(|(slot, member)| slot.member = Some(member));
+    /// contexts of one volume that one thread uses.
+    pub fn work_together<'a>(contexts: impl IntoIterator<Item = &'a mut RequestContext>) {
+        let contexts: Vec<_> = contexts.into_iter().collect();
+        let members = BatchMember::several(contexts.len());
+        contexts.into_iter().zip(members).for_each(|(context, member)| context.member = Some(member));
     }
 
     pub(crate) fn side(&mut self, side: TagSide) -> &mut TagBuf {
@@ -60,7 +60,7 @@ impl Slot {
 }
 
 /// Hands out the memory of requests, as much as was announced, and the counters of each queue.
-pub(crate) struct Slots {
+pub(crate) struct RequestContexts {
     counters: Vec<Arc<QueueCounters>>,
     taken: AtomicUsize,
     max: usize,
@@ -68,7 +68,7 @@ pub(crate) struct Slots {
     levels: usize,
 }
 
-impl Slots {
+impl RequestContexts {
     /// For `max` requests of up to `max_blocks` blocks beside the first, which is the checkpoint's.
     pub(crate) fn new(max: usize, queues: usize, max_blocks: usize, levels: usize) -> Self {
         let counters = (0..queues.max(1)).map(|_| Arc::default()).collect();
@@ -80,16 +80,16 @@ impl Slots {
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
-        self.max as u64 * Slot::memory_bytes(self.max_blocks, self.levels)
+        self.max as u64 * RequestContext::memory_bytes(self.max_blocks, self.levels)
     }
 
     /// # Panics
     /// When more than `max` are taken, or the queue does not exist.
-    pub(crate) fn take(&self, queue: usize) -> Slot {
+    pub(crate) fn take(&self, queue: usize) -> RequestContext {
         let id = self.taken.fetch_add(1, Ordering::AcqRel);
-        assert!(id < self.max, "more slots than the volume was opened for");
+        assert!(id < self.max, "more contexts than the volume was opened for");
         assert!(queue < self.counters.len(), "no such queue");
-        Slot {
+        RequestContext {
             id,
             queue,
             counters: Arc::clone(&self.counters[queue]),

@@ -1,6 +1,6 @@
 //! "Fix", of a volume that was opened so: what is on the medium is accepted and signed anew, by an ordinary write.
 
-use super::{context::Slot, read::Reader, write::Writer};
+use super::{context::RequestContext, read::Reader, write::Writer};
 use crate::{
     BlockRange, Buf, Io, ReadError, WriteError,
     format::{LOST_TAG, ZERO_TAG},
@@ -11,17 +11,17 @@ pub(crate) async fn fix<S: Io>(
     reader: &Reader<'_>,
     writer: &Writer<'_>,
     io: &S,
-    slot: &mut Slot,
+    context: &mut RequestContext,
     range: BlockRange,
     buf: Buf,
 ) -> (Result<(), ReadError>, Buf) {
-    let (result, mut buf) = reader.fetch(io, slot, range, buf).await;
+    let (result, mut buf) = reader.fetch(io, context, range, buf).await;
     if let Err(e) = result {
         return (Err(e.into()), buf);
     }
     let bs = reader.metadata.block_size();
     for (i, block) in range.blocks().enumerate() {
-        let tag = slot.tags.tags(range.count)[i];
+        let tag = context.tags.tags(range.count)[i];
         if tag == ZERO_TAG {
             buf[i * bs..(i + 1) * bs].fill(0);
             continue;
@@ -32,11 +32,11 @@ pub(crate) async fn fix<S: Io>(
         let one = BlockRange::new(block, 1);
         let result;
         // `old` holds the tags that remain to be looked at: the write uses `tags`.
-        std::mem::swap(&mut slot.tags, &mut slot.old);
-        (result, buf) = writer.write_part(io, slot, one, buf, i * bs).await;
-        std::mem::swap(&mut slot.tags, &mut slot.old);
+        std::mem::swap(&mut context.tags, &mut context.old);
+        (result, buf) = writer.write_part(io, context, one, buf, i * bs).await;
+        std::mem::swap(&mut context.tags, &mut context.old);
         match result {
-            Ok(()) => slot.counters.fixed_blocks.add(1),
+            Ok(()) => context.counters.fixed_blocks.add(1),
             Err(WriteError::Device(e)) => return (Err(e.into()), buf),
             Err(_) => return (Err(ReadError::Mismatch { block }), buf),
         }

@@ -46,7 +46,7 @@ impl Iterator for ShardSet {
 
 /// A request's place in the line of a shard.
 struct Claim {
-    slot: usize,
+    request: usize,
     range: BlockRange,
     mode: Mode,
     /// Nobody before it in this shard is in its way.
@@ -69,7 +69,7 @@ struct Line {
 #[repr(align(128))]
 struct Shard(Mutex<Line>);
 
-/// What a slot's request waits for.
+/// What a request's request waits for.
 #[repr(align(128))]
 struct Wait {
     /// Shards that have not granted it its range.
@@ -79,7 +79,7 @@ struct Wait {
 
 pub(crate) struct RangeLocks {
     shards: Vec<Shard>,
-    /// By slot.
+    /// By request.
     waits: Vec<Wait>,
     /// Binary logarithm of the blocks of a stripe.
     stripe: u32,
@@ -88,38 +88,38 @@ pub(crate) struct RangeLocks {
 /// A range that is held or waited for; released when dropped.
 pub(crate) struct RangeGuard<'a> {
     ranges: &'a RangeLocks,
-    slot: usize,
+    request: usize,
     range: BlockRange,
 }
 
 impl RangeLocks {
-    /// For requests of `slots` slots, one at a time each, of at most `max_blocks` as a rule: those touch two shards at most.
+    /// For requests of `requests` requests, one at a time each, of at most `max_blocks` as a rule: those touch two shards at most.
     /// Memory is taken here.
-    pub(crate) fn new(slots: usize, max_blocks: usize) -> Self {
-        let shard = |_| Shard(Mutex::new(Line { claims: Vec::with_capacity(slots), waiting: 0 }));
+    pub(crate) fn new(requests: usize, max_blocks: usize) -> Self {
+        let shard = |_| Shard(Mutex::new(Line { claims: Vec::with_capacity(requests), waiting: 0 }));
         let wait = |_| Wait { shards: AtomicUsize::new(0), waker: Mutex::new(None) };
         Self {
             shards: (0..SHARDS).map(shard).collect(),
-            waits: (0..slots).map(wait).collect(),
+            waits: (0..requests).map(wait).collect(),
             stripe: max_blocks.next_power_of_two().trailing_zeros(),
         }
     }
 
-    /// The memory for so many slots.
-    pub(crate) fn memory_bytes_for(slots: usize) -> u64 {
-        (slots as u64).saturating_mul((SHARDS * size_of::<Claim>() + size_of::<Wait>()) as u64)
+    /// The memory for so many requests.
+    pub(crate) fn memory_bytes_for(requests: usize) -> u64 {
+        (requests as u64).saturating_mul((SHARDS * size_of::<Claim>() + size_of::<Wait>()) as u64)
     }
 
-    /// Waits until the range is that of the slot's request.
-    pub(crate) async fn acquire(&self, slot: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
-        let guard = self.enqueue(slot, range, mode);
+    /// Waits until the range is that of the request's request.
+    pub(crate) async fn acquire(&self, request: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
+        let guard = self.enqueue(request, range, mode);
         poll_fn(|cx| guard.poll_granted(cx)).await;
         guard
     }
 
     /// The range at once, or nothing. Nobody is held up by the attempt.
-    pub(crate) fn try_acquire(&self, slot: usize, range: BlockRange, mode: Mode) -> Option<RangeGuard<'_>> {
-        let guard = self.enqueue(slot, range, mode);
+    pub(crate) fn try_acquire(&self, request: usize, range: BlockRange, mode: Mode) -> Option<RangeGuard<'_>> {
+        let guard = self.enqueue(request, range, mode);
         guard.is_granted().then_some(guard)
     }
 
@@ -132,29 +132,29 @@ impl RangeLocks {
         ShardSet((first..=last).fold(0, |set, stripe| set | 1 << (stripe % SHARDS as u64)))
     }
 
-    fn enqueue(&self, slot: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
+    fn enqueue(&self, request: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
         let mut lines = ArrayVec::<MutexGuard<'_, Line>, SHARDS>::new();
         let mut waiting = 0;
         for shard in self.shards_of(range) {
             let mut line = self.shards[shard].0.lock();
-            let mut claim = Claim { slot, range, mode, granted: false };
+            let mut claim = Claim { request, range, mode, granted: false };
             claim.granted = !line.claims.iter().any(|earlier| earlier.conflicts(&claim));
             let waits = usize::from(!claim.granted);
             line.waiting += waits;
             waiting += waits;
-            debug_assert!(line.claims.iter().all(|c| c.slot != slot), "one request a slot at a time");
+            debug_assert!(line.claims.iter().all(|c| c.request != request), "one request a request at a time");
             line.claims.push(claim);
             lines.push(line);
         }
         // Before the locks go: nobody can grant anything until then.
-        self.waits[slot].shards.store(waiting, Ordering::Release);
-        RangeGuard { ranges: self, slot, range }
+        self.waits[request].shards.store(waiting, Ordering::Release);
+        RangeGuard { ranges: self, request, range }
     }
 
     /// Leaves the line of a shard, and wakes whoever that makes go on; one at a time, so that no waker is called under the lock.
-    fn leave(&self, shard: usize, slot: usize) {
+    fn leave(&self, shard: usize, request: usize) {
         let mut line = self.shards[shard].0.lock();
-        let place = line.claims.iter().position(|claim| claim.slot == slot).expect("it left once");
+        let place = line.claims.iter().position(|claim| claim.request == request).expect("it left once");
         let released = line.claims.remove(place);
         line.waiting -= usize::from(!released.granted);
         while line.waiting > 0 {
@@ -165,13 +165,13 @@ impl RangeLocks {
             let Some(next) = (0..line.claims.len()).find(|i| free(*i)) else { return };
             line.claims[next].granted = true;
             line.waiting -= 1;
-            let wait = &self.waits[line.claims[next].slot];
-            // Still under the lock, which one that gives up takes before its slot's next request counts anew.
+            let wait = &self.waits[line.claims[next].request];
+            // Still under the lock, which one that gives up takes before its request's next request counts anew.
             let granted = wait.shards.fetch_sub(1, Ordering::AcqRel) == 1;
             drop(line);
             if granted {
                 // Without a waker its task has not been polled yet, or looks once more after leaving it. It may also be that of
-                // the slot's next request, which then looks again.
+                // the request's next request, which then looks again.
                 let waker = wait.waker.lock().take();
                 waker.into_iter().for_each(Waker::wake);
             }
@@ -182,8 +182,8 @@ impl RangeLocks {
 
 impl RangeGuard<'_> {
     /// Whose it is.
-    pub(crate) fn slot(&self) -> usize {
-        self.slot
+    pub(crate) fn request(&self) -> usize {
+        self.request
     }
 
     pub(crate) fn range(&self) -> BlockRange {
@@ -191,14 +191,14 @@ impl RangeGuard<'_> {
     }
 
     fn is_granted(&self) -> bool {
-        self.ranges.waits[self.slot].shards.load(Ordering::Acquire) == 0
+        self.ranges.waits[self.request].shards.load(Ordering::Acquire) == 0
     }
 
     fn poll_granted(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_granted() {
             return Poll::Ready(());
         }
-        *self.ranges.waits[self.slot].waker.lock() = Some(cx.waker().clone());
+        *self.ranges.waits[self.request].waker.lock() = Some(cx.waker().clone());
         // Who grants it counts down first and takes the waker then: one of the two sees the other.
         if self.is_granted() { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -206,7 +206,7 @@ impl RangeGuard<'_> {
 
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
-        self.ranges.shards_of(self.range).for_each(|shard| self.ranges.leave(shard, self.slot));
+        self.ranges.shards_of(self.range).for_each(|shard| self.ranges.leave(shard, self.request));
     }
 }
 
@@ -276,22 +276,22 @@ mod tests {
             let r = RangeLocks::new(SLOTS, max_blocks);
             let mut guards: [Option<RangeGuard<'_>>; SLOTS] = Default::default();
             let mut line: Vec<Claim> = Vec::new();
-            for (slot, first, count, exclusive) in steps {
-                if guards[slot].take().is_some() {
-                    line.retain(|claim| claim.slot != slot);
+            for (request, first, count, exclusive) in steps {
+                if guards[request].take().is_some() {
+                    line.retain(|claim| claim.request != request);
                 } else {
                     let mode = if exclusive { Mode::Exclusive } else { Mode::Shared };
-                    let guard = r.enqueue(slot, range(first, count), mode);
+                    let guard = r.enqueue(request, range(first, count), mode);
                     match count {
                         0 => prop_assert!(held(&guard), "no blocks are in nobody's way"),
-                        _ => line.push(Claim { slot, range: range(first, count), mode, granted: false }),
+                        _ => line.push(Claim { request, range: range(first, count), mode, granted: false }),
                     }
-                    guards[slot] = Some(guard);
+                    guards[request] = Some(guard);
                 }
                 for (i, claim) in line.iter().enumerate() {
                     let expected = !line[..i].iter().any(|earlier| earlier.conflicts(claim));
-                    let guard = guards[claim.slot].as_ref().expect("it is in line");
-                    prop_assert_eq!(held(guard), expected, "slot {} of {} in line", claim.slot, line.len());
+                    let guard = guards[claim.request].as_ref().expect("it is in line");
+                    prop_assert_eq!(held(guard), expected, "request {} of {} in line", claim.request, line.len());
                 }
             }
         }
@@ -311,14 +311,14 @@ mod interleavings {
         let test = || {
             let blocks = BlockRange::new(BlockIndex(0), 1);
             let shared = Arc::new((RangeLocks::new(3, 1), AtomicUsize::new(0)));
-            let hold = move |(ranges, holders): &(RangeLocks, AtomicUsize), slot| {
-                let _guard = block_on(ranges.acquire(slot, blocks, Mode::Exclusive));
+            let hold = move |(ranges, holders): &(RangeLocks, AtomicUsize), request| {
+                let _guard = block_on(ranges.acquire(request, blocks, Mode::Exclusive));
                 assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0, "two hold it");
                 holders.fetch_sub(1, Ordering::SeqCst);
             };
-            let others = [0, 1].map(|slot| {
+            let others = [0, 1].map(|request| {
                 let shared = Arc::clone(&shared);
-                thread::spawn(move || hold(&shared, slot))
+                thread::spawn(move || hold(&shared, request))
             });
             drop(shared.0.enqueue(2, blocks, Mode::Exclusive));
             hold(&shared, 2);

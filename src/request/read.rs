@@ -1,7 +1,7 @@
 //! Reading: the data and whatever metadata is missing are fetched together, then everything is verified.
 
 use super::{
-    context::{Slot, TagSide},
+    context::{RequestContext, TagSide},
     hash_batch::{HashWork, Hasher},
 };
 use crate::{
@@ -18,7 +18,7 @@ pub(crate) struct Reader<'v> {
     pub(crate) on_mismatch: OnMismatch,
 }
 
-/// What was fetched for a read: the data is in the buffer, the tags are in the slot.
+/// What was fetched for a read: the data is in the buffer, the tags are in the context.
 pub(crate) struct Fetched {
     /// The first damaged page met.
     bad_page: Option<PageName>,
@@ -36,22 +36,23 @@ impl Reader<'_> {
     pub(crate) async fn verify<S: Io>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         mut buf: Buf,
         fetched: Fetched,
     ) -> (Result<(), ReadError>, Buf) {
         // Only where each block has something to prove: tags that nobody asks for would be made too.
-        let tags = slot.tags.tags(range.count);
+        let tags = context.tags.tags(range.count);
         let made = range.count > 0 && tags.iter().all(|tag| ![ZERO_TAG, LOST_TAG].contains(tag));
         if made {
-            let work = HashWork { first: range.first, buf, at: 0, count: range.count as usize, tags: slot.old.lend() };
-            let work = self.hasher.make_tags(io, slot.member.as_ref(), work).await;
-            slot.old.give_back(work.tags);
+            let work =
+                HashWork { first: range.first, buf, at: 0, count: range.count as usize, tags: context.old.lend() };
+            let work = self.hasher.make_tags(io, context.member.as_ref(), work).await;
+            context.old.give_back(work.tags);
             buf = work.buf;
         }
         let bytes = range.count as usize * self.metadata.block_size();
-        let verdict = self.compare(slot, range, &mut buf[..bytes], made);
+        let verdict = self.compare(context, range, &mut buf[..bytes], made);
         if !made && verdict.verified > 0 {
             io.charge();
         }
@@ -61,21 +62,21 @@ impl Reader<'_> {
         }
     }
 
-    /// Brings the data into `buf` and the tags into the slot.
+    /// Brings the data into `buf` and the tags into the context.
     pub(crate) async fn fetch<S: Io>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         mut buf: Buf,
     ) -> (Result<Fetched, DeviceError>, Buf) {
         let bytes = range.count as usize * self.metadata.block_size();
         let mut uses = CacheUse::default();
-        let complete = self.metadata.lookup_cached(slot, range, &mut uses);
-        slot.counters.cache_hits.add(uses.hits);
-        slot.counters.cache_misses.add(uses.misses);
-        slot.counters.hints_used.add(uses.hints_used);
-        if complete && slot.tags.tags(range.count).iter().all(|t| *t == ZERO_TAG) {
+        let complete = self.metadata.lookup_cached(context, range, &mut uses);
+        context.counters.cache_hits.add(uses.hits);
+        context.counters.cache_misses.add(uses.misses);
+        context.counters.hints_used.add(uses.hints_used);
+        if complete && context.tags.tags(range.count).iter().all(|t| *t == ZERO_TAG) {
             buf[..bytes].fill(0);
             return (Ok(Fetched { bad_page: None }), buf);
         }
@@ -83,18 +84,18 @@ impl Reader<'_> {
         let data = io.read(Device::Data, offset, buf, 0..bytes);
         // The data read is on its way: only now is there time for hints.
         if uses.misses + uses.hints_used > 0 {
-            self.metadata.hint(range, &slot.counters);
+            self.metadata.hint(range, &context.counters);
         }
         let pages = match complete {
             true => Ok(None),
-            false => self.metadata.lookup_missing(io, slot, range, TagSide::New).await,
+            false => self.metadata.lookup_missing(io, context, range, TagSide::New).await,
         };
         let (data, buf) = data.await;
         let data = data.map_err(|errno| {
             DeviceError::new("read", Device::Data, self.metadata.layout().block_offset(range.first), bytes, errno)
         });
         // Blocks of zeros need no data: with all tags known and zero, a failed read is none.
-        let needed = pages.is_err() || slot.tags.tags(range.count).iter().any(|t| *t != ZERO_TAG);
+        let needed = pages.is_err() || context.tags.tags(range.count).iter().any(|t| *t != ZERO_TAG);
         let result = match data {
             Err(e) if needed => Err(e),
             _ => pages.map(|bad_page| Fetched { bad_page }),
@@ -102,14 +103,14 @@ impl Reader<'_> {
         (result, buf)
     }
 
-    /// Compares all blocks with their tags, and clears those that read as zeros or must not be seen. `made`: the slot's old
+    /// Compares all blocks with their tags, and clears those that read as zeros or must not be seen. `made`: the context's old
     /// tags are those of the data.
-    fn compare(&self, slot: &Slot, range: BlockRange, data: &mut [u8], made: bool) -> Verdict {
+    fn compare(&self, context: &RequestContext, range: BlockRange, data: &mut [u8], made: bool) -> Verdict {
         let (mut verified, mut mismatches, mut first_bad) = (0, 0, None);
         let bs = self.metadata.block_size();
         let firsts = range.blocks().step_by(MAX_VERIFIED);
-        let tags = slot.tags.tags(range.count).chunks(MAX_VERIFIED);
-        let mut made = made.then(|| slot.old.tags(range.count).chunks(MAX_VERIFIED));
+        let tags = context.tags.tags(range.count).chunks(MAX_VERIFIED);
+        let mut made = made.then(|| context.old.tags(range.count).chunks(MAX_VERIFIED));
         for ((first, tags), data) in firsts.zip(tags).zip(data.chunks_mut(MAX_VERIFIED * bs)) {
             let bad = match made.as_mut().and_then(Iterator::next) {
                 Some(made) => tags.iter().zip(made).rev().fold(0, |bad, (a, b)| bad << 1 | u64::from(!equal(a, b))),
@@ -127,8 +128,8 @@ impl Reader<'_> {
             }
             mismatches += u64::from(bad.count_ones());
         }
-        slot.counters.blocks_verified.add(verified);
-        slot.counters.mismatches.add(mismatches);
+        context.counters.blocks_verified.add(verified);
+        context.counters.mismatches.add(mismatches);
         Verdict { first_bad, verified }
     }
 }

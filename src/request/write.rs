@@ -4,7 +4,7 @@
 //! crash every block's content is one that the log or the tree can name.
 
 use super::{
-    context::{Slot, TagSide},
+    context::{RequestContext, TagSide},
     hash_batch::{HashWork, Hasher},
 };
 use crate::{
@@ -34,18 +34,18 @@ impl Writer<'_> {
     pub(crate) async fn write<S: Io>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         mut buf: Buf,
     ) -> (Result<(), WriteError>, Buf) {
-        slot.counters.writes.add(1);
-        slot.counters.written_bytes.add(range.count * self.metadata.block_size() as u64);
+        context.counters.writes.add(1);
+        context.counters.written_bytes.add(range.count * self.metadata.block_size() as u64);
         let most = self.log.max_entry_tags() as u64;
         let mut done = 0;
         while done < range.count {
             let part = BlockRange::new(BlockIndex(range.first.0 + done), most.min(range.count - done));
             let result;
-            (result, buf) = self.write_part(io, slot, part, buf, done as usize * self.metadata.block_size()).await;
+            (result, buf) = self.write_part(io, context, part, buf, done as usize * self.metadata.block_size()).await;
             if result.is_err() {
                 return (result, buf);
             }
@@ -58,17 +58,17 @@ impl Writer<'_> {
     pub(crate) async fn write_part<S: Io>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         part: BlockRange,
         buf: Buf,
         at: usize,
     ) -> (Result<(), WriteError>, Buf) {
         let bytes = at..at + part.count as usize * self.metadata.block_size();
-        let work = HashWork { first: part.first, buf, at, count: part.count as usize, tags: slot.tags.lend() };
-        let HashWork { buf, tags, .. } = self.hasher.make_tags(io, slot.member.as_ref(), work).await;
-        slot.tags.give_back(tags);
-        let change = Change::Tags { first: part.first, tags: slot.tags.tags(part.count) };
-        let appended = match self.log.append(slot.requester(), change).await {
+        let work = HashWork { first: part.first, buf, at, count: part.count as usize, tags: context.tags.lend() };
+        let HashWork { buf, tags, .. } = self.hasher.make_tags(io, context.member.as_ref(), work).await;
+        context.tags.give_back(tags);
+        let change = Change::Tags { first: part.first, tags: context.tags.tags(part.count) };
+        let appended = match self.log.append(context.requester(), change).await {
             Ok(appended) => appended,
             Err(why) => return (Err(WriteError::Latched(why)), buf),
         };
@@ -82,13 +82,14 @@ impl Writer<'_> {
         match result {
             // Published before the number leaves the in-flight list: whoever drains the epoch finds the tags.
             Ok(()) => {
-                let tags = self.metadata.publish(appended.epoch, appended.seq, part.first, slot.tags.tags(part.count));
+                let tags =
+                    self.metadata.publish(appended.epoch, appended.seq, part.first, context.tags.tags(part.count));
                 appended.settle(Reserved { tags, runs: 0 });
                 (Ok(()), buf)
             }
             Err(errno) => {
-                slot.counters.failed_writes.add(1);
-                let settled = self.settle_failed(io, slot, part, appended).await;
+                context.counters.failed_writes.add(1);
+                let settled = self.settle_failed(io, context, part, appended).await;
                 let device = WriteError::Device(DeviceError::new("write", Device::Data, offset, bytes.len(), errno));
                 (Err(settled.err().map_or(device, WriteError::Latched)), buf)
             }
@@ -101,19 +102,19 @@ impl Writer<'_> {
     async fn settle_failed<S: Io>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         part: BlockRange,
         appended: Appended<'_>,
     ) -> Result<(), Latched> {
-        self.log.flush(io, slot.id).await?;
+        self.log.flush(io, context.id).await?;
         let latch = |why: Latched| {
             self.log.latch(why);
             why
         };
         // Tags before this write. Without them nothing can be decided; damaged ones prove nothing.
-        let looked_up = self.metadata.lookup_patiently(io, slot, part, TagSide::Old).await;
+        let looked_up = self.metadata.lookup_patiently(io, context, part, TagSide::Old).await;
         looked_up.map_err(|e| latch(Latched::Device(e)))?;
-        let mut buf = slot.pages.lend();
+        let mut buf = context.pages.lend();
         let (mut kept, mut abandon, mut unknown) = (Reserved::default(), false, None);
         for (i, block) in part.blocks().enumerate() {
             let result;
@@ -122,7 +123,7 @@ impl Writer<'_> {
                 unknown = Some(block);
                 break;
             }
-            let (new, old) = (slot.tags.tags(part.count)[i], slot.old.tags(part.count)[i]);
+            let (new, old) = (context.tags.tags(part.count)[i], context.old.tags(part.count)[i]);
             let content = &buf[..self.metadata.block_size()];
             let proves_new = self.hasher.tagger().proves(&new, block, content);
             let proves_old = old == ZERO_TAG || self.hasher.tagger().proves(&old, block, content);
@@ -131,7 +132,7 @@ impl Writer<'_> {
             }
             abandon |= !proves_new;
         }
-        slot.pages.give_back(buf);
+        context.pages.give_back(buf);
         match (unknown, abandon) {
             (Some(block), _) => return Err(latch(Latched::UnknownBlock(block))),
             (None, true) => appended.abandon(kept),
@@ -160,15 +161,16 @@ impl Writer<'_> {
     pub(crate) async fn zero<S: Io>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         discard: bool,
     ) -> Result<(), WriteError> {
-        slot.counters.zeroes.add(1);
+        context.counters.zeroes.add(1);
         let mut done = 0;
         while done < range.count {
             let part = BlockRange::new(BlockIndex(range.first.0 + done), MAX_ZERO_RUN.min(range.count - done));
-            let appended = self.log.append(slot.requester(), Change::Zeros(part)).await.map_err(WriteError::Latched)?;
+            let appended =
+                self.log.append(context.requester(), Change::Zeros(part)).await.map_err(WriteError::Latched)?;
             self.log.commit(io, &appended).await.map_err(WriteError::Latched)?;
             if discard {
                 let offset = self.metadata.layout().block_offset(part.first);
@@ -176,7 +178,7 @@ impl Writer<'_> {
                 // Waited for, so that it can't land on a later write. Its failure is harmless: the
                 // content of a block of zeros is never looked at.
                 let refused = io.discard(Device::Data, offset, bytes).await.is_err();
-                slot.counters.failed_discards.add(refused.into());
+                context.counters.failed_discards.add(refused.into());
             }
             let grown = self.metadata.pending[appended.epoch.parity()].insert_run(part, appended.seq);
             // Runs that this one swallowed give their space back.

@@ -13,7 +13,7 @@ use crate::{
     metadata::{Metadata, hints::Hints, page_cache::PageCache, pending::PendingSet, tree::Tree, tree_update::Scratch},
     options::{Access, OnMismatch, OpenOptions},
     request::{
-        context::{Slot, Slots},
+        context::{RequestContext, RequestContexts},
         hash_batch::Hasher,
         range_lock::RangeLocks,
     },
@@ -23,18 +23,18 @@ use crate::{
 use std::sync::Arc;
 
 /// An open volume. Shared by all threads; each operation takes the calling thread's own
-/// [`Io`](crate::Io) handle and a [`Slot`] of its own.
+/// [`Io`](crate::Io) handle and a [`RequestContext`] of its own.
 ///
 /// Operations are not meant to be cancelled: dropping the future of one that has begun latches the volume
-/// read-only where it would leave others waiting or an epoch out, and costs the slot its buffers.
+/// read-only where it would leave others waiting or an epoch out, and costs the context its buffers.
 pub struct Volume {
     opened: Opened,
-    slots: Slots,
+    contexts: RequestContexts,
     ranges: RangeLocks,
     hasher: Hasher,
     metadata: Metadata,
     log: Log,
-    accepted: InFlightWrites,
+    admitted: InFlightWrites,
     checkpoints: Checkpoints,
 }
 
@@ -100,9 +100,9 @@ impl Volume {
         let layout = superblock.layout;
         let max_tags = max_pending_tags(&layout);
         let max_blocks = options.max_request_bytes / layout.block_size as usize;
-        let slots = Slots::new(options.max_slots, options.queues, max_blocks, layout.levels());
-        let max_slots = slots.max();
-        let log = Log::new(log_config(&superblock, &keys, max_slots, options.queues.max(1)), superblock.epoch, head);
+        let contexts = RequestContexts::new(options.max_requests, options.queues, max_blocks, layout.levels());
+        let max_requests = contexts.max();
+        let log = Log::new(log_config(&superblock, &keys, max_requests, options.queues.max(1)), superblock.epoch, head);
         if let Some(why) = unsaved.as_ref().and_then(|unsaved| unsaved.why) {
             log.latch(why);
         }
@@ -124,12 +124,12 @@ impl Volume {
                 followed_to,
                 newer_from: unsaved.newer_from,
             },
-            slots,
-            ranges: RangeLocks::new(max_slots, max_blocks),
+            contexts,
+            ranges: RangeLocks::new(max_requests, max_blocks),
             hasher: Hasher::new(tagger, options.hash_threads.clone()),
             metadata: Metadata::new(tree, [unsaved.set, empty()], hints),
             log,
-            accepted: InFlightWrites::new(max_slots),
+            admitted: InFlightWrites::new(max_requests),
             checkpoints: Checkpoints::new(keys, superblock, scratch),
         }
     }
@@ -151,31 +151,31 @@ impl Volume {
         self.opened.max_request_bytes
     }
 
-    /// Memory taken by this volume in bytes: cache, log buffers, pending tags, checkpoint, and `max_slots` slots with their places
+    /// Memory taken by this volume in bytes: cache, log buffers, pending tags, checkpoint, and `max_requests` contexts with their places
     /// in line.
     pub fn memory_bytes(&self) -> u64 {
         let max_tags = max_pending_tags(self.metadata.layout());
         self.metadata.memory_bytes()
             + self.log.memory_bytes()
             + Scratch::memory_bytes(self.metadata.layout(), max_tags, MAX_PENDING_RUNS)
-            + self.slots.memory_bytes()
-            + RangeLocks::memory_bytes_for(self.slots.max())
-            + InFlightWrites::memory_bytes_for(self.slots.max())
+            + self.contexts.memory_bytes()
+            + RangeLocks::memory_bytes_for(self.contexts.max())
+            + InFlightWrites::memory_bytes_for(self.contexts.max())
     }
 
     /// Memory for one request; its counters go to `queue`'s.
     ///
     /// # Panics
-    /// When more than `max_slots` are taken, or the queue does not exist.
-    pub fn slot(&self, queue: usize) -> Slot {
-        self.slots.take(queue)
+    /// When more than `max_requests` are taken, or the queue does not exist.
+    pub fn context(&self, queue: usize) -> RequestContext {
+        self.contexts.take(queue)
     }
 
     /// Counters and state.
     pub fn status(&self) -> Status {
         let latched = self.log.latched();
         let (log_used, records, bytes) = self.log.usage();
-        let mut counters = self.slots.sum();
+        let mut counters = self.contexts.sum();
         counters.log_records = records;
         counters.log_bytes = bytes;
         Status {
@@ -223,27 +223,27 @@ impl Opened {
 }
 
 /// The most memory that a volume of these sizes takes (of any sizes where `None`) when opened with this much of
-/// `cache_bytes`, `max_slots` and `max_request_bytes` in its [`OpenOptions`]: for deciding before anything is taken. Too
+/// `cache_bytes`, `max_requests` and `max_request_bytes` in its [`OpenOptions`]: for deciding before anything is taken. Too
 /// much for 64 bits is `u64::MAX`.
 pub fn most_memory_bytes(
     volume: Option<&VolumeInfo>,
     cache_bytes: u64,
-    max_slots: usize,
+    max_requests: usize,
     max_request_bytes: usize,
 ) -> u64 {
     let layout = volume.and_then(VolumeInfo::layout).unwrap_or_else(Layout::most_demanding);
     let max_tags = max_pending_tags(&layout);
-    // And the slot of recovery.
-    let slots = max_slots.saturating_add(1);
+    // And the context of recovery.
+    let contexts = max_requests.saturating_add(1);
     let max_blocks = max_request_bytes / layout.block_size as usize;
-    let slot = Slot::memory_bytes(max_blocks, layout.levels());
-    (slots as u64)
-        .saturating_mul(slot)
-        .saturating_add(Log::memory_bytes_for(layout.max_record(), slots))
+    let context = RequestContext::memory_bytes(max_blocks, layout.levels());
+    (contexts as u64)
+        .saturating_mul(context)
+        .saturating_add(Log::memory_bytes_for(layout.max_record(), contexts))
         .saturating_add(2 * PendingSet::memory_bytes_for(max_tags, MAX_PENDING_RUNS))
         .saturating_add(Scratch::memory_bytes(&layout, max_tags, MAX_PENDING_RUNS))
-        .saturating_add(RangeLocks::memory_bytes_for(slots))
-        .saturating_add(InFlightWrites::memory_bytes_for(slots))
+        .saturating_add(RangeLocks::memory_bytes_for(contexts))
+        .saturating_add(InFlightWrites::memory_bytes_for(contexts))
         .saturating_add(PageCache::most_memory_bytes(cache_bytes))
 }
 
@@ -251,7 +251,7 @@ fn max_pending_tags(layout: &Layout) -> usize {
     layout.blocks.min(MAX_PENDING_TAGS) as usize
 }
 
-fn log_config(superblock: &Superblock, keys: &Keys, max_slots: usize, queues: usize) -> LogConfig {
+fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, queues: usize) -> LogConfig {
     let layout = &superblock.layout;
     LogConfig {
         offset: layout.log_offset().0,
@@ -261,7 +261,7 @@ fn log_config(superblock: &Superblock, keys: &Keys, max_slots: usize, queues: us
         key: keys.log().clone(),
         max_tags: max_pending_tags(layout),
         max_runs: MAX_PENDING_RUNS,
-        max_slots,
+        max_requests,
         queues,
     }
 }

@@ -2,7 +2,8 @@
 
 use super::Volume;
 use crate::{
-    Accepted, BlockIndex, BlockRange, Buf, Durability, Hint, Io, Latched, ReadError, Slot, Storage, Work, WriteError,
+    Admitted, BlockIndex, BlockRange, Buf, Durability, Hint, Io, Latched, ReadError, RequestContext, Storage, Work,
+    WriteError,
     maintenance::checkpoint::{FLUSH_RECORD_DELAY, OWN_SLOT},
     options::{Access, OnMismatch},
     request::{fix::fix, range_lock::Mode, read::Reader, write::Writer},
@@ -14,24 +15,24 @@ impl Volume {
     pub async fn read<S: Io>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         buf: Buf,
     ) -> (Result<(), ReadError>, Buf) {
         let Some(bytes) = self.request_bytes(range, &buf) else {
             return (Err(ReadError::BadRange(range)), buf);
         };
-        slot.counters.reads.add(1);
-        slot.counters.read_bytes.add(bytes as u64);
+        context.counters.reads.add(1);
+        context.counters.read_bytes.add(bytes as u64);
         // Alone where a tag is to be chosen: nobody may look for it meanwhile.
         let undecided = self.opened.undecided.first_in(range).is_some();
         let mode = if undecided { Mode::Exclusive } else { Mode::Shared };
-        let guard = self.ranges.acquire(slot.id, range, mode).await;
-        if self.accepted.has_failed(range) {
+        let guard = self.ranges.acquire(context.id, range, mode).await;
+        if self.admitted.has_failed(range) {
             return (Err(ReadError::NotInPlace(range)), buf);
         }
         let (decided, buf) = match undecided {
-            true => self.opened.undecided.decide(io, &self.metadata, self.hasher.tagger(), slot, range, buf).await,
+            true => self.opened.undecided.decide(io, &self.metadata, self.hasher.tagger(), context, range, buf).await,
             false => (Ok(()), buf),
         };
         if let Err(e) = decided {
@@ -41,19 +42,19 @@ impl Volume {
             return (Err(ReadError::MayBeOlder(range)), buf);
         }
         let reader = self.reader();
-        let (fetched, buf) = reader.fetch(io, slot, range, buf).await;
+        let (fetched, buf) = reader.fetch(io, context, range, buf).await;
         drop(guard);
         let fetched = match fetched {
             Ok(fetched) => fetched,
             Err(e) => return (Err(e.into()), buf),
         };
-        let (result, buf) = reader.verify(io, slot, range, buf, fetched).await;
+        let (result, buf) = reader.verify(io, context, range, buf, fetched).await;
         let fixes = self.opened.on_mismatch == OnMismatch::Fix && self.opened.access == Access::ReadWrite;
         if result.is_ok() || !fixes {
             return (result, buf);
         }
-        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
-        fix(&reader, &self.writer(), io, slot, range, buf).await
+        let _guard = self.ranges.acquire(context.id, range, Mode::Exclusive).await;
+        fix(&reader, &self.writer(), io, context, range, buf).await
     }
 
     /// Writes `range` from the front of `buf`. [`Durable`](Durability::Durable): as if a [`flush`](Self::flush) of these blocks
@@ -61,7 +62,7 @@ impl Volume {
     pub async fn write<S: Io>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         buf: Buf,
         durability: Durability,
@@ -72,43 +73,43 @@ impl Volume {
         if self.request_bytes(range, &buf).is_none() {
             return (Err(WriteError::BadRange(range)), buf);
         }
-        let guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
-        let (mut result, buf) = self.writer().write(io, slot, range, buf).await;
+        let guard = self.ranges.acquire(context.id, range, Mode::Exclusive).await;
+        let (mut result, buf) = self.writer().write(io, context, range, buf).await;
         drop(guard);
         if result.is_ok() && durability == Durability::Durable {
             // A durable data write would be on the medium, but the log would not know: after a crash an older version would
             // be taken for this one's place.
-            result = self.log.flush(io, slot.id).await.map_err(WriteError::Latched);
+            result = self.log.flush(io, context.id).await.map_err(WriteError::Latched);
         }
         (result, buf)
     }
 
-    /// Takes on a write of the slot's next request, if its range is free: its answer may be given at once. `None`: write it
+    /// Takes on a write of the context's next request, if its range is free: its answer may be given at once. `None`: write it
     /// [as usual](Self::write), which waits or says why not.
-    pub fn accept(&self, slot: &Slot, range: BlockRange) -> Option<Accepted<'_>> {
+    pub fn admit(&self, context: &RequestContext, range: BlockRange) -> Option<Admitted<'_>> {
         self.writable(range).ok()?;
-        let guard = self.ranges.try_acquire(slot.id, range, Mode::Exclusive)?;
-        self.accepted.accept(&self.log, guard)
+        let guard = self.ranges.try_acquire(context.id, range, Mode::Exclusive)?;
+        self.admitted.admit(&self.log, guard)
     }
 
-    /// Writes what `slot` has accepted, from the front of `buf`. Once it is in place, `forget` lets go of what was kept of
+    /// Writes what `context` has accepted, from the front of `buf`. Once it is in place, `forget` lets go of what was kept of
     /// it. If that fails the volume is latched.
-    pub async fn write_accepted<S: Io>(
+    pub async fn write_back<S: Io>(
         &self,
         io: &S,
-        slot: &mut Slot,
-        mut accepted: Accepted<'_>,
+        context: &mut RequestContext,
+        mut admitted: Admitted<'_>,
         buf: Buf,
         forget: impl FnOnce(),
     ) -> (Result<(), WriteError>, Buf) {
-        debug_assert_eq!(slot.id, accepted.slot());
-        let range = accepted.range();
+        debug_assert_eq!(context.id, admitted.request());
+        let range = admitted.range();
         let (result, buf) = match self.request_bytes(range, &buf) {
-            Some(_) => self.writer().write(io, slot, range, buf).await,
+            Some(_) => self.writer().write(io, context, range, buf).await,
             None => (Err(WriteError::BadRange(range)), buf),
         };
-        slot.counters.accepted_writes.add(result.is_ok().into());
-        accepted.ended(result, forget);
+        context.counters.write_back_writes.add(result.is_ok().into());
+        admitted.ended(result, forget);
         (result, buf)
     }
 
@@ -116,41 +117,46 @@ impl Volume {
     pub async fn zero<S: Io>(
         &self,
         io: &S,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         discard: bool,
     ) -> Result<(), WriteError> {
         self.writable(range)?;
-        let _guard = self.ranges.acquire(slot.id, range, Mode::Exclusive).await;
-        self.writer().zero(io, slot, range, discard).await
+        let _guard = self.ranges.acquire(context.id, range, Mode::Exclusive).await;
+        self.writer().zero(io, context, range, discard).await
     }
 
     /// Makes every write that completed before durable.
-    pub async fn flush<S: Io>(&self, io: &S, slot: &mut Slot) -> Result<(), WriteError> {
-        slot.counters.flushes.add(1);
+    pub async fn flush<S: Io>(&self, io: &S, context: &mut RequestContext) -> Result<(), WriteError> {
+        context.counters.flushes.add(1);
         match self.opened.access {
             // Nothing was written, so there is nothing to make durable.
             Access::ReadOnly if self.log.latched().is_none() => Ok(()),
             _ => {
-                self.accepted.drained(slot.id).await;
-                self.log.flush(io, slot.id).await.map_err(WriteError::Latched)
+                self.admitted.drained(context.id).await;
+                self.log.flush(io, context.id).await.map_err(WriteError::Latched)
             }
         }
     }
 
     /// Loads the tag pages around a hint into the cache, and runs ahead of sequential reads.
-    pub async fn prefetch<S: Storage>(&self, io: &S, slot: &mut Slot, hint: Hint) {
-        self.metadata.prefetch(io, slot, hint).await;
+    pub async fn prefetch<S: Storage>(&self, io: &S, context: &mut RequestContext, hint: Hint) {
+        self.metadata.prefetch(io, context, hint).await;
     }
 
     /// The next run of blocks at or after `from` that may hold data; everything between reads as zeros.
     /// A run under damaged metadata counts as data: reading it tells what is wrong.
-    pub async fn next_data<S: Storage>(&self, io: &S, slot: &mut Slot, from: BlockIndex) -> Option<BlockRange> {
+    pub async fn next_data<S: Storage>(
+        &self,
+        io: &S,
+        context: &mut RequestContext,
+        from: BlockIndex,
+    ) -> Option<BlockRange> {
         if self.opened.newer_from.is_some() && from.0 < self.blocks() {
             // What the tree says of a subtree may be older, too.
             return Some(BlockRange::new(from, self.blocks() - from.0));
         }
-        self.metadata.next_data(io, slot, from, &self.opened.overlay).await
+        self.metadata.next_data(io, context, from, &self.opened.overlay).await
     }
 
     /// Completes when the checkpoint thread has something to do.
@@ -176,7 +182,7 @@ impl Volume {
             return Ok(());
         }
         if let Some(applied) = self.checkpoints.run(io, &self.metadata, &self.log).await? {
-            let counters = self.slots.first_counters();
+            let counters = self.contexts.first_counters();
             counters.checkpoints.add(1);
             counters.pages_written.add(applied.pages_written);
             counters.pages_lost.add(applied.pages_lost);

@@ -50,7 +50,7 @@ impl Floors {
 
     /// Reads all blocks: each must be an allowed version or an error. Returns how many are errors.
     pub fn judge(&self, volume: &Volume, io: &super::SimStorage, what: &str) -> usize {
-        let mut slot = volume.slot(0);
+        let mut slot = volume.context(0);
         let mut buf = Buf::new(volume.block_size());
         let mut bad = 0;
         for block in self.blocks() {

@@ -15,15 +15,15 @@ use std::{
     task::Poll,
 };
 use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, Device, Durability, Latched, OpenOptions, ReadError, Slot, Volume, WriteError,
-    create::FormatOptions, open::OpenError,
+    BlockIndex, BlockRange, Buf, Device, Durability, Latched, OpenOptions, ReadError, RequestContext, Volume,
+    WriteError, create::FormatOptions, open::OpenError,
 };
 
 pub struct Lab {
     pub io: SimStorage,
     pub volume: Volume,
     pub options: OpenOptions,
-    pub slot: Slot,
+    pub slot: RequestContext,
     buf: Option<Buf>,
 }
 
@@ -46,7 +46,7 @@ impl Lab {
     /// What is on the disk, opened.
     pub fn open(io: SimStorage, options: &OpenOptions) -> Result<Self, OpenError> {
         let volume = reopen(&io, options)?;
-        let slot = volume.slot(0);
+        let slot = volume.context(0);
         let buf = Some(Buf::new(options.max_request_bytes));
         Ok(Self { io, volume, options: options.clone(), slot, buf })
     }

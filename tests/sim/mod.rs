@@ -53,7 +53,7 @@ pub fn tag_algorithm(seed: u64) -> TagAlgorithm {
 pub fn open_options(rng: &mut Rng) -> OpenOptions {
     OpenOptions {
         cache_bytes: 64 << 10,
-        max_slots: 8,
+        max_requests: 8,
         queues: 2,
         max_request_bytes: 128 << 10,
         hash_threads: Some(elsewhere::hash_threads()),

@@ -140,7 +140,7 @@ pub fn opened(io: &Memory, id: u8) -> Arc<Volume> {
 }
 
 pub fn options(id: u8) -> OpenOptions {
-    OpenOptions { max_slots: 32, max_request_bytes: 2 * BLOCK, ..OpenOptions::new(Access::ReadWrite, [id; 32]) }
+    OpenOptions { max_requests: 32, max_request_bytes: 2 * BLOCK, ..OpenOptions::new(Access::ReadWrite, [id; 32]) }
 }
 
 pub fn opened_with(io: &Memory, options: OpenOptions) -> Arc<Volume> {
@@ -154,13 +154,13 @@ pub fn range(first: u64, count: u64) -> BlockRange {
 pub fn write(volume: &Volume, io: &Memory, blocks: BlockRange, fill: u8) -> Result<(), WriteError> {
     let mut buf = Buf::new(2 * BLOCK);
     buf.fill(fill);
-    block_on(volume.write(io, &mut volume.slot(0), blocks, buf, Durability::MayBeLost)).0
+    block_on(volume.write(io, &mut volume.context(0), blocks, buf, Durability::MayBeLost)).0
 }
 
 /// What the blocks hold; panics where a block is not of one piece or the blocks differ.
 pub fn read(volume: &Volume, io: &Memory, blocks: BlockRange) -> u8 {
     let bytes = blocks.count as usize * BLOCK;
-    let (result, buf) = block_on(volume.read(io, &mut volume.slot(0), blocks, Buf::new(2 * BLOCK)));
+    let (result, buf) = block_on(volume.read(io, &mut volume.context(0), blocks, Buf::new(2 * BLOCK)));
     result.expect("a false alarm");
     assert!(buf[..bytes].iter().all(|b| *b == buf[0]), "half of one write and half of another");
     buf[0]

@@ -98,7 +98,7 @@ impl Told {
             copy.disk().poke(Device::Data, self.superblock.block_offset(*block), &content);
         }
         let volume = recover(&copy, options, rng, Disk::power_cut).expect("recovery does not refuse");
-        let mut slot = volume.slot(0);
+        let mut slot = volume.context(0);
         let mut buf = Buf::new(bs);
         for (block, place) in &self.recorded {
             let one = BlockRange::new(BlockIndex(*block), 1);

@@ -8,7 +8,7 @@ use super::{
 };
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, ReadError, Slot, Volume, WriteError,
+    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, ReadError, RequestContext, Volume, WriteError,
     open::{OpenError, open},
 };
 
@@ -34,7 +34,7 @@ pub struct World {
 
 /// One queue's memory.
 pub struct Queue {
-    slot: Slot,
+    slot: RequestContext,
     buf: Option<Buf>,
 }
 
@@ -43,11 +43,11 @@ impl Queue {
     /// to log goes together.
     pub fn all(volume: &Volume) -> Vec<Self> {
         const OF_ONE: usize = 4;
-        let slot = |n| volume.slot(usize::from(n >= OF_ONE));
+        let slot = |n| volume.context(usize::from(n >= OF_ONE));
         let mut all: Vec<_> = (0..QUEUES).map(|n| Self { slot: slot(n), buf: Some(Buf::new(MAX_REQUEST)) }).collect();
         let (one, other) = all.split_at_mut(OF_ONE);
         for thread in [one, other] {
-            Slot::work_together(thread.iter_mut().map(|queue| &mut queue.slot));
+            RequestContext::work_together(thread.iter_mut().map(|queue| &mut queue.slot));
         }
         all
     }
@@ -91,7 +91,7 @@ impl World {
         // One that is answered and fails latches the volume: not where failures are expected to pass.
         let may_accept = !durable && (self.distrust || self.io.disk().faults.data_writes == 0);
         let accepted = match may_accept && self.rng.borrow_mut().chance(60) {
-            true => self.volume.accept(&q.slot, range),
+            true => self.volume.admit(&q.slot, range),
             false => None,
         };
         // The history's order is the order in which ranges are taken: at the first poll, which is now.
@@ -100,7 +100,7 @@ impl World {
             self.oracle.borrow_mut().ack(range, &places, false);
             self.kept.borrow_mut().insert(range.first.0, (range, version));
             let forget = || _ = self.kept.borrow_mut().remove(&range.first.0);
-            let (result, buf) = self.volume.write_accepted(&self.io, &mut q.slot, accepted, buf, forget).await;
+            let (result, buf) = self.volume.write_back(&self.io, &mut q.slot, accepted, buf, forget).await;
             q.buf = Some(buf);
             match result {
                 Ok(()) => {}
@@ -222,7 +222,7 @@ pub fn recover(
 
 /// Writes what was kept, as a new daemon does; `false`: that took more steps, and it dies, too.
 pub fn replay(volume: &Volume, io: &SimStorage, kept: &Kept, steps: u64) -> bool {
-    let mut slot = volume.slot(0);
+    let mut slot = volume.context(0);
     let all = async {
         let first = || kept.borrow().values().next().copied();
         while let Some((range, version)) = first() {
@@ -243,7 +243,7 @@ pub fn compare(volume: &Volume, io: &SimStorage, oracle: &mut Oracle) {
 
 /// The same where some errors are right, too: they say nothing of the block.
 pub fn compare_but(volume: &Volume, io: &SimStorage, oracle: &mut Oracle, passes: impl Fn(&ReadError) -> bool) {
-    let mut slot = volume.slot(0);
+    let mut slot = volume.context(0);
     let bs = volume.block_size();
     let mut buf = Buf::new(bs);
     let data_from = volume.info().data_device_bytes - volume.info().size;

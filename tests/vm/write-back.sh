@@ -42,7 +42,7 @@ step 'kill -9, recover'
 leave first
 ui recover -n "$id" --key-file $key
 whole first
-[ "$(counter accepted_writes)" = 0 ] || die 'the new daemon has answered writes early that were reissued to it'
+[ "$(counter write_back_writes)" = 0 ] || die 'the new daemon has answered writes early that were reissued to it'
 
 step 'kill -9, del: what only reads says that they are missing, what writes refuses'
 leave second
@@ -146,7 +146,7 @@ add --write-back 0
 table lower "0 $sectors error"
 answered 9 never 2>/run/err && die 'was answered'
 table lower "0 $sectors linear /dev/vda 0"
-[ "$(counter accepted_writes)" = 0 ]
+[ "$(counter write_back_writes)" = 0 ]
 ui del -n "$id" || true
 add
 [ "$(read_block "$disk" 8)" = ok ]
@@ -163,7 +163,7 @@ ui recover -n "$id" --key-file $key 2>/run/err
 grep -q 'only when they are in place' /run/err || { cat /run/err; die 'not said'; }
 for block in $(seq $blocks); do answered "$block" "late-$block"; done
 whole late
-[ "$(counter accepted_writes)" = 0 ] || die 'answered early all the same'
+[ "$(counter write_back_writes)" = 0 ] || die 'answered early all the same'
 remove
 check_closed
 unlinear lower

@@ -93,7 +93,7 @@ mod interleavings {
                 thread::spawn(move || {
                     write(&volume, &io, range(block, 1), 1).unwrap();
                     write(&volume, &io, range(block, 1), 2).unwrap();
-                    block_on(volume.flush(&io, &mut volume.slot(0))).unwrap();
+                    block_on(volume.flush(&io, &mut volume.context(0))).unwrap();
                 })
             });
             stop.set();

@@ -21,7 +21,7 @@ use crate::{
 use futures_util::future::{Either, join, select};
 use std::{future::Future, path::Path, pin::pin, time::Duration};
 use ublk_integrity::{
-    Buf, Device, MasterKey, Slot, Volume,
+    Buf, Device, MasterKey, RequestContext, Volume,
     open::{Access, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
 };
 
@@ -81,7 +81,7 @@ impl Opening {
 /// The memory of one request of a pipeline.
 pub struct Lane {
     /// The library's part.
-    pub slot: Slot,
+    pub slot: RequestContext,
     /// The payload, [`REQUEST`] bytes.
     pub buf: Buf,
 }
@@ -149,7 +149,7 @@ impl Offline {
         let available = Available::here(Purpose::Needed).bytes.saturating_sub((LANES * REQUEST) as u64);
         let options = OpenOptions {
             cache_bytes: CACHE.min(available / 4),
-            max_slots: LANES + 1,
+            max_requests: LANES + 1,
             max_request_bytes: REQUEST,
             max_memory_bytes: available,
             separate_meta: self.backings().meta.is_some(),
@@ -272,7 +272,7 @@ fn refuse_short(backing: &Backing) -> Outcome {
 
 /// Lanes for a pipeline of [`LANES`] requests.
 pub fn lanes(volume: &Volume) -> Vec<Lane> {
-    Buf::several(LANES, REQUEST).into_iter().map(|buf| Lane { slot: volume.slot(0), buf }).collect()
+    Buf::several(LANES, REQUEST).into_iter().map(|buf| Lane { slot: volume.context(0), buf }).collect()
 }
 
 /// For tests: a formatted volume in a file that goes with the first of these.

@@ -21,7 +21,7 @@ pub fn replay(kept: &Kept, offline: &Offline, volume: &Volume) -> Outcome<usize>
     let (io, mut failure) = (offline.io(), None);
     let count = all.len();
     let written = offline.run_with_checkpoints(volume, async {
-        let (mut slot, mut buf, mut written) = (volume.slot(0), Buf::new(MOST_BYTES), Vec::new());
+        let (mut slot, mut buf, mut written) = (volume.context(0), Buf::new(MOST_BYTES), Vec::new());
         for (place, range) in all {
             kept.read(place, &mut buf).doing(&what)?;
             let result;

@@ -9,7 +9,7 @@ use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, ReadError, Storage,
     crypto::tagger::Tagger,
     metadata::{Metadata, tree::LoadError},
-    request::context::Slot,
+    request::context::RequestContext,
     sync::{AtomicUsize, Mutex, Ordering},
 };
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ impl Undecided {
         io: &S,
         metadata: &Metadata,
         tagger: &Tagger,
-        slot: &mut Slot,
+        context: &mut RequestContext,
         range: BlockRange,
         mut buf: Buf,
     ) -> (Result<(), ReadError>, Buf) {
@@ -70,9 +70,9 @@ impl Undecided {
                 return (Err(e), buf);
             }
             let data = &buf[..metadata.block_size()];
-            let judged = judge(io, &metadata.tree, tagger, &mut slot.pages, &c, data).await;
+            let judged = judge(io, &metadata.tree, tagger, &mut context.pages, &c, data).await;
             let (seq, tag) = match judged {
-                Ok(row) => match confirm(io, metadata, row, &c, slot, data).await {
+                Ok(row) => match confirm(io, metadata, row, &c, context, data).await {
                     Ok(()) => row.choice(&c),
                     Err(e) => return (Err(e), buf),
                 },
@@ -103,15 +103,15 @@ async fn confirm<S: Storage>(
     metadata: &Metadata,
     row: Row,
     c: &BlockCandidates<'_>,
-    slot: &mut Slot,
+    context: &mut RequestContext,
     data: &[u8],
 ) -> Result<(), ReadError> {
     if !matches!(row, Row::D | Row::E) {
         return Ok(());
     }
-    let (read, again) = read_block(io, metadata, c.block, slot.pages.lend()).await;
+    let (read, again) = read_block(io, metadata, c.block, context.pages.lend()).await;
     let same = again[..data.len()] == *data;
-    slot.pages.give_back(again);
+    context.pages.give_back(again);
     read?;
     if same { Ok(()) } else { Err(ReadError::Mismatch { block: c.block }) }
 }

@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Outcome {
     let recovery = volume.recovery();
     let block_size = u64::from(volume.info().block_size);
     let bar = progress::bar(volume.info().size);
-    let mut slot = volume.slot(0);
+    let mut slot = volume.context(0);
     let io = offline.io();
     let progress = |blocks| {
         bar.set_position(blocks * block_size);

@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Outcome {
     let wanted = Wanted { args, size };
     wanted.refuse_early(&input)?;
     let io = offline.io();
-    if !args.force && offline.run(check::holds_data(&volume, &io, &mut volume.slot(0)))? {
+    if !args.force && offline.run(check::holds_data(&volume, &io, &mut volume.context(0)))? {
         let message = format!("volume {} holds data: --force overwrites it", volume.info().uuid);
         return Err(Failure::new(Exit::Busy, message));
     }

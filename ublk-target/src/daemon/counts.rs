@@ -30,7 +30,7 @@ impl Counts {
     pub fn early_writes(self) -> u64 {
         self.io_threads() * u64::from(self.write_back)
     }
-    /// Slots of a volume: one more for what the daemon before has left.
+    /// RequestContexts of a volume: one more for what the daemon before has left.
     pub fn slots(self) -> usize {
         (self.requests() + self.early_writes()) as usize + PREFETCH_LANES + 1
     }

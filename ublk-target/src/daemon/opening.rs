@@ -55,7 +55,7 @@ impl Opened {
         let access = if settings.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let options = OpenOptions {
             cache_bytes: settings.cache,
-            max_slots: counts.slots(),
+            max_requests: counts.slots(),
             queues: counts.io_threads() as usize,
             max_request_bytes: largest_request(settings.max_io),
             max_memory_bytes,

@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, mpsc},
     thread::JoinHandle,
 };
-use ublk_integrity::{Hint, HintReceiver, Latched, Slot, Volume, Work};
+use ublk_integrity::{Hint, HintReceiver, Latched, RequestContext, Volume, Work};
 
 /// Hints followed at a time.
 pub const PREFETCH_LANES: usize = 8;
@@ -86,7 +86,7 @@ fn prefetch(
 ) -> io::Result<()> {
     let ring = OwnRing::new(fds)?;
     let io = ring.storage(files);
-    let mut slots: Vec<Slot> = (0..PREFETCH_LANES).map(|_| volume.slot(counters_of)).collect();
+    let mut slots: Vec<RequestContext> = (0..PREFETCH_LANES).map(|_| volume.context(counters_of)).collect();
     while let Ok(first) = hints.recv() {
         let batch = std::iter::once(first).chain(hints.try_iter()).take(PREFETCH_LANES);
         let loads = slots.iter_mut().zip(batch).map(|(slot, hint): (_, Hint)| volume.prefetch(&io, slot, hint));

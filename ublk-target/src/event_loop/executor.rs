@@ -525,7 +525,7 @@ mod interleavings {
     }
 
     async fn write_and_flush(volume: &Volume, io: &impl Io, blocks: BlockRange, fill: u8) {
-        let (mut slot, mut buf) = (volume.slot(0), Buf::new(2 * BLOCK));
+        let (mut slot, mut buf) = (volume.context(0), Buf::new(2 * BLOCK));
         buf.fill(fill);
         volume.write(io, &mut slot, blocks, buf, Durability::MayBeLost).await.0.unwrap();
         volume.flush(io, &mut slot).await.unwrap();

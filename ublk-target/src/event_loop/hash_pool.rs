@@ -101,7 +101,7 @@ mod tests {
     use crate::{event_loop::OwnRing, offline::scratch};
     use std::cell::Cell;
     use ublk_integrity::{
-        Access, BlockIndex, BlockRange, Buf, Durability, Slot,
+        Access, BlockIndex, BlockRange, Buf, Durability, RequestContext,
         open::{OpenOptions, open},
     };
 
@@ -111,7 +111,7 @@ mod tests {
     fn options(hash_threads: HashThreads) -> OpenOptions {
         OpenOptions {
             cache_bytes: 1 << 20,
-            max_slots: REQUESTS,
+            max_requests: REQUESTS,
             max_request_bytes: REQUEST,
             hash_threads: Some(hash_threads),
             ..OpenOptions::new(Access::ReadWrite, [1; 32])
@@ -136,11 +136,11 @@ mod tests {
         let (backings, files) = offline.handles();
         let ring = OwnRing::new(backings.descriptors().unwrap()).unwrap();
         let io = ring.storage(files);
-        let mut slots: Vec<_> = (0..REQUESTS).map(|_| volume.slot(0)).collect();
-        Slot::work_together(&mut slots);
+        let mut slots: Vec<_> = (0..REQUESTS).map(|_| volume.context(0)).collect();
+        RequestContext::work_together(&mut slots);
         let written = Cell::new(0);
         let (volume, io, count) = (&volume, &io, &written);
-        let write = |(i, (mut slot, buf)): (u64, (Slot, Buf))| async move {
+        let write = |(i, (mut slot, buf)): (u64, (RequestContext, Buf))| async move {
             let blocks = (REQUEST / volume.block_size()) as u64;
             let range = BlockRange::new(BlockIndex(i * blocks), blocks);
             volume.write(io, &mut slot, range, buf, Durability::MayBeLost).await.0.unwrap();

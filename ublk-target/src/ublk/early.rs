@@ -201,7 +201,7 @@ mod tests {
         let io = offline.io();
         (0..2).for_each(|writer| offline.run(early.write(writer, &io, &shared, &load)).unwrap());
         assert_eq!(kept.count().unwrap(), 0);
-        let mut slot = shared.target.slot(0);
+        let mut slot = shared.target.context(0);
         for (first, count, byte) in [(0, 4, 1), (9, 2, 2), (20, 1, 0)] {
             let range = BlockRange::new(BlockIndex(first), count);
             let (result, buf) = offline.run(shared.target.read(&io, &mut slot, range, Buf::new(MOST_BYTES))).unwrap();

@@ -173,7 +173,7 @@ impl Bench {
     fn open(&self, key: &MasterKey) -> Outcome<Volume> {
         let options = OpenOptions {
             cache_bytes: 64 << 20,
-            max_slots: DEEPEST,
+            max_requests: DEEPEST,
             max_request_bytes: LARGEST,
             hash_threads: Some(self.hashing.threads()),
             ..OpenOptions::new(Access::ReadWrite, random()?)

@@ -15,7 +15,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use ublk_integrity::{BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Slot, Storage, Volume};
+use ublk_integrity::{BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, RequestContext, Storage, Volume};
 
 /// One way to use a disk.
 pub struct Pattern {
@@ -38,14 +38,14 @@ pub enum Until {
 
 /// What one of the requests under way owns.
 pub struct Lane {
-    slot: Option<Slot>,
+    slot: Option<RequestContext>,
     buf: Buf,
 }
 
 impl Lane {
     /// # Panics
     /// Where it was not made for a volume.
-    fn slot(&mut self) -> &mut Slot {
+    fn slot(&mut self) -> &mut RequestContext {
         self.slot.as_mut().expect("this lane was made for the volume")
     }
 }
@@ -54,7 +54,7 @@ impl Lane {
 pub fn lanes(volume: Option<&Volume>, count: usize, largest: usize) -> Vec<Lane> {
     let lane = |mut buf: Buf| {
         buf.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8 + 1);
-        Lane { slot: volume.map(|v| v.slot(0)), buf }
+        Lane { slot: volume.map(|v| v.context(0)), buf }
     };
     Buf::several(count, largest).into_iter().map(lane).collect()
 }
@@ -170,7 +170,7 @@ impl Run<'_> {
         let ring = self.ring()?;
         // Refused, it only costs time.
         let _ = ring.register(lanes.iter_mut().map(|lane| &mut lane.buf));
-        Slot::work_together(lanes.iter_mut().filter_map(|lane| lane.slot.as_mut()));
+        RequestContext::work_together(lanes.iter_mut().filter_map(|lane| lane.slot.as_mut()));
         // Time counts from here.
         progress.elapsed();
         let io = ring.storage(self.files);

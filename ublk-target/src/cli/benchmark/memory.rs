@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 use ublk_integrity::{
-    Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, MemoryStorage, OpenOptions, Slot, TagAlgorithm, Volume,
+    Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, MemoryStorage, OpenOptions, RequestContext,
+    TagAlgorithm, Volume,
     create::{self, FormatOptions},
     open::open,
 };
@@ -37,7 +38,7 @@ pub struct MemorySpeed {
 struct Bench {
     disk: MemoryStorage,
     volume: Volume,
-    slot: Slot,
+    slot: RequestContext,
     buf: Option<Buf>,
 }
 
@@ -63,7 +64,7 @@ impl Bench {
         let volume = disk.run(open(&disk, &key, &options)).expect("a new volume opens");
         let mut buf = Buf::new(LARGEST);
         buf.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8 + 1);
-        let mut bench = Self { slot: volume.slot(0), disk, volume, buf: Some(buf) };
+        let mut bench = Self { slot: volume.context(0), disk, volume, buf: Some(buf) };
         bench.pass(LARGEST, true);
         bench.disk.run(bench.volume.checkpoint(&bench.disk)).expect("memory does not fail");
         bench

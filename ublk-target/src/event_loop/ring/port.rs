@@ -6,12 +6,15 @@ use io_uring::{
 };
 use std::{cell::RefCell, io, time::Duration};
 
+/// Calls what it is given, once, with a ring that somebody else keeps for this thread.
+pub type WithRing = fn(&mut dyn FnMut(&mut IoUring));
+
 /// One thread's submission and completion queues.
 pub enum Port {
     /// A ring of our own (boxed: it is far larger than the other variant).
     Own(Box<RefCell<IoUring>>),
-    /// A ring that somebody else keeps for this thread, reached by a function that calls what it is given, once.
-    Kept(fn(&mut dyn FnMut(&mut IoUring))),
+    /// A ring that somebody else keeps for this thread.
+    Kept(WithRing),
 }
 
 /// What to wait for in the kernel.
