@@ -69,11 +69,28 @@ fn entries(lab: &Lab) -> Vec<(u64, Vec<u64>)> {
     .collect()
 }
 
-/// A power cut, and this content is put on a block before the volume is opened again.
-fn exchanged(lab: Lab, block: u64, bytes: &[u8]) -> Lab {
+/// A power cut, and this content is put on block 8 before the volume is opened again. Version 2 was recorded there.
+fn assert_refused(lab: Lab, instead: &[u8]) -> Lab {
     lab.disk().power_cut();
-    lab.poke(Device::Data, lab.block_offset(block), bytes);
-    lab.reopened().unwrap()
+    lab.poke(Device::Data, lab.block_offset(8), instead);
+    let mut lab = lab.reopened().unwrap();
+    assert!(lab.read(8).is_err());
+    lab
+}
+
+/// Version 1 is put back there.
+fn assert_older_is_refused(lab: Lab) -> Lab {
+    assert_refused(lab, &content(512, 8, 1))
+}
+
+/// Block 8 has version 1 in a page, and version 2 that no flush has covered yet.
+fn with_two_versions(format: &FormatOptions) -> Lab {
+    let mut lab = Lab::new(format, &options());
+    lab.write(8, 1, 1);
+    lab.flush();
+    lab.checkpoint();
+    lab.write(8, 1, 2);
+    lab
 }
 
 #[test]
@@ -83,8 +100,7 @@ fn a_flipped_bit_in_a_fua_write_is_an_error_and_no_zeros() {
     work(&lab);
     let mut rotten = content(512, 8, 2);
     rotten[100] ^= 1;
-    let mut lab = exchanged(lab, 8, &rotten);
-    assert!(lab.read(8).is_err());
+    assert_refused(lab, &rotten);
 }
 
 #[test]
@@ -94,8 +110,7 @@ fn an_older_block_put_back_under_a_fua_write_is_an_error() {
     lab.flush();
     fua(&mut lab, 8, 2);
     work(&lab);
-    let mut lab = exchanged(lab, 8, &content(512, 8, 1));
-    assert!(lab.read(8).is_err());
+    assert_older_is_refused(lab);
 }
 
 /// Requests that are polled by hand: nothing completes but what the test completes.
@@ -118,6 +133,14 @@ impl<'a> Requests<'a> {
         (0..15).for_each(|i| self.write(first + 128 * i, 128, 3, Durability::MayBeLost));
         self.write(first + 2000, 111, 3, Durability::MayBeLost);
         self.write(first + 2200, 1, 3, Durability::MayBeLost);
+    }
+    /// A flush, two records that are under way, and one that is full to the last byte when the flush's sync ends.
+    fn flush_beside_a_full_record(&mut self, first: u64) {
+        self.flush();
+        self.write(1000, 1, 3, Durability::MayBeLost);
+        self.write(1010, 2, 3, Durability::MayBeLost);
+        self.fill_record(first);
+        self.complete();
     }
     fn flush(&mut self) {
         let (io, volume, mut slot) = (self.io, self.volume, self.volume.context(0));
@@ -155,25 +178,15 @@ impl<'a> Requests<'a> {
 
 fn with_a_larger_log() -> Lab {
     let format = FormatOptions { size: Some(16 << 20), log_size: Some(1 << 20), ..format_options(512) };
-    let mut lab = Lab::new(&format, &options());
-    lab.write(8, 1, 1);
-    lab.flush();
-    lab.checkpoint();
-    lab.write(8, 1, 2);
-    lab
+    with_two_versions(&format)
 }
 
-/// Two records are under way and the third is full to the last byte when the flush's sync ends.
 #[test]
 fn a_flush_entry_that_finds_no_room_goes_with_the_next_record() {
     for later in [false, true] {
         let mut lab = with_a_larger_log();
         let mut requests = Requests::of(&lab);
-        requests.flush();
-        requests.write(1000, 1, 3, Durability::MayBeLost);
-        requests.write(1010, 2, 3, Durability::MayBeLost);
-        requests.fill_record(2000);
-        requests.complete();
+        requests.flush_beside_a_full_record(2000);
         requests.end_all();
         assert!(entries(&lab).is_empty(), "the teeth of this test");
         match later {
@@ -183,8 +196,7 @@ fn a_flush_entry_that_finds_no_room_goes_with_the_next_record() {
         assert_eq!(entries(&lab).len(), usize::from(later));
         work(&lab);
         assert_eq!(entries(&lab).len(), 1);
-        let mut lab = exchanged(lab, 8, &content(512, 8, 1));
-        assert!(lab.read(8).is_err());
+        assert_older_is_refused(lab);
     }
 }
 
@@ -193,11 +205,7 @@ fn a_flush_entry_that_finds_no_room_goes_with_the_next_record() {
 fn a_flush_entry_that_is_owed_finds_room_before_others_do() {
     let lab = with_a_larger_log();
     let mut requests = Requests::of(&lab);
-    requests.flush();
-    requests.write(1000, 1, 3, Durability::MayBeLost);
-    requests.write(1010, 2, 3, Durability::MayBeLost);
-    requests.fill_record(2000);
-    requests.complete();
+    requests.flush_beside_a_full_record(2000);
     requests.complete();
     requests.fill_record(6000);
     requests.end_all();
@@ -227,18 +235,13 @@ fn a_flush_entry_that_no_record_of_its_epoch_takes_goes_to_the_next_epoch() {
     assert_eq!(entries(&lab), [(2, vec![])]);
     // The superblock of the ended epoch leads on to it.
     SUPERBLOCKS.iter().for_each(|at| lab.poke(Device::Meta, *at, &old));
-    let mut lab = exchanged(lab, 8, &content(512, 8, 1));
-    assert!(lab.read(8).is_err());
+    assert_older_is_refused(lab);
 }
 
 /// A small log's record lists 496 numbers, and more are in flight.
 #[test]
 fn a_list_longer_than_a_record_is_said_as_a_lower_number() {
-    let mut lab = lab();
-    lab.write(8, 1, 1);
-    lab.flush();
-    lab.checkpoint();
-    lab.write(8, 1, 2);
+    let lab = with_two_versions(&format_options(512));
     let mut requests = Requests::of(&lab);
     // In flight: records are written, data is not.
     (100..620).for_each(|block| requests.write(block, 1, 3, Durability::MayBeLost));
@@ -252,8 +255,7 @@ fn a_list_longer_than_a_record_is_said_as_a_lower_number() {
     // Numbers 1 and 2 were given before.
     assert_eq!(entries(&lab), [(498, (3..=498).collect())]);
     drop(requests);
-    let mut lab = exchanged(lab, 8, &content(512, 8, 1));
-    assert!(lab.read(8).is_err());
+    let mut lab = assert_older_is_refused(lab);
     // Some of the others have arrived.
     assert!((100..620).all(|block| lab.reads_as(block, 0) || lab.reads_as(block, 3)));
 }

@@ -258,6 +258,32 @@ fn where_very_much_cant_be_read_the_rest_is_not_tried_unless_it_would_be_given_u
     assert!(all >= 1000, "{all}");
 }
 
+/// All blocks can be read, and no tag page that some of them need.
+#[test]
+fn very_many_tag_pages_that_cant_be_read_have_an_end_too() {
+    let format = FormatOptions { separate_meta: true, log_size: Some(1 << 20), ..format_options(512) };
+    let mut lab = Lab::new(&format, &OpenOptions { separate_meta: true, ..options() });
+    for (version, blocks) in [(1, 400), (2, 400)] {
+        lab.checkpoint();
+        (0..blocks).step_by(100).for_each(|first| lab.write(first, 100, version));
+    }
+    for block in 0..400 {
+        lab.poke(Device::Data, lab.block_offset(block), &content(512, block, 1));
+    }
+    let pages = lab.superblock().pages(&lab.disk());
+    for page in pages.iter().filter(|page| page.level == 0) {
+        let bad = bad(Device::Meta, page.offset, 4096);
+        lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(5), ..bad });
+    }
+    let before = lab.disk().now();
+    let mut lab = lab.reopened().unwrap();
+    let took = lab.disk().now() - before;
+    assert!(took.as_secs() < 600, "{took:?}");
+    assert_eq!(lab.volume.status().undecided_blocks, 400);
+    lab.disk().bad_ranges.clear();
+    assert!(lab.range_reads_as(0, 100, 1) && lab.range_reads_as(300, 100, 1));
+}
+
 #[test]
 fn a_bad_sector_that_takes_long_to_fail_is_no_device_that_is_away() {
     for (takes, count) in [(6, 1), (6, 10), (20, 1)] {
@@ -369,6 +395,41 @@ fn a_reader_that_gives_up_leaves_an_undecided_block_to_the_next() {
     let (result, buf) = block_on(&io, &mut second);
     assert_eq!(result, Ok(()));
     assert_eq!(buf[..512], content(512, 8, 2));
+}
+
+/// Block 8 was zeros until version 2. The first of two reads gets other bytes, and not the page that it needs to judge those.
+#[test]
+fn a_block_that_is_being_judged_is_undecided_for_others() {
+    for gives_up in [false, true] {
+        let mut lab = lab();
+        lab.write(9, 1, 1);
+        lab.checkpoint();
+        let page = lab.superblock().pages(&lab.disk()).into_iter().find(|p| p.level == 0).unwrap();
+        lab.write(8, 1, 2);
+        lab.options.cache_bytes = 0;
+        let at = lab.block_offset(8);
+        lab.disk().bad_ranges.push(bad(Device::Data, at, 512));
+        let lab = lab.reopened().unwrap();
+        lab.disk().bad_ranges = vec![bad(Device::Meta, page.offset, 4096)];
+        lab.poke(Device::Data, at, &[0xab; 512]);
+        let Lab { io, volume, .. } = &lab;
+        let (one, mut cx) = (BlockRange::new(BlockIndex(8), 1), Context::from_waker(Waker::noop()));
+        let mut slots = [volume.slot(0), volume.slot(0)];
+        let [mut first, mut second] = slots.each_mut().map(|slot| Box::pin(volume.read(io, slot, one, Buf::new(512))));
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        io.complete(0);
+        assert!(first.as_mut().poll(&mut cx).is_pending(), "it waits for the page");
+        lab.poke(Device::Data, at, &content(512, 8, 2));
+        assert!(second.as_mut().poll(&mut cx).is_pending(), "it waits for the first");
+        while !gives_up && first.as_mut().poll(&mut cx).is_pending() {
+            io.complete(0);
+        }
+        drop(first);
+        lab.disk().bad_ranges.clear();
+        let (result, buf) = block_on(io, second);
+        assert_eq!((result, &buf[..512]), (Ok(()), &content(512, 8, 2)[..]));
+        assert_eq!(volume.status().undecided_blocks, 0);
+    }
 }
 
 #[test]

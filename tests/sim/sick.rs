@@ -26,7 +26,7 @@ fn fall_ill(io: &SimStorage, rng: &mut Rng) {
         let range = from / 512 * 512..from / 512 * 512 + 512 * sectors;
         bad.push(BadRange { takes, ..BadRange::unreadable(device, range) });
     };
-    match rng.below(9) {
+    match rng.below(10) {
         // The live log lies where it begins; the rest of the ring is old.
         0..3 => {
             let ahead = if rng.chance(70) { rng.below(16 << 10) } else { rng.below(superblock.log_size) };
@@ -40,6 +40,11 @@ fn fall_ill(io: &SimStorage, rng: &mut Rng) {
         5 => faults.meta_reads = 1 + rng.below(50),
         6 => faults.data_dead = true,
         7 => faults.garbled = 1 + rng.below(60),
+        // A region, perhaps all that was ever written.
+        8 => {
+            let first = if rng.chance(50) { 0 } else { rng.below(200) };
+            unreadable(Device::Data, superblock.block_offset(first), 600 * superblock.block_size / 512);
+        }
         _ => (0..1 + rng.below(4)).for_each(|_| {
             let pages = superblock.pages(&io.disk());
             if !pages.is_empty() {
@@ -64,9 +69,12 @@ pub fn open_sick(io: &SimStorage, options: &OpenOptions, rng: &mut Rng, oracle: 
     let steps = if rng.chance(20) { rng.below(200) } else { u64::MAX };
     fall_ill(io, rng);
     let writes = io.disk().writes;
+    let faults = io.disk().faults;
+    let may_be_away = faults.data_dead || faults.data_reads + faults.meta_reads + faults.slow > 0;
     let opened = block_on_steps(io, open(io, &super::key(), &options), steps);
     match opened {
         None => {}
+        Some(Err(OpenError::Away(e))) if !may_be_away => panic!("bad sectors are no device that is away: {e}"),
         Some(Err(OpenError::Device(_) | OpenError::LogUnreadable(_) | OpenError::Away(_))) => {
             assert_eq!(io.disk().writes, writes, "what is refused is left as it was");
         }

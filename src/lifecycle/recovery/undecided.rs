@@ -6,7 +6,7 @@ use super::{
     judge::{Row, judge},
 };
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, DeviceError, ReadError, Storage,
+    BlockIndex, BlockRange, Buf, Device, DeviceError, Errno, ReadError, Storage,
     crypto::tagger::Tagger,
     metadata::{Metadata, tree::LoadError},
     request::context::RequestContext,
@@ -113,7 +113,10 @@ async fn confirm<S: Storage>(
     let same = again[..data.len()] == *data;
     context.pages.give_back(again);
     read?;
-    if same { Ok(()) } else { Err(ReadError::Mismatch { block: c.block }) }
+    // What differs from read to read says nothing of the medium: the device has failed, and the block stays undecided.
+    let (offset, bs) = (metadata.layout().block_offset(c.block), data.len());
+    let failed = || DeviceError::new("read", Device::Data, offset, bs, Errno::EIO).into();
+    if same { Ok(()) } else { Err(failed()) }
 }
 
 fn undecidable(block: BlockIndex, why: LoadError) -> ReadError {
