@@ -63,18 +63,17 @@ impl Found {
         Self { role, uuid: uuid.cloned(), version }
     }
 
-    /// As udev's properties, those of libblkid first.
+    /// As udev's properties, named as libblkid names its own. The metadata alone has the UUID as a part's: what leads to a volume by
+    /// its UUID leads to where the data is.
     pub fn properties(&self) -> Vec<(&'static str, String)> {
-        let (kind, role) = match self.role {
-            Role::Volume => ("ublk_integrity", "volume"),
-            Role::Data => ("ublk_integrity_data", "data"),
-            Role::Meta => ("ublk_integrity", "meta"),
+        let (kind, uuid) = match self.role {
+            Role::Volume => ("ublk_integrity", ["ID_FS_UUID", "ID_FS_UUID_ENC"]),
+            Role::Data => ("ublk_integrity_data", ["ID_FS_UUID", "ID_FS_UUID_ENC"]),
+            Role::Meta => ("ublk_integrity_meta", ["ID_FS_UUID_SUB", "ID_FS_UUID_SUB_ENC"]),
         };
         let mut all = vec![("ID_FS_TYPE", kind.to_owned()), ("ID_FS_USAGE", "crypto".to_owned())];
-        all.extend(self.uuid.clone().map(|uuid| ("ID_FS_UUID", uuid)));
-        all.extend(self.uuid.clone().map(|uuid| ("ID_FS_UUID_ENC", uuid)));
+        all.extend(self.uuid.iter().flat_map(|text| uuid.map(|name| (name, text.clone()))));
         all.extend(self.version.map(|version| ("ID_FS_VERSION", version.to_string())));
-        all.push(("UBLK_INTEGRITY_ROLE", role.to_owned()));
         all
     }
 }

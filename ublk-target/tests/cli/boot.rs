@@ -17,22 +17,21 @@ fn uuid(f: &Folder, args: &str) -> String {
 fn udev_is_told_what_a_disk_holds() {
     let f = Folder::with_volume();
     let whole = uuid(&f, "--data disk");
-    let expected = |kind: &str, uuid: &str, version: bool, role: &str| {
+    let expected = |kind: &str, uuid: &str, sub: &str, version: bool| {
         let lines = [
             Some(format!("ID_FS_TYPE={kind}")),
             Some("ID_FS_USAGE=crypto".into()),
-            Some(format!("ID_FS_UUID={uuid}")),
-            Some(format!("ID_FS_UUID_ENC={uuid}")),
+            Some(format!("ID_FS_UUID{sub}={uuid}")),
+            Some(format!("ID_FS_UUID{sub}_ENC={uuid}")),
             version.then(|| "ID_FS_VERSION=1".into()),
-            Some(format!("UBLK_INTEGRITY_ROLE={role}")),
         ];
         lines.into_iter().flatten().collect::<Vec<_>>()
     };
-    assert_eq!(properties(&f, "disk"), expected("ublk_integrity", &whole, true, "volume"));
+    assert_eq!(properties(&f, "disk"), expected("ublk_integrity", &whole, "", true));
     f.run("format --data d1 --meta m1 --create --size 8M --key-file key").expect(DONE);
     let split = uuid(&f, "--data d1 --meta m1");
-    assert_eq!(properties(&f, "m1"), expected("ublk_integrity", &split, true, "meta"));
-    assert_eq!(properties(&f, "d1"), expected("ublk_integrity_data", &split, false, "data"));
+    assert_eq!(properties(&f, "m1"), expected("ublk_integrity_meta", &split, "_SUB", true));
+    assert_eq!(properties(&f, "d1"), expected("ublk_integrity_data", &split, "", false));
     for (file, bytes) in
         [("zeros", vec![0; 2 << 20]), ("noise", vec![7; 2 << 20]), ("short", vec![1; 5]), ("none", vec![])]
     {
