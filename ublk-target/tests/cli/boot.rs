@@ -106,9 +106,9 @@ fn attach_and_detach_name_what_is_wrong() {
         ("attach srv --table tab", DEVICE, &["/dev/nowhere-1 is not there"]),
         ("attach home --table nowhere", DEVICE, &["can't read nowhere"]),
         ("attach sealed --table tab", KEY, &["credential:x", "CREDENTIALS_DIRECTORY"]),
-        ("detach home", DEVICE, &["home", "`ublk-integrity list`"]),
+        ("detach home", DEVICE, &["no device here has the name home", "`ublk-integrity list`"]),
         ("detach --all --table nowhere", DEVICE, &["nowhere"]),
-        ("status -n home", ARGUMENTS, &["home", "/dev/ublkb0"]),
+        ("status -n home", DEVICE, &["home", "list"]),
         ("add --data disk --key-file key --name 7", ARGUMENTS, &["\"7\"", "number"]),
         ("add --data disk --key-file key --or-recover", ARGUMENTS, &["--name"]),
     ] {
