@@ -5,6 +5,7 @@
 // They panic where nothing can be written: `output` has what does not.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
+mod boot;
 mod checkpoints;
 mod cli;
 mod daemon;
@@ -16,6 +17,7 @@ mod interrupt;
 mod kept;
 mod key;
 mod key_hint;
+mod name;
 mod notice;
 mod offline;
 mod os;

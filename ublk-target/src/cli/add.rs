@@ -12,6 +12,7 @@ use crate::{
     },
     failure::{Context, Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
+    name::DeviceName,
     os, output,
     size::Size,
     ublk,
@@ -28,7 +29,13 @@ pub struct Args {
     #[command(flatten)]
     expected: ExpectedArgs,
     #[command(flatten)]
-    key: KeyArgs,
+    pub(super) key: KeyArgs,
+    /// What the device is called: /dev/ublk-integrity/NAME leads to it, and other commands take the name for its number
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<DeviceName>,
+    /// If a device of this name waits for a daemon, `recover` that instead
+    #[arg(long, requires = "name")]
+    pub(super) or_recover: bool,
     /// Number of the device [default: the next free one]
     #[arg(short, long, value_name = "N", value_parser = device_number)]
     number: Option<u32>,
@@ -49,7 +56,7 @@ pub struct Args {
     /// Take the newest tag of a block that recovery can't read, instead of opening read-only until it can: if that write
     /// never arrived, the block is lost until it is written again
     #[arg(long, conflicts_with = "read_only")]
-    decide_unreadable: bool,
+    pub(super) decide_unreadable: bool,
     /// End the device with its daemon, instead of letting it wait for `recover`
     #[arg(long)]
     no_recovery: bool,
@@ -58,7 +65,7 @@ pub struct Args {
     verbose: bool,
     /// Stay in the foreground, and log to standard error
     #[arg(long)]
-    foreground: bool,
+    pub(super) foreground: bool,
 }
 
 /// What the daemon's memory depends on.
@@ -171,6 +178,7 @@ fn settings(
     };
     let defaults = Defaults::here(wanted, max_io, volume, available);
     Ok(Settings {
+        name: args.name.clone(),
         data: absolute(&args.devices.data)?,
         meta: args.devices.meta.as_deref().map(absolute).transpose()?,
         key,

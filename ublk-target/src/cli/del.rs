@@ -2,7 +2,7 @@
 
 use super::stop::{self, When};
 use crate::{
-    daemon::{clear_stillborn, state::State},
+    daemon::{clear_stillborn, state::State, withdraw},
     device::{Backings, users},
     failure::{Context, Exit, Failure, Outcome},
     kept, output,
@@ -35,9 +35,14 @@ pub fn run(args: &Args) -> Outcome {
         Some(device) if !args.all => vec![State::load(device.number()?)?],
         _ => State::all_top_down(),
     };
+    end_all(&states, args.force)
+}
+
+/// Ends devices, each whatever becomes of the others.
+pub(super) fn end_all(states: &[State], force: bool) -> Outcome {
     let mut first: Option<Failure> = None;
     for state in states {
-        let Err(failure) = end(&state, args.force) else { continue };
+        let Err(failure) = end(state, force) else { continue };
         // With -a: go on, and end as the first that failed.
         match &first {
             None => first = Some(failure),
@@ -142,6 +147,7 @@ fn remove_remains(state: &State) -> Outcome<Option<String>> {
         }
     }
     state.remove();
+    withdraw(id, state.settings.name.as_ref());
     Ok(left.and_then(|left| left.ended))
 }
 

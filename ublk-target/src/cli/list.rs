@@ -38,8 +38,9 @@ pub fn run(args: &Args) -> Outcome {
     for (alive, _, state) in &devices {
         let daemon = if *alive { format!("pid {}", state.pid) } else { format!("daemon dead: {}", state.remedy()) };
         let meta = state.settings.meta.as_ref().map_or_else(String::new, |m| format!(", metadata {}", m.display()));
+        let name = state.settings.name.as_ref().map_or_else(String::new, |name| format!("{name}, "));
         let (device, data) = (ublk::block_path(state.id), state.settings.data.display());
-        out.line(format_args!("{}: {data}{meta} ({daemon})", device.display()));
+        out.line(format_args!("{}: {name}{data}{meta} ({daemon})", device.display()));
     }
     out.print()
 }

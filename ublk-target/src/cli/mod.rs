@@ -1,22 +1,27 @@
 //! The commands and their options.
 
 mod add;
+mod attach;
 mod bad_runs;
 mod benchmark;
 mod check;
 mod del;
+mod detach;
 mod dump;
 mod export;
 mod format;
+mod generator;
 mod import;
 mod keygen;
 mod list;
+mod names;
 mod new_file;
 mod progress;
 mod recover;
 mod status;
 pub mod stop;
 mod ublksrv;
+mod udev_probe;
 
 use crate::{
     daemon::state::State,
@@ -24,6 +29,7 @@ use crate::{
     device::is_same,
     failure::{Context, Exit, Failure, Outcome, with_paths},
     interrupt,
+    name::DeviceName,
     offline::Offline,
     output,
 };
@@ -56,6 +62,8 @@ enum Command {
     Add(add::Args),
     #[command(visible_alias = "close")]
     Del(del::Args),
+    Attach(attach::Args),
+    Detach(detach::Args),
     List(list::Args),
     Status(status::Args),
     #[command(hide = true)]
@@ -67,6 +75,10 @@ enum Command {
     Export(export::Args),
     Import(import::Args),
     Benchmark(benchmark::Args),
+    #[command(hide = true)]
+    Generator(generator::Args),
+    #[command(hide = true)]
+    UdevProbe(udev_probe::Args),
 }
 
 /// The devices of a volume.
@@ -84,7 +96,7 @@ pub struct DeviceArgs {
 #[derive(Args, Debug)]
 #[group(id = "device", required = true, multiple = false)]
 pub struct OneDevice {
-    /// The device: its number, its path like /dev/ublkb0, or the UUID of its volume
+    /// The device: its number, its path like /dev/ublkb0, its name, or the UUID of its volume
     #[arg(value_name = "DEVICE", value_parser = named_device)]
     named: Option<NamedDevice>,
     /// The same
@@ -93,26 +105,28 @@ pub struct OneDevice {
 }
 
 /// How it is named.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NamedDevice {
     Number(u32),
+    Name(DeviceName),
     Volume(uuid::Uuid),
 }
 
 impl OneDevice {
     /// Its number. Of a volume, that of the one device that is made of it.
     pub fn number(&self) -> Outcome<u32> {
-        self.named.or(self.number).expect("one is required").number(State::all())
+        self.named.as_ref().or(self.number.as_ref()).expect("one is required").number(State::all())
     }
 }
 
 impl NamedDevice {
-    fn number(self, all: Vec<State>) -> Outcome<u32> {
+    fn number(&self, all: Vec<State>) -> Outcome<u32> {
         let uuid = match self {
-            Self::Number(number) => return Ok(number),
+            Self::Number(number) => return Ok(*number),
+            Self::Name(name) => return names::of(name, all).map(|state| state.id),
             Self::Volume(uuid) => uuid,
         };
-        let of_it = all.iter().filter(|state| state.volume.uuid.parse() == Ok(uuid)).map(|state| state.id);
+        let of_it = all.iter().filter(|state| state.volume.uuid.parse() == Ok(*uuid)).map(|state| state.id);
         match of_it.collect::<Vec<_>>()[..] {
             [number] => Ok(number),
             [] => {
@@ -131,7 +145,11 @@ impl NamedDevice {
 fn named_device(text: &str) -> Result<NamedDevice, String> {
     match uuid::Uuid::try_parse(text) {
         Ok(uuid) if text.contains('-') => Ok(NamedDevice::Volume(uuid)),
-        _ => device_number(text).map(NamedDevice::Number).map_err(|e| format!("{e}, or the UUID of its volume")),
+        _ => match (device_number(text), text.parse()) {
+            (Ok(number), _) => Ok(NamedDevice::Number(number)),
+            (Err(_), Ok(name)) => Ok(NamedDevice::Name(name)),
+            (Err(e), Err(_)) => Err(format!("{e}, or its name, or the UUID of its volume")),
+        },
     }
 }
 
@@ -186,6 +204,9 @@ pub fn run(args: &[OsString]) -> ExitCode {
     if ublksrv::is_caller(args) {
         return ublksrv::run(args);
     }
+    if generator::is_caller(args) {
+        return generator::run_for_systemd(args);
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -202,8 +223,10 @@ impl Command {
         match self {
             Self::Keygen(args) => keygen::run(args),
             Self::Format(args) => format::run(args).map_err(|failure| args.devices.failure(failure)),
-            Self::Add(args) => add::run(args),
+            Self::Add(args) => attach::add(args),
             Self::Del(args) => del::run(args),
+            Self::Attach(args) => attach::run(args),
+            Self::Detach(args) => detach::run(args),
             Self::List(args) => list::run(args),
             Self::Status(args) => status::run(args),
             Self::Stop(args) => stop::run(args),
@@ -213,6 +236,8 @@ impl Command {
             Self::Export(args) => export::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Import(args) => import::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Benchmark(args) => benchmark::run(args),
+            Self::Generator(args) => generator::run(args),
+            Self::UdevProbe(args) => udev_probe::run(args),
         }
     }
 
@@ -287,7 +312,7 @@ mod tests {
         let uuid = uuid::Uuid::from_u128(7);
         assert_eq!(named_device(&uuid.to_string()), Ok(NamedDevice::Volume(uuid)));
         assert_eq!(named_device("/dev/ublkb7"), Ok(NamedDevice::Number(7)));
-        assert!(named_device("7f").unwrap_err().contains("UUID"));
+        assert!(named_device("/dev/sda").unwrap_err().contains("UUID"));
         let state = |id, uuid: uuid::Uuid| {
             let mut state = State::of_test(id);
             state.volume.uuid = uuid.to_string();
@@ -296,6 +321,12 @@ mod tests {
         let other = uuid::Uuid::from_u128(8);
         let all = || vec![state(1, other), state(2, uuid), state(3, other)];
         assert_eq!(NamedDevice::Volume(uuid).number(all()).unwrap(), 2);
+        let name: DeviceName = "home".parse().unwrap();
+        assert_eq!(named_device("home"), Ok(NamedDevice::Name(name.clone())));
+        let mut named = state(4, other);
+        named.settings.name = Some(name.clone());
+        assert_eq!(NamedDevice::Name(name.clone()).number(vec![state(1, other), named]).unwrap(), 4);
+        assert!(NamedDevice::Name(name).number(all()).unwrap_err().message.contains("home"));
         let several = NamedDevice::Volume(other).number(all()).unwrap_err();
         assert!(several.message.contains("/dev/ublkb1, /dev/ublkb3"), "{several}");
         assert_eq!(NamedDevice::Volume(uuid).number(Vec::new()).unwrap_err().exit, Exit::Device);

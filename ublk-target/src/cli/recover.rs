@@ -33,8 +33,12 @@ pub fn run(args: &Args) -> Outcome {
 
 /// Checks what can be checked before there is a daemon.
 pub fn prepare(args: &Args) -> Outcome<Start> {
+    start(args.device.number()?, args.key.source()?, args.decide_unreadable)
+}
+
+/// The same for a device of this number, with the key from `key` where that is given.
+pub(super) fn start(number: u32, key: Option<KeySource>, decide_unreadable: bool) -> Outcome<Start> {
     ublk::need_driver()?;
-    let number = args.device.number()?;
     let state = State::load(number)?;
     if state.is_alive() {
         return Err(Failure::new(Exit::Busy, format_args!("the daemon of device {number} (pid {}) lives", state.pid)));
@@ -45,14 +49,14 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
     }
     let uuid = state.volume.uuid.parse::<Uuid>().ok().map(Uuid::into_bytes);
     let mut settings = state.settings;
-    settings.decide_unreadable = args.decide_unreadable;
+    settings.decide_unreadable = decide_unreadable;
     if !settings.recovery {
         return Err(Failure::new(
             Exit::Device,
             format_args!("device {number} was added with --no-recovery: `del -n {number}`, then `add`"),
         ));
     }
-    if let Some(source) = args.key.source()? {
+    if let Some(source) = key {
         settings.key = source;
         refuse_unstorable(&settings)?;
     } else if settings.key == KeySource::Stdin {

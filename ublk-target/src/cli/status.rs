@@ -80,6 +80,7 @@ fn requests_under_way(number: u32) -> Option<u64> {
 
 /// Of that what a person wants to know.
 const KNOWN: &[(&str, &str)] = &[
+    ("name", "{name}"),
     ("device", "{device}: {kernel_state}, {requests_under_way} requests under way"),
     ("daemon", "pid {pid}: {process_state}"),
     ("volume", "{uuid}, {size:size} in blocks of {block_size}"),
@@ -89,6 +90,7 @@ const KNOWN: &[(&str, &str)] = &[
 
 /// What a person wants to know first; `--json` has every value. `{name}` stands for a value, `{name:size}` for bytes.
 const LINES: &[(&str, &str)] = &[
+    ("name", "{name}"),
     ("device", "{device}, pid {pid}"),
     ("volume", "{uuid}, {size:size} in blocks of {block_size}, {tag}"),
     ("data", "{data}"),
@@ -131,7 +133,12 @@ fn lines(status: &Value) -> Output {
 }
 
 fn print_lines(out: &mut Output, lines: &[(&str, &str)], values: &Value) {
-    let lines = lines.iter().filter(|(what, _)| *what != "metadata" || values["meta"].is_string());
+    let is_there = |what: &str| match what {
+        "metadata" => values["meta"].is_string(),
+        "name" => values["name"].is_string(),
+        _ => true,
+    };
+    let lines = lines.iter().filter(|(what, _)| is_there(what));
     lines.for_each(|(what, template)| out.line(format_args!("{what:<10}{}", fill(template, values))));
 }
 

@@ -3,10 +3,12 @@
 //! The daemon writes lines to a pipe: `I text` and `W text` for people, at last `L number` (live) or
 //! `F code text` (failed). The command that was typed reads them, and exits with what it reads.
 
+use super::notify::Notify;
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
     os,
     output::{self, Output},
+    threads::named,
     ublk,
 };
 use nix::{
@@ -18,9 +20,11 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 /// Who waits to hear that the device is live.
@@ -37,6 +41,8 @@ enum Listener {
 pub struct Reporter {
     listener: Mutex<Listener>,
     done: AtomicBool,
+    /// systemd, where it has started us.
+    notify: Notify,
 }
 
 /// The two sides of a fork.
@@ -50,7 +56,7 @@ pub enum Side {
 impl Reporter {
     /// For a process that stays in the foreground.
     pub fn terminal() -> Self {
-        Self::new(Listener::Terminal)
+        Self { notify: Notify::from_environment(), ..Self::new(Listener::Terminal) }
     }
 
     /// For a daemon that ublksrv's tool has started, and that answers on `descriptor`.
@@ -59,7 +65,7 @@ impl Reporter {
     }
 
     fn new(listener: Listener) -> Self {
-        Self { listener: Mutex::new(listener), done: AtomicBool::new(false) }
+        Self { listener: Mutex::new(listener), done: AtomicBool::new(false), notify: Notify::nobody() }
     }
 
     /// A line about what will be.
@@ -77,10 +83,12 @@ impl Reporter {
         if self.done.swap(true, Ordering::SeqCst) {
             return;
         }
+        let path = ublk::block_path(number);
+        self.notify.say(&format!("READY=1\nSTATUS=serving {}", path.display()));
         match &mut *self.listener() {
             Listener::Terminal => {
                 let mut out = io::stdout();
-                drop(writeln!(out, "{}", ublk::block_path(number).display()).and_then(|()| out.flush()));
+                drop(writeln!(out, "{}", path.display()).and_then(|()| out.flush()));
             }
             Listener::Parent(pipe) => drop(writeln!(pipe, "L {number}")),
             Listener::Ublksrv(eventfd) => {
@@ -96,6 +104,7 @@ impl Reporter {
         if self.done.swap(true, Ordering::SeqCst) {
             return;
         }
+        self.notify.status(&failure.to_string());
         match &mut *self.listener() {
             Listener::Terminal => drop(writeln!(io::stderr(), "ublk-integrity: {failure}")),
             Listener::Parent(pipe) => drop(writeln!(pipe, "F {} {failure}", failure.exit as u8)),
@@ -106,7 +115,31 @@ impl Reporter {
         }
     }
 
+    /// While the volume is opened, systemd shall wait: how long recovery takes is up to the log and the disks.
+    pub fn extend_start(reporter: &Arc<Self>) {
+        if !reporter.notify.is_heard() {
+            return;
+        }
+        let reporter = Arc::clone(reporter);
+        let extend = move || {
+            while !reporter.done.load(Ordering::SeqCst) {
+                reporter.notify.say(&format!("EXTEND_TIMEOUT_USEC={}", (3 * EXTEND_EVERY).as_micros()));
+                thread::sleep(EXTEND_EVERY);
+            }
+        };
+        // Without a thread for it the unit's own limit counts.
+        let _ = named("notify").spawn(extend);
+    }
+
+    /// The device has been stopped; the volume is being closed.
+    pub fn stopping(&self) {
+        self.notify.say("STOPPING=1\nSTATUS=closing the volume");
+    }
+
     fn line(&self, kind: char, text: &str) {
+        if !self.done.load(Ordering::SeqCst) {
+            self.notify.status(text);
+        }
         match &mut *self.listener() {
             Listener::Terminal | Listener::Ublksrv(_) => {
                 let mark = if kind == 'W' { "warning: " } else { "" };
@@ -121,6 +154,9 @@ impl Reporter {
         self.listener.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
+
+/// How often systemd is told to wait on, and a third of how long it does.
+const EXTEND_EVERY: Duration = Duration::from_secs(10);
 
 /// What ublksrv's tools read as failure (an eventfd can't hold all ones).
 const UBLKSRV_FAILED: u64 = u64::MAX - 1;

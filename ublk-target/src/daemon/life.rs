@@ -71,7 +71,8 @@ pub(super) fn lock_current(path: &Path) -> io::Result<Flock<File>> {
     lock_current_within(path, &mut Wait::up_to(LONGEST, format_args!("the lock on {}", path.display())))
 }
 
-fn lock_current_within(path: &Path, wait: &mut Wait) -> io::Result<Flock<File>> {
+/// The same, as long as `wait` allows.
+pub(super) fn lock_current_within(path: &Path, wait: &mut Wait) -> io::Result<Flock<File>> {
     loop {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let file = lock_within(file, FlockArg::LockExclusiveNonblock, wait)?;

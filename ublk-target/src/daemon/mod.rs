@@ -1,7 +1,7 @@
 //! The process behind a device.
 //!
 //! ```text
-//!   launch (fork, report) ─> memory locked ─> refusals ─> devices opened and locked ─> harden ─> signals
+//!   launch (fork, report) ─> memory locked ─> name taken, refusals ─> devices opened and locked ─> harden ─> signals
 //!     ─> opening: hash threads, volume opened (recovery), what the daemon before had answered put in place
 //!     ─> threads: log, checkpoint, prefetch ─> serving: ublk device added and started, control socket
 //!     ─> queues serve … signal, `stop` or another tool's del ─> queues down
@@ -18,6 +18,8 @@ pub mod launch;
 mod life;
 pub mod log;
 pub mod memory_budget;
+mod names;
+mod notify;
 mod opening;
 pub mod peek;
 pub mod protocol;
@@ -43,6 +45,7 @@ pub use endings::abort_on_panic;
 use launch::Reporter;
 use log::{Event, Log, Sink};
 use memory_budget::{Promise, Purpose};
+pub use names::withdraw;
 use nix::sys::signal::Signal;
 use opening::Opened;
 use serving::{Served, serve_device};
@@ -105,6 +108,7 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     abort_on_panic();
     harden::lock_memory(|warning| reporter.warn(&warning));
     block_heedless()?;
+    let _name = names::claim(&settings, origin)?;
     refusals::unfit(&settings, origin)?;
     let backings = open_devices(&settings, origin, reporter)?;
     let write_back = write_back(&settings, reporter);
@@ -112,6 +116,7 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     let (_promise, for_volume) = promise_memory(&mut settings, may_shrink, origin, volume.as_ref())?;
     harden::before_threads(|warning| reporter.warn(&warning));
     let signals = Signals::watch(reporter, move |signal| ended_early(signal, origin))?;
+    Reporter::extend_start(reporter);
 
     let accept = |found: &VolumeInfo| refusals::other_volume(&settings, origin, &Identity::of(found));
     let opened = Opened::volume(&settings, (&key, uuid), backings, write_back.into(), for_volume, accept)?;
@@ -124,6 +129,7 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     let running = Running::start(opened, warnings, &settings, sink)?;
     let what = Served { read_only: settings.read_only || latched, settings, volume, open_id, origin, write_back };
     let served = serve_device(what, &running.backings, &running.shared, reporter, &signals);
+    reporter.stopping();
     running.close(served)
 }
 

@@ -22,7 +22,8 @@ pub(super) fn unfit(settings: &Settings, origin: Origin) -> Outcome {
 /// that has asked the kernel can't fork for a while.)
 fn refuse_foreign_device(origin: Origin) -> Outcome {
     let Origin::Recovered(number) = origin else { return Ok(()) };
-    let message = match State::load(number)?.whose()? {
+    let state = State::load(number)?;
+    let message = match state.whose()? {
         Whose::Ours => return Ok(()),
         Whose::Nobodys => format!("device {number} is gone: `add` makes a new one"),
         Whose::Anothers(Some(pid)) => {
@@ -30,6 +31,8 @@ fn refuse_foreign_device(origin: Origin) -> Outcome {
         }
         Whose::Anothers(None) => format!("device {number} is another program's by now: `add` makes a new one"),
     };
+    // Its name, too, is free: who comes by that must not be led here again.
+    state.remove();
     Err(Failure::new(Exit::Device, message))
 }
 

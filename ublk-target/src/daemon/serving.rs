@@ -6,6 +6,7 @@ use super::{
     control,
     endings::Watchdog,
     launch::Reporter,
+    names,
     settings::Settings,
     signals::Signals,
     state::{Identity, OwnState, State},
@@ -121,6 +122,7 @@ fn start_and_serve(
 ) -> Outcome {
     let number = state.id;
     let live = state.clone();
+    let name = state.settings.name.clone();
     let answers = Answers { state, shared: Arc::clone(shared) };
     control::serve(number, move || answers.status()).doing("can't open the control socket")?;
     let starting = Watchdog::start("START_DEV", reporter, move || {
@@ -133,6 +135,7 @@ fn start_and_serve(
     device.run(&backings.fds(), shared, move || {
         starting.disarm();
         signals.live(live, log);
+        names::announce(number, name.as_ref());
         reporter.live(number);
     })
 }

@@ -8,6 +8,7 @@ use crate::{
     device::is_same_device,
     failure::{Outcome, with_paths},
     key::KeySource,
+    name::DeviceName,
     size::Size,
 };
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,9 @@ use ublk_integrity::{OnMismatch, create::VolumeInfo};
 /// Everything that `add` was told, the key excepted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
+    /// What the device is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<DeviceName>,
     /// The data device.
     pub data: PathBuf,
     /// The metadata device, where separate.

@@ -1,5 +1,6 @@
 //! The program without ublk and without root: exit codes, one line for each failure, and volumes in files.
 
+mod boot;
 mod copies;
 mod errors;
 mod foreign;

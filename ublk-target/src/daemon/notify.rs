@@ -1,0 +1,85 @@
+//! Telling systemd how it goes: sd_notify(3), datagrams to the socket that it names.
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
+use std::{
+    env,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+};
+
+/// Whoever waits for a word, if anybody does.
+pub(super) struct Notify(Option<(OwnedFd, UnixAddr)>);
+
+impl Notify {
+    /// Nobody.
+    pub(super) fn nobody() -> Self {
+        Self(None)
+    }
+
+    /// The manager that has started this process.
+    pub(super) fn from_environment() -> Self {
+        let address = env::var_os("NOTIFY_SOCKET").and_then(|name| address(name.as_bytes()));
+        // To send never waits: nothing of ours may depend on who listens.
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = || socket(AddressFamily::Unix, SockType::Datagram, flags, None).ok();
+        Self(address.and_then(|address| Some((socket()?, address))))
+    }
+
+    /// Whether somebody listens.
+    pub(super) fn is_heard(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Says lines like `READY=1`.
+    pub(super) fn say(&self, lines: &str) {
+        if let Some((socket, address)) = &self.0 {
+            let _ = sendto(socket.as_raw_fd(), lines.as_bytes(), address, MsgFlags::MSG_NOSIGNAL);
+        }
+    }
+
+    /// What goes on, in one line for people.
+    pub(super) fn status(&self, line: &str) {
+        self.say(&format!("STATUS={}", line.replace('\n', " ")));
+    }
+}
+
+/// A path, or behind a @ a name without one.
+fn address(name: &[u8]) -> Option<UnixAddr> {
+    match name {
+        [b'@', name @ ..] => UnixAddr::new_abstract(name).ok(),
+        [b'/', ..] => UnixAddr::new(name).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn what_is_said_arrives_and_nobody_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let listener = UnixDatagram::bind(&path).unwrap();
+        let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_NONBLOCK, None).unwrap();
+        let notify = Notify(Some((socket, address(path.as_os_str().as_bytes()).unwrap())));
+        notify.status("serving\nit");
+        let mut bytes = [0; 64];
+        let len = listener.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..len], b"STATUS=serving it");
+        // More than anybody takes.
+        (0..10_000).for_each(|_| notify.say("READY=1"));
+        drop(listener);
+        notify.say("STOPPING=1");
+        Notify::nobody().say("READY=1");
+    }
+
+    #[test]
+    fn only_what_is_an_address_is_one() {
+        assert!(address(b"@name").is_some() && address(b"/run/x").is_some());
+        assert!(address(b"").is_none() && address(b"vsock:2:1").is_none());
+    }
+}
