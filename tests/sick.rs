@@ -414,7 +414,7 @@ fn a_block_that_is_being_judged_is_undecided_for_others() {
         lab.poke(Device::Data, at, &[0xab; 512]);
         let Lab { io, volume, .. } = &lab;
         let (one, mut cx) = (BlockRange::new(BlockIndex(8), 1), Context::from_waker(Waker::noop()));
-        let mut slots = [volume.slot(0), volume.slot(0)];
+        let mut slots = [volume.context(0), volume.context(0)];
         let [mut first, mut second] = slots.each_mut().map(|slot| Box::pin(volume.read(io, slot, one, Buf::new(512))));
         assert!(first.as_mut().poll(&mut cx).is_pending());
         io.complete(0);
