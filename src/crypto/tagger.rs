@@ -3,6 +3,7 @@
 use crate::{
     BlockIndex, MasterKey,
     crypto::{
+        aegis::{self, AegisKey},
         keys::{Blake3Key, Keys, TagAlgorithm, equal},
         lanes::{self, Lanes},
         sha256::{Engine, HmacKey},
@@ -26,6 +27,8 @@ enum Method {
     HmacSha256 { key: HmacKey, engine: Engine },
     /// The crate fills its own lanes with the 1024-byte chunks of one block.
     Blake3 { key: Blake3Key },
+    /// The library keeps the processor's AES unit busy with one block.
+    Aegis128X2 { key: AegisKey },
 }
 
 impl Method {
@@ -33,7 +36,7 @@ impl Method {
     fn lanes(&self) -> usize {
         match self {
             Self::HmacSha256 { engine, .. } => engine.lanes(),
-            Self::Blake3 { .. } => 1,
+            Self::Blake3 { .. } | Self::Aegis128X2 { .. } => 1,
         }
     }
 }
@@ -43,6 +46,7 @@ impl Tagger {
         let method = match algorithm {
             TagAlgorithm::HmacSha256 => Method::HmacSha256 { key: keys.hmac_tags().clone(), engine: Engine::detect() },
             TagAlgorithm::Blake3 => Method::Blake3 { key: keys.blake3_tags().clone() },
+            TagAlgorithm::Aegis128X2 => Method::Aegis128X2 { key: keys.aegis_tags().clone() },
         };
         Self { method, layout: *layout }
     }
@@ -57,6 +61,7 @@ impl Tagger {
         match &self.method {
             Method::HmacSha256 { engine, .. } => engine.name(),
             Method::Blake3 { .. } => "blake3 crate",
+            Method::Aegis128X2 { .. } => aegis::implementation(),
         }
     }
 
@@ -117,6 +122,7 @@ impl Tagger {
         let tags = match &self.method {
             Method::HmacSha256 { key, engine } => hmac_sha256(key, *engine, blocks),
             Method::Blake3 { key } => blocks.map(|block| keyed_blake3(key, block)),
+            Method::Aegis128X2 { key } => blocks.map(|(offset, data)| key.tag(offset, data)),
         };
         // 2^-255: but a tag that means something else must not be one that can occur.
         debug_assert!(tags.iter().all(|tag| *tag != ZERO_TAG && *tag != LOST_TAG));
@@ -204,8 +210,8 @@ pub(crate) mod tests {
             }
             (TagAlgorithm::HmacSha256, tagger)
         };
-        let blake3 = (TagAlgorithm::Blake3, tagger(TagAlgorithm::Blake3, block_size));
-        Engine::all().into_iter().map(by).chain([blake3])
+        let others = [TagAlgorithm::Blake3, TagAlgorithm::Aegis128X2].map(|tag| (tag, tagger(tag, block_size)));
+        Engine::all().into_iter().map(by).chain(others)
     }
 
     /// The definitions of the algorithms, by the crates alone.
@@ -213,6 +219,7 @@ pub(crate) mod tests {
         let label = match algorithm {
             TagAlgorithm::HmacSha256 => "ublk-integrity v1 block tags",
             TagAlgorithm::Blake3 => "ublk-integrity v1 block tags, blake3",
+            TagAlgorithm::Aegis128X2 => "ublk-integrity v1 block tags, aegis-128x2",
         };
         let mut key = [0; 32];
         hkdf::Hkdf::<Sha256>::new(Some(&UUID), &[0x42; 32]).expand(label.as_bytes(), &mut key).unwrap();
@@ -227,6 +234,13 @@ pub(crate) mod tests {
                     mac.finalize().into_bytes().into()
                 }
                 TagAlgorithm::Blake3 => *blake3::keyed_hash(&key, &[block, &offset.to_le_bytes()].concat()).as_bytes(),
+                TagAlgorithm::Aegis128X2 => {
+                    let nonce = [offset.to_le_bytes(), [0; 8]].concat().try_into().unwrap();
+                    let mut mac =
+                        ::aegis::aegis128x2::Aegis128X2Mac::new_with_nonce(key[..16].try_into().unwrap(), &nonce);
+                    mac.update(block);
+                    mac.finalize()
+                }
             })
             .collect()
     }

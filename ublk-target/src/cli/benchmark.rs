@@ -6,6 +6,7 @@ mod memory;
 mod tags;
 
 use crate::{
+    cli::tag_name::TagName,
     daemon::abort_on_panic,
     failure::{Exit, Failure, Outcome},
     os,
@@ -36,6 +37,9 @@ pub struct Args {
     /// Seconds for each measurement
     #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
     time: f64,
+    /// Algorithm of what is verified; the tags alone are measured of all
+    #[arg(long, value_enum, default_value = "hmac-sha256")]
+    tag: TagName,
     /// Most threads: one for requests to it, the others hash for that; each pattern runs on one, too [default: one for each
     /// CPU, at most 4]
     #[arg(long, value_name = "N", requires = "data", value_parser = clap::value_parser!(u16).range(1..=32))]
@@ -74,7 +78,7 @@ pub fn run(args: &Args) -> Outcome {
         tags,
         sha2_bytes_per_second,
         wake_up_seconds: wake_up(time / 4).as_secs_f64(),
-        memory: memory::measure(time / 4),
+        memory: memory::measure(args.tag.into(), time / 4),
         disk: None,
     };
     if !args.json {
@@ -85,7 +89,11 @@ pub fn run(args: &Args) -> Outcome {
         out.print()?;
     }
     let threads = args.threads.map_or_else(|| os::processors().min(4), usize::from);
-    report.disk = args.data.as_deref().map(|folder| disk::measure(folder, args.size, time, threads)).transpose()?;
+    report.disk = args
+        .data
+        .as_deref()
+        .map(|folder| disk::measure(folder, args.size, args.tag.into(), time, threads))
+        .transpose()?;
     match &report.disk {
         _ if args.json => Output::json(&report).print(),
         Some(disk) => print_disk(disk).print(),

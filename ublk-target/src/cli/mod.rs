@@ -16,6 +16,7 @@ mod progress;
 mod recover;
 mod status;
 pub mod stop;
+mod tag_name;
 mod ublksrv;
 
 use crate::{
