@@ -24,7 +24,7 @@ use crate::{
     device::Use,
     device::is_same,
     failure::{Context, Exit, Failure, Outcome, with_paths},
-    interrupt,
+    hashing, interrupt,
     offline::Offline,
     output,
 };
@@ -200,6 +200,9 @@ pub fn run(args: &[OsString]) -> ExitCode {
 
 impl Command {
     fn run(&self) -> Outcome {
+        if self.hashes_blocks() {
+            hashing::choose();
+        }
         match self {
             Self::Keygen(args) => keygen::run(args),
             Self::Format(args) => format::run(args).map_err(|failure| args.devices.failure(failure)),
@@ -215,6 +218,14 @@ impl Command {
             Self::Import(args) => import::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Benchmark(args) => benchmark::run(args),
         }
+    }
+
+    /// Whether it makes or checks tags of many blocks, itself or in the daemon that it forks.
+    fn hashes_blocks(&self) -> bool {
+        matches!(
+            self,
+            Self::Add(_) | Self::Recover(_) | Self::Check(_) | Self::Export(_) | Self::Import(_) | Self::Benchmark(_)
+        )
     }
 
     /// Whether it does I/O to the devices of a volume by itself.
