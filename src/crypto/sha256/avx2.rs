@@ -17,6 +17,29 @@ use std::{
 
 compression!(Avx2, "avx2", __m256i, 8);
 
+/// The sixteen words of a block of each message.
+///
+/// # Safety
+/// The processor has the feature.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_words(blocks: &[&Block; LANES]) -> [__m256i; 16] {
+    let mut words: [Words; 16] = [[0; LANES]; 16];
+    for (lane, block) in blocks.iter().enumerate() {
+        for (word, bytes) in words.iter_mut().zip(block.chunks_exact(4)) {
+            word[lane] = u32::from_be_bytes(bytes.try_into().expect("four bytes"));
+        }
+    }
+    // SAFETY: the feature is the caller's word.
+    unsafe {
+        let mut w = [splat(0); 16];
+        for (vector, words) in w.iter_mut().zip(&words) {
+            *vector = load(words);
+        }
+        w
+    }
+}
+
 /// # Safety
 /// The processor has the feature.
 #[inline]

@@ -2,7 +2,8 @@
 //!
 //! This is the textbook function (FIPS 180-4, 6.2.2). There is nothing to wait for between lanes, so a processor without
 //! SHA instructions is busy all the time. Each set of instructions brings its vector and what is done with it:
-//! `load`, `store`, `splat`, `add`, `xor`, `choose`, `majority`, `rotate` and `shift`.
+//! `load_words` (the sixteen words of a block of each
+//! message), `load`, `store`, `splat`, `add`, `xor`, `choose`, `majority`, `rotate` and `shift`.
 
 /// Sixteen rounds, one after the other in the code: as a loop they would move all of the state from register to register
 /// in each.
@@ -116,29 +117,6 @@ macro_rules! compression {
                 let sigma1 = xor(rotate::<17, 15>(w2), rotate::<19, 13>(w2), shift::<10>(w2));
                 w[round] = add(add(w[round], sigma0), add(w[(round + 9) % 16], sigma1));
                 w[round]
-            }
-        }
-
-        /// The sixteen words of a block of each message.
-        ///
-        /// # Safety
-        /// The processor has the feature.
-        #[inline]
-        #[target_feature(enable = $feature)]
-        unsafe fn load_words(blocks: &[&Block; LANES]) -> [$vector; 16] {
-            let mut words: [Words; 16] = [[0; LANES]; 16];
-            for (lane, block) in blocks.iter().enumerate() {
-                for (word, bytes) in words.iter_mut().zip(block.chunks_exact(4)) {
-                    word[lane] = u32::from_be_bytes(bytes.try_into().expect("four bytes"));
-                }
-            }
-            // SAFETY: the feature is the caller's word.
-            unsafe {
-                let mut w = [splat(0); 16];
-                for (vector, words) in w.iter_mut().zip(&words) {
-                    *vector = load(words);
-                }
-                w
             }
         }
     };
