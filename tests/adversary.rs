@@ -11,7 +11,7 @@ use crate::sim::{
     image::{self, PAGE, SUPERBLOCK_BYTES, SUPERBLOCKS, Superblock},
     open_options,
     oracle::Oracle,
-    reopen,
+    reopen, tag_algorithm,
     world::{MAX_REQUEST, QUEUES, World, compare, live, recover},
 };
 use std::{cell::RefCell, rc::Rc};
@@ -32,6 +32,7 @@ impl Scene {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0xad7e);
         let mut format = format_options(512 << rng.below(4));
+        format.tag = tag_algorithm(seed);
         format.separate_meta = rng.chance(50);
         let io = formatted(&format, seed);
         let data_from = Superblock::newest(&io.disk()).data_offset();

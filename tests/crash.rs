@@ -8,6 +8,7 @@ use crate::sim::{
     oracle::Oracle,
     reopen,
     sick::open_sick,
+    tag_algorithm,
     told::Told,
     world::{Kept, MAX_REQUEST, QUEUES, World, compare, live, recover, replay},
 };
@@ -25,6 +26,7 @@ static EXCHANGED: AtomicU64 = AtomicU64::new(0);
 /// An empty volume of the seed's choice, and how to open it.
 fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
     let mut format = format_options(512 << rng.below(4));
+    format.tag = tag_algorithm(seed);
     format.separate_meta = rng.chance(30);
     let io = formatted(&format, seed);
     let info = ublk_integrity::create::plan(&format).unwrap();

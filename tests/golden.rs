@@ -16,9 +16,10 @@ pub(crate) struct Golden {
     tag: TagAlgorithm,
 }
 
-pub(crate) const VERSION_1: [Golden; 2] = [
+pub(crate) const VERSION_1: [Golden; 3] = [
     Golden { name: "v1-hmac-sha256-4096", block_size: 4096, tag: TagAlgorithm::HmacSha256 },
     Golden { name: "v1-blake3-512", block_size: 512, tag: TagAlgorithm::Blake3 },
+    Golden { name: "v1-aegis-128x2-4096", block_size: 4096, tag: TagAlgorithm::Aegis128X2 },
 ];
 
 /// First block, blocks, version: in pages, in the log only, zeroed again, written once more.

@@ -8,7 +8,7 @@ use crate::sim::{
     open_options,
 };
 use sha2::{Digest, Sha256};
-use ublk_integrity::{Access, Device, Errno, OpenOptions, create::FormatOptions, open::OpenError};
+use ublk_integrity::{Access, Device, Errno, OpenOptions, TagAlgorithm, create::FormatOptions, open::OpenError};
 
 /// Nothing is cached: every read looks at the medium.
 fn options() -> OpenOptions {
@@ -119,7 +119,11 @@ fn every_bit_of_every_current_page() {
 
 #[test]
 fn every_bit_of_every_block() {
-    let (mut lab, _) = aged(&deep(), &PLACES);
+    TagAlgorithm::ALL.into_iter().for_each(every_bit_of_every_block_with);
+}
+
+fn every_bit_of_every_block_with(tag: TagAlgorithm) {
+    let (mut lab, _) = aged(&FormatOptions { tag, ..deep() }, &PLACES);
     let blocks: Vec<_> = written().collect();
     for (i, (block, _)) in blocks.iter().enumerate() {
         let at = lab.block_offset(*block);
@@ -182,7 +186,12 @@ fn every_bit_of_the_superblock() {
 
 #[test]
 fn every_swap_of_two_blocks() {
-    let mut lab = Lab::new(&format_options(512), &OpenOptions { cache_bytes: 1 << 20, ..options() });
+    TagAlgorithm::ALL.into_iter().for_each(every_swap_of_two_blocks_with);
+}
+
+fn every_swap_of_two_blocks_with(tag: TagAlgorithm) {
+    let format = FormatOptions { tag, ..format_options(512) };
+    let mut lab = Lab::new(&format, &OpenOptions { cache_bytes: 1 << 20, ..options() });
     const BLOCKS: u64 = 130;
     lab.write(0, BLOCKS, 1);
     lab.checkpoint();
@@ -204,7 +213,11 @@ fn every_swap_of_two_blocks() {
 
 #[test]
 fn every_swap_of_two_tags() {
-    let (mut lab, _) = aged(&deep(), &[]);
+    TagAlgorithm::ALL.into_iter().for_each(every_swap_of_two_tags_with);
+}
+
+fn every_swap_of_two_tags_with(tag: TagAlgorithm) {
+    let (mut lab, _) = aged(&FormatOptions { tag, ..deep() }, &[]);
     lab.write(0, 256, 1);
     lab.checkpoint();
     let pages = lab.superblock().pages(&lab.disk());

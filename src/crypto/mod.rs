@@ -1,5 +1,6 @@
 //! Keys, and the tags of blocks: made for writes, checked for reads.
 
+pub(crate) mod aegis;
 pub(crate) mod keys;
 pub(crate) mod lanes;
 pub(crate) mod sha256;

@@ -3,9 +3,10 @@
 use crate::{
     BlockIndex, MasterKey,
     crypto::{
+        aegis::{self, AegisKey},
         keys::{Blake3Key, Keys, TagAlgorithm, equal},
-        lanes::{self, Lanes},
-        sha256::{Engine, HmacKey},
+        lanes::{self, Groups, Lanes},
+        sha256::{Engine, HmacKey, Way, Ways},
     },
     format::{LOST_TAG, Layout, Tag, ZERO_TAG},
 };
@@ -23,17 +24,19 @@ pub(crate) struct Tagger {
 enum Method {
     /// The original target's construction with a hash inside the HMAC, so that the long part, hashing
     /// the block, needs no key and several blocks can run side by side.
-    HmacSha256 { key: HmacKey, engine: Engine },
+    HmacSha256 { key: HmacKey, ways: Ways },
     /// The crate fills its own lanes with the 1024-byte chunks of one block.
     Blake3 { key: Blake3Key },
+    /// The library keeps the processor's AES unit busy with one block.
+    Aegis128X2 { key: AegisKey },
 }
 
 impl Method {
     /// How many blocks to hash side by side.
-    fn lanes(&self) -> usize {
+    fn groups(&self) -> Groups {
         match self {
-            Self::HmacSha256 { engine, .. } => engine.lanes(),
-            Self::Blake3 { .. } => 1,
+            Self::HmacSha256 { ways, .. } => ways.groups(),
+            Self::Blake3 { .. } | Self::Aegis128X2 { .. } => Groups::SINGLE,
         }
     }
 }
@@ -41,10 +44,18 @@ impl Method {
 impl Tagger {
     pub(crate) fn new(keys: &Keys, algorithm: TagAlgorithm, layout: &Layout) -> Self {
         let method = match algorithm {
-            TagAlgorithm::HmacSha256 => Method::HmacSha256 { key: keys.hmac_tags().clone(), engine: Engine::detect() },
+            TagAlgorithm::HmacSha256 => Method::HmacSha256 { key: keys.hmac_tags().clone(), ways: Ways::here() },
             TagAlgorithm::Blake3 => Method::Blake3 { key: keys.blake3_tags().clone() },
+            TagAlgorithm::Aegis128X2 => Method::Aegis128X2 { key: keys.aegis_tags().clone() },
         };
         Self { method, layout: *layout }
+    }
+
+    /// SHA-256 by this way alone.
+    pub(crate) fn take(&mut self, way: Way) {
+        if let Method::HmacSha256 { ways, .. } = &mut self.method {
+            *ways = way.alone();
+        }
     }
 
     /// Bytes of a block.
@@ -52,11 +63,12 @@ impl Tagger {
         self.layout.block_size as usize
     }
 
-    /// What hashes.
-    pub(crate) fn implementation(&self) -> &'static str {
+    /// What hashes so many blocks at once.
+    pub(crate) fn implementation(&self, blocks: usize) -> &'static str {
         match &self.method {
-            Method::HmacSha256 { engine, .. } => engine.name(),
+            Method::HmacSha256 { ways, .. } => ways.name(blocks),
             Method::Blake3 { .. } => "blake3 crate",
+            Method::Aegis128X2 { .. } => aegis::implementation(),
         }
     }
 
@@ -67,12 +79,12 @@ impl Tagger {
 
     /// Whether so many blocks take less time with others than alone.
     pub(crate) fn benefits_from_batching(&self, blocks: usize) -> bool {
-        blocks < self.method.lanes()
+        blocks < self.method.groups().many
     }
 
     /// Whether so many blocks of several requests gain by more of them: what fills no lane is at most half of the work then.
     pub(crate) fn is_short_batch(&self, blocks: usize) -> bool {
-        blocks < 2 * self.method.lanes()
+        blocks < 2 * self.method.groups().many
     }
 
     /// Whether the block is what the tag says; for [`ZERO_TAG`] there is nothing to prove.
@@ -115,8 +127,9 @@ impl Tagger {
     fn tags_of<const N: usize>(&self, blocks: [(BlockIndex, &[u8]); N]) -> [Tag; N] {
         let blocks = blocks.map(|(block, data)| (self.layout.volume_offset(block).0.to_le_bytes(), data));
         let tags = match &self.method {
-            Method::HmacSha256 { key, engine } => hmac_sha256(key, *engine, blocks),
+            Method::HmacSha256 { key, ways } => hmac_sha256(key, ways.of(N), blocks),
             Method::Blake3 { key } => blocks.map(|block| keyed_blake3(key, block)),
+            Method::Aegis128X2 { key } => blocks.map(|(offset, data)| key.tag(offset, data)),
         };
         // 2^-255: but a tag that means something else must not be one that can occur.
         debug_assert!(tags.iter().all(|tag| *tag != ZERO_TAG && *tag != LOST_TAG));
@@ -127,8 +140,8 @@ impl Tagger {
 impl<'d, W: Copy> Lanes<(W, (BlockIndex, &'d [u8]))> for Tagger {
     type Output = Tag;
 
-    fn lanes(&self) -> usize {
-        self.method.lanes()
+    fn groups(&self) -> Groups {
+        self.method.groups()
     }
 
     fn side_by_side<const N: usize>(&self, blocks: [(W, (BlockIndex, &'d [u8])); N]) -> [Tag; N] {
@@ -176,7 +189,12 @@ impl TagMaker {
 
     /// What hashes: "sha-ni x2" (two blocks side by side), "portable", or "blake3 crate", for instance.
     pub fn implementation(&self) -> &'static str {
-        self.tagger.implementation()
+        self.tagger.implementation(self.tags.len())
+    }
+
+    /// SHA-256 by this way alone.
+    pub fn take(&mut self, way: Way) {
+        self.tagger.take(way);
     }
 }
 
@@ -197,15 +215,13 @@ pub(crate) mod tests {
 
     /// Every algorithm, and every way to it.
     fn taggers(block_size: u32) -> impl Iterator<Item = (TagAlgorithm, Tagger)> {
-        let by = move |with: Engine| {
+        let by = move |way: Way| {
             let mut tagger = tagger(TagAlgorithm::HmacSha256, block_size);
-            if let Method::HmacSha256 { engine, .. } = &mut tagger.method {
-                *engine = with;
-            }
+            tagger.take(way);
             (TagAlgorithm::HmacSha256, tagger)
         };
-        let blake3 = (TagAlgorithm::Blake3, tagger(TagAlgorithm::Blake3, block_size));
-        Engine::all().into_iter().map(by).chain([blake3])
+        let others = [TagAlgorithm::Blake3, TagAlgorithm::Aegis128X2].map(|tag| (tag, tagger(tag, block_size)));
+        Way::all().into_iter().map(by).chain(others)
     }
 
     /// The definitions of the algorithms, by the crates alone.
@@ -213,6 +229,7 @@ pub(crate) mod tests {
         let label = match algorithm {
             TagAlgorithm::HmacSha256 => "ublk-integrity v1 block tags",
             TagAlgorithm::Blake3 => "ublk-integrity v1 block tags, blake3",
+            TagAlgorithm::Aegis128X2 => "ublk-integrity v1 block tags, aegis-128x2",
         };
         let mut key = [0; 32];
         hkdf::Hkdf::<Sha256>::new(Some(&UUID), &[0x42; 32]).expand(label.as_bytes(), &mut key).unwrap();
@@ -227,6 +244,13 @@ pub(crate) mod tests {
                     mac.finalize().into_bytes().into()
                 }
                 TagAlgorithm::Blake3 => *blake3::keyed_hash(&key, &[block, &offset.to_le_bytes()].concat()).as_bytes(),
+                TagAlgorithm::Aegis128X2 => {
+                    let nonce = [offset.to_le_bytes(), [0; 8]].concat().try_into().unwrap();
+                    let mut mac =
+                        ::aegis::aegis128x2::Aegis128X2Mac::new_with_nonce(key[..16].try_into().unwrap(), &nonce);
+                    mac.update(block);
+                    mac.finalize()
+                }
             })
             .collect()
     }

@@ -5,8 +5,8 @@ use crate::{
     Epoch,
     crypto::{
         keys::Digest,
-        lanes::{self, Lanes},
-        sha256::Engine,
+        lanes::{self, Groups, Lanes},
+        sha256::Ways,
     },
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, little_endian::U64};
@@ -87,7 +87,7 @@ fn prefix(id: PageId) -> [u8; 40] {
 
 /// SHA-256(label ‖ le64(level) ‖ le64(index) ‖ page).
 pub(crate) fn digest(id: PageId, page: &[u8]) -> Digest {
-    PageHash(Engine::detect()).side_by_side([((), id, page)])[0]
+    PageHash(Ways::here()).side_by_side([((), id, page)])[0]
 }
 
 /// The digests of many pages; `W` says which one it is.
@@ -95,20 +95,20 @@ pub(crate) fn digest_each<'p, W: Copy>(
     pages: impl Iterator<Item = (W, PageId, &'p [u8])>,
     mut with: impl FnMut(W, Digest),
 ) {
-    lanes::each(&PageHash(Engine::detect()), pages, |(which, ..), digest| with(which, digest));
+    lanes::each(&PageHash(Ways::here()), pages, |(which, ..), digest| with(which, digest));
 }
 
-struct PageHash(Engine);
+struct PageHash(Ways);
 
 impl<'p, W: Copy> Lanes<(W, PageId, &'p [u8])> for PageHash {
     type Output = Digest;
 
-    fn lanes(&self) -> usize {
-        self.0.lanes()
+    fn groups(&self) -> Groups {
+        self.0.groups()
     }
 
     fn side_by_side<const N: usize>(&self, pages: [(W, PageId, &'p [u8]); N]) -> [Digest; N] {
         let prefixes = pages.map(|(_, id, _)| prefix(id));
-        self.0.prefixed_digests(std::array::from_fn(|i| (&prefixes[i], pages[i].2)))
+        self.0.of(N).prefixed_digests(std::array::from_fn(|i| (&prefixes[i], pages[i].2)))
     }
 }

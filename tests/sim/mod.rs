@@ -45,7 +45,7 @@ pub fn format_options(block_size: u32) -> FormatOptions {
     }
 }
 
-/// Either, by the seed.
+/// Any, by the seed.
 pub fn tag_algorithm(seed: u64) -> TagAlgorithm {
     TagAlgorithm::ALL[seed as usize % TagAlgorithm::ALL.len()]
 }

@@ -12,6 +12,7 @@ mod daemon;
 mod device;
 mod event_loop;
 mod failure;
+mod hashing;
 mod huge;
 mod interrupt;
 mod kept;

@@ -1,129 +1,21 @@
-//! The compression function in AVX2: eight messages at a time, one in each 32-bit lane of every register.
-//!
-//! This is the textbook function (FIPS 180-4, 6.2.2) with vectors for words. There is nothing to wait for between
-//! lanes, so a processor without SHA instructions is busy all the time.
+//! Eight messages in the lanes of AVX2: see [`vector`](super::vector).
 
 // Since Rust 1.87 most intrinsics are safe to call here; the oldest compiler that we build with disagrees.
 #![allow(unused_unsafe)]
 
-use super::{Block, K, State};
+use super::{
+    Block, K, State,
+    vector::{compression, each_round},
+};
 use std::{
     arch::x86_64::{
         __m256i, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi32,
-        _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_si256, _mm256_xor_si256,
+        _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_si256, _mm256_xor_si256,
     },
     array::from_fn,
 };
 
-/// Messages at a time.
-pub(super) const LANES: usize = 8;
-
-/// Proof that this processor has the instructions.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2(());
-
-impl Avx2 {
-    pub(super) fn detect() -> Option<Self> {
-        is_x86_feature_detected!("avx2").then_some(Self(()))
-    }
-
-    /// See [`Engine::compress`](super::Engine::compress); for at most [`LANES`] messages. Lanes without one repeat the
-    /// last, which costs nothing.
-    pub(super) fn compress(self, states: &mut [State], messages: &[&[Block]], last: &[Block]) {
-        let count = states.len();
-        let blocks = messages[0].len();
-        assert!((1..=LANES).contains(&count) && messages.len() == count && last.len() == count, "at most one a lane");
-        assert!(messages.iter().all(|m| m.len() == blocks), "messages of one length");
-        let message = |lane: usize| lane.min(count - 1);
-        let mut lanes: [State; LANES] = from_fn(|lane| states[message(lane)]);
-        // SAFETY: there is an `Avx2` only where `detect` has found the feature.
-        unsafe { compress(&mut lanes, from_fn(|lane| messages[message(lane)]), from_fn(|lane| &last[message(lane)])) }
-        states.copy_from_slice(&lanes[..count]);
-    }
-}
-
-/// The same word of each message.
-type Words = [u32; LANES];
-
-/// Sixteen rounds, one after the other in the code: as a loop they would move all of the state from register to register
-/// in each.
-macro_rules! each_round {
-    ($state:expr, $w:ident, $k:expr, $word:expr) => {
-        each_round!(@ $state, $w, $k, $word, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    (@ $state:expr, $w:ident, $k:expr, $word:expr, $($i:literal)*) => {{
-        let (mut state, k) = ($state, $k);
-        $(
-            let word = $word(&mut $w, $i);
-            state = one_round(state, add(word, _mm256_set1_epi32(k[$i / 4][$i % 4] as i32)));
-        )*
-        state
-    }};
-}
-
-/// # Safety
-/// The processor has the feature.
-#[target_feature(enable = "avx2")]
-unsafe fn compress(states: &mut [State; LANES], messages: [&[Block]; LANES], last: [&Block; LANES]) {
-    // SAFETY: the feature is the caller's word.
-    unsafe {
-        let mut state = [_mm256_setzero_si256(); 8];
-        for (word, vector) in state.iter_mut().enumerate() {
-            *vector = load(&states.map(|state| state[word]));
-        }
-        for block in 0..=messages[0].len() {
-            let mut w = load_words(&from_fn(|lane| messages[lane].get(block).unwrap_or(last[lane])));
-            let before = state;
-            state = each_round!(state, w, &K[..4], |w: &mut [__m256i; 16], i: usize| w[i]);
-            for k in K[4..].chunks_exact(4) {
-                state = each_round!(state, w, k, next_word);
-            }
-            for (word, before) in state.iter_mut().zip(before) {
-                *word = add(*word, before);
-            }
-        }
-        for (word, vector) in state.into_iter().enumerate() {
-            for (state, value) in states.iter_mut().zip(store(vector)) {
-                state[word] = value;
-            }
-        }
-    }
-}
-
-/// One round on the sum of its word and its constant.
-///
-/// # Safety
-/// The processor has the feature.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn one_round([a, b, c, d, e, f, g, h]: [__m256i; 8], wk: __m256i) -> [__m256i; 8] {
-    // SAFETY: the feature is the caller's word; no pointer is used here.
-    unsafe {
-        let sum1 = xor(xor(rotate::<6, 26>(e), rotate::<11, 21>(e)), rotate::<25, 7>(e));
-        let choice = xor(g, _mm256_and_si256(e, xor(f, g)));
-        let t1 = add(add(h, wk), add(sum1, choice));
-        let sum0 = xor(xor(rotate::<2, 30>(a), rotate::<13, 19>(a)), rotate::<22, 10>(a));
-        let majority = _mm256_or_si256(_mm256_and_si256(a, b), _mm256_and_si256(c, _mm256_or_si256(a, b)));
-        [add(t1, add(sum0, majority)), a, b, c, add(d, t1), e, f, g]
-    }
-}
-
-/// The word of the schedule for a round from the 17th on, from the sixteen before it, the oldest of which it replaces.
-///
-/// # Safety
-/// The processor has the feature.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn next_word(w: &mut [__m256i; 16], round: usize) -> __m256i {
-    // SAFETY: the feature is the caller's word; no pointer is used here.
-    unsafe {
-        let (w15, w2) = (w[(round + 1) % 16], w[(round + 14) % 16]);
-        let sigma0 = xor(xor(rotate::<7, 25>(w15), rotate::<18, 14>(w15)), _mm256_srli_epi32::<3>(w15));
-        let sigma1 = xor(xor(rotate::<17, 15>(w2), rotate::<19, 13>(w2)), _mm256_srli_epi32::<10>(w2));
-        w[round] = add(add(w[round], sigma0), add(w[(round + 9) % 16], sigma1));
-        w[round]
-    }
-}
+compression!(Avx2, "avx2", __m256i, 8);
 
 /// The sixteen words of a block of each message.
 ///
@@ -140,7 +32,7 @@ unsafe fn load_words(blocks: &[&Block; LANES]) -> [__m256i; 16] {
     }
     // SAFETY: the feature is the caller's word.
     unsafe {
-        let mut w = [_mm256_setzero_si256(); 16];
+        let mut w = [splat(0); 16];
         for (vector, words) in w.iter_mut().zip(&words) {
             *vector = load(words);
         }
@@ -153,7 +45,7 @@ unsafe fn load_words(blocks: &[&Block; LANES]) -> [__m256i; 16] {
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn load(words: &Words) -> __m256i {
-    // SAFETY: the feature is the caller's word; the load is of 32 bytes out of 32.
+    // SAFETY: the feature is the caller's word; 32 bytes of 32.
     unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
 }
 
@@ -163,9 +55,18 @@ unsafe fn load(words: &Words) -> __m256i {
 #[target_feature(enable = "avx2")]
 unsafe fn store(vector: __m256i) -> Words {
     let mut words = [0; LANES];
-    // SAFETY: the feature is the caller's word; the store is of 32 bytes into 32.
+    // SAFETY: the feature is the caller's word; 32 bytes of 32.
     unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), vector) };
     words
+}
+
+/// # Safety
+/// The processor has the feature.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn splat(word: u32) -> __m256i {
+    // SAFETY: the feature is the caller's word; no pointer is used here.
+    unsafe { _mm256_set1_epi32(word as i32) }
 }
 
 /// # Safety
@@ -181,9 +82,29 @@ unsafe fn add(a: __m256i, b: __m256i) -> __m256i {
 /// The processor has the feature.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn xor(a: __m256i, b: __m256i) -> __m256i {
+unsafe fn xor(a: __m256i, b: __m256i, c: __m256i) -> __m256i {
     // SAFETY: the feature is the caller's word; no pointer is used here.
-    unsafe { _mm256_xor_si256(a, b) }
+    unsafe { _mm256_xor_si256(_mm256_xor_si256(a, b), c) }
+}
+
+/// Bits of `f` where `e` has ones, of `g` elsewhere.
+///
+/// # Safety
+/// The processor has the feature.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn choose(e: __m256i, f: __m256i, g: __m256i) -> __m256i {
+    // SAFETY: the feature is the caller's word; no pointer is used here.
+    unsafe { _mm256_xor_si256(g, _mm256_and_si256(e, _mm256_xor_si256(f, g))) }
+}
+
+/// # Safety
+/// The processor has the feature.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn majority(a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+    // SAFETY: the feature is the caller's word; no pointer is used here.
+    unsafe { _mm256_or_si256(_mm256_and_si256(a, b), _mm256_and_si256(c, _mm256_or_si256(a, b))) }
 }
 
 /// To the right by `R` = 32 − `L` bits.
@@ -195,4 +116,15 @@ unsafe fn xor(a: __m256i, b: __m256i) -> __m256i {
 unsafe fn rotate<const R: i32, const L: i32>(word: __m256i) -> __m256i {
     // SAFETY: the feature is the caller's word; no pointer is used here.
     unsafe { _mm256_or_si256(_mm256_srli_epi32::<R>(word), _mm256_slli_epi32::<L>(word)) }
+}
+
+/// To the right.
+///
+/// # Safety
+/// The processor has the feature.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn shift<const R: i32>(word: __m256i) -> __m256i {
+    // SAFETY: the feature is the caller's word; no pointer is used here.
+    unsafe { _mm256_srli_epi32::<R>(word) }
 }

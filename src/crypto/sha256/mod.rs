@@ -7,12 +7,20 @@
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)] // As below.
 mod avx2;
+#[cfg(all(target_arch = "x86_64", avx512))]
+#[allow(unsafe_code)] // As below.
+mod avx512;
 mod hmac;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)] // The one place: an instruction that not every processor has is unsafe to use.
 mod sha_ni;
+#[cfg(target_arch = "x86_64")]
+mod vector;
+mod ways;
 
 pub(crate) use hmac::HmacKey;
+pub(crate) use ways::Ways;
+pub use ways::{Timing, Way, choose};
 
 use crate::crypto::Digest;
 use sha2::block_api::compress256;
@@ -50,26 +58,15 @@ pub(crate) enum Engine {
     /// Eight messages in the lanes of AVX2's registers; a single one as in `Portable`.
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
+    /// Sixteen messages in the lanes of AVX-512's registers; a single one as in `Portable`.
+    #[cfg(all(target_arch = "x86_64", avx512))]
+    Avx512(avx512::Avx512),
     /// The `sha2` crate, one message after the other.
     Portable,
 }
 
 impl Engine {
-    /// The fastest that this machine can run.
-    pub(crate) fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(token) = sha_ni::ShaNi::detect() {
-            return Self::ShaNi(token);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if let Some(token) = avx2::Avx2::detect() {
-            return Self::Avx2(token);
-        }
-        Self::Portable
-    }
-
     /// All that this machine can run.
-    #[cfg(test)]
     pub(crate) fn all() -> Vec<Self> {
         let mut engines = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
@@ -77,9 +74,8 @@ impl Engine {
             engines.extend(sha_ni::ShaNi::detect().map(Self::ShaNi));
             engines.extend(avx2::Avx2::detect().map(Self::Avx2));
         }
-        if engines.len() < 3 {
-            eprintln!("skipped: of SHA-NI and AVX2, what this processor has not; tested: {engines:?}");
-        }
+        #[cfg(all(target_arch = "x86_64", avx512))]
+        engines.extend(avx512::Avx512::detect().map(Self::Avx512));
         engines
     }
 
@@ -90,12 +86,14 @@ impl Engine {
             Self::ShaNi(_) => "sha-ni x2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2 x8",
+            #[cfg(all(target_arch = "x86_64", avx512))]
+            Self::Avx512(_) => "avx-512 x16",
             Self::Portable => "portable",
         }
     }
 
     /// Moves each state on by the blocks of its message, then by the message's last block; all messages,
-    /// at most eight, have the same length. The last ones come in the same call because a second one would first
+    /// at most as many as it has lanes where those are more than two, have the same length. The last ones come in the same call because a second one would first
     /// have to wait for the end of the chain.
     fn compress<const N: usize>(self, states: &mut [State; N], messages: [&[Block]; N], last: &[Block; N]) {
         match self {
@@ -105,6 +103,10 @@ impl Engine {
             Self::Avx2(token) if N > 1 => token.compress(states, &messages, last),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => one_by_one(states, &messages, last),
+            #[cfg(all(target_arch = "x86_64", avx512))]
+            Self::Avx512(token) if N > 1 => token.compress(states, &messages, last),
+            #[cfg(all(target_arch = "x86_64", avx512))]
+            Self::Avx512(_) => one_by_one(states, &messages, last),
             Self::Portable => one_by_one(states, &messages, last),
         }
     }
@@ -116,6 +118,8 @@ impl Engine {
             Self::ShaNi(_) => 2,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => avx2::LANES,
+            #[cfg(all(target_arch = "x86_64", avx512))]
+            Self::Avx512(_) => avx512::LANES,
             Self::Portable => 1,
         }
     }
@@ -228,6 +232,9 @@ mod tests {
             ),
             (&million, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"),
         ];
+        if Engine::all().len() < 4 {
+            eprintln!("skipped: of SHA-NI, AVX2 and AVX-512, what is not here; tested: {:?}", Engine::all());
+        }
         for engine in Engine::all() {
             for (message, digest) in vectors {
                 for d in compressed(engine, [message]).into_iter().chain(compressed(engine, [message, message])) {

@@ -6,6 +6,7 @@ mod memory;
 mod tags;
 
 use crate::{
+    cli::tag_name::TagName,
     daemon::abort_on_panic,
     failure::{Exit, Failure, Outcome},
     os,
@@ -22,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tags::{TagBench, TagSpeed, measure_crates, median};
-use ublk_integrity::TagAlgorithm;
+use ublk_integrity::{TagAlgorithm, hashing::Way};
 
 /// Measure the tag algorithms on this CPU and, with --data, verified reads and writes beside plain ones
 #[derive(clap::Args)]
@@ -36,6 +37,9 @@ pub struct Args {
     /// Seconds for each measurement
     #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
     time: f64,
+    /// Algorithm of what is verified; the tags alone are measured of all
+    #[arg(long, value_enum, default_value = "hmac-sha256")]
+    tag: TagName,
     /// Most threads: one for requests to it, the others hash for that; each pattern runs on one, too [default: one for each
     /// CPU, at most 4]
     #[arg(long, value_name = "N", requires = "data", value_parser = clap::value_parser!(u16).range(1..=32))]
@@ -48,6 +52,8 @@ pub struct Args {
 #[derive(Serialize)]
 struct Report {
     tags: Vec<TagSpeed>,
+    /// HMAC-SHA256 tags of 4 KiB blocks, by each way of this processor alone.
+    ways: Vec<TagSpeed>,
     /// What the `sha2` and `hmac` crates make of tags of 4 KiB blocks, one after the other.
     sha2_bytes_per_second: f64,
     /// From one thread's call until another, asleep, goes on.
@@ -69,12 +75,13 @@ pub fn run(args: &Args) -> Outcome {
     // One that hashes for others would leave them waiting.
     abort_on_panic();
     let time = Duration::from_secs_f64(args.time);
-    let (tags, sha2_bytes_per_second) = tag_speeds(time / 4);
+    let TagSpeeds { tags, ways, sha2_bytes_per_second } = tag_speeds(time / 4);
     let mut report = Report {
         tags,
+        ways,
         sha2_bytes_per_second,
         wake_up_seconds: wake_up(time / 4).as_secs_f64(),
-        memory: memory::measure(time / 4),
+        memory: memory::measure(args.tag.into(), time / 4),
         disk: None,
     };
     if !args.json {
@@ -85,7 +92,11 @@ pub fn run(args: &Args) -> Outcome {
         out.print()?;
     }
     let threads = args.threads.map_or_else(|| os::processors().min(4), usize::from);
-    report.disk = args.data.as_deref().map(|folder| disk::measure(folder, args.size, time, threads)).transpose()?;
+    report.disk = args
+        .data
+        .as_deref()
+        .map(|folder| disk::measure(folder, args.size, args.tag.into(), time, threads))
+        .transpose()?;
     match &report.disk {
         _ if args.json => Output::json(&report).print(),
         Some(disk) => print_disk(disk).print(),
@@ -93,12 +104,22 @@ pub fn run(args: &Args) -> Outcome {
     }
 }
 
-/// Of each algorithm, and of the crates; one after the other and all over again, for a machine is not always as fast.
-fn tag_speeds(time: Duration) -> (Vec<TagSpeed>, f64) {
+/// See [`Report`].
+struct TagSpeeds {
+    tags: Vec<TagSpeed>,
+    ways: Vec<TagSpeed>,
+    sha2_bytes_per_second: f64,
+}
+
+/// Of each algorithm, of each way, and of the crates; one after the other and all over again, for a machine is not always as fast.
+fn tag_speeds(time: Duration) -> TagSpeeds {
     const TURNS: usize = 5;
     let sizes = [(512, 1), (512, 8), (4096, 1), (4096, 8), (4096, 128)];
     let of_all = TagAlgorithm::ALL.into_iter().flat_map(|tag| sizes.map(|(block, batch)| (tag, block, batch)));
     let mut benches: Vec<_> = of_all.map(|(tag, block, batch)| TagBench::new(tag, block, batch, LARGEST)).collect();
+    let count = benches.len();
+    let of_ways = Way::all().into_iter().flat_map(|way| [1, 8, 128].map(|batch| (way, batch)));
+    benches.extend(of_ways.map(|(way, batch)| TagBench::by(way, 4096, batch, LARGEST)));
     let time = time / TURNS as u32;
     let (turns, mut crates): (Vec<Vec<TagSpeed>>, Vec<f64>) = (0..TURNS)
         .map(|_| (benches.iter_mut().map(|bench| bench.measure(time)).collect(), measure_crates(4096, LARGEST, time)))
@@ -107,7 +128,11 @@ fn tag_speeds(time: Duration) -> (Vec<TagSpeed>, f64) {
         let mut speeds: Vec<_> = turns.iter().map(|turn: &Vec<TagSpeed>| turn[i].bytes_per_second).collect();
         TagSpeed { bytes_per_second: median(&mut speeds), ..turns[0][i].clone() }
     };
-    ((0..benches.len()).map(of).collect(), median(&mut crates))
+    TagSpeeds {
+        tags: (0..count).map(of).collect(),
+        ways: (count..benches.len()).map(of).collect(),
+        sha2_bytes_per_second: median(&mut crates),
+    }
 }
 
 /// What it takes to wake a thread. A request passes through several threads, so where hashing is as slow as in an emulator
@@ -131,16 +156,18 @@ fn wake_up(time: Duration) -> Duration {
 
 fn print_tags(out: &mut Output, report: &Report) {
     out.line(format_args!("{:<14}{:>6}{:>16}  {:<20}{:>14}", "tags", "block", "blocks at once", "by", "speed"));
-    for speed in &report.tags {
-        let TagSpeed { algorithm, block_size, batch, implementation, bytes_per_second } = speed;
-        out.line(format_args!(
-            "{algorithm:<14}{block_size:>6}{batch:>16}  {implementation:<20}{:>14}",
-            rate(*bytes_per_second)
-        ));
-    }
+    report.tags.iter().for_each(|speed| print_tag(out, speed));
+    out.line("\nof hmac-sha256, each way of this processor alone; above is what was found to be the fastest");
+    report.ways.iter().for_each(|speed| print_tag(out, speed));
     let (algorithm, speed) = (TagAlgorithm::HmacSha256, rate(report.sha2_bytes_per_second));
     out.line(format_args!("{algorithm:<14}{:>6}{:>16}  {:<20}{speed:>14}", 4096, 1, "sha2, hmac crates"));
     out.line(format_args!("\nwake-up of another thread: {:.1} µs", report.wake_up_seconds * 1e6));
+}
+
+fn print_tag(out: &mut Output, speed: &TagSpeed) {
+    let TagSpeed { algorithm, block_size, batch, implementation, bytes_per_second } = speed;
+    let speed = rate(*bytes_per_second);
+    out.line(format_args!("{algorithm:<14}{block_size:>6}{batch:>16}  {implementation:<20}{speed:>14}"));
 }
 
 fn print_memory(out: &mut Output, memory: &[MemorySpeed]) {

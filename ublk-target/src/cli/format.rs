@@ -1,6 +1,6 @@
 //! `format`: a new volume.
 
-use super::{DeviceArgs, dump::describe};
+use super::{DeviceArgs, dump::describe, tag_name::TagName};
 use crate::{
     device::{Backing, Backings, Use, signature},
     failure::{Context, Exit, Failure, Outcome},
@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Device, MasterKey, Storage, TagAlgorithm,
+    Device, MasterKey, Storage,
     create::{self, FormatOptions, VolumeInfo},
     open::{self, Dump},
 };
@@ -45,30 +45,13 @@ pub struct Args {
     log_size: Option<Size>,
     /// How blocks are signed
     #[arg(long, value_enum, default_value = "hmac-sha256")]
-    tag: Tag,
+    tag: TagName,
     /// Destroy what is there, and disregard that it is mounted
     #[arg(long)]
     force: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Tag {
-    /// HMAC-SHA-256: fast on CPUs with SHA instructions
-    HmacSha256,
-    /// Keyed BLAKE3: fast on any CPU with wide vectors
-    Blake3,
-}
-
-impl From<Tag> for TagAlgorithm {
-    fn from(tag: Tag) -> Self {
-        match tag {
-            Tag::HmacSha256 => Self::HmacSha256,
-            Tag::Blake3 => Self::Blake3,
-        }
-    }
 }
 
 /// The physical block that a regular file counts as having.
@@ -200,6 +183,12 @@ fn format(args: &Args, key: &MasterKey, wiped: &mut Vec<(PathBuf, String)>) -> O
         }
     }
     let volume = offline.run(create::format(&io, key, &options))??;
+    if options.tag.lacks_instructions() {
+        output::warn(format_args!(
+            "this processor has no AES instructions: {} tags are slow here, `benchmark` shows how slow",
+            options.tag
+        ));
+    }
     give_up_kept(&offline, &before)?;
     Ok(volume)
 }

@@ -94,8 +94,8 @@ pub fn run(args: &Args) -> Outcome {
                 // What was cut off meanwhile has been taken for a hole, what was added not at all.
                 let now = input.file.metadata().doing(&what)?.len();
                 if now != before {
-                    let what = format_args!("had {before} bytes and has {now} by now: it changed while it was read");
-                    return Err(wanted.refused(what));
+                    let what = format!("had {before} bytes and has {now} by now: it changed while it was read");
+                    return Err(wanted.refused(format_args!("{what}")));
                 }
             }
         }

@@ -20,6 +20,7 @@ mod progress;
 mod recover;
 mod status;
 pub mod stop;
+mod tag_name;
 mod ublksrv;
 mod udev_probe;
 
@@ -28,7 +29,7 @@ use crate::{
     device::Use,
     device::is_same,
     failure::{Context, Exit, Failure, Outcome, with_paths},
-    interrupt,
+    hashing, interrupt,
     name::DeviceName,
     offline::Offline,
     output,
@@ -220,6 +221,9 @@ pub fn run(args: &[OsString]) -> ExitCode {
 
 impl Command {
     fn run(&self) -> Outcome {
+        if self.hashes_blocks() {
+            hashing::choose();
+        }
         match self {
             Self::Keygen(args) => keygen::run(args),
             Self::Format(args) => format::run(args).map_err(|failure| args.devices.failure(failure)),
@@ -239,6 +243,14 @@ impl Command {
             Self::Generator(args) => generator::run(args),
             Self::UdevProbe(args) => udev_probe::run(args),
         }
+    }
+
+    /// Whether it makes or checks tags of many blocks, itself or in the daemon that it forks.
+    fn hashes_blocks(&self) -> bool {
+        matches!(
+            self,
+            Self::Add(_) | Self::Recover(_) | Self::Check(_) | Self::Export(_) | Self::Import(_) | Self::Benchmark(_)
+        )
     }
 
     /// Whether it does I/O to the devices of a volume by itself.

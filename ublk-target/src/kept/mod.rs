@@ -183,7 +183,7 @@ impl Kept {
         if kept.count()? == 0 {
             return Ok(None);
         }
-        let what = format_args!(
+        let what = format!(
             "it is of {}, and this has neither that path nor that number: if it is a copy, open that first; if it is the same, make it known by that path",
             owner.path
         );

@@ -85,10 +85,10 @@ fn small_blocks_serve_too() {
 }
 
 #[test]
-fn either_tag_algorithm_serves() {
+fn every_tag_algorithm_serves() {
     let f = Folder::new();
     let input = content(100_000);
-    for tag in ["hmac-sha256", "blake3"] {
+    for tag in ["hmac-sha256", "blake3", "aegis-128x2"] {
         f.run(&format!("format --data {tag} --create --size 2M --tag {tag} --key-file key")).expect(DONE);
         assert_eq!(f.run(&format!("dump --data {tag} --json")).expect(DONE).json()["volume"]["tag"], tag);
         f.run_with_input(&format!("import --data {tag} --key-file key --zero-rest -"), &input).expect(DONE);

@@ -79,11 +79,11 @@ pub struct DiskReport {
 }
 
 /// Everything that `benchmark --data` measures, on scratch files in `folder`.
-pub fn measure(folder: &Path, size: Size, time: Duration, threads: usize) -> Outcome<DiskReport> {
+pub fn measure(folder: &Path, size: Size, tag: TagAlgorithm, time: Duration, threads: usize) -> Outcome<DiskReport> {
     let size = size.0 / LARGEST as u64 * LARGEST as u64;
     let format_1t_seconds = format_1t(folder)?;
-    let usual = options(size, None);
-    let crash = options(size.max(CRASH_VOLUME), Some(CRASH_LOG));
+    let usual = FormatOptions { tag, ..options(size, None) };
+    let crash = FormatOptions { tag, ..options(size.max(CRASH_VOLUME), Some(CRASH_LOG)) };
     let volume_bytes = create::plan(&usual)?.data_device_bytes.max(create::plan(&crash)?.data_device_bytes);
     let file_bytes = volume_bytes + size;
     let bench = Bench {
@@ -161,13 +161,14 @@ struct Bench {
 struct Opened {
     volume: Volume,
     key: MasterKey,
+    tag: TagAlgorithm,
 }
 
 impl Bench {
     fn new_volume(&self, options: &FormatOptions) -> Outcome<Opened> {
         let key = MasterKey::new(&random::<32>()?)?;
         self.offline.run(create::format(&self.offline.io(), &key, options))??;
-        Ok(Opened { volume: self.open(&key)?, key })
+        Ok(Opened { volume: self.open(&key)?, key, tag: options.tag })
     }
 
     fn open(&self, key: &MasterKey) -> Outcome<Volume> {
@@ -195,7 +196,7 @@ impl Bench {
         let (target, turn) = (Target::Volume(volume), Until::Elapsed(self.turn));
         self.run(&FILL, target, &mut verified, 1, Until::Moved(self.size))?;
         let mut one = |pattern: &Pattern, threads: usize| {
-            let mut tags = TagBench::new(TagAlgorithm::default(), BLOCK, pattern.request / BLOCK as usize, LARGEST);
+            let mut tags = TagBench::new(opened.tag, BLOCK, pattern.request / BLOCK as usize, LARGEST);
             let (mut speeds, mut plain_speeds, mut tag_speeds) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..TURNS {
                 plain_speeds.push(self.run(pattern, self.plain, &mut plain, threads, turn)?);
@@ -219,7 +220,7 @@ impl Bench {
 
     /// Seconds to open a volume that was left with [`CRASH_WRITES`] random writes in its log and no checkpoint.
     fn open_after_crash(&self, options: &FormatOptions) -> Outcome<f64> {
-        let Opened { volume, key } = self.new_volume(options)?;
+        let Opened { volume, key, .. } = self.new_volume(options)?;
         let writes = pattern("write 4K random, depth 32", 4 << 10, DEEPEST, true, true);
         let mut lanes = lanes(Some(&volume), DEEPEST, LARGEST);
         let total = Until::Moved(CRASH_WRITES * writes.request as u64);

@@ -43,12 +43,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    fn new(tag: TagAlgorithm) -> Self {
         let options = FormatOptions {
             block_size: BLOCK,
             size: Some(VOLUME),
             log_size: None,
-            tag: TagAlgorithm::default(),
+            tag,
             uuid: [1; 16],
             separate_meta: false,
         };
@@ -98,16 +98,21 @@ impl Bench {
     }
 }
 
-/// Reads and writes of several sizes, each for about so long.
-pub fn measure(time: Duration) -> Vec<MemorySpeed> {
-    let mut bench = Bench::new();
+/// Reads and writes of several sizes with these tags, each for about so long.
+pub fn measure(tag: TagAlgorithm, time: Duration) -> Vec<MemorySpeed> {
+    let mut bench = Bench::new(tag);
     let patterns = [("read 4K", 4 << 10, false), ("read 32K", 32 << 10, false), ("read 128K", 128 << 10, false)];
     let writes = [("write 4K", 4 << 10, true), ("write 128K", 128 << 10, true)];
-    patterns.into_iter().chain(writes).map(|pattern| of_pattern(&mut bench, pattern, time)).collect()
+    patterns.into_iter().chain(writes).map(|pattern| of_pattern(&mut bench, tag, pattern, time)).collect()
 }
 
-fn of_pattern(bench: &mut Bench, (name, request, write): (&str, usize, bool), time: Duration) -> MemorySpeed {
-    let mut tags = TagBench::new(TagAlgorithm::default(), BLOCK, request / BLOCK as usize, HOT);
+fn of_pattern(
+    bench: &mut Bench,
+    tag: TagAlgorithm,
+    (name, request, write): (&str, usize, bool),
+    time: Duration,
+) -> MemorySpeed {
+    let mut tags = TagBench::new(tag, BLOCK, request / BLOCK as usize, HOT);
     let (mut verified, mut alone) = (Vec::new(), Vec::new());
     let begin = Instant::now();
     while verified.len() < 3 || begin.elapsed() < time {
@@ -132,12 +137,12 @@ mod tests {
 
     #[test]
     fn every_pattern_is_measured_and_every_read_verified() {
-        let mut bench = Bench::new();
+        let mut bench = Bench::new(TagAlgorithm::Aegis128X2);
         bench.pass(LARGEST, false);
         let status = bench.volume.status();
         assert_eq!(status.counters.blocks_verified as usize, HOT / BLOCK as usize);
         assert_eq!(status.counters.mismatches, 0);
-        let speeds = measure(Duration::ZERO);
+        let speeds = measure(TagAlgorithm::default(), Duration::ZERO);
         assert_eq!(speeds.len(), 5);
         assert!(speeds.iter().all(|s| s.verified > 0.0 && s.tags > 0.0), "{speeds:?}");
     }

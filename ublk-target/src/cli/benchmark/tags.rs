@@ -7,7 +7,7 @@ use std::{
     hint::black_box,
     time::{Duration, Instant},
 };
-use ublk_integrity::{BlockIndex, MasterKey, TagAlgorithm, TagMaker};
+use ublk_integrity::{BlockIndex, MasterKey, TagAlgorithm, TagMaker, hashing::Way};
 
 /// What [`TagBench::measure`] found.
 #[derive(Clone, Debug, Serialize)]
@@ -47,6 +47,13 @@ impl TagBench {
         // Not all zeros: pages that were never written to are all the same one.
         let memory = (0..memory.max(1).next_multiple_of(request)).map(|i| (i % 251) as u8).collect();
         Self { algorithm, block_size, batch, maker, memory }
+    }
+
+    /// The same, of HMAC-SHA256 by one way alone.
+    pub fn by(way: Way, block_size: u32, batch: usize, memory: usize) -> Self {
+        let mut bench = Self::new(TagAlgorithm::HmacSha256, block_size, batch, memory);
+        bench.maker.take(way);
+        bench
     }
 
     /// Goes through the memory once and returns its size in bytes.
