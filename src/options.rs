@@ -1,5 +1,6 @@
 //! How to open a volume.
 
+use crate::RecordNumber;
 use serde::Serialize;
 
 /// Whether anything may be written.
@@ -65,6 +66,9 @@ pub struct OpenOptions {
     pub separate_meta: bool,
     /// What a read does with a block that does not match its tag.
     pub on_mismatch: OnMismatch,
+    /// The number that the log's next record has at least. A log that ends before is of an older state of the volume, which
+    /// is refused before anything is written ([`OlderState`](crate::open::OpenError::OlderState)).
+    pub least_record: RecordNumber,
     /// The UUID that the volume must have, where one is known: whole volumes under one key look alike otherwise.
     pub expected_uuid: Option<[u8; 16]>,
     /// What becomes of a log that can't be read.
@@ -91,6 +95,7 @@ impl OpenOptions {
             max_memory_bytes: u64::MAX,
             separate_meta: false,
             on_mismatch: OnMismatch::Fail,
+            least_record: RecordNumber(0),
             expected_uuid: None,
             unread_log: UnreadLog::default(),
             unreadable_blocks: UnreadableBlocks::default(),

@@ -1,6 +1,6 @@
 //! Why a volume can't be opened.
 
-use crate::{BelowSector, DeviceError, format::Unknown};
+use crate::{BelowSector, DeviceError, RecordNumber, format::Unknown};
 
 /// Why a volume can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,16 @@ pub enum OpenError {
         expected: String,
         /// The one that is there.
         found: String,
+    },
+    /// The log ends before a record that is known to have been there.
+    #[error(
+        "the devices hold an older state of the volume: its log goes on with record {next}, and had got to {least}"
+    )]
+    OlderState {
+        /// The number that its next record would have.
+        next: RecordNumber,
+        /// The number that it has at least, by what is known ([`OpenOptions::least_record`](crate::OpenOptions::least_record)).
+        least: RecordNumber,
     },
     /// A part of the log can't be read, and the newest changes may lie there.
     #[error("the tag log can't be read, the newest changes may be in it: {0}")]

@@ -9,7 +9,7 @@
 //! The superblocks are read once: whoever has the disk in hand could answer a second read with other copies.
 
 use crate::{
-    BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, RecordNumber, Storage, Volume,
+    BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, Storage, Volume,
     crypto::tagger::Tagger,
     format::{Identity, PAGE_BYTES, Superblock, uuid_text},
     info::{RecoveryReport, VolumeInfo},
@@ -46,7 +46,6 @@ struct CrashedVolume {
     newest: Newest,
     candidates: Candidates,
     head: LogPoint,
-    followed_to: RecordNumber,
     unread: Option<Unread>,
     report: RecoveryReport,
     warnings: Vec<String>,
@@ -56,7 +55,6 @@ struct CrashedVolume {
 struct RecoveredVolume {
     newest: Newest,
     head: LogPoint,
-    followed_to: RecordNumber,
     tree: Tree,
     tagger: Arc<Tagger>,
     set: PendingSet,
@@ -120,6 +118,10 @@ impl VerifiedVolume {
         let left = available.checked_sub(own).ok_or(OpenError::Memory { needed: own, available })?;
         let candidates = Candidates::within(left);
         let chain = follow(io, &newest.superblock, &newest.keys, options.unread_log, candidates).await?;
+        // Of what recovery skips nothing is known: the records that it followed count.
+        if chain.followed_to < options.least_record {
+            return Err(OpenError::OlderState { next: chain.followed_to, least: options.least_record });
+        }
         let mut warnings = atomicity_warnings(io, &newest.superblock);
         warnings.extend(chain.unreadable.map(|why| {
             format!("a part of the tag log that holds nothing can't be read, writing may fail there: {why}")
@@ -127,22 +129,13 @@ impl VerifiedVolume {
         let report =
             RecoveryReport { records: chain.records, superblock_repaired: newest.damaged, ..Default::default() };
         let head = LogPoint { link: options.open_id, ..chain.end };
-        let followed_to = chain.followed_to;
-        Ok(CrashedVolume {
-            newest,
-            candidates: chain.candidates,
-            head,
-            followed_to,
-            unread: chain.unread,
-            report,
-            warnings,
-        })
+        Ok(CrashedVolume { newest, candidates: chain.candidates, head, unread: chain.unread, report, warnings })
     }
 }
 
 impl CrashedVolume {
     async fn recover<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<RecoveredVolume, OpenError> {
-        let Self { newest, candidates, head, followed_to, unread, mut report, warnings } = self;
+        let Self { newest, candidates, head, unread, mut report, warnings } = self;
         let superblock = &newest.superblock;
         let tagger = Arc::new(Tagger::new(&newest.keys, superblock.tag, &superblock.layout));
         let cache = PageCache::new(options.cache_bytes);
@@ -154,7 +147,7 @@ impl CrashedVolume {
         let mut memory = Budget { taken: own.saturating_add(needed), available };
         let settle = Settle::new(io, &tree, &tagger, options.unreadable_blocks);
         let undecided = settle.all(&settling, &set, &mut memory, &mut report).await?;
-        Ok(RecoveredVolume { newest, head, followed_to, tree, tagger, set, undecided, unread, report, warnings })
+        Ok(RecoveredVolume { newest, head, tree, tagger, set, undecided, unread, report, warnings })
     }
 }
 
@@ -189,9 +182,9 @@ impl RecoveredVolume {
     }
 
     fn into_volume(self, unsaved: Option<Unsaved>, options: &OpenOptions) -> Volume {
-        let Self { newest, head, followed_to, tree, tagger, report, warnings, .. } = self;
+        let Self { newest, head, tree, tagger, report, warnings, .. } = self;
         let Newest { superblock, keys, .. } = newest;
-        Volume::new(Parts { superblock, keys, head, followed_to, tree, tagger, report, warnings, unsaved }, options)
+        Volume::new(Parts { superblock, keys, head, tree, tagger, report, warnings, unsaved }, options)
     }
 
     /// What was found goes to pages that nothing current names, then into the superblock.

@@ -17,7 +17,7 @@ use crate::{
         hash_batch::Hasher,
         range_lock::RangeLocks,
     },
-    units::{BlockIndex, BlockRange, RecordNumber},
+    units::{BlockIndex, BlockRange},
     write_back::InFlightWrites,
 };
 use std::sync::Arc;
@@ -49,8 +49,6 @@ struct Opened {
     /// Read-only: blocks whose tags recovery found and did not write down, and those it could not find, sorted.
     overlay: Vec<BlockIndex>,
     undecided: Undecided,
-    /// The number after that of the last record that recovery followed.
-    followed_to: RecordNumber,
     /// Rescue: what no change from this one on names may be older than what was last written.
     newer_from: Option<Seq>,
 }
@@ -61,8 +59,6 @@ pub(crate) struct Parts {
     pub(crate) keys: Keys,
     /// Where the log goes on.
     pub(crate) head: LogPoint,
-    /// The number after that of the last record that recovery followed.
-    pub(crate) followed_to: RecordNumber,
     pub(crate) tree: Tree,
     pub(crate) tagger: Arc<Tagger>,
     pub(crate) report: RecoveryReport,
@@ -96,7 +92,7 @@ const MAX_PENDING_RUNS: usize = 4096;
 impl Volume {
     /// A volume in the state that `parts` name, with a log that goes on at their head.
     pub(crate) fn new(parts: Parts, options: &OpenOptions) -> Self {
-        let Parts { superblock, keys, head, followed_to, tree, tagger, report, warnings, unsaved } = parts;
+        let Parts { superblock, keys, head, tree, tagger, report, warnings, unsaved } = parts;
         let layout = superblock.layout;
         let max_tags = max_pending_tags(&layout);
         let max_blocks = options.max_request_bytes / layout.block_size as usize;
@@ -121,7 +117,7 @@ impl Volume {
                 warnings,
                 overlay: unsaved.blocks,
                 undecided: unsaved.undecided,
-                followed_to,
+
                 newer_from: unsaved.newer_from,
             },
             contexts,
@@ -200,12 +196,6 @@ impl Volume {
     /// What recovery found when the volume was opened.
     pub fn recovery(&self) -> &RecoveryReport {
         &self.opened.recovery
-    }
-
-    /// The number after that of the last record that was in the log when the volume was opened. It never goes back, but where an
-    /// older copy is opened.
-    pub fn opened_at(&self) -> RecordNumber {
-        self.opened.followed_to
     }
 
     /// The first failure, if one has made the volume read-only.

@@ -249,6 +249,7 @@ impl From<OpenError> for Failure {
             | OpenError::Damaged
             | OpenError::Foreign(_)
             | OpenError::OtherVolume { .. }
+            | OpenError::OlderState { .. }
             | OpenError::Away(_)
             | OpenError::BelowSector(_)
             | OpenError::TooSmall { .. } => Exit::Device,

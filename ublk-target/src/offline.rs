@@ -166,7 +166,7 @@ impl Offline {
                 output::warn(format_args!("{line}; here the volume is as it was without them"));
             }
         }
-        let volume = self.open_verified(verified, &options)?;
+        let volume = self.open_verified(verified, &options, |failure| failure)?;
         if let Some(why) = volume.latched().filter(|_| how.access == Access::ReadWrite) {
             let backings = self.backings();
             let meta = backings.meta.as_ref().map(Backing::path);
@@ -183,9 +183,19 @@ impl Offline {
     }
 
     /// Recovers and opens.
-    pub fn open_verified(&self, verified: VerifiedVolume, options: &OpenOptions) -> Outcome<Volume> {
+    ///
+    /// `older`: what more there is to say where the devices hold an older state than they should.
+    pub fn open_verified(
+        &self,
+        verified: VerifiedVolume,
+        options: &OpenOptions,
+        older: impl FnOnce(Failure) -> Failure,
+    ) -> Outcome<Volume> {
         let _notice = self.notice();
-        self.run(verified.open(&self.io(), options))?.map_err(|e| self.refusal(e))
+        self.run(verified.open(&self.io(), options))?.map_err(|e| match e {
+            OpenError::OlderState { .. } => older(e.into()),
+            _ => self.refusal(e),
+        })
     }
 
     /// Why the volume can't be opened, with the path where sectors are too large or memory is too small for it.

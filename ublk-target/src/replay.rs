@@ -1,7 +1,7 @@
 //! Puts in place what a daemon that was killed had answered and kept.
 
 use crate::{
-    failure::{Context, Exit, Failure, Outcome},
+    failure::{Context, Failure, Outcome},
     kept::{Kept, MOST_BYTES},
     offline::Offline,
 };
@@ -9,15 +9,11 @@ use ublk_integrity::{Buf, Durability, Volume};
 
 /// Writes all that is kept to the volume, and lets go of what is in place: how much.
 pub fn replay(kept: &Kept, offline: &Offline, volume: &Volume) -> Outcome<usize> {
-    let (all, newest) = kept.all()?;
+    let (all, _) = kept.all()?;
     if all.is_empty() {
         return Ok(0);
     }
     let what = format!("can't put in place what is kept in {}", kept.path().display());
-    if volume.opened_at() < newest {
-        let what = format!("{what}: the device holds an older state of the volume than it was for");
-        return Err(kept.unless_given_up(Failure::new(Exit::Device, what)));
-    }
     let (io, mut failure) = (offline.io(), None);
     let count = all.len();
     let written = offline.run_with_checkpoints(volume, async {

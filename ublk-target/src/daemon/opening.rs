@@ -53,7 +53,7 @@ impl Opened {
         workers::start_hashing(&hashing, settings.hash_threads).doing("can't start a hash thread")?;
         let open_id = random()?;
         let access = if settings.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let options = OpenOptions {
+        let mut options = OpenOptions {
             cache_bytes: settings.cache,
             max_requests: counts.slots(),
             queues: counts.io_threads() as usize,
@@ -75,7 +75,17 @@ impl Opened {
         let verified = offline.verify(key, &options)?;
         accept(&verified.info())?;
         let left = to_put_in_place(&offline, &verified, settings.read_only, &open_id)?;
-        let volume = offline.open_verified(verified, &options)?;
+        // Before anything is written: what is kept must find the records that were there when it was answered.
+        if let Some(left) = &left {
+            options.least_record = left.all()?.1;
+        }
+        let older = |failure: Failure| match &left {
+            Some(left) => left.unless_given_up(
+                failure.context(format_args!("can't put in place what is kept in {}", left.path().display())),
+            ),
+            None => failure,
+        };
+        let volume = offline.open_verified(verified, &options, older)?;
         let put_in_place = left.as_ref().map_or(Ok(0), |left| put_in_place(left, &offline, &volume))?;
         drop(left);
         let kept = match write_back {
