@@ -54,7 +54,7 @@ pub struct OpenOptions {
     pub access: Access,
     /// Bytes of the cache of verified pages; 0 is allowed.
     pub cache_bytes: u64,
-    /// How many [`RequestContext`](crate::Slot)s may be made: queues × depth, and one for each worker thread that reads or writes.
+    /// How many [`RequestContext`](crate::RequestContext)s may be made: queues × depth, and one for each worker thread that reads or writes.
     pub max_requests: usize,
     /// Queues, for counters that do not share a cache line.
     pub queues: usize,

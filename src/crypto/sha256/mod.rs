@@ -23,6 +23,7 @@ pub(crate) use ways::Ways;
 pub use ways::{Timing, Way, choose};
 
 use crate::crypto::Digest;
+use arrayvec::ArrayVec;
 use sha2::block_api::compress256;
 use std::slice::from_ref;
 use zerocopy::FromBytes;
@@ -67,8 +68,9 @@ pub(crate) enum Engine {
 
 impl Engine {
     /// All that this machine can run.
-    pub(crate) fn all() -> Vec<Self> {
-        let mut engines = vec![Self::Portable];
+    pub(crate) fn all() -> ArrayVec<Self, 4> {
+        let mut engines = ArrayVec::new();
+        engines.push(Self::Portable);
         #[cfg(target_arch = "x86_64")]
         {
             engines.extend(sha_ni::ShaNi::detect().map(Self::ShaNi));

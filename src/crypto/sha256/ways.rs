@@ -10,6 +10,8 @@ use std::{sync::OnceLock, time::Duration};
 
 /// The choice of this process. It changes no digest, only the time that they take.
 static CHOSEN: OnceLock<Ways> = OnceLock::new();
+/// What its instructions suggest, until then.
+static SUGGESTED: OnceLock<Ways> = OnceLock::new();
 
 /// One way of this processor to SHA-256.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +85,7 @@ pub(crate) struct Ways {
 impl Ways {
     /// What was chosen for this process; what its instructions suggest before that.
     pub(crate) fn here() -> Self {
-        CHOSEN.get().copied().unwrap_or_else(Self::by_instructions)
+        *CHOSEN.get().unwrap_or_else(|| SUGGESTED.get_or_init(Self::by_instructions))
     }
 
     fn by_instructions() -> Self {
