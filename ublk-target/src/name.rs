@@ -47,6 +47,9 @@ impl FromStr for DeviceName {
         if digits.bytes().all(|b| b.is_ascii_digit()) {
             return wrong("it would be taken for a device's number");
         }
+        if uuid::Uuid::try_parse(text).is_ok() {
+            return wrong("it would be taken for the UUID of a volume");
+        }
         Ok(Self(text.to_owned()))
     }
 }

@@ -6,6 +6,7 @@ use super::{
     unit,
 };
 use crate::{
+    daemon::state::State,
     failure::{Exit, Failure, Outcome},
     wait::Wait,
 };
@@ -51,6 +52,11 @@ fn block_devices() -> Vec<PathBuf> {
     let names = entries.filter(|entry| {
         // Drives without a disk in them, and loop devices without a file.
         fs::read_to_string(entry.path().join("size")).is_ok_and(|size| size.trim() != "0")
+    });
+    // A device of ours that waits for its next daemon would have us wait, who may be about to start that.
+    let names = names.filter(|entry| {
+        let number = entry.file_name().to_str().and_then(|name| name.strip_prefix("ublkb")?.parse().ok());
+        number.and_then(|number| State::load(number).ok()).is_none_or(|state| state.is_alive())
     });
     let mut paths: Vec<_> = names.map(|entry| Path::new("/dev").join(entry.file_name())).collect();
     paths.sort();

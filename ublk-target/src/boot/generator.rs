@@ -42,6 +42,7 @@ const TARGET: &str = "\
 Description=Authenticated volumes
 Documentation=man:ublk-integritytab(5)
 DefaultDependencies=no
+Before=sysinit.target
 ";
 
 /// Whether a credential of this name is there encrypted.

@@ -249,7 +249,13 @@ impl Command {
     fn hashes_blocks(&self) -> bool {
         matches!(
             self,
-            Self::Add(_) | Self::Recover(_) | Self::Check(_) | Self::Export(_) | Self::Import(_) | Self::Benchmark(_)
+            Self::Add(_)
+                | Self::Attach(_)
+                | Self::Recover(_)
+                | Self::Check(_)
+                | Self::Export(_)
+                | Self::Import(_)
+                | Self::Benchmark(_)
         )
     }
 

@@ -11,7 +11,7 @@ use crate::{
         log::Sink,
     },
     failure::{Exit, Failure, Outcome},
-    os,
+    hashing, os,
 };
 use clap::{CommandFactory, Parser, Subcommand};
 use std::{ffi::OsString, path::Path, process::ExitCode};
@@ -96,6 +96,7 @@ pub fn is_caller(args: &[OsString]) -> bool {
 
 /// Does what the tool wants, and tells it how that went.
 pub fn run(args: &[OsString]) -> ExitCode {
+    hashing::choose();
     // Before anything can fail, for the tool waits.
     let listener = eventfd(args).and_then(os::adopt_descriptor);
     let reporter = listener.map_or_else(Reporter::terminal, Reporter::ublksrv);

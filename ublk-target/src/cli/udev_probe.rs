@@ -5,6 +5,7 @@ use crate::{
     daemon::state::State,
     failure::{Context, Exit, Failure, Outcome},
     output::Output,
+    ublk::Whose,
 };
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,10 @@ pub fn run(args: &Args) -> Outcome {
         out.line(format_args!("UBLK_INTEGRITY_UUID={}", state.volume.uuid));
         state.settings.name.iter().for_each(|name| out.line(format_args!("UBLK_INTEGRITY_NAME={name}")));
     }
+    if waits {
+        // Nobody shall look at what is on it: a read would wait for its next daemon.
+        out.line("UBLK_INTEGRITY_WAITS=1");
+    }
     for (name, value) in found.iter().flat_map(|found| found.properties()) {
         out.line(format_args!("{name}={value}"));
     }
@@ -40,5 +45,7 @@ pub fn run(args: &Args) -> Outcome {
 /// What is known of the device, if it is one that we serve.
 fn served(path: &Path) -> Option<State> {
     let number = path.to_str()?.strip_prefix("/dev/ublkb")?;
-    number.parse().ok().and_then(|number| State::load(number).ok())
+    let state = number.parse().ok().and_then(|number| State::load(number).ok())?;
+    // The number may be another program's by now: links would lead to what nobody has verified.
+    (state.ended.is_none() && state.whose().is_ok_and(|whose| whose == Whose::Ours)).then_some(state)
 }
