@@ -5,7 +5,7 @@ use super::{
     add::{launch, refuse_unstorable},
 };
 use crate::{
-    daemon::{Origin, Start, peek::peek, state::State},
+    daemon::{Origin, Start, peek::peek, refuse_own_stack, state::State},
     failure::{Exit, Failure, Outcome},
     key::{KeySource, OptionalKeyArgs},
     ublk,
@@ -63,6 +63,7 @@ pub(super) fn start(number: u32, key: Option<KeySource>, decide_unreadable: bool
         return Err(Failure::new(Exit::Arguments, "the key came from a pipe: give it again with --key-file"));
     }
     let key = settings.key.load()?;
+    refuse_own_stack(&settings, number)?;
     let volume = peek(settings.meta_path())?;
     Ok(Start { settings, may_shrink: true, origin: Origin::Recovered(number), volume, key, uuid })
 }

@@ -48,6 +48,7 @@ use memory_budget::{Promise, Purpose};
 pub use names::withdraw;
 use nix::sys::signal::Signal;
 use opening::Opened;
+pub use refusals::refuse_own_stack;
 use serving::{Served, serve_device};
 use settings::Settings;
 use signals::{Signals, block_heedless};

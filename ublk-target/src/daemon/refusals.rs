@@ -15,7 +15,10 @@ use std::time::Duration;
 /// Refuses a device that is not ours to serve, or would lie on itself.
 pub(super) fn unfit(settings: &Settings, origin: Origin) -> Outcome {
     refuse_foreign_device(origin)?;
-    refuse_own_stack(settings, origin)
+    match origin {
+        Origin::Recovered(number) => refuse_own_stack(settings, number),
+        Origin::New(_) => Ok(()),
+    }
 }
 
 /// The number may have gone to another program's device since. (Asked here, not in the command that forked us: a process
@@ -36,9 +39,9 @@ fn refuse_foreign_device(origin: Origin) -> Outcome {
     Err(Failure::new(Exit::Device, message))
 }
 
-/// A recovered device exists already: its devices may lie on it by now.
-fn refuse_own_stack(settings: &Settings, origin: Origin) -> Outcome {
-    let Origin::Recovered(number) = origin else { return Ok(()) };
+/// A recovered device exists already: its devices may lie on it by now. Asked before anything is read of them, which would wait
+/// for the device's next daemon.
+pub fn refuse_own_stack(settings: &Settings, number: u32) -> Outcome {
     for path in std::iter::once(&settings.data).chain(&settings.meta) {
         if stack::lies_on_ublk(path, number, State::below) {
             let message =
