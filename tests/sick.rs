@@ -527,3 +527,132 @@ fn the_log_of_a_volume_that_was_formatted_over_is_no_obstacle() {
     lab.write(7, 1, 1000);
     assert!(lab.reopened().unwrap().reads_as(7, 1000));
 }
+
+/// A data device that dies after its identity block was read, with fewer blocks to give up than a probe waits for.
+#[test]
+fn take_newest_of_a_device_that_is_away_writes_nothing() {
+    let mut lab = lab();
+    lab.write(8, 10, 1);
+    lab.flush();
+    lab.checkpoint();
+    lab.write(8, 10, 2);
+    for block in 8..18 {
+        let at = lab.block_offset(block);
+        lab.poke(Device::Data, at, &content(512, block, 1)); // version 2 never arrived
+    }
+    let (io, options) = (lab.io.clone(), lab.options.clone());
+    drop(lab);
+    io.disk().faults.data_dies_after = Some(1);
+    let writes = io.disk().writes;
+    let newest = OpenOptions { unreadable_blocks: UnreadableBlocks::TakeNewest, open_id: [9; 32], ..options.clone() };
+    let opened = Lab::open(io.clone(), &newest);
+    let (away, wrote) = (matches!(&opened, Err(OpenError::Away(_))), io.disk().writes - writes);
+    drop(opened);
+    io.disk().faults = Faults::default();
+    let mut lab = Lab::open(io, &OpenOptions { open_id: [11; 32], ..options }).unwrap();
+    let lost = (8..18).filter(|block| !lab.reads_as(*block, 1)).count();
+    assert_eq!((away, wrote, lost), (true, 0, 0));
+}
+
+/// A slow bad sector behind the chain's end, in the same MiB.
+#[test]
+fn a_very_slow_sector_behind_the_log_is_no_reason_to_refuse_it() {
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    let sector = bad(Device::Meta, lab.records()[0].offset + 8192, 512);
+    lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(90), ..sector });
+    let mut lab = lab.reopened().unwrap();
+    assert!(lab.reads_as(7, 1) && lab.volume.latched().is_none());
+}
+
+/// After a probe there are no pauses, and three tries all the same.
+#[test]
+fn what_fails_once_is_not_given_up() {
+    let format = FormatOptions { separate_meta: true, log_size: Some(1 << 20), ..format_options(512) };
+    let mut lab = Lab::new(&format, &OpenOptions { separate_meta: true, ..options() });
+    for first in (0..1000).step_by(100) {
+        lab.write(first, 100, 1);
+    }
+    lab.flush();
+    lab.checkpoint();
+    for first in (0..1000).step_by(100) {
+        lab.write(first, 100, 2);
+    }
+    for block in 0..1000 {
+        let at = lab.block_offset(block);
+        lab.poke(Device::Data, at, &content(512, block, 1));
+    }
+    let io = lab.io.clone();
+    let first_block = lab.block_offset(0);
+    let options =
+        OpenOptions { unreadable_blocks: UnreadableBlocks::TakeNewest, open_id: [9; 32], ..lab.options.clone() };
+    drop(lab);
+    // The first hundred are really bad: a probe, and no pause after it.
+    let format_bad = bad(Device::Data, first_block, 100 * 512);
+    io.disk().bad_ranges.push(format_bad);
+    io.disk().faults.data_reads = 10;
+    let opened = Lab::open(io.clone(), &options);
+    let mut lab = opened.unwrap();
+    let taken = lab.volume.recovery().unreadable;
+    lab.disk().faults = Faults::default();
+    lab.disk().bad_ranges.clear();
+    let lost = (100..1000).filter(|block| !lab.reads_as(*block, 1)).count();
+    // 10 % cubed of 1000 blocks.
+    assert!(lost <= 5, "lost {lost}, unreadable {taken}");
+}
+
+/// Each block asks for the same page, which takes long to fail.
+#[test]
+fn a_slow_bad_tag_page_does_not_hold_up_the_open_for_each_block() {
+    let format = FormatOptions { separate_meta: true, log_size: Some(1 << 20), ..format_options(512) };
+    let mut lab = Lab::new(&format, &OpenOptions { separate_meta: true, ..options() });
+    for version in [1, 2] {
+        for first in (0..100).step_by(100) {
+            lab.write(first, 100, version);
+        }
+        if version == 1 {
+            lab.checkpoint();
+        }
+    }
+    for block in 0..100 {
+        let at = lab.block_offset(block);
+        lab.poke(Device::Data, at, &content(512, block, 1));
+    }
+    let pages = lab.superblock().pages(&lab.disk());
+    for page in pages.into_iter().filter(|p| p.level == 0) {
+        let sector = bad(Device::Meta, page.offset, 4096);
+        lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(5), ..sector });
+    }
+    let before = lab.disk().now();
+    let lab = lab.reopened().unwrap();
+    let took = lab.disk().now() - before;
+    assert!(took.as_secs() < 120, "{took:?} for {} undecided blocks", lab.volume.status().undecided_blocks);
+}
+
+/// One transfer of the log brings one wrong bit; the medium is well. The record that it hits is not the log's end.
+#[test]
+fn a_log_that_comes_wrong_once_loses_nothing() {
+    let mut seen = Vec::new();
+    for at in [0, 20, 100] {
+        let mut lab = lab();
+        lab.write(7, 1, 1);
+        lab.try_flush().unwrap(); // answered
+        let record = lab.records()[0].offset;
+        lab.disk().garbled_once = Some(record + at);
+        let (io, options) = (lab.io.clone(), OpenOptions { open_id: [9; 32], ..lab.options.clone() });
+        drop(lab);
+        match Lab::open(io.clone(), &options) {
+            Err(e) => seen.push((at, format!("refused: {e}"))),
+            Ok(mut lab) => {
+                assert!(lab.disk().garbled_once.is_none());
+                if !lab.reads_as(7, 1) {
+                    let zeros = lab.reads_as(7, 0);
+                    let lab = lab.reopened();
+                    let later = lab.is_ok_and(|mut lab| lab.reads_as(7, 1));
+                    seen.push((at, format!("zeros: {zeros}, well at the next open: {later}")));
+                }
+            }
+        }
+    }
+    assert!(seen.is_empty(), "{seen:?}");
+}

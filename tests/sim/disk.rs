@@ -76,6 +76,8 @@ pub struct Disk {
     pub(super) clock: u64,
     /// Time as sleepers see it: it passes when nothing else happens.
     pub(super) now: Duration,
+    /// The first read of this byte of the metadata device brings another.
+    pub garbled_once: Option<u64>,
     pub rng: Rng,
     pub faults: Faults,
     pub bad_ranges: Vec<BadRange>,
@@ -100,6 +102,7 @@ impl Disk {
             next_op: 0,
             clock: 0,
             now: Duration::ZERO,
+            garbled_once: None,
             rng: Rng::new(seed ^ 0x5eed),
             faults: Faults::default(),
             bad_ranges: Vec::new(),

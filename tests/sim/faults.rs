@@ -115,6 +115,11 @@ impl Disk {
 
     /// What has been read comes over the wire with an error that nobody notices.
     pub(super) fn garble(&mut self, device: Device, offset: u64, bytes: &mut [u8]) {
+        if let Some(at) =
+            self.garbled_once.take_if(|at| device == Device::Meta && (offset..offset + bytes.len() as u64).contains(at))
+        {
+            bytes[(at - offset) as usize] ^= 1;
+        }
         // Not the identity block, which is read but once, for a message.
         if device == Device::Data && offset > 0 && self.strikes(self.faults.garbled) {
             let at = self.rng.index(bytes.len());

@@ -2,7 +2,7 @@
 
 use super::{Candidates, patience::Effort, ring::Ring};
 use crate::{
-    DeviceError, Epoch, RecordNumber, Seq, Storage,
+    ByteOffset, Device, DeviceError, Epoch, Errno, RecordNumber, Seq, Storage,
     crypto::keys::Keys,
     format::{EntryReader, Link, RawRecord, RecordHead, Superblock},
     lifecycle::open_error::OpenError,
@@ -14,6 +14,9 @@ use crate::{
 /// two torn, and a volume that was formatted over may have left a ring full: records do not overlap. More than that was put
 /// there to be hashed.
 const MOST_FALSE_RINGS: u64 = 4;
+
+/// How often the place where the log ends may come otherwise than before.
+const MOST_LOOKS: u32 = 3;
 
 /// What the log says, and where it ends.
 pub(crate) struct Chain {
@@ -57,7 +60,7 @@ pub(crate) async fn follow<S: Storage>(
         end: LogPoint { position: superblock.log_begin, number: superblock.record_number, link: superblock.link },
         false_bytes: 0,
     };
-    let (mut records, mut missed) = (0, None);
+    let (mut records, mut missed, mut looks) = (0, None, 0);
     loop {
         match walk.next().await? {
             Step::Record(head, entries, link, bytes) => {
@@ -79,7 +82,15 @@ pub(crate) async fn follow<S: Storage>(
                     break;
                 }
             }
-            Step::End => break,
+            // A transfer that went wrong must not end the log: what hangs on the record that it hit would be lost.
+            Step::End => match walk.comes_otherwise().await? {
+                None => break,
+                Some(why) if looks == MOST_LOOKS && unread == UnreadLog::Refuse => {
+                    return Err(OpenError::LogUnreadable(why));
+                }
+                Some(_) if looks == MOST_LOOKS => break,
+                Some(_) => looks += 1,
+            },
         }
     }
     let followed_to = walk.end.number;
@@ -114,6 +125,17 @@ impl<S: Storage> Walk<'_, S> {
     /// Where the lap that began with the live log ends.
     fn lap_end(&self) -> u64 {
         self.superblock.log_begin + self.ring.size()
+    }
+
+    /// Reads the place where the chain ends once more: why it can't be believed, where other bytes come.
+    async fn comes_otherwise(&mut self) -> Result<Option<DeviceError>, OpenError> {
+        let (size, max_record) = (self.ring.size(), self.superblock.layout.max_record() as u64);
+        let at = next_position(self.end.position, size, max_record) % size;
+        let before = self.ring.from(at).await?.to_vec();
+        self.ring.forget();
+        let same = self.ring.from(at).await? == before;
+        let offset = ByteOffset(self.superblock.layout.log_offset().0 + at);
+        Ok((!same).then(|| DeviceError::new("read", Device::Meta, offset, before.len(), Errno::EIO)))
     }
 
     async fn next(&mut self) -> Result<Step<'_>, OpenError> {

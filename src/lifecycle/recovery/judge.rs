@@ -34,8 +34,25 @@ impl Row {
     }
 }
 
-/// Judges `data`, the block as it is on the medium. An error means that the page which holds the oldest candidate can't
-/// be had: what it might have proved is not decided without it.
+/// Judges `data`, the block as it is on the medium, by what the log says alone. `None`: the tag in the tree might decide.
+pub(crate) fn judge_by_log(tagger: &Tagger, c: &BlockCandidates<'_>, data: &[u8]) -> Option<Row> {
+    let proves = |tag: &Tag| tagger.proves(tag, c.block, data);
+    let mut newest_first = c.logged.iter().rev();
+    if newest_first.next().is_some_and(|newest| proves(&newest.tag)) {
+        return Some(Row::B);
+    }
+    if let Some(older) = newest_first.find(|older| proves(&older.tag)) {
+        return Some(Row::C(older.seq, older.tag));
+    }
+    match c.oldest {
+        Oldest::Logged => Some(Row::E),
+        Oldest::Zeros => Some(Row::D),
+        Oldest::Checkpointed => None,
+    }
+}
+
+/// The same, by the tag in the tree where that might decide. An error means that the page which holds it can't be had: what it
+/// might have proved is not decided without it.
 pub(crate) async fn judge<S: Storage>(
     io: &S,
     tree: &Tree,
@@ -44,22 +61,12 @@ pub(crate) async fn judge<S: Storage>(
     c: &BlockCandidates<'_>,
     data: &[u8],
 ) -> Result<Row, LoadError> {
-    let proves = |tag: &Tag| tagger.proves(tag, c.block, data);
-    let mut newest_first = c.logged.iter().rev();
-    if newest_first.next().is_some_and(|newest| proves(&newest.tag)) {
-        return Ok(Row::B);
+    if let Some(row) = judge_by_log(tagger, c, data) {
+        return Ok(row);
     }
-    if let Some(older) = newest_first.find(|older| proves(&older.tag)) {
-        return Ok(Row::C(older.seq, older.tag));
-    }
-    let oldest = match c.oldest {
-        Oldest::Logged => return Ok(Row::E),
-        Oldest::Zeros => ZERO_TAG,
-        Oldest::Checkpointed => checkpointed(io, tree, pages, c.block).await?,
-    };
-    Ok(match oldest {
+    Ok(match checkpointed(io, tree, pages, c.block).await? {
         ZERO_TAG => Row::D,
-        tag if proves(&tag) => Row::C(Seq(0), tag),
+        tag if tagger.proves(&tag, c.block, data) => Row::C(Seq(0), tag),
         _ => Row::E,
     })
 }

@@ -159,10 +159,16 @@ impl<S: Storage> Patience<S> {
 
     /// Waits a moment; `false` once there is no patience left.
     pub(crate) async fn pause(&mut self, io: &S) -> Result<bool, OpenError> {
-        let Some(left) = self.pauses.checked_sub(1) else { return Ok(false) };
+        // What is given up for good gets all its tries, without a pause.
+        let Some(left) = self.pauses.checked_sub(1) else { return Ok(self.effort == Effort::Thorough) };
         self.pauses = left;
         let _ = self.within(io, io.sleep(READ_PAUSE)).await?;
         Ok(true)
+    }
+
+    /// Before something is given up for good: unless a read has succeeded since one failed, asks whether the device is there.
+    pub(crate) async fn must_be_there(&mut self, io: &S) -> Result<(), OpenError> {
+        if self.first.is_some() { self.probe(io).await } else { Ok(()) }
     }
 
     /// Asks whether the device is there at all.

@@ -61,6 +61,11 @@ impl<'a, S: Storage> Ring<'a, S> {
         Ok(&self.window[begin..begin + most])
     }
 
+    /// What is read next comes from the device.
+    pub(super) fn forget(&mut self) {
+        self.held = 0;
+    }
+
     /// Why one of these bytes of the window can't be read, if so.
     pub(super) fn unreadable(&self, bytes: Range<u64>) -> Option<DeviceError> {
         let hit = |bad: &Range<u64>| bad.start < bytes.end && bytes.start < bad.end;
@@ -78,16 +83,18 @@ impl<'a, S: Storage> Ring<'a, S> {
         let len = (self.window.len() as u64).min(self.size() - at) as usize;
         (self.at, self.held) = (at, len);
         self.unreadable.clear();
-        let Err(why) = self.read(0..len).await? else { return Ok(()) };
+        if self.read(0..len).await?.is_ok() {
+            return Ok(());
+        }
         // One bad sector must not take its neighbours along.
         for begin in (0..len).step_by(self.piece) {
-            if self.patience.has_had_enough() {
-                self.is_unreadable(begin..len, why);
-                break;
-            }
             let part = begin..(begin + self.piece).min(len);
             if let Err(why) = self.read(part.clone()).await? {
-                self.is_unreadable(part, why);
+                let enough = self.patience.has_had_enough();
+                self.is_unreadable(if enough { begin..len } else { part }, why);
+                if enough {
+                    break;
+                }
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::{
     candidates::{BlockCandidates, Budget, Settling},
-    judge::{Row, judge},
+    judge::{Row, judge, judge_by_log},
     patience::{Effort, Patience},
 };
 use crate::{
@@ -66,7 +66,7 @@ impl<'a, S: Storage> Settle<'a, S> {
         memory: &mut Budget,
         report: &mut RecoveryReport,
     ) -> Result<Vec<BlockCandidates<'static>>, OpenError> {
-        let mut undecided = Vec::new();
+        let (mut undecided, mut given_up) = (Vec::new(), false);
         let mut blocks = settling.blocks(set).peekable();
         while blocks.peek().is_some() {
             let batch: Vec<_> = blocks.by_ref().take(BATCH).collect();
@@ -79,6 +79,7 @@ impl<'a, S: Storage> Settle<'a, S> {
                         set.insert(c.block, seq, &tag);
                     }
                     (None, UnreadableBlocks::TakeNewest) => {
+                        given_up = true;
                         set.insert(c.block, c.newest().seq, &c.newest().tag);
                     }
                     (None, UnreadableBlocks::KeepUndecided) => {
@@ -87,6 +88,9 @@ impl<'a, S: Storage> Settle<'a, S> {
                     }
                 }
             }
+        }
+        if given_up {
+            self.data.must_be_there(self.io).await?;
         }
         Ok(undecided)
     }
@@ -145,8 +149,7 @@ impl<'a, S: Storage> Settle<'a, S> {
         bufs: &mut [Buf],
     ) -> Result<Vec<Option<Result<(), Errno>>>, OpenError> {
         let mut results: Vec<_> = (0..batch.len()).map(|i| wanted(i).then_some(Err(Errno::EIO))).collect();
-        // A block whose page may be the next that takes long is left out, too.
-        if self.data.has_had_enough() || self.meta.has_had_enough() {
+        if self.data.has_had_enough() {
             return Ok(results);
         }
         for attempt in 0..READ_TRIES {
@@ -182,6 +185,9 @@ impl<'a, S: Storage> Settle<'a, S> {
 
     /// The row of a block that has been read; `None` while the page that might decide can't be had.
     async fn judge(&mut self, data: &[u8], c: &BlockCandidates<'_>) -> Result<Option<Row>, OpenError> {
+        if self.meta.has_had_enough() {
+            return Ok(judge_by_log(self.tagger, c, data));
+        }
         for attempt in 0..READ_TRIES {
             let judged = judge(self.io, self.tree, self.tagger, &mut self.pages, c, data);
             match self.meta.within(self.io, judged).await? {

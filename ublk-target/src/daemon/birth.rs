@@ -50,33 +50,43 @@ fn announce_in(folder: &Path, mark: Mark) -> io::Result<Birth> {
 
 /// Deletes what daemons have left that died between adding a device and writing down its state.
 pub fn clear_stillborn() {
-    let known: Vec<Mark> = State::all().iter().filter_map(|state| state.mark).collect();
-    for (path, mark) in unheld(Path::new(FOLDER)) {
-        // Where the state file knows the device, `list` shows it and `del` ends it.
-        if !known.contains(&mark) && ublk::delete_marked(mark).is_err() {
-            continue;
+    for Stillborn { path, mark, _lock } in stillborn(Path::new(FOLDER)) {
+        // Asked under the lock: who has registered meanwhile is known. Such a device `list` shows, and `del` ends it.
+        let is_known = State::all().iter().any(|state| state.mark == Some(mark));
+        if is_known || ublk::delete_marked(mark).is_ok() {
+            let _ = fs::remove_file(path);
         }
-        let _ = fs::remove_file(path);
     }
 }
 
-/// The files that nobody holds, and the marks that they name.
-fn unheld(folder: &Path) -> Vec<(PathBuf, Mark)> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let files = entries.filter_map(|entry| {
-        let mark = entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
-        Some((entry.path(), mark))
-    });
-    files.filter(|(path, _)| is_unheld(path)).collect()
+/// What a dead daemon has announced, held by us, so that nobody else clears it.
+struct Stillborn {
+    path: PathBuf,
+    mark: Mark,
+    _lock: Flock<File>,
 }
 
-fn is_unheld(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_ok())
+fn stillborn(folder: &Path) -> impl Iterator<Item = Stillborn> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let (path, mark) = (entry.path(), entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok()?);
+        let lock = Flock::lock(File::open(&path).ok()?, FlockArg::LockExclusiveNonblock).ok()?;
+        // One that has registered has removed its file before it let go.
+        path.exists().then_some(Stillborn { path, mark, _lock: lock })
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        collections::HashSet,
+        sync::{
+            Mutex,
+            atomic::{AtomicBool, Ordering},
+        },
+        time::{Duration, Instant},
+    };
 
     #[test]
     fn only_what_a_dead_daemon_announced_is_cleared() {
@@ -87,8 +97,35 @@ mod tests {
         drop(left);
         let held = announce_in(folder.path(), alive).unwrap();
         fs::write(folder.path().join("0.json"), "{}").unwrap();
-        assert_eq!(unheld(folder.path()), [(path, dead)]);
+        let found: Vec<_> = stillborn(folder.path()).collect();
+        assert_eq!(found.iter().map(|one| (&one.path, one.mark)).collect::<Vec<_>>(), [(&path, dead)]);
+        assert_eq!(stillborn(folder.path()).count(), 0, "one at a time clears it");
+        drop(found);
         held.registered();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_daemon_that_registers_meanwhile_is_no_dead_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let published = Mutex::new(HashSet::new());
+        let end = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while !end.load(Ordering::SeqCst) {
+                    let mark = Mark::new().unwrap();
+                    let birth = announce_in(folder.path(), mark).unwrap();
+                    published.lock().unwrap().insert(mark.to_string());
+                    birth.registered();
+                }
+            });
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_secs(1) {
+                for one in stillborn(folder.path()) {
+                    assert!(published.lock().unwrap().contains(&one.mark.to_string()));
+                }
+            }
+            end.store(true, Ordering::SeqCst);
+        });
     }
 }

@@ -34,6 +34,13 @@ pub(super) struct DeviceInfo {
     reserved: [u64; 2],
 }
 
+impl DeviceInfo {
+    /// Whether it is stopped or was never started, and no process serves it.
+    pub(super) fn is_idle(&self) -> bool {
+        u32::from(self.state) == sys::UBLK_S_DEV_DEAD && self.pid <= 0
+    }
+}
+
 /// The kernel's word for the states of a device (`UBLK_S_DEV_*`).
 pub(super) fn state_name(state: u16) -> &'static str {
     match u32::from(state) {

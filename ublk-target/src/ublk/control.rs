@@ -351,7 +351,8 @@ pub fn delete_marked(mark: Mark) -> io::Result<()> {
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("ublkc")?.parse().ok());
     for number in numbers {
         match command::info(number) {
-            Ok(info) if info.mark == mark.0 => {
+            // Of one that was started, or that somebody serves, nobody has died before that was written down.
+            Ok(info) if info.mark == mark.0 && info.is_idle() => {
                 delete_stopped(number);
                 return Ok(());
             }
