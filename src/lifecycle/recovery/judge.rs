@@ -24,6 +24,11 @@ pub(crate) enum Row {
 }
 
 impl Row {
+    /// Whether the data has proved none of the candidates: that is evidence only if the same is read twice.
+    pub(crate) fn proves_nothing(self) -> bool {
+        matches!(self, Row::D | Row::E)
+    }
+
     /// The block's tag from now on, and the number of the change that it is of. [`Seq`] 0: of none in the log.
     pub(crate) fn choice(self, c: &BlockCandidates<'_>) -> (Seq, Tag) {
         match self {

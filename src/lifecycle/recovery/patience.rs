@@ -54,12 +54,23 @@ pub(crate) struct Patience<S: Storage> {
     pauses: u32,
     /// Reads that have failed, each after its last try, since one succeeded.
     failures: u32,
-    first: Option<DeviceError>,
-    /// Ends [`ENOUGH`] after the first failure of all; `None` after that.
-    enough: Option<Pin<Box<S::Command>>>,
-    has_failed: bool,
-    /// Ends [`PROBE_AFTER`] the first error since a read succeeded.
-    deadline: Option<Pin<Box<S::Command>>>,
+    /// Since the first error after the last read that succeeded.
+    failing: Option<Failing<S>>,
+    bad_time: BadTime<S>,
+}
+
+/// A device that has given nothing but errors for a while.
+struct Failing<S: Storage> {
+    first: DeviceError,
+    /// Ends [`PROBE_AFTER`] that.
+    deadline: Pin<Box<S::Command>>,
+}
+
+/// The time in which what fails is tried: [`ENOUGH`] from the first failure of all.
+enum BadTime<S: Storage> {
+    NotBegun,
+    Passing(Pin<Box<S::Command>>),
+    Over,
 }
 
 impl<S: Storage> Patience<S> {
@@ -75,10 +86,8 @@ impl<S: Storage> Patience<S> {
             last: None,
             pauses: PAUSES,
             failures: 0,
-            first: None,
-            enough: None,
-            has_failed: false,
-            deadline: None,
+            failing: None,
+            bad_time: BadTime::NotBegun,
         }
     }
 
@@ -112,11 +121,11 @@ impl<S: Storage> Patience<S> {
     pub(crate) async fn within<T>(&mut self, io: &S, operation: impl Future<Output = T>) -> Result<T, OpenError> {
         let mut operation = pin!(operation);
         loop {
-            let deadline = &mut self.deadline;
-            let ended = poll_fn(|cx| match (operation.as_mut().poll(cx), &mut *deadline) {
+            let failing = &mut self.failing;
+            let ended = poll_fn(|cx| match (operation.as_mut().poll(cx), &mut *failing) {
                 (Poll::Ready(done), _) => Poll::Ready(Some(done)),
                 (Poll::Pending, None) => Poll::Pending,
-                (Poll::Pending, Some(deadline)) => deadline.as_mut().poll(cx).map(|_| None),
+                (Poll::Pending, Some(failing)) => failing.deadline.as_mut().poll(cx).map(|_| None),
             });
             match ended.await {
                 Some(done) => return Ok(done),
@@ -129,15 +138,14 @@ impl<S: Storage> Patience<S> {
     /// A read has succeeded, of these bytes where they are known.
     pub(crate) fn succeeded(&mut self, place: Option<(ByteOffset, usize)>) {
         self.last = place.or(self.last);
-        (self.failures, self.first, self.deadline) = (0, None, None);
+        (self.failures, self.failing) = (0, None);
     }
 
     /// One try has failed.
     pub(crate) fn failed(&mut self, io: &S, why: DeviceError) {
-        self.first.get_or_insert(why);
-        self.deadline.get_or_insert_with(|| Box::pin(io.sleep(PROBE_AFTER)));
-        if !std::mem::replace(&mut self.has_failed, true) {
-            self.enough = Some(Box::pin(io.sleep(ENOUGH)));
+        self.failing.get_or_insert_with(|| Failing { first: why, deadline: Box::pin(io.sleep(PROBE_AFTER)) });
+        if let BadTime::NotBegun = self.bad_time {
+            self.bad_time = BadTime::Passing(Box::pin(io.sleep(ENOUGH)));
         }
     }
 
@@ -149,12 +157,12 @@ impl<S: Storage> Patience<S> {
 
     /// Whether failures have taken so long that the rest is not tried.
     pub(crate) fn has_had_enough(&mut self) -> bool {
-        if let Some(enough) = &mut self.enough {
-            if enough.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
-                self.enough = None;
+        if let BadTime::Passing(time) = &mut self.bad_time {
+            if time.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+                self.bad_time = BadTime::Over;
             }
         }
-        self.effort == Effort::Bounded && self.has_failed && self.enough.is_none()
+        self.effort == Effort::Bounded && matches!(self.bad_time, BadTime::Over)
     }
 
     /// Waits a moment; `false` once there is no patience left.
@@ -168,12 +176,12 @@ impl<S: Storage> Patience<S> {
 
     /// Before something is given up for good: unless a read has succeeded since one failed, asks whether the device is there.
     pub(crate) async fn must_be_there(&mut self, io: &S) -> Result<(), OpenError> {
-        if self.first.is_some() { self.probe(io).await } else { Ok(()) }
+        if self.failing.is_some() { self.probe(io).await } else { Ok(()) }
     }
 
     /// Asks whether the device is there at all.
     async fn probe(&mut self, io: &S) -> Result<(), OpenError> {
-        let first = self.first.expect("there was an error, or no question");
+        let first = self.failing.as_ref().expect("there was an error, or no question").first;
         let pages = self.known.iter().map(|at| (*at, PAGE_BYTES));
         let mut time = Box::pin(io.sleep(self.effort.probe_time()));
         for (at, len) in self.last.into_iter().chain(pages) {

@@ -120,7 +120,7 @@ impl<'a, S: Storage> Settle<'a, S> {
         bufs: &[Buf],
         rows: &mut [Option<Row>],
     ) -> Result<(), OpenError> {
-        let proves_nothing: Vec<_> = rows.iter().map(|row| matches!(row, Some(Row::D | Row::E))).collect();
+        let proves_nothing: Vec<_> = rows.iter().map(|row| row.is_some_and(Row::proves_nothing)).collect();
         if !proves_nothing.contains(&true) {
             return Ok(());
         }
@@ -132,7 +132,7 @@ impl<'a, S: Storage> Settle<'a, S> {
                 Some(Ok(())) if again[i][..] == bufs[i][..] => {}
                 Some(Ok(())) => {
                     let row = self.judge(&again[i], &batch[i]).await?;
-                    rows[i] = row.filter(|row| matches!(row, Row::B | Row::C(..)));
+                    rows[i] = row.filter(|row| !row.proves_nothing());
                 }
                 Some(Err(_)) => rows[i] = None,
             }
