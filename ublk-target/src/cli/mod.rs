@@ -26,8 +26,7 @@ mod udev_probe;
 
 use crate::{
     daemon::state::State,
-    device::Use,
-    device::is_same,
+    device::{Use, is_same},
     failure::{Context, Exit, Failure, Outcome, with_paths},
     hashing, interrupt,
     name::DeviceName,

@@ -3,10 +3,7 @@
 //! Only root can open that file. A lock needs no permission to write, so on one that all may read any user could take it, and
 //! a dead daemon would look alive.
 
-use crate::{
-    wait::lock_within,
-    wait::{LONGEST, Wait},
-};
+use crate::wait::{LONGEST, Wait, lock_within};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},

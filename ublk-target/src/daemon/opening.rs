@@ -8,11 +8,11 @@ use crate::{
     kept::{Kept, KeptWrites, OpenId, Owner, writes},
     offline::Offline,
     random::random,
-    replay::replay,
+    replay::Left,
 };
 use std::sync::Arc;
 use ublk_integrity::{
-    HintReceiver, Latched, MasterKey, Volume,
+    HintReceiver, Latched, MasterKey, RecordNumber, Volume,
     create::VolumeInfo,
     hints,
     open::{Access, OpenOptions, UnreadableBlocks, VerifiedVolume},
@@ -75,14 +75,11 @@ impl Opened {
         let verified = offline.verify(key, &options)?;
         accept(&verified.info())?;
         let left = to_put_in_place(&offline, &verified, settings.read_only, &open_id)?;
+        let left = left.map(Left::of).transpose()?;
         // Before anything is written: what is kept must find the records that were there when it was answered.
-        if let Some(left) = &left {
-            options.least_record = left.all()?.1;
-        }
-        let older = |failure: Failure| match &left {
-            Some(left) => left.unless_given_up(
-                failure.context(format_args!("can't put in place what is kept in {}", left.path().display())),
-            ),
+        options.least_record = left.as_ref().map_or(RecordNumber(0), |left| left.least_record);
+        let older = |failure| match &left {
+            Some(left) => left.cant_be_put_in_place(failure),
             None => failure,
         };
         let volume = offline.open_verified(verified, &options, older)?;
@@ -115,10 +112,10 @@ fn to_put_in_place(
 }
 
 /// Without them the volume would answer with what is older than what was answered before.
-fn put_in_place(left: &Kept, offline: &Offline, volume: &Volume) -> Outcome<usize> {
-    match (volume.latched(), left.count()?) {
-        (Some(why), count @ 1..) => Err(stay_kept(left, count, why)),
-        _ => replay(left, offline, volume),
+fn put_in_place(left: &Left, offline: &Offline, volume: &Volume) -> Outcome<usize> {
+    match (volume.latched(), left.count()) {
+        (Some(why), count @ 1..) => Err(stay_kept(&left.kept, count, why)),
+        _ => left.replay(offline, volume),
     }
 }
 

@@ -42,7 +42,7 @@ fn refuse_foreign_device(origin: Origin) -> Outcome {
 /// A recovered device exists already: its devices may lie on it by now. Asked before anything is read of them, which would wait
 /// for the device's next daemon.
 pub fn refuse_own_stack(settings: &Settings, number: u32) -> Outcome {
-    for path in std::iter::once(&settings.data).chain(&settings.meta) {
+    for path in settings.paths() {
         if stack::lies_on_ublk(path, number, State::below) {
             let message =
                 format!("{} lies on /dev/ublkb{number} itself: every request would wait for itself", path.display());

@@ -99,7 +99,8 @@ impl Settings {
         }
     }
 
-    fn paths(&self) -> impl Iterator<Item = &Path> {
+    /// The devices.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
         std::iter::once(&self.data).chain(&self.meta).map(PathBuf::as_path)
     }
 

@@ -18,7 +18,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 use ublk_integrity::create::VolumeInfo;
 
@@ -102,19 +102,14 @@ impl State {
 
     /// What the ublk device `id` lies on, if it is ours.
     pub fn below(id: u32) -> Vec<PathBuf> {
-        Self::load(id).map_or_else(|_| Vec::new(), |state| state.paths())
-    }
-
-    fn paths(self) -> Vec<PathBuf> {
-        std::iter::once(self.settings.data).chain(self.settings.meta).collect()
+        Self::load(id).iter().flat_map(|state| state.settings.paths()).map(Path::to_owned).collect()
     }
 
     /// All devices: those that lie on others' devices before these, so that each can be ended when nothing of ours lies on it
     /// any more.
     pub fn all_top_down() -> Vec<Self> {
         in_order(Self::all(), |upper, lower| {
-            let lies_on = |path: &PathBuf| stack::lies_on_ublk(path, lower.id, Self::below);
-            upper.id != lower.id && upper.clone().paths().iter().any(lies_on)
+            upper.id != lower.id && upper.settings.paths().any(|path| stack::lies_on_ublk(path, lower.id, Self::below))
         })
     }
 

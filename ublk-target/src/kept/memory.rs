@@ -4,8 +4,7 @@ use super::MEMORY;
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
     run_dir::{FOLDER, lock_alone, make_folder},
-    wait::lock_within,
-    wait::{LONGEST, Wait},
+    wait::{LONGEST, Wait, lock_within},
 };
 use nix::{
     fcntl::{Flock, FlockArg},

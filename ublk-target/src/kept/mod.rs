@@ -22,8 +22,8 @@ use crate::{
     run_dir::FOLDER,
     unnamed,
 };
-use layout::{FREE, Head, Label, Layout, Place, TAKEN, opened};
-pub use layout::{MOST_BYTES, Owner, PAGE};
+use layout::{FREE, Head, Label, Layout, TAKEN, opened};
+pub use layout::{MOST_BYTES, Owner, PAGE, Place};
 pub use memory::mount_memory;
 use memory::{DYING, links_to, lock};
 use nix::{
