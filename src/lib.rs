@@ -17,15 +17,15 @@
 //! let volume = disk.run(open(&disk, &key, &OpenOptions::new(Access::ReadWrite, [1; 32])))?;
 //!
 //! // The memory of a request is taken once; its buffer comes back with the result.
-//! let (mut slot, mut buf) = (volume.context(0), Buf::new(4096));
+//! let (mut context, mut buf) = (volume.context(0), Buf::new(4096));
 //! let range = BlockRange::new(BlockIndex(5), 1);
 //! buf.fill(0xab);
-//! let (written, buf) = disk.run(volume.write(&disk, &mut slot, range, buf, Durability::Durable));
+//! let (written, buf) = disk.run(volume.write(&disk, &mut context, range, buf, Durability::Durable));
 //! written?;
 //!
 //! // Somebody changes the disk.
 //! disk.tamper(|bytes| bytes.iter_mut().filter(|byte| **byte == 0xab).for_each(|byte| *byte = 0xba));
-//! let (read, buf) = disk.run(volume.read(&disk, &mut slot, range, buf));
+//! let (read, buf) = disk.run(volume.read(&disk, &mut context, range, buf));
 //! assert_eq!(read, Err(ReadError::Mismatch { block: BlockIndex(5) }));
 //! # Ok(())
 //! # }
@@ -49,7 +49,7 @@
 //!   io/           Storage (a disk), Scheduler (the thread), owned buffers
 //! ```
 //!
-//! Dependencies point downwards, and never in a circle (`scripts/house`).
+//! Rooms use what stands below them, with few exceptions; no two files import each other in a circle (`scripts/house`).
 //!
 //! ```text
 //!   Volume::read ──── range_lock ── metadata/lookup ─┬─ pending: logged since the last checkpoint
@@ -89,8 +89,9 @@
 //! - for the sync that it has joined; a flush also for writes that were answered before it and are not written back yet
 //!   (`write_back.rs`), which wait for no flush.
 //!
-//! The checkpoint waits only for requests that have logged; those wait for I/O alone. So nothing waits in a circle, and
-//! nothing ever waits for a hint.
+//! The checkpoint waits for requests that have logged, for a sync, and for lookups that it has outrun, a second at most. Those
+//! requests wait for I/O and for the batch boundary of the thread that writes their record. So nothing waits in a circle, and
+//! nothing ever waits for a hint; `docs/architecture.md` has each edge.
 //!
 //! The library has no thread, no ring and no clock: it is async code over
 //! [`Storage`], so that the code which runs in production is the code that runs in the simulator.
@@ -116,10 +117,6 @@ mod volume;
 mod write_back;
 
 pub use counters::CounterValues;
-/// The ways of this processor to SHA-256, to be measured by who has a clock.
-pub mod hashing {
-    pub use crate::crypto::sha256::{Timing, Way, choose};
-}
 pub use crypto::keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
 pub use crypto::tagger::TagMaker;
 pub use error::{BadReason, DeviceError, Latched, PageName, ReadError, WriteError};
@@ -145,3 +142,8 @@ pub use target::{AdmittedWrite, BlockTarget};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
 pub use volume::{Volume, most_memory_bytes};
 pub use write_back::Admitted;
+
+/// The ways of this processor to SHA-256, to be measured by who has a clock.
+pub mod hashing {
+    pub use crate::crypto::sha256::{Timing, Way, choose};
+}

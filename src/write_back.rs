@@ -1,14 +1,14 @@
 //! Writes that are answered before they are in place: a kernel's page cache does no less, so long as nobody can tell.
 //!
-//! 1. An accepted write holds its range from before its answer until it is in place. Whoever overlaps it comes after it.
-//! 2. A flush waits for all that were accepted before it began.
+//! 1. An admitted write holds its range from before its answer until it is in place. Whoever overlaps it comes after it.
+//! 2. A flush waits for all that were admitted before it began.
 //! 3. The caller keeps the bytes where they outlive this process, until they are in place, and writes them again after the
-//!    next [`open`](crate::lifecycle::open::open). The range is still held when it lets go of them: nothing newer can be there. What is
+//!    next [`open`](crate::open::open). The range is still held when it lets go of them: nothing newer can be there. What is
 //!    written from there is not changed, whether it succeeds or fails.
 //! 4. One that fails latches the volume: no flush succeeds any more. Its blocks, which are not what was last written, can't
 //!    be read.
 //!
-//! An accepted write waits for what any write waits for, never for a flush: no circle.
+//! An admitted write waits for what any write waits for, never for a flush: no circle.
 
 use crate::{
     BlockRange, Latched, RecordNumber, WriteError,
@@ -24,16 +24,16 @@ use std::{
 /// No ticket.
 const NONE: u64 = 0;
 
-/// Which accepted writes are not in place, and who waits for them.
+/// Which admitted writes are not in place, and who waits for them.
 pub(crate) struct InFlightWrites {
     /// The next ticket: they are given out in order, once.
     next: AtomicU64,
-    /// By request: the ticket of its accepted write.
+    /// By request: the ticket of its admitted write.
     under_way: Vec<AtomicU64>,
     /// How many are in `waiters`, to be asked without the lock.
     waiting: AtomicUsize,
     waiters: Mutex<Vec<Waiter>>,
-    /// RangeLocks of those that failed. A request's fails but once, for none is accepted after it.
+    /// Ranges of those that failed. A context's fails but once, for none is admitted after it.
     failed: Mutex<Vec<BlockRange>>,
     /// How many are in `failed`.
     failures: AtomicUsize,
@@ -49,7 +49,7 @@ struct Waiter {
 /// A write whose range is held, and which may be answered though nothing has been written: who drops it before it is
 /// [in place](crate::Volume::write_back) latches the volume.
 pub struct Admitted<'v> {
-    ledger: &'v InFlightWrites,
+    writes: &'v InFlightWrites,
     log: &'v Log,
     guard: RangeGuard<'v>,
     after: RecordNumber,
@@ -80,7 +80,7 @@ impl InFlightWrites {
         // Asked with the range: whoever had it before and failed has latched. Two that failed must not be kept of one block.
         let after = log.first_unsure().ok()?;
         self.begin(guard.request());
-        Some(Admitted { ledger: self, log, guard, after, why_failed: Some(Latched::Abandoned) })
+        Some(Admitted { writes: self, log, guard, after, why_failed: Some(Latched::Abandoned) })
     }
 
     fn begin(&self, request: usize) {
@@ -112,7 +112,7 @@ impl InFlightWrites {
         tickets.filter(|ticket| *ticket != NONE).min().unwrap_or(u64::MAX)
     }
 
-    /// Waits until all that have been accepted before are in place, or have failed.
+    /// Waits until all that have been admitted before are in place, or have failed.
     pub(crate) async fn drained(&self, request: usize) {
         let below = self.next.load(Ordering::SeqCst);
         let drained = || self.oldest() >= below;
@@ -165,7 +165,7 @@ impl Admitted<'_> {
             }
             Err(WriteError::Device(e)) => Some(Latched::Accepted(e)),
             Err(WriteError::Latched(why)) => Some(why),
-            // A request larger than its buffer, or one that was never accepted.
+            // A request larger than its buffer, or one that was never admitted.
             Err(_) => Some(Latched::Abandoned),
         };
     }
@@ -179,7 +179,7 @@ impl Admitted<'_> {
         self.why_failed = None;
     }
 
-    /// All records of the log before this one were durable when it was accepted: a volume without them is an older one.
+    /// All records of the log before this one were durable when it was admitted: a volume without them is an older one.
     pub fn after(&self) -> RecordNumber {
         self.after
     }
@@ -191,9 +191,9 @@ impl Drop for Admitted<'_> {
         if let Some(why) = self.why_failed {
             // In this order: who sees that it is not under way must find the volume latched.
             self.log.latch(why);
-            self.ledger.fail(self.guard.range());
+            self.writes.fail(self.guard.range());
         }
-        self.ledger.end(self.guard.request());
+        self.writes.end(self.guard.request());
     }
 }
 
@@ -221,41 +221,41 @@ mod tests {
 
     #[test]
     fn a_flush_waits_for_those_before_it_and_for_no_others() {
-        let ledger = InFlightWrites::new(4);
+        let writes = InFlightWrites::new(4);
         let woken = Arc::new(Woken(AtomicBool::new(false)));
         let waker = Waker::from(woken.clone());
         let mut cx = Context::from_waker(&waker);
-        ledger.begin(2);
-        ledger.begin(0);
-        let mut flush = pin!(ledger.drained(3));
+        writes.begin(2);
+        writes.begin(0);
+        let mut flush = pin!(writes.drained(3));
         assert!(flush.as_mut().poll(&mut cx).is_pending());
-        ledger.end(2);
+        writes.end(2);
         // A later one in a place that was waited for.
-        ledger.begin(2);
+        writes.begin(2);
         assert!(!woken.0.load(Ordering::SeqCst) && flush.as_mut().poll(&mut cx).is_pending());
-        ledger.end(0);
+        writes.end(0);
         assert!(woken.0.load(Ordering::SeqCst) && flush.as_mut().poll(&mut cx).is_ready());
-        assert_eq!((ledger.waiting.load(Ordering::SeqCst), ledger.oldest()), (0, 3));
+        assert_eq!((writes.waiting.load(Ordering::SeqCst), writes.oldest()), (0, 3));
     }
 
     #[test]
     fn who_gives_up_waiting_makes_room_for_the_next() {
-        let ledger = InFlightWrites::new(2);
-        ledger.begin(0);
+        let writes = InFlightWrites::new(2);
+        writes.begin(0);
         for _ in 0..3 {
-            assert!(pin!(ledger.drained(1)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert!(pin!(writes.drained(1)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
         }
-        assert_eq!(ledger.waiting.load(Ordering::SeqCst), 1);
-        ledger.end(0);
-        assert_eq!(ledger.waiting.load(Ordering::SeqCst), 0);
+        assert_eq!(writes.waiting.load(Ordering::SeqCst), 1);
+        writes.end(0);
+        assert_eq!(writes.waiting.load(Ordering::SeqCst), 0);
     }
 
     #[test]
     fn only_blocks_of_failed_ones_are_lost() {
         let range = |first, count| BlockRange::new(BlockIndex(first), count);
-        let ledger = InFlightWrites::new(2);
-        assert!(!ledger.has_failed(range(0, 100)));
-        ledger.fail(range(7, 2));
-        assert!(ledger.has_failed(range(8, 1)) && ledger.has_failed(range(0, 8)) && !ledger.has_failed(range(9, 5)));
+        let writes = InFlightWrites::new(2);
+        assert!(!writes.has_failed(range(0, 100)));
+        writes.fail(range(7, 2));
+        assert!(writes.has_failed(range(8, 1)) && writes.has_failed(range(0, 8)) && !writes.has_failed(range(9, 5)));
     }
 }

@@ -30,7 +30,7 @@ pub(crate) struct LogConfig {
     pub(crate) max_tags: usize,
     /// Most runs of zeros in one epoch, as split by overlaps.
     pub(crate) max_runs: usize,
-    /// RequestContexts that may wait.
+    /// Requests that may wait.
     pub(crate) max_requests: usize,
     /// Queues that these are of.
     pub(crate) queues: usize,
@@ -130,7 +130,7 @@ pub(super) struct State {
     /// Every number up to this one is in a durable record.
     pub(super) durable: Seq,
 
-    /// RequestContexts that wait for space, first come first served.
+    /// Requests that wait for space, first come first served.
     pub(super) queue: VecDeque<usize>,
     pub(super) waiters: Waiters,
     /// The checkpoint thread, and what it waits for: work that it does not wait for must not wake it.

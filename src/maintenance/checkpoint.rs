@@ -20,8 +20,8 @@ use crate::{
 };
 use std::time::Duration;
 
-/// The slot that recovery had: the checkpoint thread's place in the waiting lists.
-pub(crate) const OWN_SLOT: usize = 0;
+/// The context that recovery had: the checkpoint thread's place in the waiting lists.
+pub(crate) const OWN_CONTEXT: usize = 0;
 /// How long a flush entry waits for a record that would carry it along, before it gets one of its own.
 pub(crate) const FLUSH_RECORD_DELAY: Duration = Duration::from_millis(5);
 
@@ -68,7 +68,7 @@ impl Checkpoints {
         }
         // Its entry goes to the log of the next epoch. It matters where a superblock of the ended epoch is put
         // back: the log then goes on to say what was durable.
-        log.flush(io, OWN_SLOT).await?;
+        log.flush(io, OWN_CONTEXT).await?;
         metadata.wait_for_holds(io).await;
         let mut scratch = self.scratch.lock().take().expect("one checkpoint at a time");
         let written = self.write_out(io, metadata, log, ended, &mut scratch).await;

@@ -148,7 +148,7 @@ impl Metadata {
         result
     }
 
-    /// A run of tag pages. Where one fails to verify and the root has moved meanwhile, its context may have
+    /// A run of tag pages. Where one fails to verify and the root has moved meanwhile, its slot may have
     /// been written again: begin anew, pending tags included. Under an unmoved root it is damaged.
     async fn resolve<S: Storage>(
         &self,

@@ -69,7 +69,7 @@ struct Line {
 #[repr(align(128))]
 struct Shard(Mutex<Line>);
 
-/// What a request's request waits for.
+/// What a request waits for.
 #[repr(align(128))]
 struct Wait {
     /// Shards that have not granted it its range.
@@ -93,7 +93,7 @@ pub(crate) struct RangeGuard<'a> {
 }
 
 impl RangeLocks {
-    /// For requests of `requests` requests, one at a time each, of at most `max_blocks` as a rule: those touch two shards at most.
+    /// For `requests` contexts, one request at a time each, of at most `max_blocks` as a rule: those touch two shards at most.
     /// Memory is taken here.
     pub(crate) fn new(requests: usize, max_blocks: usize) -> Self {
         let shard = |_| Shard(Mutex::new(Line { claims: Vec::with_capacity(requests), waiting: 0 }));
@@ -110,7 +110,7 @@ impl RangeLocks {
         (requests as u64).saturating_mul((SHARDS * size_of::<Claim>() + size_of::<Wait>()) as u64)
     }
 
-    /// Waits until the range is that of the request's request.
+    /// Waits until the range is the request's.
     pub(crate) async fn acquire(&self, request: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
         let guard = self.enqueue(request, range, mode);
         poll_fn(|cx| guard.poll_granted(cx)).await;
@@ -142,7 +142,7 @@ impl RangeLocks {
             let waits = usize::from(!claim.granted);
             line.waiting += waits;
             waiting += waits;
-            debug_assert!(line.claims.iter().all(|c| c.request != request), "one request a request at a time");
+            debug_assert!(line.claims.iter().all(|c| c.request != request), "one range a request");
             line.claims.push(claim);
             lines.push(line);
         }
@@ -166,12 +166,12 @@ impl RangeLocks {
             line.claims[next].granted = true;
             line.waiting -= 1;
             let wait = &self.waits[line.claims[next].request];
-            // Still under the lock, which one that gives up takes before its request's next request counts anew.
+            // Still under the lock, which one that gives up takes before the next request of its context counts anew.
             let granted = wait.shards.fetch_sub(1, Ordering::AcqRel) == 1;
             drop(line);
             if granted {
                 // Without a waker its task has not been polled yet, or looks once more after leaving it. It may also be that of
-                // the request's next request, which then looks again.
+                // the next request of its context, which then looks again.
                 let waker = wait.waker.lock().take();
                 waker.into_iter().for_each(Waker::wake);
             }

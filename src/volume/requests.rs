@@ -4,7 +4,7 @@ use super::Volume;
 use crate::{
     Admitted, BlockIndex, BlockRange, Buf, Durability, Hint, Io, Latched, ReadError, RequestContext, Storage, Work,
     WriteError,
-    maintenance::checkpoint::{FLUSH_RECORD_DELAY, OWN_SLOT},
+    maintenance::checkpoint::{FLUSH_RECORD_DELAY, OWN_CONTEXT},
     options::{Access, OnMismatch},
     request::{fix::fix, range_lock::Mode, read::Reader, write::Writer},
 };
@@ -92,7 +92,7 @@ impl Volume {
         self.admitted.admit(&self.log, guard)
     }
 
-    /// Writes what `context` has accepted, from the front of `buf`. Once it is in place, `forget` lets go of what was kept of
+    /// Writes what `context` has admitted, from the front of `buf`. Once it is in place, `forget` lets go of what was kept of
     /// it. If that fails the volume is latched.
     pub async fn write_back<S: Io>(
         &self,
@@ -196,7 +196,7 @@ impl Volume {
     /// old block, must not make a crash of an orderly end.
     pub async fn close<S: Storage>(&self, io: &S) -> Result<(), Latched> {
         if self.opened.access == Access::ReadWrite {
-            self.log.flush(io, OWN_SLOT).await?;
+            self.log.flush(io, OWN_CONTEXT).await?;
             self.log.write_flush_record(io).await?;
             self.checkpoint(io).await?;
             // Where a full ring had no room for it, there is some now.

@@ -28,7 +28,7 @@ enum Stage {
 pub struct Watch {
     seen: usize,
     superblock: Superblock,
-    /// RequestContexts that a superblock copy on the disk names.
+    /// Slots that a superblock copy on the disk names.
     named: HashSet<u64>,
     /// The older of the two copies' log beginnings.
     tail: u64,
