@@ -118,6 +118,8 @@ grep -qx 'STATUS=serving /dev/ublkb0' /run/notified
 mount /dev/ublk-integrity/srv /mnt/srv
 step 'SIGTERM, as at shutdown: it waits for the mount to go'
 kill -TERM $pid
+wait_for grep -q 'the device is in use: it is stopped when its last user is gone' /run/unit
+# No later look at the users may end it either.
 for _ in 1 2 3; do ls /mnt/srv >/dev/null; sleep 1; done
 if gone "$pid"; then die 'it ended below the mount'; fi
 umount /mnt/srv
