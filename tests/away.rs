@@ -145,19 +145,58 @@ fn a_rescue_passes_over_more_bad_sectors_of_the_log_than_an_open_tries() {
     assert!(matches!(lab.read(8), Err(ReadError::MayBeOlder(_))));
 }
 
-#[test]
-fn a_data_device_that_takes_for_ever_to_fail_is_away_after_ten_seconds() {
-    let mut lab = lab();
+/// Whether an open finds that the data device is away, and how long after its first answer.
+fn away_after(mut lab: Lab, faults: Faults, takes: Duration) -> (bool, Duration) {
     lab.write(0, 10, 1);
-    // The identity block is read, then one block fails, and from then on nothing is answered any more.
-    let blocks = bad(Device::Data, lab.block_offset(1), 9 * 512);
-    lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(3600), ..blocks });
-    lab.disk().faults.data_dies_after = Some(1);
+    let blocks = bad(Device::Data, lab.block_offset(0), 10 * 512);
+    lab.disk().bad_ranges.push(BadRange { takes, ..blocks });
+    lab.disk().faults = faults;
     let (io, options) = (lab.io.clone(), OpenOptions { access: Access::ReadOnly, ..lab.options.clone() });
     drop(lab);
     let before = io.disk().now();
-    assert!(matches!(Lab::open(io.clone(), &options), Err(OpenError::Away(_))));
-    assert!((io.disk().now() - before).as_secs() <= 10, "{:?}", io.disk().now() - before);
+    let opened = Lab::open(io.clone(), &options);
+    (matches!(opened, Err(OpenError::Away(_))), io.disk().now() - before - takes)
+}
+
+#[test]
+fn a_data_device_that_takes_long_to_fail_is_away_ten_seconds_after_its_first_error() {
+    // The identity block is read, then nothing any more.
+    let dies = Faults { data_dies_after: Some(1), ..Faults::default() };
+    for takes in [0, 5, 100] {
+        let (away, after) = away_after(lab(), dies, Duration::from_secs(takes));
+        assert!(away && after.as_secs() <= 10, "{takes} s: {away}, {after:?}");
+    }
+}
+
+/// A rotating disk: nothing else is answered while it tries, for 12 s and more, to read one sector.
+#[test]
+fn a_disk_that_is_busy_with_bad_sectors_is_not_away() {
+    for takes in [12, 30, 90] {
+        let busy = Faults { in_order: true, ..Faults::default() };
+        let (away, _) = away_after(lab(), busy, Duration::from_secs(takes));
+        assert!(!away, "{takes} s");
+        // The same of the log.
+        let mut lab = lab();
+        lab.write(7, 1, 1);
+        let sectors = bad(Device::Meta, lab.records()[0].offset + 8192, 2 * 512);
+        lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(takes), ..sectors });
+        lab.disk().faults.in_order = true;
+        let mut lab = lab.reopened().unwrap();
+        assert!(lab.reads_as(7, 1) && lab.volume.latched().is_none());
+    }
+}
+
+#[test]
+fn a_path_that_fails_over_in_eight_seconds_is_waited_for() {
+    let mut lab = lab();
+    lab.write(0, 100, 1);
+    let (io, options) = (lab.io.clone(), lab.options.clone());
+    drop(lab);
+    io.disk().faults.data_dies_after = Some(1);
+    let until = io.disk().now() + Duration::from_secs(8);
+    io.disk().faults = Faults { data_dies_after: Some(1), data_dead_until: Some(until), ..Faults::default() };
+    let lab = Lab::open(io, &options).unwrap();
+    assert_eq!(lab.volume.status().undecided_blocks, 0);
 }
 
 #[test]

@@ -283,12 +283,20 @@ impl Disk {
         }
         let until = match kind {
             Kind::Sleep(until) => Some(until),
-            _ => Some(self.time_to_fail(traced, offset, &kind))
-                .filter(|time| !time.is_zero())
-                .map(|time| self.now + time),
+            _ => self.ends(disk, self.time_to_fail(traced, offset, &kind)),
         };
         self.ops.push(Op { id, device: traced, disk, offset, kind, until, buf, result: None, waker: None });
         id
+    }
+
+    /// When an operation ends that takes so long by itself; `None`: at any time.
+    fn ends(&self, disk: usize, takes: Duration) -> Option<Duration> {
+        let is_before = |op: &&Op| op.disk == disk && op.result.is_none() && !matches!(op.kind, Kind::Sleep(_));
+        let before = self.ops.iter().filter(is_before).filter_map(|op| op.until).max();
+        match before.filter(|_| self.faults.in_order) {
+            Some(before) => Some(before.max(self.now) + takes),
+            None => Some(self.now + takes).filter(|_| !takes.is_zero()),
+        }
     }
 
     pub(super) fn pending(&self) -> impl Iterator<Item = usize> {

@@ -27,6 +27,8 @@ pub struct Faults {
     pub garbled: u64,
     /// Every operation of the data device fails.
     pub data_dead: bool,
+    /// Until then: a path that fails over.
+    pub data_dead_until: Option<Duration>,
     /// The data device answers so many reads more, then it is dead.
     pub data_dies_after: Option<u64>,
     /// Every operation of the metadata device fails.
@@ -41,6 +43,8 @@ pub struct Faults {
     pub syncs: u64,
     /// In so many of a hundred moments the devices take longer than anybody waits.
     pub slow: u64,
+    /// While a device tries to read a bad range for long, whatever comes later waits.
+    pub in_order: bool,
     /// Of this device, some per cent of the writes are acknowledged and forgotten.
     pub lost: Option<(Device, u64)>,
     /// Of this device, some per cent of the writes go to the place after the one they were meant for.
@@ -101,7 +105,7 @@ impl Disk {
         let f = self.faults;
         match (device, kind) {
             (_, Kind::Sleep(_)) => false,
-            (Device::Data, _) if f.data_dead => true,
+            (Device::Data, _) if f.data_dead && f.data_dead_until.is_none_or(|end| self.now < end) => true,
             (Device::Meta, _) if f.meta_dead => true,
             (Device::Meta, Kind::Write(..) | Kind::Sync(_)) if f.meta_unwritable => true,
             (Device::Data, Kind::Write(..)) => self.strikes(f.data_writes),

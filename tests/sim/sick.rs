@@ -21,7 +21,8 @@ fn fall_ill(io: &SimStorage, rng: &mut Rng) {
     let mut bad = Vec::new();
     // Some disks try for long before they give up.
     let takes = Duration::from_secs(if rng.chance(20) { 1 + rng.below(30) } else { 0 });
-    let mut faults = Faults { slow: if rng.chance(10) { 50 } else { 0 }, ..Faults::default() };
+    let slow = if rng.chance(10) { 50 } else { 0 };
+    let mut faults = Faults { slow, in_order: rng.chance(50), ..Faults::default() };
     let mut unreadable = |device, from: u64, sectors: u64| {
         let range = from / 512 * 512..from / 512 * 512 + 512 * sectors;
         bad.push(BadRange { takes, ..BadRange::unreadable(device, range) });
@@ -38,7 +39,10 @@ fn fall_ill(io: &SimStorage, rng: &mut Rng) {
         }),
         4 => faults.data_reads = 1 + rng.below(100),
         5 => faults.meta_reads = 1 + rng.below(50),
-        6 => faults.data_dead = true,
+        6 => {
+            faults.data_dead = true;
+            faults.data_dead_until = rng.chance(50).then(|| io.disk().now() + Duration::from_secs(rng.below(20)));
+        }
         7 => faults.garbled = 1 + rng.below(60),
         // A region, perhaps all that was ever written.
         8 => {

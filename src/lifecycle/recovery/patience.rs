@@ -1,8 +1,11 @@
 //! How long an open bears with devices that fail: bounded for the whole of it, not for each block.
 //!
 //! A device is *away* when no read of it succeeds any more. From reads that fail alone that can't be told: all of them may
-//! lie on one bad part of a device that is there. So before a device is said to be away, places of it are read that could be
-//! read before (a *probe*). Where one answers, the open goes on, without pauses for what can't be read.
+//! lie on one bad part of a device that is there. So after each failure the device is *probed*: a place of it is read that
+//! could be read before. The open goes on when one of these reads succeeds, and is refused when none does for a while.
+//!
+//! A probe is sent only while no other read of the open is under way on that device. A disk that tries for long to read a
+//! bad sector answers nothing else meanwhile, and is not away for that.
 
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Errno, Storage,
@@ -17,13 +20,9 @@ use std::{
     time::Duration,
 };
 
-/// Pauses before something is read again, in all of an open: 40 × 100 ms. A path that fails over is worth waiting for; a
+/// Pauses before something is read again, in all of an open: 40 × 100 ms. A part that fails over is worth waiting for; a
 /// device with many bad sectors is not worth waiting for at each of them.
 const PAUSES: u32 = 40;
-/// How long after a first error, with no read of that device that succeeds, it is probed.
-const PROBE_AFTER: Duration = Duration::from_secs(8);
-/// So many reads in a row that fail have it probed at once.
-const PROBE_AFTER_FAILURES: u32 = 64;
 /// How long an open goes on to try what may fail, from the first failure on: each may cost seconds.
 const ENOUGH: Duration = Duration::from_secs(60);
 
@@ -37,10 +36,11 @@ pub(crate) enum Effort {
 }
 
 impl Effort {
-    /// How long a probe may take. An open says within 10 s of the first error that a device is away. A disk that is busy with
-    /// a bad sector may be silent for longer: who wants all that can be had waits until Linux gives that sector up (30 s).
-    fn probe_time(self) -> Duration {
-        Duration::from_secs(if self == Self::Bounded { 2 } else { 40 })
+    /// How long a device may answer no probe. An open says within 10 s of the first error that a device is away. One that is
+    /// busy with somebody else's bad sector may be silent for longer: who wants all that can be had waits until Linux
+    /// gives that sector up (30 s).
+    fn away_after(self) -> Duration {
+        Duration::from_secs(if self == Self::Bounded { 9 } else { 40 })
     }
 }
 
@@ -52,18 +52,7 @@ pub(crate) struct Patience<S: Storage> {
     known: Vec<ByteOffset>,
     last: Option<(ByteOffset, usize)>,
     pauses: u32,
-    /// Reads that have failed, each after its last try, since one succeeded.
-    failures: u32,
-    /// Since the first error after the last read that succeeded.
-    failing: Option<Failing<S>>,
     bad_time: BadTime<S>,
-}
-
-/// A device that has given nothing but errors for a while.
-struct Failing<S: Storage> {
-    first: DeviceError,
-    /// Ends [`PROBE_AFTER`] that.
-    deadline: Pin<Box<S::Command>>,
 }
 
 /// The time in which what fails is tried: [`ENOUGH`] from the first failure of all.
@@ -79,16 +68,7 @@ impl<S: Storage> Patience<S> {
             Device::Data if layout.separate_meta => vec![Layout::identity_offset()],
             _ => Layout::superblock_offsets().to_vec(),
         };
-        Self {
-            device,
-            effort,
-            known,
-            last: None,
-            pauses: PAUSES,
-            failures: 0,
-            failing: None,
-            bad_time: BadTime::NotBegun,
-        }
+        Self { device, effort, known, last: None, pauses: PAUSES, bad_time: BadTime::NotBegun }
     }
 
     /// Does `attempt`, which reads `len` bytes at `at`, until it succeeds, a few times with pauses in between, while there is
@@ -103,105 +83,82 @@ impl<S: Storage> Patience<S> {
         let mut tries = 1;
         loop {
             let result;
-            (result, buf) = self.within(io, attempt(buf)).await?;
+            (result, buf) = attempt(buf).await;
             let Err(errno) = result else {
-                self.succeeded(Some((at, len)));
+                self.succeeded(at, len);
                 return Ok((Ok(()), buf));
             };
             let why = DeviceError::new("read", self.device, at, len, errno);
-            self.failed(io, why);
-            if tries == READ_TRIES || !self.pause(io).await? {
-                return self.give_up(io).await.map(|()| (Err(why), buf));
+            self.failed(io, why).await?;
+            if tries == READ_TRIES || !self.pause(io).await {
+                return Ok((Err(why), buf));
             }
             tries += 1;
         }
     }
 
-    /// Waits for `operation`, as long as the device answers.
-    pub(crate) async fn within<T>(&mut self, io: &S, operation: impl Future<Output = T>) -> Result<T, OpenError> {
-        let mut operation = pin!(operation);
-        loop {
-            let failing = &mut self.failing;
-            let ended = poll_fn(|cx| match (operation.as_mut().poll(cx), &mut *failing) {
-                (Poll::Ready(done), _) => Poll::Ready(Some(done)),
-                (Poll::Pending, None) => Poll::Pending,
-                (Poll::Pending, Some(failing)) => failing.deadline.as_mut().poll(cx).map(|_| None),
-            });
-            match ended.await {
-                Some(done) => return Ok(done),
-                // The time may have passed with reads of the other device.
-                None => self.probe(io).await?,
-            }
-        }
+    /// A read of these bytes has succeeded.
+    pub(crate) fn succeeded(&mut self, at: ByteOffset, len: usize) {
+        self.last = Some((at, len));
     }
 
-    /// A read has succeeded, of these bytes where they are known.
-    pub(crate) fn succeeded(&mut self, place: Option<(ByteOffset, usize)>) {
-        self.last = place.or(self.last);
-        (self.failures, self.failing) = (0, None);
-    }
-
-    /// One try has failed.
-    pub(crate) fn failed(&mut self, io: &S, why: DeviceError) {
-        self.failing.get_or_insert_with(|| Failing { first: why, deadline: Box::pin(io.sleep(PROBE_AFTER)) });
+    /// A read has failed, and none is under way on the device. Returns once the device answers; fails where it is away.
+    pub(crate) async fn failed(&mut self, io: &S, why: DeviceError) -> Result<(), OpenError> {
         if let BadTime::NotBegun = self.bad_time {
             self.bad_time = BadTime::Passing(Box::pin(io.sleep(ENOUGH)));
         }
+        let mut answers = pin!(self.answers(io));
+        let mut time = pin!(io.sleep(self.effort.away_after()));
+        let mut timed = true;
+        let answered = poll_fn(|cx| {
+            if let Poll::Ready(answered) = answers.as_mut().poll(cx) {
+                return Poll::Ready(answered);
+            }
+            match if timed { time.as_mut().poll(cx) } else { Poll::Pending } {
+                Poll::Ready(Ok(())) => return Poll::Ready(false),
+                // A clock that fails says nothing: the number of probes is bounded, too.
+                Poll::Ready(Err(_)) => timed = false,
+                Poll::Pending => {}
+            }
+            Poll::Pending
+        });
+        if answered.await { Ok(()) } else { Err(OpenError::Away(why)) }
     }
 
-    /// The last try of one read has failed.
-    pub(crate) async fn give_up(&mut self, io: &S) -> Result<(), OpenError> {
-        self.failures += 1;
-        if self.failures > PROBE_AFTER_FAILURES { self.probe(io).await } else { Ok(()) }
+    /// Probes the device until it answers; not without end.
+    async fn answers(&self, io: &S) -> bool {
+        let pages = self.known.iter().map(|at| (*at, PAGE_BYTES));
+        let last = self.last.map(|(at, len)| (at, len.min(PAGE_BYTES)));
+        let places: Vec<_> = last.into_iter().chain(pages).collect();
+        for _ in 0..self.effort.away_after().div_duration_f32(READ_PAUSE) as u32 {
+            for (at, len) in &places {
+                if io.read(self.device, *at, Buf::new(*len), 0..*len).await.0.is_ok() {
+                    return true;
+                }
+            }
+            let _ = io.sleep(READ_PAUSE).await;
+        }
+        false
     }
 
     /// Whether failures have taken so long that the rest is not tried.
     pub(crate) fn has_had_enough(&mut self) -> bool {
         if let BadTime::Passing(time) = &mut self.bad_time {
-            if time.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
-                self.bad_time = BadTime::Over;
+            match time.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(())) => self.bad_time = BadTime::Over,
+                Poll::Ready(Err(_)) => self.bad_time = BadTime::NotBegun,
+                Poll::Pending => {}
             }
         }
         self.effort == Effort::Bounded && matches!(self.bad_time, BadTime::Over)
     }
 
     /// Waits a moment; `false` once there is no patience left.
-    pub(crate) async fn pause(&mut self, io: &S) -> Result<bool, OpenError> {
+    pub(crate) async fn pause(&mut self, io: &S) -> bool {
         // What is given up for good gets all its tries, without a pause.
-        let Some(left) = self.pauses.checked_sub(1) else { return Ok(self.effort == Effort::Thorough) };
+        let Some(left) = self.pauses.checked_sub(1) else { return self.effort == Effort::Thorough };
         self.pauses = left;
-        let _ = self.within(io, io.sleep(READ_PAUSE)).await?;
-        Ok(true)
-    }
-
-    /// Before something is given up for good: unless a read has succeeded since one failed, asks whether the device is there.
-    pub(crate) async fn must_be_there(&mut self, io: &S) -> Result<(), OpenError> {
-        if self.failing.is_some() { self.probe(io).await } else { Ok(()) }
-    }
-
-    /// Asks whether the device is there at all.
-    async fn probe(&mut self, io: &S) -> Result<(), OpenError> {
-        let first = self.failing.as_ref().expect("there was an error, or no question").first;
-        let pages = self.known.iter().map(|at| (*at, PAGE_BYTES));
-        let mut time = Box::pin(io.sleep(self.effort.probe_time()));
-        for (at, len) in self.last.into_iter().chain(pages) {
-            let mut read = pin!(io.read(self.device, at, Buf::new(len), 0..len));
-            let answer = poll_fn(|cx| match read.as_mut().poll(cx) {
-                Poll::Ready((result, _)) => Poll::Ready(Some(result)),
-                Poll::Pending => time.as_mut().poll(cx).map(|_| None),
-            });
-            match answer.await {
-                Some(Ok(())) => {
-                    // What fails now fails for its own sake, and is not worth waiting for.
-                    self.succeeded(None);
-                    self.pauses = 0;
-                    self.failed(io, first);
-                    return Ok(());
-                }
-                Some(Err(_)) => {}
-                None => break,
-            }
-        }
-        Err(OpenError::Away(first))
+        let _ = io.sleep(READ_PAUSE).await;
+        true
     }
 }

@@ -66,7 +66,7 @@ impl<'a, S: Storage> Settle<'a, S> {
         memory: &mut Budget,
         report: &mut RecoveryReport,
     ) -> Result<Vec<BlockCandidates<'static>>, OpenError> {
-        let (mut undecided, mut given_up) = (Vec::new(), false);
+        let mut undecided = Vec::new();
         let mut blocks = settling.blocks(set).peekable();
         while blocks.peek().is_some() {
             let batch: Vec<_> = blocks.by_ref().take(BATCH).collect();
@@ -79,7 +79,6 @@ impl<'a, S: Storage> Settle<'a, S> {
                         set.insert(c.block, seq, &tag);
                     }
                     (None, UnreadableBlocks::TakeNewest) => {
-                        given_up = true;
                         set.insert(c.block, c.newest().seq, &c.newest().tag);
                     }
                     (None, UnreadableBlocks::KeepUndecided) => {
@@ -88,9 +87,6 @@ impl<'a, S: Storage> Settle<'a, S> {
                     }
                 }
             }
-        }
-        if given_up {
-            self.data.must_be_there(self.io).await?;
         }
         Ok(undecided)
     }
@@ -154,7 +150,7 @@ impl<'a, S: Storage> Settle<'a, S> {
         }
         for attempt in 0..READ_TRIES {
             let missing = |result: &Option<Result<_, _>>| matches!(result, Some(Err(_)));
-            if !results.iter().any(missing) || (attempt > 0 && !self.data.pause(self.io).await?) {
+            if !results.iter().any(missing) || (attempt > 0 && !self.data.pause(self.io).await) {
                 break;
             }
             let mut reads: Vec<_> = batch.iter().map(|_| None).collect();
@@ -163,22 +159,24 @@ impl<'a, S: Storage> Settle<'a, S> {
                 let (offset, part) = (self.tree.layout.block_offset(batch[i].block), 0..buf.len());
                 reads[i] = Some((offset, self.io.read(Device::Data, offset, buf, part)));
             }
+            let mut failed = None;
             for (i, read) in reads.into_iter().enumerate() {
                 let Some((offset, read)) = read else { continue };
                 let result;
-                (result, bufs[i]) = self.data.within(self.io, read).await?;
+                (result, bufs[i]) = read.await;
+                let len = bufs[i].len();
                 match result {
-                    Ok(()) => self.data.succeeded(Some((offset, bufs[i].len()))),
+                    Ok(()) => self.data.succeeded(offset, len),
                     Err(errno) => {
-                        let why = DeviceError::new("read", Device::Data, offset, bufs[i].len(), errno);
-                        self.data.failed(self.io, why);
+                        failed.get_or_insert_with(|| DeviceError::new("read", Device::Data, offset, len, errno));
                     }
                 }
                 results[i] = Some(result);
             }
-        }
-        for _ in results.iter().flatten().filter(|result| result.is_err()) {
-            self.data.give_up(self.io).await?;
+            // Not before all of them have ended: see `patience`.
+            if let Some(why) = failed {
+                self.data.failed(self.io, why).await?;
+            }
         }
         Ok(results)
     }
@@ -190,18 +188,14 @@ impl<'a, S: Storage> Settle<'a, S> {
         }
         for attempt in 0..READ_TRIES {
             let judged = judge(self.io, self.tree, self.tagger, &mut self.pages, c, data);
-            match self.meta.within(self.io, judged).await? {
-                Ok(row) => {
-                    self.meta.succeeded(None);
-                    return Ok(Some(row));
-                }
+            match judged.await {
+                Ok(row) => return Ok(Some(row)),
                 // Read once more: what came over the wire may have been at fault.
                 Err(LoadError::Bad(_)) if attempt == 0 => {}
                 Err(LoadError::Bad(_)) => break,
                 Err(LoadError::Device(why)) => {
-                    self.meta.failed(self.io, why);
-                    if attempt + 1 == READ_TRIES || !self.meta.pause(self.io).await? {
-                        self.meta.give_up(self.io).await?;
+                    self.meta.failed(self.io, why).await?;
+                    if attempt + 1 == READ_TRIES || !self.meta.pause(self.io).await {
                         break;
                     }
                 }
