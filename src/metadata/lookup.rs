@@ -8,6 +8,7 @@ use super::Metadata;
 use crate::{
     BlockIndex, BlockRange, DeviceError, PageName, RequestContext, Storage,
     format::{LOST_TAG, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, tag_pages},
+    io::retry::{READ, retry},
     metadata::tree::{CacheUse, CacheWalk, Found, LoadError, Missing},
     request::context::{TagBuf, TagSide},
 };
@@ -15,10 +16,6 @@ use std::{ops::Range, time::Duration};
 
 /// How often a lookup begins anew because the tree moved under it, before it asks the next checkpoint to wait.
 const STALE_RETRIES: u32 = 3;
-
-/// How often something is read that the device fails to read, and the pause in between.
-pub(crate) const READ_TRIES: u32 = 3;
-pub(crate) const READ_PAUSE: Duration = Duration::from_millis(100);
 
 /// The tags of one tag page that a request needs: places in its [`TagBuf`] and in the page.
 struct Part {
@@ -134,18 +131,10 @@ impl Metadata {
         range: BlockRange,
         side: TagSide,
     ) -> Result<Option<PageName>, DeviceError> {
-        let mut result = self.lookup(io, context, range, side).await;
-        for _ in 1..READ_TRIES {
-            match result {
-                Ok(None) => break,
-                Ok(Some(_)) => return self.lookup(io, context, range, side).await,
-                Err(_) => {
-                    let _ = io.sleep(READ_PAUSE).await;
-                }
-            }
-            result = self.lookup(io, context, range, side).await;
+        match retry(io, READ, async || self.lookup(io, context, range, side).await).await? {
+            None => Ok(None),
+            Some(_) => self.lookup(io, context, range, side).await,
         }
-        result
     }
 
     /// A run of tag pages. Where one fails to verify and the root has moved meanwhile, its slot may have

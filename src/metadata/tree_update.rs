@@ -11,9 +11,9 @@ use crate::{
     format::{
         EntryState, Layout, PAGE_BYTES, PageId, TAG_BYTES, TREE_FANOUT, Tag, TreeEntry, ZERO_TAG, digest, digest_each,
     },
+    io::retry::{READ, retry},
     metadata::{
         changes::{Changes, Effect},
-        lookup::{READ_PAUSE, READ_TRIES},
         page_cache::Lookup,
         pending::{PendingSet, PendingTag, ZeroRun},
         tree::Tree,
@@ -316,27 +316,28 @@ impl<S: Storage> Job<'_, S> {
         &self,
         id: PageId,
         entry: TreeEntry,
-        mut result: Result<(), Errno>,
+        result: Result<(), Errno>,
         mut buf: Buf,
     ) -> (Result<Base, Latched>, Buf) {
-        let slot = entry.other_slot() ^ 1;
-        let (mut tries, mut bad) = (1, 0);
-        loop {
-            match result {
-                Ok(()) if equal(&digest(id, &buf), &entry.digest) => return (Ok(Base::Page), buf),
-                Ok(()) => bad += 1,
-                Err(errno) if tries == READ_TRIES => return (Err(self.error("read", id, errno)), buf),
-                Err(_) => {
-                    let _ = self.io.sleep(READ_PAUSE).await;
+        let offset = self.tree.layout.slot_offset(id, entry.other_slot() ^ 1);
+        let mut first = Some(result);
+        for _ in 0..2 {
+            let read = async || {
+                if let Some(result) = first.take() {
+                    return result;
                 }
+                let result;
+                (result, buf) =
+                    self.io.read(Device::Meta, offset, std::mem::replace(&mut buf, Buf::none()), 0..PAGE_BYTES).await;
+                result
+            };
+            match retry(self.io, READ, read).await {
+                Err(errno) => return (Err(self.error("read", id, errno)), buf),
+                Ok(()) if equal(&digest(id, &buf), &entry.digest) => return (Ok(Base::Page), buf),
+                Ok(()) => {}
             }
-            if bad == 2 {
-                return (Ok(Base::Lost), buf);
-            }
-            tries += u32::from(result.is_err());
-            let offset = self.tree.layout.slot_offset(id, slot);
-            (result, buf) = self.io.read(Device::Meta, offset, buf, 0..PAGE_BYTES).await;
         }
+        (Ok(Base::Lost), buf)
     }
 
     fn error(&self, op: &'static str, id: PageId, errno: Errno) -> Latched {

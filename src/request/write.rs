@@ -10,14 +10,10 @@ use super::{
 use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, Io, Latched, WriteError,
     format::ZERO_TAG,
+    io::retry::{READ_BACK, retry},
     log::{Appended, Change, Log, Reserved},
     metadata::Metadata,
 };
-use std::time::Duration;
-
-/// How often, and how far apart, a block is read back whose write failed and whose read fails too.
-const READ_BACK_TRIES: u32 = 5;
-const READ_BACK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Most blocks of one zeros entry: its count has 32 bits.
 const MAX_ZERO_RUN: u64 = u32::MAX as u64;
@@ -143,17 +139,13 @@ impl Writer<'_> {
 
     /// A block as it is on the medium, to the front of `buf`.
     async fn read_back<S: Io>(&self, io: &S, block: BlockIndex, mut buf: Buf) -> (Result<(), Errno>, Buf) {
-        let mut result = Err(Errno::EIO);
-        for attempt in 0..READ_BACK_TRIES {
-            if attempt > 0 {
-                let _ = io.sleep(READ_BACK_PAUSE).await;
-            }
-            let offset = self.metadata.layout().block_offset(block);
-            (result, buf) = io.read(Device::Data, offset, buf, 0..self.metadata.block_size()).await;
-            if result.is_ok() {
-                break;
-            }
-        }
+        let (offset, bs) = (self.metadata.layout().block_offset(block), self.metadata.block_size());
+        let read = async || {
+            let result;
+            (result, buf) = io.read(Device::Data, offset, std::mem::replace(&mut buf, Buf::none()), 0..bs).await;
+            result
+        };
+        let result = retry(io, READ_BACK, read).await;
         (result, buf)
     }
 

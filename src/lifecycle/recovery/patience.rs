@@ -10,8 +10,8 @@
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Errno, Storage,
     format::{Layout, PAGE_BYTES},
+    io::retry::READ,
     lifecycle::open_error::OpenError,
-    metadata::lookup::{READ_PAUSE, READ_TRIES},
 };
 use std::{
     future::{Future, poll_fn},
@@ -90,7 +90,7 @@ impl<S: Storage> Patience<S> {
             };
             let why = DeviceError::new("read", self.device, at, len, errno);
             self.failed(io, why).await?;
-            if tries == READ_TRIES || !self.pause(io).await {
+            if tries == READ.most || !self.pause(io).await {
                 return Ok((Err(why), buf));
             }
             tries += 1;
@@ -130,13 +130,13 @@ impl<S: Storage> Patience<S> {
         let pages = self.known.iter().map(|at| (*at, PAGE_BYTES));
         let last = self.last.map(|(at, len)| (at, len.min(PAGE_BYTES)));
         let places: Vec<_> = last.into_iter().chain(pages).collect();
-        for _ in 0..self.effort.away_after().div_duration_f32(READ_PAUSE) as u32 {
+        for _ in 0..self.effort.away_after().div_duration_f32(READ.pause) as u32 {
             for (at, len) in &places {
                 if io.read(self.device, *at, Buf::new(*len), 0..*len).await.0.is_ok() {
                     return true;
                 }
             }
-            let _ = io.sleep(READ_PAUSE).await;
+            let _ = io.sleep(READ.pause).await;
         }
         false
     }
@@ -158,7 +158,7 @@ impl<S: Storage> Patience<S> {
         // What is given up for good gets all its tries, without a pause.
         let Some(left) = self.pauses.checked_sub(1) else { return self.effort == Effort::Thorough };
         self.pauses = left;
-        let _ = io.sleep(READ_PAUSE).await;
+        let _ = io.sleep(READ.pause).await;
         true
     }
 }

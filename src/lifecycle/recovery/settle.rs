@@ -9,9 +9,9 @@ use crate::{
     Buf, Device, DeviceError, Errno, Storage,
     crypto::tagger::Tagger,
     info::{MAX_REPORTED_BLOCKS, RecoveryReport},
+    io::retry::READ,
     lifecycle::open_error::OpenError,
     metadata::{
-        lookup::READ_TRIES,
         pending::PendingSet,
         tree::{LoadError, PageBufs, Tree},
     },
@@ -148,7 +148,7 @@ impl<'a, S: Storage> Settle<'a, S> {
         if self.data.has_had_enough() {
             return Ok(results);
         }
-        for attempt in 0..READ_TRIES {
+        for attempt in 0..READ.most {
             let missing = |result: &Option<Result<_, _>>| matches!(result, Some(Err(_)));
             if !results.iter().any(missing) || (attempt > 0 && !self.data.pause(self.io).await) {
                 break;
@@ -186,7 +186,7 @@ impl<'a, S: Storage> Settle<'a, S> {
         if self.meta.has_had_enough() {
             return Ok(judge_by_log(self.tagger, c, data));
         }
-        for attempt in 0..READ_TRIES {
+        for attempt in 0..READ.most {
             let judged = judge(self.io, self.tree, self.tagger, &mut self.pages, c, data);
             match judged.await {
                 Ok(row) => return Ok(Some(row)),
@@ -195,7 +195,7 @@ impl<'a, S: Storage> Settle<'a, S> {
                 Err(LoadError::Bad(_)) => break,
                 Err(LoadError::Device(why)) => {
                     self.meta.failed(self.io, why).await?;
-                    if attempt + 1 == READ_TRIES || !self.meta.pause(self.io).await {
+                    if attempt + 1 == READ.most || !self.meta.pause(self.io).await {
                         break;
                     }
                 }
