@@ -136,7 +136,7 @@ pub enum Latched {
     Device(DeviceError),
     /// A write that had been answered failed.
     #[error("a write that had been answered could not be put in place: {0}")]
-    Accepted(DeviceError),
+    WriteBack(DeviceError),
     /// Opened so because a block can't be read, or its tag page can't, and recovery decides nothing without.
     #[error("what block {0} holds can't be decided while it, or the page with its tag, can't be read")]
     Undecided(BlockIndex),

@@ -76,14 +76,14 @@ pub trait BlockTarget: Send + Sync {
     /// written back, reads of the range wait for it, and so do flushes. `None`: it is to be [written](Self::write) first.
     fn admit<'t>(&'t self, context: &Self::Context, range: BlockRange) -> Option<Self::Admitted<'t>>;
     /// Writes an admitted write back, from the front of `buf`, with the context that it was admitted with. Then, its range
-    /// still held, `forget` lets go of the bytes that were kept.
+    /// still held, `clear` clears the bytes that were kept.
     fn write_back<'t, S: Io>(
         &'t self,
         io: &S,
         context: &mut Self::Context,
         admitted: Self::Admitted<'t>,
         buf: Buf,
-        forget: impl FnOnce(),
+        clear: impl FnOnce(),
     ) -> impl Future<Output = (Result<(), WriteError>, Buf)>;
 }
 
@@ -94,7 +94,7 @@ pub trait AdmittedWrite {
     fn range(&self) -> BlockRange;
     /// All records of the log before this one were durable when it was admitted: without them the target is an older one.
     fn after(&self) -> RecordNumber;
-    /// Gives the range back: nobody was promised anything.
+    /// Releases the range: the write has not been answered.
     fn withdraw(self);
 }
 
@@ -161,9 +161,9 @@ impl BlockTarget for Volume {
         context: &mut RequestContext,
         admitted: Admitted<'t>,
         buf: Buf,
-        forget: impl FnOnce(),
+        clear: impl FnOnce(),
     ) -> impl Future<Output = (Result<(), WriteError>, Buf)> {
-        self.write_back(io, context, admitted, buf, forget)
+        self.write_back(io, context, admitted, buf, clear)
     }
 }
 

@@ -1,14 +1,14 @@
-//! Writes that are answered before they are in place: a kernel's page cache does no less, so long as nobody can tell.
+//! Write-back: a write is *admitted*, answered, and written in place afterwards. Nobody can tell, as with a disk's own cache.
 //!
-//! 1. An admitted write holds its range from before its answer until it is in place. Whoever overlaps it comes after it.
-//! 2. A flush waits for all that were admitted before it began.
-//! 3. The caller keeps the bytes where they outlive this process, until they are in place, and writes them again after the
-//!    next [`open`](crate::open::open). The range is still held when it lets go of them: nothing newer can be there. What is
-//!    written from there is not changed, whether it succeeds or fails.
-//! 4. One that fails latches the volume: no flush succeeds any more. Its blocks, which are not what was last written, can't
-//!    be read.
+//! 1. An admitted write holds its range from before its answer until it is in place. A request that overlaps it waits.
+//! 2. A flush waits for all writes that were admitted before it began.
+//! 3. The caller keeps the bytes where they outlive this process. If the process dies, they are written again after the next
+//!    [`open`](crate::open::open). Once the write is in place the caller clears them, while the range is still held: so they
+//!    never overwrite anything newer. The engine leaves these bytes unchanged, whether the write succeeds or fails.
+//! 4. An admitted write that fails latches the volume: no flush succeeds any more. Its blocks don't hold what was last written,
+//!    so they can't be read.
 //!
-//! An admitted write waits for what any write waits for, never for a flush: no circle.
+//! An admitted write waits for what any write waits for, and never for a flush. So none waits for itself in a circle.
 
 use crate::{
     BlockRange, Latched, RecordNumber, WriteError,
@@ -21,33 +21,33 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// No ticket.
+/// The request has no admitted write in flight.
 const NONE: u64 = 0;
 
-/// Which admitted writes are not in place, and who waits for them.
+/// The admitted writes that are not in place yet, and the flushes that wait for them.
 pub(crate) struct InFlightWrites {
-    /// The next ticket: they are given out in order, once.
+    /// The number of the next write: each is given once, in order.
     next: AtomicU64,
-    /// By request: the ticket of its admitted write.
-    under_way: Vec<AtomicU64>,
-    /// How many are in `waiters`, to be asked without the lock.
+    /// By request: the number of its admitted write, or [`NONE`].
+    in_flight: Vec<AtomicU64>,
+    /// Length of `waiters`, to be read without the lock.
     waiting: AtomicUsize,
     waiters: Mutex<Vec<Waiter>>,
-    /// Ranges of those that failed. A context's fails but once, for none is admitted after it.
+    /// Ranges of the writes that failed, at most one of each request: after a failure none is admitted.
     failed: Mutex<Vec<BlockRange>>,
-    /// How many are in `failed`.
+    /// Length of `failed`, to be read without the lock.
     failures: AtomicUsize,
 }
 
-/// Waits until no ticket below `below` is under way.
+/// A flush that waits until no write with a number below `below` is in flight.
 struct Waiter {
     request: usize,
     below: u64,
     waker: Waker,
 }
 
-/// A write whose range is held, and which may be answered though nothing has been written: who drops it before it is
-/// [in place](crate::Volume::write_back) latches the volume.
+/// A write whose range is held, and which may be answered though nothing has been written. Dropped before it is
+/// [in place](crate::Volume::write_back), it latches the volume.
 pub struct Admitted<'v> {
     writes: &'v InFlightWrites,
     log: &'v Log,
@@ -61,7 +61,7 @@ impl InFlightWrites {
     pub(crate) fn new(requests: usize) -> Self {
         Self {
             next: AtomicU64::new(NONE + 1),
-            under_way: (0..requests).map(|_| AtomicU64::new(NONE)).collect(),
+            in_flight: (0..requests).map(|_| AtomicU64::new(NONE)).collect(),
             waiting: AtomicUsize::new(0),
             waiters: Mutex::new(Vec::with_capacity(requests)),
             failed: Mutex::new(Vec::with_capacity(requests)),
@@ -75,23 +75,24 @@ impl InFlightWrites {
             .saturating_mul((size_of::<AtomicU64>() + size_of::<Waiter>() + size_of::<BlockRange>()) as u64)
     }
 
-    /// Takes on a write whose range is held: its answer may be given at once. `None` where the volume is latched.
+    /// Admits a write whose range is held: it may be answered at once. `None` where the volume is latched.
     pub(crate) fn admit<'v>(&'v self, log: &'v Log, guard: RangeGuard<'v>) -> Option<Admitted<'v>> {
-        // Asked with the range: whoever had it before and failed has latched. Two that failed must not be kept of one block.
+        // Asked while the range is held: if the write that held it before has failed, the volume is latched by now. Otherwise
+        // the bytes of two writes of one block could be kept, and nobody could tell which is the newer.
         let after = log.first_unsure().ok()?;
         self.begin(guard.request());
         Some(Admitted { writes: self, log, guard, after, why_failed: Some(Latched::Abandoned) })
     }
 
     fn begin(&self, request: usize) {
-        let ticket = self.next.fetch_add(1, Ordering::SeqCst);
+        let number = self.next.fetch_add(1, Ordering::SeqCst);
         // A flush that begins in between does not wait for it, and need not: it has not been answered.
-        self.under_way[request].store(ticket, Ordering::SeqCst);
+        self.in_flight[request].store(number, Ordering::SeqCst);
     }
 
     fn end(&self, request: usize) {
-        self.under_way[request].store(NONE, Ordering::SeqCst);
-        // A waiter counts itself before it looks; one of the two sees the other.
+        self.in_flight[request].store(NONE, Ordering::SeqCst);
+        // A waiter counts itself before it looks at the numbers, so either this sees the waiter or the waiter sees this.
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
@@ -106,13 +107,13 @@ impl InFlightWrites {
         std::iter::from_fn(take).for_each(Waker::wake);
     }
 
-    /// The oldest ticket under way.
+    /// The lowest number in flight.
     fn oldest(&self) -> u64 {
-        let tickets = self.under_way.iter().map(|place| place.load(Ordering::SeqCst));
-        tickets.filter(|ticket| *ticket != NONE).min().unwrap_or(u64::MAX)
+        let numbers = self.in_flight.iter().map(|number| number.load(Ordering::SeqCst));
+        numbers.filter(|number| *number != NONE).min().unwrap_or(u64::MAX)
     }
 
-    /// Waits until all that have been admitted before are in place, or have failed.
+    /// Waits until all writes that were admitted before are in place, or have failed.
     pub(crate) async fn drained(&self, request: usize) {
         let below = self.next.load(Ordering::SeqCst);
         let drained = || self.oldest() >= below;
@@ -126,7 +127,7 @@ impl InFlightWrites {
         .await;
     }
 
-    /// One that is not waited for any more is woken once in vain.
+    /// Notes a waiter, one for each request. One whose future was dropped stays, and is woken once in vain.
     fn wait(&self, new: Waiter) {
         let mut waiters = self.waiters.lock();
         match waiters.iter_mut().find(|waiter| waiter.request == new.request) {
@@ -143,7 +144,7 @@ impl InFlightWrites {
         self.failures.fetch_add(1, Ordering::Release);
     }
 
-    /// Whether blocks of a range that the caller holds were answered for and are not in place.
+    /// Whether an answered write of blocks in `range` has failed. The caller holds the range.
     pub(crate) fn has_failed(&self, range: BlockRange) -> bool {
         self.failures.load(Ordering::Acquire) > 0 && self.failed.lock().iter().any(|failed| failed.overlaps(range))
     }
@@ -155,15 +156,15 @@ impl Admitted<'_> {
         self.guard.range()
     }
 
-    /// What has become of it. In place it is forgotten by `forget`, with its range still held; else the volume is latched
-    /// when this is dropped.
-    pub(crate) fn ended(&mut self, result: Result<(), WriteError>, forget: impl FnOnce()) {
+    /// Notes how the write has ended. In place: `clear` clears what was kept of it, while its range is still held. Otherwise
+    /// the volume is latched when this is dropped.
+    pub(crate) fn ended(&mut self, result: Result<(), WriteError>, clear: impl FnOnce()) {
         self.why_failed = match result {
             Ok(()) => {
-                forget();
+                clear();
                 None
             }
-            Err(WriteError::Device(e)) => Some(Latched::Accepted(e)),
+            Err(WriteError::Device(e)) => Some(Latched::WriteBack(e)),
             Err(WriteError::Latched(why)) => Some(why),
             // A request larger than its buffer, or one that was never admitted.
             Err(_) => Some(Latched::Abandoned),
@@ -174,7 +175,7 @@ impl Admitted<'_> {
         self.guard.request()
     }
 
-    /// Gives the range back: the write is not to be answered for, and has not been.
+    /// Releases the range: the write has not been answered, and is not to be.
     pub fn withdraw(mut self) {
         self.why_failed = None;
     }
@@ -186,10 +187,10 @@ impl Admitted<'_> {
 }
 
 impl Drop for Admitted<'_> {
-    /// It is in place, or has failed; the range is released after this.
+    /// The write is in place, or has failed. The range is released after this.
     fn drop(&mut self) {
         if let Some(why) = self.why_failed {
-            // In this order: who sees that it is not under way must find the volume latched.
+            // In this order: a flush that sees it no longer in flight must find the volume latched.
             self.log.latch(why);
             self.writes.fail(self.guard.range());
         }
@@ -230,7 +231,7 @@ mod tests {
         let mut flush = pin!(writes.drained(3));
         assert!(flush.as_mut().poll(&mut cx).is_pending());
         writes.end(2);
-        // A later one in a place that was waited for.
+        // A later write of a request whose earlier one was waited for.
         writes.begin(2);
         assert!(!woken.0.load(Ordering::SeqCst) && flush.as_mut().poll(&mut cx).is_pending());
         writes.end(0);
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_up_waiting_makes_room_for_the_next() {
+    fn a_flush_that_is_dropped_makes_room_for_the_next_waiter() {
         let writes = InFlightWrites::new(2);
         writes.begin(0);
         for _ in 0..3 {
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn only_blocks_of_failed_ones_are_lost() {
+    fn only_blocks_of_failed_writes_are_unreadable() {
         let range = |first, count| BlockRange::new(BlockIndex(first), count);
         let writes = InFlightWrites::new(2);
         assert!(!writes.has_failed(range(0, 100)));

@@ -228,10 +228,10 @@ fn a_write_that_was_answered_and_fails_is_told_to_every_flush_and_never_read_ove
         lab.disk().bad_ranges.push(bad);
         let kept = Cell::new(true);
         let mut slot = lab.volume.context(0);
-        let accepted = lab.volume.admit(&slot, range).expect("nobody is in its way");
+        let admitted = lab.volume.admit(&slot, range).expect("nobody is in its way");
         let mut buf = Buf::new(4096);
         fill_all(range, 2, 512, &mut buf);
-        let write = lab.volume.write_back(&lab.io, &mut slot, accepted, buf, || kept.set(false));
+        let write = lab.volume.write_back(&lab.io, &mut slot, admitted, buf, || kept.set(false));
         let (result, buf) = block_on(&lab.io, write);
         assert_eq!(result.unwrap_err().errno(), Errno::EIO);
         let mut whole = Buf::new(4096);
@@ -260,8 +260,8 @@ fn a_log_that_fails_leaves_no_old_block_where_a_write_was_answered() {
     lab.write(0, 20, 1);
     lab.disk().faults.meta_unwritable = true;
     let mut slot = lab.volume.context(0);
-    let accepted = lab.volume.admit(&slot, BlockRange::new(BlockIndex(5), 1)).unwrap();
-    let write = lab.volume.write_back(&lab.io, &mut slot, accepted, Buf::new(512), || unreachable!());
+    let admitted = lab.volume.admit(&slot, BlockRange::new(BlockIndex(5), 1)).unwrap();
+    let write = lab.volume.write_back(&lab.io, &mut slot, admitted, Buf::new(512), || unreachable!());
     assert!(matches!(block_on(&lab.io, write).0, Err(WriteError::Latched(_))));
     assert!(matches!(lab.read(5), Err(ReadError::NotInPlace(_))) && lab.reads_as(6, 1));
 }

@@ -117,11 +117,11 @@ fn a_flush_waits_for_what_was_answered_before_it() {
             let (answered, in_place) = (answered[i].clone(), in_place[i].clone());
             with(&volume, &io, move |v, io| {
                 let mut slot = v.context(0);
-                let accepted = v.admit(&slot, range(i as u64, 1)).expect("its own block");
+                let admitted = v.admit(&slot, range(i as u64, 1)).expect("its own block");
                 answered.store(true, Ordering::SeqCst);
-                let (mut buf, forget) = (Buf::new(BLOCK), || in_place.store(true, Ordering::SeqCst));
+                let (mut buf, clear) = (Buf::new(BLOCK), || in_place.store(true, Ordering::SeqCst));
                 buf.fill(7);
-                block_on(v.write_back(io, &mut slot, accepted, buf, forget)).0.unwrap();
+                block_on(v.write_back(io, &mut slot, admitted, buf, clear)).0.unwrap();
             })
         });
         let before = answered.each_ref().map(|answered| answered.load(Ordering::SeqCst));
@@ -142,8 +142,8 @@ fn of_two_writes_of_a_block_that_fail_one_is_answered() {
         let writers = [(); 2].map(|()| {
             with(&volume, &io, |v, io| {
                 let mut slot = v.context(0);
-                let Some(accepted) = v.admit(&slot, range(0, 1)) else { return 0 };
-                block_on(v.write_back(io, &mut slot, accepted, Buf::new(BLOCK), || ())).0.unwrap_err();
+                let Some(admitted) = v.admit(&slot, range(0, 1)) else { return 0 };
+                block_on(v.write_back(io, &mut slot, admitted, Buf::new(BLOCK), || ())).0.unwrap_err();
                 1
             })
         });

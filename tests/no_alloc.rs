@@ -155,9 +155,9 @@ impl Client {
             2..=4 => {
                 let mut buf = self.buf.take().unwrap();
                 buf[..count as usize * BLOCK].fill(version as u8);
-                let accepted = if version % 2 == 0 { volume.admit(&self.slot, range) } else { None };
-                let (result, buf) = match accepted {
-                    Some(accepted) => volume.write_back(io, &mut self.slot, accepted, buf, || ()).await,
+                let admitted = if version % 2 == 0 { volume.admit(&self.slot, range) } else { None };
+                let (result, buf) = match admitted {
+                    Some(admitted) => volume.write_back(io, &mut self.slot, admitted, buf, || ()).await,
                     None => volume.write(io, &mut self.slot, range, buf, Durability::MayBeLost).await,
                 };
                 result.unwrap();

@@ -84,7 +84,7 @@ impl Volume {
         (result, buf)
     }
 
-    /// Takes on a write of the context's next request, if its range is free: its answer may be given at once. `None`: write it
+    /// Admits the write of the context's next request, if its range is free: it may be answered at once. `None`: write it
     /// [as usual](Self::write), which waits or says why not.
     pub fn admit(&self, context: &RequestContext, range: BlockRange) -> Option<Admitted<'_>> {
         self.writable(range).ok()?;
@@ -92,15 +92,15 @@ impl Volume {
         self.admitted.admit(&self.log, guard)
     }
 
-    /// Writes what `context` has admitted, from the front of `buf`. Once it is in place, `forget` lets go of what was kept of
-    /// it. If that fails the volume is latched.
+    /// Writes what `context` has admitted, from the front of `buf`. Once it is in place, `clear` clears what was kept of it. If
+    /// the write fails, the volume is latched.
     pub async fn write_back<S: Io>(
         &self,
         io: &S,
         context: &mut RequestContext,
         mut admitted: Admitted<'_>,
         buf: Buf,
-        forget: impl FnOnce(),
+        clear: impl FnOnce(),
     ) -> (Result<(), WriteError>, Buf) {
         debug_assert_eq!(context.id, admitted.request());
         let range = admitted.range();
@@ -109,7 +109,7 @@ impl Volume {
             None => (Err(WriteError::BadRange(range)), buf),
         };
         context.counters.write_back_writes.add(result.is_ok().into());
-        admitted.ended(result, forget);
+        admitted.ended(result, clear);
         (result, buf)
     }
 

@@ -89,18 +89,18 @@ impl World {
         let mut buf = q.buf.take().unwrap();
         fill_all(range, version, self.volume.block_size(), &mut buf);
         // One that is answered and fails latches the volume: not where failures are expected to pass.
-        let may_accept = !durable && (self.distrust || self.io.disk().faults.data_writes == 0);
-        let accepted = match may_accept && self.rng.borrow_mut().chance(60) {
+        let may_admit = !durable && (self.distrust || self.io.disk().faults.data_writes == 0);
+        let admitted = match may_admit && self.rng.borrow_mut().chance(60) {
             true => self.volume.admit(&q.slot, range),
             false => None,
         };
         // The history's order is the order in which ranges are taken: at the first poll, which is now.
         let places = self.oracle.borrow_mut().issue(range, version);
-        if let Some(accepted) = accepted {
+        if let Some(admitted) = admitted {
             self.oracle.borrow_mut().ack(range, &places, false);
             self.kept.borrow_mut().insert(range.first.0, (range, version));
-            let forget = || _ = self.kept.borrow_mut().remove(&range.first.0);
-            let (result, buf) = self.volume.write_back(&self.io, &mut q.slot, accepted, buf, forget).await;
+            let clear = || _ = self.kept.borrow_mut().remove(&range.first.0);
+            let (result, buf) = self.volume.write_back(&self.io, &mut q.slot, admitted, buf, clear).await;
             q.buf = Some(buf);
             match result {
                 Ok(()) => {}

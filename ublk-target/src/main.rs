@@ -15,7 +15,6 @@ mod failure;
 mod hashing;
 mod huge;
 mod interrupt;
-mod kept;
 mod key;
 mod key_hint;
 mod name;
@@ -36,6 +35,7 @@ mod threads;
 mod ublk;
 mod unnamed;
 mod wait;
+mod write_back_file;
 
 /// Gives the request buffers and the page cache huge pages, and all else to the system's allocator
 /// (`docs/decisions/003-huge-pages.md`). The tests' own counts allocations, and passes them on to this one.

@@ -11,12 +11,12 @@ use crate::{
     },
     failure::{Context, Exit, Failure, Outcome, no_ring, with_paths},
     interrupt,
-    kept::{Kept, Owner, writes},
     notice::Notice,
     os, output,
     random::random,
     size::Size,
     wait,
+    write_back_file::{Owner, WriteBackFile, writes},
 };
 use futures_util::future::{Either, join, select};
 use std::{future::Future, path::Path, pin::pin, time::Duration};
@@ -214,8 +214,8 @@ impl Offline {
     }
 
     /// What the last daemon of the volume has left in memory.
-    pub fn left_behind(&self, verified: &VerifiedVolume) -> Outcome<Option<Kept>> {
-        Kept::left_by(verified.last_opened(), &Owner::of(&self.backings().data)?)
+    pub fn left_behind(&self, verified: &VerifiedVolume) -> Outcome<Option<WriteBackFile>> {
+        WriteBackFile::left_by(verified.last_opened(), &Owner::of(&self.backings().data)?)
     }
 
     /// A line about that, where there is something that only `add` puts in place.

@@ -243,7 +243,7 @@ pub fn lock_pages(bytes: &[u8]) -> nix::Result<()> {
 
 /// Maps `len` bytes of a file from `offset` on, shared with whoever opens it later.
 pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> io::Result<MmapMut> {
-    // SAFETY: no two mappings of ours have a byte in common, and nobody else changes the file or cuts it short: those of `kept` are root's alone, and whoever opens one
+    // SAFETY: no two mappings of ours have a byte in common, and nobody else changes the file or cuts it short: those of `write_back_file` are root's alone, and whoever opens one
     // asks for the lock first, which the daemon holds until its threads, and with them the mappings, are gone.
     unsafe { MmapOptions::new().offset(offset).len(len).map_mut(&**file) }
 }

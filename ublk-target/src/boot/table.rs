@@ -85,7 +85,7 @@ pub struct Options {
     pub cache: Option<Size>,
     /// Queues.
     pub queues: Option<u16>,
-    /// Writes that each thread may answer early.
+    /// Slots of each thread in the write-back file.
     pub write_back: Option<u16>,
     /// Not by itself at boot, nor by `attach --all`.
     pub noauto: bool,

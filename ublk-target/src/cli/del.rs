@@ -5,9 +5,10 @@ use crate::{
     daemon::{clear_stillborn, state::State, withdraw},
     device::{Backings, users},
     failure::{Context, Exit, Failure, Outcome},
-    kept, output,
+    output,
     ublk::{self, Whose},
     wait::{LONGEST, Wait},
+    write_back_file,
 };
 use std::time::Duration;
 
@@ -60,9 +61,9 @@ fn end(state: &State, force: bool) -> Outcome {
         // I/O that a killed daemon left behind may hold the locks yet.
         Backings::wait_until_free(&state.settings.data, state.settings.meta.as_deref())?;
     }
-    let left = kept::waiting_for(&state.open_id);
+    let left = write_back_file::waiting_for(&state.open_id);
     if ended.is_none() && left > 0 {
-        let left = kept::writes(left);
+        let left = write_back_file::writes(left);
         output::warn(format_args!(
             "{left} that the daemon had answered are in memory alone until `add` puts them in place"
         ));

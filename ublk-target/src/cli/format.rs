@@ -4,12 +4,12 @@ use super::{DeviceArgs, dump::describe, tag_name::TagName};
 use crate::{
     device::{Backing, Backings, Use, signature},
     failure::{Context, Exit, Failure, Outcome},
-    kept::{self, Owner},
     key::KeyArgs,
     offline::Offline,
     os,
     output::{self, Output},
     size::Size,
+    write_back_file::{self, Owner},
 };
 use serde::Serialize;
 use std::{
@@ -202,9 +202,9 @@ fn last_opens(offline: &Offline) -> Outcome<Vec<String>> {
 /// What a daemon had answered for that volume, and nobody has put in place, belongs nowhere any more.
 fn give_up_kept(offline: &Offline, opens: &[String]) -> Outcome {
     let owner = Owner::of(&offline.backings().data)?;
-    let count: usize = opens.iter().map(|id| kept::give_up(id, &owner)).sum();
+    let count: usize = opens.iter().map(|id| write_back_file::give_up(id, &owner)).sum();
     if count > 0 {
-        let writes = kept::writes(count);
+        let writes = write_back_file::writes(count);
         output::warn(format_args!("{writes} of the volume that was here, in memory yet, were given up"));
     }
     Ok(())

@@ -26,12 +26,12 @@ impl Counts {
     pub fn requests(self) -> u64 {
         u64::from(self.queues) * u64::from(self.depth)
     }
-    /// Writes at most that have been answered and are not in place.
-    pub fn early_writes(self) -> u64 {
+    /// Slots of the write-back file: writes at most that are answered and not in place.
+    pub fn write_back_slots(self) -> u64 {
         self.io_threads() * u64::from(self.write_back)
     }
-    /// RequestContexts of a volume: one more for what the daemon before has left.
-    pub fn slots(self) -> usize {
-        (self.requests() + self.early_writes()) as usize + PREFETCH_LANES + 1
+    /// Request contexts of a volume: one more to replay what the daemon before has left.
+    pub fn contexts(self) -> usize {
+        (self.requests() + self.write_back_slots()) as usize + PREFETCH_LANES + 1
     }
 }

@@ -7,10 +7,10 @@
 use super::counts::Counts;
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
-    kept::{MOST_BYTES, PAGE},
     run_dir::{FOLDER, lock_alone, make_folder},
     size::Size,
     unnamed,
+    write_back_file::{MOST_BYTES, PAGE},
 };
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -40,9 +40,9 @@ const REQUEST: u64 = 8 << 10;
 /// What is neither request buffers nor the volume's.
 pub fn rest(counts: Counts) -> u64 {
     let threads = counts.io_threads() + u64::from(counts.hash_threads);
-    // What an early write is fetched into, and what tells of it, outlive the daemon.
-    let early = counts.early_writes() * (MOST_BYTES as u64 + REQUEST) + counts.io_threads() * PAGE as u64;
-    CODE + threads.saturating_sub(4) * THREAD + counts.requests() * REQUEST + early
+    // The slots of the write-back file and their heads outlive the daemon.
+    let write_back = counts.write_back_slots() * (MOST_BYTES as u64 + REQUEST) + counts.io_threads() * PAGE as u64;
+    CODE + threads.saturating_sub(4) * THREAD + counts.requests() * REQUEST + write_back
 }
 
 /// Bytes of the volume's largest request: what the daemon before had answered may be larger than those of the device.
@@ -54,7 +54,7 @@ pub fn largest_request(max_io: u32) -> usize {
 pub fn most_memory(volume: Option<&VolumeInfo>, counts: Counts, max_io: u32, cache: u64) -> u64 {
     let requests = counts.requests();
     // Neither product comes near 64 bits; the cache may be anything.
-    let volume = most_memory_bytes(volume, cache, counts.slots(), largest_request(max_io));
+    let volume = most_memory_bytes(volume, cache, counts.contexts(), largest_request(max_io));
     volume.saturating_add(requests * u64::from(max_io) + rest(counts))
 }
 
@@ -302,7 +302,7 @@ mod tests {
     fn the_line_at_start_stays_below_what_was_foretold() {
         let s = super::super::settings::tests::settings();
         let s = super::super::settings::Settings { write_back: 32, ..s };
-        let volume = most_memory_bytes(None, s.cache, s.counts().slots(), s.max_io as usize);
+        let volume = most_memory_bytes(None, s.cache, s.counts().contexts(), s.max_io as usize);
         assert_eq!(s.memory_line(volume).0, most_memory(None, s.counts(), s.max_io, s.cache));
     }
 

@@ -34,11 +34,10 @@ use crate::{
     checkpoints::Stop,
     device::{Backings, Use},
     failure::{Context, Exit, Failure, Outcome, with_paths},
-    interrupt,
-    kept::{self, writes},
-    report,
+    interrupt, report,
     ublk::{BlockShift, Device, Shared},
     wait,
+    write_back_file::{self, writes},
 };
 pub use birth::clear_stillborn;
 pub use endings::abort_on_panic;
@@ -165,12 +164,12 @@ fn promise_memory(
     })
 }
 
-/// How many small writes each thread may answer early: none where they can't be kept.
+/// Slots of each thread in the write-back file: none where there can be no such file.
 fn write_back(settings: &Settings, reporter: &Reporter) -> u16 {
     if settings.write_back == 0 {
         return 0;
     }
-    match kept::mount_memory() {
+    match write_back_file::mount_memory() {
         Ok(()) => settings.write_back,
         Err(failure) => {
             reporter.warn(&format!("{failure}: small writes, too, are answered only when they are in place"));
@@ -228,7 +227,7 @@ impl Running {
             target: opened.volume,
             files: opened.backings.files(1),
             discard: settings.discard,
-            kept: opened.kept,
+            write_back_file: opened.write_back_file,
             hashing: opened.hashing,
             log: log.clone(),
         });
@@ -240,7 +239,7 @@ impl Running {
         self.stop.set();
         let last = self.checkpoints.join().unwrap_or_else(|_| process::abort());
         let (device, state) = served?;
-        let kept = self.shared.kept.as_ref().map_or(Ok(0), |kept| kept.file.retire());
+        let kept = self.shared.write_back_file.as_ref().map_or(Ok(0), |mapped| mapped.file.retire());
         // The node goes only now: whoever waits for it finds a clean superblock.
         drop(device);
         match last {

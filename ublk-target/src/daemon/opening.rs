@@ -5,10 +5,10 @@ use crate::{
     device::Backings,
     event_loop::HashPool,
     failure::{Context, Exit, Failure, Outcome, way_out},
-    kept::{Kept, KeptWrites, OpenId, Owner, writes},
     offline::Offline,
     random::random,
     replay::Left,
+    write_back_file::{MappedFile, OpenId, Owner, WriteBackFile, writes},
 };
 use std::sync::Arc;
 use ublk_integrity::{
@@ -29,14 +29,14 @@ pub(super) struct Opened {
     pub(super) backings: Backings,
     pub(super) hints: Option<HintReceiver>,
     pub(super) hashing: HashPool,
-    /// For writes that will be answered before they are in place.
-    pub(super) kept: Option<KeptWrites>,
+    /// Where writes are kept that are answered before they are in place.
+    pub(super) write_back_file: Option<MappedFile>,
     /// Writes that a daemon which was killed has answered: they are in place now.
     pub(super) put_in_place: usize,
 }
 
 impl Opened {
-    /// Opens the volume on `backings`, to answer `write_back` small writes of each thread early. It must have this UUID,
+    /// Opens the volume on `backings`, with `write_back` slots of each thread in the write-back file. It must have this UUID,
     /// where one is given, and `accept` may refuse it before anything is written.
     pub(super) fn volume(
         settings: &Settings,
@@ -55,7 +55,7 @@ impl Opened {
         let access = if settings.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let mut options = OpenOptions {
             cache_bytes: settings.cache,
-            max_requests: counts.slots(),
+            max_requests: counts.contexts(),
             queues: counts.io_threads() as usize,
             max_request_bytes: largest_request(settings.max_io),
             max_memory_bytes,
@@ -85,13 +85,13 @@ impl Opened {
         let volume = offline.open_verified(verified, &options, older)?;
         let put_in_place = left.as_ref().map_or(Ok(0), |left| put_in_place(left, &offline, &volume))?;
         drop(left);
-        let kept = match write_back {
+        let write_back_file = match write_back {
             0 => None,
             _ if volume.latched().is_some() => None,
-            each => Some(KeptWrites::new(&open_id, &owner, counts.io_threads() as usize, each)?),
+            each => Some(MappedFile::new(&open_id, &owner, counts.io_threads() as usize, each)?),
         };
         let backings = offline.into_backings();
-        Ok(Self { volume: Arc::new(volume), open_id, backings, hints, hashing, kept, put_in_place })
+        Ok(Self { volume: Arc::new(volume), open_id, backings, hints, hashing, write_back_file, put_in_place })
     }
 }
 
@@ -101,7 +101,7 @@ fn to_put_in_place(
     verified: &VerifiedVolume,
     read_only: bool,
     open_id: &OpenId,
-) -> Outcome<Option<Kept>> {
+) -> Outcome<Option<WriteBackFile>> {
     if read_only {
         let line = offline.left_in_memory(verified)?;
         return line.map_or(Ok(None), |line| Err(Failure::new(Exit::Busy, line)));
@@ -114,13 +114,13 @@ fn to_put_in_place(
 /// Without them the volume would answer with what is older than what was answered before.
 fn put_in_place(left: &Left, offline: &Offline, volume: &Volume) -> Outcome<usize> {
     match (volume.latched(), left.count()) {
-        (Some(why), count @ 1..) => Err(stay_kept(&left.kept, count, why)),
+        (Some(why), count @ 1..) => Err(stay_kept(&left.file, count, why)),
         _ => left.replay(offline, volume),
     }
 }
 
 /// Nothing can be written to the volume, so they stay where they are: what there is to do.
-fn stay_kept(left: &Kept, count: usize, why: Latched) -> Failure {
+fn stay_kept(left: &WriteBackFile, count: usize, why: Latched) -> Failure {
     let remedy = way_out(why);
     let kept = writes(count);
     left.unless_given_up(Failure::new(
@@ -132,7 +132,7 @@ fn stay_kept(left: &Kept, count: usize, why: Latched) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kept::of_test;
+    use crate::write_back_file::of_test;
     use ublk_integrity::{BlockIndex, BlockRange, RecordNumber};
 
     #[test]

@@ -29,7 +29,7 @@ pub(super) struct Served {
     pub(super) origin: Origin,
     /// Whether writes are refused: wanted so, or all that the volume can do.
     pub(super) read_only: bool,
-    /// How many small writes each thread may answer early.
+    /// Slots of each thread in the write-back file.
     pub(super) write_back: u16,
 }
 
@@ -92,7 +92,7 @@ pub(super) fn serve_device(
         Origin::Recovered(number) => Device::recover(number, shape)?,
     };
     adding.disarm();
-    if device.answers_late() {
+    if device.lacks_write_back() {
         reporter.warn(
             "the device can't copy on request (Linux 6.5): small writes, too, are answered only when they are in place",
         );

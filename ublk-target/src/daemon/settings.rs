@@ -181,7 +181,7 @@ pub struct Wanted {
     pub hash_threads: Option<u16>,
     /// Requests of each queue.
     pub depth: Option<u16>,
-    /// Small writes of each thread that may be answered early.
+    /// Slots of each thread in the write-back file.
     pub write_back: Option<u16>,
     /// Processors.
     pub cpus: usize,
@@ -226,12 +226,12 @@ const PAGE_WITH_ENTRY: (u64, u64) = (64, 65);
 /// What to do where memory does not suffice.
 const LOWER: &str = "lower --queues, --threads-per-queue, --hash-threads, --depth, --write-back, --max-io or --cache";
 
-/// Small writes of each thread that may be answered early, by default: as many as keep one busy that nobody waits for.
+/// Slots of each thread in the write-back file, by default: as many as keep a thread busy that nobody waits for.
 const DEFAULT_WRITE_BACK: u16 = 32;
 
 impl Defaults {
-    /// At most 1/8 of the machine's memory, from 512 MiB on, and no more than is `available`, down to eight requests, four early
-    /// writes for each thread and a cache of 1 MiB: what is left of that when nothing has been chosen goes to requests by three
+    /// At most 1/8 of the machine's memory, from 512 MiB on, and no more than is `available`, down to eight requests, four slots
+    /// of the write-back file for each thread and a cache of 1 MiB: what is left of that when nothing has been chosen goes to requests by three
     /// quarters at most, to the cache what remains.
     pub fn for_machine(memory: u64, available: u64, wanted: Wanted, max_io: u32, volume: Option<&VolumeInfo>) -> Self {
         let fixed =

@@ -1,11 +1,11 @@
 //! From a descriptor of the kernel to the answer: the wall between ublk and what serves its requests.
 
 use super::{
-    early::Early,
     load::Load,
     request::Request,
     shared::{Memory, Shared},
     transfer::Transfer,
+    write_back::WriteBack,
 };
 use crate::daemon::log::Event;
 use libublk::sys::ublksrv_io_desc;
@@ -21,11 +21,11 @@ impl<T: BlockTarget> Shared<T> {
         io: &impl Io,
         memory: &mut Memory<T>,
         load: &Load,
-        early: &Early<'t, T>,
+        write_back: &WriteBack<'t, T>,
     ) -> i32 {
         let result = match Request::parse(desc, self.shift) {
             Ok(request) => {
-                let answer = match early.takes_on(self, request, transfer, load) {
+                let answer = match write_back.admit(self, request, transfer, load) {
                     Some(answer) => answer,
                     None => self.handle(request, transfer, io, memory).await,
                 };

@@ -118,9 +118,9 @@ impl Device {
         self.ctrl.dev_info().dev_id
     }
 
-    /// Whether small writes were to be answered early and can't be: what has been fetched would lie where the next request
-    /// comes to. So it is on Linux before 6.5, and with a device whose first daemon did not ask for anything else.
-    pub fn answers_late(&self) -> bool {
+    /// Whether there was to be write-back and can't be: the next request would be fetched over
+    /// the bytes of an admitted write. So it is on Linux before 6.5, and with a device whose first daemon did not ask for anything else.
+    pub fn lacks_write_back(&self) -> bool {
         self.shape.write_back > 0 && !is_asked(self.ctrl.dev_info().flags)
     }
 

@@ -5,9 +5,9 @@ use std::cell::Cell;
 /// The requests of one thread, counted: as many as it has answered in this batch are expected next.
 #[derive(Default)]
 pub(super) struct Load {
-    /// Or answered, and not in place.
+    /// Fetched and not answered, or answered and not in place.
     in_flight: Cell<usize>,
-    /// And have not been followed by others yet.
+    /// Answered, and not followed by others yet.
     answered: Cell<usize>,
 }
 
@@ -22,12 +22,12 @@ impl Load {
         self.answered.set(self.answered.get() + 1);
     }
 
-    /// One that is about to be answered goes on all the same.
-    pub(super) fn goes_on(&self) {
+    /// A write that is about to be answered stays in flight until it is written back.
+    pub(super) fn admitted(&self) {
         self.in_flight.set(self.in_flight.get() + 1);
     }
 
-    pub(super) fn in_place(&self) {
+    pub(super) fn written_back(&self) {
         self.in_flight.set(self.in_flight.get() - 1);
     }
 

@@ -3,7 +3,6 @@
 mod answer;
 mod command;
 mod control;
-mod early;
 mod load;
 mod mark;
 mod queue;
@@ -13,6 +12,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod write_back;
 
 pub use control::{
     Device, Proof, Shape, Whose, block_path, delete_marked, exists, kernel_state, need_driver, shares_queues,

@@ -5,10 +5,10 @@
 //! caller and the device's teardown for ever.
 
 use super::{
-    early::Early,
     load::Load,
     shared::{Memory, Shared},
     transfer::{Transfer, is_asked},
+    write_back::WriteBack,
 };
 use crate::{
     event_loop::{
@@ -53,9 +53,9 @@ fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Resul
     let queue = UblkQueue::new(id, device)?;
     let tags = queue.nr_tags() as usize;
     // What is named to the driver is overwritten with the next request.
-    let kept = shared.kept.as_ref().filter(|_| is_asked(device.dev_info.flags));
-    let mut early = Early::new(shared, thread, tags, kept.and_then(|kept| kept.take(thread)));
-    let tasks = tags + early.writers();
+    let file = shared.write_back_file.as_ref().filter(|_| is_asked(device.dev_info.flags));
+    let mut write_back = WriteBack::new(shared, thread, tags, file.and_then(|file| file.take(thread)));
+    let tasks = tags + write_back.writer_count();
     let (ops, batch) =
         (Ops::new(Port::Kept(|f| with_task_io_ring_mut(f)), tasks * OPS_PER_REQUEST)?, Batch::new(tasks));
     let io = RingStorage::new(Rc::clone(&ops), Rc::clone(&batch), shared.files);
@@ -64,15 +64,15 @@ fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Resul
         .into_iter()
         .map(|buf| Memory { context: shared.target.context(thread), buf })
         .collect();
-    T::work_together(memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.context));
+    T::work_together(memories.iter_mut().chain(write_back.memories()).map(|memory| &mut memory.context));
     // Refused, it only costs time. A ramfs that an older version has left mounted is: then the others alone.
-    let all = memories.iter_mut().chain(early.memories()).map(|memory| &mut memory.buf);
+    let all = memories.iter_mut().chain(write_back.memories()).map(|memory| &mut memory.buf);
     let _ = register(&ops, all).or_else(|_| register(&ops, memories.iter_mut().map(|memory| &mut memory.buf)));
     let mut executor = Executor::new(tasks, ops.doorbell(), &batch);
     for (tag, memory) in tags_of(share, shares, queue.get_depth() as u16).zip(memories) {
-        executor.spawn(serve_tag(&queue, tag, memory, &io, shared, &load, &early));
+        executor.spawn(serve_tag(&queue, tag, memory, &io, shared, &load, &write_back));
     }
-    (0..early.writers()).for_each(|writer| executor.spawn(early.write(writer, &io, shared, &load)));
+    (0..write_back.writer_count()).for_each(|writer| executor.spawn(write_back.write(writer, &io, shared, &load)));
     // Submits the fetch commands, for which START_DEV waits.
     executor.run_ready();
     device.notify_buffer_registration_complete(false);
@@ -119,17 +119,17 @@ async fn serve_tag<'t, T: BlockTarget>(
     io: &RingStorage,
     shared: &'t Shared<T>,
     load: &Load,
-    early: &Early<'t, T>,
+    write_back: &WriteBack<'t, T>,
 ) {
     let transfer = Transfer::of(queue, tag);
     let mut fetched = queue.submit_io_prep_cmd(tag, transfer.named(&memory.buf), -1, None).await;
     while fetched.is_ok() {
         load.fetched();
-        let code = shared.answer(queue.get_iod(tag), transfer, io, &mut memory, load, early).await;
+        let code = shared.answer(queue.get_iod(tag), transfer, io, &mut memory, load, write_back).await;
         load.answered();
         fetched = queue.submit_io_commit_cmd(tag, transfer.named(&memory.buf), code).await;
     }
-    early.tag_ends();
+    write_back.tag_ends();
 }
 
 #[cfg(test)]

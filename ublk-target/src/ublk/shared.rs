@@ -4,7 +4,7 @@ use super::request::{BlockShift, Request};
 use crate::{
     daemon::log::{Event, Log},
     event_loop::{HashPool, ring::DeviceFiles},
-    kept::KeptWrites,
+    write_back_file::MappedFile,
 };
 use std::sync::Arc;
 use ublk_integrity::{BlockTarget, Buf, Errno};
@@ -19,8 +19,8 @@ pub struct Shared<T> {
     pub shift: BlockShift,
     /// Whether the data device is told of discards.
     pub discard: bool,
-    /// Where writes are kept that are answered before they are in place; nowhere: none are.
-    pub kept: Option<KeptWrites>,
+    /// Where the bytes of admitted writes are kept. `None`: no write is admitted.
+    pub write_back_file: Option<MappedFile>,
     /// What may be left there of hashing.
     pub hashing: HashPool,
     /// Where failures are told.

@@ -1,12 +1,12 @@
 //! The wall between ublk and what serves its requests: a double stands in the place of a volume, a file in that of the
 //! character device. No kernel device is made.
 
-use super::{BlockShift, Shared, early::Early, load::Load, shared::Memory, transfer::Transfer};
+use super::{BlockShift, Shared, load::Load, shared::Memory, transfer::Transfer, write_back::WriteBack};
 use crate::{
     daemon::log::{Log, Sink},
     event_loop::HashPool,
-    kept::{self, MOST_BYTES},
     offline::{Offline, scratch},
+    write_back_file::{self, MOST_BYTES},
 };
 use libublk::sys::{self, ublksrv_io_desc};
 use std::{
@@ -131,11 +131,11 @@ impl BlockTarget for Double {
         _: &mut usize,
         Admitted(_, range): Admitted<'t>,
         buf: Buf,
-        forget: impl FnOnce(),
+        clear: impl FnOnce(),
     ) -> impl Future<Output = (Result<(), WriteError>, Buf)> {
         self.call(format!("write back {range}"));
         self.put(range, |i| buf[i]);
-        forget();
+        clear();
         ready((Ok(()), buf))
     }
 }
@@ -158,7 +158,7 @@ impl Wall {
             target: Arc::new(target),
             files,
             discard: true,
-            kept: None,
+            write_back_file: None,
             hashing: HashPool::new(0),
             log: Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap(),
         };
@@ -166,13 +166,19 @@ impl Wall {
     }
 
     /// What the kernel is answered, and what the target was asked meanwhile.
-    fn answer<'t>(&'t self, early: &Early<'t, Double>, op: u32, first: u64, sectors: u32) -> (i32, Vec<String>) {
+    fn answer<'t>(
+        &'t self,
+        write_back: &WriteBack<'t, Double>,
+        op: u32,
+        first: u64,
+        sectors: u32,
+    ) -> (i32, Vec<String>) {
         let desc = ublksrv_io_desc { op_flags: op, start_sector: first, nr_sectors: sectors, ..Default::default() };
         let transfer = Transfer::Asked { device: self.device.as_raw_fd(), at: 0 };
         let mut memory = Memory { context: 0, buf: Buf::new(MOST_BYTES) };
         self.load.fetched();
         let io = self.offline.io();
-        let code = self.shared.answer(&desc, transfer, &io, &mut memory, &self.load, early);
+        let code = self.shared.answer(&desc, transfer, &io, &mut memory, &self.load, write_back);
         let code = self.offline.run(code).unwrap();
         self.load.answered();
         assert_eq!(memory.buf.len(), MOST_BYTES, "the buffer came back");
@@ -187,8 +193,8 @@ impl Wall {
 #[test]
 fn requests_reach_the_target_and_its_answers_the_kernel() {
     let wall = Wall::new();
-    let early = Early::new(&wall.shared, 0, 1, None);
-    let answer = |op, first, sectors| wall.answer(&early, op, first, sectors);
+    let write_back = WriteBack::new(&wall.shared, 0, 1, None);
+    let answer = |op, first, sectors| wall.answer(&write_back, op, first, sectors);
     let asked = |code, call: &str| (code, vec![call.to_owned()]);
 
     wall.device.write_all_at(&[7; 2 * BLOCK], 0).unwrap();
@@ -214,16 +220,16 @@ fn requests_reach_the_target_and_its_answers_the_kernel() {
 fn a_small_write_is_answered_once_it_is_kept_and_written_back_afterwards() {
     let wall = Wall::new();
     let folder = tempfile::tempdir().unwrap();
-    let (kept, part) = kept::of_test(folder.path(), 1);
-    let early = Early::new(&wall.shared, 0, 1, Some(part));
+    let (kept, part) = write_back_file::of_test(folder.path(), 1);
+    let write_back = WriteBack::new(&wall.shared, 0, 1, Some(part));
     wall.device.write_all_at(&[9; BLOCK], 0).unwrap();
     // Longer than what can be copied.
-    let (code, calls) = wall.answer(&early, sys::UBLK_IO_OP_WRITE, 0, 2);
+    let (code, calls) = wall.answer(&write_back, sys::UBLK_IO_OP_WRITE, 0, 2);
     assert!(code < 0 && calls == ["admit 0-1", "withdraw 0-1"] && kept.count().unwrap() == 0, "{code} {calls:?}");
-    let (code, calls) = wall.answer(&early, sys::UBLK_IO_OP_WRITE, 5, 1);
+    let (code, calls) = wall.answer(&write_back, sys::UBLK_IO_OP_WRITE, 5, 1);
     assert!(code == 512 && calls == ["admit 5"] && kept.count().unwrap() == 1, "{code} {calls:?}");
-    early.tag_ends();
-    wall.offline.run(early.write(0, &wall.offline.io(), &wall.shared, &wall.load)).unwrap();
+    write_back.tag_ends();
+    wall.offline.run(write_back.write(0, &wall.offline.io(), &wall.shared, &wall.load)).unwrap();
     assert_eq!((wall.calls(), kept.count().unwrap()), (vec!["write back 5".to_owned()], 0));
     assert_eq!(wall.shared.target.blocks.lock().unwrap()[5 * BLOCK], 9);
 }

@@ -1,7 +1,7 @@
-//! What a file of kept writes looks like.
+//! What a write-back file looks like.
 //!
 //! ```text
-//!   label: owner, layout (a page) │ heads of the first thread's places (whole pages) │ their bytes │ of the second thread …
+//!   label: owner, layout (a page) │ heads of the first thread's slots (whole pages) │ their bytes │ of the second thread …
 //! ```
 
 use crate::{
@@ -18,19 +18,19 @@ use std::{
 };
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
-/// Bytes of the largest write that is kept. Larger ones gain little by an early answer.
+/// Bytes of the largest write that is admitted. Larger ones gain little by write-back.
 pub const MOST_BYTES: usize = 16 << 10;
 
-/// Of a place that holds a write, in this layout.
+/// State of a slot that holds a write, in this layout.
 pub const TAKEN: u64 = u64::from_le_bytes(*b"kept wr2");
-/// Of one that holds none.
+/// State of a slot that holds none.
 pub const FREE: u64 = 0;
 
-/// What is known of the bytes in a place.
+/// What is known of the bytes in a slot.
 #[derive(FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Head {
-    /// [`TAKEN`] or [`FREE`]; written last, so that whoever finds it taken finds all of it.
+    /// [`TAKEN`] or [`FREE`]. Written last: whoever reads a taken slot finds all of it.
     pub state: AtomicU64,
     pub first_block: u64,
     pub blocks: u64,
@@ -41,35 +41,36 @@ pub struct Head {
 /// Bytes of a page of memory.
 pub const PAGE: usize = 4096;
 
-/// How many places a file has.
+/// How many slots a file has. Its first page says so, in JSON: the names there are part of the format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Layout {
+pub struct FileLayout {
     /// One for each thread.
     pub parts: usize,
     /// Of each part.
-    pub places: usize,
+    #[serde(rename = "places")]
+    pub slots: usize,
 }
 
-impl Layout {
+impl FileLayout {
     /// Bytes of the heads of a part: whole pages, for each thread maps its own.
     pub fn heads_bytes(self) -> usize {
-        (self.places * size_of::<Head>()).next_multiple_of(PAGE)
+        (self.slots * size_of::<Head>()).next_multiple_of(PAGE)
     }
 
-    /// Where the head of a place is.
-    pub fn head_at(self, part: usize, place: usize) -> u64 {
-        (PAGE + part * (self.heads_bytes() + self.places * MOST_BYTES) + place * size_of::<Head>()) as u64
+    /// Where the head of a slot is.
+    pub fn head_at(self, part: usize, slot: usize) -> u64 {
+        (PAGE + part * (self.heads_bytes() + self.slots * MOST_BYTES) + slot * size_of::<Head>()) as u64
     }
 
     /// Where its bytes are.
-    pub fn bytes_at(self, part: usize, place: usize) -> u64 {
-        self.head_at(part, 0) + (self.heads_bytes() + place * MOST_BYTES) as u64
+    pub fn bytes_at(self, part: usize, slot: usize) -> u64 {
+        self.head_at(part, 0) + (self.heads_bytes() + slot * MOST_BYTES) as u64
     }
 
-    /// All places, part by part.
-    pub fn all(self) -> impl Iterator<Item = Place> {
-        let place = move |part, place| Place { head: self.head_at(part, place), bytes: self.bytes_at(part, place) };
-        (0..self.parts).flat_map(move |part| (0..self.places).map(move |i| place(part, i)))
+    /// All slots, part by part.
+    pub fn all(self) -> impl Iterator<Item = Slot> {
+        let slot = move |part, slot| Slot { head: self.head_at(part, slot), bytes: self.bytes_at(part, slot) };
+        (0..self.parts).flat_map(move |part| (0..self.slots).map(move |i| slot(part, i)))
     }
 
     /// Bytes of a file.
@@ -78,11 +79,11 @@ impl Layout {
     }
 }
 
-/// Whose writes are kept: the data device, by its path and its number. Either may change, unless what it was leads to another
-/// device by now; where both have, it is another.
+/// Whose writes a file holds: those of a data device, known by its path and its number. Either may change, unless what it was
+/// leads to another device by now. Where both have changed, it is another device.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Owner {
-    /// Empty where it is too long to be kept.
+    /// Empty where it is too long for the page.
     pub path: String,
     pub number: (Option<u64>, u64),
 }
@@ -95,8 +96,8 @@ impl Owner {
         Ok(Self { path: path.to_string_lossy().into(), number: data.number().doing(what())? })
     }
 
-    /// Whether `now`, an open device, is the same. Numbers come again, and so do paths: what speaks for it is not enough where
-    /// the other speaks against it.
+    /// Whether `now`, an open device, is the same. Numbers are used again, and so are paths: one that is equal proves nothing
+    /// where the other shows that it is another device.
     pub fn is(&self, now: &Self) -> bool {
         let same_path = !self.path.is_empty() && self.path == now.path;
         match (same_path, self.number == now.number) {
@@ -126,13 +127,13 @@ impl Owner {
 
 /// The first page of a file.
 #[derive(Serialize, Deserialize)]
-pub struct Label {
+pub struct FileLabel {
     pub owner: Owner,
-    pub layout: Layout,
+    pub layout: FileLayout,
 }
 
-impl Label {
-    /// In a page.
+impl FileLabel {
+    /// The first page of a file.
     pub fn page(mut self) -> Vec<u8> {
         let json = |label: &Self| serde_json::to_vec(label).expect("plain data");
         let mut page = json(&self);
@@ -145,15 +146,15 @@ impl Label {
     }
 }
 
-/// A place, by its offsets in the file.
+/// A slot, by its offsets in the file.
 #[derive(Clone, Copy)]
-pub struct Place {
+pub struct Slot {
     pub head: u64,
     pub bytes: u64,
 }
 
 /// A file, whose it is and how large.
-pub fn opened(path: &Path) -> io::Result<(File, Label)> {
+pub fn opened(path: &Path) -> io::Result<(File, FileLabel)> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let mut label = vec![0; PAGE];
     file.read_exact_at(&mut label, 0)?;

@@ -1,17 +1,17 @@
-//! Writes that were answered and are not in place, in memory that outlives the daemon.
+//! The write-back file: it keeps the writes that were answered and are not in place, in memory that outlives the daemon.
 //!
-//! A file for each open of a volume, on a tmpfs of our own: it goes with the machine, as what a disk has in its cache does,
-//! and is never swapped out, for a daemon that takes over must not wait for swap on the very device that it is to serve.
+//! There is one for each open of a volume, on a tmpfs of our own. It is lost with the machine, as what a disk has in its cache
+//! is. It is never swapped out: a daemon that takes over must not wait for swap on the very device that it is to serve.
 //!
-//! A link beside the devices' states leads to it. Its name has the random id that was drawn when the volume was opened, which
-//! the superblock holds. So it is found by whoever opens that volume next, unless somebody has opened it elsewhere since:
-//! then what is kept is out of date. A link that leads nowhere is refused, not passed over: our tmpfs may be mounted where
-//! it can't be seen from here.
+//! A link beside the devices' states leads to the file. The link's name has the random id that was drawn when the volume was
+//! opened, and the superblock holds that id. So the next open of the volume finds the file, unless the volume was opened
+//! elsewhere since: then the writes in the file are out of date. A link that leads nowhere is refused, not passed over: our
+//! tmpfs may be mounted where it can't be seen from here.
 //!
-//! Before the volume is opened anew, with an id of its own, that gets a link to the same file. Whichever of the two ids the
-//! superblock holds after a crash, the file is found.
+//! Each open draws a new id. Before the superblock gets it, a second link with the new id is made to the same file. So the
+//! file is found whichever of the two ids the superblock holds after a crash.
 //!
-//! A copy of the device has the same id, so the file says whose it is, and is locked for as long as its daemon lives.
+//! A copy of the device has the same id. So the file says which device it belongs to, and is locked while its daemon lives.
 
 mod layout;
 mod memory;
@@ -22,8 +22,8 @@ use crate::{
     run_dir::FOLDER,
     unnamed,
 };
-use layout::{FREE, Head, Label, Layout, TAKEN, opened};
-pub use layout::{MOST_BYTES, Owner, PAGE, Place};
+use layout::{FREE, FileLabel, FileLayout, Head, TAKEN, opened};
+pub use layout::{MOST_BYTES, Owner, PAGE, Slot};
 pub use memory::mount_memory;
 use memory::{DYING, links_to, lock};
 use nix::{
@@ -32,7 +32,7 @@ use nix::{
 };
 #[cfg(test)]
 pub use part::of_test;
-pub use part::{Heads, KeptWrites, Part};
+pub use part::{Heads, MappedFile, MappedPart};
 use std::{
     fmt::Display,
     fs::{self, File},
@@ -51,14 +51,14 @@ const MEMORY: &str = "/run/ublk-integrity/memory";
 /// The id that is drawn when a volume is opened.
 pub type OpenId = [u8; 32];
 
-/// The file of one open.
-pub struct Kept {
+/// The write-back file of one open.
+pub struct WriteBackFile {
     /// Locked until it is dropped, or its owner dies.
     file: Flock<File>,
     path: PathBuf,
     /// Where the links to it are.
     folder: PathBuf,
-    layout: Layout,
+    layout: FileLayout,
 }
 
 fn link_of(folder: &Path, id: &OpenId) -> PathBuf {
@@ -79,15 +79,15 @@ fn waiting_in(folder: &Path, id: &str) -> usize {
 }
 
 /// What the open of that id has left, if no daemon has it.
-fn left_unlocked(folder: &Path, id: &str) -> Option<Kept> {
+fn left_unlocked(folder: &Path, id: &str) -> Option<WriteBackFile> {
     let path = fs::read_link(link_named(folder, id)).ok()?;
     let (file, label) = opened(&path).ok()?;
     let file = lock(file, &path, Duration::ZERO).ok()?;
-    Some(Kept { file, path, folder: folder.into(), layout: label.layout })
+    Some(WriteBackFile { file, path, folder: folder.into(), layout: label.layout })
 }
 
-/// Gives up what was kept of an open of a volume that is no more, on the device that is `owner`: how many writes. That of a
-/// copy of the device stays.
+/// Removes the file of an open of a volume that is no more, on the device that is `owner`: how many writes it held. The file of
+/// a copy of the device stays.
 pub fn give_up(id: &str, owner: &Owner) -> usize {
     give_up_in(Path::new(FOLDER), id, owner)
 }
@@ -123,18 +123,18 @@ fn unless_given_up(failure: Failure, links: &[PathBuf]) -> Failure {
     Failure { message, ..failure }
 }
 
-impl Kept {
+impl WriteBackFile {
     /// A new file for an open of that id.
-    pub fn create(id: &OpenId, owner: &Owner, layout: Layout) -> Outcome<Self> {
+    pub fn create(id: &OpenId, owner: &Owner, layout: FileLayout) -> Outcome<Self> {
         Self::create_in(Path::new(FOLDER), Path::new(MEMORY), id, owner, layout)
     }
 
-    fn create_in(folder: &Path, memory: &Path, id: &OpenId, owner: &Owner, layout: Layout) -> Outcome<Self> {
+    fn create_in(folder: &Path, memory: &Path, id: &OpenId, owner: &Owner, layout: FileLayout) -> Outcome<Self> {
         let path = memory.join(hex(id));
         let what = format!("can't keep writes in {}", path.display());
         // Locked before `sweep` can find it, which removes what nobody holds and no link leads to.
         let file = unnamed::locked(memory).doing(&what)?;
-        let label = Label { owner: owner.clone(), layout };
+        let label = FileLabel { owner: owner.clone(), layout };
         file.write_all_at(&label.page(), 0).doing(&what)?;
         reserve(&file, layout.file_bytes()).doing(&what)?;
         unnamed::name(&file, &path).doing(&what)?;
@@ -143,8 +143,8 @@ impl Kept {
         Ok(kept)
     }
 
-    /// What the open of that id has left, if it did not end in good order, and is not that of a copy of this device which
-    /// is being served.
+    /// The file that the open of that id has left, if it did not end in good order. `None`, too, where it belongs to a copy of
+    /// this device that is being served.
     pub fn left_by(id: &OpenId, opener: &Owner) -> Outcome<Option<Self>> {
         Self::left_in(Path::new(FOLDER), id, opener, DYING)
     }
@@ -158,7 +158,7 @@ impl Kept {
         let refuse = |what: &dyn Display| {
             unless_given_up(Failure::new(Exit::Device, format!("{}: {what}", path.display())), from_ref(&link))
         };
-        let (file, Label { owner, layout }) = match opened(&path) {
+        let (file, FileLabel { owner, layout }) = match opened(&path) {
             // Its daemon has ended in good order since.
             Err(_) if !link.is_symlink() => return Ok(None),
             Err(e) if e.get_ref().is_some_and(|cause| cause.is::<serde_json::Error>()) => {
@@ -190,17 +190,17 @@ impl Kept {
         Err(refuse(&what))
     }
 
-    /// Lets the open of an id find it.
+    /// Makes a link, by which the open of an id finds the file.
     pub fn belongs_to(&self, id: &OpenId) -> Outcome {
         let link = link_of(&self.folder, id);
         symlink(&self.path, &link).doing(format!("can't make {}", link.display()))
     }
 
-    /// What a place holds: where it belongs, and the record that comes after all that were durable by then.
-    fn held_in(&self, place: Place) -> Outcome<Option<(BlockRange, RecordNumber)>> {
+    /// The write in a slot: its range, and the first record that was not durable when it was answered.
+    fn held_in(&self, slot: Slot) -> Outcome<Option<(BlockRange, RecordNumber)>> {
         let what = format!("can't read {}", self.path.display());
         let mut head = [0; size_of::<Head>()];
-        self.file.read_exact_at(&mut head, place.head).doing(&what)?;
+        self.file.read_exact_at(&mut head, slot.head).doing(&what)?;
         let head = Head::read_from_bytes(&head).expect("its size");
         match head.state.into_inner() {
             FREE => Ok(None),
@@ -222,30 +222,29 @@ impl Kept {
 
     /// How many writes are kept.
     pub fn count(&self) -> Outcome<usize> {
-        self.layout.all().try_fold(0, |count, place| Ok(count + usize::from(self.held_in(place)?.is_some())))
+        self.layout.all().try_fold(0, |count, slot| Ok(count + usize::from(self.held_in(slot)?.is_some())))
     }
 
-    /// Where writes are kept and where they belong, and the record that comes after all that were durable when the last of
-    /// them was answered.
-    pub fn all(&self) -> Outcome<(Vec<(Place, BlockRange)>, RecordNumber)> {
+    /// All writes: their slots and ranges, and the first record that was not durable when the last of them was answered.
+    pub fn all(&self) -> Outcome<(Vec<(Slot, BlockRange)>, RecordNumber)> {
         let (mut all, mut newest) = (Vec::new(), RecordNumber(0));
-        for place in self.layout.all() {
-            if let Some((range, after)) = self.held_in(place)? {
-                all.push((place, range));
+        for slot in self.layout.all() {
+            if let Some((range, after)) = self.held_in(slot)? {
+                all.push((slot, range));
                 newest = newest.max(after);
             }
         }
         Ok((all, newest))
     }
 
-    /// What is kept in a place, to the front of `buf`.
-    pub fn read(&self, place: Place, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, place.bytes)
+    /// Reads the bytes in a slot, to the front of `buf`.
+    pub fn read(&self, slot: Slot, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, slot.bytes)
     }
 
-    /// Lets go of what is kept in a place.
-    pub fn free(&self, place: Place) -> io::Result<()> {
-        self.file.write_all_at(FREE.as_bytes(), place.head)
+    /// Marks a slot as free: its write is in place.
+    pub fn clear(&self, slot: Slot) -> io::Result<()> {
+        self.file.write_all_at(FREE.as_bytes(), slot.head)
     }
 
     /// Its file.
@@ -253,7 +252,7 @@ impl Kept {
         &self.path
     }
 
-    /// Removes it, unless something is left: returns how much.
+    /// Removes the file, unless it holds writes: returns how many.
     pub fn retire(&self) -> Outcome<usize> {
         let left = self.count()?;
         if left == 0 {
@@ -262,7 +261,7 @@ impl Kept {
         Ok(left)
     }
 
-    /// The links first: none may lead nowhere. There may be more than two, of opens that were cut short.
+    /// The links first: none may lead nowhere. There may be more than two, where opens were cut short.
     fn remove(&self) {
         let links = links_to(&self.folder, &self.path);
         if links.and_then(|links| links.iter().try_for_each(fs::remove_file)).is_ok() {
@@ -271,8 +270,8 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
-    /// Whatever goes wrong, nothing is left behind but what somebody was promised.
+impl Drop for WriteBackFile {
+    /// Whatever goes wrong, only a file that holds answered writes is left behind.
     fn drop(&mut self) {
         let _ = self.retire();
     }
@@ -307,28 +306,28 @@ mod tests {
         folder.join("memory")
     }
 
-    const LAYOUT: Layout = Layout { parts: 2, places: 3 };
+    const LAYOUT: FileLayout = FileLayout { parts: 2, slots: 3 };
 
-    fn created(folder: &Path) -> Kept {
+    fn created(folder: &Path) -> WriteBackFile {
         let _ = fs::create_dir(memory(folder));
-        Kept::create_in(folder, &memory(folder), &[1; 32], &owner("/dev/a", 1), LAYOUT).unwrap()
+        WriteBackFile::create_in(folder, &memory(folder), &[1; 32], &owner("/dev/a", 1), LAYOUT).unwrap()
     }
 
-    fn part(kept: &Kept, thread: usize) -> Part {
+    fn part(kept: &WriteBackFile, thread: usize) -> MappedPart {
         kept.part(thread).unwrap()
     }
 
-    /// Fills the front of the buffer in a place, and keeps it.
-    fn keep(part: &mut Part, place: usize, range: BlockRange, bytes: &[u8]) {
-        part.bufs[place][..bytes.len()].copy_from_slice(bytes);
-        part.heads.keep(place, range, RecordNumber(5));
+    /// Fills the front of the buffer in a slot, and keeps it.
+    fn keep(part: &mut MappedPart, slot: usize, range: BlockRange, bytes: &[u8]) {
+        part.bufs[slot][..bytes.len()].copy_from_slice(bytes);
+        part.heads.keep(slot, range, RecordNumber(5));
     }
 
-    fn found_by(folder: &Path, id: u8, opener: &Owner) -> Outcome<Option<Kept>> {
-        Kept::left_in(folder, &[id; 32], opener, Duration::ZERO)
+    fn found_by(folder: &Path, id: u8, opener: &Owner) -> Outcome<Option<WriteBackFile>> {
+        WriteBackFile::left_in(folder, &[id; 32], opener, Duration::ZERO)
     }
 
-    fn found(folder: &Path, id: u8) -> Outcome<Option<Kept>> {
+    fn found(folder: &Path, id: u8) -> Outcome<Option<WriteBackFile>> {
         found_by(folder, id, &owner("/dev/a", 1))
     }
 
@@ -346,7 +345,7 @@ mod tests {
         keep(&mut one, 1, range(7, 2), &[1; 8192]);
         keep(&mut other, 0, range(9, 1), &[2; 4096]);
         keep(&mut other, 2, range(u64::MAX >> 9, 4), &[3; MOST_BYTES]);
-        other.heads.forget(0);
+        other.heads.clear(0);
         keep(&mut one, 0, range(0, 1), &[4; 512]);
         // A daemon that is killed lets go of nothing.
         drop((kept, one, other));
@@ -358,9 +357,9 @@ mod tests {
             let seen: Vec<_> = left
                 .layout
                 .all()
-                .filter_map(|place| {
-                    left.file.read_exact_at(&mut bytes, place.bytes).unwrap();
-                    Some((left.held_in(place).unwrap()?.0, bytes[0], bytes[511]))
+                .filter_map(|slot| {
+                    left.file.read_exact_at(&mut bytes, slot.bytes).unwrap();
+                    Some((left.held_in(slot).unwrap()?.0, bytes[0], bytes[511]))
                 })
                 .collect();
             assert_eq!(seen, [(range(0, 1), 4, 4), (range(7, 2), 1, 1), (range(u64::MAX >> 9, 4), 3, 3)]);
@@ -368,7 +367,7 @@ mod tests {
             assert_eq!(left.retire().unwrap(), 3, "kept for the next");
         }
         let left = found(folder, 2).unwrap().unwrap();
-        left.layout.all().for_each(|place| left.file.write_all_at(FREE.as_bytes(), place.head).unwrap());
+        left.layout.all().for_each(|slot| left.file.write_all_at(FREE.as_bytes(), slot.head).unwrap());
         drop(left);
         assert!(found(folder, 1).unwrap().is_none() && files(folder) == 0);
     }
@@ -379,7 +378,7 @@ mod tests {
         let kept = created(folder.path());
         let mut part = part(&kept, 0);
         keep(&mut part, 0, range(1, 1), &[1; 512]);
-        part.heads.forget(0);
+        part.heads.clear(0);
         assert_eq!((kept.retire().unwrap(), files(folder.path())), (0, 0));
     }
 
@@ -471,8 +470,8 @@ mod tests {
     #[test]
     fn a_path_that_is_too_long_is_not_compared() {
         let long = Owner { path: "x".repeat(5000), number: (Some(1), 2) };
-        let page = Label { owner: long.clone(), layout: LAYOUT }.page();
-        let Label { owner, .. } = serde_json::from_slice(&page).unwrap();
+        let page = FileLabel { owner: long.clone(), layout: LAYOUT }.page();
+        let FileLabel { owner, .. } = serde_json::from_slice(&page).unwrap();
         assert!(page.len() == PAGE && owner.is(&long));
         assert!(!owner.is(&Owner { path: String::new(), number: (Some(1), 3) }));
     }

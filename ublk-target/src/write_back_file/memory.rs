@@ -1,4 +1,4 @@
-//! The file system in memory that files of kept writes are on.
+//! The file system in memory that write-back files are on.
 
 use super::MEMORY;
 use crate::{
@@ -18,10 +18,10 @@ use std::{
     time::Duration,
 };
 
-/// Of the tmpfs: without limits, and never swapped out (`noswap`, Linux 6.4; before 6.5 nothing can be answered early).
+/// Of the tmpfs: without limits, and never swapped out (`noswap`, Linux 6.4; before 6.5 no write is admitted).
 const OPTIONS: &str = "mode=0700,size=0,nr_inodes=0,noswap";
 
-/// How long a daemon may take from letting go of its devices to letting go of its file.
+/// How long a daemon may take from closing its devices to unlocking its file.
 pub(super) const DYING: Duration = LONGEST;
 
 /// Mounts the memory, once for all daemons. Before a daemon leaves the mounts of its caller.
@@ -43,7 +43,7 @@ pub fn mount_memory() -> Outcome {
     Ok(())
 }
 
-/// Locks the file at `path`, which somebody who is about to let go of it may hold for so long yet.
+/// Locks the file at `path`. A daemon that is ending may hold the lock for so long yet.
 pub(super) fn lock(file: File, path: &Path, patience: Duration) -> nix::Result<Flock<File>> {
     let mut wait = Wait::up_to(patience, format_args!("the lock on {}", path.display()));
     lock_within(file, FlockArg::LockExclusiveNonblock, &mut wait)
