@@ -114,7 +114,7 @@ pub enum BadReason {
 /// Why a write, zeroing or flush failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The data device failed; what the blocks hold now has been settled.
+    /// The data device failed; what the blocks hold now has been found out.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// An earlier failure made the volume read-only.

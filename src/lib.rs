@@ -130,7 +130,7 @@ pub use io::{
     storage::{Device, Durability, Errno, Geometry, Storage},
 };
 pub use lifecycle::{create, open};
-pub use log::Work;
+pub use log::CheckpointerWork;
 pub use maintenance::check;
 pub use metadata::hints::{self, Hint, HintReceiver, HintSender};
 pub use options::{Access, OnMismatch, OpenOptions};

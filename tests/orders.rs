@@ -13,7 +13,7 @@ use crate::sim::{
 };
 use std::{cell::RefCell, future::Future, rc::Rc};
 use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, Work, create::FormatOptions, open::open,
+    BlockIndex, BlockRange, Buf, CheckpointerWork, Device, Durability, OpenOptions, create::FormatOptions, open::open,
 };
 
 fn separate() -> (FormatOptions, OpenOptions) {
@@ -38,7 +38,7 @@ fn watched(seed: u64) -> Watch {
         distrust: false,
     };
     let mut watch = Watch::new(&io);
-    // Writes that fail are settled with a sync, and that has its order too.
+    // Writes that fail are resolved with a sync, and that has its order too.
     io.disk().faults.data_writes = [0, 5][seed as usize % 2];
     live(&world, seed, 6000, || watch.look(&io));
     watch
@@ -120,7 +120,8 @@ fn a_fua_write_is_a_write_and_a_flush_of_its_own_which_the_next_record_tells() {
         };
     }
     assert_eq!(told(&lab), Some((1, 0)), "the second one's record says that the first is durable");
-    let trace = lab.traced(|lab| crate::sim::block_on(&lab.io, lab.volume.work(&lab.io, Work::FlushRecord)).unwrap());
+    let trace = lab
+        .traced(|lab| crate::sim::block_on(&lab.io, lab.volume.work(&lab.io, CheckpointerWork::FlushRecord)).unwrap());
     assert!(matches!(trace[..], [Trace::WriteStart { durable: true, .. }, Trace::WriteEnd { .. }]), "{trace:?}");
     assert_eq!(told(&lab), Some((2, 0)), "one of its own, where no other comes");
     let trace = lab.traced(|lab| lab.try_flush().unwrap());

@@ -8,7 +8,7 @@ usage: protocol_model.py [RUNS] [SEED] [BUG]     FAIL=0.05: share of data writes
 BUG: log_after flush_all flush_no_sync ignore_flush no_drain fail_forgets same_slot no_meta_sync one_sb overrun zero_newest_only
      zero_any late_buf mixed put_active join nothing own_durable refuse_stranded no_skip
      early_flush early_forget
-     fua_unrecorded fua_unsynced fua_early drop_entry entry_early cut_high cut_varies silent_checkpoint stay_owed
+     fua_unrecorded fua_unsynced fua_early drop_entry entry_early cut_high cut_varies silent_checkpoint stay_unlogged
 In the model: one ring log with group commit, two records under way and a finite size, lazy flush records that may find no room, lists cut short, FUA writes, zero runs, failed and torn data writes, two slots a page,
 writes answered when they have their range (kept for whoever comes after a kill),
 two superblock copies that can tear, epochs, drain, recovery cut short and repeated. Not in it: the hash tree above the pages, the cache, keys."""
@@ -47,9 +47,9 @@ class Node:
     def __init__(n, d, u, sb, seq):
         n.d, n.u, n.sb = d, u, sb; n.epoch = sb['epoch']; n.seq = seq
         n.active, n.frozen, n.root = {}, None, dict(sb['root'])
-        n.inflight, n.abandoned, n.guard = {}, {}, set()
+        n.inflight, n.failed, n.guard = {}, {}, set()
         n.buf, n.way, n.pos, n.link, n.tail, n.durable = [], [], sb['tail'], sb['link'], sb['tail'], 0
-        n.kept = {}; n.ck = False; n.tasks = []; n.flushlock = False; n.last_flush = (-1, ()); n.owed = None; n.said = [0] * NB; n.checkpointed = [0] * NB; n.most = d.r.choice((0, 1, 2, 9, 9))
+        n.kept = {}; n.ck = False; n.tasks = []; n.flushlock = False; n.last_flush = (-1, ()); n.unlogged = None; n.said = [0] * NB; n.checkpointed = [0] * NB; n.most = d.r.choice((0, 1, 2, 9, 9))
     def tag(n, b):
         for p in (n.active, n.frozen or {}): 
             if b in p: return p[b]
@@ -70,10 +70,10 @@ class Node:
     def send(n, e):                                 # sealed one after the other, on their way side by side, durable in order
         batch = [x for x in n.buf if x[0] == e]; n.buf = [x for x in n.buf if x[0] != e]   # one epoch a record
         if BUG == 'mixed': batch += n.buf; n.buf = []
-        if n.owed and (not batch or n.d.r.random() < .8):                # an entry that finds no room is owed to the next record
-            batch.append((e, 'flush', n.owed)); n.owed = None
-        elif BUG == 'drop_entry': n.owed = None
-        told = None if n.owed else [max(x) for x in zip(n.said, n.checkpointed)]   # all that was answered by now is said by this record or one before it
+        if n.unlogged and (not batch or n.d.r.random() < .8):                # an entry that finds no room waits for the next record
+            batch.append((e, 'flush', n.unlogged)); n.unlogged = None
+        elif BUG == 'drop_entry': n.unlogged = None
+        told = None if n.unlogged else [max(x) for x in zip(n.said, n.checkpointed)]   # all that was answered by now is said by this record or one before it
         rec = dict(pos=n.pos, prev=n.link, id=(id(n), n.pos, n.d.r.random()), epoch=e, entries=batch, first=n.way[0]['rec']['pos'] if n.way else n.pos)
         n.pos += 1; n.link = rec['id']; w = dict(rec=rec, done=False, told=told); n.way.append(w); yield
         n.d.log[rec['pos'] % CAP] = rec; yield
@@ -104,9 +104,9 @@ class Node:
             c = d.data[b][-1]
             if c == v: n.put(e, b, v); u.torn.discard(b)
             elif c == old or old[0] == 'zero':
-                if BUG != 'fail_forgets': n.abandoned[q] = e
+                if BUG != 'fail_forgets': n.failed[q] = e
                 u.issued[b].remove(v)
-            else: n.put(e, b, v); n.abandoned[q] = e; u.torn.add(b)   # proves nothing: reads fail until the next write
+            else: n.put(e, b, v); n.failed[q] = e; u.torn.add(b)   # proves nothing: reads fail until the next write
         del n.inflight[q]; n.guard.discard(b)
         if fua and not fail: yield from n.sync([place if c == b else 0 for c in range(NB)], fua=True)
     def zero(n, b):
@@ -131,7 +131,7 @@ class Node:
         while n.flushlock: yield
         if n.seq == n.last_flush[0] and (BUG == 'nothing' or not n.last_flush[1]): answered(); return   # nothing to do
         n.flushlock = True
-        W = (n.seq, frozenset() if BUG == 'flush_all' else frozenset(n.inflight) | frozenset(n.abandoned))
+        W = (n.seq, frozenset() if BUG == 'flush_all' else frozenset(n.inflight) | frozenset(n.failed))
         if BUG == 'entry_early': n.claim(W)
         yield
         if BUG != 'flush_no_sync': n.d.sync_data()
@@ -142,10 +142,10 @@ class Node:
     def claim(n, W):                                # what the log is to be told; the newest only
         most = n.most if BUG != 'cut_varies' else n.d.r.choice((0, 9)); listed = sorted(W[1])
         if len(listed) > most: W = (W[0] if BUG == 'cut_high' else listed[most] - 1, frozenset(listed[:most]))
-        n.owed = n.last_flush = W
+        n.unlogged = n.last_flush = W
     def worked(n): yield from n.worker(); n.ck = False
     def worker(n):                                  # the checkpoint thread, between checkpoints: an entry that no record carries along gets one of its own
-        if n.owed and not n.buf and not n.way and not n.full() and BUG != 'stay_owed': yield from n.send(n.epoch)
+        if n.unlogged and not n.buf and not n.way and not n.full() and BUG != 'stay_unlogged': yield from n.send(n.epoch)
     def checkpoint(n):
         d = n.d
         E = n.epoch; n.frozen, n.active = n.active, {}; n.epoch += 1
@@ -168,7 +168,7 @@ class Node:
         sb = dict(epoch=E + 1, root=root, tail=pos, link=link)
         yield from d.write_sb(sb)
         d.prev = n.sb; n.sb = sb; n.root = root; n.tail = pos; n.frozen = None; n.ck = False
-        n.abandoned = {q: e for q, e in n.abandoned.items() if e != E}; yield
+        n.failed = {q: e for q, e in n.failed.items() if e != E}; yield
 
 def newest(d):
     s = [x for x in d.sb if x]
@@ -268,7 +268,7 @@ def run(seed):
             if r.random() < .15:                    # no crash yet: everything must come to an end
                 for k in range(4000):
                     if n.full() and not n.ck: n.ck = True; n.tasks.append(n.checkpoint())
-                    if not n.tasks and n.owed and not n.ck: n.ck = True; n.tasks.append(n.worked())
+                    if not n.tasks and n.unlogged and not n.ck: n.ck = True; n.tasks.append(n.worked())
                     if not n.tasks: break
                     t = r.choice(n.tasks)
                     try: next(t)

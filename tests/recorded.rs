@@ -15,7 +15,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, RequestContext, Volume, Work, create::FormatOptions,
+    BlockIndex, BlockRange, Buf, CheckpointerWork, Device, Durability, OpenOptions, RequestContext, Volume,
+    create::FormatOptions,
 };
 
 fn options() -> OpenOptions {
@@ -45,7 +46,7 @@ fn fua(lab: &mut Lab, block: u64, version: VersionId) {
 }
 
 /// What the checkpoint thread would do next.
-fn wanted(volume: &Volume) -> Option<Work> {
+fn wanted(volume: &Volume) -> Option<CheckpointerWork> {
     match pin!(volume.work_wanted()).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(work) => Some(work),
         Poll::Pending => None,
@@ -190,7 +191,7 @@ fn a_flush_entry_that_finds_no_room_goes_with_the_next_record() {
         requests.end_all();
         assert!(entries(&lab).is_empty(), "the teeth of this test");
         match later {
-            false => assert_eq!(wanted(&lab.volume), Some(Work::FlushRecord)),
+            false => assert_eq!(wanted(&lab.volume), Some(CheckpointerWork::FlushRecord)),
             true => lab.write(9000, 1, 4),
         }
         assert_eq!(entries(&lab).len(), usize::from(later));
@@ -230,7 +231,7 @@ fn a_flush_entry_that_no_record_of_its_epoch_takes_goes_to_the_next_epoch() {
     let syncs = trace.iter().filter(|t| matches!(t, Trace::SyncStart(_))).count();
     assert_eq!(syncs, 1, "that of the pages: the data has been synced by the flush");
     assert_eq!(entries(&lab), []);
-    assert_eq!(wanted(&lab.volume), Some(Work::FlushRecord));
+    assert_eq!(wanted(&lab.volume), Some(CheckpointerWork::FlushRecord));
     work(&lab);
     assert_eq!(entries(&lab), [(2, vec![])]);
     // The superblock of the ended epoch leads on to it.
@@ -249,7 +250,7 @@ fn a_list_longer_than_a_record_is_said_as_a_lower_number() {
     assert_eq!(lab.io.in_flight(), 520, "the data of each");
     requests.flush();
     lab.io.complete(520);
-    requests.start(async { lab.volume.work(&lab.io, Work::FlushRecord).await.unwrap() });
+    requests.start(async { lab.volume.work(&lab.io, CheckpointerWork::FlushRecord).await.unwrap() });
     lab.io.complete(520);
     requests.complete_log();
     // Numbers 1 and 2 were given before.

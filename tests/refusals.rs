@@ -88,7 +88,7 @@ fn a_checkpoint_does_not_forget_what_a_flush_had_to_say() {
     let read = put_back(|lab| {
         lab.try_flush().unwrap();
         lab.checkpoint();
-        block_on(&lab.io, lab.volume.work(&lab.io, ublk_integrity::Work::FlushRecord)).unwrap();
+        block_on(&lab.io, lab.volume.work(&lab.io, ublk_integrity::CheckpointerWork::FlushRecord)).unwrap();
     });
     assert!(matches!(read, Err(ReadError::Mismatch { .. })), "{read:?}");
 }
@@ -155,7 +155,7 @@ fn an_orderly_end_leaves_nothing_in_the_log() {
     lab.write(7, 1, 1);
     lab.checkpoint();
     // What the checkpoint flushed is noted in the next epoch, and nothing else is.
-    block_on(&lab.io, lab.volume.work(&lab.io, ublk_integrity::Work::FlushRecord)).unwrap();
+    block_on(&lab.io, lab.volume.work(&lab.io, ublk_integrity::CheckpointerWork::FlushRecord)).unwrap();
     block_on(&lab.io, lab.volume.close(&lab.io)).unwrap();
     let mut lab = lab.reopened().unwrap();
     assert_eq!(lab.volume.recovery().records, 0);

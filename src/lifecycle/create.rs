@@ -6,7 +6,7 @@ use crate::{
     crypto::keys::{Keys, TagAlgorithm},
     format::{Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, Superblock, TreeEntry},
     io::sectors::{refuse_blocks_below_sector, refuse_records_below_sector},
-    lifecycle::superblocks::{Change, publish},
+    lifecycle::superblocks::{SuperblockUpdate, publish},
 };
 use zerocopy::IntoBytes;
 
@@ -194,7 +194,7 @@ pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions
         let identity = Identity { uuid: options.uuid, size: superblock.layout.size() }.seal(&keys);
         write_page(io, Device::Data, Layout::identity_offset(), identity.as_bytes()).await?;
     }
-    publish(io, &keys, Change::First(&superblock), Buf::new(PAGE_BYTES)).await.0?;
+    publish(io, &keys, SuperblockUpdate::First(&superblock), Buf::new(PAGE_BYTES)).await.0?;
     Ok(VolumeInfo::of(&superblock))
 }
 

@@ -18,7 +18,7 @@ use crate::{
         identity_block::{are_exchanged, read_identity},
         open_error::OpenError,
         recovery::{BlockCandidates, Budget, Candidates, Settle, TooMuch, Unread, follow, undecided::Undecided},
-        superblocks::{Change, Newest, publish, read_copies},
+        superblocks::{Newest, SuperblockUpdate, publish, read_copies},
     },
     log::LogPoint,
     metadata::{
@@ -191,7 +191,7 @@ impl RecoveredVolume {
     async fn write_down<S: Storage>(&self, io: &S, open_id: [u8; 32]) -> Result<(Superblock, Applied), Latched> {
         let Self { newest, head, tree, set, .. } = self;
         // Both copies must name the current state before anything that the older one names is overwritten.
-        let repair = Change::Repair(&newest.superblock, &newest.stale);
+        let repair = SuperblockUpdate::Repair(&newest.superblock, &newest.stale);
         let (repaired, page) = publish(io, &newest.keys, repair, Buf::new(PAGE_BYTES)).await;
         repaired.map_err(Latched::Superblock)?;
         // Not the next epoch: the crashed life may have written pages and records of that one.
@@ -209,7 +209,7 @@ impl RecoveredVolume {
             open_id,
             ..newest.superblock
         };
-        let (moved, _) = publish(io, &newest.keys, Change::MoveOn(&newest.superblock, &next), page).await;
+        let (moved, _) = publish(io, &newest.keys, SuperblockUpdate::MoveOn(&newest.superblock, &next), page).await;
         moved.map_err(Latched::Superblock)?;
         Ok((next, applied))
     }

@@ -43,8 +43,8 @@ pub(crate) async fn read_copies<S: Storage>(io: &S) -> Result<Copies, DeviceErro
     Ok(Copies { raw: copies, unreadable })
 }
 
-/// What is to become of the superblocks. Nothing else writes them, and each change is of one of these kinds.
-pub(crate) enum Change<'a> {
+/// What is to become of the superblocks. Nothing else writes them, and each update is one of these.
+pub(crate) enum SuperblockUpdate<'a> {
     /// Of a new volume: nothing was there.
     First(&'a Superblock),
     /// The copies at these places are damaged or older: they are made equal to the newest.
@@ -56,18 +56,18 @@ pub(crate) enum Change<'a> {
 /// Writes superblocks: the second copy only once the first is durable, so that at every instant one of them is whole; and
 /// but for a new volume none while the other is not whole and newest. `buf` is a page of memory, lent.
 ///
-/// An anchor outside of the volume would hear of [`Change::MoveOn`] here, before the first write and after the last.
+/// An anchor outside of the volume would hear of [`SuperblockUpdate::MoveOn`] here, before the first write and after the last.
 pub(crate) async fn publish<S: Storage>(
     io: &S,
     keys: &Keys,
-    change: Change<'_>,
+    update: SuperblockUpdate<'_>,
     mut buf: Buf,
 ) -> (Result<(), DeviceError>, Buf) {
     let both = Layout::superblock_offsets();
-    match change {
-        Change::First(first) => write(io, &first.seal(keys), &both, buf).await,
-        Change::Repair(newest, stale) => write(io, &newest.seal(keys), stale, buf).await,
-        Change::MoveOn(current, next) => {
+    match update {
+        SuperblockUpdate::First(first) => write(io, &first.seal(keys), &both, buf).await,
+        SuperblockUpdate::Repair(newest, stale) => write(io, &newest.seal(keys), stale, buf).await,
+        SuperblockUpdate::MoveOn(current, next) => {
             // Copy A is written only while B is whole: a B that has decayed since it was written is made good first.
             let raw = current.seal(keys);
             let read;

@@ -1,8 +1,8 @@
-//! Append: the indivisible step, and its end.
+//! Append: the indivisible step by which a change enters the log, and the end of the change.
 
 use super::{
-    Log, LogPoint, Work,
-    claim::MAX_ABANDONED,
+    CheckpointerWork, Log, LogPoint,
+    flush_state::MAX_FAILED,
     state::{CheckpointerWaits, State},
     waiters::Waiting,
 };
@@ -15,7 +15,7 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// The request that logs a change: its place in the waiting lists, and the queue whose thread runs it.
+/// The request that logs a change: its number, and the queue whose thread runs it.
 #[derive(Clone, Copy)]
 pub(crate) struct Requester {
     pub(crate) id: usize,
@@ -45,15 +45,15 @@ impl Change<'_> {
     }
 }
 
-/// Pending space taken for a change until it is settled.
+/// Room in the set of pending tags, reserved for a change until it ends.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Reserved {
     pub(crate) tags: usize,
     pub(crate) runs: usize,
 }
 
-/// A change that has its number and must be settled: dropping it unsettled latches the volume, since
-/// the log then says something that nobody has seen to.
+/// A change that has its number, and must be completed or failed. Dropped before that, it latches the volume: the log says
+/// something that may never come true.
 pub(crate) struct Appended<'a> {
     log: &'a Log,
     pub(super) request: usize,
@@ -61,19 +61,19 @@ pub(crate) struct Appended<'a> {
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
     reserved: Reserved,
-    /// Whether it looks at what has gathered at the batch boundary, for all of its queue (the leader of its thread).
+    /// Whether it is the leader of its queue: at the batch boundary it alone checks whether the record can go out.
     pub(super) is_leader: bool,
-    settled: bool,
+    ended: bool,
 }
 
-/// Leaves the queue for space when the append is over, also when its future is dropped.
-struct Place<'a>(&'a Log, usize);
+/// A request in the queue for space: it leaves when the append is over, also when its future is dropped.
+struct QueuedForSpace<'a>(&'a Log, usize);
 
-impl Drop for Place<'_> {
+impl Drop for QueuedForSpace<'_> {
     fn drop(&mut self) {
         {
             let mut s = self.0.state.lock();
-            s.waiters.leave(self.1);
+            s.waiters.remove(self.1);
             s.queue.retain(|request| *request != self.1);
         }
         self.0.wake_front();
@@ -86,17 +86,17 @@ impl Log {
         if let Some(done) = self.try_append(request, &change, None) {
             return done;
         }
-        let place = Place(self, request.id);
+        let queued = QueuedForSpace(self, request.id);
         let appended = poll_fn(|cx| match self.try_append(request, &change, Some(cx.waker())) {
             Some(done) => Poll::Ready(done),
             None => Poll::Pending,
         })
         .await;
-        drop(place);
+        drop(queued);
         appended
     }
 
-    /// With a waker, waits in the queue; without, takes the step only where nobody is before us.
+    /// With a waker it enters the queue where there is no space. Without, it takes the step only where the queue is empty.
     fn try_append(
         &self,
         request: Requester,
@@ -124,7 +124,7 @@ impl Log {
             };
             self.ask_for_checkpoint(&mut s);
             let wanted = s.want_checkpoint;
-            (result, wanted.then(|| s.checkpointer_that(CheckpointerWaits::Work)).flatten())
+            (result, wanted.then(|| s.checkpointer_waker(CheckpointerWaits::Work)).flatten())
         };
         wake.into_iter().for_each(Waker::wake);
         result
@@ -158,8 +158,8 @@ impl Log {
         s.gather.reserved += alone;
         if s.gather.builder.is_empty() {
             s.gather.epoch = epoch;
-            // First, so that it finds room however much is to follow.
-            self.tell(s, change.bytes());
+            // First in the record, so that it finds room however much is to follow.
+            self.push_flush_entry(s, change.bytes());
         }
         match change {
             Change::Tags { first, tags } => s.gather.builder.push_tags(seq, *first, tags),
@@ -167,39 +167,30 @@ impl Log {
         }
         s.gather.last = seq;
         let is_leader = !std::mem::replace(&mut s.gather.has_leader[request.queue], true);
-        Appended {
-            log: self,
-            request: request.id,
-            queue: request.queue,
-            seq,
-            epoch,
-            reserved,
-            is_leader,
-            settled: false,
-        }
+        Appended { log: self, request: request.id, queue: request.queue, seq, epoch, reserved, is_leader, ended: false }
     }
 
     fn ask_for_checkpoint(&self, s: &mut State) {
         let epoch = s.epoch;
         let used = s.used();
         let of = s.of(epoch);
-        // The next epoch has a set of its own to fill meanwhile, so this one may be nearly full: the more tags go together,
-        // the fewer pages are written for each. The ring is shared by both.
+        // The set of pending tags may be nearly full, for the next epoch has a set of its own to fill meanwhile: the more tags
+        // go into pages together, the fewer pages are written for each. The ring is shared by both epochs.
         let enough =
             used * 2 > self.config.size || of.tags * 4 > self.config.max_tags * 3 || of.runs * 2 > self.config.max_runs;
         s.want_checkpoint |= enough;
     }
 
-    /// Completes when the checkpoint thread is wanted.
-    pub(crate) async fn wanted(&self) -> Work {
+    /// Waits until there is work for the checkpoint thread.
+    pub(crate) async fn wanted(&self) -> CheckpointerWork {
         poll_fn(|cx| {
             let mut s = self.state.lock();
-            // After a latch there is nothing left to do but to wait for the end.
+            // After a latch there is no more work: this waits until it is dropped.
             if s.latched.is_none() && s.want_checkpoint {
-                return Poll::Ready(Work::Checkpoint);
+                return Poll::Ready(CheckpointerWork::Checkpoint);
             }
             if s.latched.is_none() && self.wants_flush_record(&s) {
-                return Poll::Ready(Work::FlushRecord);
+                return Poll::Ready(CheckpointerWork::FlushRecord);
             }
             s.checkpointer = Some((CheckpointerWaits::Work, cx.waker().clone()));
             Poll::Pending
@@ -207,15 +198,14 @@ impl Log {
         .await
     }
 
-    /// Ends the epoch in one step. `None` where it changed nothing. What flushes have said and no record has taken along
-    /// goes to the next epoch.
+    /// Ends the epoch in one step. `None` where it changed nothing. A flush entry that is not logged yet goes to the next epoch.
     pub(crate) fn switch_epoch(&self) -> Option<Epoch> {
         let ended = {
             let mut s = self.state.lock();
             s.want_checkpoint = false;
             let ended = s.epoch;
             let of = s.of(ended);
-            // A record that only says what was flushed counts too: an orderly end leaves nothing in the log.
+            // A record with nothing but a flush entry counts, too: an orderly end leaves nothing in the log.
             if of.appended == 0 && of.end.is_none() {
                 return None;
             }
@@ -226,7 +216,7 @@ impl Log {
         Some(ended)
     }
 
-    /// Waits until nothing of the epoch is in flight: everything logged in it is settled, and its last record is written.
+    /// Waits until nothing of the epoch is in flight: every change logged in it has ended, and its last record is written.
     pub(crate) async fn drained(&self, epoch: Epoch) {
         poll_fn(|cx| {
             let mut s = self.state.lock();
@@ -242,20 +232,21 @@ impl Log {
     /// Where the log begins once `epoch` is in the tree: after its last record.
     pub(crate) fn end_of(&self, epoch: Epoch) -> LogPoint {
         let mut s = self.state.lock();
-        // What was settled was durable, and records that only say what was flushed are the checkpoint thread's own.
+        // A change ends only once its record is durable. Records with nothing but a flush entry are written by the checkpoint
+        // thread itself.
         debug_assert!(s.sealed.iter().all(|record| record.epoch != epoch));
         s.of(epoch).end.expect("an epoch that changed something has a record")
     }
 
-    /// Both superblock copies name the epoch after this one: its log space and abandoned numbers are free.
+    /// Both superblock copies name the epoch after this one: its log space and failed numbers are free.
     pub(crate) fn release(&self, epoch: Epoch) {
         {
             let mut s = self.state.lock();
             let end = s.of(epoch).end.expect("released once");
             s.tail = end.position;
             *s.of(epoch) = Default::default();
-            s.abandoned.retain(|(_, e)| *e != epoch);
-            // Whoever asked before did so because of what is free now.
+            s.failed.retain(|(_, e)| *e != epoch);
+            // A checkpoint was asked for because of space that is free now.
             s.want_checkpoint = false;
             self.ask_for_checkpoint(&mut s);
         }
@@ -264,29 +255,29 @@ impl Log {
 }
 
 impl Appended<'_> {
-    /// The change is where it belongs. `kept` is the pending space that it really takes.
-    pub(crate) fn settle(mut self, kept: Reserved) {
+    /// The data is in place and its tags are published. `kept` is the pending space that they really take.
+    pub(crate) fn complete(mut self, kept: Reserved) {
         self.end(kept.tags as isize, 0, false);
     }
-    /// A run of zeros is where it belongs; the set has grown by so many runs, or shrunk.
-    pub(crate) fn settle_runs(mut self, grown: isize) {
+    /// A run of zeros is published; the set of runs has grown by so many, or shrunk.
+    pub(crate) fn complete_zeros(mut self, grown: isize) {
         self.end(0, grown, false);
     }
-    /// The data may not be what the log says: the number is listed in flush entries until its epoch is checkpointed.
-    pub(crate) fn abandon(mut self, kept: Reserved) {
+    /// The data may not be what the log says. The number has *failed*: every flush entry lists it until its epoch is checkpointed.
+    pub(crate) fn fail(mut self, kept: Reserved) {
         self.end(kept.tags as isize, 0, true);
     }
 
-    fn end(&mut self, tags: isize, runs: isize, abandon: bool) {
-        self.settled = true;
+    fn end(&mut self, tags: isize, runs: isize, failed: bool) {
+        self.ended = true;
         let (wake, full) = {
             let mut s = self.log.state.lock();
-            let full = abandon && s.abandoned.len() == MAX_ABANDONED;
+            let full = failed && s.failed.len() == MAX_FAILED;
             if full {
                 // In the same step: no flush may see the number neither in flight nor listed.
                 s.latched.get_or_insert(Latched::Abandoned);
-            } else if abandon {
-                s.abandoned.push((self.seq, self.epoch));
+            } else if failed {
+                s.failed.push((self.seq, self.epoch));
             }
             s.in_flight[self.request] = None;
             let of = s.of(self.epoch);
@@ -294,7 +285,7 @@ impl Appended<'_> {
             of.tags = (of.tags - self.reserved.tags).saturating_add_signed(tags);
             of.runs = (of.runs - self.reserved.runs).saturating_add_signed(runs);
             let drained = of.in_flight == 0 && self.epoch != s.epoch;
-            (drained.then(|| s.checkpointer_that(CheckpointerWaits::Drained)).flatten(), full)
+            (drained.then(|| s.checkpointer_waker(CheckpointerWaits::Drained)).flatten(), full)
         };
         wake.into_iter().for_each(Waker::wake);
         if full {
@@ -305,7 +296,7 @@ impl Appended<'_> {
 
 impl Drop for Appended<'_> {
     fn drop(&mut self) {
-        if !self.settled {
+        if !self.ended {
             self.log.latch(Latched::Abandoned);
         }
     }

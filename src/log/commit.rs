@@ -1,6 +1,6 @@
-//! Group commit: each log write carries all that has gathered, and few are under way at a time.
+//! Group commit: each log write carries all that has gathered, and few are in flight at a time.
 //!
-//! Records are sealed one after the other, for each carries the MAC of the one before; their writes may overlap and end in
+//! Records are sealed one after the other, for each carries the MAC of the one before. Their writes may overlap and end in
 //! any order, but a number is durable only once every record up to its own is.
 
 use super::{
@@ -25,21 +25,21 @@ struct Outgoing {
 }
 
 /// What a request that wants its record durable finds.
-enum Role {
+enum CommitRole {
     Durable,
-    /// Nobody seals a record, and another may be under way: it is up to us.
+    /// No record is being sealed, and one more may be in flight: this request leads.
     Lead(Outgoing),
 }
 
-/// Who is to go on: a request that leads next, and the checkpoint thread where it is wanted.
+/// The next to be woken: a request that leads, and the checkpoint thread where there is work for it.
 type Next = [Option<Waker>; 2];
 
 impl Log {
-    /// Waits until the record of a change is durable, writing it ourselves where nobody does.
+    /// Waits until the record of a change is durable, and writes it where no other request does.
     pub(crate) async fn commit<S: Io>(&self, io: &S, change: &Appended<'_>) -> Result<(), Latched> {
         let mut leads = change.is_leader;
         if leads {
-            // One record for all that this thread has to log.
+            // Until the batch boundary, so that one record carries all that this thread has to log.
             io.batch_boundary(Phase::Commit).await;
         }
         loop {
@@ -49,13 +49,13 @@ impl Log {
             })
             .await?;
             match role {
-                Role::Durable => return Ok(()),
-                Role::Lead(record) => self.write(io, record).await?,
+                CommitRole::Durable => return Ok(()),
+                CommitRole::Lead(record) => self.write(io, record).await?,
             }
         }
     }
 
-    /// The checkpoint thread's part: a record for what flushes have to say and nobody has carried along.
+    /// The checkpoint thread's part: a record with nothing but the flush entry, which no other record has carried.
     pub(crate) async fn write_flush_record<S: Storage>(&self, io: &S) -> Result<(), Latched> {
         let record = {
             let mut s = self.state.lock();
@@ -67,42 +67,42 @@ impl Log {
         self.write(io, record).await
     }
 
-    /// `leads`: the others of the queue have left it to this one until now.
-    fn role(&self, change: &Appended<'_>, leads: bool, waker: &Waker) -> Option<Result<Role, Latched>> {
+    /// `leads`: it was the leader of its queue until this batch boundary.
+    fn role(&self, change: &Appended<'_>, leads: bool, waker: &Waker) -> Option<Result<CommitRole, Latched>> {
         let Appended { request, queue, seq, .. } = *change;
         let mut s = self.state.lock();
         s.gather.has_leader[queue] &= !leads;
-        // The latch first: where write-back errors are told to one sync only, one that succeeds beside one that fails means nothing.
+        // The latch first: a write-back error is reported to one sync only, so beside one that failed a success means nothing.
         let role = if let Some(why) = s.latched {
             Err(why)
         } else if s.durable >= seq {
-            Ok(Role::Durable)
+            Ok(CommitRole::Durable)
         } else if s.taken < seq && !s.gather.has_leader[queue] && s.may_lead() {
-            Ok(Role::Lead(self.take_gathered(&mut s)))
+            Ok(CommitRole::Lead(self.take_gathered(&mut s)))
         } else {
             s.waiters.wait(request, Waiting::Commit(seq), waker);
             return None;
         };
-        s.waiters.leave(request);
+        s.waiters.remove(request);
         Some(role)
     }
 
-    /// Takes what has gathered and what flushes have to say, leaving another buffer to gather in, and its place in the ring.
+    /// Takes what has gathered, with the flush entry, and its position in the ring. Leaves another buffer to gather in.
     fn take_gathered(&self, s: &mut State) -> Outgoing {
-        // Nothing more comes: what was reserved for a record of each is free.
+        // Nothing more is added: what was reserved for a record of each entry is free.
         s.gather.reserved = s.gather.builder.padded(self.config.physical_block) as u64;
         if s.gather.builder.is_empty() {
             s.gather.epoch = s.epoch;
-            // Else a flush entry, for which there was room, would find none beside it.
+            // Nothing has gathered, so nothing is reserved. Otherwise the flush entry, for which there was room, might not fit.
             s.gather.reserved = 0;
         }
-        self.tell(s, 0);
-        let spare = s.spares.pop().expect("as many as records may be under way");
+        self.push_flush_entry(s, 0);
+        let spare = s.spares.pop().expect("as many as records may be in flight");
         let builder = std::mem::replace(&mut s.gather.builder, RecordBuilder::new(spare));
         let size = builder.padded(self.config.physical_block) as u64;
         debug_assert!(size <= s.gather.reserved);
         // A record never straddles the ring's end: where the largest might not fit, all go on at
-        // its start. Recovery follows the same rule, so nothing needs to be written about it.
+        // its start. Recovery follows the same rule, so the log need not say it.
         let position = next_position(s.head.position, self.config.size, self.config.max_record as u64);
         let number = s.head.number;
         let under_way = s.sealed.len() as u16;
@@ -111,13 +111,13 @@ impl Log {
         s.sealing = true;
         s.taken = s.gather.last;
         s.gather.reserved = 0;
-        // The next to append is the leader again. One that was it may still look.
+        // The next of each queue to append is its leader. The leader before it may still check, which does no harm.
         s.gather.has_leader.fill(false);
         Outgoing { builder, head, last: s.gather.last }
     }
 
     async fn write<S: Storage>(&self, io: &S, record: Outgoing) -> Result<(), Latched> {
-        // The gathering buffer is empty now: whoever found it full may go on.
+        // The gathering buffer is empty now: a request that found it full may go on.
         self.wake_front();
         let Outgoing { builder, head, last } = record;
         let unfinished = Unfinished::new(self);
@@ -152,12 +152,12 @@ impl Log {
         self.hand_on(&mut s)
     }
 
-    /// Notes that the write has ended of the record after which the chain goes on at `end`.
+    /// Notes that a log write has ended. `end` is where the chain goes on after its record.
     fn written(&self, end: LogPoint, buf: Buf, result: Result<(), Latched>) -> Next {
         let mut s = self.state.lock();
         s.spares.push(buf);
         if let Err(why) = result {
-            // It stays under way for ever, and so does every record after it.
+            // It stays in flight for ever, and so does every record after it.
             s.latched.get_or_insert(why);
             return [None, None];
         }
@@ -179,7 +179,7 @@ impl Log {
         }
         let next = s.waiters.find(0, |why| matches!(why, Waiting::Commit(seq) if seq > s.taken));
         let lead = next.and_then(|request| s.waiters.take_waker(request));
-        let flush_record = self.wants_flush_record(s).then(|| s.checkpointer_that(CheckpointerWaits::Work));
+        let flush_record = self.wants_flush_record(s).then(|| s.checkpointer_waker(CheckpointerWaits::Work));
         [lead, flush_record.flatten()]
     }
 }

@@ -1,8 +1,8 @@
-//! Flush: which numbers are durable on the data device, who may share the sync, and what the log is still to be told.
+//! Syncs of the data device: which requests share one, which numbers it makes durable, and the flush entry that logs them.
 
 use super::{
     Log,
-    claim::Claim,
+    flush_state::DurableNumbers,
     state::{CheckpointerWaits, State, Unfinished},
     waiters::Waiting,
 };
@@ -12,60 +12,60 @@ use std::{
     task::{Poll, Waker},
 };
 
-enum Role {
+enum SyncRole {
     Done,
     Lead,
 }
 
 impl Log {
-    /// Makes everything that completed before durable on the data device, and sees to it that the log says so, which is not
-    /// waited for. Nothing to do costs nothing.
+    /// Syncs the data device, so that every change that was completed before is durable on it. A flush entry that says so goes
+    /// into a later record, which is not waited for. Where all is durable already it does nothing.
     ///
-    /// Every sync of the data device goes through here, one at a time: Linux reports a write-back error to one
-    /// sync only, and whoever comes after that one must find the volume latched.
-    pub(crate) async fn flush<S: Storage>(&self, io: &S, request: usize) -> Result<(), Latched> {
+    /// Every sync of the data device of an open volume goes through here, one at a time. Linux reports a write-back error to
+    /// one sync only, and every later caller must find the volume latched.
+    pub(crate) async fn sync_data<S: Storage>(&self, io: &S, request: usize) -> Result<(), Latched> {
         let mut wanted = None;
-        let role = poll_fn(|cx| match self.flush_role(request, &mut wanted, cx.waker()) {
+        let role = poll_fn(|cx| match self.sync_role(request, &mut wanted, cx.waker()) {
             Some(role) => Poll::Ready(role),
             None => Poll::Pending,
         })
         .await?;
-        let Role::Lead = role else { return Ok(()) };
+        let SyncRole::Lead = role else { return Ok(()) };
         let unfinished = Unfinished::new(self);
         let result = io.sync(Device::Data).await;
         unfinished.complete();
-        self.flushed(result)?;
+        self.data_synced(result)?;
         self.wake_all(|_, why| why == Waiting::Flush);
         Ok(())
     }
 
-    fn flush_role(&self, request: usize, wanted: &mut Option<u64>, waker: &Waker) -> Option<Result<Role, Latched>> {
+    fn sync_role(&self, request: usize, wanted: &mut Option<u64>, waker: &Waker) -> Option<Result<SyncRole, Latched>> {
         let mut guard = self.state.lock();
         let s = &mut *guard;
         let highest = Seq(s.next_seq.0 - 1);
-        let idle = s.flush.found.is_all_up_to(highest);
+        let idle = s.flush.durable.is_all_up_to(highest);
         // A flush may join only one whose snapshot is not yet taken.
         let wanted = *wanted.get_or_insert(s.flush.started + 1);
         let role = if let Some(why) = s.latched {
             Err(why)
         } else if s.flush.done >= wanted || idle {
-            Ok(Role::Done)
+            Ok(SyncRole::Done)
         } else if s.flush.is_running() {
             s.waiters.wait(request, Waiting::Flush, waker);
             return None;
         } else {
             s.flush.started += 1;
-            let Claim { highest: claimed, except } = &mut s.flush.snapshot;
-            *claimed = highest;
+            let DurableNumbers { highest: up_to, except } = &mut s.flush.snapshot;
+            *up_to = highest;
             except.clear();
-            except.extend(s.in_flight.iter().flatten().chain(&s.abandoned).map(|(seq, _)| *seq));
-            Ok(Role::Lead)
+            except.extend(s.in_flight.iter().flatten().chain(&s.failed).map(|(seq, _)| *seq));
+            Ok(SyncRole::Lead)
         };
-        s.waiters.leave(request);
+        s.waiters.remove(request);
         Some(role)
     }
 
-    fn flushed(&self, result: Result<(), Errno>) -> Result<(), Latched> {
+    fn data_synced(&self, result: Result<(), Errno>) -> Result<(), Latched> {
         if let Err(errno) = result {
             let why = Latched::Device(DeviceError::sync(Device::Data, errno));
             self.latch(why);
@@ -74,41 +74,41 @@ impl Log {
         let wake = {
             let mut guard = self.state.lock();
             let s = &mut *guard;
-            // Linux reports a write-back error to one sync only: it may have been somebody else's.
+            // Linux reports a write-back error to one sync only. That may have been another one, which latched the volume.
             if let Some(why) = s.latched {
                 return Err(why);
             }
             let flush = &mut s.flush;
             flush.done = flush.started;
-            std::mem::swap(&mut flush.snapshot, &mut flush.found);
-            flush.found.cut(RecordBuilder::max_listed(self.config.max_record));
-            // Where nothing in the log is still to be checkpointed, there is nobody to tell.
-            flush.owed |= s.of_epoch.iter().any(|of| of.appended > 0);
-            self.wants_flush_record(s).then(|| s.checkpointer_that(CheckpointerWaits::Work)).flatten()
+            std::mem::swap(&mut flush.snapshot, &mut flush.durable);
+            flush.durable.cut(RecordBuilder::max_listed(self.config.max_record));
+            // Where the log has nothing that is still to be checkpointed, recovery has no use for it.
+            flush.unlogged |= s.of_epoch.iter().any(|of| of.appended > 0);
+            self.wants_flush_record(s).then(|| s.checkpointer_waker(CheckpointerWaits::Work)).flatten()
         };
         wake.into_iter().for_each(Waker::wake);
         Ok(())
     }
 
-    /// Puts what flushes have found out into the record that gathers, if it has room for that beside so many bytes of others.
-    /// Where it has none, the next record is asked.
-    pub(super) fn tell(&self, s: &mut State, others: usize) {
-        if self.has_room_to_tell(s, others) {
-            let Claim { highest, except } = &s.flush.found;
-            s.gather.reserved += s.flush.found.alone(self.config.physical_block);
+    /// Puts the unlogged flush entry into the record that gathers, if there is one and it fits beside so many bytes of `others`.
+    /// Where it does not fit, the next record is tried.
+    pub(super) fn push_flush_entry(&self, s: &mut State, others: usize) {
+        if self.fits_flush_entry(s, others) {
+            let DurableNumbers { highest, except } = &s.flush.durable;
+            s.gather.reserved += s.flush.durable.alone(self.config.physical_block);
             s.gather.builder.push_flush(*highest, except.iter().copied());
-            s.flush.owed = false;
+            s.flush.unlogged = false;
         }
     }
 
-    fn has_room_to_tell(&self, s: &State, others: usize) -> bool {
-        let alone = s.flush.found.alone(self.config.physical_block);
+    fn fits_flush_entry(&self, s: &State, others: usize) -> bool {
+        let alone = s.flush.durable.alone(self.config.physical_block);
         let in_ring = s.used() + alone + self.config.max_record as u64 <= self.config.size;
-        s.flush.owed && s.gather.builder.fits(s.flush.found.bytes() + others) && in_ring
+        s.flush.unlogged && s.gather.builder.fits(s.flush.durable.bytes() + others) && in_ring
     }
 
-    /// Whether the checkpoint thread is to write a record that only says what flushes have found out.
+    /// Whether the checkpoint thread is to write a record with nothing but a flush entry.
     pub(super) fn wants_flush_record(&self, s: &State) -> bool {
-        s.gather.builder.is_empty() && s.may_lead() && self.has_room_to_tell(s, 0)
+        s.gather.builder.is_empty() && s.may_lead() && self.fits_flush_entry(s, 0)
     }
 }

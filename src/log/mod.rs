@@ -1,22 +1,22 @@
 //! The tag log: one ring, one chain, gathered by all queues.
 //!
-//! *Append* gives an entry its epoch, its sequence number, its place in the in-flight list and its
-//! place in the gathering buffer in one indivisible step, so that a flush or an epoch switch sees
-//! either all of it or nothing. *Commit* makes the record durable: whoever finds room
-//! for another log write leads, writes what has gathered on its own ring and wakes the others.
+//! *Append* gives an entry its epoch and its sequence number, and enters it in the in-flight list and the gathering buffer. It
+//! is one indivisible step, so a flush or an epoch switch sees either all of it or nothing. *Commit* makes the record durable:
+//! the request that finds room for another log write is the leader. It writes what has gathered on its own ring and wakes the
+//! others. *Complete* and *fail* end a change: its data is in place, or may not be.
 //!
-//! Who waits: an append waits for space, before it has logged anything; a commit waits for the end of a thread's turn, where
-//! somebody looks at what has gathered, and for the leader's write and those before it, which some ring completes. The
-//! checkpoint frees space and waits for neither.
+//! Who waits: an append waits for space, before it has logged anything. A commit waits for a batch boundary of its thread, and
+//! for the leader's write and the log writes before it, which some ring completes. The checkpoint frees space, and waits for
+//! neither an append nor a commit.
 
 mod append;
-mod claim;
 mod commit;
 mod flush;
+mod flush_state;
 mod state;
 mod waiters;
 
 pub(crate) use append::{Appended, Change, Requester, Reserved};
 pub(crate) use commit::next_position;
-pub use state::Work;
+pub use state::CheckpointerWork;
 pub(crate) use state::{Log, LogConfig, LogPoint, RECORDS_IN_FLIGHT, Unfinished};

@@ -1,7 +1,7 @@
-//! What the log knows, behind one lock, and who is waiting for it.
+//! The state of the log, behind one mutex, and the requests that wait for it.
 
 use super::{
-    claim::{FlushState, MAX_ABANDONED},
+    flush_state::{FlushState, MAX_FAILED},
     waiters::{Waiters, Waiting},
 };
 use crate::{
@@ -12,10 +12,10 @@ use crate::{
 };
 use std::{collections::VecDeque, task::Waker};
 
-/// Records that are written at a time: while one is on its way, the next is gathered, sealed and sent.
+/// Log writes in flight at a time: while one is being written, the next is gathered, sealed and sent.
 pub(crate) const RECORDS_IN_FLIGHT: usize = 2;
 
-/// Fixed numbers of a log.
+/// Sizes and key of a log.
 pub(crate) struct LogConfig {
     /// Where the ring begins on the metadata device, in bytes.
     pub(crate) offset: u64,
@@ -30,27 +30,27 @@ pub(crate) struct LogConfig {
     pub(crate) max_tags: usize,
     /// Most runs of zeros in one epoch, as split by overlaps.
     pub(crate) max_runs: usize,
-    /// Requests that may wait.
+    /// Requests that may use it.
     pub(crate) max_requests: usize,
-    /// Queues that these are of.
+    /// Queues that the requests belong to.
     pub(crate) queues: usize,
 }
 
-/// A place in the chain: where the next record goes and what it must carry.
+/// A point in the chain: where the next record goes and what it must carry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct LogPoint {
-    /// Bytes ever written to the ring; modulo its size, the place.
+    /// Bytes ever written to the ring. Modulo its size: the offset in the ring.
     pub(crate) position: u64,
     pub(crate) number: RecordNumber,
     pub(crate) link: Link,
 }
 
-/// What the checkpoint thread is wanted for.
+/// What the checkpoint thread is to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Work {
+pub enum CheckpointerWork {
     /// The log is half full, or the pending tags nearly: checkpoint now.
     Checkpoint,
-    /// Flushes have something to say, and nobody is about to write a record that would carry it to the log.
+    /// There is a flush entry that no record has carried yet, and no record is about to be written: write one.
     FlushRecord,
 }
 
@@ -61,10 +61,10 @@ pub(super) enum CheckpointerWaits {
     Drained,
 }
 
-/// One set of numbers for each of the two live epochs, by parity.
+/// What an epoch uses. There is one for each of the two live epochs, by parity.
 #[derive(Clone, Copy, Default)]
 pub(super) struct EpochUse {
-    /// Logged and not yet settled.
+    /// Changes that are logged and have not ended.
     pub(super) in_flight: usize,
     /// Blocks that pending space is reserved for or taken by.
     pub(super) tags: usize,
@@ -76,15 +76,16 @@ pub(super) struct EpochUse {
     pub(super) end: Option<LogPoint>,
 }
 
-/// A record on its way to the device.
+/// A record that is being written.
 pub(super) struct SealedRecord {
     pub(super) epoch: Epoch,
     /// The last of the numbers in it.
     pub(super) last: Seq,
     /// Where the chain goes on.
     pub(super) end: LogPoint,
-    /// Bytes, padding included, and without.
+    /// Bytes with the padding.
     pub(super) bytes: u64,
+    /// Bytes without it.
     pub(super) content: usize,
     /// It is durable, but one before it is not yet.
     pub(super) done: bool,
@@ -99,8 +100,8 @@ pub(super) struct Gather {
     pub(super) last: Seq,
     /// Bytes of the ring reserved for what is in it.
     pub(super) reserved: u64,
-    /// By queue: a request whose entry is in it looks at it at the batch boundary of its thread, so the others of that queue
-    /// need not (leader election, one leader a thread).
+    /// By queue: one of its requests with an entry in this record is the leader, and checks at the batch boundary whether the
+    /// record can go out. The others need not.
     pub(super) has_leader: Vec<bool>,
 }
 
@@ -108,15 +109,15 @@ pub(super) struct State {
     pub(super) epoch: Epoch,
     pub(super) next_seq: Seq,
     pub(super) of_epoch: [EpochUse; 2],
-    /// By request: what it has logged and not yet settled.
+    /// By request: the change that it has logged and that has not ended.
     pub(super) in_flight: Vec<Option<(Seq, Epoch)>>,
-    /// Numbers whose data may not be what the log says: listed in every flush entry until checkpointed.
-    pub(super) abandoned: Vec<(Seq, Epoch)>,
+    /// Failed numbers: their data may not be what the log says. Every flush entry lists them until they are checkpointed.
+    pub(super) failed: Vec<(Seq, Epoch)>,
 
     pub(super) gather: Gather,
-    /// The other buffers; none while as many records as may be are under way.
+    /// The buffers that are not in use; none while as many records as may be are in flight.
     pub(super) spares: Vec<Buf>,
-    /// Somebody has taken what had gathered and computes its MAC, which the record after it must carry.
+    /// A record has been taken and its MAC is being computed, which the record after it must carry.
     pub(super) sealing: bool,
     /// Every number up to this one has left the gathering buffer.
     pub(super) taken: Seq,
@@ -130,10 +131,10 @@ pub(super) struct State {
     /// Every number up to this one is in a durable record.
     pub(super) durable: Seq,
 
-    /// Requests that wait for space, first come first served.
+    /// The requests that wait for space, first come, first served.
     pub(super) queue: VecDeque<usize>,
     pub(super) waiters: Waiters,
-    /// The checkpoint thread, and what it waits for: work that it does not wait for must not wake it.
+    /// The checkpoint thread, and what it waits for: nothing else may wake it.
     pub(super) checkpointer: Option<(CheckpointerWaits, Waker)>,
     pub(super) want_checkpoint: bool,
 
@@ -152,16 +153,16 @@ impl State {
     pub(super) fn used(&self) -> u64 {
         self.head.position - self.tail + self.gather.reserved
     }
-    /// Whether what has gathered may be taken and written: alone, or beside records that are no larger together. Many small
-    /// ones would cost more than the time they save.
+    /// Whether what has gathered may be taken and written: when no record is in flight, or those in flight are together no
+    /// larger than it. Many small records would cost more time than they save.
     pub(super) fn may_lead(&self) -> bool {
         let in_flight: usize = self.sealed.iter().map(|record| record.content).sum();
-        // One that is durable before its predecessor is counts too, though its buffer is back.
+        // A record that is durable before its predecessor still counts, though its buffer is back.
         let room = self.sealed.len() < RECORDS_IN_FLIGHT;
         !self.sealing && room && self.gather.builder.content() >= in_flight
     }
     /// The checkpoint thread's waker, if this is what it waits for.
-    pub(super) fn checkpointer_that(&mut self, waits: CheckpointerWaits) -> Option<Waker> {
+    pub(super) fn checkpointer_waker(&mut self, waits: CheckpointerWaits) -> Option<Waker> {
         self.checkpointer.take_if(|(why, _)| *why == waits).map(|(_, waker)| waker)
     }
     /// The waker of the first request in the queue for space.
@@ -186,7 +187,7 @@ impl Log {
             next_seq: Seq(1),
             of_epoch: [EpochUse::default(); 2],
             in_flight: vec![None; n],
-            abandoned: Vec::with_capacity(MAX_ABANDONED),
+            failed: Vec::with_capacity(MAX_FAILED),
             gather: Gather {
                 builder: RecordBuilder::new(Buf::new(config.max_record)),
                 epoch,
@@ -231,7 +232,7 @@ impl Log {
     /// The number of the first record that is not known durable, if the volume is not latched.
     pub(crate) fn first_unsure(&self) -> Result<RecordNumber, Latched> {
         let s = self.state.lock();
-        // Of one under way the number after it is known.
+        // A record in flight is known by the number of the one after it.
         let first = s.sealed.front().map(|record| RecordNumber(record.end.number.0 - 1));
         s.latched.map_or(Ok(first.unwrap_or(s.head.number)), Err)
     }
@@ -240,7 +241,7 @@ impl Log {
         self.state.lock().latched
     }
 
-    /// The first failure wins; everybody who waits is woken and finds it.
+    /// Makes the volume read-only. The first reason stays; all who wait are woken and find it.
     pub(crate) fn latch(&self, why: Latched) {
         self.state.lock().latched.get_or_insert(why);
         self.wake_all(|_, _| true);
@@ -285,8 +286,8 @@ impl Log {
     }
 }
 
-/// Something that keeps everybody waiting if it is dropped half done, a log write, a flush or a checkpoint: then the volume
-/// is latched instead.
+/// A log write, a sync or a checkpoint that has begun. Dropped half done it would keep others waiting for ever: so then the
+/// volume is latched.
 pub(crate) struct Unfinished<'a>(Option<&'a Log>);
 
 impl<'a> Unfinished<'a> {
@@ -294,7 +295,7 @@ impl<'a> Unfinished<'a> {
         Self(Some(log))
     }
 
-    /// It has ended, well or not, and whoever waits will be told.
+    /// It has ended, well or not, and those that wait will be told.
     pub(crate) fn complete(mut self) {
         self.0 = None;
     }

@@ -3,7 +3,7 @@
 use crate::Seq;
 use std::task::Waker;
 
-/// What a request waits for; each waits for one thing at a time.
+/// What a request waits for: one thing at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Waiting {
     Space,
@@ -11,31 +11,31 @@ pub(super) enum Waiting {
     Flush,
 }
 
-/// By request; of many requests few wait, so a bit for each says who does, and only those are looked at.
+/// By request. Of many requests few wait: a bit for each says whether it does, and only those are searched.
 pub(super) struct Waiters {
-    places: Vec<Option<(Waiting, Option<Waker>)>>,
+    waiting: Vec<Option<(Waiting, Option<Waker>)>>,
     occupied: Vec<u64>,
 }
 
 impl Waiters {
-    /// Nobody of so many requests.
+    /// For so many requests, none of which waits.
     pub(super) fn new(requests: usize) -> Self {
-        Self { places: (0..requests).map(|_| None).collect(), occupied: vec![0; requests.div_ceil(64)] }
+        Self { waiting: (0..requests).map(|_| None).collect(), occupied: vec![0; requests.div_ceil(64)] }
     }
 
     /// Notes a waiter; keeps its waker fresh.
     pub(super) fn wait(&mut self, request: usize, why: Waiting, waker: &Waker) {
         self.occupied[request / 64] |= 1 << (request % 64);
-        match &mut self.places[request] {
+        match &mut self.waiting[request] {
             Some((w, Some(known))) if *w == why && known.will_wake(waker) => {}
-            place => *place = Some((why, Some(waker.clone()))),
+            waiter => *waiter = Some((why, Some(waker.clone()))),
         }
     }
 
     /// The request waits no more.
-    pub(super) fn leave(&mut self, request: usize) {
+    pub(super) fn remove(&mut self, request: usize) {
         self.occupied[request / 64] &= !(1 << (request % 64));
-        self.places[request] = None;
+        self.waiting[request] = None;
     }
 
     /// The first request from `from` on whose waker is here and which waits for what is `wanted`.
@@ -43,7 +43,7 @@ impl Waiters {
         let mut from = from;
         loop {
             let request = self.next(from)?;
-            if matches!(self.places[request], Some((why, Some(_))) if wanted(why)) {
+            if matches!(self.waiting[request], Some((why, Some(_))) if wanted(why)) {
                 return Some(request);
             }
             from = request + 1;
@@ -62,7 +62,7 @@ impl Waiters {
 
     /// The waker of a request that waits.
     pub(super) fn take_waker(&mut self, request: usize) -> Option<Waker> {
-        self.places[request].as_mut()?.1.take()
+        self.waiting[request].as_mut()?.1.take()
     }
 }
 
@@ -72,7 +72,7 @@ mod tests {
     use crate::Seq;
 
     #[test]
-    fn whoever_waits_is_found_until_it_leaves_or_is_woken() {
+    fn a_waiter_is_found_until_it_is_removed_or_woken() {
         let mut w = Waiters::new(200);
         let flush = |why| why == Waiting::Flush;
         let all = |w: &Waiters, wanted: fn(Waiting) -> bool| {
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(all(&w, flush), [63, 64, 199]);
         assert_eq!(all(&w, |why| why == Waiting::Commit(Seq(7))), [65]);
         assert!(w.take_waker(64).is_some() && w.take_waker(64).is_none() && w.take_waker(1).is_none());
-        w.leave(199);
+        w.remove(199);
         assert_eq!(all(&w, flush), [63]);
         w.wait(64, Waiting::Flush, Waker::noop());
         assert_eq!(all(&w, |_| true), [0, 63, 64, 65]);

@@ -1,7 +1,7 @@
 //! The checkpoint: pending tags into pages, pages into the tree, and the superblock moves on.
 //!
 //! In this order, each step durable before the next:
-//! 1. the epoch ends; its writes in flight are settled (waits only for requests that have logged)
+//! 1. the epoch ends; its writes in flight complete (this waits only for requests that have logged)
 //! 2. the data that the tags speak of — otherwise a crash could leave a tag in the tree whose data never arrived
 //! 3. pages and tree, to slots that nothing current names
 //! 4. both superblock copies — only then is anything of the old epoch (slots, log space) free
@@ -10,7 +10,7 @@ use crate::{
     Device, DeviceError, Epoch, Latched, Storage,
     crypto::keys::Keys,
     format::Superblock,
-    lifecycle::superblocks::{Change, publish},
+    lifecycle::superblocks::{SuperblockUpdate, publish},
     log::{Log, Unfinished},
     metadata::{
         Metadata,
@@ -68,7 +68,7 @@ impl Checkpoints {
         }
         // Its entry goes to the log of the next epoch. It matters where a superblock of the ended epoch is put
         // back: the log then goes on to say what was durable.
-        log.flush(io, OWN_CONTEXT).await?;
+        log.sync_data(io, OWN_CONTEXT).await?;
         metadata.wait_for_holds(io).await;
         let mut scratch = self.scratch.lock().take().expect("one checkpoint at a time");
         let written = self.write_out(io, metadata, log, ended, &mut scratch).await;
@@ -105,7 +105,7 @@ impl Checkpoints {
         let next =
             Superblock { epoch, root, log_begin: end.position, record_number: end.number, link: end.link, ..current };
         let page = scratch.lend_page();
-        let (result, page) = publish(io, &self.keys, Change::MoveOn(&current, &next), page).await;
+        let (result, page) = publish(io, &self.keys, SuperblockUpdate::MoveOn(&current, &next), page).await;
         scratch.give_back(page);
         result.map_err(Latched::Device)?;
         Ok((next, applied))

@@ -1,11 +1,11 @@
-//! Range guards: who may touch which blocks. First come, first served; a whole range is taken in one step.
+//! Range locks: which request may touch which blocks. First come, first served; a whole range is locked in one step.
 //!
-//! A request waits here only for requests that came before it and overlap it, and each of those
-//! either has its range or waits for still earlier ones: no cycle.
+//! A request waits here only for requests that came before it and overlap it. Each of those either has its range or waits for
+//! still earlier ones: no cycle.
 //!
-//! Stripes of blocks are dealt out to shards, each with a lock of its own, so that the queues of a volume seldom meet at one.
-//! A request stands in line in each shard that its range touches. It takes its places under the locks of all of them, which is
-//! what makes that one step: whoever came before it in one shard came before it in all.
+//! Stripes of blocks are spread over shards, each with a mutex of its own, so that threads seldom contend for one. A request
+//! enters the queue of each shard that its range touches, and holds the mutexes of all of them meanwhile. That makes it one
+//! step: of two requests the same one is first in every shard that both touch.
 
 use crate::{
     BlockRange,
@@ -36,7 +36,7 @@ struct ShardSet(u16);
 impl Iterator for ShardSet {
     type Item = usize;
 
-    /// In ascending order, in which their locks are taken.
+    /// In ascending order: the one in which their mutexes are locked.
     fn next(&mut self) -> Option<usize> {
         let shard = self.0.trailing_zeros() as usize;
         self.0 &= self.0.wrapping_sub(1);
@@ -44,35 +44,36 @@ impl Iterator for ShardSet {
     }
 }
 
-/// A request's place in the line of a shard.
-struct Claim {
+/// A request in the queue of a shard.
+struct LockRequest {
     request: usize,
     range: BlockRange,
     mode: Mode,
-    /// Nobody before it in this shard is in its way.
+    /// Nothing before it in this shard's queue conflicts with it.
     granted: bool,
 }
 
-impl Claim {
+impl LockRequest {
     fn conflicts(&self, other: &Self) -> bool {
         (self.mode == Mode::Exclusive || other.mode == Mode::Exclusive) && self.range.overlaps(other.range)
     }
 }
 
-/// The requests of a shard, in the order in which they came.
-struct Line {
-    claims: Vec<Claim>,
+/// The lock requests of a shard, in the order in which they came.
+struct LockQueue {
+    requests: Vec<LockRequest>,
+    /// How many of them are not granted.
     waiting: usize,
 }
 
-/// On cache lines of its own, so that queues at work on different shards really don't meet.
+/// On cache lines of its own, so that threads at work on different shards don't slow each other down.
 #[repr(align(128))]
-struct Shard(Mutex<Line>);
+struct Shard(Mutex<LockQueue>);
 
 /// What a request waits for.
 #[repr(align(128))]
-struct Wait {
-    /// Shards that have not granted it its range.
+struct Waiter {
+    /// How many shards have not granted it its range yet.
     shards: AtomicUsize,
     waker: Mutex<Option<Waker>>,
 }
@@ -80,7 +81,7 @@ struct Wait {
 pub(crate) struct RangeLocks {
     shards: Vec<Shard>,
     /// By request.
-    waits: Vec<Wait>,
+    waiters: Vec<Waiter>,
     /// Binary logarithm of the blocks of a stripe.
     stripe: u32,
 }
@@ -96,28 +97,28 @@ impl RangeLocks {
     /// For `requests` contexts, one request at a time each, of at most `max_blocks` as a rule: those touch two shards at most.
     /// Memory is taken here.
     pub(crate) fn new(requests: usize, max_blocks: usize) -> Self {
-        let shard = |_| Shard(Mutex::new(Line { claims: Vec::with_capacity(requests), waiting: 0 }));
-        let wait = |_| Wait { shards: AtomicUsize::new(0), waker: Mutex::new(None) };
+        let shard = |_| Shard(Mutex::new(LockQueue { requests: Vec::with_capacity(requests), waiting: 0 }));
+        let waiter = |_| Waiter { shards: AtomicUsize::new(0), waker: Mutex::new(None) };
         Self {
             shards: (0..SHARDS).map(shard).collect(),
-            waits: (0..requests).map(wait).collect(),
+            waiters: (0..requests).map(waiter).collect(),
             stripe: max_blocks.next_power_of_two().trailing_zeros(),
         }
     }
 
     /// The memory for so many requests.
     pub(crate) fn memory_bytes_for(requests: usize) -> u64 {
-        (requests as u64).saturating_mul((SHARDS * size_of::<Claim>() + size_of::<Wait>()) as u64)
+        (requests as u64).saturating_mul((SHARDS * size_of::<LockRequest>() + size_of::<Waiter>()) as u64)
     }
 
-    /// Waits until the range is the request's.
+    /// Waits until the request holds the range.
     pub(crate) async fn acquire(&self, request: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
         let guard = self.enqueue(request, range, mode);
         poll_fn(|cx| guard.poll_granted(cx)).await;
         guard
     }
 
-    /// The range at once, or nothing. Nobody is held up by the attempt.
+    /// The range at once, or nothing. The attempt delays no other request.
     pub(crate) fn try_acquire(&self, request: usize, range: BlockRange, mode: Mode) -> Option<RangeGuard<'_>> {
         let guard = self.enqueue(request, range, mode);
         guard.is_granted().then_some(guard)
@@ -133,55 +134,59 @@ impl RangeLocks {
     }
 
     fn enqueue(&self, request: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
-        let mut lines = ArrayVec::<MutexGuard<'_, Line>, SHARDS>::new();
+        let mut queues = ArrayVec::<MutexGuard<'_, LockQueue>, SHARDS>::new();
         let mut waiting = 0;
         for shard in self.shards_of(range) {
-            let mut line = self.shards[shard].0.lock();
-            let mut claim = Claim { request, range, mode, granted: false };
-            claim.granted = !line.claims.iter().any(|earlier| earlier.conflicts(&claim));
-            let waits = usize::from(!claim.granted);
-            line.waiting += waits;
+            let mut queue = self.shards[shard].0.lock();
+            let mut lock = LockRequest { request, range, mode, granted: false };
+            lock.granted = !queue.requests.iter().any(|earlier| earlier.conflicts(&lock));
+            let waits = usize::from(!lock.granted);
+            queue.waiting += waits;
             waiting += waits;
-            debug_assert!(line.claims.iter().all(|c| c.request != request), "one range a request");
-            line.claims.push(claim);
-            lines.push(line);
+            debug_assert!(queue.requests.iter().all(|lock| lock.request != request), "one range a request");
+            queue.requests.push(lock);
+            queues.push(queue);
         }
-        // Before the locks go: nobody can grant anything until then.
-        self.waits[request].shards.store(waiting, Ordering::Release);
+        // While the mutexes are held: until they are released nobody can grant anything.
+        self.waiters[request].shards.store(waiting, Ordering::Release);
         RangeGuard { ranges: self, request, range }
     }
 
-    /// Leaves the line of a shard, and wakes whoever that makes go on; one at a time, so that no waker is called under the lock.
-    fn leave(&self, shard: usize, request: usize) {
-        let mut line = self.shards[shard].0.lock();
-        let place = line.claims.iter().position(|claim| claim.request == request).expect("it left once");
-        let released = line.claims.remove(place);
-        line.waiting -= usize::from(!released.granted);
-        while line.waiting > 0 {
+    /// Leaves the queue of a shard, and wakes the requests that can go on now: one at a time, so that no waker is called under
+    /// the mutex.
+    fn release(&self, shard: usize, request: usize) {
+        let mut queue = self.shards[shard].0.lock();
+        let i = queue.requests.iter().position(|lock| lock.request == request).expect("it leaves once");
+        let released = queue.requests.remove(i);
+        queue.waiting -= usize::from(!released.granted);
+        while queue.waiting > 0 {
             let free = |i: usize| {
-                let claim = &line.claims[i];
-                !claim.granted && claim.conflicts(&released) && !line.claims[..i].iter().any(|c| c.conflicts(claim))
+                let lock = &queue.requests[i];
+                !lock.granted
+                    && lock.conflicts(&released)
+                    && !queue.requests[..i].iter().any(|earlier| earlier.conflicts(lock))
             };
-            let Some(next) = (0..line.claims.len()).find(|i| free(*i)) else { return };
-            line.claims[next].granted = true;
-            line.waiting -= 1;
-            let wait = &self.waits[line.claims[next].request];
-            // Still under the lock, which one that gives up takes before the next request of its context counts anew.
-            let granted = wait.shards.fetch_sub(1, Ordering::AcqRel) == 1;
-            drop(line);
+            let Some(next) = (0..queue.requests.len()).find(|i| free(*i)) else { return };
+            queue.requests[next].granted = true;
+            queue.waiting -= 1;
+            let waiter = &self.waiters[queue.requests[next].request];
+            // Still under the mutex. A request that is dropped while it waits takes it, too, before the next request of its
+            // context sets the count anew.
+            let granted = waiter.shards.fetch_sub(1, Ordering::AcqRel) == 1;
+            drop(queue);
             if granted {
-                // Without a waker its task has not been polled yet, or looks once more after leaving it. It may also be that of
-                // the next request of its context, which then looks again.
-                let waker = wait.waker.lock().take();
+                // Without a waker its task has not been polled yet, or has stored none yet and looks at the count once more
+                // afterwards. It may be the waker of the context's next request, which then is polled once in vain.
+                let waker = waiter.waker.lock().take();
                 waker.into_iter().for_each(Waker::wake);
             }
-            line = self.shards[shard].0.lock();
+            queue = self.shards[shard].0.lock();
         }
     }
 }
 
 impl RangeGuard<'_> {
-    /// Whose it is.
+    /// The request that holds it.
     pub(crate) fn request(&self) -> usize {
         self.request
     }
@@ -191,22 +196,23 @@ impl RangeGuard<'_> {
     }
 
     fn is_granted(&self) -> bool {
-        self.ranges.waits[self.request].shards.load(Ordering::Acquire) == 0
+        self.ranges.waiters[self.request].shards.load(Ordering::Acquire) == 0
     }
 
     fn poll_granted(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_granted() {
             return Poll::Ready(());
         }
-        *self.ranges.waits[self.request].waker.lock() = Some(cx.waker().clone());
-        // Who grants it counts down first and takes the waker then: one of the two sees the other.
+        *self.ranges.waiters[self.request].waker.lock() = Some(cx.waker().clone());
+        // The request that grants it counts down first, and takes the waker then. So either it sees this waker, or this sees
+        // the count.
         if self.is_granted() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
-        self.ranges.shards_of(self.range).for_each(|shard| self.ranges.leave(shard, self.request));
+        self.ranges.shards_of(self.range).for_each(|shard| self.ranges.release(shard, self.request));
     }
 }
 
@@ -252,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_end_in_one_shard_and_wrap_around_meet_there_alone() {
+    fn ranges_that_share_a_shard_conflict_only_where_they_overlap() {
         let r = RangeLocks::new(4, 1);
         let all = r.enqueue(0, range(0, 1 << 40), Mode::Exclusive);
         let far = r.enqueue(1, range(SHARDS as u64 * 5 - 1, 2), Mode::Shared);
@@ -264,34 +270,34 @@ mod tests {
         assert!(held(&beside), "the same shards, other blocks");
     }
 
-    const SLOTS: usize = 6;
+    const CONTEXTS: usize = 6;
 
     proptest! {
-        /// Whoever holds a range, and when, is as if there were one line.
+        /// Ranges are granted as if there were one queue.
         #[test]
         fn shards_are_as_one_line(
-            steps in prop::collection::vec((0..SLOTS, 0u64..40, prop_oneof![0u64..6, 0u64..60], any::<bool>()), 1..60),
+            steps in prop::collection::vec((0..CONTEXTS, 0u64..40, prop_oneof![0u64..6, 0u64..60], any::<bool>()), 1..60),
             max_blocks in 1usize..5,
         ) {
-            let r = RangeLocks::new(SLOTS, max_blocks);
-            let mut guards: [Option<RangeGuard<'_>>; SLOTS] = Default::default();
-            let mut line: Vec<Claim> = Vec::new();
+            let r = RangeLocks::new(CONTEXTS, max_blocks);
+            let mut guards: [Option<RangeGuard<'_>>; CONTEXTS] = Default::default();
+            let mut queue: Vec<LockRequest> = Vec::new();
             for (request, first, count, exclusive) in steps {
                 if guards[request].take().is_some() {
-                    line.retain(|claim| claim.request != request);
+                    queue.retain(|lock| lock.request != request);
                 } else {
                     let mode = if exclusive { Mode::Exclusive } else { Mode::Shared };
                     let guard = r.enqueue(request, range(first, count), mode);
                     match count {
                         0 => prop_assert!(held(&guard), "no blocks are in nobody's way"),
-                        _ => line.push(Claim { request, range: range(first, count), mode, granted: false }),
+                        _ => queue.push(LockRequest { request, range: range(first, count), mode, granted: false }),
                     }
                     guards[request] = Some(guard);
                 }
-                for (i, claim) in line.iter().enumerate() {
-                    let expected = !line[..i].iter().any(|earlier| earlier.conflicts(claim));
-                    let guard = guards[claim.request].as_ref().expect("it is in line");
-                    prop_assert_eq!(held(guard), expected, "request {} of {} in line", claim.request, line.len());
+                for (i, lock) in queue.iter().enumerate() {
+                    let expected = !queue[..i].iter().any(|earlier| earlier.conflicts(lock));
+                    let guard = guards[lock.request].as_ref().expect("it is in the queue");
+                    prop_assert_eq!(held(guard), expected, "request {} of {} in the queue", lock.request, queue.len());
                 }
             }
         }
@@ -306,7 +312,7 @@ mod interleavings {
     use shuttle::{future::block_on, sync::Arc, thread};
 
     #[test]
-    fn who_gives_up_in_line_leaves_nothing_to_its_slots_next_request() {
+    fn a_dropped_waiter_leaves_nothing_to_the_next_request_of_its_context() {
         const SCHEDULES: usize = 10_000;
         let test = || {
             let blocks = BlockRange::new(BlockIndex(0), 1);

@@ -80,29 +80,29 @@ impl Writer<'_> {
             Ok(()) => {
                 let tags =
                     self.metadata.publish(appended.epoch, appended.seq, part.first, context.tags.tags(part.count));
-                appended.settle(Reserved { tags, runs: 0 });
+                appended.complete(Reserved { tags, runs: 0 });
                 (Ok(()), buf)
             }
             Err(errno) => {
                 context.counters.failed_writes.add(1);
-                let settled = self.settle_failed(io, context, part, appended).await;
+                let resolved = self.resolve_failed(io, context, part, appended).await;
                 let device = WriteError::Device(DeviceError::new("write", Device::Data, offset, bytes.len(), errno));
-                (Err(settled.err().map_or(device, WriteError::Latched)), buf)
+                (Err(resolved.err().map_or(device, WriteError::Latched)), buf)
             }
         }
     }
 
-    /// A data write failed: what is on the medium now? Judged block by block under the range. Nothing of this appends to
-    /// the log, so it can't wait for space. Nor does it see the request's buffer: what was to be written stays in it, for
-    /// whoever keeps it.
-    async fn settle_failed<S: Io>(
+    /// A data write failed: finds out, block by block, what is on the medium now. The caller holds the range. Nothing of this
+    /// appends to the log, so it can't wait for space. Nor does it touch the request's buffer: what was to be written stays
+    /// there, for a caller that keeps it.
+    async fn resolve_failed<S: Io>(
         &self,
         io: &S,
         context: &mut RequestContext,
         part: BlockRange,
         appended: Appended<'_>,
     ) -> Result<(), Latched> {
-        self.log.flush(io, context.id).await?;
+        self.log.sync_data(io, context.id).await?;
         let latch = |why: Latched| {
             self.log.latch(why);
             why
@@ -111,7 +111,7 @@ impl Writer<'_> {
         let looked_up = self.metadata.lookup_patiently(io, context, part, TagSide::Old).await;
         looked_up.map_err(|e| latch(Latched::Device(e)))?;
         let mut buf = context.pages.lend();
-        let (mut kept, mut abandon, mut unknown) = (Reserved::default(), false, None);
+        let (mut kept, mut failed, mut unknown) = (Reserved::default(), false, None);
         for (i, block) in part.blocks().enumerate() {
             let result;
             (result, buf) = self.read_back(io, block, buf).await;
@@ -126,13 +126,13 @@ impl Writer<'_> {
             if proves_new || !proves_old {
                 kept.tags += self.metadata.publish(appended.epoch, appended.seq, block, &[new]);
             }
-            abandon |= !proves_new;
+            failed |= !proves_new;
         }
         context.pages.give_back(buf);
-        match (unknown, abandon) {
+        match (unknown, failed) {
             (Some(block), _) => return Err(latch(Latched::UnknownBlock(block))),
-            (None, true) => appended.abandon(kept),
-            (None, false) => appended.settle(kept),
+            (None, true) => appended.fail(kept),
+            (None, false) => appended.complete(kept),
         }
         Ok(())
     }
@@ -174,7 +174,7 @@ impl Writer<'_> {
             }
             let grown = self.metadata.pending[appended.epoch.parity()].insert_run(part, appended.seq);
             // Runs that this one swallowed give their space back.
-            appended.settle_runs(grown);
+            appended.complete_zeros(grown);
             done += part.count;
         }
         Ok(())

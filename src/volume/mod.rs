@@ -38,7 +38,7 @@ pub struct Volume {
     checkpoints: Checkpoints,
 }
 
-/// What opening has settled for as long as the volume is open.
+/// What was decided at open, for as long as the volume is open.
 struct Opened {
     info: VolumeInfo,
     access: Access,

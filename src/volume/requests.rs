@@ -2,8 +2,8 @@
 
 use super::Volume;
 use crate::{
-    Admitted, BlockIndex, BlockRange, Buf, Durability, Hint, Io, Latched, ReadError, RequestContext, Storage, Work,
-    WriteError,
+    Admitted, BlockIndex, BlockRange, Buf, CheckpointerWork, Durability, Hint, Io, Latched, ReadError, RequestContext,
+    Storage, WriteError,
     maintenance::checkpoint::{FLUSH_RECORD_DELAY, OWN_CONTEXT},
     options::{Access, OnMismatch},
     request::{fix::fix, range_lock::Mode, read::Reader, write::Writer},
@@ -79,7 +79,7 @@ impl Volume {
         if result.is_ok() && durability == Durability::Durable {
             // A durable data write would be on the medium, but the log would not know: after a crash an older version would
             // be taken for this one's place.
-            result = self.log.flush(io, context.id).await.map_err(WriteError::Latched);
+            result = self.log.sync_data(io, context.id).await.map_err(WriteError::Latched);
         }
         (result, buf)
     }
@@ -134,7 +134,7 @@ impl Volume {
             Access::ReadOnly if self.log.latched().is_none() => Ok(()),
             _ => {
                 self.admitted.drained(context.id).await;
-                self.log.flush(io, context.id).await.map_err(WriteError::Latched)
+                self.log.sync_data(io, context.id).await.map_err(WriteError::Latched)
             }
         }
     }
@@ -160,15 +160,15 @@ impl Volume {
     }
 
     /// Completes when the checkpoint thread has something to do.
-    pub async fn work_wanted(&self) -> Work {
+    pub async fn work_wanted(&self) -> CheckpointerWork {
         self.log.wanted().await
     }
 
     /// Does what [`Volume::work_wanted`] said. Only one thread calls this or [`Volume::checkpoint`].
-    pub async fn work<S: Storage>(&self, io: &S, work: Work) -> Result<(), Latched> {
+    pub async fn work<S: Storage>(&self, io: &S, work: CheckpointerWork) -> Result<(), Latched> {
         match work {
-            Work::Checkpoint => self.checkpoint(io).await,
-            Work::FlushRecord => {
+            CheckpointerWork::Checkpoint => self.checkpoint(io).await,
+            CheckpointerWork::FlushRecord => {
                 let _ = io.sleep(FLUSH_RECORD_DELAY).await;
                 self.log.write_flush_record(io).await
             }
@@ -196,7 +196,7 @@ impl Volume {
     /// old block, must not make a crash of an orderly end.
     pub async fn close<S: Storage>(&self, io: &S) -> Result<(), Latched> {
         if self.opened.access == Access::ReadWrite {
-            self.log.flush(io, OWN_CONTEXT).await?;
+            self.log.sync_data(io, OWN_CONTEXT).await?;
             self.log.write_flush_record(io).await?;
             self.checkpoint(io).await?;
             // Where a full ring had no room for it, there is some now.

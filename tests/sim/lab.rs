@@ -100,7 +100,7 @@ impl Lab {
     /// Flushes, and does what the checkpoint thread does with the flush entry: writes it down.
     pub fn flush(&mut self) {
         self.try_flush().unwrap();
-        block_on(&self.io, self.volume.work(&self.io, ublk_integrity::Work::FlushRecord)).unwrap();
+        block_on(&self.io, self.volume.work(&self.io, ublk_integrity::CheckpointerWork::FlushRecord)).unwrap();
     }
     pub fn checkpoint(&self) {
         self.try_checkpoint().unwrap();

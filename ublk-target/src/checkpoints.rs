@@ -8,7 +8,7 @@ use std::{
     task::Poll,
     time::Duration,
 };
-use ublk_integrity::{Latched, Storage, Volume, Work};
+use ublk_integrity::{CheckpointerWork, Latched, Storage, Volume};
 
 /// How long written tags stay in memory and log at most before they move into pages.
 const PERIOD: Duration = Duration::from_secs(15);
@@ -44,7 +44,7 @@ pub async fn run<S: Storage>(
     volume: &Volume,
     io: &S,
     stop: &Stop,
-    tell: impl Fn(Result<Work, Latched>),
+    tell: impl Fn(Result<CheckpointerWork, Latched>),
 ) -> Result<(), Latched> {
     let mut period = pin!(io.sleep(PERIOD).fuse());
     loop {
@@ -56,7 +56,7 @@ pub async fn run<S: Storage>(
                 work = wanted => work,
                 _ = period => {
                     period.set(io.sleep(PERIOD).fuse());
-                    Work::Checkpoint
+                    CheckpointerWork::Checkpoint
                 }
             }
         };

@@ -21,7 +21,7 @@ pub(crate) struct Candidates {
     tags: Vec<Logged>,
     zeros: Vec<(BlockRange, Seq)>,
     /// The last flush entry. Earlier ones say nothing more: a number that the last one lists was in
-    /// flight or abandoned at every earlier one that could have covered it.
+    /// flight or failed at every earlier one that could have covered it.
     flushed: Option<(Seq, HashSet<u64>)>,
     /// Bytes that all of it may take.
     may_take: u64,

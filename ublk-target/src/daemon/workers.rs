@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, mpsc},
     thread::JoinHandle,
 };
-use ublk_integrity::{Hint, HintReceiver, Latched, RequestContext, Volume, Work};
+use ublk_integrity::{CheckpointerWork, Hint, HintReceiver, Latched, RequestContext, Volume};
 
 /// Hints followed at a time.
 pub const PREFETCH_LANES: usize = 8;
@@ -44,7 +44,7 @@ pub fn start_checkpoints(
         let _ = ready.send(Ok(()));
         let io = ring.storage(files);
         let tell = |done| match done {
-            Ok(Work::Checkpoint) if verbose => log.tell(Event::Checkpoint),
+            Ok(CheckpointerWork::Checkpoint) if verbose => log.tell(Event::Checkpoint),
             Ok(_) => {}
             Err(latched) => log.tell(Event::Latched(latched)),
         };
