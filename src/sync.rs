@@ -17,14 +17,14 @@ pub(crate) use sync::{
     atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
-/// A lock for short critical sections that do no I/O and never meet an `await`.
+/// A lock for short critical sections that do no I/O and contain no `await`.
 pub(crate) struct Mutex<T>(sync::Mutex<T>);
 
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Self {
         Self(sync::Mutex::new(value))
     }
-    /// Poisoning is passed over: whoever panicked inside has latched the volume or ends the process.
+    /// Poisoning is passed over: a thread that panicked inside has latched the volume or ends the process.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

@@ -39,7 +39,7 @@ pub trait BlockTarget: Send + Sync {
     /// # Panics
     /// When more are taken than the target was opened for, or it knows no such thread.
     fn context(&self, thread: usize) -> Self::Context;
-    /// Lets the requests of one thread share work that is cheaper for several than for each.
+    /// Lets the requests of one thread share work that is cheaper for several at once, as hashing is.
     fn work_together<'c>(contexts: impl IntoIterator<Item = &'c mut Self::Context>)
     where
         Self::Context: 'c;

@@ -29,7 +29,7 @@ impl MemoryStorage {
         self.bytes.borrow().clone()
     }
 
-    /// Changes bytes behind the back of who uses the disk, as an attacker would.
+    /// Changes bytes behind the back of the disk's user, as an attacker would.
     pub fn tamper(&self, change: impl FnOnce(&mut [u8])) {
         change(&mut self.bytes.borrow_mut());
     }

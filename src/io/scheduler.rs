@@ -1,4 +1,4 @@
-//! The seam between a request and the thread that runs it beside others: batches, and who else is ready.
+//! The seam between a request and the thread that runs it beside others: batches, and which others are ready.
 //!
 //! A thread runs its requests in batches. What is cheaper once for many than once for each waits for the end of the batch:
 //! small hash jobs run side by side there, and one log record carries the entries of all.

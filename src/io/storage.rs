@@ -87,9 +87,9 @@ pub struct Geometry {
 /// of them or fails: short transfers are the implementation's to continue. Offsets and lengths are
 /// multiples of the device's logical block size.
 pub trait Storage {
-    /// A read or write under way; gives the buffer back.
+    /// A read or write in flight; gives the buffer back.
     type Transfer: Future<Output = (Result<(), Errno>, Buf)>;
-    /// A sync, discard or sleep under way.
+    /// A sync, discard or sleep in flight.
     type Command: Future<Output = Result<(), Errno>>;
 
     /// Size, atomic write unit and least transfer of a device.

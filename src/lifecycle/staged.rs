@@ -6,7 +6,7 @@
 //!     ─ written down, or served from memory ─> Volume
 //! ```
 //!
-//! The superblocks are read once: whoever has the disk in hand could answer a second read with other copies.
+//! The superblocks are read once: an attacker who holds the disk could answer a second read with other copies.
 
 use crate::{
     BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, Storage, Volume,

@@ -20,9 +20,9 @@ use crate::{
 };
 use std::time::Duration;
 
-/// The context that recovery had: the checkpoint thread's place in the waiting lists.
+/// The number of the checkpoint thread's context in the waiting lists: the one that recovery had.
 pub(crate) const OWN_CONTEXT: usize = 0;
-/// How long a flush entry waits for a record that would carry it along, before it gets one of its own.
+/// How long a flush entry waits for a record that would carry it, before it gets one of its own.
 pub(crate) const FLUSH_RECORD_DELAY: Duration = Duration::from_millis(5);
 
 /// What a checkpoint needs beside the metadata and the log.
@@ -50,7 +50,7 @@ impl Checkpoints {
         if let Some(why) = log.latched() {
             return Err(why);
         }
-        // Another would leave its epoch out. The log still has everything.
+        // A further checkpoint would skip the epoch of this one. The log still has everything.
         let unfinished = Unfinished::new(log);
         let result = self.try_run(io, metadata, log).await;
         if let Err(why) = result {

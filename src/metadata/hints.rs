@@ -23,7 +23,7 @@ pub fn channel(capacity: usize) -> (HintSender, HintReceiver) {
     crossbeam_channel::bounded(capacity)
 }
 
-/// A volume's way to its worker.
+/// A volume's channel to its prefetch worker.
 pub(crate) struct Hints {
     sender: HintSender,
     recent: Recent,
@@ -50,7 +50,7 @@ impl Hints {
     }
 }
 
-/// Streams of sequential reads that are told from one another.
+/// Streams of sequential reads that are told apart.
 const STREAMS: usize = 8;
 const NONE: u64 = u64::MAX;
 

@@ -1,7 +1,7 @@
 //! From blocks to tags: pending first, then the tree.
 //!
 //! The order matters: a checkpoint publishes the new root *before* it empties the pending set, so
-//! whoever looks at the pending tags first and loads the root afterwards misses nothing. The range
+//! a lookup that reads the pending tags first and loads the root afterwards misses nothing. The range
 //! guard that the caller holds keeps the blocks' own tags still meanwhile.
 
 use super::Metadata;
@@ -17,10 +17,10 @@ use std::{ops::Range, time::Duration};
 /// How often a lookup begins anew because the tree moved under it, before it asks the next checkpoint to wait.
 const STALE_RETRIES: u32 = 3;
 
-/// The tags of one tag page that a request needs: places in its [`TagBuf`] and in the page.
+/// The tags of one tag page that a request needs: their indices in its [`TagBuf`] and in the page.
 struct Part {
     tag_page: u64,
-    /// Places in the request.
+    /// Indices in the request.
     places: Range<usize>,
     /// Byte offset in the page of the first.
     at: usize,
@@ -37,7 +37,7 @@ fn part(range: BlockRange, tag_page: u64) -> Part {
     }
 }
 
-/// The places in the request of all tags on a run of its tag pages.
+/// The indices in the request of all tags on a run of its tag pages.
 fn places(range: BlockRange, run: &Range<u64>) -> Range<usize> {
     part(range, run.start).places.start..part(range, run.end - 1).places.end
 }
@@ -108,7 +108,7 @@ impl Metadata {
         Ok(bad.map(PageId::name))
     }
 
-    /// All tags of a range, by whatever way.
+    /// All tags of a range, from memory or from the device.
     pub(crate) async fn lookup<S: Storage>(
         &self,
         io: &S,
@@ -170,7 +170,7 @@ impl Metadata {
         unreachable!("the loop ends by returning")
     }
 
-    /// The same under one root; what could be had is filled in, whatever becomes of the rest. Returns the first lost page.
+    /// The same under one root. All tags that can be had are filled in, also where others fail. Returns the first lost page.
     async fn resolve_from<S: Storage>(
         &self,
         io: &S,
@@ -208,7 +208,7 @@ impl Metadata {
         Ok(lost)
     }
 
-    /// Waits, for a bounded time, for lookups that the last checkpoints have outrun.
+    /// Waits, for a bounded time, for lookups that had to begin anew because of the last checkpoints.
     pub(crate) async fn wait_for_holds<S: Storage>(&self, io: &S) {
         for _ in 0..100 {
             if self.holds.load(crate::sync::Ordering::Acquire) == 0 {

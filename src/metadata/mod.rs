@@ -21,7 +21,7 @@ use hints::Hints;
 use pending::PendingSet;
 use tree::Tree;
 
-/// The tags of a volume: what is pending, the tree, and the way to the prefetch worker.
+/// The tags of a volume: the pending ones, the tree, and the channel to the prefetch worker.
 pub(crate) struct Metadata {
     pub(crate) tree: Tree,
     /// By parity of the epoch.
@@ -29,7 +29,7 @@ pub(crate) struct Metadata {
     /// Lookups that ask the next checkpoint to wait.
     holds: AtomicUsize,
     hints: Option<Hints>,
-    /// Where the last hint led: the worker's alone.
+    /// The cluster of the last hint: used by the prefetch worker alone.
     last_cluster: AtomicU64,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A page is found by its name *and* the epoch of the entry that names it, so a stale page can never
 //! answer. Hits take no lock and write nothing but a "used" mark that is set once: two queues that
-//! hit the same page do not disturb each other. Whoever loses a race for a frame just does not cache.
+//! hit the same page do not disturb each other. A thread that loses a race for a frame does not cache its page.
 //! Only pages that have verified are put in.
 
 use crate::{
@@ -121,7 +121,7 @@ impl PageCache {
         Lookup::Miss
     }
 
-    /// Whether this version of the page is here; leaves the marks alone.
+    /// Whether this version of the page is here; does not change the marks.
     pub(crate) fn holds(&self, page: PageId, epoch: Epoch) -> bool {
         let name = name(page);
         self.set(name).is_some_and(|set| {

@@ -1,7 +1,7 @@
 //! Pending tags: what was logged in one epoch and is not yet in a tag page.
 //!
-//! Two sets take turns, by the parity of the epoch. A set is a hash table of fixed size that is read
-//! without a lock: whoever reads or writes a block's entry holds a range guard on the block, so an
+//! There are two sets, chosen by the parity of the epoch. A set is a hash table of fixed size that is read
+//! without a lock: a request that reads or writes a block's entry holds a range guard on the block, so an
 //! entry is never read while it is written. What the guards do not cover is the checkpoint emptying
 //! a set; for that the generation is looked at before and after.
 
@@ -35,7 +35,7 @@ pub(crate) struct PendingTag {
 
 pub(crate) struct PendingSet {
     table: Vec<Entry>,
-    /// Places in `table`, in order of insertion.
+    /// Indices in `table`, in order of insertion.
     used: Vec<AtomicU64>,
     count: AtomicUsize,
     runs: Mutex<Vec<ZeroRun>>,
@@ -190,7 +190,7 @@ impl PendingSet {
         let zeros = self.zeros_at(block).map(|seq| (seq, ZERO_TAG));
         let newest = tag.into_iter().chain(zeros).max_by_key(|(seq, _)| *seq);
         fence(Ordering::Acquire);
-        // Acquire too: whoever throws its find away must see the root that was stored before.
+        // Acquire, too: a reader that discards what it has found must see the root that was stored before.
         newest.filter(|_| self.generation.load(Ordering::Acquire) == generation)
     }
 

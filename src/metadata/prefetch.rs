@@ -1,7 +1,7 @@
 //! The prefetch worker's part: a cluster of tag pages for each hint, and the next one where reads run on.
 //!
 //! Nobody waits for any of this: what it brings in time is in the cache, what it does not bring is
-//! read by whoever needs it.
+//! read by the request that needs it.
 
 use super::Metadata;
 use crate::{

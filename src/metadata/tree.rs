@@ -3,7 +3,7 @@
 //! Each page is believed only because its parent's entry names its digest, and the root because the
 //! superblock's MAC holds. On a miss all that is missing is read at once, every level and all tag pages of
 //! the request: the page whose entry is known from its slot, those below from both slots, since the
-//! parent that knows is on its way too. Tag pages side by side are one read.
+//! parent that knows is being read, too. Tag pages side by side are one read.
 
 use crate::{
     Buf, Device, DeviceError, Errno, Storage,
@@ -27,7 +27,7 @@ pub(crate) struct Tree {
     pub(crate) cache: PageCache,
 }
 
-/// What hangs on a tree entry.
+/// What a tree entry leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Found {
     /// The bytes asked for have been copied.
@@ -140,7 +140,7 @@ impl Missing {
     fn is_missing(&self, i: usize) -> bool {
         !matches!(self.leaves[i], Leaf::NotMissing)
     }
-    /// The places in the run from the first that is missing to the last.
+    /// The indices in the run from the first that is missing to the last.
     fn extent(&self) -> Option<Range<usize>> {
         let mut places = (0..MAX_TOGETHER).filter(|i| self.is_missing(*i));
         let first = places.next()?;
@@ -208,14 +208,14 @@ impl Tree {
         CacheWalk::Found(Found::Page)
     }
 
-    /// Place, within a tree page, of the entry on the way to a tag page.
+    /// Index, within a tree page, of the entry on the way to a tag page.
     fn entry_at(&self, tag_page: u64, level: u8) -> usize {
         let child = self.layout.ancestor(tag_page, level - 1);
         (child.index % TREE_FANOUT) as usize * size_of::<TreeEntry>()
     }
 
     /// Reads all that is missing at once, verifies from the top, and caches. `found` hears of each tag page
-    /// that could be had. Of several failures a device's is told.
+    /// that could be had. Of several failures it returns a device error, if there is one.
     pub(crate) async fn load_missing<S: Storage>(
         &self,
         io: &S,

@@ -6,16 +6,16 @@ use crate::{
     format::{PAGE_BYTES, Tag, ZERO_TAG},
     log::Requester,
     metadata::tree::PageBufs,
-    request::hash_batch::BatchMember,
+    request::hash_batch::BatchHandle,
     sync::{AtomicUsize, Ordering},
 };
 use std::sync::Arc;
 
-/// The preallocated memory of one request: tags, page buffers, its place in the waiting lists.
+/// The preallocated memory of one request: tags, page buffers, its number in the waiting lists.
 pub struct RequestContext {
-    /// Place in the waiting lists.
+    /// Its number in the waiting lists.
     pub(crate) id: usize,
-    /// The queue whose thread it is used by, and what that counts on.
+    /// The queue whose thread uses it, and the counters of that thread.
     pub(crate) queue: usize,
     pub(crate) counters: Arc<QueueCounters>,
     /// Tags to compare with, or to write.
@@ -25,8 +25,8 @@ pub struct RequestContext {
     pub(crate) pages: PageBufs,
     /// A tag page's worth of tags on their way from the tree.
     pub(crate) leaf: Box<[u8; PAGE_BYTES]>,
-    /// Its place among the requests of its thread, where it has company.
-    pub(crate) member: Option<BatchMember>,
+    /// The hash batch of its thread, where that has several requests.
+    pub(crate) batch: Option<BatchHandle>,
 }
 
 /// Which of a request's two tag buffers.
@@ -39,15 +39,15 @@ pub(crate) enum TagSide {
 impl RequestContext {
     pub(crate) fn memory_bytes(max_blocks: usize, levels: usize) -> u64 {
         PageBufs::memory_bytes(levels, max_blocks)
-            + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + BatchMember::MEMORY_BYTES) as u64
+            + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + BatchHandle::MEMORY_BYTES) as u64
     }
 
-    /// Lets requests share work that is done faster for several than for each, and have it done by other threads: for
-    /// contexts of one volume that one thread uses.
+    /// Gives the contexts of one volume that one thread uses a common hash batch: it hashes for several requests at once, and
+    /// may have it done by other threads.
     pub fn work_together<'a>(contexts: impl IntoIterator<Item = &'a mut RequestContext>) {
         let contexts: Vec<_> = contexts.into_iter().collect();
-        let members = BatchMember::several(contexts.len());
-        contexts.into_iter().zip(members).for_each(|(context, member)| context.member = Some(member));
+        let handles = BatchHandle::several(contexts.len());
+        contexts.into_iter().zip(handles).for_each(|(context, handle)| context.batch = Some(handle));
     }
 
     pub(crate) fn side(&mut self, side: TagSide) -> &mut TagBuf {
@@ -97,11 +97,11 @@ impl RequestContexts {
             old: TagBuf::new(self.max_blocks),
             pages: PageBufs::new(self.levels, self.max_blocks),
             leaf: Box::new([0; PAGE_BYTES]),
-            member: None,
+            batch: None,
         }
     }
 
-    /// Those of the first queue, on which the checkpoint counts, too.
+    /// The counters of the first queue, which the checkpoint uses, too.
     pub(crate) fn first_counters(&self) -> &QueueCounters {
         &self.counters[0]
     }
@@ -129,21 +129,21 @@ impl TagBuf {
     }
     /// Room for all tags, which the buffer is without until it is given back.
     pub(crate) fn lend(&mut self) -> Vec<Tag> {
-        self.mend();
+        self.restore();
         std::mem::take(&mut self.tags)
     }
     pub(crate) fn give_back(&mut self, tags: Vec<Tag>) {
         self.tags = tags;
     }
-    /// A request that was dropped has not given them back.
-    fn mend(&mut self) {
+    /// Allocates them anew where a request that was dropped has not given them back.
+    fn restore(&mut self) {
         if self.tags.is_empty() {
             self.tags.resize(self.known.len(), ZERO_TAG);
         }
     }
-    /// Forgets all.
+    /// Makes all tags of the range unknown.
     pub(crate) fn begin(&mut self, range: BlockRange) {
-        self.mend();
+        self.restore();
         self.known[..range.count as usize].fill(false);
     }
     pub(crate) fn set(&mut self, i: usize, tag: Tag) {

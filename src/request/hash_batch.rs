@@ -8,12 +8,12 @@
 //!
 //! Two digests take a processor hardly longer than one (see [`sha256`](crate::crypto::sha256)), but a request for one block
 //! has only one to compute. So it waits for the batch boundary of its thread. The first request that goes on then computes
-//! the tags of all that have come, unless there were enough before.
+//! the tags of all that wait. If there are enough blocks before, they are hashed at once.
 //!
-//! A request for many blocks takes long. It waits for the boundary, too, so that answers and records that others wait for
-//! are submitted before.
+//! A request for many blocks takes long to hash. It waits for the boundary, too: so the answers and records that others wait
+//! for are submitted before.
 //!
-//! A group goes to an idle hash worker, or lies ready for the next one. Hash workers wait for nothing but work, so a request
+//! A group goes to an idle hash worker, or is queued for the next one. Hash workers wait for nothing but jobs, so a request
 //! that waits for its group waits for hashing alone.
 
 use crate::{
@@ -31,14 +31,14 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// Blocks that are enough for any processor's lanes. More would only keep the first of them waiting, and hide from the
-/// scheduler how long the batch takes.
+/// Blocks that are enough for any processor's lanes. With more, the first would only wait longer, and the scheduler could not
+/// end the batch in time.
 const ENOUGH: usize = 2 * MAX_LANES;
 
 /// Bytes that are worth waking another thread for.
 const WORTH: usize = 32 << 10;
 
-/// Threads that hash for those that serve requests.
+/// Threads that hash for those that serve requests: hash workers.
 #[derive(Clone)]
 pub struct HashThreads(Arc<Offer>);
 
@@ -46,8 +46,8 @@ pub struct HashThreads(Arc<Offer>);
 type Offer = dyn Fn(HashJob) -> Option<HashJob> + Send + Sync;
 
 impl HashThreads {
-    /// The way to them. `offer` gives a job back where no thread wants one. It must not wait for that. It may keep a job for
-    /// later, if somebody is sure to run it who waits for nothing else: the request whose blocks these are waits for it.
+    /// `offer` takes a job, or gives it back at once where no thread wants one. It may queue a job, if a thread that waits for
+    /// nothing else is sure to run it: the request whose blocks these are waits for that.
     pub fn new(offer: impl Fn(HashJob) -> Option<HashJob> + Send + Sync + 'static) -> Self {
         Self(Arc::new(offer))
     }
@@ -66,13 +66,13 @@ pub struct HashJob {
 }
 
 impl HashJob {
-    /// Makes the tags and wakes whoever waits for them. Never waits for I/O or for a request.
+    /// Makes the tags and wakes the requests that wait for them. Never waits for I/O or for a request.
     pub fn run(self) {
         self.group.make_tags(&self.tagger);
     }
 }
 
-/// The blocks of one request on their way to their tags.
+/// The blocks of one request whose tags are to be made, and where these go.
 pub(crate) struct HashWork {
     pub(crate) first: BlockIndex,
     pub(crate) buf: Buf,
@@ -84,13 +84,13 @@ pub(crate) struct HashWork {
     pub(crate) tags: Vec<Tag>,
 }
 
-/// Where a request of the thread stands.
+/// How far a request of the thread is.
 enum Progress {
-    /// It is not here.
+    /// It has nothing to hash.
     Free,
     /// Its tags are still to be made.
     Waiting(HashWork),
-    /// It is in a group; who is to be woken.
+    /// It is in a group, and this is woken when that is done.
     Away(Option<Waker>),
     /// Its tags have been made.
     Ready(HashWork),
@@ -98,15 +98,15 @@ enum Progress {
 
 /// The requests of one thread whose tags are computed together.
 struct HashBatch {
-    /// By member.
+    /// By request of the thread.
     progress: Vec<Progress>,
-    /// Members whose tags are still to be made, of fewer blocks than are enough.
+    /// The requests whose tags are still to be made, unless they alone have enough blocks.
     waiting: ArrayVec<usize, ENOUGH>,
     /// Memory of groups that are done.
     spares: Vec<HashWorks>,
 }
 
-/// Work with its member. On the heap, for it changes hands often.
+/// Work, each with its request. On the heap, for it is moved often.
 type HashWorks = Vec<(usize, HashWork)>;
 
 /// Work that was taken out of a batch, to be done at once.
@@ -115,17 +115,17 @@ struct Group {
     works: HashWorks,
 }
 
-/// A request's place in a batch.
-pub(crate) struct BatchMember {
+/// A request's handle on the hash batch of its thread.
+pub(crate) struct BatchHandle {
     batch: Arc<Mutex<HashBatch>>,
     index: usize,
 }
 
-impl BatchMember {
-    /// Bytes that each takes in the batch.
+impl BatchHandle {
+    /// Bytes that each request takes in the batch.
     pub(crate) const MEMORY_BYTES: usize = size_of::<Progress>() + ENOUGH * size_of::<(usize, HashWork)>();
 
-    /// So many members of one batch.
+    /// The handles of so many requests on one batch.
     pub(crate) fn several(count: usize) -> impl Iterator<Item = Self> {
         let batch = Arc::new(Mutex::new(HashBatch::new(count)));
         (0..count).map(move |index| Self { batch: Arc::clone(&batch), index })
@@ -133,21 +133,21 @@ impl BatchMember {
 }
 
 impl HashBatch {
-    fn new(members: usize) -> Self {
+    fn new(requests: usize) -> Self {
         Self {
-            progress: (0..members).map(|_| Progress::Free).collect(),
+            progress: (0..requests).map(|_| Progress::Free).collect(),
             waiting: ArrayVec::new(),
-            // A group has a member at least.
-            spares: (0..members).map(|_| Vec::with_capacity(ENOUGH)).collect(),
+            // A group has one request at least, so there are never more groups.
+            spares: (0..requests).map(|_| Vec::with_capacity(ENOUGH)).collect(),
         }
     }
 
-    /// A request comes; returns how many blocks can be done together now. `alone`: its own work is enough. It gets that back
-    /// where an earlier request of the same member was dropped and is still away.
+    /// Adds the work of a request; returns how many blocks can be hashed together now. `alone`: its own are enough. The work
+    /// comes back where that of an earlier request with this index, which was dropped, is still in a group.
     fn submit(&mut self, index: usize, work: HashWork, alone: bool) -> Result<usize, HashWork> {
         match &self.progress[index] {
             Progress::Away(_) => return Err(work),
-            // Of a request that was dropped while it waited, the place in the list may still be there.
+            // A request that was dropped while it waited may still be in the list.
             Progress::Waiting(_) => self.waiting.retain(|i| *i != index),
             _ => {}
         }
@@ -160,16 +160,16 @@ impl HashBatch {
         Ok(self.waiting.iter().map(blocks).sum())
     }
 
-    /// Takes the work of this member, and of all in the list if it is one of them; nothing, if it does not wait any more.
+    /// Takes the work of this request, and that of all in the list if it is one of them. Nothing, if it does not wait any more.
     fn take_for(&mut self, index: usize) -> HashWorks {
         let Self { progress, waiting, spares } = self;
         if !matches!(progress[index], Progress::Waiting(_)) {
             return HashWorks::new();
         }
-        let mut works = spares.pop().expect("as many as there are members");
+        let mut works = spares.pop().expect("as many as there are requests");
         let mut take = |i: usize| match std::mem::replace(&mut progress[i], Progress::Away(None)) {
             Progress::Waiting(work) => (i, work),
-            _ => unreachable!("it is in the list, or was seen to wait"),
+            _ => unreachable!("it is in the list, or was found waiting"),
         };
         match waiting.contains(&index) {
             true => works.extend(waiting.drain(..).map(take)),
@@ -178,17 +178,17 @@ impl HashBatch {
         works
     }
 
-    /// The work with its tags, or a promise to wake.
+    /// The work with its tags, or pending: then the waker is called when the tags are made.
     fn poll_ready(&mut self, index: usize, waker: &Waker) -> Poll<HashWork> {
-        let place = &mut self.progress[index];
-        match place {
+        let progress = &mut self.progress[index];
+        match progress {
             Progress::Away(waiter) => {
                 *waiter = Some(waker.clone());
                 Poll::Pending
             }
-            _ => match std::mem::replace(place, Progress::Free) {
+            _ => match std::mem::replace(progress, Progress::Free) {
                 Progress::Ready(work) => Poll::Ready(work),
-                _ => unreachable!("whoever came is there until it leaves"),
+                _ => unreachable!("it was submitted, and is polled until it is ready"),
             },
         }
     }
@@ -238,16 +238,16 @@ impl Hasher {
         &self.tagger
     }
 
-    /// Makes the tags, with others of the `member`'s thread.
-    pub(crate) async fn make_tags<S: Io>(&self, io: &S, member: Option<&BatchMember>, mut work: HashWork) -> HashWork {
+    /// Makes the tags, together with other requests in `batch` where that pays.
+    pub(crate) async fn make_tags<S: Io>(&self, io: &S, batch: Option<&BatchHandle>, mut work: HashWork) -> HashWork {
         let count = work.count;
         if !self.tagger.is_short_batch(count) {
             io.batch_boundary(Phase::Hash).await;
         }
         let alone = self.threads.is_some() && count * self.tagger.block_size() >= WORTH && io.runnable() > 0;
         let together = alone || self.tagger.benefits_from_batching(count);
-        match member {
-            Some(member) if together => self.tag_together(io, member, work, alone).await,
+        match batch {
+            Some(batch) if together => self.tag_together(io, batch, work, alone).await,
             _ => {
                 self.tag_here(io, &mut work);
                 work
@@ -260,14 +260,14 @@ impl Hasher {
         io.charge();
     }
 
-    async fn tag_together<S: Io>(&self, io: &S, member: &BatchMember, work: HashWork, alone: bool) -> HashWork {
-        let BatchMember { batch, index } = member;
+    async fn tag_together<S: Io>(&self, io: &S, handle: &BatchHandle, work: HashWork, alone: bool) -> HashWork {
+        let BatchHandle { batch, index } = handle;
         let submitted = batch.lock().submit(*index, work, alone);
         match submitted {
-            Ok(blocks) if !self.tagger.is_short_batch(blocks) => self.run_batch(io, member),
+            Ok(blocks) if !self.tagger.is_short_batch(blocks) => self.run_batch(io, handle),
             Ok(_) => {
                 io.batch_boundary(Phase::Hash).await;
-                self.run_batch(io, member);
+                self.run_batch(io, handle);
             }
             Err(mut work) => {
                 self.tag_here(io, &mut work);
@@ -277,15 +277,15 @@ impl Hasher {
         poll_fn(|cx| batch.lock().poll_ready(*index, cx.waker())).await
     }
 
-    /// Unless it has been seen to: has another thread make the tags, if they are worth that, one waits and this one has more to
-    /// do than this group; if not, makes them.
-    fn run_batch<S: Io>(&self, io: &S, BatchMember { batch, index }: &BatchMember) {
+    /// Makes the tags of the request and of those that wait with it, unless another request has done so. They are made by a
+    /// hash worker where one is idle, the blocks are worth it and this thread has more to do than this group; else here.
+    fn run_batch<S: Io>(&self, io: &S, BatchHandle { batch, index }: &BatchHandle) {
         let works = batch.lock().take_for(*index);
         if works.is_empty() {
             return;
         }
         let blocks: usize = works.iter().map(|(_, work)| work.count).sum();
-        // Those of its own group are ready too, for what it is about to do.
+        // The requests of the group count as runnable, too: they can go on as soon as it is done.
         let worth = blocks * self.tagger.block_size() >= WORTH && io.runnable() >= works.len();
         let group = Group { batch: Arc::clone(batch), works };
         let job = HashJob { group, tagger: Arc::clone(&self.tagger) };
@@ -307,32 +307,31 @@ mod tests {
     use proptest::prelude::*;
 
     const BLOCK: usize = 512;
-    const MEMBERS: usize = 20;
+    const REQUESTS: usize = 20;
     const MOST: usize = 20;
 
     #[derive(Clone, Copy, Debug)]
     enum Step {
-        /// A request comes, and has its work done, or waits for others.
+        /// A request submits work, and has it done or waits for others.
         Submit { index: usize, fill: u8, first: u64, count: usize },
-        /// It goes on after the turn's end, and leaves if its tags are there.
+        /// It goes on after the batch boundary, and ends if its tags are made.
         GoOn(usize),
-        /// One of the groups that were handed over is done.
+        /// One of the groups at work elsewhere is done.
         Done(usize),
-        /// The request is dropped where it is.
-        Vanish(usize),
+        /// The request is dropped.
+        Drop(usize),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let counts = prop_oneof![3 => Just(1), 1 => 1..=MOST];
-        let step =
-            (0..8, 0..MEMBERS, any::<u8>(), 0..1000u64, counts).prop_map(
-                |(kind, index, fill, first, count)| match kind {
-                    0..=3 => Step::Submit { index, fill, first, count },
-                    4 | 5 => Step::GoOn(index),
-                    6 => Step::Done(index),
-                    _ => Step::Vanish(index),
-                },
-            );
+        let step = (0..8, 0..REQUESTS, any::<u8>(), 0..1000u64, counts).prop_map(
+            |(kind, index, fill, first, count)| match kind {
+                0..=3 => Step::Submit { index, fill, first, count },
+                4 | 5 => Step::GoOn(index),
+                6 => Step::Done(index),
+                _ => Step::Drop(index),
+            },
+        );
         prop::collection::vec(step, 1..80)
     }
 
@@ -344,7 +343,7 @@ mod tests {
         batch: Arc<Mutex<HashBatch>>,
         /// Groups at work elsewhere.
         elsewhere: Vec<Group>,
-        here: [Option<Expected>; MEMBERS],
+        here: [Option<Expected>; REQUESTS],
     }
 
     impl Test {
@@ -355,12 +354,12 @@ mod tests {
             buf[bytes.clone()].iter_mut().enumerate().for_each(|(i, byte)| *byte = fill ^ (i / BLOCK) as u8);
             let mut tags = vec![ZERO_TAG; count];
             self.tagger.tags(first, &buf[bytes], &mut tags);
-            let place = buf.as_ptr();
+            let address = buf.as_ptr();
             let work = HashWork { first, buf, at, count, tags: vec![ZERO_TAG; MOST] };
             let submitted = self.batch.lock().submit(index, work, count >= ENOUGH);
             match submitted {
                 Ok(blocks) => {
-                    self.here[index] = Some((tags, place));
+                    self.here[index] = Some((tags, address));
                     if blocks >= ENOUGH {
                         self.run_batch(index);
                     }
@@ -380,10 +379,10 @@ mod tests {
         }
 
         fn poll_ready(&mut self, index: usize) {
-            let Some((tags, place)) = &self.here[index] else { return };
+            let Some((tags, address)) = &self.here[index] else { return };
             let left = self.batch.lock().poll_ready(index, Waker::noop());
             if let Poll::Ready(work) = left {
-                assert_eq!((&work.tags[..tags.len()], work.buf.as_ptr()), (&tags[..], *place));
+                assert_eq!((&work.tags[..tags.len()], work.buf.as_ptr()), (&tags[..], *address));
                 self.here[index] = None;
             }
         }
@@ -391,12 +390,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_gets_its_own_tags_and_buffer_whoever_comes_and_goes(steps in steps()) {
+        fn each_gets_its_own_tags_and_buffer_in_any_order_of_requests(steps in steps()) {
             let mut test = Test {
                 tagger: tagger(TagAlgorithm::HmacSha256, BLOCK as u32),
-                batch: Arc::new(Mutex::new(HashBatch::new(MEMBERS))),
+                batch: Arc::new(Mutex::new(HashBatch::new(REQUESTS))),
                 elsewhere: Vec::new(),
-                here: [const { None }; MEMBERS],
+                here: [const { None }; REQUESTS],
             };
             for step in steps {
                 match step {
@@ -411,13 +410,13 @@ mod tests {
                         let which = which % test.elsewhere.len();
                         test.elsewhere.swap_remove(which).make_tags(&test.tagger);
                     }
-                    Step::Vanish(index) => test.here[index] = None,
+                    Step::Drop(index) => test.here[index] = None,
                     _ => {}
                 }
             }
-            (0..MEMBERS).filter(|i| test.here[*i].is_some()).collect::<Vec<_>>().into_iter().for_each(|i| test.run_batch(i));
+            (0..REQUESTS).filter(|i| test.here[*i].is_some()).collect::<Vec<_>>().into_iter().for_each(|i| test.run_batch(i));
             std::mem::take(&mut test.elsewhere).into_iter().for_each(|group| group.make_tags(&test.tagger));
-            (0..MEMBERS).for_each(|i| test.poll_ready(i));
+            (0..REQUESTS).for_each(|i| test.poll_ready(i));
             prop_assert!(test.here.iter().all(Option::is_none), "everybody's tags are made in the end");
         }
     }

@@ -11,7 +11,7 @@ use crate::{
     metadata::{Metadata, tree::CacheUse},
 };
 
-/// What a read needs of the volume.
+/// The parts of the volume that a read needs.
 pub(crate) struct Reader<'v> {
     pub(crate) metadata: &'v Metadata,
     pub(crate) hasher: &'v Hasher,
@@ -20,7 +20,7 @@ pub(crate) struct Reader<'v> {
 
 /// What was fetched for a read: the data is in the buffer, the tags are in the context.
 pub(crate) struct Fetched {
-    /// The first damaged page met.
+    /// The first damaged page that was found.
     bad_page: Option<PageName>,
 }
 
@@ -47,7 +47,7 @@ impl Reader<'_> {
         if made {
             let work =
                 HashWork { first: range.first, buf, at: 0, count: range.count as usize, tags: context.old.lend() };
-            let work = self.hasher.make_tags(io, context.member.as_ref(), work).await;
+            let work = self.hasher.make_tags(io, context.batch.as_ref(), work).await;
             context.old.give_back(work.tags);
             buf = work.buf;
         }
@@ -82,7 +82,7 @@ impl Reader<'_> {
         }
         let offset = self.metadata.layout().block_offset(range.first);
         let data = io.read(Device::Data, offset, buf, 0..bytes);
-        // The data read is on its way: only now is there time for hints.
+        // The data read is in flight: only now is there time for hints.
         if uses.misses + uses.hints_used > 0 {
             self.metadata.hint(range, &context.counters);
         }

@@ -61,7 +61,7 @@ impl Writer<'_> {
     ) -> (Result<(), WriteError>, Buf) {
         let bytes = at..at + part.count as usize * self.metadata.block_size();
         let work = HashWork { first: part.first, buf, at, count: part.count as usize, tags: context.tags.lend() };
-        let HashWork { buf, tags, .. } = self.hasher.make_tags(io, context.member.as_ref(), work).await;
+        let HashWork { buf, tags, .. } = self.hasher.make_tags(io, context.batch.as_ref(), work).await;
         context.tags.give_back(tags);
         let change = Change::Tags { first: part.first, tags: context.tags.tags(part.count) };
         let appended = match self.log.append(context.requester(), change).await {

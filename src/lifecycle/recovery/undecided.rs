@@ -40,7 +40,7 @@ impl Undecided {
         self.blocks.lock().range(range.first..BlockIndex(range.end())).next().map(|(block, _)| *block)
     }
 
-    /// Its candidates. They stay here while they are judged: whoever comes meanwhile must find that nothing is decided.
+    /// Its candidates. They stay here while they are judged: a request that comes meanwhile must find that nothing is decided.
     fn candidates(&self, block: BlockIndex) -> Option<BlockCandidates<'static>> {
         self.blocks.lock().get(&block).cloned()
     }

@@ -16,14 +16,14 @@ use ublk_integrity::Phase;
 pub struct Batch {
     /// Tasks that wait for the batch boundary, by what they do then.
     waiting: [TaskSet; 2],
-    /// The task that runs, and what its waker is known by.
+    /// The task that runs, and its waker.
     task: Cell<TaskIndex>,
     own_waker: Cell<*const ()>,
-    /// Of futures that wait inside of tasks and are not polled with the task.
+    /// The wakers of futures that wait inside of tasks and are not polled with the task.
     inner: RefCell<Vec<Waker>>,
     runnable: Cell<usize>,
     charged: Cell<bool>,
-    /// A hash job has come since a task was last charged: it has not been batched with all that was there.
+    /// A hash job has been added since a task was last charged, so it has not been batched with all that waited.
     fresh_job: Cell<bool>,
 }
 
@@ -69,8 +69,7 @@ impl Batch {
         })
     }
 
-    /// Says that the task that runs has used the processor for long, to hash. The jobs that waited were in its hash batch,
-    /// as a rule.
+    /// Notes that the task that runs has hashed, which takes long. As a rule its hash batch had all jobs that waited.
     pub fn charge(&self) {
         self.charged.set(true);
         self.fresh_job.set(false);
@@ -86,7 +85,7 @@ impl Batch {
         self.fresh_job.get() && self.waiting_for(Phase::Hash).len() > 0
     }
 
-    /// Says which task runs, by what its waker is known, and how many others could.
+    /// Notes which task runs, its waker, and how many other tasks could run.
     pub(super) fn begin_task(&self, task: TaskIndex, waker: &Waker, runnable: usize) {
         self.task.set(task);
         self.own_waker.set(waker.data());
@@ -100,7 +99,7 @@ impl Batch {
         }
     }
 
-    /// The phase has come: those who wait for it are moved to `into`.
+    /// The phase has begun: the tasks that wait for it are moved to `into`.
     pub(super) fn release(&self, phase: Phase, into: &TaskSet) {
         self.waiting_for(phase).move_to(into);
         self.inner.borrow_mut().drain(..).for_each(Waker::wake);
@@ -111,7 +110,7 @@ impl Batch {
         self.waiting.iter().any(|waiting| waiting.len() > 0)
     }
 
-    /// Forgets the tasks of an executor that was dropped while they waited.
+    /// Removes the tasks of an executor that was dropped while they waited.
     ///
     /// # Panics
     /// When the batch is for fewer words of tasks.

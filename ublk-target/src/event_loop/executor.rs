@@ -4,8 +4,8 @@
 //! fail. A wake may come from any thread. The owner sleeps in `io_uring_enter`, which only a completion can end. So a
 //! thread that wakes a task of a *sleeping* owner also writes the owner's eventfd, which the owner's ring polls.
 //!
-//! No wake is lost: the owner first says that it sleeps, then looks which tasks are woken; a waker first sets its bit, then
-//! looks whether the owner sleeps. In whatever order these four happen, one of the two sees the other.
+//! No wake is lost: the owner first notes that it sleeps, then checks which tasks are woken. A waker first sets its bit, then
+//! checks whether the owner sleeps. In any order of these four steps one of the two sees the other.
 
 use super::{
     batch::Batch,
@@ -44,7 +44,7 @@ impl Wake for TaskWaker {
     fn wake_by_ref(self: &Arc<Self>) {
         let (word, bit) = bit_of(self.index);
         if self.ready.woken[word].fetch_or(bit, Ordering::SeqCst) & bit != 0 {
-            // The thread that set it rings if need be.
+            // The thread that set the bit writes the eventfd if need be.
             return;
         }
         let sleeps = &self.ready.owner_sleeps;
@@ -112,7 +112,7 @@ impl<'a> Executor<'a> {
     }
 
     /// Runs once each task that is ready now. Those that become ready meanwhile wait for the next
-    /// call: between the two the owner looks at its ring, and what a task wakes itself for may be there.
+    /// call: between the two the owner reaps completions, and a task may have woken itself to wait for one.
     pub fn run_ready(&self) {
         self.run_until(|| false);
     }
@@ -127,7 +127,7 @@ impl<'a> Executor<'a> {
 
     fn begin_pass(&self) {
         for (word, woken) in self.ready.woken.iter().enumerate() {
-            // A look is cheaper than the exchange.
+            // A load is cheaper than the exchange.
             if woken.load(Ordering::SeqCst) != 0 {
                 self.pass.insert_all(word, woken.swap(0, Ordering::SeqCst));
             }
@@ -147,7 +147,7 @@ impl<'a> Executor<'a> {
 
     /// Runs the tasks that wait to hash, at the end of a batch, those of earlier batches first, so that none waits for ever.
     /// Once `enough` says so, but never before the first, the rest is left for the next hash batch: what is ready by then
-    /// comes before it.
+    /// runs before it.
     pub fn hash_batch(&self, enough: impl Fn() -> bool) {
         if !self.has_hash_jobs() {
             self.batch.release(Phase::Hash, &self.hashing);
@@ -180,7 +180,7 @@ impl<'a> Executor<'a> {
         &self.batch
     }
 
-    /// Whether the last [hash batch](Self::hash_batch) has left some: theirs are large.
+    /// Whether the last [hash batch](Self::hash_batch) has left jobs: large ones, as a rule.
     pub fn has_hash_jobs(&self) -> bool {
         self.hashing.len() > 0
     }
@@ -195,8 +195,7 @@ impl<'a> Executor<'a> {
         self.alive.get() == 0
     }
 
-    /// Says that the owner is about to sleep; `false` if a task has become ready, or waits for a batch boundary, so that it
-    /// must not.
+    /// Notes that the owner is about to sleep. `false`: it must not, for a task is ready or waits for a batch boundary.
     pub fn may_sleep(&self) -> bool {
         self.ready.owner_sleeps.store(true, Ordering::SeqCst);
         let idle = !self.has_ready() && !self.has_hash_jobs() && !self.batch.is_awaited();
@@ -206,7 +205,7 @@ impl<'a> Executor<'a> {
         idle
     }
 
-    /// Says that the owner is awake: other threads need not ring.
+    /// Notes that the owner is awake: other threads need not write its eventfd.
     pub fn awake(&self) {
         self.ready.owner_sleeps.store(false, Ordering::SeqCst);
     }

@@ -1,8 +1,8 @@
-//! Groups of blocks on their way to the hash workers.
+//! The channel by which jobs go to the hash workers.
 //!
-//! The channel has room for as many as there are workers, so that each finds another when it is done. No thread waits for
-//! room: an offer succeeds or fails at once. None is stranded: a worker waits for nothing but jobs, so it takes what lies
-//! here; and before an I/O thread sleeps it takes a job that no idle worker is about to take.
+//! It has room for as many jobs as there are workers, so that each finds another when it is done. No thread waits for room: an
+//! offer succeeds or fails at once. No job is stranded: a worker waits for nothing but jobs, so it takes those in the channel.
+//! And before an I/O thread sleeps it takes a job that no idle worker is about to take.
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use std::sync::{
@@ -23,7 +23,7 @@ pub struct HashPool {
 #[derive(Default)]
 struct Workers {
     all: AtomicUsize,
-    /// That wait for a job. One that has just got one may be among them.
+    /// How many wait for a job. One that has just got one may still count.
     idle: AtomicUsize,
 }
 
@@ -34,7 +34,7 @@ impl HashPool {
         Self { sender, jobs, workers: Arc::default() }
     }
 
-    /// What a volume offers its jobs to.
+    /// The handle by which a volume offers its jobs.
     pub fn threads(&self) -> HashThreads {
         let pool = self.clone();
         HashThreads::new(move |job| pool.offer(job))
@@ -48,7 +48,7 @@ impl HashPool {
         }
     }
 
-    /// A worker is there from here on, until this is dropped.
+    /// Registers a worker, until this is dropped.
     pub fn worker(&self) -> HashWorker {
         self.workers.all.fetch_add(1, Relaxed);
         HashWorker { jobs: self.jobs.clone(), workers: Arc::clone(&self.workers) }

@@ -1,7 +1,7 @@
 //! Commands to the driver's control device, without libublk.
 //!
-//! libublk asks for a device only together with the file that its maker keeps of it. Whoever wants to know what the
-//! *kernel* says of a number, whoever made it, asks here.
+//! libublk asks for a device only together with the file that its maker keeps of it. What the *kernel* says of a number, whichever program made the device,
+//! is asked here.
 
 use crate::os;
 use libublk::sys;
@@ -85,7 +85,7 @@ pub(super) fn features() -> u64 {
     asked.map_or(0, |()| features)
 }
 
-/// STOP_DEV: requests under way end, the queues go down.
+/// STOP_DEV: requests in flight end, the queues go down.
 pub(super) fn stop(number: u32) -> io::Result<()> {
     send(sys::UBLK_U_CMD_STOP_DEV, number, &mut [])
 }

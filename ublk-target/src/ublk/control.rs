@@ -53,7 +53,7 @@ pub struct Shape {
     pub threads: u16,
     /// Requests of each queue.
     pub depth: u16,
-    /// Small writes of each thread that go on after their answers.
+    /// Slots of each thread in the write-back file.
     pub write_back: u16,
     /// Bytes of the largest request.
     pub max_io: u32,
@@ -304,7 +304,7 @@ impl Proof {
         }
     }
 
-    /// Stops the device: requests under way end, its queues go down. The daemon, if it lives, deletes it.
+    /// Stops the device: requests in flight end, its queues go down. The daemon, if it lives, deletes it.
     pub fn stop(self) -> Outcome {
         self.ours()?;
         command::stop(self.number).doing(format_args!("can't stop /dev/ublkb{}", self.number))

@@ -52,7 +52,7 @@ fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Resul
     init_ring(device)?;
     let queue = UblkQueue::new(id, device)?;
     let tags = queue.nr_tags() as usize;
-    // What is named to the driver is overwritten with the next request.
+    // A buffer that is named to the driver is overwritten with the next request.
     let file = shared.write_back_file.as_ref().filter(|_| is_asked(device.dev_info.flags));
     let mut write_back = WriteBack::new(shared, thread, tags, file.and_then(|file| file.take(thread)));
     let tasks = tags + write_back.writer_count();
@@ -101,14 +101,14 @@ fn init_ring(device: &UblkDev) -> Result<(), UblkError> {
     })
 }
 
-/// The tags of the `share`-th of the threads that share a queue: as many as libublk reckons with, but not the same.
+/// The tags of the `share`-th of the threads that share a queue: as many as libublk counts with, but not the same.
 ///
 /// The kernel hands tags out in order, so requests that come together have tags side by side. libublk would deal these out
 /// one by one, which wakes every thread for a few requests. Here each gets a run of them, and has more to do at once.
 fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
-    // What remains of the last round is dealt out one by one, so that no thread has two more than another.
-    let rounds = depth - depth % (RUN * shares);
-    let whose = move |tag| if tag < rounds { tag / RUN } else { tag };
+    // The tags that do not fill a run for each thread are dealt out one by one, so that no thread has two more than another.
+    let even = depth - depth % (RUN * shares);
+    let whose = move |tag| if tag < even { tag / RUN } else { tag };
     (0..depth).filter(move |tag| whose(*tag) % shares == share)
 }
 

@@ -21,7 +21,7 @@ pub struct Shared<T> {
     pub discard: bool,
     /// Where the bytes of admitted writes are kept. `None`: no write is admitted.
     pub write_back_file: Option<MappedFile>,
-    /// What may be left there of hashing.
+    /// The hash workers.
     pub hashing: HashPool,
     /// Where failures are told.
     pub log: Log,

@@ -15,12 +15,12 @@ pub(super) enum Transfer {
     /// It copies between a request and the buffer that we have named with the command that fetched it, whatever it is.
     Named,
     /// It copies when we ask for it, between any memory and its character device at this offset (`UBLK_F_USER_COPY`, Linux
-    /// 6.5): a system call more, but what is fetched need not lie where the next request comes to.
+    /// 6.5): a system call more, but the bytes can be fetched to any memory, not only where the next request is fetched to.
     Asked { device: RawFd, at: u64 },
 }
 
 impl Transfer {
-    /// That of a tag.
+    /// The way for a request tag.
     pub(super) fn of(queue: &UblkQueue<'_>, tag: u16) -> Self {
         match is_asked(queue.dev.dev_info.flags) {
             true => {

@@ -7,7 +7,7 @@
 //!                                          the completion└──> completions back to ops.rs
 //! ```
 //!
-//! An operation has a place in a preallocated table for as long as the kernel may touch its memory;
+//! An operation has an entry in a preallocated table for as long as the kernel may touch its memory;
 //! the future only names it. Dropping the future leaves the operation running and its buffer
 //! in the table.
 

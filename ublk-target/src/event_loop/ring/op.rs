@@ -54,7 +54,7 @@ impl Work {
     }
 }
 
-/// Where a discard stands: each way is tried until the device has refused it once.
+/// How the ring discards: each way is used until the device has refused it once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum DiscardWay {
     /// Reads as zeros afterwards. A block device that would have to write zeros refuses.

@@ -34,21 +34,21 @@ pub struct Ops {
     outbox: RefCell<VecDeque<u32>>,
     /// Operations that the kernel has not ended yet, sleeps excepted: those have no memory and change nothing.
     in_flight: Cell<usize>,
-    /// Something has been started that others may wait for.
+    /// An operation has been started that many requests may wait for.
     urgent: Cell<bool>,
     discard: [Cell<DiscardWay>; MAX_FILES],
     /// RWF_DSYNC was refused: write, then fdatasync.
     no_dsync: [Cell<bool>; MAX_FILES],
-    /// Rung by other threads; see [`Executor`](crate::event_loop::Executor).
+    /// Written by other threads; see [`Executor`](crate::event_loop::Executor).
     doorbell: Arc<EventFd>,
     doorbell_armed: Cell<bool>,
     /// Tells this ring from all others of the process.
     number: u32,
     port: Port,
-    /// What file indices count, or `None` where that is the table registered with the ring.
+    /// The files that file indices refer to; `None`: those registered with the ring.
     ///
-    /// The kernel lets go of registered files some time after the ring was closed, or its process has ended. Of these nothing
-    /// is left once the operations on them have ended, and they are closed.
+    /// The kernel closes registered files only some time after the ring was closed or its process has ended. Files that are
+    /// not registered are closed as soon as the operations on them have ended.
     files: Option<Vec<OwnedFd>>,
 }
 
@@ -87,7 +87,7 @@ impl Ops {
         Ok(Rc::new(ops))
     }
 
-    /// What other threads ring to end this ring's sleep.
+    /// The eventfd that other threads write to end this ring's sleep.
     pub fn doorbell(&self) -> &Arc<EventFd> {
         &self.doorbell
     }
@@ -156,7 +156,7 @@ impl Ops {
         }
     }
 
-    /// Whether something has been started that should not wait until all tasks have run.
+    /// Whether an operation has been started that should not wait until all tasks have run.
     pub fn is_urgent(&self) -> bool {
         self.urgent.get()
     }
@@ -251,7 +251,7 @@ pub struct Running {
 }
 
 impl Future for Running {
-    /// The work comes back with its buffer.
+    /// The result, and the work with its buffer.
     type Output = (Result<(), Errno>, Work);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

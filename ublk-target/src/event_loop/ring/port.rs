@@ -30,7 +30,7 @@ pub enum Wait {
 }
 
 /// A ring that only its thread submits to, and whose completions are made ready in batches when that thread asks. That
-/// there are some to ask for can be seen in its memory.
+/// there are some to ask for can be read from its memory.
 pub fn build(entries: u32, completions: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(completions).setup_taskrun_flag();
@@ -59,7 +59,7 @@ impl Port {
         }
     }
 
-    /// Whether completions can be had without waiting; a look at memory.
+    /// Whether completions can be had without waiting: reads memory only.
     pub fn has_completions(&self) -> bool {
         self.with(|ring| ring.submission().taskrun() || !ring.completion().is_empty())
     }

@@ -18,9 +18,9 @@ use ublk_integrity::{Buf, ByteOffset, Device, Durability, Errno, Geometry, Phase
 /// The backing devices as a ring knows them.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceFiles {
-    /// Place of the data device among the ring's files.
+    /// Index of the data device among the ring's files.
     pub data: u32,
-    /// Place of the metadata device; the same where there is only one.
+    /// Index of the metadata device; the same where there is only one.
     pub meta: u32,
     /// The data device.
     pub data_geometry: Geometry,
