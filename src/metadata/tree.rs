@@ -89,7 +89,7 @@ impl PageBufs {
     }
     /// A buffer for one block, between two loads.
     pub(crate) fn lend(&mut self) -> Buf {
-        self.levels[0].take().expect("no load is under way")
+        self.levels[0].take().expect("no load is in flight")
     }
     pub(crate) fn give_back(&mut self, buf: Buf) {
         self.levels[0] = Some(buf);

@@ -55,7 +55,7 @@ impl Scratch {
     }
     /// A page of memory, to be given back.
     pub(crate) fn lend_page(&mut self) -> Buf {
-        self.bufs[0].take().expect("no batch is under way")
+        self.bufs[0].take().expect("no batch is in flight")
     }
     pub(crate) fn give_back(&mut self, page: Buf) {
         self.bufs[0] = Some(page);

@@ -23,7 +23,7 @@ pub struct RequestContext {
     /// Tags before a write that failed; of a read, those computed from the data.
     pub(crate) old: TagBuf,
     pub(crate) pages: PageBufs,
-    /// A tag page's worth of tags on their way from the tree.
+    /// A tag page's worth of tags, copied from the tree.
     pub(crate) leaf: Box<[u8; PAGE_BYTES]>,
     /// The hash batch of its thread, where that has several requests.
     pub(crate) batch: Option<BatchHandle>,

@@ -76,7 +76,7 @@ impl Writer<'_> {
         let offset = self.metadata.layout().block_offset(part.first);
         let (result, buf) = io.write(Device::Data, offset, buf, bytes.clone(), Durability::MayBeLost).await;
         match result {
-            // Published before the number leaves the in-flight list: whoever drains the epoch finds the tags.
+            // Published before the number leaves the in-flight list: a checkpoint that drains the epoch finds the tags.
             Ok(()) => {
                 let tags =
                     self.metadata.publish(appended.epoch, appended.seq, part.first, context.tags.tags(part.count));

@@ -147,8 +147,8 @@ impl Volume {
         self.opened.max_request_bytes
     }
 
-    /// Memory taken by this volume in bytes: cache, log buffers, pending tags, checkpoint, and `max_requests` contexts with their places
-    /// in line.
+    /// Memory taken by this volume in bytes: cache, log buffers, pending tags, checkpoint, and `max_requests` contexts with their
+    /// entries in the waiting lists.
     pub fn memory_bytes(&self) -> u64 {
         let max_tags = max_pending_tags(self.metadata.layout());
         self.metadata.memory_bytes()

@@ -190,7 +190,7 @@ impl Volume {
         Ok(())
     }
 
-    /// The last checkpoint: after it a new open finds nothing to recover. No requests may be under way.
+    /// The last checkpoint: after it a new open finds nothing to recover. No request may be in flight.
     ///
     /// The log is told first that all of it is durable: the superblock before the last, put back together with an
     /// old block, must not make a crash of an orderly end.

@@ -25,7 +25,7 @@ use ublk_integrity::{
     open::{Access, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
 };
 
-/// Requests under way at a time.
+/// Requests in flight at a time.
 pub const LANES: usize = 8;
 /// Bytes of the largest request.
 pub const REQUEST: usize = 1 << 20;
@@ -36,7 +36,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Open devices and a ring to use them with.
 pub struct Offline {
-    // Before the devices: operations under way end before the descriptors are closed.
+    // Before the devices: operations in flight end before the descriptors are closed.
     ring: OwnRing,
     files: DeviceFiles,
     /// The devices, locked for as long as this lives.
@@ -121,7 +121,7 @@ impl Offline {
         self.backings.backings()
     }
 
-    /// Gives the devices back, once nothing is under way.
+    /// Gives the devices back, once nothing is in flight.
     pub fn into_backings(self) -> Backings {
         let Self { ring, mut backings, .. } = self;
         drop(ring);

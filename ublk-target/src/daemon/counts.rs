@@ -22,7 +22,7 @@ impl Counts {
     pub fn io_threads(self) -> u64 {
         u64::from(self.queues) * u64::from(self.threads)
     }
-    /// Requests under way at most.
+    /// Requests in flight at most.
     pub fn requests(self) -> u64 {
         u64::from(self.queues) * u64::from(self.depth)
     }

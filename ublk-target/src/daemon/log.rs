@@ -3,7 +3,7 @@
 
 use crate::{
     threads::named,
-    ublk::{Request, Unknown},
+    ublk::{Request, UnknownRequest},
 };
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use nix::sys::signal::Signal;
@@ -35,7 +35,7 @@ pub enum Event {
     /// Another request failed.
     Write(Request, WriteError),
     /// The kernel asked for what was not offered.
-    UnknownRequest(Unknown),
+    UnknownRequest(UnknownRequest),
     /// The driver has not copied its bytes.
     NotCopied(Request, Errno),
     /// The volume has become read-only.

@@ -34,7 +34,7 @@ pub use executor::Executor;
 pub use hash_pool::HashPool;
 pub use own_ring::OwnRing;
 
-use ring::{Ops, Wait};
+use ring::{EnterWait, Ops};
 use std::{
     cell::Cell,
     io,
@@ -105,7 +105,7 @@ impl<Reap: Fn(), Expected: Fn() -> usize> EventLoop<'_, '_, Reap, Expected> {
             if !self.should_poll() || clock.is_up() {
                 return Ok(());
             }
-            self.ops.enter(Wait::No)?;
+            self.ops.enter(EnterWait::No)?;
             self.reap();
         }
     }
@@ -132,15 +132,15 @@ impl<Reap: Fn(), Expected: Fn() -> usize> EventLoop<'_, '_, Reap, Expected> {
         match expected {
             _ if !idle => Sleep::No,
             _ if self.hash_pool.is_some_and(HashPool::has_stranded) => Sleep::HashInstead,
-            completions @ 2.. => Sleep::For(Wait::Many { completions, at_most: clock.batching_delay() }),
-            _ => Sleep::For(Wait::One),
+            completions @ 2.. => Sleep::For(EnterWait::Many { completions, at_most: clock.batching_delay() }),
+            _ => Sleep::For(EnterWait::One),
         }
     }
 
     /// Submits all that has been started, and sleeps: one system call does both.
     fn submit_and_sleep(&self, sleep: &Sleep) -> io::Result<()> {
         let entered = self.ops.enter(match sleep {
-            Sleep::No | Sleep::HashInstead => Wait::No,
+            Sleep::No | Sleep::HashInstead => EnterWait::No,
             Sleep::For(wait) => *wait,
         });
         self.executor.awake();
@@ -166,7 +166,7 @@ enum Sleep {
     /// Hash jobs are stranded.
     HashInstead,
     /// It sleeps.
-    For(Wait),
+    For(EnterWait),
 }
 
 /// The time of a batch. To look at it takes as long as most tasks do: only after a task that was charged, and after some of

@@ -3,7 +3,7 @@
 
 use super::{
     Batch, EventLoop, Executor, HashPool,
-    ring::{DeviceFiles, Ops, Port, RingStorage, Wait, register},
+    ring::{DeviceFiles, EnterWait, Ops, Port, RingStorage, register},
 };
 use std::{cell::RefCell, future::Future, io, os::fd::OwnedFd, rc::Rc};
 use ublk_integrity::Buf;
@@ -83,10 +83,10 @@ impl OwnRing {
 impl Drop for OwnRing {
     fn drop(&mut self) {
         // A sleep's time is read when it is submitted; the ring's end cancels it.
-        let mut entered = self.ops.enter(Wait::No);
+        let mut entered = self.ops.enter(EnterWait::No);
         // Operations whose futures were dropped: let them end, so that their memory can be freed.
         while entered.is_ok() && self.ops.in_flight() > 0 {
-            entered = self.ops.enter(Wait::One);
+            entered = self.ops.enter(EnterWait::One);
             self.ops.reap();
         }
         // Where the ring has failed `Ops` leaks them.

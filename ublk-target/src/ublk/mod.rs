@@ -18,6 +18,6 @@ pub use control::{
     Device, Proof, Shape, Whose, block_path, delete_marked, exists, kernel_state, need_driver, shares_queues,
 };
 pub use mark::Mark;
-pub use request::{BlockShift, Request, Unknown};
+pub use request::{BlockShift, Request, UnknownRequest};
 pub use run_folder::secure_run_folder;
 pub use shared::Shared;

@@ -46,7 +46,7 @@ impl fmt::Display for Request {
 
 /// The descriptor makes no sense to us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Unknown {
+pub enum UnknownRequest {
     /// An operation that was not offered.
     Operation(u8),
     /// Not a multiple of the block size.
@@ -64,17 +64,17 @@ impl BlockShift {
     }
 
     /// A run of sectors as blocks, if it is one.
-    fn blocks(self, first_sector: u64, sectors: u32) -> Result<BlockRange, Unknown> {
+    fn blocks(self, first_sector: u64, sectors: u32) -> Result<BlockRange, UnknownRequest> {
         let shift = self.0 - SECTOR_SHIFT;
         let range = BlockRange::new(BlockIndex(first_sector >> shift), u64::from(sectors) >> shift);
         let exact = range.first.0 << shift == first_sector && range.count << shift == u64::from(sectors);
-        if exact { Ok(range) } else { Err(Unknown::Misaligned) }
+        if exact { Ok(range) } else { Err(UnknownRequest::Misaligned) }
     }
 }
 
 impl Request {
     /// Reads the kernel's descriptor of a request.
-    pub fn parse(desc: &ublksrv_io_desc, shift: BlockShift) -> Result<Self, Unknown> {
+    pub fn parse(desc: &ublksrv_io_desc, shift: BlockShift) -> Result<Self, UnknownRequest> {
         let operation = (desc.op_flags & 0xff) as u8;
         let has = |flag: u32| desc.op_flags & flag != 0;
         let range = || shift.blocks(desc.start_sector, desc.nr_sectors);
@@ -87,7 +87,7 @@ impl Request {
             sys::UBLK_IO_OP_FLUSH => Self::Flush,
             sys::UBLK_IO_OP_DISCARD => Self::Discard(range()?),
             sys::UBLK_IO_OP_WRITE_ZEROES => Self::WriteZeroes { range: range()?, unmap: !has(sys::UBLK_IO_F_NOUNMAP) },
-            _ => return Err(Unknown::Operation(operation)),
+            _ => return Err(UnknownRequest::Operation(operation)),
         })
     }
 
@@ -124,8 +124,8 @@ mod tests {
         );
         assert_eq!(parse(sys::UBLK_IO_OP_READ, 16, 24).unwrap().success(shift), 3 * 4096);
         assert_eq!(parse(sys::UBLK_IO_OP_FLUSH, 0, 0), Ok(Request::Flush));
-        assert_eq!(parse(sys::UBLK_IO_OP_READ, 17, 24), Err(Unknown::Misaligned));
-        assert_eq!(parse(sys::UBLK_IO_OP_READ, 16, 23), Err(Unknown::Misaligned));
-        assert_eq!(parse(200, 16, 24), Err(Unknown::Operation(200)));
+        assert_eq!(parse(sys::UBLK_IO_OP_READ, 17, 24), Err(UnknownRequest::Misaligned));
+        assert_eq!(parse(sys::UBLK_IO_OP_READ, 16, 23), Err(UnknownRequest::Misaligned));
+        assert_eq!(parse(200, 16, 24), Err(UnknownRequest::Operation(200)));
     }
 }

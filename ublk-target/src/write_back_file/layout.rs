@@ -30,7 +30,7 @@ pub const FREE: u64 = 0;
 #[derive(FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Head {
-    /// [`TAKEN`] or [`FREE`]. Written last: whoever reads a taken slot finds all of it.
+    /// [`TAKEN`] or [`FREE`]. Written last: a reader that finds it taken finds all the rest.
     pub state: AtomicU64,
     pub first_block: u64,
     pub blocks: u64,

@@ -61,7 +61,7 @@ pub(super) fn links_to(folder: &Path, file: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(links)
 }
 
-/// Removes files of dead daemons that no link leads to: given up, or of volumes that are no more.
+/// Removes files of dead daemons that no link leads to any more: an administrator removed the link, or the volume is gone.
 pub(super) fn sweep(folder: &Path, memory: &Path) {
     for path in fs::read_dir(memory).into_iter().flatten().flatten().map(|entry| entry.path()) {
         let of_nobody = File::open(&path).is_ok_and(|file| lock(file, &path, Duration::ZERO).is_ok());

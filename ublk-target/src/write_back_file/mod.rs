@@ -347,7 +347,7 @@ mod tests {
         keep(&mut other, 2, range(u64::MAX >> 9, 4), &[3; MOST_BYTES]);
         other.heads.clear(0);
         keep(&mut one, 0, range(0, 1), &[4; 512]);
-        // A daemon that is killed lets go of nothing.
+        // A daemon that is killed clears no slots.
         drop((kept, one, other));
         assert!(found(folder, 2).unwrap().is_none());
         found(folder, 1).unwrap().unwrap().belongs_to(&[2; 32]).unwrap();

@@ -28,8 +28,8 @@ pub fn run(args: &Args, offline: &Offline, key: &MasterKey) -> Outcome {
         return Err(Failure::new(Exit::Arguments, "--rescue makes up to three files: name OUT"));
     }
     let [out, beside, map] = ["", ".may-be-older", ".map"].map(|suffix| with_suffix(&args.out, suffix));
-    let out = Place::of(args, out)?;
-    let (beside, map) = (Place::of(args, beside)?, Place::of(args, map)?);
+    let out = OutFile::of(args, out)?;
+    let (beside, map) = (OutFile::of(args, beside)?, OutFile::of(args, map)?);
     let volume = open(args, offline, key, UnreadLog::FailOlder)?;
     let (block, size) = (volume.block_size(), volume.info().size);
     let named = |text: &str| args.devices.named(text);
@@ -62,13 +62,13 @@ pub fn run(args: &Args, offline: &Offline, key: &MasterKey) -> Outcome {
     Err(Failure::new(Exit::Integrity, message))
 }
 
-/// One of the files' places.
-struct Place {
+/// One of the files that are made: where, and whether it replaces another.
+struct OutFile {
     path: PathBuf,
     replaces: bool,
 }
 
-impl Place {
+impl OutFile {
     /// Refuses what can't be replaced, before anything is written.
     fn of(args: &Args, path: PathBuf) -> Outcome<Self> {
         let found = args.replaced(&path)?;

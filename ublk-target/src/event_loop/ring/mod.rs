@@ -18,7 +18,7 @@ mod registered;
 mod storage;
 
 pub use ops::Ops;
-pub use port::{Port, Wait, build};
+pub use port::{EnterWait, Port, build};
 pub use registered::register;
 pub use storage::{DeviceFiles, RingStorage};
 

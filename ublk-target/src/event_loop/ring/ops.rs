@@ -3,7 +3,7 @@
 use super::{
     TARGET_BIT,
     op::{DiscardWay, FileIndex, FileName, Op, State, Work},
-    port::{Port, Wait},
+    port::{EnterWait, Port},
 };
 use io_uring::{opcode, squeue, types};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -162,7 +162,7 @@ impl Ops {
     }
 
     /// Submits what has been started or is unfinished, and the poll on the doorbell; then waits.
-    pub fn enter(&self, wait: Wait) -> io::Result<()> {
+    pub fn enter(&self, wait: EnterWait) -> io::Result<()> {
         self.push();
         self.port.enter(wait)
     }

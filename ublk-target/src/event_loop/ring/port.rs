@@ -19,7 +19,7 @@ pub enum Port {
 
 /// What to wait for in the kernel.
 #[derive(Clone, Copy)]
-pub enum Wait {
+pub enum EnterWait {
     No,
     One,
     /// So many completions, but only so long.
@@ -80,12 +80,12 @@ impl Port {
     }
 
     /// Submits what is in the queue, waits, and has completions made ready.
-    pub(super) fn enter(&self, wait: Wait) -> io::Result<()> {
+    pub(super) fn enter(&self, wait: EnterWait) -> io::Result<()> {
         let entered = self.with(|ring| match wait {
             // Has completions made ready, too, where the ring's memory shows that there are some.
-            Wait::No => ring.submit(),
-            Wait::One => ring.submit_and_wait(1),
-            Wait::Many { completions, at_most } => {
+            EnterWait::No => ring.submit(),
+            EnterWait::One => ring.submit_and_wait(1),
+            EnterWait::Many { completions, at_most } => {
                 let time = Timespec::from(at_most);
                 ring.submitter().submit_with_args(completions, &SubmitArgs::new().timespec(&time))
             }
