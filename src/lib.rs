@@ -114,6 +114,7 @@ mod sync;
 mod target;
 mod units;
 mod volume;
+mod wait_list;
 mod write_back;
 
 pub use counters::CounterValues;

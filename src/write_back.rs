@@ -15,6 +15,7 @@ use crate::{
     log::Log,
     request::range_lock::RangeGuard,
     sync::{AtomicU64, AtomicUsize, Mutex, Ordering},
+    wait_list::WaitList,
 };
 use std::{
     future::poll_fn,
@@ -32,18 +33,12 @@ pub(crate) struct InFlightWrites {
     in_flight: Vec<AtomicU64>,
     /// Length of `waiters`, to be read without the lock.
     waiting: AtomicUsize,
-    waiters: Mutex<Vec<Waiter>>,
+    /// Flushes, each of which waits until no write with a number below this one is in flight.
+    waiters: Mutex<WaitList<u64>>,
     /// Ranges of the writes that failed, at most one of each request: after a failure none is admitted.
     failed: Mutex<Vec<BlockRange>>,
     /// Length of `failed`, to be read without the lock.
     failures: AtomicUsize,
-}
-
-/// A flush that waits until no write with a number below `below` is in flight.
-struct Waiter {
-    request: usize,
-    below: u64,
-    waker: Waker,
 }
 
 /// A write whose range is held, and which may be answered though nothing has been written. Dropped before it is
@@ -63,7 +58,7 @@ impl InFlightWrites {
             next: AtomicU64::new(NONE + 1),
             in_flight: (0..requests).map(|_| AtomicU64::new(NONE)).collect(),
             waiting: AtomicUsize::new(0),
-            waiters: Mutex::new(Vec::with_capacity(requests)),
+            waiters: Mutex::new(WaitList::new(requests)),
             failed: Mutex::new(Vec::with_capacity(requests)),
             failures: AtomicUsize::new(0),
         }
@@ -71,8 +66,8 @@ impl InFlightWrites {
 
     /// The memory for so many requests.
     pub(crate) fn memory_bytes_for(requests: usize) -> u64 {
-        (requests as u64)
-            .saturating_mul((size_of::<AtomicU64>() + size_of::<Waiter>() + size_of::<BlockRange>()) as u64)
+        let own = (requests as u64).saturating_mul((size_of::<AtomicU64>() + size_of::<BlockRange>()) as u64);
+        own.saturating_add(WaitList::<u64>::memory_bytes_for(requests))
     }
 
     /// Admits a write whose range is held: it may be answered at once. `None` where the volume is latched.
@@ -99,9 +94,11 @@ impl InFlightWrites {
         let oldest = self.oldest();
         let take = || {
             let mut waiters = self.waiters.lock();
-            let done = waiters.iter().position(|waiter| waiter.below <= oldest)?;
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
-            Some(waiters.swap_remove(done).waker)
+            let request = waiters.find(0, |below| below <= oldest)?;
+            let waker = waiters.take_waker(request);
+            waiters.remove(request);
+            self.waiting.store(waiters.len(), Ordering::SeqCst);
+            waker
         };
         // One at a time, so that no waker is called under the lock.
         std::iter::from_fn(take).for_each(Waker::wake);
@@ -121,22 +118,17 @@ impl InFlightWrites {
             if drained() {
                 return Poll::Ready(());
             }
-            self.wait(Waiter { request, below, waker: cx.waker().clone() });
+            self.wait(request, below, cx.waker());
             if drained() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
 
     /// Notes a waiter, one for each request. One whose future was dropped stays, and is woken once in vain.
-    fn wait(&self, new: Waiter) {
+    fn wait(&self, request: usize, below: u64, waker: &Waker) {
         let mut waiters = self.waiters.lock();
-        match waiters.iter_mut().find(|waiter| waiter.request == new.request) {
-            Some(known) => *known = new,
-            None => {
-                waiters.push(new);
-                self.waiting.fetch_add(1, Ordering::SeqCst);
-            }
-        }
+        waiters.wait(request, below, waker);
+        self.waiting.store(waiters.len(), Ordering::SeqCst);
     }
 
     fn fail(&self, range: BlockRange) {

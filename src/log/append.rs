@@ -3,8 +3,7 @@
 use super::{
     CheckpointerWork, Log, LogPoint,
     flush_state::MAX_FAILED,
-    state::{CheckpointerWaits, State},
-    waiters::Waiting,
+    state::{CheckpointerWaits, State, Waiting},
 };
 use crate::{
     BlockIndex, BlockRange, Epoch, Latched, Seq,

@@ -5,8 +5,7 @@
 
 use super::{
     Appended, Log, LogPoint,
-    state::{CheckpointerWaits, SealedRecord, State, Unfinished},
-    waiters::Waiting,
+    state::{CheckpointerWaits, SealedRecord, State, Unfinished, Waiting},
 };
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Durability, Io, Latched, Phase, RecordNumber, Seq, Storage,

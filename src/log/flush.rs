@@ -3,8 +3,7 @@
 use super::{
     Log,
     flush_state::DurableNumbers,
-    state::{CheckpointerWaits, State, Unfinished},
-    waiters::Waiting,
+    state::{CheckpointerWaits, State, Unfinished, Waiting},
 };
 use crate::{Device, DeviceError, Errno, Latched, Seq, Storage, format::RecordBuilder};
 use std::{

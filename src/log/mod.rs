@@ -14,7 +14,6 @@ mod commit;
 mod flush;
 mod flush_state;
 mod state;
-mod waiters;
 
 pub(crate) use append::{Appended, Change, Requester, Reserved};
 pub(crate) use commit::next_position;

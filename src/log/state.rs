@@ -1,14 +1,12 @@
 //! The state of the log, behind one mutex, and the requests that wait for it.
 
-use super::{
-    flush_state::{FlushState, MAX_FAILED},
-    waiters::{Waiters, Waiting},
-};
+use super::flush_state::{FlushState, MAX_FAILED};
 use crate::{
     Buf, Epoch, Latched, RecordNumber, Seq,
     crypto::keys::MacKey,
     format::{Link, RecordBuilder},
     sync::Mutex,
+    wait_list::WaitList,
 };
 use std::{collections::VecDeque, task::Waker};
 
@@ -52,6 +50,14 @@ pub enum CheckpointerWork {
     Checkpoint,
     /// There is a flush entry that no record has carried yet, and no record is about to be written: write one.
     FlushRecord,
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Waiting {
+    Space,
+    Commit(Seq),
+    Flush,
 }
 
 /// What the checkpoint thread waits for.
@@ -133,7 +139,7 @@ pub(super) struct State {
 
     /// The requests that wait for space, first come, first served.
     pub(super) queue: VecDeque<usize>,
-    pub(super) waiters: Waiters,
+    pub(super) waiters: WaitList<Waiting>,
     /// The checkpoint thread, and what it waits for: nothing else may wake it.
     pub(super) checkpointer: Option<(CheckpointerWaits, Waker)>,
     pub(super) want_checkpoint: bool,
@@ -203,7 +209,7 @@ impl Log {
             tail: head.position,
             durable: Seq(0),
             queue: VecDeque::with_capacity(n),
-            waiters: Waiters::new(n),
+            waiters: WaitList::new(n),
             checkpointer: None,
             want_checkpoint: false,
             flush: FlushState::new(n),

@@ -1,30 +1,34 @@
-//! The requests that wait for something of the log.
+//! The requests that wait for something, each for one thing (a `W`) at a time.
+//!
+//! The owner has it behind a lock. A request enters the list before it asks for the last time whether it must wait, and wakers
+//! are called without the lock.
 
-use crate::Seq;
 use std::task::Waker;
 
-/// What a request waits for: one thing at a time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Waiting {
-    Space,
-    Commit(Seq),
-    Flush,
-}
-
 /// By request. Of many requests few wait: a bit for each says whether it does, and only those are searched.
-pub(super) struct Waiters {
-    waiting: Vec<Option<(Waiting, Option<Waker>)>>,
+pub(crate) struct WaitList<W> {
+    waiting: Vec<Option<(W, Option<Waker>)>>,
     occupied: Vec<u64>,
 }
 
-impl Waiters {
+impl<W: Copy + PartialEq> WaitList<W> {
     /// For so many requests, none of which waits.
-    pub(super) fn new(requests: usize) -> Self {
+    pub(crate) fn new(requests: usize) -> Self {
         Self { waiting: (0..requests).map(|_| None).collect(), occupied: vec![0; requests.div_ceil(64)] }
     }
 
+    /// The memory for so many requests.
+    pub(crate) fn memory_bytes_for(requests: usize) -> u64 {
+        (requests as u64).saturating_mul(size_of::<Option<(W, Option<Waker>)>>() as u64 + 1)
+    }
+
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.occupied.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// Notes a waiter; keeps its waker fresh.
-    pub(super) fn wait(&mut self, request: usize, why: Waiting, waker: &Waker) {
+    pub(crate) fn wait(&mut self, request: usize, why: W, waker: &Waker) {
         self.occupied[request / 64] |= 1 << (request % 64);
         match &mut self.waiting[request] {
             Some((w, Some(known))) if *w == why && known.will_wake(waker) => {}
@@ -33,13 +37,13 @@ impl Waiters {
     }
 
     /// The request waits no more.
-    pub(super) fn remove(&mut self, request: usize) {
+    pub(crate) fn remove(&mut self, request: usize) {
         self.occupied[request / 64] &= !(1 << (request % 64));
         self.waiting[request] = None;
     }
 
     /// The first request from `from` on whose waker is here and which waits for what is `wanted`.
-    pub(super) fn find(&self, from: usize, wanted: impl Fn(Waiting) -> bool) -> Option<usize> {
+    pub(crate) fn find(&self, from: usize, wanted: impl Fn(W) -> bool) -> Option<usize> {
         let mut from = from;
         loop {
             let request = self.next(from)?;
@@ -61,7 +65,7 @@ impl Waiters {
     }
 
     /// The waker of a request that waits.
-    pub(super) fn take_waker(&mut self, request: usize) -> Option<Waker> {
+    pub(crate) fn take_waker(&mut self, request: usize) -> Option<Waker> {
         self.waiting[request].as_mut()?.1.take()
     }
 }
@@ -69,22 +73,28 @@ impl Waiters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Seq;
+
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    enum Waiting {
+        Space,
+        Commit(u64),
+        Flush,
+    }
 
     #[test]
     fn a_waiter_is_found_until_it_is_removed_or_woken() {
-        let mut w = Waiters::new(200);
+        let mut w = WaitList::new(200);
         let flush = |why| why == Waiting::Flush;
-        let all = |w: &Waiters, wanted: fn(Waiting) -> bool| {
+        let all = |w: &WaitList<Waiting>, wanted: fn(Waiting) -> bool| {
             std::iter::successors(w.find(0, wanted), |request| w.find(request + 1, wanted)).collect::<Vec<_>>()
         };
         for request in [199, 63, 64, 0] {
             w.wait(request, Waiting::Flush, Waker::noop());
         }
-        w.wait(65, Waiting::Commit(Seq(7)), Waker::noop());
+        w.wait(65, Waiting::Commit(7), Waker::noop());
         w.wait(0, Waiting::Space, Waker::noop());
         assert_eq!(all(&w, flush), [63, 64, 199]);
-        assert_eq!(all(&w, |why| why == Waiting::Commit(Seq(7))), [65]);
+        assert_eq!(all(&w, |why| why == Waiting::Commit(7)), [65]);
         assert!(w.take_waker(64).is_some() && w.take_waker(64).is_none() && w.take_waker(1).is_none());
         w.remove(199);
         assert_eq!(all(&w, flush), [63]);
