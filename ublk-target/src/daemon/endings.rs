@@ -49,7 +49,7 @@ pub fn stop_when_left(state: &State, child: io::Result<Child>, log: &Log) {
         child.wait()
     });
     if !stopped.is_ok_and(|status| status.success()) && ublk::exists(state.id) {
-        let _ = stop::stop(state.proof(), When::Left);
+        let _ = stop::stop(state.proof(), When::Left, true);
     }
 }
 
