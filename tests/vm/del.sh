@@ -53,6 +53,30 @@ wait $holder || true
 left=$(find /run/ublk-integrity -name 'added-*')
 [ -z "$left" ] || die "left: $left"
 
+step 'no name leads to a number whose device has ended, however it did'
+link() { readlink "/dev/ublk-integrity/$1"; }
+no_link() { [ ! -L "/dev/ublk-integrity/$1" ] || die "$1 leads to $(link "$1")"; }
+add --name ends
+[ "$(link ends)" = "$disk" ] || die "no link: $(ls -l /dev/ublk-integrity)"
+pid=$(daemon)
+kill -TERM "$pid"
+wait_for gone "$pid"
+no_link ends
+add --name dies --number 7
+pid=$(daemon)
+kill -9 "$pid"
+wait_for gone "$pid"
+ui recover -n 7
+[ "$(link dies)" = /dev/ublkb7 ] || die 'a name does not survive its daemon'
+remove
+no_link dies
+# What a daemon has left whose device and state are gone.
+ln -s /dev/ublkb7 /dev/ublk-integrity/left
+add --number 7 --name new
+no_link left
+[ "$(link new)" = /dev/ublkb7 ] || die 'no link'
+remove
+
 step 'a daemon that is killed while the kernel looks for partitions: nobody can open the device, and it ends all the same'
 modprobe dm-delay
 linear lower /dev/vda

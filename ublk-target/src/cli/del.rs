@@ -2,7 +2,7 @@
 
 use super::stop::{self, When};
 use crate::{
-    daemon::{clear_stillborn, state::State, withdraw},
+    daemon::{clear_stillborn, state::State},
     device::{Backings, users},
     failure::{Context, Exit, Failure, Outcome},
     output,
@@ -156,7 +156,6 @@ fn remove_remains(state: &State) -> Outcome<Option<String>> {
         }
     }
     state.remove();
-    withdraw(id, state.settings.name.as_ref());
     Ok(left.and_then(|left| left.ended))
 }
 
