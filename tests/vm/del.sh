@@ -77,6 +77,8 @@ no_link left
 [ "$(link new)" = /dev/ublkb7 ] || die 'no link'
 remove
 
+# Before Linux 7 that look is START_DEV's own: the process of a daemon that is killed then never ends.
+case $(uname -r) in 6.*) exit 0;; esac
 step 'a daemon that is killed while the kernel looks for partitions: nobody can open the device, and it ends all the same'
 modprobe dm-delay
 linear lower /dev/vda
