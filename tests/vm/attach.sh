@@ -82,6 +82,17 @@ left=$(find /run/ublk-integrity -name 'name-*')
 check_clean --meta /dev/vdb
 data=/dev/vdc check_closed
 
+step 'the search for a volume passes over what lies on a device whose daemon is dead'
+attach home
+dm above '0 2048 linear /dev/ublk-integrity/home 0'
+pid=$(pid_of home)
+kill -9 "$pid"
+wait_for gone "$pid"
+timeout $patience "$ublk_integrity" attach --table $tab srv || die "exit code $?"
+attach home
+unlinear above
+ui detach --all --table $tab
+
 step 'a line that can not be attached: the others are, and the exit code tells; nofail does not'
 echo "bad /dev/nowhere $key" >>$tab
 code=0

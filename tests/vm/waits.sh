@@ -90,6 +90,28 @@ cat /run/said
 [ $code = 5 ] || die "exit code $code"
 says 'waiting for /run/ublk-integrity/memory.lock.*at most 30 s' || die 'not what for'
 let_go
+step 'a signal ends such a wait: what was waited for is told, nothing is done'
+hold memory.lock
+given_up() { # EXIT CODE
+  local code=0
+  wait $waiting || code=$?
+  cat /run/said
+  [ $code = "$1" ] || die "exit code $code"
+  says '^ublk-integrity: SIGTERM came before the device was live, while waiting for /run/ublk-integrity/memory.lock.*nothing was done$' ||
+    die 'not what for'
+  [ ! -e /dev/ublkb7 ] || die 'a device was made'
+  [ "$(ui list --json)" = '[]' ] || die "list: $(ui list --json)"
+  wait_for ui check "${hung[@]}"
+}
+"$ublk_integrity" add "${hung[@]}" --name given-up -n 7 2>/run/said & waiting=$!
+wait_for says 'waiting for /run/ublk-integrity/memory.lock'
+pkill -TERM -P $waiting
+given_up 7
+"$ublk_integrity" add "${hung[@]}" --name given-up -n 7 --foreground 2>/run/said & waiting=$!
+wait_for says 'waiting for /run/ublk-integrity/memory.lock'
+kill -TERM $waiting
+given_up 143
+let_go
 hold kept.lock
 ui add "${hung[@]}" -n 7 2>/run/said
 cat /run/said

@@ -63,6 +63,11 @@ pub fn expect() {
     WATCHED.get_or_init(Interrupt::default);
 }
 
+/// Whether somebody takes such signals in this process.
+pub fn is_expected() -> bool {
+    WATCHED.get().is_some()
+}
+
 /// Ends what looks for it.
 pub fn come(signal: Signal) {
     let interrupt = WATCHED.get_or_init(Interrupt::default);

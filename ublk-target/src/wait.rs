@@ -1,13 +1,19 @@
 //! Waiting, with an end that is known and, when it takes long, with a word.
 
-use crate::{os, output};
+use crate::{interrupt, os, output};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, SigmaskHow, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
 };
 use std::{
     fmt::Display,
     fs::File,
+    os::fd::AsFd,
     sync::OnceLock,
     thread,
     time::{Duration, Instant},
@@ -23,9 +29,13 @@ pub const LONGEST: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
 
 type Tell = Box<dyn Fn(&str) + Send + Sync>;
+type LastWords = Box<dyn Fn(Signal, &str) + Send + Sync>;
 
 /// Who hears of waits in this process; standard error where nothing else was said.
 static LISTENER: OnceLock<Tell> = OnceLock::new();
+
+/// Who hears which signal has ended a wait; the same.
+static LAST_WORDS: OnceLock<LastWords> = OnceLock::new();
 
 /// Has this process tell of its waits by `tell`. Once: a daemon whose command listens.
 pub fn tell_by(tell: impl Fn(&str) + Send + Sync + 'static) {
@@ -40,18 +50,24 @@ pub fn tell(line: &str) {
     }
 }
 
-/// A wait that is under way.
+/// Has this process say by `say` which signal has ended it, and what it was waiting for. Once, as [`tell_by`].
+pub fn ended_by(say: impl Fn(Signal, &str) + Send + Sync + 'static) {
+    let _ = LAST_WORDS.set(Box::new(say));
+}
+
+/// A wait that is under way. A signal that ends the process says what it waited for.
 pub struct Wait {
     begun: Instant,
     limit: Duration,
-    /// For what; `None` once that was told.
-    untold: Option<String>,
+    what: String,
+    told: bool,
+    signals: Option<Held>,
 }
 
 impl Wait {
     /// Begins to wait for `what`, `limit` at most.
     pub fn up_to(limit: Duration, what: impl Display) -> Self {
-        Self { begun: Instant::now(), limit, untold: Some(what.to_string()) }
+        Self { begun: Instant::now(), limit, what: what.to_string(), told: false, signals: None }
     }
 
     /// Lets a moment pass before the next look; `false` where the limit is reached.
@@ -64,14 +80,64 @@ impl Wait {
         if waited >= self.limit {
             return false;
         }
-        if waited >= WORD_AFTER && self.limit >= 2 * WORD_AFTER {
-            if let Some(what) = self.untold.take() {
-                tell(&format!("waiting for {what}, at most {} s", self.limit.as_secs()));
-            }
+        if waited >= WORD_AFTER && self.limit >= 2 * WORD_AFTER && !self.told {
+            self.told = true;
+            tell(&format!("waiting for {}, at most {} s", self.what, self.limit.as_secs()));
         }
-        thread::sleep(PAUSE.min(self.limit - waited));
+        if self.signals.is_none() && !interrupt::is_expected() {
+            self.signals = Held::begin();
+        }
+        let pause = PAUSE.min(self.limit - waited);
+        match &self.signals {
+            Some(held) => held.came_within(pause).into_iter().for_each(|signal| die_waiting(signal, &self.what)),
+            None => thread::sleep(pause),
+        }
         true
     }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let came = self.signals.as_ref().and_then(|held| held.came_within(Duration::ZERO));
+        came.into_iter().for_each(|signal| die_waiting(signal, &self.what));
+    }
+}
+
+/// The signals that would end this process without a word, held back. Only where no thread takes them.
+struct Held {
+    signals: SignalFd,
+    before: SigSet,
+}
+
+impl Held {
+    fn begin() -> Option<Self> {
+        let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+        let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).ok()?;
+        let before = ends.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok()?;
+        Some(Self { signals, before })
+    }
+
+    /// The signal that has come, or comes within this time.
+    fn came_within(&self, time: Duration) -> Option<Signal> {
+        let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO);
+        let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
+        let came = self.signals.read_signal().ok().flatten()?;
+        Signal::try_from(came.ssi_signo as i32).ok()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.before.thread_set_mask();
+    }
+}
+
+fn die_waiting(signal: Signal, what: &str) {
+    match LAST_WORDS.get() {
+        Some(say) => say(signal, what),
+        None => output::tell(format_args!("{signal} came while waiting for {what}")),
+    }
+    interrupt::die_of(signal);
 }
 
 /// Takes a lock, or waits for it as long as `wait` allows. What is not to be had by then is told with EWOULDBLOCK.

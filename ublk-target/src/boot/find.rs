@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     daemon::state::State,
+    device::stack,
     failure::{Exit, Failure, Outcome},
     wait::Wait,
 };
@@ -53,12 +54,11 @@ fn block_devices() -> Vec<PathBuf> {
         // Drives without a disk in them, and loop devices without a file.
         fs::read_to_string(entry.path().join("size")).is_ok_and(|size| size.trim() != "0")
     });
-    // A device of ours that waits for its next daemon would have us wait, who may be about to start that.
-    let names = names.filter(|entry| {
-        let number = entry.file_name().to_str().and_then(|name| name.strip_prefix("ublkb")?.parse().ok());
-        number.and_then(|number| State::load(number).ok()).is_none_or(|state| state.is_alive())
-    });
-    let mut paths: Vec<_> = names.map(|entry| Path::new("/dev").join(entry.file_name())).collect();
+    let paths = names.map(|entry| Path::new("/dev").join(entry.file_name()));
+    // What lies on a device of ours that waits for its next daemon would have us wait, who may be about to start that.
+    let dead: Vec<_> = State::all().into_iter().filter(|state| !state.is_alive()).collect();
+    let waits = |path: &PathBuf| dead.iter().any(|state| stack::lies_on_ublk(path, state.id, State::below));
+    let mut paths: Vec<_> = paths.filter(|path| !waits(path)).collect();
     paths.sort();
     paths
 }

@@ -14,7 +14,6 @@ use std::{
 const SERVICE: &str = "\
 Type=notify
 NotifyAccess=main
-TimeoutStartSec=2min
 TimeoutStopSec=infinity
 Restart=on-abnormal
 RestartSec=500ms
@@ -36,6 +35,9 @@ LockPersonality=yes
 MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
 ";
+
+/// Seconds that a start may take beside the wait for disks; while the volume is opened the daemon asks for more.
+const START: u64 = 120;
 
 /// What a unit's text depends on besides the line of the table.
 pub(super) struct Surroundings<'a> {
@@ -104,7 +106,7 @@ pub(super) fn text(entry: &Entry, around: &Surroundings<'_>) -> String {
     let table = if around.table == Path::new(super::table::TABLE) {
         String::new()
     } else {
-        format!(" --table {}", quoted(around.table))
+        format!(" --table {}", argument(around.table))
     };
     unit.line(format_args!("ExecStart=@{program} @ublk-integrity attach --foreground{table} {}", entry.name));
     match &entry.key {
@@ -114,8 +116,15 @@ pub(super) fn text(entry: &Entry, around: &Surroundings<'_>) -> String {
         Key::Keyring(_) => unit.set("KeyringMode", "shared"),
         Key::File(_) => {}
     }
+    unit.set("TimeoutStartSec", format_args!("{}s", start_limit(entry)));
     unit.0.push_str(SERVICE);
     unit.0
+}
+
+/// Seconds within which it must have started: `attach` waits as long as the line says for each of its disks.
+fn start_limit(entry: &Entry) -> u64 {
+    let disks = places(entry).count() as u64;
+    START + disks * entry.options.timeout.unwrap_or_default().as_secs()
 }
 
 /// When it starts and ends, beside others.
@@ -168,8 +177,13 @@ fn specifiers(path: &Path) -> String {
 /// A path as one word of a unit, and as itself: without blanks, quotes or specifiers taken for more.
 fn quoted(path: &Path) -> String {
     let text = specifiers(path);
-    match text.contains([' ', '"', '\'', '\\', '$']) {
-        true => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "$$")),
+    match text.contains(|c: char| c.is_whitespace() || "\"'\\".contains(c)) {
+        true => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
         false => text,
     }
+}
+
+/// A path as an argument of a command, in which systemd puts variables. Nowhere else does it, not even in the program's path.
+fn argument(path: &Path) -> String {
+    quoted(path).replace('$', "$$")
 }

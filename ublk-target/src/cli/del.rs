@@ -2,7 +2,7 @@
 
 use super::stop::{self, When};
 use crate::{
-    daemon::{clear_stillborn, state::State, withdraw},
+    daemon::{clear_stillborn, state::State},
     device::{Backings, users},
     failure::{Context, Exit, Failure, Outcome},
     output,
@@ -95,18 +95,18 @@ fn refuse_foreign(state: &State) -> Outcome {
 fn stop_device(state: &State, force: bool) -> Outcome {
     let id = state.id;
     let life = state.watch();
-    if life.is_none() && (force || !ublk::exists(id)) {
+    if life.is_none() && !ublk::exists(id) {
         return Ok(());
     }
     let when = if force { When::Now } else { When::Unused };
     let mut stop = stop::start(id, when).doing("can't start a process that stops the device")?;
-    let (what, pid) = (format!("the requests of /dev/ublkb{id} and its last checkpoint"), state.pid);
-    let mut wait = Wait::up_to(PATIENCE, what);
+    let what = if life.is_some() { "the last checkpoint" } else { "what its dead daemon has left" };
+    let mut wait = Wait::up_to(PATIENCE, format_args!("the requests of /dev/ublkb{id} and {what}"));
     let stopped = loop {
         match stop.try_wait().doing("can't wait for the process that stops the device")? {
             Some(status) => break status,
             None if wait.pause() => {}
-            None => return Err(too_late(id, pid)),
+            None => return Err(too_late(state, life.is_some())),
         }
     };
     if stopped.code() == Some(Exit::Busy as i32) {
@@ -114,7 +114,7 @@ fn stop_device(state: &State, force: bool) -> Outcome {
     }
     match life.is_none_or(|life| life.wait_for_end(&mut wait)) {
         true => Ok(()),
-        false => Err(too_late(id, pid)),
+        false => Err(too_late(state, true)),
     }
 }
 
@@ -126,9 +126,17 @@ fn in_use(id: u32) -> Failure {
     Failure::new(Exit::Busy, message)
 }
 
-fn too_late(id: u32, pid: u32) -> Failure {
-    let seconds = PATIENCE.as_secs();
-    Failure::new(Exit::Busy, format_args!("the daemon of device {id} (pid {pid}) has not ended within {seconds} s"))
+fn too_late(state: &State, alive: bool) -> Failure {
+    let (id, pid, seconds) = (state.id, state.pid, PATIENCE.as_secs());
+    let message = if alive {
+        format!("the daemon of device {id} (pid {pid}) has not ended within {seconds} s")
+    } else {
+        let on = state.settings.paths_in_words();
+        format!(
+            "the kernel has not stopped /dev/ublkb{id} within {seconds} s: what its dead daemon (pid {pid}) has begun on {on} may be under way yet; try again when it has ended"
+        )
+    };
+    Failure::new(Exit::Busy, message)
 }
 
 /// Takes away what a daemon left that is dead now: nothing where it ended in good order. The device's number may
@@ -148,7 +156,6 @@ fn remove_remains(state: &State) -> Outcome<Option<String>> {
         }
     }
     state.remove();
-    withdraw(id, state.settings.name.as_ref());
     Ok(left.and_then(|left| left.ended))
 }
 

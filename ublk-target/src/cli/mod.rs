@@ -5,6 +5,7 @@ mod attach;
 mod bad_runs;
 mod benchmark;
 mod check;
+pub mod claimed;
 mod del;
 mod detach;
 mod dump;
@@ -68,6 +69,8 @@ enum Command {
     Status(status::Args),
     #[command(hide = true)]
     Stop(stop::Args),
+    #[command(hide = true)]
+    Claimed(claimed::Args),
     Recover(recover::Args),
     Dump(dump::Args),
     #[command(visible_alias = "verify")]
@@ -233,6 +236,7 @@ impl Command {
             Self::List(args) => list::run(args),
             Self::Status(args) => status::run(args),
             Self::Stop(args) => stop::run(args),
+            Self::Claimed(args) => claimed::run(args),
             Self::Recover(args) => recover::run(args),
             Self::Dump(args) => dump::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Check(args) => check::run(args).map_err(|failure| args.devices.failure(failure)),

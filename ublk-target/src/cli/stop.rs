@@ -6,7 +6,7 @@
 
 use crate::{
     daemon::state::State,
-    device::users,
+    device::users::{self, Claim, User},
     failure::{Exit, Failure, Outcome},
     ublk::{self, Proof},
 };
@@ -56,22 +56,24 @@ const PASSING: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub fn run(args: &Args) -> Outcome {
-    stop(State::load(args.number)?.proof(), args.when)
+    let state = State::load(args.number)?;
+    stop(state.proof(), args.when, state.is_alive())
 }
 
-/// Stops the device, as the kernel does it.
-pub fn stop(device: Proof, when: When) -> Outcome {
+/// Stops the device, as the kernel does it. `alive`: whether it has a daemon.
+pub fn stop(device: Proof, when: When, alive: bool) -> Outcome {
+    let try_stop = || if alive || can_be_opened(device) { try_stop(device) } else { stop_held_up(device) };
     match when {
         When::Now => device.stop(),
         When::Unused => {
             let deadline = Instant::now() + PASSING;
-            stop_when(device, || Instant::now() < deadline)
+            stop_when(try_stop, || Instant::now() < deadline)
         }
         When::Left => {
             let mut told = false;
             let begun = Instant::now();
             let starter = getppid();
-            stop_when(device, || {
+            stop_when(try_stop, || {
                 // Its device is another's by now, or may be soon: what it asked for was for its own.
                 if getppid() != starter {
                     return false;
@@ -89,15 +91,15 @@ pub fn stop(device: Proof, when: When) -> Outcome {
 }
 
 /// Stops it as soon as nobody uses it, or fails where somebody does and there is no more patience.
-fn stop_when(device: Proof, mut has_patience: impl FnMut() -> bool) -> Outcome {
-    let mut done = try_stop(device);
+fn stop_when(try_stop: impl Fn() -> Outcome, mut has_patience: impl FnMut() -> bool) -> Outcome {
+    let mut done = try_stop();
     // Patience is asked for last before each try.
     while done.as_ref().is_err_and(|failure| failure.exit == Exit::Busy) {
         thread::sleep(PAUSE);
         if !has_patience() {
             break;
         }
-        done = try_stop(device);
+        done = try_stop();
     }
     done
 }
@@ -107,8 +109,22 @@ fn try_stop(device: Proof) -> Outcome {
     if let Some(done) = device.stop_unused() {
         return done;
     }
-    let users = users::now(&ublk::block_path(device.number));
-    if users.is_empty() { device.stop() } else { Err(Failure::new(Exit::Busy, users::in_words(&users))) }
+    stop_unless_used(device, &users::now(&ublk::block_path(device.number)))
+}
+
+/// The kernel looks for partitions on a new device under a lock that each open takes, and the kernel's decision whether it is
+/// in use. Where the daemon has died before that look was answered, it waits for the next one or for the device to be stopped.
+fn can_be_opened(device: Proof) -> bool {
+    users::claim(&ublk::block_path(device.number)) != Claim::HeldUp
+}
+
+/// Stops a device that nobody can open, which ends what is held up. Whoever had it open before is seen.
+fn stop_held_up(device: Proof) -> Outcome {
+    stop_unless_used(device, &users::seen(&ublk::block_path(device.number)))
+}
+
+fn stop_unless_used(device: Proof, users: &[User]) -> Outcome {
+    if users.is_empty() { device.stop() } else { Err(Failure::new(Exit::Busy, users::in_words(users))) }
 }
 
 /// Starts `stop` for a device.

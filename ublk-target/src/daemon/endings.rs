@@ -22,6 +22,9 @@ use std::{
 /// How long the kernel may take to add or start a device: some kernels never come back.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(30);
 
+/// After how long a word is said of a stop under way: that the device is in use has been said by then.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
+
 /// How many seconds a panic may take to say what it has to say.
 const WORDS: u32 = 5;
 
@@ -40,16 +43,19 @@ pub fn abort_on_panic() {
 /// Hears from the process that waits for the last user, and does what that would where it can't be had (its libraries may be
 /// out of reach in our mount namespace).
 pub fn stop_when_left(state: &State, child: io::Result<Child>, log: &Log) {
+    let slow = log.clone();
+    let word = Notice::after(STOPS_WITHIN, move || slow.tell(Event::StopIsSlow));
     let stopped = child.and_then(|mut child| {
         // It says a line when it begins to wait, and closes its output when it ends.
         let mut words = [0; 64];
         if child.stdout.take().is_some_and(|mut said| said.read(&mut words).is_ok_and(|count| count > 0)) {
+            drop(word);
             log.tell(Event::StopWaits);
         }
         child.wait()
     });
     if !stopped.is_ok_and(|status| status.success()) && ublk::exists(state.id) {
-        let _ = stop::stop(state.proof(), When::Left);
+        let _ = stop::stop(state.proof(), When::Left, true);
     }
 }
 

@@ -10,9 +10,14 @@ use crate::{
     output::{self, Output},
     threads::named,
     ublk,
+    wait::{WORD_AFTER, Wait},
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::Signal,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::{ForkResult, Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, setsid},
 };
 use std::{
@@ -243,6 +248,41 @@ impl Listening {
                 _ => {}
             }
         }
-        Err(Failure::new(Exit::Device, "the daemon died before the device was live; the system log may tell why"))
+        Err(died(daemon))
+    }
+}
+
+/// The daemon has closed its end without a word of its outcome.
+fn died(daemon: Pid) -> Failure {
+    let mut wait = Wait::up_to(WORD_AFTER, "its end");
+    let ended = loop {
+        match waitpid(daemon, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) if wait.pause() => {}
+            ended => break ended,
+        }
+    };
+    match ended {
+        // Later ones are taken by a thread, and told.
+        Ok(WaitStatus::Signaled(_, signal @ (Signal::SIGINT | Signal::SIGTERM), _)) => {
+            let message = format!("{signal} ended the daemon (pid {daemon}) before it had begun: nothing was done");
+            Failure::new(Exit::Interrupted, message)
+        }
+        _ => Failure::new(Exit::Device, "the daemon died before the device was live; the system log may tell why"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_daemon_that_a_signal_has_ended_was_interrupted() {
+        for (signal, exit) in [("TERM", Exit::Interrupted), ("INT", Exit::Interrupted), ("KILL", Exit::Device)] {
+            let mut daemon = Command::new("sh").args(["-c", &format!("kill -{signal} $$")]).spawn().unwrap();
+            assert_eq!(died(Pid::from_raw(daemon.id() as i32)).exit, exit, "{signal}");
+            // Waited for already.
+            let _ = daemon.wait();
+        }
     }
 }

@@ -46,6 +46,8 @@ pub enum Event {
     SignalIgnored(Signal),
     /// Asked to stop while somebody uses the device.
     StopWaits,
+    /// Asked to stop, and the kernel has not come back yet.
+    StopIsSlow,
     /// Asked once more.
     StopsNow,
 }
@@ -62,6 +64,9 @@ impl fmt::Display for Event {
             Self::SignalIgnored(signal) => write!(f, "{signal} changes nothing: SIGTERM stops the device"),
             Self::StopWaits => f.write_str(
                 "the device is in use: it is stopped when its last user is gone; a second signal stops it now, and what its users have not written yet is lost",
+            ),
+            Self::StopIsSlow => f.write_str(
+                "the kernel has not stopped the device yet: requests may wait for its disks; a third signal ends the daemon without them",
             ),
             Self::StopsNow => f.write_str("a second signal: the device is stopped, whoever uses it"),
         }

@@ -16,6 +16,7 @@ mod endings;
 mod harden;
 pub mod launch;
 mod life;
+mod links;
 pub mod log;
 pub mod memory_budget;
 mod names;
@@ -44,7 +45,6 @@ pub use endings::abort_on_panic;
 use launch::Reporter;
 use log::{Event, Log, Sink};
 use memory_budget::{Promise, Purpose};
-pub use names::withdraw;
 use nix::sys::signal::Signal;
 use opening::Opened;
 pub use refusals::refuse_own_stack;
@@ -62,6 +62,18 @@ pub enum Origin {
     New(Option<u32>),
     /// This one, which waits for a daemon.
     Recovered(u32),
+}
+
+impl Origin {
+    /// What is there of the device where its daemon has ended before it was live, in words: of a new one `none`.
+    fn without_daemon(self, none: &str) -> String {
+        match self {
+            Self::New(_) => none.to_owned(),
+            Self::Recovered(number) => {
+                format!("/dev/ublkb{number} waits for a daemon as before: `recover -n {number}`")
+            }
+        }
+    }
 }
 
 /// All that a daemon needs to start.
@@ -85,7 +97,10 @@ pub fn run(start: Start, reporter: Reporter, sink: Sink) -> Outcome {
     let reporter = Arc::new(reporter);
     let listener = Arc::clone(&reporter);
     wait::tell_by(move |line| listener.info(line));
-    let (data, meta, origin) = (start.settings.data.clone(), start.settings.meta.clone(), start.origin);
+    let listener = Arc::clone(&reporter);
+    let origin = start.origin;
+    wait::ended_by(move |signal, what| listener.failed(&ended_waiting(signal, what, origin)));
+    let (data, meta) = (start.settings.data.clone(), start.settings.meta.clone());
     serve(start, &reporter, sink)
         .map_err(|failure| match interrupt::signal() {
             Some(signal) => ended_early(signal, origin),
@@ -96,11 +111,15 @@ pub fn run(start: Start, reporter: Reporter, sink: Sink) -> Outcome {
 
 /// A signal has come before the device was live.
 fn ended_early(signal: Signal, origin: Origin) -> Failure {
-    let left = match origin {
-        Origin::New(_) => "there is none, and the volume is as a crash would have left it".to_owned(),
-        Origin::Recovered(number) => format!("/dev/ublkb{number} waits for a daemon as before: `recover -n {number}`"),
-    };
+    let left = origin.without_daemon("there is none, and the volume is as a crash would have left it");
     Failure::new(Exit::Interrupted, format_args!("{signal} came before the device was live: {left}"))
+}
+
+/// The same before anything was done: nothing but a wait was under way.
+fn ended_waiting(signal: Signal, what: &str, origin: Origin) -> Failure {
+    let left = origin.without_daemon("there is none, and nothing was done");
+    let message = format!("{signal} came before the device was live, while waiting for {what}: {left}");
+    Failure::new(Exit::Interrupted, message)
 }
 
 fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {

@@ -5,14 +5,13 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     name::DeviceName,
     run_dir::{FOLDER, make_folder},
-    ublk::{self, Whose},
+    ublk::Whose,
     wait::{LONGEST, Wait},
 };
 use nix::fcntl::Flock;
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -59,39 +58,6 @@ fn claim_in(folder: &Path, name: &DeviceName, origin: Origin) -> io::Result<Name
     Ok(Name { path, _lock: lock })
 }
 
-/// Tells whoever looks at block devices that this one answers: udev looks again, and finds name and UUID in the state file.
-/// Where there is no udev the link is made here.
-pub(super) fn announce(number: u32, name: Option<&DeviceName>) {
-    let _ = fs::write(format!("/sys/class/block/ublkb{number}/uevent"), "change");
-    if let Some(name) = name.filter(|_| !has_udev()) {
-        let _ = make_link(&name.link(), number);
-    }
-}
-
-/// The device is gone: so is a link that was made here.
-pub fn withdraw(number: u32, name: Option<&DeviceName>) {
-    if let Some(name) = name.filter(|_| !has_udev()) {
-        let link = name.link();
-        if fs::read_link(&link).is_ok_and(|target| target == ublk::block_path(number)) {
-            let _ = fs::remove_file(link);
-        }
-    }
-}
-
-fn has_udev() -> bool {
-    Path::new("/run/udev/control").exists()
-}
-
-fn make_link(link: &Path, number: u32) -> io::Result<()> {
-    link.parent().map_or(Ok(()), fs::create_dir_all)?;
-    match fs::symlink_metadata(link) {
-        // What is no link is none of ours.
-        Ok(found) if found.is_symlink() => fs::remove_file(link)?,
-        _ => {}
-    }
-    symlink(ublk::block_path(number), link)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,17 +75,5 @@ mod tests {
         // A daemon that was killed leaves the file.
         fs::write(folder.path().join("name-home"), "").unwrap();
         assert!(claim(&name).is_ok());
-    }
-
-    #[test]
-    fn a_link_is_made_anew_and_nothing_else_taken_away() {
-        let folder = tempfile::tempdir().unwrap();
-        let link = folder.path().join("links/home");
-        make_link(&link, 3).unwrap();
-        make_link(&link, 4).unwrap();
-        assert_eq!(fs::read_link(&link).unwrap(), Path::new("/dev/ublkb4"));
-        let file = folder.path().join("links/file");
-        fs::write(&file, "precious").unwrap();
-        assert!(make_link(&file, 5).is_err() && fs::read(&file).unwrap() == b"precious");
     }
 }

@@ -6,7 +6,7 @@ use super::{
     control,
     endings::Watchdog,
     launch::Reporter,
-    names,
+    links,
     settings::Settings,
     signals::Signals,
     state::{Identity, OwnState, State},
@@ -135,7 +135,7 @@ fn start_and_serve(
     device.run(&backings.fds(), shared, move || {
         starting.disarm();
         signals.live(live, log);
-        names::announce(number, name.as_ref());
+        links::announce(number, name.as_ref());
         reporter.live(number);
     })
 }

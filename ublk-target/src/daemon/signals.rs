@@ -1,7 +1,8 @@
 //! What signals do to a daemon, from its start to its end.
 //!
 //! ```text
-//!   alone      no thread yet, nothing done that the kernel would not undo: SIGTERM and SIGINT end the process, as any other
+//!   alone      no thread yet, nothing done that the kernel would not undo: SIGTERM and SIGINT end the process, as any other; one
+//!              that waits says what for (`wait`)
 //!   opening    what is under way on the devices ends first, or is cut off: recovery may be, at any moment
 //!   starting   the kernel makes the device: the signal is remembered until that answers
 //!   live       the device is stopped, as soon as nobody uses it

@@ -3,6 +3,7 @@
 
 use super::{
     life::{Life, lock_current, lock_of_dead},
+    links,
     settings::Settings,
 };
 use crate::{
@@ -95,6 +96,8 @@ impl State {
             }
             _ => Failure::io(&what, &e),
         })?;
+        // Whoever had the number before has died, or its device was deleted by another program.
+        links::withdraw(self.id, self.settings.name.as_ref());
         let own = OwnState { lock, state: self };
         own.write().doing(&what)?;
         Ok(own)
@@ -199,8 +202,9 @@ fn in_order<T>(mut all: Vec<T>, lies_on: impl Fn(&T, &T) -> bool) -> Vec<T> {
     ordered
 }
 
-/// The lock last: whoever waits for it looks whether it is still there.
+/// All that leads to a device that is gone. The lock last: whoever waits for it looks whether it is still there.
 fn remove_files(id: u32) {
+    links::withdraw(id, None);
     for suffix in ["sock", "json", "lock"] {
         let _ = fs::remove_file(file_of(id, suffix));
     }
@@ -224,6 +228,7 @@ impl OwnState {
     /// The device is gone, and not in good order: whoever ends it shall be told why.
     pub fn ended(mut self, why: &str) {
         self.state.ended = Some(why.to_owned());
+        links::withdraw(self.state.id, None);
         let _ = fs::remove_file(socket_path(self.state.id));
         let _ = self.write();
         self.hold_until_exit();

@@ -1,11 +1,12 @@
 //! Who uses a block device: what the kernel has put on it, and processes that have it open.
 
+use crate::{cli::claimed, failure::Exit, wait::Wait};
 use std::{
     collections::HashSet,
     fmt,
-    fs::{self, Metadata, OpenOptions},
+    fs::{self, Metadata},
     io,
-    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     process, thread,
     time::{Duration, Instant},
@@ -13,6 +14,9 @@ use std::{
 
 /// How long a user may be a passing one: udev and others look into devices for moments.
 const PASSING: Duration = Duration::from_secs(1);
+
+/// How long the kernel may take to open a device. No promise hangs on it: what comes after it decides by less.
+const OPENS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Users that a line names.
 const NAMED: usize = 4;
@@ -72,9 +76,18 @@ pub fn lasting(path: &Path) -> Vec<User> {
 
 /// Who uses it at this moment.
 pub fn now(path: &Path) -> Vec<User> {
+    let mut users = seen(path);
+    if users.iter().all(|user| matches!(user, User::Process(..))) && claim(path) == Claim::Taken {
+        users.insert(0, User::Claim);
+    }
+    users
+}
+
+/// The same, as far as it can be seen without opening the device.
+pub fn seen(path: &Path) -> Vec<User> {
     let Ok(device) = path.metadata() else { return Vec::new() };
     let Some(disk) = Disk::of(device.rdev(), path) else { return Vec::new() };
-    let mut users: Vec<_> = [
+    [
         mounts(&disk),
         swaps(&disk),
         disk.holders(),
@@ -84,11 +97,38 @@ pub fn now(path: &Path) -> Vec<User> {
     ]
     .into_iter()
     .flatten()
-    .collect();
-    if users.iter().all(|user| matches!(user, User::Process(..))) && is_claimed(path) {
-        users.insert(0, User::Claim);
+    .collect()
+}
+
+/// Whether somebody has claimed a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// Nobody has.
+    Free,
+    /// Somebody has.
+    Taken,
+    /// Nobody can open it: the kernel is at work on its partitions, and waits for the device itself.
+    HeldUp,
+}
+
+/// Whether somebody has claimed the device, asked by another process: it may never come back, and is left behind then.
+pub fn claim(path: &Path) -> Claim {
+    let Ok(mut look) = claimed::start(path) else { return claim_here(path) };
+    let mut wait = Wait::up_to(OPENS_WITHIN, format_args!("{} to be opened", path.display()));
+    loop {
+        match look.try_wait() {
+            Ok(None) if wait.pause() => {}
+            Ok(None) => return Claim::HeldUp,
+            Ok(Some(status)) if status.success() => return Claim::Free,
+            Ok(Some(status)) if status.code() == Some(Exit::Busy as i32) => return Claim::Taken,
+            _ => return claim_here(path),
+        }
     }
-    users
+}
+
+/// Where there can be no such process: its libraries may be out of reach in our mount namespace.
+fn claim_here(path: &Path) -> Claim {
+    if claimed::is_claimed(path) { Claim::Taken } else { Claim::Free }
 }
 
 /// A disk and its partitions, by their names and numbers.
@@ -177,12 +217,6 @@ fn exports(disk: &Disk, config: &Path) -> Vec<User> {
 
 fn below(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
-}
-
-/// Mounted, swapped on, or under device-mapper or md: they all claim a device for themselves.
-fn is_claimed(path: &Path) -> bool {
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
-    opened.is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
 }
 
 /// A plain open does not stand in the way of an exclusive one: look through all processes' descriptors.
@@ -282,6 +316,11 @@ mod tests {
     fn numbers_are_read_as_sysfs_writes_them() {
         assert_eq!(parse_number("259:3\n"), Some(libc::makedev(259, 3)));
         assert_eq!(parse_number("259"), None);
+    }
+
+    #[test]
+    fn what_nobody_can_have_claimed_is_free() {
+        assert_eq!(claim_here(Path::new("/dev/null")), Claim::Free);
     }
 
     #[test]

@@ -1,7 +1,16 @@
 //! The table, the generator and the probe, without ublk.
 
 use crate::harness::*;
-use std::{fs, process::Command};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::unix::process::ExitStatusExt,
+    process::{Command, Stdio},
+};
 
 fn properties(f: &Folder, file: &str) -> Vec<String> {
     let out = f.run(&format!("udev-probe {file}")).expect(DONE).out;
@@ -128,4 +137,22 @@ fn attach_and_detach_name_what_is_wrong() {
     assert_eq!((run.code, run.err.lines().count()), (DEVICE, 2), "{}", run.err);
     fs::write(f.path("tab"), "two /dev/nowhere-2 - nofail\n").unwrap();
     assert_eq!(f.run("attach --all --table tab").code, DONE);
+}
+
+#[test]
+fn a_signal_that_ends_a_wait_has_it_say_what_for() {
+    let f = Folder::new();
+    fs::write(f.path("tab"), "srv /dev/nowhere-1 - timeout=1h\n").unwrap();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut child = f.command("attach srv --table tab").stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        assert_eq!(line, "ublk-integrity: waiting for /dev/nowhere-1, at most 3600 s\n");
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        line.clear();
+        said.read_to_string(&mut line).unwrap();
+        assert_eq!(line, format!("ublk-integrity: {signal} came while waiting for /dev/nowhere-1\n"));
+        assert_eq!(child.wait().unwrap().signal(), Some(signal as i32));
+    }
 }

@@ -100,6 +100,39 @@ fn keys_come_as_the_unit_can_have_them() {
     assert!(!unit("d").contains("BindsTo"));
 }
 
+/// systemd 252 shows with `systemd --user --test` what it takes these lines for.
+#[test]
+fn paths_are_taken_for_themselves() {
+    let wanted = |line: &str| {
+        let unit = text(&made(line), "ublk-integrity@h.service");
+        unit.lines().filter_map(|line| line.strip_prefix("RequiresMountsFor=")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(wanted("h /srv/$a%b /k"), ["/k", "/srv/$a%%b"]);
+    assert_eq!(wanted(r#"h /a\040"b /k\134'$"#), [r#""/k\\'$""#, r#""/a \"b""#]);
+    // In an argument of a command, and there alone, a dollar is a variable's.
+    let table = Table::parse(b"h /dev/a");
+    let made = units(&table, Path::new("/run/$tab%"), Path::new("/opt/$u%"), &|_| false);
+    let unit = text(&made, "ublk-integrity@h.service");
+    assert!(
+        unit.contains("ExecStart=@/opt/$u%% @ublk-integrity attach --foreground --table /run/$$tab%% h\n"),
+        "{unit}"
+    );
+    assert!(unit.contains("\nSourcePath=/run/$tab%%\n"), "{unit}");
+}
+
+#[test]
+fn a_start_may_take_as_long_as_its_disks() {
+    let limit = |line: &str| {
+        let unit = text(&made(line), "ublk-integrity@h.service");
+        unit.lines().find_map(|line| line.strip_prefix("TimeoutStartSec=")).unwrap().to_owned()
+    };
+    assert_eq!(limit("h /dev/a"), "120s");
+    assert_eq!(limit("h /dev/a - timeout=10min"), "720s");
+    assert_eq!(limit("h /srv/a - meta=/srv/b,timeout=1h"), "7320s", "each of them");
+    // As long as a line can say; systemd counts microseconds in 64 bits.
+    assert_eq!(limit("h /dev/a - timeout=4294967295"), "4294967415s");
+}
+
 #[test]
 fn another_table_is_named_to_the_program() {
     let table = Table::parse(b"h /dev/a");
