@@ -190,6 +190,12 @@ fn a_log_entry_of_an_unknown_kind_is_not_the_end_of_its_record() {
         let error = with(&mut lab, at, value);
         assert!(matches!(error, OpenError::Unknown(Unknown::Field { of: "log record", .. })), "{error}");
     }
+    // The block behind the last, and one so far behind that no place can be computed.
+    for (at, value) in [(80, 2048), (84, 1 << 23)] {
+        let error = with(&mut lab, at, value);
+        let reason = Unknown::Field { of: "log record", field: "range of blocks" };
+        assert!(matches!(error, OpenError::Unknown(u) if u == reason), "{error}");
+    }
 }
 
 #[test]

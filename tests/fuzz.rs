@@ -1,166 +1,116 @@
-//! Mutated bytes for every parser of what lies on the devices: superblock, identity block, log record, page, and the
-//! ring that recovery follows. Whatever lies there: an error or an open volume, never a panic, never a hang.
-//!
-//! Half of the time the checksums and MACs are made good again, or nothing behind them would be reached.
-//! The seeds are the golden images. `FUZZ_SECONDS=60` for longer runs, `FUZZ_SEED` for another start.
+//! The fuzz targets without libFuzzer: their corpora, which must lead to each error that changed bytes can lead to, and a
+//! short blind mutation of them. `scripts/fuzz` searches by coverage. `FUZZ_SECONDS=60` for longer runs, `FUZZ_SEED` for
+//! another start, `FUZZ_INPUT=` and a script in hexadecimal for a single one.
 
-use crate::{
-    golden::{VERSION_1, image_of},
-    sim::{
-        Lab, Rng, SimStorage, block_on, format_options,
-        image::{self, PAGE, SUPERBLOCK_BYTES, SUPERBLOCKS},
-        open_options,
-    },
-};
+mod targets;
+
+use crate::{golden::tests_folder, sim::Rng};
 use std::{
+    fs,
     panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
-use ublk_integrity::{Device, OpenOptions, create::FormatOptions, open};
+use targets::{READ_ERRORS, REFUSALS, Reached, Target, UNKNOWNS};
+use ublk_integrity::hex;
 
 /// Numbers at which fields turn from one meaning to another.
 const EDGES: [u64; 12] = [0, 1, 2, 3, 4, 5, 127, 128, 0xffff, u32::MAX as u64, 1 << 63, u64::MAX];
+const LONGEST_SCRIPT: usize = 160;
+
+/// The committed scripts, in order of their names.
+fn corpus(target: Target) -> Vec<Vec<u8>> {
+    let folder = tests_folder("corpus").join(target.name());
+    let entries = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.iter().map(|file| fs::read(file).unwrap()).collect()
+}
+
+/// Runs one script; a panic names it.
+fn run(target: Target, script: &[u8]) -> Reached {
+    let ran = catch_unwind(AssertUnwindSafe(|| target.run(script)));
+    ran.unwrap_or_else(|_| panic!("FUZZ_INPUT={} cargo test --test simulated fuzz::{}", hex(script), target.name()))
+}
 
 /// One to four changes.
-fn mutate(rng: &mut Rng, bytes: &mut [u8]) {
+fn mutate(rng: &mut Rng, script: &mut Vec<u8>, other: &[u8]) {
     for _ in 0..=rng.below(3) {
-        let at = rng.below(bytes.len() as u64) as usize;
-        let width = [1, 2, 4, 8][rng.below(4) as usize];
-        let place = at / width * width;
-        match rng.below(4) {
-            0 => bytes[at] ^= 1 << rng.below(8),
-            1 => bytes[at] = rng.below(256) as u8,
+        let at = rng.index(script.len());
+        match rng.below(6) {
+            0 => script[at] ^= 1 << rng.below(8),
+            1 => script[at] = rng.below(256) as u8,
             2 => {
-                let edge = EDGES[rng.below(EDGES.len() as u64) as usize].to_le_bytes();
-                bytes[place..place + width].copy_from_slice(&edge[..width]);
+                let edge = EDGES[rng.index(EDGES.len())].to_le_bytes();
+                let width = (1 << rng.below(4)).min(script.len() - at);
+                script[at..at + width].copy_from_slice(&edge[..width]);
             }
+            3 => script.truncate(at.max(2)),
+            4 => script.extend_from_slice(other.get(2..).unwrap_or_default()),
             _ => {
-                let from = rng.below(bytes.len() as u64) as usize / width * width;
-                bytes.copy_within(from..from + width, place);
+                let change = rng.bytes();
+                script.extend_from_slice(&change[..5 + rng.index(8)]);
             }
         }
     }
+    script.truncate(LONGEST_SCRIPT);
 }
 
-/// Runs `once` on a fresh copy of each seed in turn until the time is up; a panic names the seed of its round.
-fn fuzz(seeds: &[(SimStorage, OpenOptions)], mut once: impl FnMut(&mut Rng, &SimStorage)) {
+/// Runs the corpus, then mutates it until the time is up.
+fn fuzz(target: Target) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    if let Ok(text) = std::env::var("FUZZ_INPUT") {
+        let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).expect("hexadecimal") as u8).collect();
+        let script: Vec<u8> =
+            digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+        println!("{:?}", target.run(&script));
+        return;
+    }
+    let corpus = corpus(target);
+    corpus.iter().for_each(|script| _ = run(target, script));
     let end = Instant::now() + Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(2));
-    let first = number("FUZZ_SEED").unwrap_or(1);
-    for seed in first.. {
-        let (io, options) = &seeds[seed as usize % seeds.len()];
-        let fork = SimStorage::new(io.disk().fork(seed));
-        let mut rng = Rng::new(seed);
-        let round = catch_unwind(AssertUnwindSafe(|| {
-            once(&mut rng, &fork);
-            look_at(&fork, options);
-        }));
-        assert!(round.is_ok(), "FUZZ_SEED={seed}");
-        if Instant::now() > end {
-            break;
-        }
+    let mut rng = Rng::new(number("FUZZ_SEED").unwrap_or(1));
+    let mut rounds = 0;
+    while Instant::now() < end {
+        let mut script = corpus[rng.index(corpus.len())].clone();
+        script.resize(script.len().max(2), 0);
+        let other = &corpus[rng.index(corpus.len())];
+        mutate(&mut rng, &mut script, other);
+        run(target, &script);
+        rounds += 1;
     }
-}
-
-/// All that is done with a device whose content is not known.
-fn look_at(io: &SimStorage, options: &OpenOptions) {
-    let _ = block_on(io, open::dump(io));
-    let Ok(mut lab) = Lab::open(io.clone(), options) else { return };
-    for block in [0, 1, 130, 200] {
-        let _ = lab.read(block);
-    }
-    let _ = lab.try_write(1, 1, 9);
-    let _ = lab.try_checkpoint();
-}
-
-fn seeds() -> Vec<(SimStorage, OpenOptions)> {
-    VERSION_1.iter().map(image_of).collect()
-}
-
-fn change(rng: &mut Rng, io: &SimStorage, device: Device, at: u64, len: usize, sign: impl FnOnce(&mut [u8])) {
-    let mut bytes = io.disk().peek(device, at, len);
-    mutate(rng, &mut bytes);
-    sign(&mut bytes);
-    io.disk().poke(device, at, &bytes);
+    println!("{}: {rounds} scripts", target.name());
 }
 
 #[test]
-fn superblocks() {
-    fuzz(&seeds(), |rng, io| {
-        let (version, both, signed) = (rng.below(3), rng.chance(60), rng.chance(70));
-        let seed = rng.below(1 << 32);
-        for at in &SUPERBLOCKS[..if both { 2 } else { 1 }] {
-            let sign = |bytes: &mut [u8]| {
-                if version == 2 {
-                    bytes[8] = 2;
-                }
-                if signed {
-                    image::sign_block(bytes);
-                }
-            };
-            change(&mut Rng::new(seed), io, Device::Meta, *at, SUPERBLOCK_BYTES, sign);
-        }
-    });
+fn superblock() {
+    fuzz(Target::Superblock);
 }
 
 #[test]
-fn identity_blocks() {
-    let format = FormatOptions { separate_meta: true, ..format_options(512) };
-    let options = OpenOptions { separate_meta: true, ..open_options(&mut Rng::new(1)) };
-    let lab = Lab::new(&format, &options);
-    fuzz(&[(lab.io.clone(), options)], |rng, io| {
-        let (signed, alone) = (rng.chance(70), rng.chance(30));
-        let sign = |bytes: &mut [u8]| {
-            if signed {
-                image::sign_block(bytes);
-            }
-        };
-        change(rng, io, Device::Data, 0, SUPERBLOCK_BYTES, sign);
-        if alone {
-            SUPERBLOCKS.iter().for_each(|at| io.disk().poke(Device::Meta, *at, &[0; SUPERBLOCK_BYTES]));
-        }
-    });
+fn identity() {
+    fuzz(Target::Identity);
 }
 
 #[test]
-fn records() {
-    fuzz(&seeds(), |rng, io| {
-        let records = image::records(&io.disk());
-        let record = &records[rng.below(records.len() as u64) as usize];
-        let superblock = image::Superblock::newest(&io.disk());
-        let signed = rng.chance(70);
-        let sign = |bytes: &mut [u8]| {
-            if signed {
-                image::sign_record(&superblock, bytes);
-            }
-        };
-        change(rng, io, Device::Meta, record.offset, record.bytes as usize, sign);
-    });
+fn record() {
+    fuzz(Target::Record);
 }
 
 #[test]
-fn pages() {
-    fuzz(&seeds(), |rng, io| {
-        let superblock = image::Superblock::newest(&io.disk());
-        let pages = superblock.pages(&io.disk());
-        let page = &pages[rng.below(pages.len() as u64) as usize];
-        change(rng, io, Device::Meta, page.offset, PAGE as usize, |_| ());
-    });
+fn page() {
+    fuzz(Target::Page);
 }
 
 #[test]
-fn recovery_on_damaged_logs() {
-    fuzz(&seeds(), |rng, io| {
-        let superblock = image::Superblock::newest(&io.disk());
-        for _ in 0..=rng.below(4) {
-            let at = image::LOG_OFFSET + rng.below(superblock.log_size / 512) * 512;
-            let from = image::LOG_OFFSET + rng.below(superblock.log_size / 512) * 512;
-            let copied = io.disk().peek(Device::Meta, from, 512);
-            match rng.below(3) {
-                0 => io.disk().poke(Device::Meta, at, &copied),
-                1 => change(rng, io, Device::Meta, at, 512, |_| ()),
-                _ => io.disk().poke(Device::Meta, at, &[0; 512]),
-            }
-        }
-    });
+fn recovery() {
+    fuzz(Target::Recovery);
+}
+
+#[test]
+fn the_corpora_lead_to_each_error() {
+    let scripts = Target::ALL.into_iter().flat_map(|target| corpus(target).into_iter().map(move |s| (target, s)));
+    let reached: Reached = scripts.flat_map(|(target, script)| run(target, &script)).collect();
+    let missing: Vec<_> =
+        [REFUSALS, UNKNOWNS, READ_ERRORS].concat().into_iter().filter(|e| !reached.contains(e)).collect();
+    assert!(missing.is_empty(), "no script leads to {missing:?}");
 }

@@ -5,7 +5,10 @@
 //! there; one that is there is never written again.
 
 use crate::sim::{Disk, Lab, Rng, SimStorage, format_options, lab::content, open_options, oracle::VersionId};
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 use ublk_integrity::{Device, OpenOptions, TagAlgorithm, create::FormatOptions};
 
 const PAGE: usize = 4096;
@@ -33,10 +36,8 @@ fn options(golden: &Golden) -> (FormatOptions, OpenOptions) {
     (format, open)
 }
 
-/// What today's code makes of the same requests.
-fn made_today(golden: &Golden) -> Vec<u8> {
-    let (format, open) = options(golden);
-    let mut lab = Lab::new(&format, &open);
+/// The requests after which the power was cut.
+pub(crate) fn fill(lab: &mut Lab) {
     let [first, second, third, fourth] = WRITES;
     lab.write(first.0, first.1, first.2);
     lab.write(second.0, second.1, second.2);
@@ -45,6 +46,22 @@ fn made_today(golden: &Golden) -> Vec<u8> {
     lab.zero(2, 1);
     lab.flush();
     lab.write(fourth.0, fourth.1, fourth.2);
+}
+
+/// Whether the block may read so after a crash: as one of the versions that were written, or as zeros before the first of
+/// them and after it was zeroed. What the checkpoint has found written does not read as zeros again.
+pub(crate) fn may_read_as(block: u64, bytes: &[u8]) -> bool {
+    let holds = |(first, count, _): &&(u64, u64, VersionId)| (*first..first + count).contains(&block);
+    let is_zeroed = block == 2 || !WRITES[..2].iter().any(|write| holds(&write));
+    (is_zeroed && bytes.iter().all(|byte| *byte == 0))
+        || WRITES.iter().filter(holds).any(|(.., version)| bytes == content(bytes.len(), block, *version))
+}
+
+/// What today's code makes of the same requests.
+fn made_today(golden: &Golden) -> Vec<u8> {
+    let (format, open) = options(golden);
+    let mut lab = Lab::new(&format, &open);
+    fill(&mut lab);
     let size = ublk_integrity::create::plan(&format).unwrap().data_device_bytes as usize;
     let image = lab.peek(Device::Data, 0, size);
     let mut pages = Vec::new();
@@ -56,8 +73,14 @@ fn made_today(golden: &Golden) -> Vec<u8> {
     pages
 }
 
+/// A folder in `tests/`: beside this package, and above the one of the fuzz targets, which has this file too.
+pub(crate) fn tests_folder(name: &str) -> PathBuf {
+    let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|top| top.join("tests").join(name));
+    above.find(|folder| folder.is_dir()).unwrap_or_else(|| panic!("no folder tests/{name}"))
+}
+
 fn path(golden: &Golden) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(golden.name).with_extension("pages")
+    tests_folder("golden").join(golden.name).with_extension("pages")
 }
 
 fn on_disk(golden: &Golden, pages: &[u8]) -> SimStorage {

@@ -1,6 +1,6 @@
 //! Log records: a chain in which each link is the MAC of the record before.
 
-use super::{TAG_BYTES, Tag, Unknown};
+use super::{Layout, TAG_BYTES, Tag, Unknown};
 use crate::{
     BlockIndex, BlockRange, Buf, Epoch, RecordNumber, Seq,
     crypto::keys::{Mac, MacKey},
@@ -91,6 +91,17 @@ impl Entry<'_> {
             Entry::Tags { seq, .. } | Entry::Zeros { seq, .. } => Some(*seq),
             Entry::Flush { .. } => None,
         }
+    }
+
+    /// Refuses blocks that a volume of this layout does not have.
+    pub(crate) fn within(self, layout: &Layout) -> Result<Self, Unknown> {
+        let range = match &self {
+            Entry::Tags { first, tags, .. } => BlockRange::new(*first, tags.len() as u64),
+            Entry::Zeros { range, .. } => *range,
+            Entry::Flush { .. } => return Ok(self),
+        };
+        let known = layout.contains(range);
+        if known { Ok(self) } else { Err(Unknown::Field { of: "log record", field: "range of blocks" }) }
     }
 }
 

@@ -6,8 +6,8 @@
   plant.py model NAME            what finds it: simulator, program or shuttle
   plant.py plant NAME FROM TO    reads the sources below FROM, writes the files that it changes below TO and prints their names
 
-A mutant is a file NAME.mutant: a sentence that says what is wrong, perhaps a line `Model: shuttle` or `Model: program`, then
-edits. Blank lines stand between them.
+A mutant is a file NAME.mutant: a sentence that says what is wrong, perhaps a line `Model: shuttle`, `Model: program` or
+`Model: fuzz:TARGET`, then edits. Blank lines stand between them.
 
   The leader of a flush syncs nothing.
   Model: shuttle
@@ -27,7 +27,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCES = ("src", "ublk-target/src")
-MODELS = ("simulator", "program", "shuttle")
+FUZZ_TARGETS = ("superblock", "identity", "record", "page", "recovery")
+MODELS = ("simulator", "program", "shuttle", *(f"fuzz:{target}" for target in FUZZ_TARGETS))
 # Literals first: `//` in a string begins no comment.
 COMMENT = re.compile(r"""b?r(\#+)".*?"\1 | "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])' | (?P<comment>//[^\n]*)""", re.X | re.S)
 
@@ -192,7 +193,7 @@ def main(args):
             return check()
         case ["list"]:
             for mutant in map(Mutant, names()):
-                print(f"{mutant.name:28} {mutant.model:10} {mutant.about}")
+                print(f"{mutant.name:28} {mutant.model:15} {mutant.about}")
         case ["model", name]:
             print(Mutant(name).model)
         case ["plant", name, source, to]:

@@ -58,6 +58,7 @@ pub struct Superblock {
     pub root: Entry,
     pub log_begin: u64,
     pub record_number: u64,
+    pub link: [u8; 32],
 }
 
 impl Superblock {
@@ -74,6 +75,7 @@ impl Superblock {
             root: entry(&bytes[72..136]),
             log_begin: u64_at(bytes, 136),
             record_number: u64_at(bytes, 144),
+            link: bytes[152..184].try_into().unwrap(),
         })
     }
     /// The newest copy whose checksum holds.
@@ -268,6 +270,62 @@ pub fn sign_record(superblock: &Superblock, record: &mut [u8]) {
     }
     let mac = mac(&derived(&superblock.uuid, "ublk-integrity v1 tag log"), &record[..end - 32]);
     record[end - 32..end].copy_from_slice(&mac);
+}
+
+/// Makes the key id of a superblock or identity block with another UUID good: that of the same key.
+pub fn set_key_id(block: &mut [u8]) {
+    let at = if &block[..8] == b"UBLKINTG" { 216 } else { 40 };
+    let uuid = block[16..32].try_into().unwrap();
+    block[at..at + 16].copy_from_slice(&derived(&uuid, "ublk-integrity v1 key id")[..16]);
+}
+
+/// Makes links and MACs of the live log good from its beginning on, as far as there are records one behind the other.
+pub fn sign_log(disk: &mut Disk, superblock: &Superblock) {
+    let ring = disk.peek(Device::Meta, LOG_OFFSET, superblock.log_size as usize);
+    let mut at = (superblock.log_begin % superblock.log_size) as usize;
+    let mut link = superblock.link;
+    while ring[at..].starts_with(b"UBLKILOG") {
+        let bytes = u32_at(&ring, at + 32) as usize;
+        let Some(body) =
+            ring.get(at..at + bytes).filter(|_| (RECORD_HEADER + 32..=MAX_RECORD as usize).contains(&bytes))
+        else {
+            return;
+        };
+        let mut record = body.to_vec();
+        record[40..72].copy_from_slice(&link);
+        sign_record(superblock, &mut record);
+        disk.poke(Device::Meta, LOG_OFFSET + at as u64, &record);
+        link = record[bytes - 32..].try_into().unwrap();
+        at += bytes.next_multiple_of(superblock.physical as usize);
+        if at >= ring.len() {
+            return;
+        }
+    }
+}
+
+/// Makes the digests of these pages good, in the pages above them and in both superblock copies.
+pub fn sign_pages(disk: &mut Disk, superblock: &Superblock, pages: &[Page]) {
+    let mut upwards = pages.to_vec();
+    upwards.sort_by_key(|page| page.level);
+    for page in &upwards {
+        let digest = Sha256::new()
+            .chain_update(b"ublk-integrity page v1\0\0")
+            .chain_update(u64::from(page.level).to_le_bytes())
+            .chain_update(page.index.to_le_bytes())
+            .chain_update(disk.peek(Device::Meta, page.offset, PAGE as usize))
+            .finalize();
+        match upwards.iter().find(|above| above.level == page.level + 1 && above.index == page.index / FANOUT) {
+            Some(above) => disk.poke(Device::Meta, above.offset + page.index % FANOUT * ENTRY_BYTES, &digest),
+            None => SUPERBLOCKS.iter().for_each(|at| {
+                let mut block = disk.peek(Device::Meta, *at, SUPERBLOCK_BYTES);
+                if Superblock::parse(&block).is_some_and(|copy| copy.root == superblock.root) {
+                    block[72..104].copy_from_slice(&digest);
+                    sign_block(&mut block);
+                    disk.poke(Device::Meta, *at, &block);
+                }
+            }),
+        }
+    }
 }
 
 /// The tag that a block with this content carries.

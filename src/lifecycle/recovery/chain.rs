@@ -66,7 +66,7 @@ pub(crate) async fn follow<S: Storage>(
             Step::Record(head, entries, link, bytes) => {
                 let end = LogPoint { position: head.position + bytes, number: RecordNumber(head.number.0 + 1), link };
                 for entry in entries {
-                    let entry = entry?;
+                    let entry = entry?.within(&superblock.layout)?;
                     if let (Some(Unread { newer_from, .. }), Some(seq)) = (&mut missed, entry.seq()) {
                         *newer_from = seq.min(*newer_from);
                     }

@@ -1,0 +1,5 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|script: &[u8]| {
+    ublk_integrity_fuzz::Target::Identity.run(script);
+});
