@@ -1,4 +1,5 @@
-//! Tells the library whether this compiler has the intrinsics of AVX-512: since Rust 1.89, newer than the oldest that builds us.
+//! Tells the library whether this compiler has the intrinsics of AVX-512: since Rust 1.89, newer
+//! than the oldest that builds us.
 
 use std::{env, process::Command};
 

@@ -1,4 +1,5 @@
-//! A crash and what comes after it: a volume is never closed, its disk is opened again, and all blocks are checked.
+//! A crash and what comes after it: a volume is never closed, its disk is opened again, and all
+//! blocks are checked.
 //!
 //! `cargo run --release --example crash`
 
@@ -33,8 +34,8 @@ fn main() {
     }
     disk.run(volume.flush(&disk, &mut slot)).expect("flushed");
 
-    // The power fails: what is on the disk now is all that is left. There was no checkpoint, so the tags of the ten blocks
-    // are in the log alone.
+    // The power fails: what is on the disk now is all that is left. There was no checkpoint, so the
+    // tags of the ten blocks are in the log alone.
     let disk = MemoryStorage::new(disk.image(), 4096);
     drop(volume);
 

@@ -1,4 +1,5 @@
-//! So many requests of one kind, 32 at a time, on a disk in memory: `scripts/instructions` has what `counted` does counted.
+//! So many requests of one kind, 32 at a time, on a disk in memory: `scripts/instructions` has what
+//! `counted` does counted.
 //!
 //! `cargo run --release --example instructions -- read|write BLOCKS REQUESTS`
 
@@ -29,7 +30,8 @@ const LARGEST: u64 = 32;
 /// Requests under way.
 const DEPTH: usize = 32;
 
-/// A disk in memory. Each operation takes two polls, so that requests meet. (Not the library's, which older ones do not have.)
+/// A disk in memory. Each operation takes two polls, so that requests meet. (Not the library's,
+/// which older ones do not have.)
 struct Disk(RefCell<Vec<u8>>);
 
 /// Ready at the second poll.
@@ -175,7 +177,8 @@ async fn one_by_one(volume: &Volume, disk: &Disk, lane: &mut Lane, requests: Req
     let Requests { write, blocks, .. } = requests;
     let mut buf = lane.buf.take().expect("given back");
     for turn in turns {
-        // Each place before any comes again, in an order that jumps: 1009 is odd, the number of places a power of two.
+        // Each place before any comes again, in an order that jumps: 1009 is odd, the number of
+        // places a power of two.
         let place = turn * 1009 % (BLOCKS / blocks);
         let range = BlockRange::new(BlockIndex(place * blocks), blocks);
         if write {

@@ -1,4 +1,5 @@
-//! A volume on a disk in memory: write a block, read it, change one bit on the disk, and see that the read fails.
+//! A volume on a disk in memory: write a block, read it, change one bit on the disk, and see that
+//! the read fails.
 //!
 //! `cargo run --release --example tamper`
 
@@ -23,7 +24,8 @@ fn main() {
     // The number is of this open: a program takes a random one each time.
     let volume = disk.run(open(&disk, &key, &OpenOptions::new(Access::ReadWrite, [1; 32]))).expect("opened");
 
-    // The memory of one request is taken once. The buffer moves into an operation and comes back with its result.
+    // The memory of one request is taken once. The buffer moves into an operation and comes back
+    // with its result.
     let (mut slot, mut buf) = (volume.context(0), Buf::new(4096));
     let range = BlockRange::new(BlockIndex(5), 1);
     buf.fill(0xab);

@@ -68,7 +68,8 @@ pub enum ReadError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// A part of the log can't be read, and what it says of the block may be newer than what is known.
+    /// A part of the log can't be read, and what it says of the block may be newer than what is
+    /// known.
     #[error("blocks {0} may be older than what was last written there: a part of the tag log can't be read")]
     MayBeOlder(BlockRange),
     /// A write of it was answered before it was in place, and failed then.
@@ -137,14 +138,15 @@ pub enum Latched {
     /// A write that had been answered failed.
     #[error("a write that had been answered could not be put in place: {0}")]
     WriteBack(DeviceError),
-    /// Opened so because a block can't be read, or its tag page can't, and recovery decides nothing without.
+    /// Opened so because a block can't be read, or its tag page can't, and recovery
+    /// decides nothing without.
     #[error("what block {0} holds can't be decided while it, or the page with its tag, can't be read")]
     Undecided(BlockIndex),
     /// A block whose write failed could not be read back.
     #[error("block {0} can be neither written nor read")]
     UnknownBlock(BlockIndex),
-    /// A logged write, a log write or a checkpoint was dropped half done (a bug, or a panic), or too many
-    /// data writes have failed since the last checkpoint.
+    /// A logged write, a log write or a checkpoint was dropped half done (a bug, or a panic), or
+    /// too many data writes have failed since the last checkpoint.
     #[error("a write was abandoned half done, or too many have failed")]
     Abandoned,
     /// Opened so because a superblock copy can't be written.

@@ -31,8 +31,9 @@ pub struct VolumeInfo {
 }
 
 impl VolumeInfo {
-    /// The sizes that the bytes of a superblock copy tell, if its checksum holds. Nothing of it is authenticated: good
-    /// for choosing defaults, and for nothing else. A copy lies at the front of the device that holds the metadata.
+    /// The sizes that the bytes of a superblock copy tell, if its checksum holds. Nothing of it is
+    /// authenticated: good for choosing defaults, and for nothing else. A copy lies at the front of
+    /// the device that holds the metadata.
     pub fn peek(superblock: &[u8]) -> Option<Self> {
         let (raw, _) = RawSuperblock::read_from_prefix(superblock).ok()?;
         raw.parse().ok().as_ref().map(Self::of)

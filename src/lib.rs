@@ -49,7 +49,8 @@
 //!   io/           Storage (a disk), Scheduler (the thread), owned buffers
 //! ```
 //!
-//! Rooms use what stands below them, with few exceptions; no two files import each other in a circle (`scripts/house`).
+//! Rooms use what stands below them, with few exceptions; no two files import each other in a
+//! circle (`scripts/house`).
 //!
 //! ```text
 //!   Volume::read ──── range_lock ── metadata/lookup ─┬─ pending: logged since the last checkpoint
@@ -66,8 +67,9 @@
 //!    case that data is on the medium that nothing vouches for.
 //! 2. Data is written **once**, in place. After a crash each block is matched against the tags that
 //!    it may rightly carry ([`open`](open::open), `lifecycle/recovery/`).
-//! 3. A **flush** makes the data durable, and then the log is told which numbers are; so does a write that asks for it (FUA).
-//!    What the log was told is never answered with something older (`log/flush.rs`).
+//! 3. A **flush** makes the data durable, and then the log is told which numbers are; so does a
+//!    write that asks for it (FUA). What the log was told is never answered with something older
+//!    (`log/flush.rs`).
 //! 4. A **checkpoint** makes the data durable, then writes tag pages and tree to slots that nothing
 //!    current names, makes those durable, and only then moves both superblock copies on.
 //! 5. Nothing that belongs to an older epoch (a slot, log space) is used again before both copies
@@ -86,12 +88,13 @@
 //! - for earlier requests whose range overlaps (`request/range_lock.rs`),
 //! - for a hash worker that computes its tags (`request/hash_batch.rs`),
 //! - for log space, before it has logged anything; then for the log write that carries its record,
-//! - for the sync that it has joined; a flush also for writes that were answered before it and are not written back yet
-//!   (`write_back.rs`), which wait for no flush.
+//! - for the sync that it has joined; a flush also for writes that were answered before it and are
+//!   not written back yet (`write_back.rs`), which wait for no flush.
 //!
-//! The checkpoint waits for requests that have logged, for a sync, and for lookups that it has outrun, a second at most. Those
-//! requests wait for I/O and for the batch boundary of the thread that writes their record. So nothing waits in a circle, and
-//! nothing ever waits for a hint; `docs/architecture.md` has each edge.
+//! The checkpoint waits for requests that have logged, for a sync, and for lookups that it has
+//! outrun, a second at most. Those requests wait for I/O and for the batch boundary of the thread
+//! that writes their record. So nothing waits in a circle, and nothing ever waits for a hint;
+//! `docs/architecture.md` has each edge.
 //!
 //! The library has no thread, no ring and no clock: it is async code over
 //! [`Storage`], so that the code which runs in production is the code that runs in the simulator.

@@ -31,19 +31,24 @@ pub enum UnreadLog {
     /// The volume is not opened.
     #[default]
     Refuse,
-    /// For rescue, read-only: what can be read of the log counts, and a block that the rest could name fails.
+    /// For rescue, read-only: what can be read of the log counts, and a block that the
+    /// rest could name fails.
     FailOlder,
-    /// For rescue, read-only: such a block reads as what is known of it, which may be older than what was last written.
+    /// For rescue, read-only: such a block reads as what is known of it, which may be older than
+    /// what was last written.
     ServeOlder,
 }
 
-/// What becomes of a block with several candidates that can't be read while recovery must choose (row F).
+/// What becomes of a block with several candidates that can't be read while recovery
+/// must choose (row F).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum UnreadableBlocks {
-    /// Nothing is decided without evidence: the volume is open read-only, and the block an error until it can be read.
+    /// Nothing is decided without evidence: the volume is open read-only, and the block an error
+    /// until it can be read.
     #[default]
     KeepUndecided,
-    /// The newest tag is taken and written down: if the write never arrived, the block is lost until it is written again.
+    /// The newest tag is taken and written down: if the write never arrived, the block is lost
+    /// until it is written again.
     TakeNewest,
 }
 
@@ -54,22 +59,26 @@ pub struct OpenOptions {
     pub access: Access,
     /// Bytes of the cache of verified pages; 0 is allowed.
     pub cache_bytes: u64,
-    /// How many [`RequestContext`](crate::RequestContext)s may be made: queues × depth, and one for each worker thread that reads or writes.
+    /// How many [`RequestContext`](crate::RequestContext)s may be made: queues × depth, and one for
+    /// each worker thread that reads or writes.
     pub max_requests: usize,
     /// Queues, for counters that do not share a cache line.
     pub queues: usize,
     /// Largest request in bytes.
     pub max_request_bytes: usize,
-    /// Most bytes of memory that the volume may take, and recovery before it: more is refused before it is taken.
+    /// Most bytes of memory that the volume may take, and recovery before it: more is refused
+    /// before it is taken.
     pub max_memory_bytes: u64,
     /// Whether the metadata was given as a device of its own.
     pub separate_meta: bool,
     /// What a read does with a block that does not match its tag.
     pub on_mismatch: OnMismatch,
-    /// The number that the log's next record has at least. A log that ends before is of an older state of the volume, which
-    /// is refused before anything is written ([`OlderState`](crate::open::OpenError::OlderState)).
+    /// The number that the log's next record has at least. A log that ends before is of an older
+    /// state of the volume, which is refused before anything is written
+    /// ([`OlderState`](crate::open::OpenError::OlderState)).
     pub least_record: RecordNumber,
-    /// The UUID that the volume must have, where one is known: whole volumes under one key look alike otherwise.
+    /// The UUID that the volume must have, where one is known: whole volumes under one key look
+    /// alike otherwise.
     pub expected_uuid: Option<[u8; 16]>,
     /// What becomes of a log that can't be read.
     pub unread_log: UnreadLog,
@@ -84,7 +93,8 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
-    /// For one request of up to 1 MiB at a time, without a cache, on one device; what is in doubt is refused.
+    /// For one request of up to 1 MiB at a time, without a cache, on one device; what is
+    /// in doubt is refused.
     pub fn new(access: Access, open_id: [u8; 32]) -> Self {
         Self {
             access,

@@ -1,7 +1,8 @@
 //! The primitives that threads share, in one place, so that a model checker can stand in for them.
 //!
-//! With `--cfg shuttle` locks and atomics are shuttle's, which tries many interleavings (all of them
-//! sequentially consistent). The hint channel is not instrumented; the program has a `sync.rs` of its own.
+//! With `--cfg shuttle` locks and atomics are shuttle's, which tries many interleavings (all of
+//! them sequentially consistent). The hint channel is not instrumented; the program has a
+//! `sync.rs` of its own.
 
 #[cfg(shuttle)]
 use shuttle::sync;
@@ -24,7 +25,8 @@ impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Self {
         Self(sync::Mutex::new(value))
     }
-    /// Poisoning is passed over: a thread that panicked inside has latched the volume or ends the process.
+    /// Poisoning is passed over: a thread that panicked inside has latched the volume
+    /// or ends the process.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

@@ -1,7 +1,8 @@
 //! The seam between the program's front end and what serves its requests.
 //!
-//! The front end takes requests from the kernel (ublk) and calls these methods; it knows nothing of logs, trees or tags.
-//! A [`Volume`] stands behind it today. A reader of another format can, too, and so do the doubles of the front end's tests.
+//! The front end takes requests from the kernel (ublk) and calls these methods; it knows nothing of
+//! logs, trees or tags. A [`Volume`] stands behind it today. A reader of another format can, too,
+//! and so do the doubles of the front end's tests.
 
 use crate::{
     Admitted, BlockRange, Buf, Durability, Io, Latched, ReadError, RecordNumber, RequestContext, Status, Volume,
@@ -10,11 +11,11 @@ use crate::{
 use serde::Serialize;
 use std::{convert::Infallible, future::Future};
 
-/// Blocks that requests can read and write. Shared by all threads; each operation takes the calling thread's own [`Io`] and
-/// the context of its request.
+/// Blocks that requests can read and write. Shared by all threads; each operation takes the calling
+/// thread's own [`Io`] and the context of its request.
 ///
-/// A request's range lies where its blocks are, its bytes at the front of the buffer, which comes back in every case. An
-/// error says which errno answers the request.
+/// A request's range lies where its blocks are, its bytes at the front of the buffer, which comes
+/// back in every case. An error says which errno answers the request.
 pub trait BlockTarget: Send + Sync {
     /// The memory of one request, taken before the first request comes.
     type Context;
@@ -61,7 +62,8 @@ pub trait BlockTarget: Send + Sync {
         buf: Buf,
         durability: Durability,
     ) -> impl Future<Output = (Result<(), WriteError>, Buf)>;
-    /// Makes `range` read as zeros (discard and write-zeroes). `discard`: the device may forget it, too.
+    /// Makes `range` read as zeros (discard and write-zeroes). `discard`: the device may forget it,
+    /// too.
     fn zero<S: Io>(
         &self,
         io: &S,
@@ -72,11 +74,12 @@ pub trait BlockTarget: Send + Sync {
     /// Makes every write durable that was answered before.
     fn flush<S: Io>(&self, io: &S, context: &mut Self::Context) -> impl Future<Output = Result<(), WriteError>>;
 
-    /// Admits a write to the write-back cache, if its range is free: it may be answered once its bytes are kept. Until it is
-    /// written back, reads of the range wait for it, and so do flushes. `None`: it is to be [written](Self::write) first.
+    /// Admits a write to the write-back cache, if its range is free: it may be answered once its
+    /// bytes are kept. Until it is written back, reads of the range wait for it, and so do flushes.
+    /// `None`: it is to be [written](Self::write) first.
     fn admit<'t>(&'t self, context: &Self::Context, range: BlockRange) -> Option<Self::Admitted<'t>>;
-    /// Writes an admitted write back, from the front of `buf`, with the context that it was admitted with. Then, its range
-    /// still held, `clear` clears the bytes that were kept.
+    /// Writes an admitted write back, from the front of `buf`, with the context that it was
+    /// admitted with. Then, its range still held, `clear` clears the bytes that were kept.
     fn write_back<'t, S: Io>(
         &'t self,
         io: &S,
@@ -87,12 +90,14 @@ pub trait BlockTarget: Send + Sync {
     ) -> impl Future<Output = (Result<(), WriteError>, Buf)>;
 }
 
-/// A write whose range is held, and which may be answered before it is written. Dropped before it is
-/// [written back](BlockTarget::write_back), it makes its target read-only: its bytes may have been promised.
+/// A write whose range is held, and which may be answered before it is written. Dropped before it
+/// is [written back](BlockTarget::write_back), it makes its target read-only: its bytes may have
+/// been promised.
 pub trait AdmittedWrite {
     /// What it is to write.
     fn range(&self) -> BlockRange;
-    /// All records of the log before this one were durable when it was admitted: without them the target is an older one.
+    /// All records of the log before this one were durable when it was admitted: without them the
+    /// target is an older one.
     fn after(&self) -> RecordNumber;
     /// Releases the range: the write has not been answered.
     fn withdraw(self);

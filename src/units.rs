@@ -31,7 +31,8 @@ unit! {
     Epoch
 }
 unit! {
-    /// Number of one logged change (tags or zeros) within the time that a volume is open; starts at 1.
+    /// Number of one logged change (tags or zeros) within the time that a volume is open; starts
+    /// at 1.
     Seq
 }
 unit! {

@@ -1,11 +1,12 @@
 //! The requests that wait for something, each for one thing (a `W`) at a time.
 //!
-//! The owner has it behind a lock. A request enters the list before it asks for the last time whether it must wait, and wakers
-//! are called without the lock.
+//! The owner has it behind a lock. A request enters the list before it asks for the last time
+//! whether it must wait, and wakers are called without the lock.
 
 use std::task::Waker;
 
-/// By request. Of many requests few wait: a bit for each says whether it does, and only those are searched.
+/// By request. Of many requests few wait: a bit for each says whether it does, and
+/// only those are searched.
 pub(crate) struct WaitList<W> {
     waiting: Vec<Option<(W, Option<Waker>)>>,
     occupied: Vec<u64>,

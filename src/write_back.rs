@@ -1,14 +1,18 @@
-//! Write-back: a write is *admitted*, answered, and written in place afterwards. Nobody can tell, as with a disk's own cache.
+//! Write-back: a write is *admitted*, answered, and written in place afterwards. Nobody can tell,
+//! as with a disk's own cache.
 //!
-//! 1. An admitted write holds its range from before its answer until it is in place. A request that overlaps it waits.
+//! 1. An admitted write holds its range from before its answer until it is in place. A request that
+//!    overlaps it waits.
 //! 2. A flush waits for all writes that were admitted before it began.
-//! 3. The caller keeps the bytes where they outlive this process. If the process dies, they are written again after the next
-//!    [`open`](crate::open::open). Once the write is in place the caller clears them, while the range is still held: so they
-//!    never overwrite anything newer. The engine leaves these bytes unchanged, whether the write succeeds or fails.
-//! 4. An admitted write that fails latches the volume: no flush succeeds any more. Its blocks don't hold what was last written,
-//!    so they can't be read.
+//! 3. The caller keeps the bytes where they outlive this process. If the process dies, they are
+//!    written again after the next [`open`](crate::open::open). Once the write is in place the
+//!    caller clears them, while the range is still held: so they never overwrite anything newer.
+//!    The engine leaves these bytes unchanged, whether the write succeeds or fails.
+//! 4. An admitted write that fails latches the volume: no flush succeeds any more. Its blocks don't
+//!    hold what was last written, so they can't be read.
 //!
-//! An admitted write waits for what any write waits for, and never for a flush. So none waits for itself in a circle.
+//! An admitted write waits for what any write waits for, and never for a flush. So none waits for
+//! itself in a circle.
 
 use crate::{
     BlockRange, Latched, RecordNumber, WriteError,
@@ -35,14 +39,15 @@ pub(crate) struct InFlightWrites {
     waiting: AtomicUsize,
     /// Flushes, each of which waits until no write with a number below this one is in flight.
     waiters: Mutex<WaitList<u64>>,
-    /// Ranges of the writes that failed, at most one of each request: after a failure none is admitted.
+    /// Ranges of the writes that failed, at most one of each request: after a failure none is
+    /// admitted.
     failed: Mutex<Vec<BlockRange>>,
     /// Length of `failed`, to be read without the lock.
     failures: AtomicUsize,
 }
 
-/// A write whose range is held, and which may be answered though nothing has been written. Dropped before it is
-/// [in place](crate::Volume::write_back), it latches the volume.
+/// A write whose range is held, and which may be answered though nothing has been written. Dropped
+/// before it is [in place](crate::Volume::write_back), it latches the volume.
 pub struct Admitted<'v> {
     writes: &'v InFlightWrites,
     log: &'v Log,
@@ -70,10 +75,12 @@ impl InFlightWrites {
         own.saturating_add(WaitList::<u64>::memory_bytes_for(requests))
     }
 
-    /// Admits a write whose range is held: it may be answered at once. `None` where the volume is latched.
+    /// Admits a write whose range is held: it may be answered at once. `None` where
+    /// the volume is latched.
     pub(crate) fn admit<'v>(&'v self, log: &'v Log, guard: RangeGuard<'v>) -> Option<Admitted<'v>> {
-        // Asked while the range is held: if the write that held it before has failed, the volume is latched by now. Otherwise
-        // the bytes of two writes of one block could be kept, and nobody could tell which is the newer.
+        // Asked while the range is held: if the write that held it before has failed, the volume is
+        // latched by now. Otherwise the bytes of two writes of one block could be kept, and nobody
+        // could tell which is the newer.
         let after = log.first_unsure().ok()?;
         self.begin(guard.request());
         Some(Admitted { writes: self, log, guard, after, why_failed: Some(Latched::Abandoned) })
@@ -81,13 +88,15 @@ impl InFlightWrites {
 
     fn begin(&self, request: usize) {
         let number = self.next.fetch_add(1, Ordering::SeqCst);
-        // A flush that begins in between does not wait for it, and need not: it has not been answered.
+        // A flush that begins in between does not wait for it, and need not: it has not been
+        // answered.
         self.in_flight[request].store(number, Ordering::SeqCst);
     }
 
     fn end(&self, request: usize) {
         self.in_flight[request].store(NONE, Ordering::SeqCst);
-        // A waiter counts itself before it looks at the numbers, so either this sees the waiter or the waiter sees this.
+        // A waiter counts itself before it looks at the numbers, so either this sees the waiter or
+        // the waiter sees this.
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
@@ -124,7 +133,8 @@ impl InFlightWrites {
         .await;
     }
 
-    /// Notes a waiter, one for each request. One whose future was dropped stays, and is woken once in vain.
+    /// Notes a waiter, one for each request. One whose future was dropped stays, and
+    /// is woken once in vain.
     fn wait(&self, request: usize, below: u64, waker: &Waker) {
         let mut waiters = self.waiters.lock();
         waiters.wait(request, below, waker);
@@ -148,8 +158,8 @@ impl Admitted<'_> {
         self.guard.range()
     }
 
-    /// Notes how the write has ended. In place: `clear` clears what was kept of it, while its range is still held. Otherwise
-    /// the volume is latched when this is dropped.
+    /// Notes how the write has ended. In place: `clear` clears what was kept of it, while its range
+    /// is still held. Otherwise the volume is latched when this is dropped.
     pub(crate) fn ended(&mut self, result: Result<(), WriteError>, clear: impl FnOnce()) {
         self.why_failed = match result {
             Ok(()) => {
@@ -172,7 +182,8 @@ impl Admitted<'_> {
         self.why_failed = None;
     }
 
-    /// All records of the log before this one were durable when it was admitted: a volume without them is an older one.
+    /// All records of the log before this one were durable when it was admitted: a volume without
+    /// them is an older one.
     pub fn after(&self) -> RecordNumber {
         self.after
     }

@@ -185,8 +185,9 @@ fn lying_devices(seed: u64, seen: &mut Seen) {
     seen.open_and_judge(&scene.io, &scene.options, &floors, &format!("{faults:?}"));
 }
 
-/// Devices that fail now and then and say so, in whatever they are asked for. While they do, an answer is an error
-/// or right; on a healthy disk nothing is missing that was acknowledged and flushed.
+/// Devices that fail now and then and say so, in whatever they are asked for. While they do,
+/// an answer is an error or right; on a healthy disk nothing is missing that was
+/// acknowledged and flushed.
 fn failing_devices(seed: u64, seen: &mut Seen) {
     let mut scene = Scene::new(seed);
     let volume = reopen(&scene.io, &scene.options).unwrap();

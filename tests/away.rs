@@ -1,5 +1,5 @@
-//! Opening on a disk that fails in many places, or takes long to fail: whether it is there at all, how long an open bears with it,
-//! and what becomes of what was not read.
+//! Opening on a disk that fails in many places, or takes long to fail: whether it is there at all,
+//! how long an open bears with it, and what becomes of what was not read.
 
 use crate::sick::{bad, lab, options};
 use crate::sim::{
@@ -37,7 +37,8 @@ fn a_data_device_that_is_away_is_refused_soon_and_left_as_it_was() {
     assert!(lab.range_reads_as(0, 100, 1) && lab.range_reads_as(300, 100, 1));
 }
 
-/// All blocks can't be read, and the rest of the device can: its identity block, which is read at the beginning.
+/// All blocks can't be read, and the rest of the device can: its identity block, which is read at
+/// the beginning.
 fn all_blocks_bad(blocks: u64, takes: Duration) -> Lab {
     let format = FormatOptions { separate_meta: true, log_size: Some(1 << 20), ..format_options(512) };
     let mut lab = Lab::new(&format, &OpenOptions { separate_meta: true, ..options() });
@@ -218,7 +219,8 @@ fn many_bad_sectors_cost_little_time() {
     assert!(lab.reads_as(1, 1) && lab.read(2).is_err());
 }
 
-/// A data device that dies after its identity block was read, with fewer blocks to give up than a probe waits for.
+/// A data device that dies after its identity block was read, with fewer blocks to give up than a
+/// probe waits for.
 #[test]
 fn take_newest_of_a_device_that_is_away_writes_nothing() {
     let mut lab = lab();

@@ -1,5 +1,6 @@
 //! The simulator: random requests on several queues, a power cut at random moments or after every
-//! single device write, recovery (itself cut short now and then), and every block compared with what it may rightly hold. See docs/testing.md.
+//! single device write, recovery (itself cut short now and then), and every block compared with
+//! what it may rightly hold. See docs/testing.md.
 //!
 //! `CRASH_SEED=n` replays one seed; `CRASH_POINTS=n` sets how many crashes a run makes (soak).
 
@@ -39,7 +40,8 @@ fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
     (io, options)
 }
 
-/// One seed: the power fails after each device write of a life, in a copy of the world. Returns how often.
+/// One seed: the power fails after each device write of a life, in a copy of the
+/// world. Returns how often.
 fn crash_after_every_write(seed: u64) -> u64 {
     let mut rng = Rng::new(!seed);
     let (io, options) = volume_of(&mut rng, seed);
@@ -118,7 +120,8 @@ fn several_lives(seed: u64) -> u64 {
             let exchanged = told.exchange(&io, &oracle.borrow(), &options, &mut rng);
             EXCHANGED.fetch_add(exchanged, Ordering::Relaxed);
         }
-        // What is kept of a daemon that was killed is put in place when the volume opens for good: it is missed before.
+        // What is kept of a daemon that was killed is put in place when the volume opens for good:
+        // it is missed before.
         if kept.borrow().is_empty() && rng.chance(30) {
             open_sick(&io, &options, &mut rng, &mut oracle.borrow_mut());
             crash(&mut io.disk());

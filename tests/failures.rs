@@ -105,7 +105,8 @@ fn metadata_that_cant_be_read_is_an_io_error_and_no_alarm() {
     assert!(lab.reads_as(130, 1) && lab.reads_as(131, 2));
 }
 
-/// Where it is not known yet which of a page's two slots is current, both are read; only one of them matters.
+/// Where it is not known yet which of a page's two slots is current, both are read; only one of
+/// them matters.
 #[test]
 fn a_slot_that_nobody_needs_may_be_unreadable() {
     let mut lab = Lab::new(&format_options(512), &OpenOptions { cache_bytes: 0, ..options() });

@@ -1,5 +1,5 @@
-//! What a newer program, or another one, has written with the volume's own key: it is named, nothing of it is taken
-//! for damage, and nothing is written.
+//! What a newer program, or another one, has written with the volume's own key: it is named,
+//! nothing of it is taken for damage, and nothing is written.
 
 use crate::sim::{
     Lab, Rng, SimStorage, block_on, format_options,

@@ -1,6 +1,7 @@
-//! The fuzz targets without libFuzzer: their corpora, which must lead to each error that changed bytes can lead to, and a
-//! short blind mutation of them. `scripts/fuzz` searches by coverage. `FUZZ_SECONDS=60` for longer runs, `FUZZ_SEED` for
-//! another start, `FUZZ_INPUT=` and a script in hexadecimal for a single one.
+//! The fuzz targets without libFuzzer: their corpora, which must lead to each error that changed
+//! bytes can lead to, and a short blind mutation of them. `scripts/fuzz` searches by coverage.
+//! `FUZZ_SECONDS=60` for longer runs, `FUZZ_SEED` for another start, `FUZZ_INPUT=` and a script in
+//! hexadecimal for a single one.
 
 mod targets;
 

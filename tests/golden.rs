@@ -1,8 +1,8 @@
 //! Volumes of every format version that there has been, opened for ever.
 //!
-//! `tests/golden/*.pages` are small volumes as they lay on the disk after a power cut: 8 bytes of offset
-//! and 4096 bytes of content for each page that is not all zeros. `GOLDEN_WRITE=1` makes the files that are not
-//! there; one that is there is never written again.
+//! `tests/golden/*.pages` are small volumes as they lay on the disk after a power cut: 8 bytes of
+//! offset and 4096 bytes of content for each page that is not all zeros. `GOLDEN_WRITE=1` makes the
+//! files that are not there; one that is there is never written again.
 
 use crate::sim::{Disk, Lab, Rng, SimStorage, format_options, lab::content, open_options, oracle::VersionId};
 use std::{
@@ -48,8 +48,9 @@ pub(crate) fn fill(lab: &mut Lab) {
     lab.write(fourth.0, fourth.1, fourth.2);
 }
 
-/// Whether the block may read so after a crash: as one of the versions that were written, or as zeros before the first of
-/// them and after it was zeroed. What the checkpoint has found written does not read as zeros again.
+/// Whether the block may read so after a crash: as one of the versions that were written, or as
+/// zeros before the first of them and after it was zeroed. What the checkpoint has found written
+/// does not read as zeros again.
 pub(crate) fn may_read_as(block: u64, bytes: &[u8]) -> bool {
     let holds = |(first, count, _): &&(u64, u64, VersionId)| (*first..first + count).contains(&block);
     let is_zeroed = block == 2 || !WRITES[..2].iter().any(|write| holds(&write));
@@ -73,7 +74,8 @@ fn made_today(golden: &Golden) -> Vec<u8> {
     pages
 }
 
-/// A folder in `tests/`: beside this package, and above the one of the fuzz targets, which has this file too.
+/// A folder in `tests/`: beside this package, and above the one of the fuzz targets,
+/// which has this file too.
 pub(crate) fn tests_folder(name: &str) -> PathBuf {
     let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|top| top.join("tests").join(name));
     above.find(|folder| folder.is_dir()).unwrap_or_else(|| panic!("no folder tests/{name}"))

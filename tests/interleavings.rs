@@ -1,8 +1,9 @@
 //! Real threads, all their locks and atomics under a model checker: it tries interleavings, finds
 //! deadlocks and lost wake-ups, and prints a schedule that replays.
 //!
-//! `RUSTFLAGS='--cfg shuttle' cargo test --profile shuttle --workspace --test interleavings`; without the flag there is nothing here.
-//! `SHUTTLE_ITERATIONS=n` sets how many schedules are tried.
+//! `RUSTFLAGS='--cfg shuttle' cargo test --profile shuttle --workspace --test
+//! interleavings`; without the flag there is nothing here. `SHUTTLE_ITERATIONS=n` sets how
+//! many schedules are tried.
 #![cfg(shuttle)]
 
 #[path = "sim/shared.rs"]
@@ -40,7 +41,8 @@ fn ranges_are_taken_whole_across_threads() {
         let io = formatted();
         let volume = opened(&io, 1);
         let writers = [1, 2].map(|fill| with(&volume, &io, move |v, io| write(v, io, range(3, 2), fill).unwrap()));
-        // Reads of zeros hold their range so shortly that a release meets a waiter that is just arriving.
+        // Reads of zeros hold their range so shortly that a release meets a waiter
+        // that is just arriving.
         let reader = with(&volume, &io, |v, io| [(); 3].map(|()| read(v, io, range(3, 2))));
         assert!(reader.join().unwrap().iter().all(|fill| [0, 1, 2].contains(fill)));
         writers.into_iter().for_each(|w| w.join().unwrap());
@@ -202,7 +204,8 @@ fn hints_bring_pages_beside_readers_and_checkpoints() {
             with(&volume, &io, move |v, io| {
                 let mut slot = v.context(0);
                 while !enough.load(Ordering::SeqCst) {
-                    // The channel is not instrumented: a worker that waited in it would stop all threads.
+                    // The channel is not instrumented: a worker that waited in it
+                    // would stop all threads.
                     match hints.try_recv() {
                         Ok(hint) => block_on(v.prefetch(io, &mut slot, hint)),
                         Err(_) => thread::yield_now(),

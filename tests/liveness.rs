@@ -1,4 +1,5 @@
-//! Nobody waits for the hint worker, for a slow reader, or for memory: every request ends, with the right bytes.
+//! Nobody waits for the hint worker, for a slow reader, or for memory: every request ends, with the
+//! right bytes.
 
 use crate::sim::{
     Executor, Lab, Rng, SimStorage,

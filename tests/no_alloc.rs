@@ -1,5 +1,6 @@
-//! After start the library's I/O path allocates nothing: a counting allocator, a storage that does not
-//! allocate either, and many requests of every kind, cached and not, with checkpoints in between.
+//! After start the library's I/O path allocates nothing: a counting allocator, a storage that
+//! does not allocate either, and many requests of every kind, cached and not, with
+//! checkpoints in between.
 
 use arrayvec::{ArrayVec, CapacityError};
 use std::{

@@ -1,5 +1,5 @@
-//! The orders of `docs/crash-safety.md`, seen on the wire: a random workload under the eyes of [`Watch`], and the
-//! requests that must cost nothing, one by one.
+//! The orders of `docs/crash-safety.md`, seen on the wire: a random workload under the eyes of
+//! [`Watch`], and the requests that must cost nothing, one by one.
 
 use crate::sim::{
     Lab, Rng, SimStorage,
@@ -94,7 +94,8 @@ fn write_fua(lab: &mut Lab, block: u64) {
     crate::sim::block_on(io, volume.write(io, slot, one, Buf::new(512), Durability::Durable)).0.unwrap();
 }
 
-/// The numbers that the log's newest record says are durable: the highest, and how many of those before are not.
+/// The numbers that the log's newest record says are durable: the highest, and how many of those
+/// before are not.
 fn told(lab: &Lab) -> Option<(u64, usize)> {
     lab.records().last()?.entries.iter().find_map(|entry| match entry {
         Logged::Flush { highest, except } => Some((*highest, except.len())),
@@ -165,7 +166,8 @@ fn reads_do_no_io_that_they_can_do_without() {
     assert_eq!(read(&mut lab, 3, 0), (0, 0), "zeros are pending");
 }
 
-/// Many tag pages of one request: whatever is missing is asked for before anything has come back, in one read.
+/// Many tag pages of one request: whatever is missing is asked for before anything has come back,
+/// in one read.
 #[test]
 fn data_and_all_tag_pages_of_a_request_are_read_together() {
     let (format, options) = separate();

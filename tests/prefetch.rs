@@ -1,4 +1,5 @@
-//! The hint worker beside a sequential reader: whole clusters, and the next one before it is asked for.
+//! The hint worker beside a sequential reader: whole clusters, and the next one before it is asked
+//! for.
 
 use crate::sim::{Lab, Rng, block_on, disk::Trace, format_options, open_options};
 use std::ops::Range;

@@ -1,4 +1,5 @@
-//! What was acknowledged as durable, by FLUSH or by FUA, is recorded as durable: nothing older is believed after a crash.
+//! What was acknowledged as durable, by FLUSH or by FUA, is recorded as durable: nothing older is
+//! believed after a crash.
 
 use crate::sim::{
     Lab, Rng, SimStorage, block_on,
@@ -70,7 +71,8 @@ fn entries(lab: &Lab) -> Vec<(u64, Vec<u64>)> {
     .collect()
 }
 
-/// A power cut, and this content is put on block 8 before the volume is opened again. Version 2 was recorded there.
+/// A power cut, and this content is put on block 8 before the volume is opened again. Version 2 was
+/// recorded there.
 fn assert_refused(lab: Lab, instead: &[u8]) -> Lab {
     lab.disk().power_cut();
     lab.poke(Device::Data, lab.block_offset(8), instead);
@@ -129,13 +131,15 @@ impl<'a> Requests<'a> {
         let (io, volume, mut slot) = (self.io, self.volume, self.volume.context(0));
         self.start(async move { write(io, volume, &mut slot, (first, count), (version, durability)).await });
     }
-    /// Writes whose entries fill a record of 64 KiB to the last byte: 104 + 15 * (24 + 128 * 32) + (24 + 111 * 32) + (24 + 32).
+    /// Writes whose entries fill a record of 64 KiB to the last byte: 104 + 15 * (24 + 128 * 32) +
+    /// (24 + 111 * 32) + (24 + 32).
     fn fill_record(&mut self, first: u64) {
         (0..15).for_each(|i| self.write(first + 128 * i, 128, 3, Durability::MayBeLost));
         self.write(first + 2000, 111, 3, Durability::MayBeLost);
         self.write(first + 2200, 1, 3, Durability::MayBeLost);
     }
-    /// A flush, two records that are under way, and one that is full to the last byte when the flush's sync ends.
+    /// A flush, two records that are under way, and one that is full to the last byte when the
+    /// flush's sync ends.
     fn flush_beside_a_full_record(&mut self, first: u64) {
         self.flush();
         self.write(1000, 1, 3, Durability::MayBeLost);
@@ -261,7 +265,8 @@ fn a_list_longer_than_a_record_is_said_as_a_lower_number() {
     assert!((100..620).all(|block| lab.reads_as(block, 0) || lab.reads_as(block, 3)));
 }
 
-/// The ring fills up to the last bytes, with a flush after each write: there is no room for the last of them.
+/// The ring fills up to the last bytes, with a flush after each write: there is no room for the
+/// last of them.
 #[test]
 fn no_record_is_written_that_says_nothing() {
     for first in [0, 1] {

@@ -342,7 +342,8 @@ fn a_damaged_superblock_copy_is_made_good() {
     }
 }
 
-/// Two records under way, of blocks 7 and 8, and a power cut that loses the first of them and keeps the second.
+/// Two records under way, of blocks 7 and 8, and a power cut that loses the first of them
+/// and keeps the second.
 fn stranded() -> Lab {
     let lab = lab();
     let (io, volume) = (&lab.io, &lab.volume);
@@ -385,7 +386,8 @@ fn a_record_whose_predecessor_was_lost_says_nothing() {
     assert!(lab.reads_as(7, 0) && lab.reads_as(8, 0));
     let superblock = lab.superblock();
     let number = image::ring(&lab.disk(), &superblock)[0].number;
-    // It is still there, and must not be taken for one of this life, which begins with a record in the place of the lost one.
+    // It is still there, and must not be taken for one of this life, which begins with a record in
+    // the place of the lost one.
     lab.write(7, 1, 1);
     assert_eq!(lab.records()[0].number, number + 1);
     let mut lab = lab.reopened().unwrap();

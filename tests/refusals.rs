@@ -43,7 +43,8 @@ fn the_superblock_of_an_earlier_life_is_refused() {
     lab.write(7, 1, 1);
     let old = SUPERBLOCKS.map(|at| lab.peek(Device::Meta, at, 512));
     let mut lab = lab.reopened().expect("recovery does not refuse");
-    // Something has been logged since: the old superblock does not know the link that this life began with.
+    // Something has been logged since: the old superblock does not know the link that
+    // this life began with.
     lab.write(7, 1, 2);
     SUPERBLOCKS.iter().zip(&old).for_each(|(at, bytes)| lab.poke(Device::Meta, *at, bytes));
     assert!(matches!(lab.reopened(), Err(OpenError::Tampered { .. })));
@@ -63,7 +64,8 @@ fn two_copies_of_one_epoch_that_differ_are_refused() {
     assert!(matches!(lab.reopened(), Err(OpenError::Tampered { .. })));
 }
 
-/// What happens to block 7, version 2 after version 1, when everything but its log is put back to version 1.
+/// What happens to block 7, version 2 after version 1, when everything but its log is
+/// put back to version 1.
 fn put_back(last: impl FnOnce(&mut Lab)) -> Result<Vec<u8>, ReadError> {
     let mut lab = lab();
     lab.write(7, 1, 1);
@@ -84,7 +86,8 @@ fn the_superblock_before_an_orderly_end_brings_no_old_block_back() {
 
 #[test]
 fn a_checkpoint_does_not_forget_what_a_flush_had_to_say() {
-    // The flush ends while the checkpoint thread is busy: its entry is gathered, and the switch drops it.
+    // The flush ends while the checkpoint thread is busy: its entry is gathered, and
+    // the switch drops it.
     let read = put_back(|lab| {
         lab.try_flush().unwrap();
         lab.checkpoint();
@@ -144,7 +147,8 @@ fn a_volume_finer_than_the_disks_sectors_is_not_made() {
     };
     assert_eq!(refusal(512, [4096; 2]), Some((Device::Data, 512, 4096)));
     assert_eq!(refusal(2048, [4096, 512]), Some((Device::Data, 2048, 4096)));
-    // Records are padded to what the metadata device writes atomically, which is no less than a sector.
+    // Records are padded to what the metadata device writes atomically, which is no less than a
+    // sector.
     assert_eq!(refusal(512, [512, 4096]), None);
     assert_eq!(refusal(4096, [4096; 2]), None);
 }

@@ -1,5 +1,6 @@
-//! Opening on a sick disk: what can't be read is an error or a refusal, never something older, and no decision is made for good
-//! without evidence. The random workload on sick disks is in `sim/sick.rs`.
+//! Opening on a sick disk: what can't be read is an error or a refusal, never something older, and
+//! no decision is made for good without evidence. The random workload on sick disks is in
+//! `sim/sick.rs`.
 
 use crate::sim::{Lab, Rng, SimStorage, block_on, disk::BadRange, format_options, lab::content, open_options};
 use std::{
@@ -116,7 +117,8 @@ fn a_bad_sector_behind_the_log_is_a_warning() {
     assert_eq!(lab.records()[0].number, number + 3);
 }
 
-/// The numbers that recovery skips, for what may be hidden where nothing can be read, do not count as records that were there.
+/// The numbers that recovery skips, for what may be hidden where nothing can be read, do not count
+/// as records that were there.
 #[test]
 fn a_log_that_ends_before_a_record_that_was_there_is_refused_each_time() {
     let mut lab = lab();
@@ -251,7 +253,8 @@ fn a_reader_that_gives_up_leaves_an_undecided_block_to_the_next() {
     let mut second = {
         let mut first = Box::pin(volume.read(&io, &mut slot, one, Buf::new(512)));
         assert!(first.as_mut().poll(&mut cx).is_pending());
-        // The block has been read and is judged: the page that might decide is on its way, or the data.
+        // The block has been read and is judged: the page that might decide is on its way, or the
+        // data.
         let mut second = Box::pin(volume.read(&io, &mut other, one, Buf::new(512)));
         assert!(second.as_mut().poll(&mut cx).is_pending());
         second
@@ -262,7 +265,8 @@ fn a_reader_that_gives_up_leaves_an_undecided_block_to_the_next() {
     assert_eq!(buf[..512], content(512, 8, 2));
 }
 
-/// Block 8 was zeros until version 2. The first of two reads gets other bytes, and not the page that it needs to judge those.
+/// Block 8 was zeros until version 2. The first of two reads gets other bytes, and not the page
+/// that it needs to judge those.
 #[test]
 fn a_block_that_is_being_judged_is_undecided_for_others() {
     for gives_up in [false, true] {
@@ -357,7 +361,8 @@ fn the_log_of_a_volume_that_was_formatted_over_is_no_obstacle() {
     assert!(lab.reopened().unwrap().reads_as(7, 1000));
 }
 
-/// One transfer of the log brings one wrong bit; the medium is well. The record that it hits is not the log's end.
+/// One transfer of the log brings one wrong bit; the medium is well. The record that it hits is not
+/// the log's end.
 #[test]
 fn a_log_that_comes_wrong_once_loses_nothing() {
     let mut seen = Vec::new();

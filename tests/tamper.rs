@@ -149,7 +149,8 @@ fn open_and_read(lab: &Lab) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Changes one bit of the copies at `places`; `resum`: as an adversary would, who makes the checksum fit.
+/// Changes one bit of the copies at `places`; `resum`: as an adversary would, who makes the
+/// checksum fit.
 fn flip_superblock(lab: &mut Lab, places: &[u64], bit: usize, resum: bool) -> Result<(), OpenError> {
     let old: Vec<_> = places.iter().map(|at| lab.peek(Device::Meta, *at, SUPERBLOCK_BYTES)).collect();
     for (at, good) in places.iter().zip(&old) {
@@ -173,7 +174,8 @@ fn every_bit_of_the_superblock() {
     for bit in 0..SUPERBLOCK_BYTES * 8 {
         for one in [[a], [b]] {
             let opened = flip_superblock(&mut lab, &one, bit, false);
-            // A copy whose checksum fails is passed over; one whose MAC alone fails was tampered with.
+            // A copy whose checksum fails is passed over; one whose MAC alone fails was tampered
+            // with.
             assert_eq!(opened.is_err(), bit / 8 >= 480, "bit {bit} of the copy at {one:?}: {opened:?}");
         }
         assert!(flip_superblock(&mut lab, &[a, b], bit, false).is_err(), "bit {bit} of both copies");
@@ -300,8 +302,9 @@ fn old_superblocks() {
         for copies in [&[0][..], &[1], &[0, 1]] {
             copies.iter().for_each(|i| lab.poke(Device::Meta, old.superblocks[*i].0, &old.superblocks[*i].1));
             let noticed = noticed_after_open(&lab, 3);
-            // One old copy is passed over. Two of the checkpoint before: the log still leads to today, as
-            // after a crash just before the superblock. Two older ones: their pages have been written again.
+            // One old copy is passed over. Two of the checkpoint before: the log still leads to
+            // today, as after a crash just before the superblock. Two older ones: their pages have
+            // been written again.
             assert_eq!(noticed, age == 0 && copies.len() == 2, "copies {copies:?} of moment {age}");
             copies.iter().for_each(|i| lab.poke(Device::Meta, now.superblocks[*i].0, &now.superblocks[*i].1));
         }
@@ -353,13 +356,15 @@ fn every_old_log_record() {
         assert_eq!(old(r)[..8], *b"UBLKILOG", "an old record lay there");
         lab.with_poked(Device::Meta, r.offset, old(r), |lab| assert!(open_and_read(lab).is_err()));
     }
-    // A log cut short is like a crash before its last record: the block's content is still one that it had.
+    // A log cut short is like a crash before its last record: the block's content is
+    // still one that it had.
     lab.with_poked(Device::Meta, last.offset, old(last), |lab| open_and_read(lab).unwrap());
 }
 
 #[test]
 fn a_log_record_of_another_life() {
-    // Two daemons open copies of one disk and log a record each, with the same number in the same place.
+    // Two daemons open copies of one disk and log a record each, with the same number in the same
+    // place.
     let lab = Lab::new(&format_options(512), &options());
     let twin = SimStorage::new(lab.disk().fork(1));
     let mut twin = Lab::open(twin, &OpenOptions { open_id: [5; 32], ..options() }).unwrap();

@@ -1,12 +1,14 @@
-//! Gives each processor of a guest the same speed: an instruction takes a nanosecond of the guest's time, whatever it
-//! takes to emulate. qemu's own clock that counts instructions (`-icount`) has one processor run at a time; here they
-//! run side by side, as a machine's do. The rounds of SHA-256 may take what they take on a processor that has instructions
-//! for them (`PACE_SHA`): far less, and less for each of two hashes side by side.
+//! Gives each processor of a guest the same speed: an instruction takes a nanosecond of the guest's
+//! time, whatever it takes to emulate. qemu's own clock that counts instructions (`-icount`) has
+//! one processor run at a time; here they run side by side, as a machine's do. The rounds of
+//! SHA-256 may take what they take on a processor that has instructions for them (`PACE_SHA`): far
+//! less, and less for each of two hashes side by side.
 //!
-//! It is loaded twice (`scripts/vm -P`). As a plugin of qemu (its manual, "QEMU TCG Plugins") it holds each processor
-//! back to an instruction in `PACE` nanoseconds of the host. By `LD_PRELOAD` it gives qemu a clock that runs `PACE` times
-//! as slowly, so that timers, sleeps and a drive's latency keep their relation to instructions. Where the emulator is slower
-//! than that for longer than `CATCH_UP`, instructions take longer; how much is said at the end.
+//! It is loaded twice (`scripts/vm -P`). As a plugin of qemu (its manual, "QEMU TCG Plugins") it
+//! holds each processor back to an instruction in `PACE` nanoseconds of the host. By `LD_PRELOAD`
+//! it gives qemu a clock that runs `PACE` times as slowly, so that timers, sleeps and a drive's
+//! latency keep their relation to instructions. Where the emulator is slower than that for longer
+//! than `CATCH_UP`, instructions take longer; how much is said at the end.
 
 use libc::{c_char, c_int, c_long, c_uint, c_void, pollfd, sigset_t, timespec};
 use std::{
@@ -22,8 +24,8 @@ use std::{
 const QUANTUM: u64 = 1000;
 /// In which they are counted.
 const THOUSANDTHS: u64 = 1000;
-/// How many nanoseconds of the host a processor may be late and still make up for: over as many, fast instructions
-/// pay for slow ones.
+/// How many nanoseconds of the host a processor may be late and still make up for: over as many,
+/// fast instructions pay for slow ones.
 const CATCH_UP: u64 = 2_000_000;
 const SECOND: u64 = 1_000_000_000;
 
@@ -104,8 +106,8 @@ fn to_timespec(ns: u64) -> timespec {
     timespec { tv_sec: (ns / SECOND) as i64, tv_nsec: (ns % SECOND) as i64 }
 }
 
-/// `PACE_SHA`: thousandths of a nanosecond for two rounds of SHA-256, of one hash alone and of each of several side by side.
-/// Without, as for any instruction.
+/// `PACE_SHA`: thousandths of a nanosecond for two rounds of SHA-256, of one hash alone and of each
+/// of several side by side. Without, as for any instruction.
 fn sha_pace() -> Option<[u64; 2]> {
     static SHA_PACE: OnceLock<Option<[u64; 2]>> = OnceLock::new();
     *SHA_PACE.get_or_init(|| {
@@ -116,7 +118,8 @@ fn sha_pace() -> Option<[u64; 2]> {
     })
 }
 
-/// The register that an instruction changes which is `sha256rnds2` (Intel's manual, volume 2: 0F 38 CB /r).
+/// The register that an instruction changes which is `sha256rnds2` (Intel's manual,
+/// volume 2: 0F 38 CB /r).
 fn rounds_on(code: &[u8]) -> Option<u8> {
     let (rex, code) = match code {
         [rex @ 0x40..=0x4f, rest @ ..] => (*rex, rest),
@@ -128,8 +131,9 @@ fn rounds_on(code: &[u8]) -> Option<u8> {
     }
 }
 
-/// Thousandths of a nanosecond that a piece of code without jumps takes. The rounds are all that counts where there are any: what
-/// else is there goes beside them. One hash changes two registers in turn.
+/// Thousandths of a nanosecond that a piece of code without jumps takes. The rounds are all
+/// that counts where there are any: what else is there goes beside them. One hash changes
+/// two registers in turn.
 ///
 /// # Safety
 /// The block is qemu's, and valid.

@@ -1,8 +1,10 @@
-//! Tags by AEGISMAC-128X2 (RFC 10032, section 8.3): 256 bits, under a key of 128 bits, at the price of a checksum.
+//! Tags by AEGISMAC-128X2 (RFC 10032, section 8.3): 256 bits, under a key of 128 bits, at the price
+//! of a checksum.
 //!
-//! It is the one function of AEGIS that may use a nonce again for other data, and rewritten blocks do. The nonce is the
-//! block's byte offset: blocks don't share a state then, and all that is kept is the key, which is zeroized. A state kept
-//! to be cloned for each block would do what the key does, and the crate does not zeroize it.
+//! It is the one function of AEGIS that may use a nonce again for other data, and rewritten blocks
+//! do. The nonce is the block's byte offset: blocks don't share a state then, and all that is kept
+//! is the key, which is zeroized. A state kept to be cloned for each block would do what the key
+//! does, and the crate does not zeroize it.
 //!
 //! A known key makes collisions easy, where it does not with HMAC-SHA256: see `docs/guarantees.md`.
 
@@ -34,7 +36,8 @@ impl AegisKey {
     }
 }
 
-/// Which of its ways the crate's C library takes here. It asks the processor when it is first used; the order is its own.
+/// Which of its ways the crate's C library takes here. It asks the processor when it is first used;
+/// the order is its own.
 pub(crate) fn implementation() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {

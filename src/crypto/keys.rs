@@ -20,10 +20,12 @@ pub enum TagAlgorithm {
     #[default]
     #[serde(rename = "hmac-sha256")]
     HmacSha256,
-    /// Keyed BLAKE3(K, block ‖ le64(byte offset)), 32 bytes of it. For processors without SHA instructions.
+    /// Keyed BLAKE3(K, block ‖ le64(byte offset)), 32 bytes of it. For processors without SHA
+    /// instructions.
     #[serde(rename = "blake3")]
     Blake3,
-    /// AEGISMAC-128X2 (RFC 10032) with the byte offset as nonce, 32 bytes. For processors with AES instructions.
+    /// AEGISMAC-128X2 (RFC 10032) with the byte offset as nonce, 32 bytes. For processors with AES
+    /// instructions.
     #[serde(rename = "aegis-128x2")]
     Aegis128X2,
 }
@@ -50,7 +52,8 @@ impl TagAlgorithm {
             Self::Aegis128X2 => "aegis-128x2",
         }
     }
-    /// Whether this processor lacks the instructions without which the algorithm is slower than any other.
+    /// Whether this processor lacks the instructions without which the algorithm is
+    /// slower than any other.
     pub fn lacks_instructions(self) -> bool {
         self == Self::Aegis128X2 && !aegis::has_instructions()
     }
@@ -121,8 +124,9 @@ impl MacKey {
     }
 }
 
-/// Comparison whose time does not depend on the bytes. `subtle` takes byte after byte of arrays, and each has to go through
-/// memory: a tenth of what an AEGIS tag costs. So the differences are put together first, in words.
+/// Comparison whose time does not depend on the bytes. `subtle` takes byte after byte of arrays,
+/// and each has to go through memory: a tenth of what an AEGIS tag costs. So the differences are
+/// put together first, in words.
 pub(crate) fn equal(a: &[u8; 32], b: &[u8; 32]) -> bool {
     let words = |bytes: &[u8; 32]| -> [u64; 4] { zerocopy::transmute!(*bytes) };
     let (a, b) = (words(a), words(b));

@@ -10,8 +10,8 @@ pub(crate) struct Groups {
     pub(crate) few: usize,
     /// Of many: 1, 2, 8 or 16.
     pub(crate) many: usize,
-    /// So many are done as if they were `many`; fewer are not worth it, for lanes without an item cost as much as those
-    /// with one.
+    /// So many are done as if they were `many`; fewer are not worth it, for lanes without an item
+    /// cost as much as those with one.
     pub(crate) least: usize,
 }
 

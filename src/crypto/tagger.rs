@@ -82,7 +82,8 @@ impl Tagger {
         blocks < self.method.groups().many
     }
 
-    /// Whether so many blocks of several requests gain by more of them: what fills no lane is at most half of the work then.
+    /// Whether so many blocks of several requests gain by more of them: what fills no lane is at
+    /// most half of the work then.
     pub(crate) fn is_short_batch(&self, blocks: usize) -> bool {
         blocks < 2 * self.method.groups().many
     }
@@ -92,8 +93,8 @@ impl Tagger {
         *tag != LOST_TAG && equal(tag, &self.tags_of([(block, data)])[0])
     }
 
-    /// Which of at most [`MAX_VERIFIED`] consecutive blocks do not match their tags: bit i for the i-th.
-    /// Blocks that read as zeros have nothing to match; lost ones never match.
+    /// Which of at most [`MAX_VERIFIED`] consecutive blocks do not match their tags: bit i for the
+    /// i-th. Blocks that read as zeros have nothing to match; lost ones never match.
     pub(crate) fn mismatches(&self, first: BlockIndex, data: &[u8], tags: &[Tag]) -> u64 {
         assert!(tags.len() <= MAX_VERIFIED, "one bit a block");
         let mut bad = tags.iter().rev().fold(0, |bad, tag| bad << 1 | u64::from(*tag == LOST_TAG));
@@ -113,7 +114,8 @@ impl Tagger {
         move |i| (BlockIndex(first.0 + i as u64), &data[i * bs..(i + 1) * bs])
     }
 
-    /// Makes the tags of some blocks, whichever they are: `which` are the numbers that `block` knows them by.
+    /// Makes the tags of some blocks, whichever they are: `which` are the numbers that `block`
+    /// knows them by.
     pub(crate) fn each<'d, W: Copy>(
         &self,
         which: impl Iterator<Item = W>,
@@ -170,7 +172,8 @@ pub struct TagMaker {
 }
 
 impl TagMaker {
-    /// For blocks of `block_size` bytes, at most `most` at a time. `None` where a volume can't have this block size.
+    /// For blocks of `block_size` bytes, at most `most` at a time. `None` where a volume can't have
+    /// this block size.
     pub fn new(key: &MasterKey, algorithm: TagAlgorithm, block_size: u32, most: usize) -> Option<Self> {
         let layout = Layout::new(block_size, 1 << 30, 1 << 20, false).ok()?;
         let tagger = Tagger::new(&Keys::derive(key, &[0; 16]), algorithm, &layout);
@@ -187,7 +190,8 @@ impl TagMaker {
         tags
     }
 
-    /// What hashes: "sha-ni x2" (two blocks side by side), "portable", or "blake3 crate", for instance.
+    /// What hashes: "sha-ni x2" (two blocks side by side), "portable", or "blake3
+    /// crate", for instance.
     pub fn implementation(&self) -> &'static str {
         self.tagger.implementation(self.tags.len())
     }

@@ -16,7 +16,8 @@ const VERSION: u32 = 1;
 const ROLE_DATA: u32 = 1;
 const BYTES: usize = 512;
 
-/// 8 magic + 4 version + 4 role + 16 uuid + 8 size + 16 key id + 392 reserved + 32 checksum + 32 MAC = 512 bytes.
+/// 8 magic + 4 version + 4 role + 16 uuid + 8 size + 16 key id + 392 reserved + 32 checksum + 32
+/// MAC = 512 bytes.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct RawIdentity {
@@ -46,7 +47,8 @@ pub(crate) struct Identity {
 const OF: &str = "identity block";
 
 impl RawIdentity {
-    /// The volume that this device claims to belong to; `None` where there is no whole identity block.
+    /// The volume that this device claims to belong to; `None` where there is no whole identity
+    /// block.
     pub(crate) fn claim(&self) -> Result<Option<Identity>, Unknown> {
         if self.magic != MAGIC || self.checksum != self.sum() {
             return Ok(None);

@@ -28,8 +28,8 @@ impl PageId {
     }
 }
 
-/// Offsets of everything on both devices. Made from four numbers and the places of the regions, so that a superblock
-/// needs to be checked in one place.
+/// Offsets of everything on both devices. Made from four numbers and the places of the regions, so
+/// that a superblock needs to be checked in one place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Layout {
     pub(crate) block_size: u32,
@@ -80,12 +80,14 @@ impl Layout {
         &self.places
     }
 
-    /// The log for a volume of `size` bytes: 1/32 of it or up to twice as much, a power of two from 256 KiB to 64 MiB.
+    /// The log for a volume of `size` bytes: 1/32 of it or up to twice as much, a power of two from
+    /// 256 KiB to 64 MiB.
     pub(crate) fn default_log_size(size: u64) -> u64 {
         (size / 32).clamp(256 << 10, 64 << 20).next_power_of_two()
     }
 
-    /// The largest volume that fits: on one device of `data` bytes, or with its metadata on another of `meta` bytes.
+    /// The largest volume that fits: on one device of `data` bytes, or with its metadata on another
+    /// of `meta` bytes.
     pub(crate) fn largest(block_size: u32, log_size: Option<u64>, data: u64, meta: Option<u64>) -> Option<Self> {
         let fits = |blocks: u64| {
             let size = blocks * u64::from(block_size);
@@ -125,7 +127,8 @@ impl Layout {
     pub(crate) fn reserved_bytes() -> u64 {
         MIB
     }
-    /// Largest log record in bytes, header, MAC and padding included: a sixteenth of the ring, at most 64 KiB.
+    /// Largest log record in bytes, header, MAC and padding included: a sixteenth of the ring, at
+    /// most 64 KiB.
     pub(crate) fn max_record(&self) -> usize {
         (self.log_size / 16).next_multiple_of(PAGE).min(64 << 10) as usize
     }
@@ -147,7 +150,8 @@ impl Layout {
     }
     /// Place of a page's slot on the metadata device; slot 1 follows slot 0.
     ///
-    /// All pages are in the first area: states of tree entries that name the second are not written yet.
+    /// All pages are in the first area: states of tree entries that name the second
+    /// are not written yet.
     pub(crate) fn slot_offset(&self, page: PageId, slot: u8) -> ByteOffset {
         let level = self.places.areas[0].level_offset(page.level);
         ByteOffset(level + page.index * PAIR + u64::from(slot) * PAGE)

@@ -30,7 +30,8 @@ pub(crate) const TAG_BYTES: usize = 32;
 
 /// A block's tag. All zeros: "reads as zeros". All ones: lost.
 pub(crate) type Tag = [u8; TAG_BYTES];
-/// The tag of a block of zeros: no HMAC needed, since tags are believed only out of an authenticated page or record.
+/// The tag of a block of zeros: no HMAC needed, since tags are believed only out of an
+/// authenticated page or record.
 pub(crate) const ZERO_TAG: Tag = [0; TAG_BYTES];
 /// The tag of a block whose tag page was lost: never verifies.
 pub(crate) const LOST_TAG: Tag = [0xff; TAG_BYTES];

@@ -23,7 +23,8 @@ pub(crate) struct TreeEntry {
     pub(crate) digest: Digest,
     /// Epoch of the superblock that the child page was written for.
     epoch: U64,
-    /// 0 absent, 1 the child is in slot 0, 2 in slot 1, 255 lost. Version 2: 3 and 4, slots of the second page area.
+    /// 0 absent, 1 the child is in slot 0, 2 in slot 1, 255 lost. Version 2: 3 and 4, slots of the
+    /// second page area.
     state: u8,
     reserved: [u8; 23],
 }
@@ -62,7 +63,8 @@ impl TreeEntry {
             _ => EntryState::Lost,
         }
     }
-    /// Whether a superblock of this version may name its root so: the states and nothing in the reserved bytes.
+    /// Whether a superblock of this version may name its root so: the states and nothing in the
+    /// reserved bytes.
     pub(super) fn known(&self, version: u32) -> bool {
         let areas = if version == 1 { 1 } else { 2 };
         *self == Self::LOST || (self.state <= 2 * areas && self.reserved == [0; 23])

@@ -50,7 +50,8 @@ pub(crate) struct Places {
     pub(crate) data: u64,
     /// On the metadata device, as all that follow: where the ring begins.
     pub(crate) log: u64,
-    /// Tree entries name their page's area. There are two only while pages move from one to the other.
+    /// Tree entries name their page's area. There are two only while pages move from one to the
+    /// other.
     pub(crate) areas: [PageArea; 2],
     /// The blocks of the data device's first MiB; 0: they are in their place.
     pub(crate) head: u64,
@@ -102,7 +103,8 @@ impl Places {
         if self.areas.iter().all(|area| area.blocks < extent.blocks) {
             return Err("page area");
         }
-        // The first MiB of the device is never ours to give: with the blocks from 0 on, those in it lie elsewhere.
+        // The first MiB of the device is never ours to give: with the blocks from 0 on, those in it
+        // lie elsewhere.
         if !possible(self.head) || (self.head > 0) != (self.data == 0) {
             return Err("head offset");
         }

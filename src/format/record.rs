@@ -24,8 +24,9 @@ const KIND_TAGS: u32 = 1;
 const KIND_ZEROS: u32 = 2;
 const KIND_FLUSH: u32 = 3;
 
-/// Header of a record: 8 magic + 8 epoch + 8 number + 8 position + 4 bytes + 2 entries + 2 under way + 32 link = 72 bytes.
-/// Entries follow, then the MAC over all before it; the rest, up to the physical block, is zeros.
+/// Header of a record: 8 magic + 8 epoch + 8 number + 8 position + 4 bytes + 2 entries + 2 under
+/// way + 32 link = 72 bytes. Entries follow, then the MAC over all before it; the rest, up to the
+/// physical block, is zeros.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct RawRecord {
@@ -60,8 +61,8 @@ pub(crate) struct RecordHead {
     pub(crate) epoch: Epoch,
     pub(crate) number: RecordNumber,
     pub(crate) position: u64,
-    /// How many of the records before this one were not known to be durable when it was sealed: a crash may lose those and
-    /// leave this one.
+    /// How many of the records before this one were not known to be durable when it was sealed: a
+    /// crash may lose those and leave this one.
     pub(crate) under_way: u16,
     pub(crate) link: Link,
 }
@@ -109,8 +110,8 @@ impl RawRecord {
     /// Bytes of the header.
     pub(crate) const HEAD_BYTES: u64 = size_of::<Self>() as u64;
 
-    /// A cheap look before the MAC is computed: what the header claims to be, if this may be a record at all, and how
-    /// many bytes it claims for header, entries and MAC.
+    /// A cheap look before the MAC is computed: what the header claims to be, if this may be a
+    /// record at all, and how many bytes it claims for header, entries and MAC.
     pub(crate) fn claim(bytes: &[u8]) -> Option<(RecordHead, usize)> {
         let (raw, _) = Self::read_from_prefix(bytes).ok()?;
         let len = raw.bytes.get() as usize;
@@ -125,7 +126,8 @@ impl RawRecord {
         whole.then_some((head, len))
     }
 
-    /// The record at the front of `bytes`, if its MAC holds: head, entries and its own MAC (the next link).
+    /// The record at the front of `bytes`, if its MAC holds: head, entries and its own
+    /// MAC (the next link).
     pub(crate) fn verify<'a>(bytes: &'a [u8], key: &MacKey) -> Option<(RecordHead, EntryReader<'a>, Link)> {
         let (head, end) = Self::claim(bytes)?;
         let (raw, _) = Self::read_from_prefix(bytes).ok()?;
@@ -138,8 +140,9 @@ impl RawRecord {
     }
 }
 
-/// Reads the entries of a record whose MAC holds. An entry that makes no sense is the last: it was written by a
-/// program that knows more, and what it and those behind it say must not be taken for unsaid.
+/// Reads the entries of a record whose MAC holds. An entry that makes no sense is the last:
+/// it was written by a program that knows more, and what it and those behind it say must not
+/// be taken for unsaid.
 pub(crate) struct EntryReader<'a> {
     rest: &'a [u8],
     left: u32,
@@ -231,7 +234,8 @@ impl RecordBuilder {
         };
         self.push(raw, &[]);
     }
-    /// `except` lists at most as many numbers as [`Self::fits`] was asked for, by [`flush_bytes`](Self::flush_bytes).
+    /// `except` lists at most as many numbers as [`Self::fits`] was asked for, by
+    /// [`flush_bytes`](Self::flush_bytes).
     pub(crate) fn push_flush(&mut self, highest: Seq, except: impl Iterator<Item = Seq>) {
         let at = self.used;
         self.push(

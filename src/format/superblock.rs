@@ -24,9 +24,9 @@ const VERSION_2: u32 = 2;
 
 /// The bytes of a superblock copy; says nothing about their truth.
 ///
-/// 8 magic, 4 version, 4 flags, 16 uuid, 4 block size, 2 tag algorithm, 2 tag size, 8 blocks, 8 log size,
-/// 4 physical block, 4 reserved: 64 bytes. 8 epoch, 64 root, 8 log begin, 8 record number, 32 link, 32 open id,
-/// 16 key id: 168. Then 216 of version 2, 32 checksum, 32 MAC: 512 bytes.
+/// 8 magic, 4 version, 4 flags, 16 uuid, 4 block size, 2 tag algorithm, 2 tag size, 8 blocks, 8 log
+/// size, 4 physical block, 4 reserved: 64 bytes. 8 epoch, 64 root, 8 log begin, 8 record number, 32
+/// link, 32 open id, 16 key id: 168. Then 216 of version 2, 32 checksum, 32 MAC: 512 bytes.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct RawSuperblock {
@@ -128,7 +128,8 @@ impl RawSuperblock {
         self.fields().map_err(SuperblockError::Unknown)
     }
 
-    /// All fields. Nothing is passed over: what is not understood here would be lost with the next superblock.
+    /// All fields. Nothing is passed over: what is not understood here would be lost with
+    /// the next superblock.
     fn fields(&self) -> Result<Superblock, Unknown> {
         let version = self.version.get();
         let known = if version == VERSION_1 { &[Feature::SeparateMeta][..] } else { &Feature::ALL };
@@ -237,7 +238,8 @@ impl Superblock {
         self.version2.map_or(separate, |(features, _)| features)
     }
 
-    /// The bytes, with checksum and MAC. A superblock of version 1 where nothing of version 2 was read or set.
+    /// The bytes, with checksum and MAC. A superblock of version 1 where nothing of version 2 was
+    /// read or set.
     pub(crate) fn seal(&self, keys: &Keys) -> RawSuperblock {
         let places = self.layout.places();
         let version2 = self.version2.map(|(features, fields)| RawVersion2::new(&fields, features, places));

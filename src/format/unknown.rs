@@ -2,8 +2,8 @@
 
 /// Something whole that this program can't make sense of.
 ///
-/// Its checksum or MAC holds, so it is what somebody wrote: a newer program, or another one. That is no damage:
-/// it is named, the volume is not opened, and nothing of it is repaired away.
+/// Its checksum or MAC holds, so it is what somebody wrote: a newer program, or another one. That
+/// is no damage: it is named, the volume is not opened, and nothing of it is repaired away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Unknown {
     /// A superblock of another format version.

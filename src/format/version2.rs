@@ -1,4 +1,5 @@
-//! What version 2 adds to the superblock. Nothing writes it yet: it is read, shown, and sealed as it was read.
+//! What version 2 adds to the superblock. Nothing writes it yet: it is read, shown, and sealed as
+//! it was read.
 
 use super::{
     Feature, Features, Unknown,
@@ -17,7 +18,8 @@ const LABEL_BYTES: usize = 32;
 
 /// The superblock's bytes 232 to 447; all zeros in version 1.
 ///
-/// 8 data offset, 8 log offset, 8 head offset, 2 × 16 page areas: 56. 8 adopted up to, 44 scrub, 4 assumed atomic:
+/// 8 data offset, 8 log offset, 8 head offset, 2 × 16 page areas: 56. 8 adopted up to, 44 scrub, 4
+/// assumed atomic:
 /// 56. 8 header copy, 32 label, 64 reserved: 104. Together 216 bytes.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -94,8 +96,8 @@ impl Serialize for Label {
 }
 
 impl Label {
-    /// UTF-8 up to the first zero, and zeros from there on. A label is shown on terminals before anything is
-    /// authenticated: no control characters.
+    /// UTF-8 up to the first zero, and zeros from there on. A label is shown on terminals before
+    /// anything is authenticated: no control characters.
     pub(super) fn parse(bytes: &[u8; LABEL_BYTES]) -> Option<Self> {
         let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(LABEL_BYTES);
         let text = std::str::from_utf8(&bytes[..len]).ok()?;

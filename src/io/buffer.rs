@@ -26,8 +26,9 @@ trait Other: DerefMut<Target = [u8]> + Send + Sync {}
 
 impl<T: DerefMut<Target = [u8]> + Send + Sync> Other for T {}
 
-/// What a [`Storage`](crate::Storage) has noted about a buffer's memory: that it is known to the kernel beforehand. It
-/// goes with the memory, so that it can't be taken for true of other memory at the same address.
+/// What a [`Storage`](crate::Storage) has noted about a buffer's memory: that it is known to the
+/// kernel beforehand. It goes with the memory, so that it can't be taken for true of other memory
+/// at the same address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BufMark {
     /// The ring that knows it.
@@ -37,14 +38,16 @@ pub struct BufMark {
 }
 
 impl Buf {
-    /// A zeroed buffer of `len` bytes; every page of it has been touched, so that later use does not fault.
+    /// A zeroed buffer of `len` bytes; every page of it has been touched, so that
+    /// later use does not fault.
     pub fn new(len: usize) -> Self {
         let [buf] = Self::several(1, len).try_into().expect("one was asked for");
         buf
     }
 
-    /// `count` such buffers side by side in one allocation, which goes with the last of them: large enough, it can be
-    /// made of huge pages, which the processor and the kernel find faster than many small ones.
+    /// `count` such buffers side by side in one allocation, which goes with the last of them: large
+    /// enough, it can be made of huge pages, which the processor and the kernel find faster than
+    /// many small ones.
     pub fn several(count: usize, len: usize) -> Vec<Self> {
         let place = len.next_multiple_of(BUF_ALIGN);
         // Fresh zeroed memory may be one shared page until it is written to.

@@ -10,9 +10,9 @@ use std::{
     time::Duration,
 };
 
-/// Both devices in one piece of memory, of one thread. Each operation has ended when it begins, and what was written is
-/// there: [`image`](Self::image) is what a power cut leaves. Pauses take no time. Where a test wants another behaviour it
-/// wraps this.
+/// Both devices in one piece of memory, of one thread. Each operation has ended when it begins, and
+/// what was written is there: [`image`](Self::image) is what a power cut leaves. Pauses take no
+/// time. Where a test wants another behaviour it wraps this.
 pub struct MemoryStorage {
     bytes: RefCell<Vec<u8>>,
     physical_block: u32,

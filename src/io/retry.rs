@@ -10,7 +10,8 @@ pub(crate) struct Tries {
     pub(crate) pause: Duration,
 }
 
-/// For what can be had elsewhere, or be asked for again: a path that fails over within a moment is not noticed.
+/// For what can be had elsewhere, or be asked for again: a path that fails over within a moment is
+/// not noticed.
 pub(crate) const READ: Tries = Tries { most: 3, pause: Duration::from_millis(100) };
 
 /// For a block whose write has failed: what lies there decides whether the volume latches.

@@ -2,7 +2,8 @@
 
 use crate::{Device, Storage};
 
-/// A unit of the volume's is smaller than what the device transfers: neither can it be written, nor read alone.
+/// A unit of the volume's is smaller than what the device transfers: neither can it be
+/// written, nor read alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{what} of {unit} bytes on the {device}, which reads and writes {logical} bytes at a time (its logical block)")]
 pub struct BelowSector {
@@ -21,7 +22,8 @@ pub(crate) fn refuse_blocks_below_sector<S: Storage>(io: &S, block_size: u32) ->
     refuse_below(io, Device::Data, "blocks", block_size)
 }
 
-/// Refuses log records that the metadata device can't transfer. Pages and superblocks are never smaller.
+/// Refuses log records that the metadata device can't transfer. Pages and superblocks are never
+/// smaller.
 pub(crate) fn refuse_records_below_sector<S: Storage>(io: &S, padding: u32) -> Result<(), BelowSector> {
     refuse_below(io, Device::Meta, "log records padded to a multiple", padding)
 }

@@ -49,7 +49,8 @@ impl Errno {
     pub const EINVAL: Self = Self(22);
     /// Read-only file system.
     pub const EROFS: Self = Self(30);
-    /// Invalid or incomplete multibyte character: the block layer's word for a failed integrity check.
+    /// Invalid or incomplete multibyte character: the block layer's word for a failed integrity
+    /// check.
     pub const EILSEQ: Self = Self(84);
     /// Operation not supported.
     pub const EOPNOTSUPP: Self = Self(95);
@@ -72,8 +73,8 @@ pub struct Geometry {
     pub size: u64,
     /// The unit that the device writes atomically, in bytes (Linux: physical block size).
     pub physical_block: u32,
-    /// The least that the device transfers, in bytes (Linux: logical block size). Offsets and lengths that are no multiples
-    /// of it fail with [`Errno::EINVAL`].
+    /// The least that the device transfers, in bytes (Linux: logical block size). Offsets and
+    /// lengths that are no multiples of it fail with [`Errno::EINVAL`].
     pub logical_block: u32,
 }
 
@@ -107,7 +108,8 @@ pub trait Storage {
     ) -> Self::Transfer;
     /// Makes every write that completed before this call durable (`fdatasync(2)`).
     fn sync(&self, device: Device) -> Self::Command;
-    /// Tells the device that the bytes are no longer needed. [`Errno::EOPNOTSUPP`] is no failure to the library.
+    /// Tells the device that the bytes are no longer needed. [`Errno::EOPNOTSUPP`] is no failure to
+    /// the library.
     fn discard(&self, device: Device, offset: ByteOffset, len: u64) -> Self::Command;
     /// Waits; used only between bounded retries.
     fn sleep(&self, time: Duration) -> Self::Command;

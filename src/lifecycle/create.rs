@@ -87,8 +87,8 @@ pub enum FormatError {
     Device(#[from] DeviceError),
 }
 
-/// By what a device that is a volume's can be told without a key, also where both superblocks are damaged: the offset, the
-/// bytes there, and what they begin.
+/// By what a device that is a volume's can be told without a key, also where both superblocks are
+/// damaged: the offset, the bytes there, and what they begin.
 pub const SIGNATURES: [(u64, [u8; 8], &str); 4] = [
     (0, *b"UBLKINTG", "superblock"),
     (512 << 10, *b"UBLKINTG", "superblock"),

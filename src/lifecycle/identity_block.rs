@@ -1,4 +1,5 @@
-//! Reading the block by which a data device says whose it is, where the metadata is on a device of its own.
+//! Reading the block by which a data device says whose it is, where the metadata is on
+//! a device of its own.
 
 use crate::{
     Buf, Device, DeviceError, Storage,

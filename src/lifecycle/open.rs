@@ -1,4 +1,5 @@
-//! Opening a volume: how, what can go wrong, and what is found. The steps themselves are in `staged.rs`.
+//! Opening a volume: how, what can go wrong, and what is found. The steps themselves are in
+//! `staged.rs`.
 
 use crate::{
     ByteOffset, MasterKey, Storage, Volume,
@@ -26,7 +27,8 @@ pub struct Dump {
     pub version2: Option<Version2>,
     /// UUID of the volume whose data device this is, where the metadata is elsewhere.
     pub identity: Option<String>,
-    /// The first thing found that this program does not know, in words: no other than a newer program should touch it.
+    /// The first thing found that this program does not know, in words: no other than a newer
+    /// program should touch it.
     pub unknown: Option<String>,
 }
 
@@ -47,7 +49,8 @@ pub struct CopyDump {
     pub epoch: Option<u64>,
     /// Key id (16 bytes, hexadecimal), where readable.
     pub key_id: Option<String>,
-    /// The id (32 bytes, hexadecimal) that was drawn when the volume was last opened for writing, where readable.
+    /// The id (32 bytes, hexadecimal) that was drawn when the volume was last opened for writing,
+    /// where readable.
     pub open_id: Option<String>,
 }
 

@@ -28,7 +28,8 @@ pub enum OpenError {
         /// The volume.
         uuid: String,
     },
-    /// Right key, but a MAC does not hold, or copies contradict each other, or the log is newer than the superblock.
+    /// Right key, but a MAC does not hold, or copies contradict each other, or the log is newer
+    /// than the superblock.
     #[error("the {what} was tampered with")]
     Tampered {
         /// What.
@@ -50,7 +51,8 @@ pub enum OpenError {
     /// The device transfers more at least than the volume reads and writes.
     #[error(transparent)]
     BelowSector(#[from] BelowSector),
-    /// More memory than [`OpenOptions::max_memory_bytes`](crate::OpenOptions::max_memory_bytes), or than there is.
+    /// More memory than [`OpenOptions::max_memory_bytes`](crate::OpenOptions::max_memory_bytes), or
+    /// than there is.
     #[error("opening the volume takes {needed} bytes of memory at least, {available} can be had")]
     Memory {
         /// What it takes, as far as is known.
@@ -76,7 +78,8 @@ pub enum OpenError {
     OlderState {
         /// The number that its next record would have.
         next: RecordNumber,
-        /// The number that it has at least, by what is known ([`OpenOptions::least_record`](crate::OpenOptions::least_record)).
+        /// The number that it has at least, by what is known
+        /// ([`OpenOptions::least_record`](crate::OpenOptions::least_record)).
         least: RecordNumber,
     },
     /// A part of the log can't be read, and the newest changes may lie there.

@@ -6,7 +6,8 @@
 //!     ─ written down, or served from memory ─> Volume
 //! ```
 //!
-//! The superblocks are read once: an attacker who holds the disk could answer a second read with other copies.
+//! The superblocks are read once: an attacker who holds the disk could answer a second read with
+//! other copies.
 
 use crate::{
     BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, Storage, Volume,
@@ -36,7 +37,8 @@ use std::sync::Arc;
 /// A request takes at least one block of any size.
 const MAX_BLOCK_BYTES: usize = 4096;
 
-/// A volume whose newest superblock has been read and verified, on the devices that belong to it. Nothing has been written.
+/// A volume whose newest superblock has been read and verified, on the devices that belong to it.
+/// Nothing has been written.
 pub struct VerifiedVolume {
     newest: Newest,
 }
@@ -77,7 +79,8 @@ impl VerifiedVolume {
             return Err(OpenError::Options("a log that can't be read can be followed read-only alone".into()));
         }
         if options.access == Access::ReadWrite {
-            // What an earlier life has written and not synced is on the medium, or lost, from here on.
+            // What an earlier life has written and not synced is on the medium, or lost, from here
+            // on.
             for device in [Device::Data, Device::Meta] {
                 let synced = io.sync(device).await;
                 synced.map_err(|errno| DeviceError::sync(device, errno))?;
@@ -102,7 +105,8 @@ impl VerifiedVolume {
         VolumeInfo::of(&self.newest.superblock)
     }
 
-    /// The id that was drawn when the volume was last opened for writing: 256 random bits, or that of its format.
+    /// The id that was drawn when the volume was last opened for writing: 256 random bits, or that
+    /// of its format.
     pub fn last_opened(&self) -> &[u8; 32] {
         &self.newest.superblock.open_id
     }
@@ -152,7 +156,8 @@ impl CrashedVolume {
 }
 
 impl RecoveredVolume {
-    /// Writes down what recovery found and serves the volume; what must not or can't be written down is served from memory.
+    /// Writes down what recovery found and serves the volume; what must not or can't be written
+    /// down is served from memory.
     async fn open<S: Storage>(mut self, io: &S, options: &OpenOptions) -> Result<Volume, OpenError> {
         // No decision without evidence becomes durable.
         let first = self.undecided.first().map(|c| Latched::Undecided(c.block));
@@ -165,7 +170,8 @@ impl RecoveredVolume {
                     self.report.pages_lost = applied.pages_lost;
                     return Ok(self.into_volume(None, options));
                 }
-                // Nothing current was overwritten: what recovery found can be served, but not be added to.
+                // Nothing current was overwritten: what recovery found can be served,
+                // but not be added to.
                 Err(latched) => why = Some(latched),
             }
         }
@@ -190,7 +196,8 @@ impl RecoveredVolume {
     /// What was found goes to pages that nothing current names, then into the superblock.
     async fn write_down<S: Storage>(&self, io: &S, open_id: [u8; 32]) -> Result<(Superblock, Applied), Latched> {
         let Self { newest, head, tree, set, .. } = self;
-        // Both copies must name the current state before anything that the older one names is overwritten.
+        // Both copies must name the current state before anything that the older one names is
+        // overwritten.
         let repair = SuperblockUpdate::Repair(&newest.superblock, &newest.stale);
         let (repaired, page) = publish(io, &newest.keys, repair, Buf::new(PAGE_BYTES)).await;
         repaired.map_err(Latched::Superblock)?;
@@ -245,7 +252,8 @@ fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String
     warnings
 }
 
-/// Version 2 is read and shown; nothing in this program does yet what its features ask for, or writes it.
+/// Version 2 is read and shown; nothing in this program does yet what its features ask for, or
+/// writes it.
 fn refuse_version_2(superblock: &Superblock) -> Result<(), OpenError> {
     if superblock.version2.is_none() {
         return Ok(());

@@ -53,10 +53,12 @@ pub(crate) enum SuperblockUpdate<'a> {
     MoveOn(&'a Superblock, &'a Superblock),
 }
 
-/// Writes superblocks: the second copy only once the first is durable, so that at every instant one of them is whole; and
-/// but for a new volume none while the other is not whole and newest. `buf` is a page of memory, lent.
+/// Writes superblocks: the second copy only once the first is durable, so that at every instant one
+/// of them is whole; and but for a new volume none while the other is not whole and newest. `buf`
+/// is a page of memory, lent.
 ///
-/// An anchor outside of the volume would hear of [`SuperblockUpdate::MoveOn`] here, before the first write and after the last.
+/// An anchor outside of the volume would hear of [`SuperblockUpdate::MoveOn`] here, before the
+/// first write and after the last.
 pub(crate) async fn publish<S: Storage>(
     io: &S,
     keys: &Keys,
@@ -68,7 +70,8 @@ pub(crate) async fn publish<S: Storage>(
         SuperblockUpdate::First(first) => write(io, &first.seal(keys), &both, buf).await,
         SuperblockUpdate::Repair(newest, stale) => write(io, &newest.seal(keys), stale, buf).await,
         SuperblockUpdate::MoveOn(current, next) => {
-            // Copy A is written only while B is whole: a B that has decayed since it was written is made good first.
+            // Copy A is written only while B is whole: a B that has decayed since it was written is
+            // made good first.
             let raw = current.seal(keys);
             let read;
             (read, buf) = io.read(Device::Meta, both[1], buf, 0..PAGE_BYTES).await;
@@ -104,7 +107,8 @@ async fn write<S: Storage>(
 }
 
 impl Copies {
-    /// Chooses the newest copy that verifies. A damaged copy is passed over, one that was tampered with is not.
+    /// Chooses the newest copy that verifies. A damaged copy is passed over, one that was tampered
+    /// with is not.
     pub(crate) fn newest(&self, master: &MasterKey) -> Result<Newest, OpenError> {
         let mut valid = Vec::with_capacity(2);
         let mut errors = Vec::with_capacity(2);
@@ -125,7 +129,8 @@ impl Copies {
                 });
             }
         }
-        // A whole copy that this program does not know, or under another key, is not damage that may be repaired away.
+        // A whole copy that this program does not know, or under another key, is not damage that
+        // may be repaired away.
         if let Some(unknown) = errors.iter().find_map(|(e, ..)| e.unknown()) {
             return Err(unknown.into());
         }

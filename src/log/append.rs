@@ -51,8 +51,8 @@ pub(crate) struct Reserved {
     pub(crate) runs: usize,
 }
 
-/// A change that has its number, and must be completed or failed. Dropped before that, it latches the volume: the log says
-/// something that may never come true.
+/// A change that has its number, and must be completed or failed. Dropped before that, it latches
+/// the volume: the log says something that may never come true.
 pub(crate) struct Appended<'a> {
     log: &'a Log,
     pub(super) request: usize,
@@ -60,12 +60,14 @@ pub(crate) struct Appended<'a> {
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
     reserved: Reserved,
-    /// Whether it is the leader of its queue: at the batch boundary it alone checks whether the record can go out.
+    /// Whether it is the leader of its queue: at the batch boundary it alone checks whether the
+    /// record can go out.
     pub(super) is_leader: bool,
     ended: bool,
 }
 
-/// A request in the queue for space: it leaves when the append is over, also when its future is dropped.
+/// A request in the queue for space: it leaves when the append is over, also when its future is
+/// dropped.
 struct QueuedForSpace<'a>(&'a Log, usize);
 
 impl Drop for QueuedForSpace<'_> {
@@ -95,7 +97,8 @@ impl Log {
         appended
     }
 
-    /// With a waker it enters the queue where there is no space. Without, it takes the step only where the queue is empty.
+    /// With a waker it enters the queue where there is no space. Without, it takes the step only
+    /// where the queue is empty.
     fn try_append(
         &self,
         request: Requester,
@@ -173,8 +176,9 @@ impl Log {
         let epoch = s.epoch;
         let used = s.used();
         let of = s.of(epoch);
-        // The set of pending tags may be nearly full, for the next epoch has a set of its own to fill meanwhile: the more tags
-        // go into pages together, the fewer pages are written for each. The ring is shared by both epochs.
+        // The set of pending tags may be nearly full, for the next epoch has a set of its own to
+        // fill meanwhile: the more tags go into pages together, the fewer pages are written for
+        // each. The ring is shared by both epochs.
         let enough =
             used * 2 > self.config.size || of.tags * 4 > self.config.max_tags * 3 || of.runs * 2 > self.config.max_runs;
         s.want_checkpoint |= enough;
@@ -197,14 +201,16 @@ impl Log {
         .await
     }
 
-    /// Ends the epoch in one step. `None` where it changed nothing. A flush entry that is not logged yet goes to the next epoch.
+    /// Ends the epoch in one step. `None` where it changed nothing. A flush entry that is not
+    /// logged yet goes to the next epoch.
     pub(crate) fn switch_epoch(&self) -> Option<Epoch> {
         let ended = {
             let mut s = self.state.lock();
             s.want_checkpoint = false;
             let ended = s.epoch;
             let of = s.of(ended);
-            // A record with nothing but a flush entry counts, too: an orderly end leaves nothing in the log.
+            // A record with nothing but a flush entry counts, too: an orderly end
+            // leaves nothing in the log.
             if of.appended == 0 && of.end.is_none() {
                 return None;
             }
@@ -215,7 +221,8 @@ impl Log {
         Some(ended)
     }
 
-    /// Waits until nothing of the epoch is in flight: every change logged in it has ended, and its last record is written.
+    /// Waits until nothing of the epoch is in flight: every change logged in it has ended, and its
+    /// last record is written.
     pub(crate) async fn drained(&self, epoch: Epoch) {
         poll_fn(|cx| {
             let mut s = self.state.lock();
@@ -231,13 +238,14 @@ impl Log {
     /// Where the log begins once `epoch` is in the tree: after its last record.
     pub(crate) fn end_of(&self, epoch: Epoch) -> LogPoint {
         let mut s = self.state.lock();
-        // A change ends only once its record is durable. Records with nothing but a flush entry are written by the checkpoint
-        // thread itself.
+        // A change ends only once its record is durable. Records with nothing but a flush entry are
+        // written by the checkpoint thread itself.
         debug_assert!(s.sealed.iter().all(|record| record.epoch != epoch));
         s.of(epoch).end.expect("an epoch that changed something has a record")
     }
 
-    /// Both superblock copies name the epoch after this one: its log space and failed numbers are free.
+    /// Both superblock copies name the epoch after this one: its log space and failed numbers are
+    /// free.
     pub(crate) fn release(&self, epoch: Epoch) {
         {
             let mut s = self.state.lock();
@@ -254,7 +262,8 @@ impl Log {
 }
 
 impl Appended<'_> {
-    /// The data is in place and its tags are published. `kept` is the pending space that they really take.
+    /// The data is in place and its tags are published. `kept` is the pending space that they
+    /// really take.
     pub(crate) fn complete(mut self, kept: Reserved) {
         self.end(kept.tags as isize, 0, false);
     }
@@ -262,7 +271,8 @@ impl Appended<'_> {
     pub(crate) fn complete_zeros(mut self, grown: isize) {
         self.end(0, grown, false);
     }
-    /// The data may not be what the log says. The number has *failed*: every flush entry lists it until its epoch is checkpointed.
+    /// The data may not be what the log says. The number has *failed*: every flush entry lists it
+    /// until its epoch is checkpointed.
     pub(crate) fn fail(mut self, kept: Reserved) {
         self.end(kept.tags as isize, 0, true);
     }

@@ -1,7 +1,8 @@
 //! Group commit: each log write carries all that has gathered, and few are in flight at a time.
 //!
-//! Records are sealed one after the other, for each carries the MAC of the one before. Their writes may overlap and end in
-//! any order, but a number is durable only once every record up to its own is.
+//! Records are sealed one after the other, for each carries the MAC of the one before.
+//! Their writes may overlap and end in any order, but a number is durable only once every
+//! record up to its own is.
 
 use super::{
     Appended, Log, LogPoint,
@@ -16,7 +17,8 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// What had gathered, taken to be sealed and written; its buffer is back in the log when the write has ended.
+/// What had gathered, taken to be sealed and written; its buffer is back in the log when
+/// the write has ended.
 struct Outgoing {
     builder: RecordBuilder,
     head: RecordHead,
@@ -54,7 +56,8 @@ impl Log {
         }
     }
 
-    /// The checkpoint thread's part: a record with nothing but the flush entry, which no other record has carried.
+    /// The checkpoint thread's part: a record with nothing but the flush entry, which no other
+    /// record has carried.
     pub(crate) async fn write_flush_record<S: Storage>(&self, io: &S) -> Result<(), Latched> {
         let record = {
             let mut s = self.state.lock();
@@ -71,7 +74,8 @@ impl Log {
         let Appended { request, queue, seq, .. } = *change;
         let mut s = self.state.lock();
         s.gather.has_leader[queue] &= !leads;
-        // The latch first: a write-back error is reported to one sync only, so beside one that failed a success means nothing.
+        // The latch first: a write-back error is reported to one sync only, so beside one that
+        // failed a success means nothing.
         let role = if let Some(why) = s.latched {
             Err(why)
         } else if s.durable >= seq {
@@ -86,13 +90,15 @@ impl Log {
         Some(role)
     }
 
-    /// Takes what has gathered, with the flush entry, and its position in the ring. Leaves another buffer to gather in.
+    /// Takes what has gathered, with the flush entry, and its position in the ring. Leaves another
+    /// buffer to gather in.
     fn take_gathered(&self, s: &mut State) -> Outgoing {
         // Nothing more is added: what was reserved for a record of each entry is free.
         s.gather.reserved = s.gather.builder.padded(self.config.physical_block) as u64;
         if s.gather.builder.is_empty() {
             s.gather.epoch = s.epoch;
-            // Nothing has gathered, so nothing is reserved. Otherwise the flush entry, for which there was room, might not fit.
+            // Nothing has gathered, so nothing is reserved. Otherwise the flush entry, for which
+            // there was room, might not fit.
             s.gather.reserved = 0;
         }
         self.push_flush_entry(s, 0);
@@ -110,7 +116,8 @@ impl Log {
         s.sealing = true;
         s.taken = s.gather.last;
         s.gather.reserved = 0;
-        // The next of each queue to append is its leader. The leader before it may still check, which does no harm.
+        // The next of each queue to append is its leader. The leader before it may still check,
+        // which does no harm.
         s.gather.has_leader.fill(false);
         Outgoing { builder, head, last: s.gather.last }
     }
@@ -183,7 +190,8 @@ impl Log {
     }
 }
 
-/// Where a record goes that follows `position`: there, or at the ring's next start where the largest might not fit.
+/// Where a record goes that follows `position`: there, or at the ring's next start where the
+/// largest might not fit.
 pub(crate) fn next_position(position: u64, ring: u64, max_record: u64) -> u64 {
     let left = ring - position % ring;
     if left < max_record { position + left } else { position }

@@ -1,4 +1,5 @@
-//! Syncs of the data device: which requests share one, which numbers it makes durable, and the flush entry that logs them.
+//! Syncs of the data device: which requests share one, which numbers it makes durable, and the
+//! flush entry that logs them.
 
 use super::{
     Log,
@@ -17,11 +18,13 @@ enum SyncRole {
 }
 
 impl Log {
-    /// Syncs the data device, so that every change that was completed before is durable on it. A flush entry that says so goes
-    /// into a later record, which is not waited for. Where all is durable already it does nothing.
+    /// Syncs the data device, so that every change that was completed before is durable on it. A
+    /// flush entry that says so goes into a later record, which is not waited for. Where all is
+    /// durable already it does nothing.
     ///
-    /// Every sync of the data device of an open volume goes through here, one at a time. Linux reports a write-back error to
-    /// one sync only, and every later caller must find the volume latched.
+    /// Every sync of the data device of an open volume goes through here, one at a time.
+    /// Linux reports a write-back error to one sync only, and every later caller must
+    /// find the volume latched.
     pub(crate) async fn sync_data<S: Storage>(&self, io: &S, request: usize) -> Result<(), Latched> {
         let mut wanted = None;
         let role = poll_fn(|cx| match self.sync_role(request, &mut wanted, cx.waker()) {
@@ -73,7 +76,8 @@ impl Log {
         let wake = {
             let mut guard = self.state.lock();
             let s = &mut *guard;
-            // Linux reports a write-back error to one sync only. That may have been another one, which latched the volume.
+            // Linux reports a write-back error to one sync only. That may have been another one,
+            // which latched the volume.
             if let Some(why) = s.latched {
                 return Err(why);
             }
@@ -89,8 +93,8 @@ impl Log {
         Ok(())
     }
 
-    /// Puts the unlogged flush entry into the record that gathers, if there is one and it fits beside so many bytes of `others`.
-    /// Where it does not fit, the next record is tried.
+    /// Puts the unlogged flush entry into the record that gathers, if there is one and it fits
+    /// beside so many bytes of `others`. Where it does not fit, the next record is tried.
     pub(super) fn push_flush_entry(&self, s: &mut State, others: usize) {
         if self.fits_flush_entry(s, others) {
             let DurableNumbers { highest, except } = &s.flush.durable;

@@ -5,8 +5,8 @@ use crate::{Seq, format::RecordBuilder};
 /// Most failed numbers before the volume is latched: more means that the data device is gone.
 pub(super) const MAX_FAILED: usize = 1024;
 
-/// What a flush entry says: all numbers up to the highest are durable but those listed. These were in flight or failed when the
-/// sync began.
+/// What a flush entry says: all numbers up to the highest are durable but those listed. These were
+/// in flight or failed when the sync began.
 pub(super) struct DurableNumbers {
     pub(super) highest: Seq,
     pub(super) except: Vec<Seq>,
@@ -21,8 +21,9 @@ impl DurableNumbers {
         self.highest == highest && self.except.is_empty()
     }
 
-    /// Lists no more than so many numbers, by lowering the highest. What is cut off is newer than what is left, and no entry is cut
-    /// at another length: so a later entry says no less than one before it, and recovery can go by the last alone.
+    /// Lists no more than so many numbers, by lowering the highest. What is cut off is newer than
+    /// what is left, and no entry is cut at another length: so a later entry says no less than one
+    /// before it, and recovery can go by the last alone.
     pub(super) fn cut(&mut self, most: usize) {
         if self.except.len() > most {
             self.except.sort_unstable();
@@ -43,15 +44,16 @@ impl DurableNumbers {
 }
 
 pub(super) struct FlushState {
-    /// How many syncs have started, and how many are done: there is one at a time, and each begins with a snapshot. A flush
-    /// is done when a sync that started after its arrival is.
+    /// How many syncs have started, and how many are done: there is one at a time, and each begins
+    /// with a snapshot. A flush is done when a sync that started after its arrival is.
     pub(super) started: u64,
     pub(super) done: u64,
     /// The last snapshot: durable once its sync is done.
     pub(super) snapshot: DurableNumbers,
     /// What the last sync that is done has made durable.
     pub(super) durable: DurableNumbers,
-    /// Whether no record says so yet. Only the newest is logged, since it says all that those before it did.
+    /// Whether no record says so yet. Only the newest is logged, since it says all that those
+    /// before it did.
     pub(super) unlogged: bool,
 }
 

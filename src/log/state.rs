@@ -48,7 +48,8 @@ pub(crate) struct LogPoint {
 pub enum CheckpointerWork {
     /// The log is half full, or the pending tags nearly: checkpoint now.
     Checkpoint,
-    /// There is a flush entry that no record has carried yet, and no record is about to be written: write one.
+    /// There is a flush entry that no record has carried yet, and no record is about to
+    /// be written: write one.
     FlushRecord,
 }
 
@@ -106,8 +107,8 @@ pub(super) struct Gather {
     pub(super) last: Seq,
     /// Bytes of the ring reserved for what is in it.
     pub(super) reserved: u64,
-    /// By queue: one of its requests with an entry in this record is the leader, and checks at the batch boundary whether the
-    /// record can go out. The others need not.
+    /// By queue: one of its requests with an entry in this record is the leader, and checks at the
+    /// batch boundary whether the record can go out. The others need not.
     pub(super) has_leader: Vec<bool>,
 }
 
@@ -117,7 +118,8 @@ pub(super) struct State {
     pub(super) of_epoch: [EpochUse; 2],
     /// By request: the change that it has logged and that has not ended.
     pub(super) in_flight: Vec<Option<(Seq, Epoch)>>,
-    /// Failed numbers: their data may not be what the log says. Every flush entry lists them until they are checkpointed.
+    /// Failed numbers: their data may not be what the log says. Every flush entry lists them until
+    /// they are checkpointed.
     pub(super) failed: Vec<(Seq, Epoch)>,
 
     pub(super) gather: Gather,
@@ -159,8 +161,9 @@ impl State {
     pub(super) fn used(&self) -> u64 {
         self.head.position - self.tail + self.gather.reserved
     }
-    /// Whether what has gathered may be taken and written: when no record is in flight, or those in flight are together no
-    /// larger than it. Many small records would cost more time than they save.
+    /// Whether what has gathered may be taken and written: when no record is in flight, or
+    /// those in flight are together no larger than it. Many small records would cost more
+    /// time than they save.
     pub(super) fn may_lead(&self) -> bool {
         let in_flight: usize = self.sealed.iter().map(|record| record.content).sum();
         // A record that is durable before its predecessor still counts, though its buffer is back.
@@ -230,7 +233,8 @@ impl Log {
         Self::memory_bytes_for(self.config.max_record, self.config.max_requests)
     }
 
-    /// The most tags that one entry can carry: one record's worth, and no more than a set of pending tags holds.
+    /// The most tags that one entry can carry: one record's worth, and no more than a set of
+    /// pending tags holds.
     pub(crate) fn max_entry_tags(&self) -> usize {
         RecordBuilder::max_tags(self.config.max_record).min(self.config.max_tags)
     }
@@ -259,8 +263,8 @@ impl Log {
         (s.used(), s.records, s.record_bytes)
     }
 
-    /// Wakes the waiting requests that `wanted` picks, and the checkpoint thread where the volume is latched.
-    /// Wakers are called outside the lock, some at a time.
+    /// Wakes the waiting requests that `wanted` picks, and the checkpoint thread where the volume
+    /// is latched. Wakers are called outside the lock, some at a time.
     pub(super) fn wake_all(&self, wanted: impl Fn(&State, Waiting) -> bool) {
         let mut from = 0;
         loop {
@@ -292,8 +296,8 @@ impl Log {
     }
 }
 
-/// A log write, a sync or a checkpoint that has begun. Dropped half done it would keep others waiting for ever: so then the
-/// volume is latched.
+/// A log write, a sync or a checkpoint that has begun. Dropped half done it would keep others
+/// waiting for ever: so then the volume is latched.
 pub(crate) struct Unfinished<'a>(Option<&'a Log>);
 
 impl<'a> Unfinished<'a> {

@@ -58,8 +58,8 @@ impl CheckReport {
     }
 }
 
-/// Verifies all blocks of the volume; `progress` is called with the number of blocks done, and may end it there.
-/// Subtrees that read as zeros are passed over whole.
+/// Verifies all blocks of the volume; `progress` is called with the number of blocks done, and may
+/// end it there. Subtrees that read as zeros are passed over whole.
 pub async fn check<S: Io>(
     volume: &Volume,
     io: &S,
@@ -86,7 +86,8 @@ pub async fn check<S: Io>(
     report
 }
 
-/// Whether any block holds data, or can't be verified: where it is not so, all of the volume reads as zeros.
+/// Whether any block holds data, or can't be verified: where it is not so, all of the
+/// volume reads as zeros.
 pub async fn holds_data<S: Io>(volume: &Volume, io: &S, context: &mut RequestContext) -> bool {
     let mut buf = Buf::new(volume.max_request_bytes());
     let mut report = CheckReport::default();

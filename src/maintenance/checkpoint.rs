@@ -2,7 +2,8 @@
 //!
 //! In this order, each step durable before the next:
 //! 1. the epoch ends; its writes in flight complete (this waits only for requests that have logged)
-//! 2. the data that the tags speak of — otherwise a crash could leave a tag in the tree whose data never arrived
+//! 2. the data that the tags speak of — otherwise a crash could leave a tag in the tree whose data
+//!    never arrived
 //! 3. pages and tree, to slots that nothing current names
 //! 4. both superblock copies — only then is anything of the old epoch (slots, log space) free
 
@@ -39,8 +40,8 @@ impl Checkpoints {
         Self { keys, superblock: Mutex::new(superblock), scratch: Mutex::new(Some(scratch)) }
     }
 
-    /// Moves the pending tags into pages and tree, and the superblock on. `None` where nothing was written since the last.
-    /// One at a time. One that fails latches the log.
+    /// Moves the pending tags into pages and tree, and the superblock on. `None` where nothing was
+    /// written since the last. One at a time. One that fails latches the log.
     pub(crate) async fn run<S: Storage>(
         &self,
         io: &S,
@@ -66,15 +67,16 @@ impl Checkpoints {
         if let Some(why) = log.latched() {
             return Err(why);
         }
-        // Its entry goes to the log of the next epoch. It matters where a superblock of the ended epoch is put
-        // back: the log then goes on to say what was durable.
+        // Its entry goes to the log of the next epoch. It matters where a superblock of the ended
+        // epoch is put back: the log then goes on to say what was durable.
         log.sync_data(io, OWN_CONTEXT).await?;
         metadata.wait_for_holds(io).await;
         let mut scratch = self.scratch.lock().take().expect("one checkpoint at a time");
         let written = self.write_out(io, metadata, log, ended, &mut scratch).await;
         *self.scratch.lock() = Some(scratch);
         let (superblock, applied) = written?;
-        // The new root first, then the pending set goes: a lookup that misses the one finds the other.
+        // The new root first, then the pending set goes: a lookup that misses the one finds the
+        // other.
         metadata.tree.root.store(superblock.root);
         *self.superblock.lock() = superblock;
         metadata.pending[ended.parity()].clear();

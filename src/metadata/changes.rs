@@ -21,7 +21,8 @@ pub(crate) struct Changes<'a> {
 }
 
 impl<'a> Changes<'a> {
-    /// Of sorted tags and runs; runs that touch each other become one: what they say of a page is then said by one of them.
+    /// Of sorted tags and runs; runs that touch each other become one: what they say of a page is
+    /// then said by one of them.
     pub(crate) fn new(tags: &'a [PendingTag], runs: &'a mut Vec<ZeroRun>) -> Self {
         runs.dedup_by(|next, run| {
             let touch = run.end == next.start;

@@ -1,5 +1,5 @@
-//! Prefetch hints: droppable by shape. Offering one returns nothing that anybody could wait for; only a counter tells
-//! of a drop.
+//! Prefetch hints: droppable by shape. Offering one returns nothing that anybody could wait for;
+//! only a counter tells of a drop.
 
 use crate::{
     BlockRange,
@@ -54,8 +54,8 @@ impl Hints {
 const STREAMS: usize = 8;
 const NONE: u64 = u64::MAX;
 
-/// Where reads ended lately. Reads that jump about a volume much larger than the cache would use one page in sixteen of
-/// what a hint brings.
+/// Where reads ended lately. Reads that jump about a volume much larger than the cache would use
+/// one page in sixteen of what a hint brings.
 struct Recent {
     last_pages: [AtomicU64; STREAMS],
     next: AtomicUsize,
@@ -68,8 +68,8 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// Notes a read of these tag pages; whether it goes on where an earlier one ended. Threads that race here only misjudge
-    /// a hint.
+    /// Notes a read of these tag pages; whether it goes on where an earlier one ended. Threads that
+    /// race here only misjudge a hint.
     fn runs_on(&self, pages: Range<u64>) -> bool {
         let last = pages.end - 1;
         for place in &self.last_pages {

@@ -14,7 +14,8 @@ use crate::{
 };
 use std::{ops::Range, time::Duration};
 
-/// How often a lookup begins anew because the tree moved under it, before it asks the next checkpoint to wait.
+/// How often a lookup begins anew because the tree moved under it, before it asks the next
+/// checkpoint to wait.
 const STALE_RETRIES: u32 = 3;
 
 /// The tags of one tag page that a request needs: their indices in its [`TagBuf`] and in the page.
@@ -137,8 +138,9 @@ impl Metadata {
         }
     }
 
-    /// A run of tag pages. Where one fails to verify and the root has moved meanwhile, its slot may have
-    /// been written again: begin anew, pending tags included. Under an unmoved root it is damaged.
+    /// A run of tag pages. Where one fails to verify and the root has moved meanwhile, its
+    /// slot may have been written again: begin anew, pending tags included. Under an
+    /// unmoved root it is damaged.
     async fn resolve<S: Storage>(
         &self,
         io: &S,
@@ -170,7 +172,8 @@ impl Metadata {
         unreachable!("the loop ends by returning")
     }
 
-    /// The same under one root. All tags that can be had are filled in, also where others fail. Returns the first lost page.
+    /// The same under one root. All tags that can be had are filled in, also where others fail.
+    /// Returns the first lost page.
     async fn resolve_from<S: Storage>(
         &self,
         io: &S,

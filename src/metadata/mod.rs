@@ -1,4 +1,5 @@
-//! The tags of all blocks: those of the last epochs in memory, the others in a hash tree that is read through a cache.
+//! The tags of all blocks: those of the last epochs in memory, the others in a hash tree that is
+//! read through a cache.
 
 pub(crate) mod changes;
 pub mod hints;
@@ -52,7 +53,8 @@ impl Metadata {
         self.tree.layout.block_size as usize
     }
 
-    /// The tags of a change of this epoch and number, for lookups from now on. Returns how many blocks had none pending.
+    /// The tags of a change of this epoch and number, for lookups from now on. Returns how many
+    /// blocks had none pending.
     pub(crate) fn publish(&self, epoch: Epoch, seq: Seq, first: BlockIndex, tags: &[Tag]) -> usize {
         let set = &self.pending[epoch.parity()];
         let blocks = BlockRange::new(first, tags.len() as u64).blocks();

@@ -7,9 +7,10 @@ use super::{
 use crate::{BlockIndex, BlockRange, Storage, format::TAGS_PER_PAGE, request::context::RequestContext};
 
 impl Metadata {
-    /// The next run of blocks at or after `from` that may hold data; everything between reads as zeros.
-    /// A run under damaged metadata counts as data: reading it tells what is wrong. `overlay`: blocks that recovery has found tags
-    /// of and not written down, sorted; a volume that takes writes has none.
+    /// The next run of blocks at or after `from` that may hold data; everything between reads as
+    /// zeros. A run under damaged metadata counts as data: reading it tells what is wrong.
+    /// `overlay`: blocks that recovery has found tags of and not written down, sorted; a volume
+    /// that takes writes has none.
     pub(crate) async fn next_data<S: Storage>(
         &self,
         io: &S,

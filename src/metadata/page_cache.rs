@@ -1,9 +1,9 @@
 //! The cache of verified pages: set-associative, lock-free, of fixed size.
 //!
-//! A page is found by its name *and* the epoch of the entry that names it, so a stale page can never
-//! answer. Hits take no lock and write nothing but a "used" mark that is set once: two queues that
-//! hit the same page do not disturb each other. A thread that loses a race for a frame does not cache its page.
-//! Only pages that have verified are put in.
+//! A page is found by its name *and* the epoch of the entry that names it, so a stale page can
+//! never answer. Hits take no lock and write nothing but a "used" mark that is set once: two queues
+//! that hit the same page do not disturb each other. A thread that loses a race for a frame does
+//! not cache its page. Only pages that have verified are put in.
 
 use crate::{
     Epoch,
@@ -90,7 +90,8 @@ impl PageCache {
         (!self.hands.is_empty()).then_some(set as usize)
     }
 
-    /// Copies `out.len()` bytes at `at` of the page, both multiples of 8, if this version of it is here.
+    /// Copies `out.len()` bytes at `at` of the page, both multiples of 8, if this
+    /// version of it is here.
     pub(crate) fn get(&self, page: PageId, epoch: Epoch, at: usize, out: &mut [u8]) -> Lookup {
         let name = name(page);
         let Some(set) = self.set(name) else { return Lookup::Miss };
@@ -156,7 +157,8 @@ impl PageCache {
         f.version.store(version + 2, Ordering::Release);
     }
 
-    /// An older version of the same page, else an empty frame, else the first without a second chance.
+    /// An older version of the same page, else an empty frame, else the first without a second
+    /// chance.
     fn victim(&self, set: usize, name: u64) -> usize {
         let first = set * self.ways;
         let frames = &self.frames[first..first + self.ways];

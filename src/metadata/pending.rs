@@ -1,9 +1,9 @@
 //! Pending tags: what was logged in one epoch and is not yet in a tag page.
 //!
-//! There are two sets, chosen by the parity of the epoch. A set is a hash table of fixed size that is read
-//! without a lock: a request that reads or writes a block's entry holds a range guard on the block, so an
-//! entry is never read while it is written. What the guards do not cover is the checkpoint emptying
-//! a set; for that the generation is looked at before and after.
+//! There are two sets, chosen by the parity of the epoch. A set is a hash table of fixed size that
+//! is read without a lock: a request that reads or writes a block's entry holds a range guard on
+//! the block, so an entry is never read while it is written. What the guards do not cover is the
+//! checkpoint emptying a set; for that the generation is looked at before and after.
 
 use crate::{
     BlockIndex, BlockRange, Seq,
@@ -98,10 +98,12 @@ impl PendingSet {
         (0..self.table.len()).map(move |i| (start + i) & mask)
     }
 
-    /// Puts a tag in; the caller holds the block's range exclusively. Returns whether the block is new here.
+    /// Puts a tag in; the caller holds the block's range exclusively. Returns whether
+    /// the block is new here.
     ///
     /// # Panics
-    /// When more than the reserved number of blocks are put in: space is reserved before anything is logged.
+    /// When more than the reserved number of blocks are put in: space is reserved
+    /// before anything is logged.
     pub(crate) fn insert(&self, block: BlockIndex, seq: Seq, tag: &Tag) -> bool {
         let key = block.0 + 1;
         let (place, new) = self
@@ -190,7 +192,8 @@ impl PendingSet {
         let zeros = self.zeros_at(block).map(|seq| (seq, ZERO_TAG));
         let newest = tag.into_iter().chain(zeros).max_by_key(|(seq, _)| *seq);
         fence(Ordering::Acquire);
-        // Acquire, too: a reader that discards what it has found must see the root that was stored before.
+        // Acquire, too: a reader that discards what it has found must see the root
+        // that was stored before.
         newest.filter(|_| self.generation.load(Ordering::Acquire) == generation)
     }
 
@@ -212,7 +215,8 @@ impl PendingSet {
         tags.sort_unstable();
     }
 
-    /// The first block at or after `from` with a tag here. Looks at all of them: for tools, not for requests.
+    /// The first block at or after `from` with a tag here. Looks at all of them: for
+    /// tools, not for requests.
     pub(crate) fn next(&self, from: BlockIndex) -> Option<BlockIndex> {
         let blocks = self.used[..self.len()].iter().map(|place| {
             let place = place.load(Ordering::Acquire) as usize;
@@ -226,8 +230,9 @@ impl PendingSet {
         self.tag_at(t.place as usize)
     }
 
-    /// Empties the set. Its content has been published by [`Root::store`](crate::metadata::root::Root::store) *before*: that store's
-    /// fence is what makes a reader that sees the set half empty see the new root too.
+    /// Empties the set. Its content has been published by
+    /// [`Root::store`](crate::metadata::root::Root::store) *before*: that store's fence is what
+    /// makes a reader that sees the set half empty see the new root too.
     pub(crate) fn clear(&self) {
         let generation = self.generation.load(Ordering::Relaxed);
         self.generation.store(generation + 1, Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! The prefetch worker's part: a cluster of tag pages for each hint, and the next one where reads run on.
+//! The prefetch worker's part: a cluster of tag pages for each hint, and the next one where reads
+//! run on.
 //!
 //! Nobody waits for any of this: what it brings in time is in the cache, what it does not bring is
 //! read by the request that needs it.
@@ -33,8 +34,8 @@ impl Metadata {
     async fn prefetch_cluster<S: Storage>(&self, io: &S, context: &mut RequestContext, cluster: u64) {
         let end = self.tree.layout.pages_in(0).min((cluster + 1) * CLUSTER);
         for run in context.pages.runs(cluster * CLUSTER..end) {
-            // Pending tags are of no interest here, and no range guard is held: what is found is not used,
-            // only kept in the cache as verified.
+            // Pending tags are of no interest here, and no range guard is held: what is found is
+            // not used, only kept in the cache as verified.
             let root = self.tree.root.load();
             let mut missing = Missing::new(run.start);
             for tag_page in run {

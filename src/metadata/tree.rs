@@ -1,9 +1,9 @@
 //! Finding a tag page: down from the root, out of the cache or from the device.
 //!
 //! Each page is believed only because its parent's entry names its digest, and the root because the
-//! superblock's MAC holds. On a miss all that is missing is read at once, every level and all tag pages of
-//! the request: the page whose entry is known from its slot, those below from both slots, since the
-//! parent that knows is being read, too. Tag pages side by side are one read.
+//! superblock's MAC holds. On a miss all that is missing is read at once, every level and all tag
+//! pages of the request: the page whose entry is known from its slot, those below from both slots,
+//! since the parent that knows is being read, too. Tag pages side by side are one read.
 
 use crate::{
     Buf, Device, DeviceError, Errno, Storage,
@@ -64,8 +64,8 @@ pub(crate) struct CacheUse {
 /// Most tag pages that are read at once: what a request of 512 KiB touches at 512-byte blocks.
 const MAX_TOGETHER: usize = 9;
 
-/// Page buffers of one request or worker: one pair of slots for each level, and of tag pages as many as
-/// are read at once. `None` while in flight.
+/// Page buffers of one request or worker: one pair of slots for each level, and of tag pages as
+/// many as are read at once. `None` while in flight.
 pub(crate) struct PageBufs {
     levels: [Option<Buf>; MAX_LEVELS],
     together: usize,
@@ -94,7 +94,8 @@ impl PageBufs {
     pub(crate) fn give_back(&mut self, buf: Buf) {
         self.levels[0] = Some(buf);
     }
-    /// Splits tag pages into runs that one [`Tree::load`] can bring: under one parent, and no more than there is memory for.
+    /// Splits tag pages into runs that one [`Tree::load`] can bring: under one parent, and no more
+    /// than there is memory for.
     pub(crate) fn runs(&self, pages: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
         let (mut start, most) = (pages.start, self.together as u64);
         std::iter::from_fn(move || {
@@ -165,8 +166,8 @@ impl Way<'_> {
 }
 
 impl Tree {
-    /// Walks from `root` to a tag page through the cache, and copies `out.len()` bytes at `at` of it. Asked
-    /// for none, it only looks whether the page is there, which is no use of it.
+    /// Walks from `root` to a tag page through the cache, and copies `out.len()` bytes at `at` of
+    /// it. Asked for none, it only looks whether the page is there, which is no use of it.
     pub(crate) fn walk_cached(
         &self,
         root: TreeEntry,
@@ -214,8 +215,8 @@ impl Tree {
         (child.index % TREE_FANOUT) as usize * size_of::<TreeEntry>()
     }
 
-    /// Reads all that is missing at once, verifies from the top, and caches. `found` hears of each tag page
-    /// that could be had. Of several failures it returns a device error, if there is one.
+    /// Reads all that is missing at once, verifies from the top, and caches. `found` hears of each
+    /// tag page that could be had. Of several failures it returns a device error, if there is one.
     pub(crate) async fn load_missing<S: Storage>(
         &self,
         io: &S,
@@ -270,8 +271,9 @@ impl Tree {
         result
     }
 
-    /// A read that failed is done again for the slot alone that holds the page: the other slot, or a neighbour, may be
-    /// what can't be read, and nobody needs it. `at`: where the page's pair lies in the buffer.
+    /// A read that failed is done again for the slot alone that holds the page: the other slot, or
+    /// a neighbour, may be what can't be read, and nobody needs it. `at`: where the page's pair
+    /// lies in the buffer.
     async fn once_more<S: Storage>(
         &self,
         io: &S,
@@ -289,7 +291,8 @@ impl Tree {
         }
     }
 
-    /// Starts to read bytes of a page's pair of slots, or of several pairs side by side, into its level's buffer from `at` on.
+    /// Starts to read bytes of a page's pair of slots, or of several pairs side by side, into its
+    /// level's buffer from `at` on.
     fn start<S: Storage>(
         &self,
         io: &S,
@@ -343,7 +346,8 @@ impl Tree {
         result
     }
 
-    /// The entry on the way to a tag page, in a verified page that lies in the slot which `entry` names.
+    /// The entry on the way to a tag page, in a verified page that lies in the slot
+    /// which `entry` names.
     fn child(&self, pair: &[u8], entry: TreeEntry, tag_page: u64, level: u8) -> TreeEntry {
         let at = known_part(entry).start + self.entry_at(tag_page, level);
         TreeEntry::read_from_prefix(&pair[at..]).expect("inside the page").0

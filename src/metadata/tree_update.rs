@@ -24,7 +24,8 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Pages that are read, changed and written together.
 const BATCH: usize = 32;
 
-/// A page that must be changed; the entry is the current one on the way down and the new one after the way up.
+/// A page that must be changed; the entry is the current one on the way down and the new
+/// one after the way up.
 #[derive(Clone, Copy)]
 struct Touched {
     index: u64,
@@ -89,8 +90,8 @@ enum Base {
     Lost,
 }
 
-/// Applies `set` to the tree under `old_root`, for a superblock of epoch `epoch`; returns the new root.
-/// Nothing is synced.
+/// Applies `set` to the tree under `old_root`, for a superblock of epoch `epoch`; returns the new
+/// root. Nothing is synced.
 pub(crate) async fn apply<S: Storage>(
     io: &S,
     tree: &Tree,
@@ -198,7 +199,8 @@ impl<S: Storage> Job<'_, S> {
         self.bufs[i] = Some(buf);
     }
 
-    /// Gives the new versions of a batch of pages their entries, and starts their writes. Those of zeros alone need none.
+    /// Gives the new versions of a batch of pages their entries, and starts their writes. Those of
+    /// zeros alone need none.
     fn write_new(&mut self, level: u8, batch: &mut [Touched]) -> [Option<S::Transfer>; BATCH] {
         let mut digests = [None; BATCH];
         let id = |page: &Touched| PageId { level, index: page.index };

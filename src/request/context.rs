@@ -42,8 +42,8 @@ impl RequestContext {
             + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + BatchHandle::MEMORY_BYTES) as u64
     }
 
-    /// Gives the contexts of one volume that one thread uses a common hash batch: it hashes for several requests at once, and
-    /// may have it done by other threads.
+    /// Gives the contexts of one volume that one thread uses a common hash batch: it hashes for
+    /// several requests at once, and may have it done by other threads.
     pub fn work_together<'a>(contexts: impl IntoIterator<Item = &'a mut RequestContext>) {
         let contexts: Vec<_> = contexts.into_iter().collect();
         let handles = BatchHandle::several(contexts.len());

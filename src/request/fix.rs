@@ -1,4 +1,5 @@
-//! "Fix", of a volume that was opened so: what is on the medium is accepted and signed anew, by an ordinary write.
+//! "Fix", of a volume that was opened so: what is on the medium is accepted and signed anew, by an
+//! ordinary write.
 
 use super::{context::RequestContext, read::Reader, write::Writer};
 use crate::{
@@ -6,7 +7,8 @@ use crate::{
     format::{LOST_TAG, ZERO_TAG},
 };
 
-/// Reads `range`, which the caller holds exclusively, and signs each block anew that does not match its tag.
+/// Reads `range`, which the caller holds exclusively, and signs each block anew that
+/// does not match its tag.
 pub(crate) async fn fix<S: Io>(
     reader: &Reader<'_>,
     writer: &Writer<'_>,

@@ -6,15 +6,16 @@
 //!                                                   └─────> else this thread, at once
 //! ```
 //!
-//! Two digests take a processor hardly longer than one (see [`sha256`](crate::crypto::sha256)), but a request for one block
-//! has only one to compute. So it waits for the batch boundary of its thread. The first request that goes on then computes
-//! the tags of all that wait. If there are enough blocks before, they are hashed at once.
+//! Two digests take a processor hardly longer than one (see [`sha256`](crate::crypto::sha256)), but
+//! a request for one block has only one to compute. So it waits for the batch boundary of its
+//! thread. The first request that goes on then computes the tags of all that wait. If there are
+//! enough blocks before, they are hashed at once.
 //!
-//! A request for many blocks takes long to hash. It waits for the boundary, too: so the answers and records that others wait
-//! for are submitted before.
+//! A request for many blocks takes long to hash. It waits for the boundary, too: so the answers and
+//! records that others wait for are submitted before.
 //!
-//! A group goes to an idle hash worker, or is queued for the next one. Hash workers wait for nothing but jobs, so a request
-//! that waits for its group waits for hashing alone.
+//! A group goes to an idle hash worker, or is queued for the next one. Hash workers wait for
+//! nothing but jobs, so a request that waits for its group waits for hashing alone.
 
 use crate::{
     BlockIndex, Buf, Io, Phase,
@@ -31,8 +32,8 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// Blocks that are enough for any processor's lanes. With more, the first would only wait longer, and the scheduler could not
-/// end the batch in time.
+/// Blocks that are enough for any processor's lanes. With more, the first would only wait longer,
+/// and the scheduler could not end the batch in time.
 const ENOUGH: usize = 2 * MAX_LANES;
 
 /// Bytes that are worth waking another thread for.
@@ -46,8 +47,9 @@ pub struct HashThreads(Arc<Offer>);
 type Offer = dyn Fn(HashJob) -> Option<HashJob> + Send + Sync;
 
 impl HashThreads {
-    /// `offer` takes a job, or gives it back at once where no thread wants one. It may queue a job, if a thread that waits for
-    /// nothing else is sure to run it: the request whose blocks these are waits for that.
+    /// `offer` takes a job, or gives it back at once where no thread wants one. It may queue a job,
+    /// if a thread that waits for nothing else is sure to run it: the request whose blocks these
+    /// are waits for that.
     pub fn new(offer: impl Fn(HashJob) -> Option<HashJob> + Send + Sync + 'static) -> Self {
         Self(Arc::new(offer))
     }
@@ -66,7 +68,8 @@ pub struct HashJob {
 }
 
 impl HashJob {
-    /// Makes the tags and wakes the requests that wait for them. Never waits for I/O or for a request.
+    /// Makes the tags and wakes the requests that wait for them. Never waits for I/O or for a
+    /// request.
     pub fn run(self) {
         self.group.make_tags(&self.tagger);
     }
@@ -142,8 +145,9 @@ impl HashBatch {
         }
     }
 
-    /// Adds the work of a request; returns how many blocks can be hashed together now. `alone`: its own are enough. The work
-    /// comes back where that of an earlier request with this index, which was dropped, is still in a group.
+    /// Adds the work of a request; returns how many blocks can be hashed together now. `alone`: its
+    /// own are enough. The work comes back where that of an earlier request with this index, which
+    /// was dropped, is still in a group.
     fn submit(&mut self, index: usize, work: HashWork, alone: bool) -> Result<usize, HashWork> {
         match &self.progress[index] {
             Progress::Away(_) => return Err(work),
@@ -160,7 +164,8 @@ impl HashBatch {
         Ok(self.waiting.iter().map(blocks).sum())
     }
 
-    /// Takes the work of this request, and that of all in the list if it is one of them. Nothing, if it does not wait any more.
+    /// Takes the work of this request, and that of all in the list if it is one of them. Nothing,
+    /// if it does not wait any more.
     fn take_for(&mut self, index: usize) -> HashWorks {
         let Self { progress, waiting, spares } = self;
         if !matches!(progress[index], Progress::Waiting(_)) {
@@ -277,8 +282,9 @@ impl Hasher {
         poll_fn(|cx| batch.lock().poll_ready(*index, cx.waker())).await
     }
 
-    /// Makes the tags of the request and of those that wait with it, unless another request has done so. They are made by a
-    /// hash worker where one is idle, the blocks are worth it and this thread has more to do than this group; else here.
+    /// Makes the tags of the request and of those that wait with it, unless another request has
+    /// done so. They are made by a hash worker where one is idle, the blocks are worth it and this
+    /// thread has more to do than this group; else here.
     fn run_batch<S: Io>(&self, io: &S, BatchHandle { batch, index }: &BatchHandle) {
         let works = batch.lock().take_for(*index);
         if works.is_empty() {

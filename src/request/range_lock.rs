@@ -1,11 +1,13 @@
-//! Range locks: which request may touch which blocks. First come, first served; a whole range is locked in one step.
+//! Range locks: which request may touch which blocks. First come, first served; a whole range is
+//! locked in one step.
 //!
-//! A request waits here only for requests that came before it and overlap it. Each of those either has its range or waits for
-//! still earlier ones: no cycle.
+//! A request waits here only for requests that came before it and overlap it. Each of those either
+//! has its range or waits for still earlier ones: no cycle.
 //!
-//! Stripes of blocks are spread over shards, each with a mutex of its own, so that threads seldom contend for one. A request
-//! enters the queue of each shard that its range touches, and holds the mutexes of all of them meanwhile. That makes it one
-//! step: of two requests the same one is first in every shard that both touch.
+//! Stripes of blocks are spread over shards, each with a mutex of its own, so that threads seldom
+//! contend for one. A request enters the queue of each shard that its range touches, and holds the
+//! mutexes of all of them meanwhile. That makes it one step: of two requests the same one is first
+//! in every shard that both touch.
 
 use crate::{
     BlockRange,
@@ -94,8 +96,8 @@ pub(crate) struct RangeGuard<'a> {
 }
 
 impl RangeLocks {
-    /// For `requests` contexts, one request at a time each, of at most `max_blocks` as a rule: those touch two shards at most.
-    /// Memory is taken here.
+    /// For `requests` contexts, one request at a time each, of at most `max_blocks` as a rule:
+    /// those touch two shards at most. Memory is taken here.
     pub(crate) fn new(requests: usize, max_blocks: usize) -> Self {
         let shard = |_| Shard(Mutex::new(LockQueue { requests: Vec::with_capacity(requests), waiting: 0 }));
         let waiter = |_| Waiter { shards: AtomicUsize::new(0), waker: Mutex::new(None) };
@@ -152,8 +154,8 @@ impl RangeLocks {
         RangeGuard { ranges: self, request, range }
     }
 
-    /// Leaves the queue of a shard, and wakes the requests that can go on now: one at a time, so that no waker is called under
-    /// the mutex.
+    /// Leaves the queue of a shard, and wakes the requests that can go on now: one at a time, so
+    /// that no waker is called under the mutex.
     fn release(&self, shard: usize, request: usize) {
         let mut queue = self.shards[shard].0.lock();
         let i = queue.requests.iter().position(|lock| lock.request == request).expect("it leaves once");
@@ -170,13 +172,14 @@ impl RangeLocks {
             queue.requests[next].granted = true;
             queue.waiting -= 1;
             let waiter = &self.waiters[queue.requests[next].request];
-            // Still under the mutex. A request that is dropped while it waits takes it, too, before the next request of its
-            // context sets the count anew.
+            // Still under the mutex. A request that is dropped while it waits takes it, too, before
+            // the next request of its context sets the count anew.
             let granted = waiter.shards.fetch_sub(1, Ordering::AcqRel) == 1;
             drop(queue);
             if granted {
-                // Without a waker its task has not been polled yet, or has stored none yet and looks at the count once more
-                // afterwards. It may be the waker of the context's next request, which then is polled once in vain.
+                // Without a waker its task has not been polled yet, or has stored none yet and
+                // looks at the count once more afterwards. It may be the waker of the context's
+                // next request, which then is polled once in vain.
                 let waker = waiter.waker.lock().take();
                 waker.into_iter().for_each(Waker::wake);
             }
@@ -204,8 +207,8 @@ impl RangeGuard<'_> {
             return Poll::Ready(());
         }
         *self.ranges.waiters[self.request].waker.lock() = Some(cx.waker().clone());
-        // The request that grants it counts down first, and takes the waker then. So either it sees this waker, or this sees
-        // the count.
+        // The request that grants it counts down first, and takes the waker then. So either it sees
+        // this waker, or this sees the count.
         if self.is_granted() { Poll::Ready(()) } else { Poll::Pending }
     }
 }

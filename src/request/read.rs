@@ -1,4 +1,5 @@
-//! Reading: the data and whatever metadata is missing are fetched together, then everything is verified.
+//! Reading: the data and whatever metadata is missing are fetched together, then
+//! everything is verified.
 
 use super::{
     context::{RequestContext, TagSide},
@@ -32,7 +33,8 @@ struct Verdict {
 }
 
 impl Reader<'_> {
-    /// Compares what was fetched with its tags. Fails with the first bad block, unless bad blocks read as zeros.
+    /// Compares what was fetched with its tags. Fails with the first bad block, unless bad blocks
+    /// read as zeros.
     pub(crate) async fn verify<S: Io>(
         &self,
         io: &S,
@@ -103,8 +105,8 @@ impl Reader<'_> {
         (result, buf)
     }
 
-    /// Compares all blocks with their tags, and clears those that read as zeros or must not be seen. `made`: the context's old
-    /// tags are those of the data.
+    /// Compares all blocks with their tags, and clears those that read as zeros or must not be
+    /// seen. `made`: the context's old tags are those of the data.
     fn compare(&self, context: &RequestContext, range: BlockRange, data: &mut [u8], made: bool) -> Verdict {
         let (mut verified, mut mismatches, mut first_bad) = (0, 0, None);
         let bs = self.metadata.block_size();

@@ -76,7 +76,8 @@ impl Writer<'_> {
         let offset = self.metadata.layout().block_offset(part.first);
         let (result, buf) = io.write(Device::Data, offset, buf, bytes.clone(), Durability::MayBeLost).await;
         match result {
-            // Published before the number leaves the in-flight list: a checkpoint that drains the epoch finds the tags.
+            // Published before the number leaves the in-flight list: a checkpoint that drains the
+            // epoch finds the tags.
             Ok(()) => {
                 let tags =
                     self.metadata.publish(appended.epoch, appended.seq, part.first, context.tags.tags(part.count));
@@ -92,9 +93,9 @@ impl Writer<'_> {
         }
     }
 
-    /// A data write failed: finds out, block by block, what is on the medium now. The caller holds the range. Nothing of this
-    /// appends to the log, so it can't wait for space. Nor does it touch the request's buffer: what was to be written stays
-    /// there, for a caller that keeps it.
+    /// A data write failed: finds out, block by block, what is on the medium now. The caller holds
+    /// the range. Nothing of this appends to the log, so it can't wait for space. Nor does it touch
+    /// the request's buffer: what was to be written stays there, for a caller that keeps it.
     async fn resolve_failed<S: Io>(
         &self,
         io: &S,

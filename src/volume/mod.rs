@@ -1,4 +1,5 @@
-//! An open volume: the components that all queues share, and what they are made of. `requests.rs` has the operations.
+//! An open volume: the components that all queues share, and what they are made of. `requests.rs`
+//! has the operations.
 
 mod requests;
 
@@ -25,8 +26,9 @@ use std::sync::Arc;
 /// An open volume. Shared by all threads; each operation takes the calling thread's own
 /// [`Io`](crate::Io) handle and a [`RequestContext`] of its own.
 ///
-/// Operations are not meant to be cancelled: dropping the future of one that has begun latches the volume
-/// read-only where it would leave others waiting or an epoch out, and costs the context its buffers.
+/// Operations are not meant to be cancelled: dropping the future of one that has begun latches
+/// the volume read-only where it would leave others waiting or an epoch out, and costs the
+/// context its buffers.
 pub struct Volume {
     opened: Opened,
     contexts: RequestContexts,
@@ -46,7 +48,8 @@ struct Opened {
     max_request_bytes: usize,
     recovery: RecoveryReport,
     warnings: Vec<String>,
-    /// Read-only: blocks whose tags recovery found and did not write down, and those it could not find, sorted.
+    /// Read-only: blocks whose tags recovery found and did not write down, and those it could not
+    /// find, sorted.
     overlay: Vec<BlockIndex>,
     undecided: Undecided,
     /// Rescue: what no change from this one on names may be older than what was last written.
@@ -147,8 +150,8 @@ impl Volume {
         self.opened.max_request_bytes
     }
 
-    /// Memory taken by this volume in bytes: cache, log buffers, pending tags, checkpoint, and `max_requests` contexts with their
-    /// entries in the waiting lists.
+    /// Memory taken by this volume in bytes: cache, log buffers, pending tags, checkpoint, and
+    /// `max_requests` contexts with their entries in the waiting lists.
     pub fn memory_bytes(&self) -> u64 {
         let max_tags = max_pending_tags(self.metadata.layout());
         self.metadata.memory_bytes()
@@ -188,7 +191,8 @@ impl Volume {
         }
     }
 
-    /// Where the devices, as they are now, do not promise what the volume was formatted for: one line each.
+    /// Where the devices, as they are now, do not promise what the volume was
+    /// formatted for: one line each.
     pub fn warnings(&self) -> &[String] {
         &self.opened.warnings
     }
@@ -205,16 +209,17 @@ impl Volume {
 }
 
 impl Opened {
-    /// Whether a change that could not be read may be the newest of a block: any that is not named by what is newer for sure.
+    /// Whether a change that could not be read may be the newest of a block: any that is not named
+    /// by what is newer for sure.
     fn may_be_older(&self, range: BlockRange, metadata: &Metadata) -> bool {
         let newest = |block| metadata.pending[0].lookup(block).map(|(seq, _)| seq);
         self.newer_from.is_some_and(|from| range.blocks().any(|block| newest(block).is_none_or(|seq| seq < from)))
     }
 }
 
-/// The most memory that a volume of these sizes takes (of any sizes where `None`) when opened with this much of
-/// `cache_bytes`, `max_requests` and `max_request_bytes` in its [`OpenOptions`]: for deciding before anything is taken. Too
-/// much for 64 bits is `u64::MAX`.
+/// The most memory that a volume of these sizes takes (of any sizes where `None`) when opened with
+/// this much of `cache_bytes`, `max_requests` and `max_request_bytes` in its [`OpenOptions`]: for
+/// deciding before anything is taken. Too much for 64 bits is `u64::MAX`.
 pub fn most_memory_bytes(
     volume: Option<&VolumeInfo>,
     cache_bytes: u64,

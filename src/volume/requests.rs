@@ -1,4 +1,5 @@
-//! The operations of an open volume, each in the order in which `docs/architecture.md` lists its steps.
+//! The operations of an open volume, each in the order in which `docs/architecture.md` lists its
+//! steps.
 
 use super::Volume;
 use crate::{
@@ -57,8 +58,8 @@ impl Volume {
         fix(&reader, &self.writer(), io, context, range, buf).await
     }
 
-    /// Writes `range` from the front of `buf`. [`Durable`](Durability::Durable): as if a [`flush`](Self::flush) of these blocks
-    /// came with it, which waits for no other write.
+    /// Writes `range` from the front of `buf`. [`Durable`](Durability::Durable): as if a
+    /// [`flush`](Self::flush) of these blocks came with it, which waits for no other write.
     pub async fn write<S: Io>(
         &self,
         io: &S,
@@ -77,23 +78,23 @@ impl Volume {
         let (mut result, buf) = self.writer().write(io, context, range, buf).await;
         drop(guard);
         if result.is_ok() && durability == Durability::Durable {
-            // A durable data write would be on the medium, but the log would not know: after a crash an older version would
-            // be taken for this one's place.
+            // A durable data write would be on the medium, but the log would not know: after a
+            // crash an older version would be taken for this one's place.
             result = self.log.sync_data(io, context.id).await.map_err(WriteError::Latched);
         }
         (result, buf)
     }
 
-    /// Admits the write of the context's next request, if its range is free: it may be answered at once. `None`: write it
-    /// [as usual](Self::write), which waits or says why not.
+    /// Admits the write of the context's next request, if its range is free: it may be answered at
+    /// once. `None`: write it [as usual](Self::write), which waits or says why not.
     pub fn admit(&self, context: &RequestContext, range: BlockRange) -> Option<Admitted<'_>> {
         self.writable(range).ok()?;
         let guard = self.ranges.try_acquire(context.id, range, Mode::Exclusive)?;
         self.admitted.admit(&self.log, guard)
     }
 
-    /// Writes what `context` has admitted, from the front of `buf`. Once it is in place, `clear` clears what was kept of it. If
-    /// the write fails, the volume is latched.
+    /// Writes what `context` has admitted, from the front of `buf`. Once it is in place, `clear`
+    /// clears what was kept of it. If the write fails, the volume is latched.
     pub async fn write_back<S: Io>(
         &self,
         io: &S,
@@ -144,8 +145,8 @@ impl Volume {
         self.metadata.prefetch(io, context, hint).await;
     }
 
-    /// The next run of blocks at or after `from` that may hold data; everything between reads as zeros.
-    /// A run under damaged metadata counts as data: reading it tells what is wrong.
+    /// The next run of blocks at or after `from` that may hold data; everything between reads as
+    /// zeros. A run under damaged metadata counts as data: reading it tells what is wrong.
     pub async fn next_data<S: Storage>(
         &self,
         io: &S,
@@ -190,10 +191,11 @@ impl Volume {
         Ok(())
     }
 
-    /// The last checkpoint: after it a new open finds nothing to recover. No request may be in flight.
+    /// The last checkpoint: after it a new open finds nothing to recover. No request may be in
+    /// flight.
     ///
-    /// The log is told first that all of it is durable: the superblock before the last, put back together with an
-    /// old block, must not make a crash of an orderly end.
+    /// The log is told first that all of it is durable: the superblock before the last, put back
+    /// together with an old block, must not make a crash of an orderly end.
     pub async fn close<S: Storage>(&self, io: &S) -> Result<(), Latched> {
         if self.opened.access == Access::ReadWrite {
             self.log.sync_data(io, OWN_CONTEXT).await?;

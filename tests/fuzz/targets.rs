@@ -1,6 +1,8 @@
-//! The fuzz targets: one for each thing that is read off the devices. The tests run them, and libFuzzer (`fuzz/`).
+//! The fuzz targets: one for each thing that is read off the devices. The tests run them, and
+//! libFuzzer (`fuzz/`).
 //!
-//! An input is no image but a script of changes to one, so that it is tens of bytes and nearly every byte of it counts:
+//! An input is no image but a script of changes to one, so that it is tens of bytes and nearly
+//! every byte of it counts:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -8,10 +10,11 @@
 //! | 1 | bits: what is made good again after the changes, and how the volume is opened |
 //! | 4 + n, repeated | a change: area, operation and width, place (two bytes, little-endian), value |
 //!
-//! Each target has its areas. Without a signature nothing behind the checksums and MACs would be reached: half of the scripts
-//! should have one. Whatever lies on the devices is an error or an open volume, never a panic, a hang or too much memory. And
-//! whatever a block reads as was once written there, for nobody who changes bytes can make a tag; and what is written to the
-//! open volume can be read back.
+//! Each target has its areas. Without a signature nothing behind the checksums and MACs would be
+//! reached: half of the scripts should have one. Whatever lies on the devices is an error or an
+//! open volume, never a panic, a hang or too much memory. And whatever a block reads as was once
+//! written there, for nobody who changes bytes can make a tag; and what is written to the open
+//! volume can be read back.
 
 #![allow(unreachable_pub)] // a program of tests has no outside
 
@@ -30,7 +33,8 @@ use ublk_integrity::{
     open::{self, OpenError, Unknown},
 };
 
-/// Checksums, MACs, links and digests are made good: as if the holder of the key had written what is there.
+/// Checksums, MACs, links and digests are made good: as if the holder of the key had
+/// written what is there.
 const SIGNED: u8 = 1;
 /// So is the key id of blocks with another UUID.
 const KEY_ID: u8 = 2;
@@ -48,14 +52,15 @@ const READ_ONLY: u8 = 64;
 const EVERYWHERE: u8 = 0x80;
 /// More changes say nothing more, and take time.
 const MOST_CHANGES: usize = 12;
-/// In pages, in the log only, in both, in neither; and the last one is asked for, which may no longer be there.
+/// In pages, in the log only, in both, in neither; and the last one is asked for, which may no
+/// longer be there.
 const BLOCKS: [u64; 8] = [0, 1, 2, 3, 130, 131, 200, 201];
 
 /// The names of the errors that an input has led to.
 pub type Reached = BTreeSet<&'static str>;
 
-/// Sorts an error's variants by whether changed bytes can lead to them. A new variant does not compile before it is in
-/// one of the two lists.
+/// Sorts an error's variants by whether changed bytes can lead to them. A new variant does not
+/// compile before it is in one of the two lists.
 macro_rules! sort_variants {
     ($error:ident, $all:ident, $name:ident: reached [$($reached:ident)*] never [$($never:ident: $why:literal)*]) => {
         pub const $all: &[&str] = &[$(concat!(stringify!($error), "::", stringify!($reached))),*];
@@ -258,7 +263,8 @@ impl Target {
         }
     }
 
-    /// Changes an image as the script says, and does all that is done with a device whose content is not known.
+    /// Changes an image as the script says, and does all that is done with a device whose content
+    /// is not known.
     pub fn run(self, script: &[u8]) -> Reached {
         let Some((&[image, bits], changes)) = script.split_first_chunk() else { return Reached::new() };
         IMAGES.with(|images| {

@@ -216,7 +216,8 @@ impl Disk {
         let units = &mut self.units[disk];
         self.unsettled[disk].retain(|key| {
             let versions = units.get_mut(key).unwrap();
-            // The newest version that was complete when the sync began is durable; older ones can't come back.
+            // The newest version that was complete when the sync began is durable; older
+            // ones can't come back.
             if let Some(last) = versions.iter().rposition(|v| v.at.is_some_and(|at| at <= since)) {
                 versions.drain(..last);
             }
@@ -308,7 +309,8 @@ impl Disk {
         self.now
     }
 
-    /// Who sleeps shortest wakes first; and seldom does a device take longer than a deadline of seconds.
+    /// Who sleeps shortest wakes first; and seldom does a device take longer than a
+    /// deadline of seconds.
     fn instead_of(&mut self, i: usize) -> usize {
         let until = |op: &Op| op.until;
         if until(&self.ops[i]).is_none() {

@@ -1,4 +1,5 @@
-//! Other threads that hash, in a world with one thread: what they were handed waits until the seed says that it is done.
+//! Other threads that hash, in a world with one thread: what they were handed waits until the seed
+//! says that it is done.
 
 use std::cell::{Cell, RefCell};
 use ublk_integrity::{HashJob, HashThreads};

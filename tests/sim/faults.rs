@@ -49,7 +49,8 @@ pub struct Faults {
     pub lost: Option<(Device, u64)>,
     /// Of this device, some per cent of the writes go to the place after the one they were meant for.
     pub misdirected: Option<(Device, u64)>,
-    /// This device acknowledges syncs and durable writes and keeps everything in volatile memory, in any order.
+    /// This device acknowledges syncs and durable writes and keeps everything in volatile memory,
+    /// in any order.
     pub lying: Option<Device>,
 }
 

@@ -250,7 +250,8 @@ fn mac(key: &[u8; 32], message: &[u8]) -> [u8; 32] {
     Hmac::<Sha256>::new_from_slice(key).unwrap().chain_update(message).finalize().into_bytes().into()
 }
 
-/// Makes checksum and MAC of a changed superblock or identity block good: as if the key's holder had written it.
+/// Makes checksum and MAC of a changed superblock or identity block good: as if the key's holder
+/// had written it.
 pub fn sign_block(block: &mut [u8]) {
     let label = match &block[..8] {
         b"UBLKINTG" => "ublk-integrity v1 superblock",
@@ -279,7 +280,8 @@ pub fn set_key_id(block: &mut [u8]) {
     block[at..at + 16].copy_from_slice(&derived(&uuid, "ublk-integrity v1 key id")[..16]);
 }
 
-/// Makes links and MACs of the live log good from its beginning on, as far as there are records one behind the other.
+/// Makes links and MACs of the live log good from its beginning on, as far as there are records one
+/// behind the other.
 pub fn sign_log(disk: &mut Disk, superblock: &Superblock) {
     let ring = disk.peek(Device::Meta, LOG_OFFSET, superblock.log_size as usize);
     let mut at = (superblock.log_begin % superblock.log_size) as usize;

@@ -163,8 +163,8 @@ impl Lab {
     }
 }
 
-/// Runs a request together with the checkpoint thread's work, which alone relieves back-pressure. Work
-/// that has begun is brought to its end.
+/// Runs a request together with the checkpoint thread's work, which alone relieves back-pressure.
+/// Work that has begun is brought to its end.
 pub async fn with_checkpoints<T>(volume: &Volume, io: &SimStorage, request: impl Future<Output = T>) -> T {
     let working = Cell::new(false);
     let mut request = pin!(request);

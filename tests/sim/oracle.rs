@@ -114,7 +114,8 @@ impl Oracle {
     pub fn flushed_blocks(&self) -> u64 {
         self.blocks.values().filter(|h| h.floor > 0).count() as u64
     }
-    /// What is read while the volume runs: nothing older than what was acknowledged when the read began.
+    /// What is read while the volume runs: nothing older than what was acknowledged
+    /// when the read began.
     pub fn check_running(&mut self, block: BlockIndex, before: &Before, data: &[u8]) {
         let h = self.of(block).clone();
         self.check(block, before.acked, &h, data, "running");
@@ -165,8 +166,8 @@ impl Oracle {
             self.of(block).set_broken();
             return;
         };
-        // Torn below the unit of atomicity: that its newest version was flushed can't be known then, if
-        // the flush entry was not durable yet.
+        // Torn below the unit of atomicity: that its newest version was flushed can't be known
+        // then, if the flush entry was not durable yet.
         let floor = if torn { 0 } else { h.floor };
         let version = self.check(block, floor, &h, data, "after a crash");
         *self.of(block) = History { issued: vec![version], acked: 0, floor: 0, broken: false, breaks: 0 };

@@ -1,5 +1,5 @@
-//! What the tests under the model checker share: a device in memory for several threads, a small volume
-//! on it, and requests that run to their end. Of the library's tests and of the program's.
+//! What the tests under the model checker share: a device in memory for several threads, a small
+//! volume on it, and requests that run to their end. Of the library's tests and of the program's.
 #![allow(dead_code, unreachable_pub)] // each uses its own part of this
 
 use shuttle::{
@@ -28,7 +28,8 @@ use ublk_integrity::{
 
 pub const BLOCK: usize = 4096;
 
-/// A device in memory that all threads share; an operation takes effect when it starts and ends at the second poll.
+/// A device in memory that all threads share; an operation takes effect when it starts and ends at
+/// the second poll.
 #[derive(Clone)]
 pub struct Memory {
     pub disk: Arc<Mutex<MemoryStorage>>,
@@ -166,8 +167,8 @@ pub fn read(volume: &Volume, io: &Memory, blocks: BlockRange) -> u8 {
     buf[0]
 }
 
-/// Half of the schedules are random; the other half let one thread run far ahead of another (Burckhardt
-/// and others 2010), which a fair coin at every step hardly ever does.
+/// Half of the schedules are random; the other half let one thread run far ahead of another
+/// (Burckhardt and others 2010), which a fair coin at every step hardly ever does.
 pub fn check(test: impl Fn() + Send + Sync + Copy + 'static) {
     let schedules = std::env::var("SHUTTLE_ITERATIONS").map_or(1000, |n| n.parse().expect("a number"));
     let mut config = Config::default();

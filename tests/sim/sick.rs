@@ -1,5 +1,5 @@
-//! A disk that is sick when the volume is opened: what can't be read is an error, and nothing that a well disk would have
-//! given is lost by that.
+//! A disk that is sick when the volume is opened: what can't be read is an error, and nothing that
+//! a well disk would have given is lost by that.
 
 use super::{
     Rng, SimStorage,
@@ -65,8 +65,8 @@ fn recuperate(io: &SimStorage) {
     io.disk().faults = Faults::default();
 }
 
-/// Opens the volume on a disk that is sick for that time, perhaps cut short, and looks at all that is served; then again
-/// when the disk is well.
+/// Opens the volume on a disk that is sick for that time, perhaps cut short, and looks at all that
+/// is served; then again when the disk is well.
 pub fn open_sick(io: &SimStorage, options: &OpenOptions, rng: &mut Rng, oracle: &mut Oracle) {
     let access = if rng.chance(50) { Access::ReadOnly } else { Access::ReadWrite };
     let options = OpenOptions { access, open_id: rng.bytes(), ..options.clone() };

@@ -1,4 +1,5 @@
-//! The library's seam, on the simulated disks: operations start when asked for and end when the executor says.
+//! The library's seam, on the simulated disks: operations start when asked for and end when the
+//! executor says.
 
 use super::{
     disk::{Disk, Kind},

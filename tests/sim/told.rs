@@ -1,4 +1,5 @@
-//! What the log was told: an acknowledgement is *recorded* once a record is durable that was sealed after it.
+//! What the log was told: an acknowledgement is *recorded* once a record is durable that
+//! was sealed after it.
 
 use super::{
     Disk, Rng, SimStorage, block_on,
@@ -65,7 +66,8 @@ impl Told {
         self.superblock.log_size / 16
     }
 
-    /// A record that says nothing of flushes, though it had room to, comes after others that have said it all.
+    /// A record that says nothing of flushes, though it had room to, comes after others that have
+    /// said it all.
     fn durable(&mut self, disk: &Disk) {
         while let Some(record) =
             self.under_way.front().is_some_and(|r| r.durable).then(|| self.under_way.pop_front()).flatten()
@@ -84,8 +86,8 @@ impl Told {
         }
     }
 
-    /// The power is off. In a copy of the world somebody puts older versions, or garbage, on blocks of which something is
-    /// recorded: none may be read as what it was before. Returns how many.
+    /// The power is off. In a copy of the world somebody puts older versions, or garbage, on blocks
+    /// of which something is recorded: none may be read as what it was before. Returns how many.
     pub fn exchange(&self, io: &SimStorage, oracle: &Oracle, options: &OpenOptions, rng: &mut Rng) -> u64 {
         let copy = SimStorage::new(io.disk().fork(rng.next()));
         copy.disk().power_cut();

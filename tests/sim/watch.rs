@@ -33,7 +33,8 @@ pub struct Watch {
     /// The older of the two copies' log beginnings.
     tail: u64,
     head: u64,
-    /// Records sent and not all durable up to them, oldest first: place, and whether it is durable itself.
+    /// Records sent and not all durable up to them, oldest first: place, and whether
+    /// it is durable itself.
     records: VecDeque<(u64, bool)>,
     stage: Stage,
     page_writes: HashSet<u64>,
@@ -185,7 +186,8 @@ impl Watch {
         let epoch = self.superblock.epoch;
         match device {
             Device::Data => {
-                // A write-back error is told to one sync only: two at a time, and the other would not know.
+                // A write-back error is told to one sync only: two at a time, and the
+                // other would not know.
                 assert!(self.syncing.replace(op).is_none(), "a sync of the data device beside another");
                 let unsent = self.logged.values().flatten().any(|e| *e == epoch);
                 if !unsent && !self.writing.values().any(|e| *e == epoch) {

@@ -17,7 +17,8 @@ pub const QUEUES: usize = 6;
 pub const MAX_REQUEST: usize = 64 << 10;
 const BLOCKS_IN_PLAY: u64 = 300;
 
-/// Writes that were answered and are not in place, by their first block: memory that outlives the daemon, not the machine.
+/// Writes that were answered and are not in place, by their first block: memory that outlives the
+/// daemon, not the machine.
 pub type Kept = Rc<RefCell<BTreeMap<u64, (BlockRange, VersionId)>>>;
 
 /// What all tasks of one life share.
@@ -39,8 +40,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// All queues, the first four as those of one thread, the others as those of another: what a thread has to hash or
-    /// to log goes together.
+    /// All queues, the first four as those of one thread, the others as those of another: what a
+    /// thread has to hash or to log goes together.
     pub fn all(volume: &Volume) -> Vec<Self> {
         const OF_ONE: usize = 4;
         let slot = |n| volume.context(usize::from(n >= OF_ONE));
@@ -94,7 +95,8 @@ impl World {
             true => self.volume.admit(&q.slot, range),
             false => None,
         };
-        // The history's order is the order in which ranges are taken: at the first poll, which is now.
+        // The history's order is the order in which ranges are taken: at the first poll, which is
+        // now.
         let places = self.oracle.borrow_mut().issue(range, version);
         if let Some(admitted) = admitted {
             self.oracle.borrow_mut().ack(range, &places, false);
@@ -178,7 +180,8 @@ impl World {
     }
 }
 
-/// One life: requests on several queues, until the power fails after so many steps. `watch` sees every step.
+/// One life: requests on several queues, until the power fails after so many steps.
+/// `watch` sees every step.
 pub fn live(world: &World, seed: u64, steps: u64, mut watch: impl FnMut()) {
     elsewhere::crash();
     let mut exec = Executor::new(seed);
@@ -201,7 +204,8 @@ pub fn live(world: &World, seed: u64, steps: u64, mut watch: impl FnMut()) {
     }
 }
 
-/// Crashes during recovery, as often as the seed says and in the way that the caller does, until one open runs to its end.
+/// Crashes during recovery, as often as the seed says and in the way that the caller does, until
+/// one open runs to its end.
 pub fn recover(
     io: &SimStorage,
     options: &OpenOptions,

@@ -36,8 +36,8 @@ impl Stop {
     }
 }
 
-/// Makes checkpoints when they are wanted and every few seconds; a last one when `stop` is set. `tell` hears of each
-/// and of the failure that ends them.
+/// Makes checkpoints when they are wanted and every few seconds; a last one when `stop` is set.
+/// `tell` hears of each and of the failure that ends them.
 ///
 /// A checkpoint that has begun is never dropped: this ends only between two.
 pub async fn run<S: Storage>(

@@ -105,8 +105,8 @@ impl Failure {
     }
 }
 
-/// The library's words for a device with the path in their place: it knows neither the paths nor that there may be one device
-/// only, whose data and metadata it calls by different names.
+/// The library's words for a device with the path in their place: it knows neither the paths nor
+/// that there may be one device only, whose data and metadata it calls by different names.
 pub fn with_paths(text: &str, data: &Path, meta: Option<&Path>) -> String {
     let put =
         |text: &str, device: Device, path: &Path| text.replace(&format!("the {device}"), &path.display().to_string());

@@ -9,11 +9,12 @@ use ublk_integrity::hashing::{self, Timing, Way};
 
 /// What is hashed: a block of the usual size.
 const MESSAGE: usize = 4096;
-/// Each way is tried so often, in turns; the least counts, for whatever else runs here only makes it longer.
+/// Each way is tried so often, in turns; the least counts, for whatever else runs here
+/// only makes it longer.
 const TRIES: usize = 8;
 
-/// Measures, and has the library take what was found. All later calls only say what was taken: the way for few blocks, and
-/// that for many. Takes about two milliseconds.
+/// Measures, and has the library take what was found. All later calls only say what was taken: the
+/// way for few blocks, and that for many. Takes about two milliseconds.
 pub fn choose() -> Option<(Way, Way)> {
     static CHOICE: OnceLock<Option<(Way, Way)>> = OnceLock::new();
     *CHOICE.get_or_init(|| hashing::choose(&timings()))

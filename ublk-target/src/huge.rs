@@ -1,10 +1,11 @@
-//! The allocator, which `main.rs` installs: large allocations get pages of their own, huge ones where the kernel has them.
+//! The allocator, which `main.rs` installs: large allocations get pages of their own, huge ones
+//! where the kernel has them.
 //!
-//! Those that stay are taken at start: the requests' buffers, the cache, the pending tags. In huge pages the
-//! processor finds their addresses without walking page tables, and the kernel sees one piece of memory in a request of
-//! 1 MiB, not 256. Nothing depends on it: where there are none, the same memory is made of small ones. For a daemon
-//! (`PR_SET_IO_FLUSHER`) the kernel makes none by moving others' memory about, so on a machine that has run for long it may get
-//! few.
+//! Those that stay are taken at start: the requests' buffers, the cache, the pending tags. In huge
+//! pages the processor finds their addresses without walking page tables, and the kernel sees one
+//! piece of memory in a request of 1 MiB, not 256. Nothing depends on it: where there are none, the
+//! same memory is made of small ones. For a daemon (`PR_SET_IO_FLUSHER`) the kernel makes none by
+//! moving others' memory about, so on a machine that has run for long it may get few.
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
 use std::{
@@ -14,9 +15,11 @@ use std::{
     ptr::{self, NonNull},
 };
 
-/// A huge page, of x86-64 and of aarch64 with pages of 4 KiB. Where it is another size, such memory only has no use of it.
+/// A huge page, of x86-64 and of aarch64 with pages of 4 KiB. Where it is another size, such memory
+/// only has no use of it.
 const HUGE: usize = 2 << 20;
-/// The largest of the usual pages that Linux is built with: what is mapped and unmapped is a multiple of it.
+/// The largest of the usual pages that Linux is built with: what is mapped and unmapped is a
+/// multiple of it.
 const PAGE: usize = 64 << 10;
 
 /// The system's allocator, but for what is large.
@@ -26,8 +29,8 @@ fn is_large(layout: Layout) -> bool {
     layout.size() >= HUGE && layout.align() <= HUGE
 }
 
-// SAFETY: what is small is the system allocator's in every call, what is large is mapped here and nowhere else; which it is
-// follows from the layout, which is the same when memory is given back.
+// SAFETY: what is small is the system allocator's in every call, what is large is mapped here and
+// nowhere else; which it is follows from the layout, which is the same when memory is given back.
 unsafe impl GlobalAlloc for LargeApart {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match is_large(layout) {
@@ -62,8 +65,8 @@ unsafe impl GlobalAlloc for LargeApart {
             // SAFETY: `place` came from `System`, and the caller keeps `realloc`'s contract.
             return unsafe { System.realloc(place, layout, size) };
         }
-        // SAFETY: the two places are different allocations, each at least as large as what is copied; the old one is not used
-        // any more.
+        // SAFETY: the two places are different allocations, each at least as large as what is
+        // copied; the old one is not used any more.
         unsafe {
             let new = self.alloc(wanted);
             if !new.is_null() {
@@ -77,8 +80,8 @@ unsafe impl GlobalAlloc for LargeApart {
 
 /// Maps `size` bytes of zeros on a boundary of [`HUGE`]; null where there is no memory.
 ///
-/// The memory is accessible only when the kernel has been advised: locked memory (`mlockall(2)`) is filled with pages in the
-/// moment in which it can be.
+/// The memory is accessible only when the kernel has been advised: locked memory (`mlockall(2)`) is
+/// filled with pages in the moment in which it can be.
 fn map(size: usize) -> *mut u8 {
     let Some(len) = size.checked_next_multiple_of(PAGE) else { return ptr::null_mut() };
     let Some(reserved) = len.checked_add(HUGE).and_then(NonZeroUsize::new) else { return ptr::null_mut() };
@@ -87,7 +90,8 @@ fn map(size: usize) -> *mut u8 {
     let Ok(mapped) = mapped else { return ptr::null_mut() };
     let begin = mapped.as_ptr().cast::<u8>();
     let before = begin.align_offset(HUGE);
-    // SAFETY: all of it lies in the mapping, which is ours alone; what is cut off at both ends is not used.
+    // SAFETY: all of it lies in the mapping, which is ours alone; what is cut off at
+    // both ends is not used.
     unsafe {
         let place = begin.add(before);
         unmap(begin, before);
@@ -107,7 +111,8 @@ fn map(size: usize) -> *mut u8 {
 /// `len` bytes at `place`, whole pages, are mapped and nobody uses them.
 unsafe fn unmap(place: *mut u8, len: usize) {
     if let Some(place) = NonNull::new(place.cast::<c_void>()).filter(|_| len > 0) {
-        // SAFETY: the caller's word. Where the kernel can't split a mapping, the memory stays: nothing is wrong but that.
+        // SAFETY: the caller's word. Where the kernel can't split a mapping, the memory stays:
+        // nothing is wrong but that.
         let _ = unsafe { munmap(place, len) };
     }
 }

@@ -1,7 +1,8 @@
-//! Ctrl-C in a command that uses devices without ublk: what is under way ends before the command does.
+//! Ctrl-C in a command that uses devices without ublk: what is under way ends before the command
+//! does.
 //!
-//! The I/O of a process that is killed is left to the kernel, which holds the devices until some time after the process is gone:
-//! whoever comes next would find them in use.
+//! The I/O of a process that is killed is left to the kernel, which holds the devices until some
+//! time after the process is gone: whoever comes next would find them in use.
 
 use crate::{
     checkpoints::Stop,
@@ -23,7 +24,8 @@ use std::{
     time::Duration,
 };
 
-/// How long the end may take: a device may never answer, and so may whoever is to give or take the content.
+/// How long the end may take: a device may never answer, and so may whoever is to give
+/// or take the content.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 static WATCHED: OnceLock<Interrupt> = OnceLock::new();
@@ -39,7 +41,8 @@ struct Interrupt {
     signal: OnceLock<Signal>,
 }
 
-/// From here on SIGINT, SIGTERM, SIGHUP and SIGQUIT end what runs in [`crate::offline`], and then the process. Before any other thread is started.
+/// From here on SIGINT, SIGTERM, SIGHUP and SIGQUIT end what runs in [`crate::offline`], and then
+/// the process. Before any other thread is started.
 pub fn watch() -> Outcome {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
     signals.thread_block().doing("can't block signals")?;
@@ -58,7 +61,8 @@ pub fn watch() -> Outcome {
     Ok(())
 }
 
-/// What runs in [`crate::offline`] from here on looks whether a signal has come, which somebody says by [`come`].
+/// What runs in [`crate::offline`] from here on looks whether a signal has come, which somebody
+/// says by [`come`].
 pub fn expect() {
     WATCHED.get_or_init(Interrupt::default);
 }
@@ -102,7 +106,8 @@ fn temporary() -> MutexGuard<'static, Vec<PathBuf>> {
     TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From here on something is half done, until [`finished`]: what a signal that comes meanwhile has left.
+/// From here on something is half done, until [`finished`]: what a signal that comes meanwhile has
+/// left.
 pub fn unfinished(words: String) {
     *UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
 }
@@ -122,7 +127,8 @@ pub fn failure() -> Failure {
     Failure::new(Exit::Device, "")
 }
 
-/// The end of the process, where such a signal has come: as if it had killed us, so that a shell knows.
+/// The end of the process, where such a signal has come: as if it had killed us, so that a shell
+/// knows.
 pub fn end() {
     if TOLD.load(Ordering::Relaxed) {
         return;
@@ -132,7 +138,8 @@ pub fn end() {
     }
 }
 
-/// Ends the process as the signal would have, says what it leaves half done, and takes away what nobody is to find.
+/// Ends the process as the signal would have, says what it leaves half done, and takes away what
+/// nobody is to find.
 pub fn die_of(signal: Signal) {
     if let Some(words) = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).take() {
         output::tell(words);

@@ -30,7 +30,8 @@ pub enum KeySource {
 #[derive(clap::Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
 pub struct KeyArgs {
-    /// File that holds the key (32 bytes or more, all of them used); "-" reads a pipe, or a line from a terminal
+    /// File that holds the key (32 bytes or more, all of them used); "-" reads a pipe, or a line
+    /// from a terminal
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// Key from the kernel's keyrings, as added by `keyctl padd user NAME @u`
@@ -91,8 +92,8 @@ fn named(file: Option<&Path>, keyring: Option<&str>) -> Outcome<Option<KeySource
     Ok(match (keyring, file) {
         (Some(name), _) => Some(KeySource::Keyring(name.to_owned())),
         (None, Some(path)) if path.as_os_str() == "-" => Some(KeySource::Stdin),
-        // The daemon leaves the current folder, and `recover` may be called from another. Links stay: a pipe of the shell's
-        // (/dev/fd/63) is one that leads to no path.
+        // The daemon leaves the current folder, and `recover` may be called from another. Links
+        // stay: a pipe of the shell's (/dev/fd/63) is one that leads to no path.
         (None, Some(path)) => Some(KeySource::File(std::path::absolute(path).map_err(|e| unreadable(path, &e))?)),
         (None, None) => None,
     })

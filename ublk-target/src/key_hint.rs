@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether the key of this process ends in a newline, which most that do should not: an editor or `echo` has added it.
+/// Whether the key of this process ends in a newline, which most that do should not: an editor or
+/// `echo` has added it.
 static ENDS_IN_NEWLINE: AtomicBool = AtomicBool::new(false);
 
 /// Notes of the key that was read whether it ends in a newline.

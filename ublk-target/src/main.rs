@@ -37,8 +37,9 @@ mod unnamed;
 mod wait;
 mod write_back_file;
 
-/// Gives the request buffers and the page cache huge pages, and all else to the system's allocator
-/// (`docs/decisions/003-huge-pages.md`). The tests' own counts allocations, and passes them on to this one.
+/// Gives the request buffers and the page cache huge pages, and all else to the system's
+/// allocator (`docs/decisions/003-huge-pages.md`). The tests' own counts allocations, and passes
+/// them on to this one.
 #[cfg(not(test))]
 #[global_allocator]
 static ALLOCATOR: huge::LargeApart = huge::LargeApart;

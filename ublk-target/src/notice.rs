@@ -1,4 +1,5 @@
-//! What is done about something that takes long, by a thread of its own, unless that has ended before.
+//! What is done about something that takes long, by a thread of its own, unless that has ended
+//! before.
 
 use crate::threads::named;
 use std::{
@@ -22,7 +23,8 @@ impl Notice {
         })
     }
 
-    /// Has `act` called whenever one more `period` has passed, with the time that it has taken by then.
+    /// Has `act` called whenever one more `period` has passed, with the time that it has taken by
+    /// then.
     pub fn every(period: Duration, mut act: impl FnMut(Duration) + Send + 'static) -> Self {
         let (ended, waited) = mpsc::channel();
         // Without a thread for it nothing is done.

@@ -143,8 +143,8 @@ impl Offline {
         self.ring.block_on(work).doing("io_uring failed")
     }
 
-    /// Opens the volume, with recovery. One read of the superblocks says which volume it is, what a daemon that was killed
-    /// has left for it in memory, and what is opened.
+    /// Opens the volume, with recovery. One read of the superblocks says which volume it is, what a
+    /// daemon that was killed has left for it in memory, and what is opened.
     pub fn open_volume(&self, key: &MasterKey, how: Opening) -> Outcome<Volume> {
         let available = Available::here(Purpose::Needed).bytes.saturating_sub((LANES * REQUEST) as u64);
         let options = OpenOptions {
@@ -198,7 +198,8 @@ impl Offline {
         })
     }
 
-    /// Why the volume can't be opened, with the path where sectors are too large or memory is too small for it.
+    /// Why the volume can't be opened, with the path where sectors are too large or memory is too
+    /// small for it.
     fn refusal(&self, e: OpenError) -> Failure {
         match e {
             OpenError::Memory { needed, available } => {
@@ -230,7 +231,8 @@ impl Offline {
         Ok((count > 0).then(line))
     }
 
-    /// How long an open takes has no limit: it goes on as long as the devices answer. Whether they do is said, again and again.
+    /// How long an open takes has no limit: it goes on as long as the devices answer. Whether they
+    /// do is said, again and again.
     fn notice(&self) -> Notice {
         let paths = self.backings().paths().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" and ");
         let mut before = os::bytes_read();

@@ -47,7 +47,8 @@ pub fn physical_block_size(device: &File) -> io::Result<u32> {
     Ok(size)
 }
 
-/// Has the kernel look for partitions anew (`BLKRRPART`): EBUSY where one is in use, EINVAL where there can't be any.
+/// Has the kernel look for partitions anew (`BLKRRPART`): EBUSY where one is in use, EINVAL where
+/// there can't be any.
 pub fn read_partitions(device: &File) -> nix::Result<()> {
     // SAFETY: takes no argument.
     unsafe { ioctl::read_partitions(device.as_raw_fd()) }.map(drop)
@@ -61,11 +62,12 @@ pub fn logical_block_size(device: &File) -> std::io::Result<u32> {
     Ok(size as u32)
 }
 
-/// What offsets and lengths of direct I/O to a file must be multiples of, in bytes (`STATX_DIOALIGN`, Linux 6.1); `None` where
-/// the kernel or the file system does not say.
+/// What offsets and lengths of direct I/O to a file must be multiples of, in bytes
+/// (`STATX_DIOALIGN`, Linux 6.1); `None` where the kernel or the file system does not say.
 pub fn direct_io_alignment(file: &File) -> Option<u32> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the name is an empty string, and the kernel fills in at most one `statx`, which outlives the call.
+    // SAFETY: the name is an empty string, and the kernel fills in at most one `statx`, which
+    // outlives the call.
     let done = unsafe {
         libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, found.as_mut_ptr())
     };
@@ -75,8 +77,8 @@ pub fn direct_io_alignment(file: &File) -> Option<u32> {
     Some(found.stx_dio_offset_align).filter(|align| found.stx_mask & libc::STATX_DIOALIGN != 0 && *align > 0)
 }
 
-/// Whether the kernel refuses writes to this file or block device, whoever asks: a disk made read-only (`blockdev --setro`),
-/// a file system mounted so.
+/// Whether the kernel refuses writes to this file or block device, whoever asks: a disk made
+/// read-only (`blockdev --setro`), a file system mounted so.
 pub fn is_read_only(path: &Path) -> bool {
     let Ok(metadata) = path.metadata() else { return false };
     if metadata.file_type().is_block_device() {
@@ -94,8 +96,8 @@ pub fn set_io_flusher() -> nix::Result<()> {
     Errno::result(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) }).map(drop)
 }
 
-/// Before a key is in memory: no core dump of this process, whatever becomes of it, no other process of its user may look into
-/// it, and it is not swapped out, as far as that can be had.
+/// Before a key is in memory: no core dump of this process, whatever becomes of it, no other
+/// process of its user may look into it, and it is not swapped out, as far as that can be had.
 pub fn guard_secrets() -> nix::Result<()> {
     prctl::set_dumpable(false)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
@@ -103,8 +105,8 @@ pub fn guard_secrets() -> nix::Result<()> {
     Ok(())
 }
 
-/// Reads from a terminal that shows nothing of it meanwhile, and shows it again also where a signal ends us. `interrupted`: whether
-/// a thread for signals has taken one.
+/// Reads from a terminal that shows nothing of it meanwhile, and shows it again also where a signal
+/// ends us. `interrupted`: whether a thread for signals has taken one.
 pub fn without_echo<T>(
     terminal: &File,
     interrupted: impl Fn() -> bool,
@@ -167,7 +169,8 @@ pub fn read_user_key(name: &str, limit: usize) -> nix::Result<Zeroizing<Vec<u8>>
     Ok(payload)
 }
 
-/// flock(2), of which the lock stays until the last descriptor of the opened file is closed, whoever has it.
+/// flock(2), of which the lock stays until the last descriptor of the opened file is closed,
+/// whoever has it.
 pub fn flock(file: &File, how: FlockArg) -> nix::Result<()> {
     let operation = match how {
         FlockArg::LockSharedNonblock => libc::LOCK_SH | libc::LOCK_NB,
@@ -177,7 +180,8 @@ pub fn flock(file: &File, how: FlockArg) -> nix::Result<()> {
     Errno::result(unsafe { libc::flock(file.as_raw_fd(), operation) }).map(drop)
 }
 
-/// Sends a command to the ublk driver (IORING_OP_URING_CMD on its control device) and waits for its end.
+/// Sends a command to the ublk driver (IORING_OP_URING_CMD on its control device) and waits for its
+/// end.
 pub fn ublk_command(control: &File, op: u32, device: u32, buf: &mut [u8]) -> io::Result<()> {
     /// `struct ublksrv_ctrl_cmd`
     #[derive(IntoBytes, Immutable)]
@@ -194,8 +198,8 @@ pub fn ublk_command(control: &File, op: u32, device: u32, buf: &mut [u8]) -> io:
     let command: [u8; 80] = zerocopy::transmute!(command);
     let entry = opcode::UringCmd80::new(types::Fd(control.as_raw_fd()), op).cmd(command).build();
     let mut ring = IoUring::<squeue::Entry128>::builder().build(1)?;
-    // SAFETY: the kernel reads and writes `buf` and uses the descriptor until the command has ended. This function ends only
-    // after that, or before the command was taken from the ring.
+    // SAFETY: the kernel reads and writes `buf` and uses the descriptor until the command has
+    // ended. This function ends only after that, or before the command was taken from the ring.
     unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;
     loop {
         if let Some(end) = ring.completion().next() {
@@ -210,15 +214,16 @@ pub fn ublk_command(control: &File, op: u32, device: u32, buf: &mut [u8]) -> io:
     }
 }
 
-/// Locks all memory of this process: what there is, and what comes, either at once or when it is first used.
+/// Locks all memory of this process: what there is, and what comes, either at once or
+/// when it is first used.
 pub fn lock_memory(at_once: bool) -> nix::Result<()> {
     let on_use = if at_once { 0 } else { libc::MCL_ONFAULT };
     // SAFETY: takes an integer only.
     Errno::result(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | on_use) }).map(drop)
 }
 
-/// Locks memory where this process may lock as much as it likes. With a limit to that, to lock what comes would make
-/// allocations fail later.
+/// Locks memory where this process may lock as much as it likes. With a limit to that, to lock what
+/// comes would make allocations fail later.
 fn lock_secrets() {
     let unlimited = matches!(getrlimit(Resource::RLIMIT_MEMLOCK), Ok((soft, _)) if soft == RLIM_INFINITY);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -243,8 +248,10 @@ pub fn lock_pages(bytes: &[u8]) -> nix::Result<()> {
 
 /// Maps `len` bytes of a file from `offset` on, shared with whoever opens it later.
 pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> io::Result<MmapMut> {
-    // SAFETY: no two mappings of ours have a byte in common, and nobody else changes the file or cuts it short: those of `write_back_file` are root's alone, and whoever opens one
-    // asks for the lock first, which the daemon holds until its threads, and with them the mappings, are gone.
+    // SAFETY: no two mappings of ours have a byte in common, and nobody else changes the
+    // file or cuts it short: those of `write_back_file` are root's alone, and whoever opens
+    // one asks for the lock first, which the daemon holds until its threads, and with them
+    // the mappings, are gone.
     unsafe { MmapOptions::new().offset(offset).len(len).map_mut(&**file) }
 }
 
@@ -297,9 +304,9 @@ pub fn adopt_descriptor(number: i32) -> Option<File> {
     Some(unsafe { File::from_raw_fd(number) })
 }
 
-/// Puts the signals that stop a program to what a fresh program has, for a shell may have started us with SIGINT ignored. A
-/// pipe that nobody reads any more, or a limit of the file size, is an error of one write, not the end: what was found is
-/// still told, and what was begun taken away.
+/// Puts the signals that stop a program to what a fresh program has, for a shell may have started
+/// us with SIGINT ignored. A pipe that nobody reads any more, or a limit of the file size, is an
+/// error of one write, not the end: what was found is still told, and what was begun taken away.
 pub fn set_signals() {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGALRM] {
         set_disposition(signal, SigHandler::SigDfl);

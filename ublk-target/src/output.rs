@@ -1,7 +1,7 @@
 //! What commands say: the one way to standard output and standard error.
 //!
-//! `println!` and `eprintln!` panic where nothing can be written, on a full disk or to a pipe that nobody reads any more. Here
-//! that is a failure like any other, with a line and an exit code.
+//! `println!` and `eprintln!` panic where nothing can be written, on a full disk or to a pipe that
+//! nobody reads any more. Here that is a failure like any other, with a line and an exit code.
 
 use crate::failure::{Exit, Failure, Outcome, plain};
 use serde::Serialize;

@@ -1,5 +1,6 @@
-//! What recovery found, in lines for people: the same words at `add`, in the system log, in `status` and `check`. They name the
-//! devices as the library does: [`with_paths`](crate::failure::with_paths) puts the paths there.
+//! What recovery found, in lines for people: the same words at `add`, in the system log, in
+//! `status` and `check`. They name the devices as the library does:
+//! [`with_paths`](crate::failure::with_paths) puts the paths there.
 
 use ublk_integrity::open::RecoveryReport;
 

@@ -20,7 +20,8 @@ pub fn make_folder() -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(FOLDER)
 }
 
-/// For short work that one process does at a time, in a file of that name. Whoever holds it waits for no device.
+/// For short work that one process does at a time, in a file of that name. Whoever holds it waits
+/// for no device.
 pub fn lock_alone(name: &str) -> Outcome<Flock<File>> {
     let path = Path::new(FOLDER).join(name);
     let shown = path.display();

@@ -11,7 +11,8 @@ use std::{
     path::Path,
 };
 
-/// A new file that only its owner may open, in the file system of `folder`. It goes with the process unless it gets a name.
+/// A new file that only its owner may open, in the file system of `folder`. It goes with the
+/// process unless it gets a name.
 pub fn locked(folder: &Path) -> io::Result<Flock<File>> {
     let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(folder)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e.into())

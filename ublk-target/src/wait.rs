@@ -50,7 +50,8 @@ pub fn tell(line: &str) {
     }
 }
 
-/// Has this process say by `say` which signal has ended it, and what it was waiting for. Once, as [`tell_by`].
+/// Has this process say by `say` which signal has ended it, and what it was waiting for. Once, as
+/// [`tell_by`].
 pub fn ended_by(say: impl Fn(Signal, &str) + Send + Sync + 'static) {
     let _ = LAST_WORDS.set(Box::new(say));
 }
@@ -103,7 +104,8 @@ impl Drop for Wait {
     }
 }
 
-/// The signals that would end this process without a word, held back. Only where no thread takes them.
+/// The signals that would end this process without a word, held back. Only where no thread takes
+/// them.
 struct Held {
     signals: SignalFd,
     before: SigSet,
@@ -140,7 +142,8 @@ fn die_waiting(signal: Signal, what: &str) {
     interrupt::die_of(signal);
 }
 
-/// Takes a lock, or waits for it as long as `wait` allows. What is not to be had by then is told with EWOULDBLOCK.
+/// Takes a lock, or waits for it as long as `wait` allows. What is not to be had by then is told
+/// with EWOULDBLOCK.
 pub fn lock_within(mut file: File, how: FlockArg, wait: &mut Wait) -> nix::Result<Flock<File>> {
     loop {
         file = match Flock::lock(file, how) {
@@ -151,7 +154,8 @@ pub fn lock_within(mut file: File, how: FlockArg, wait: &mut Wait) -> nix::Resul
     }
 }
 
-/// The same of a lock that stays until the last descriptor of the opened file is closed, whoever has it.
+/// The same of a lock that stays until the last descriptor of the opened file is
+/// closed, whoever has it.
 pub fn lock_open_within(file: &File, how: FlockArg, wait: &mut Wait) -> nix::Result<()> {
     loop {
         match os::flock(file, how) {

@@ -1,6 +1,7 @@
 //! Eight messages in the lanes of AVX2: see [`vector`](super::vector).
 
-// Since Rust 1.87 most intrinsics are safe to call here; the oldest compiler that we build with disagrees.
+// Since Rust 1.87 most intrinsics are safe to call here; the oldest compiler that we
+// build with disagrees.
 #![allow(unused_unsafe)]
 
 use super::{

@@ -1,6 +1,7 @@
 //! Sixteen messages in the lanes of AVX-512: see [`vector`](super::vector).
 
-// Since Rust 1.87 most intrinsics are safe to call here; the oldest compiler that we build with disagrees.
+// Since Rust 1.87 most intrinsics are safe to call here; the oldest compiler that we
+// build with disagrees.
 #![allow(unused_unsafe)]
 // `build.rs` has asked the compiler.
 #![allow(clippy::incompatible_msrv)]
@@ -20,8 +21,8 @@ use std::{
 
 compression!(Avx512, "avx512f", __m512i, 16);
 
-/// A block is one register, so this is a square of words with rows and columns exchanged: first of two rows, then of four,
-/// within each quarter of the registers, then the quarters.
+/// A block is one register, so this is a square of words with rows and columns exchanged: first of
+/// two rows, then of four, within each quarter of the registers, then the quarters.
 ///
 /// # Safety
 /// The processor has the feature.
@@ -62,7 +63,8 @@ unsafe fn load_words(blocks: &[&Block; LANES]) -> [__m512i; 16] {
     }
 }
 
-/// The bytes of each word the other way round. The instruction that does it at once is of another set.
+/// The bytes of each word the other way round. The instruction that does it at once is of another
+/// set.
 ///
 /// # Safety
 /// The processor has the feature.

@@ -94,9 +94,10 @@ impl Engine {
         }
     }
 
-    /// Moves each state on by the blocks of its message, then by the message's last block; all messages,
-    /// at most as many as it has lanes where those are more than two, have the same length. The last ones come in the same call because a second one would first
-    /// have to wait for the end of the chain.
+    /// Moves each state on by the blocks of its message, then by the message's last block; all
+    /// messages, at most as many as it has lanes where those are more than two, have the same
+    /// length. The last ones come in the same call because a second one would first have to wait
+    /// for the end of the chain.
     fn compress<const N: usize>(self, states: &mut [State; N], messages: [&[Block]; N], last: &[Block; N]) {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -134,8 +135,8 @@ impl Engine {
         states.map(to_bytes)
     }
 
-    /// The digests of messages of one length, at least a block, each after a prefix of less than one. What of them does not
-    /// fill a block must leave room in it for the padding, 9 bytes.
+    /// The digests of messages of one length, at least a block, each after a prefix of less than
+    /// one. What of them does not fill a block must leave room in it for the padding, 9 bytes.
     pub(crate) fn prefixed_digests<const P: usize, const N: usize>(
         self,
         messages: [(&[u8; P], &[u8]); N],

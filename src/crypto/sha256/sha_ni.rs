@@ -1,13 +1,14 @@
 //! The compression function in the SHA instructions of x86, several messages interleaved.
 //!
 //! `sha256rnds2` does two rounds on a state kept in two registers, {a, b, e, f} and {c, d, g, h};
-//! two rounds later what was {a, b, e, f} has moved down to {c, d, g, h}, so the registers just change
-//! places. `sha256msg1` and `sha256msg2` are the two halves of the message schedule.
+//! two rounds later what was {a, b, e, f} has moved down to {c, d, g, h}, so the registers just
+//! change places. `sha256msg1` and `sha256msg2` are the two halves of the message schedule.
 //!
 //! Everything is written once for any number of messages; with the number known, the compiler unrolls
 //! the loops over lanes and keeps all of them in registers.
 
-// Since Rust 1.87 most intrinsics are safe to call here; the oldest compiler that we build with disagrees.
+// Since Rust 1.87 most intrinsics are safe to call here; the oldest compiler that we
+// build with disagrees.
 #![allow(unused_unsafe)]
 // A lane is a place in several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -48,15 +49,17 @@ type Lanes<const N: usize> = [__m128i; N];
 /// The processor has the features.
 #[target_feature(enable = "sha,ssse3")]
 unsafe fn compress<const N: usize>(states: &mut [State; N], messages: [&[Block]; N], last: &[Block; N]) {
-    // SAFETY: the features are the caller's word; the only pointer is that of a prefetch, which reads nothing.
+    // SAFETY: the features are the caller's word; the only pointer is that of a prefetch, which
+    // reads nothing.
     unsafe {
         let (mut abef, mut cdgh) = load_states(states);
         for block in 0..=messages[0].len() {
             let (abef_before, cdgh_before) = (abef, cdgh);
             let mut w = [[_mm_setzero_si128(); N]; 4];
             for lane in 0..N {
-                // What is hashed next usually follows these messages. The processor's own prefetching ends at each page,
-                // and begins anew only after a few misses. Any address will do: this is a hint.
+                // What is hashed next usually follows these messages. The processor's own
+                // prefetching ends at each page, and begins anew only after a few misses. Any
+                // address will do: this is a hint.
                 let next = messages[lane].as_ptr().wrapping_add(N * messages[lane].len() + block);
                 _mm_prefetch::<_MM_HINT_T0>(next.cast());
                 let words = load_words(messages[lane].get(block).unwrap_or(&last[lane]));
@@ -78,7 +81,8 @@ unsafe fn compress<const N: usize>(states: &mut [State; N], messages: [&[Block];
     }
 }
 
-/// Sixteen rounds of every message on the words given, which are then those that follow; the last sixteen have none.
+/// Sixteen rounds of every message on the words given, which are then those that follow; the last
+/// sixteen have none.
 ///
 /// # Safety
 /// The processor has the features.
@@ -120,9 +124,10 @@ unsafe fn four_rounds<const N: usize>(abef: &mut Lanes<N>, cdgh: &mut Lanes<N>, 
     }
 }
 
-/// Makes the compiler put the next rounds of either of two messages after the last ones of both. Left alone it puts all
-/// rounds of one before those of the other, and a processor that looks ahead less than a block, as one does whose core
-/// runs another thread beside, then finds one message's alone.
+/// Makes the compiler put the next rounds of either of two messages after the last ones of
+/// both. Left alone it puts all rounds of one before those of the other, and a processor that
+/// looks ahead less than a block, as one does whose core runs another thread beside, then finds
+/// one message's alone.
 ///
 /// # Safety
 /// The processor has the features.

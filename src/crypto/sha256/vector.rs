@@ -1,12 +1,12 @@
 //! The compression function with vectors for words: a message in each 32-bit lane of every register.
 //!
-//! This is the textbook function (FIPS 180-4, 6.2.2). There is nothing to wait for between lanes, so a processor without
-//! SHA instructions is busy all the time. Each set of instructions brings its vector and what is done with it:
-//! `load_words` (the sixteen words of a block of each
+//! This is the textbook function (FIPS 180-4, 6.2.2). There is nothing to wait for between lanes,
+//! so a processor without SHA instructions is busy all the time. Each set of instructions brings
+//! its vector and what is done with it: `load_words` (the sixteen words of a block of each
 //! message), `load`, `store`, `splat`, `add`, `xor`, `choose`, `majority`, `rotate` and `shift`.
 
-/// Sixteen rounds, one after the other in the code: as a loop they would move all of the state from register to register
-/// in each.
+/// Sixteen rounds, one after the other in the code: as a loop they would move all of the state from
+/// register to register in each.
 macro_rules! each_round {
     ($state:expr, $w:ident, $k:expr, $word:expr) => {
         $crate::crypto::sha256::vector::each_round!(@ $state, $w, $k, $word, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
@@ -22,7 +22,8 @@ macro_rules! each_round {
 }
 pub(super) use each_round;
 
-/// All that is the same for each set of instructions: `$token` proves that the processor has `$feature`.
+/// All that is the same for each set of instructions: `$token` proves that the
+/// processor has `$feature`.
 macro_rules! compression {
     ($token:ident, $feature:tt, $vector:ty, $lanes:literal) => {
         /// Messages at a time.
@@ -40,8 +41,8 @@ macro_rules! compression {
                 is_x86_feature_detected!($feature).then_some(Self(()))
             }
 
-            /// See [`Engine::compress`](super::Engine::compress); for at most [`LANES`] messages. Lanes without one
-            /// repeat the last, which costs nothing.
+            /// See [`Engine::compress`](super::Engine::compress); for at most [`LANES`] messages.
+            /// Lanes without one repeat the last, which costs nothing.
             pub(super) fn compress(self, states: &mut [State], messages: &[&[Block]], last: &[Block]) {
                 let (count, blocks) = (states.len(), messages[0].len());
                 let one_each = (1..=LANES).contains(&count) && messages.len() == count && last.len() == count;
@@ -102,8 +103,8 @@ macro_rules! compression {
             }
         }
 
-        /// The word of the schedule for a round from the 17th on, from the sixteen before it, the oldest of which it
-        /// replaces.
+        /// The word of the schedule for a round from the 17th on, from the sixteen before it, the
+        /// oldest of which it replaces.
         ///
         /// # Safety
         /// The processor has the feature.

@@ -1,8 +1,9 @@
 //! Which of its ways to SHA-256 a processor takes: by what was measured, else by its instructions.
 //!
-//! Which way is the fastest does not follow from the instructions. Sixteen lanes of AVX-512 are half again as fast as the
-//! SHA instructions on one maker's processors, and no faster on another's. The library has no clock, so who has one
-//! measures ([`Way::digest`]) and says what it found ([`choose`]).
+//! Which way is the fastest does not follow from the instructions. Sixteen lanes of AVX-512 are
+//! half again as fast as the SHA instructions on one maker's processors, and no faster on
+//! another's. The library has no clock, so who has one measures ([`Way::digest`]) and says what it
+//! found ([`choose`]).
 
 use super::Engine;
 use crate::crypto::lanes::{Groups, MAX_LANES};
@@ -63,9 +64,9 @@ pub struct Timing {
     pub group: Duration,
 }
 
-/// Takes the ways that these timings, of messages of one length, show to be the fastest, for all tags and digests of this
-/// process. The first choice stays. Returns the way for single messages and that for many. Without a timing nothing is
-/// chosen.
+/// Takes the ways that these timings, of messages of one length, show to be the fastest, for all
+/// tags and digests of this process. The first choice stays. Returns the way for single messages
+/// and that for many. Without a timing nothing is chosen.
 pub fn choose(timings: &[Timing]) -> Option<(Way, Way)> {
     let costs: Vec<_> = timings.iter().map(|t| Cost { lanes: t.way.lanes(), one: t.one, group: t.group }).collect();
     let Fastest { few, many, least } = fastest(&costs)?;
@@ -95,7 +96,8 @@ impl Ways {
             return Way(*sha).alone();
         }
         let many = *all.last().expect("the portable one");
-        // Lanes without a message cost as much as those with one: less than a third full they are not worth it.
+        // Lanes without a message cost as much as those with one: less than a third full they are
+        // not worth it.
         Self { few: Engine::Portable, many, least: many.lanes().div_ceil(3).max(2) }
     }
 
@@ -146,8 +148,8 @@ const WORTH_PERCENT: u32 = 5;
 
 fn fastest(costs: &[Cost]) -> Option<Fastest> {
     let by = |price: &dyn Fn(Cost) -> Duration| (0..costs.len()).min_by_key(|i| price(costs[*i]));
-    // What falls short of a large group comes in ones and twos. A way of many lanes hashes those as the crate does: it gains
-    // nothing there, and must not be taken for a nanosecond of noise.
+    // What falls short of a large group comes in ones and twos. A way of many lanes hashes those as
+    // the crate does: it gains nothing there, and must not be taken for a nanosecond of noise.
     let narrow = (0..costs.len()).filter(|i| costs[*i].lanes <= 2);
     let few = narrow.min_by_key(|i| costs[*i].of(1) + costs[*i].of(2))?;
     let each = |cost: Cost| cost.of(MAX_LANES);

@@ -56,8 +56,8 @@ fn bytes_of<T>(list: &Vec<T>) -> u64 {
     (list.capacity() * size_of::<T>()) as u64
 }
 
-/// Makes room for `more` in a list, a quarter at a time, where it and what is there `beside` it take no more than `may_take` bytes.
-/// While a list moves it is there twice.
+/// Makes room for `more` in a list, a quarter at a time, where it and what is there `beside` it
+/// take no more than `may_take` bytes. While a list moves it is there twice.
 fn make_room<T>(list: &mut Vec<T>, more: usize, beside: u64, may_take: u64) -> Result<(), TooMuch> {
     let (len, capacity) = (list.len(), list.capacity());
     if capacity - len >= more {
@@ -146,8 +146,8 @@ impl Candidates {
         self.flushed.as_ref().is_some_and(|(highest, except)| seq <= *highest && !except.contains(&seq.0))
     }
 
-    /// An empty set large enough for what recovery will find, with the runs of zeros in it; the newest wins. `layout` tells what
-    /// it takes to write that down. And the bytes of all that.
+    /// An empty set large enough for what recovery will find, with the runs of zeros in it; the
+    /// newest wins. `layout` tells what it takes to write that down. And the bytes of all that.
     pub(crate) fn into_set_and_blocks(mut self, layout: &Layout) -> Result<(PendingSet, Settling, u64), TooMuch> {
         if let Some(too_much) = self.too_much {
             return Err(too_much);

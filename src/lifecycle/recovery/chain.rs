@@ -10,9 +10,9 @@ use crate::{
     options::UnreadLog,
 };
 
-/// What looks like records of this log and proves to be none may be so many times the ring in all. A crash leaves the last
-/// two torn, and a volume that was formatted over may have left a ring full: records do not overlap. More than that was put
-/// there to be hashed.
+/// What looks like records of this log and proves to be none may be so many times the ring in all.
+/// A crash leaves the last two torn, and a volume that was formatted over may have left a ring
+/// full: records do not overlap. More than that was put there to be hashed.
 const MOST_FALSE_RINGS: u64 = 4;
 
 /// How often the place where the log ends may come otherwise than before.
@@ -22,7 +22,8 @@ const MOST_LOOKS: u32 = 3;
 pub(crate) struct Chain {
     pub(crate) candidates: Candidates,
     pub(crate) records: u64,
-    /// Where the next record goes, what its number is; the link is the one that a torn record there would need.
+    /// Where the next record goes, what its number is; the link is the one that a torn
+    /// record there would need.
     pub(crate) end: LogPoint,
     /// The number after that of the last record of the chain: that of the next may be higher.
     pub(crate) followed_to: RecordNumber,
@@ -35,15 +36,17 @@ pub(crate) struct Chain {
 #[derive(Clone, Copy)]
 pub(crate) struct Unread {
     pub(crate) why: DeviceError,
-    /// The first change that is logged behind all of them: what it says can't be older than what they say.
+    /// The first change that is logged behind all of them: what it says can't be older than what
+    /// they say.
     pub(crate) newer_from: Seq,
 }
 
 /// Follows the chain that the superblock begins. Refuses a log that goes on after the chain's end:
 /// then the superblock is older than the log, or a record in the middle is damaged.
 ///
-/// It is never the case that a log ends where it can't be read: what can't be read may be the newest record, so the
-/// log is refused, or followed as `unread` says, with that told. What it says is added to `candidates`.
+/// It is never the case that a log ends where it can't be read: what can't be read may be the
+/// newest record, so the log is refused, or followed as `unread` says, with that told. What it says
+/// is added to `candidates`.
 pub(crate) async fn follow<S: Storage>(
     io: &S,
     superblock: &Superblock,
@@ -82,7 +85,8 @@ pub(crate) async fn follow<S: Storage>(
                     break;
                 }
             }
-            // A transfer that went wrong must not end the log: what hangs on the record that it hit would be lost.
+            // A transfer that went wrong must not end the log: what hangs on the record that it hit
+            // would be lost.
             Step::End => match walk.comes_otherwise().await? {
                 None => break,
                 Some(why) if looks == MOST_LOOKS && unread == UnreadLog::Refuse => {
@@ -127,7 +131,8 @@ impl<S: Storage> Walk<'_, S> {
         self.superblock.log_begin + self.ring.size()
     }
 
-    /// Reads the place where the chain ends once more: why it can't be believed, where other bytes come.
+    /// Reads the place where the chain ends once more: why it can't be believed, where other bytes
+    /// come.
     async fn comes_otherwise(&mut self) -> Result<Option<DeviceError>, OpenError> {
         let (size, max_record) = (self.ring.size(), self.superblock.layout.max_record() as u64);
         let at = next_position(self.end.position, size, max_record) % size;
@@ -172,8 +177,8 @@ impl<S: Storage> Walk<'_, S> {
         Ok(Step::Record(head, entries, mac, len.next_multiple_of(physical_block.into())))
     }
 
-    /// Goes on at the next record of this life that can be read; `false` where there is none. Only for rescue: what the
-    /// records in between say is missed.
+    /// Goes on at the next record of this life that can be read; `false` where there is none. Only
+    /// for rescue: what the records in between say is missed.
     async fn skip_unreadable(&mut self) -> Result<bool, OpenError> {
         let step = u64::from(self.superblock.physical_block);
         let from = self.end.position + step;
@@ -187,11 +192,13 @@ impl<S: Storage> Walk<'_, S> {
         Ok(false)
     }
 
-    /// Looks for records behind the end of the chain, where one is missing; returns the number to go on with.
+    /// Looks for records behind the end of the chain, where one is missing; returns the
+    /// number to go on with.
     ///
-    /// A crash may lose a record and leave one that was sent before the lost one was durable. Nothing hangs on the one that it
-    /// leaves, for the data that it speaks of was never sent. Any other refuses the log. The numbers go on after those left,
-    /// so that they can't be mistaken for records of the next life; and after those that may lie where nothing can be read.
+    /// A crash may lose a record and leave one that was sent before the lost one was durable.
+    /// Nothing hangs on the one that it leaves, for the data that it speaks of was never sent. Any
+    /// other refuses the log. The numbers go on after those left, so that they can't be mistaken
+    /// for records of the next life; and after those that may lie where nothing can be read.
     async fn after_stranded(&mut self) -> Result<RecordNumber, OpenError> {
         let expected = self.end.number;
         let mut next = expected;
@@ -213,7 +220,8 @@ impl<S: Storage> Walk<'_, S> {
 
     /// The record at the place of `position`, if there is one with a number of at least `from`.
     async fn record_at(&mut self, position: u64, from: RecordNumber) -> Result<Option<RecordHead>, OpenError> {
-        // No record is larger than these bytes, whatever its header claims: what is hashed here is bounded.
+        // No record is larger than these bytes, whatever its header claims: what is
+        // hashed here is bounded.
         let bytes = self.ring.from(position % self.ring.size()).await?;
         let Some((_, len)) = RawRecord::claim(bytes).filter(|(head, _)| head.number >= from) else { return Ok(None) };
         let verified = RawRecord::verify(bytes, self.keys.log()).map(|(head, ..)| head);

@@ -24,12 +24,14 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    /// Whether the data has proved none of the candidates: that is evidence only if the same is read twice.
+    /// Whether the data has proved none of the candidates: that is evidence only if
+    /// the same is read twice.
     pub(crate) fn proves_nothing(self) -> bool {
         matches!(self, Row::D | Row::E)
     }
 
-    /// The block's tag from now on, and the number of the change that it is of. [`Seq`] 0: of none in the log.
+    /// The block's tag from now on, and the number of the change that it is of. [`Seq`]
+    /// 0: of none in the log.
     pub(crate) fn choice(self, c: &BlockCandidates<'_>) -> (Seq, Tag) {
         match self {
             Row::A | Row::B | Row::E => (c.newest().seq, c.newest().tag),
@@ -39,7 +41,8 @@ impl Row {
     }
 }
 
-/// Judges `data`, the block as it is on the medium, by what the log says alone. `None`: the tag in the tree might decide.
+/// Judges `data`, the block as it is on the medium, by what the log says alone. `None`: the tag in
+/// the tree might decide.
 pub(crate) fn judge_by_log(tagger: &Tagger, c: &BlockCandidates<'_>, data: &[u8]) -> Option<Row> {
     let proves = |tag: &Tag| tagger.proves(tag, c.block, data);
     let mut newest_first = c.logged.iter().rev();
@@ -56,8 +59,8 @@ pub(crate) fn judge_by_log(tagger: &Tagger, c: &BlockCandidates<'_>, data: &[u8]
     }
 }
 
-/// The same, by the tag in the tree where that might decide. An error means that the page which holds it can't be had: what it
-/// might have proved is not decided without it.
+/// The same, by the tag in the tree where that might decide. An error means that the page which
+/// holds it can't be had: what it might have proved is not decided without it.
 pub(crate) async fn judge<S: Storage>(
     io: &S,
     tree: &Tree,

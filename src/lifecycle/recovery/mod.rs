@@ -1,9 +1,10 @@
 //! Recovery: from a superblock and a log to the one tag of every block.
 //!
-//! `chain` follows the log (`ring` reads it), `candidates` says which tags each block may rightly carry, `settle` looks at
-//! the data, and `judge` chooses among them by the table of `docs/crash-safety.md`. Recovery chooses among tags that it
-//! can prove; it never makes one, and where it can prove nothing because something can't be read it does not choose.
-//! `patience` bounds how long all of it bears with devices that fail.
+//! `chain` follows the log (`ring` reads it), `candidates` says which tags each block may rightly
+//! carry, `settle` looks at the data, and `judge` chooses among them by the table of
+//! `docs/crash-safety.md`. Recovery chooses among tags that it can prove; it never makes one, and
+//! where it can prove nothing because something can't be read it does not choose. `patience` bounds
+//! how long all of it bears with devices that fail.
 
 mod candidates;
 mod chain;

@@ -1,11 +1,12 @@
 //! How long an open bears with devices that fail: bounded for the whole of it, not for each block.
 //!
-//! A device is *away* when no read of it succeeds any more. From reads that fail alone that can't be told: all of them may
-//! lie on one bad part of a device that is there. So after each failure the device is *probed*: a place of it is read that
-//! could be read before. The open goes on when one of these reads succeeds, and is refused when none does for a while.
+//! A device is *away* when no read of it succeeds any more. From reads that fail alone that can't
+//! be told: all of them may lie on one bad part of a device that is there. So after each failure
+//! the device is *probed*: a place of it is read that could be read before. The open goes on when
+//! one of these reads succeeds, and is refused when none does for a while.
 //!
-//! A probe is sent only while no other read of the open is under way on that device. A disk that tries for long to read a
-//! bad sector answers nothing else meanwhile, and is not away for that.
+//! A probe is sent only while no other read of the open is under way on that device. A disk that
+//! tries for long to read a bad sector answers nothing else meanwhile, and is not away for that.
 
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Errno, Storage,
@@ -20,8 +21,8 @@ use std::{
     time::Duration,
 };
 
-/// Pauses before something is read again, in all of an open: 40 × 100 ms. A part that fails over is worth waiting for; a
-/// device with many bad sectors is not worth waiting for at each of them.
+/// Pauses before something is read again, in all of an open: 40 × 100 ms. A part that fails over is
+/// worth waiting for; a device with many bad sectors is not worth waiting for at each of them.
 const PAUSES: u32 = 40;
 /// How long an open goes on to try what may fail, from the first failure on: each may cost seconds.
 const ENOUGH: Duration = Duration::from_secs(60);
@@ -31,14 +32,15 @@ const ENOUGH: Duration = Duration::from_secs(60);
 pub(crate) enum Effort {
     /// The rest counts as unreadable and is not read: nothing is decided by that.
     Bounded,
-    /// All are tried, however long it takes: what can't be read is given up for good, or left out of a rescue.
+    /// All are tried, however long it takes: what can't be read is given up for good, or left out
+    /// of a rescue.
     Thorough,
 }
 
 impl Effort {
-    /// How long a device may answer no probe. An open says within 10 s of the first error that a device is away. One that is
-    /// busy with somebody else's bad sector may be silent for longer: who wants all that can be had waits until Linux
-    /// gives that sector up (30 s).
+    /// How long a device may answer no probe. An open says within 10 s of the first error that a
+    /// device is away. One that is busy with somebody else's bad sector may be silent for longer:
+    /// who wants all that can be had waits until Linux gives that sector up (30 s).
     fn away_after(self) -> Duration {
         Duration::from_secs(if self == Self::Bounded { 9 } else { 40 })
     }
@@ -71,8 +73,8 @@ impl<S: Storage> Patience<S> {
         Self { device, effort, known, last: None, pauses: PAUSES, bad_time: BadTime::NotBegun }
     }
 
-    /// Does `attempt`, which reads `len` bytes at `at`, until it succeeds, a few times with pauses in between, while there is
-    /// patience left.
+    /// Does `attempt`, which reads `len` bytes at `at`, until it succeeds, a few times with pauses
+    /// in between, while there is patience left.
     pub(crate) async fn tries<B>(
         &mut self,
         io: &S,
@@ -102,7 +104,8 @@ impl<S: Storage> Patience<S> {
         self.last = Some((at, len));
     }
 
-    /// A read has failed, and none is under way on the device. Returns once the device answers; fails where it is away.
+    /// A read has failed, and none is under way on the device. Returns once the device answers;
+    /// fails where it is away.
     pub(crate) async fn failed(&mut self, io: &S, why: DeviceError) -> Result<(), OpenError> {
         if let BadTime::NotBegun = self.bad_time {
             self.bad_time = BadTime::Passing(Box::pin(io.sleep(ENOUGH)));

@@ -17,7 +17,8 @@ const WINDOW: usize = 1 << 20;
 pub(super) struct Ring<'a, S: Storage> {
     io: &'a S,
     layout: Layout,
-    /// What can't be read is told apart in pieces of this many bytes: no record shares one with another.
+    /// What can't be read is told apart in pieces of this many bytes: no record shares one with
+    /// another.
     piece: usize,
     /// Place in the ring of the window's first byte, and how many bytes it holds.
     at: u64,
@@ -51,7 +52,8 @@ impl<'a, S: Storage> Ring<'a, S> {
         self.layout.log_size
     }
 
-    /// The bytes from place `at` on that a record which begins there may have. What can't be read is zeros.
+    /// The bytes from place `at` on that a record which begins there may have. What
+    /// can't be read is zeros.
     pub(super) async fn from(&mut self, at: u64) -> Result<&[u8], OpenError> {
         let most = (self.layout.max_record() as u64).min(self.size() - at) as usize;
         if at < self.at || at + most as u64 > self.at + self.held as u64 {

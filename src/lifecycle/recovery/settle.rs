@@ -57,8 +57,9 @@ impl<'a, S: Storage> Settle<'a, S> {
         }
     }
 
-    /// Chooses a tag for every block that the log names, and puts it into `set`. Returns those of which nothing can be
-    /// said: no decision is made without evidence (row F) unless the rule says so. `memory` is taken for them.
+    /// Chooses a tag for every block that the log names, and puts it into `set`. Returns those of
+    /// which nothing can be said: no decision is made without evidence (row F) unless the rule says
+    /// so. `memory` is taken for them.
     pub(crate) async fn all(
         mut self,
         settling: &Settling,
@@ -108,8 +109,9 @@ impl<'a, S: Storage> Settle<'a, S> {
         Ok(rows)
     }
 
-    /// Data that proves nothing is evidence only if it is what lies there. So it is read once more before rows D and E are
-    /// written down: where other bytes come, and prove nothing either, nothing is known.
+    /// Data that proves nothing is evidence only if it is what lies there. So it is read once more
+    /// before rows D and E are written down: where other bytes come, and prove nothing either,
+    /// nothing is known.
     async fn confirm(
         &mut self,
         batch: &[BlockCandidates<'_>],
@@ -137,7 +139,8 @@ impl<'a, S: Storage> Settle<'a, S> {
         Ok(())
     }
 
-    /// Reads those blocks of a batch that are wanted, all at once; those that fail again, together too.
+    /// Reads those blocks of a batch that are wanted, all at once; those that fail
+    /// again, together too.
     async fn read(
         &mut self,
         batch: &[BlockCandidates<'_>],

@@ -1,5 +1,6 @@
-//! Blocks whose tag recovery could not choose, since the device could not read what would have told: each is an error
-//! until a read of it succeeds. Only a volume that nothing is written to has any.
+//! Blocks whose tag recovery could not choose, since the device could not read what
+//! would have told: each is an error until a read of it succeeds. Only a volume that
+//! nothing is written to has any.
 
 use super::{
     candidates::BlockCandidates,
@@ -40,7 +41,8 @@ impl Undecided {
         self.blocks.lock().range(range.first..BlockIndex(range.end())).next().map(|(block, _)| *block)
     }
 
-    /// Its candidates. They stay here while they are judged: a request that comes meanwhile must find that nothing is decided.
+    /// Its candidates. They stay here while they are judged: a request that comes meanwhile must
+    /// find that nothing is decided.
     fn candidates(&self, block: BlockIndex) -> Option<BlockCandidates<'static>> {
         self.blocks.lock().get(&block).cloned()
     }
@@ -52,8 +54,9 @@ impl Undecided {
         }
     }
 
-    /// Reads each undecided block of a range, and chooses its tag by what is there. The caller holds the range
-    /// exclusively, so that nobody looks for the tag meanwhile. Fails with the first that still can't be decided.
+    /// Reads each undecided block of a range, and chooses its tag by what is there. The caller
+    /// holds the range exclusively, so that nobody looks for the tag meanwhile. Fails with the
+    /// first that still can't be decided.
     pub(crate) async fn decide<S: Storage>(
         &self,
         io: &S,
@@ -97,7 +100,8 @@ async fn read_block<S: Storage>(
     (read.map_err(|errno| DeviceError::new("read", Device::Data, offset, bs, errno).into()), buf)
 }
 
-/// Data that proves nothing is evidence only if it is what lies there: as while the volume was opened, it is read once more.
+/// Data that proves nothing is evidence only if it is what lies there: as while the volume was
+/// opened, it is read once more.
 async fn confirm<S: Storage>(
     io: &S,
     metadata: &Metadata,
@@ -113,7 +117,8 @@ async fn confirm<S: Storage>(
     let same = again[..data.len()] == *data;
     context.pages.give_back(again);
     read?;
-    // What differs from read to read says nothing of the medium: the device has failed, and the block stays undecided.
+    // What differs from read to read says nothing of the medium: the device has failed, and the
+    // block stays undecided.
     let (offset, bs) = (metadata.layout().block_offset(c.block), data.len());
     let failed = || DeviceError::new("read", Device::Data, offset, bs, Errno::EIO).into();
     if same { Ok(()) } else { Err(failed()) }

@@ -1,4 +1,5 @@
-//! Names of units from paths and names, as systemd-escape(1) makes them, and of links below /dev/disk, as udev does.
+//! Names of units from paths and names, as systemd-escape(1) makes them, and of links below
+//! /dev/disk, as udev does.
 
 use std::{
     fmt::Write,

@@ -18,7 +18,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// The path of the device, which may take so long to appear. Links stay links, as udev knows the device by then.
+/// The path of the device, which may take so long to appear. Links stay links, as udev knows the
+/// device by then.
 pub fn device(place: &Place, patience: Duration) -> Outcome<PathBuf> {
     let node = unit::node(place);
     let mut wait = Wait::up_to(patience, node.display());
@@ -55,7 +56,8 @@ fn block_devices() -> Vec<PathBuf> {
         fs::read_to_string(entry.path().join("size")).is_ok_and(|size| size.trim() != "0")
     });
     let paths = names.map(|entry| Path::new("/dev").join(entry.file_name()));
-    // What lies on a device of ours that waits for its next daemon would have us wait, who may be about to start that.
+    // What lies on a device of ours that waits for its next daemon would have us wait, who may be
+    // about to start that.
     let dead: Vec<_> = State::all().into_iter().filter(|state| !state.is_alive()).collect();
     let waits = |path: &PathBuf| dead.iter().any(|state| stack::lies_on_ublk(path, state.id, State::below));
     let mut paths: Vec<_> = paths.filter(|path| !waits(path)).collect();
@@ -63,7 +65,8 @@ fn block_devices() -> Vec<PathBuf> {
     paths
 }
 
-/// The one that holds the data of the volume. A disk that can't be read is passed over: another may be meant.
+/// The one that holds the data of the volume. A disk that can't be read is passed over:
+/// another may be meant.
 fn data_of(uuid: &Uuid, devices: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
     let uuid = uuid.to_string();
     devices.into_iter().find(|path| {

@@ -1,6 +1,7 @@
 //! What the table means in units of systemd: systemd.generator(7).
 //!
-//! All is decided from the table's text. No device is opened or looked for: they come later, and systemd waits for them.
+//! All is decided from the table's text. No device is opened or looked for: they come later, and
+//! systemd waits for them.
 
 use super::{
     table::{Entry, Table},
@@ -65,7 +66,8 @@ fn of_entry(entry: &Entry, around: &Surroundings<'_>) -> Vec<Made> {
     let name = unit::name(entry);
     let options = &entry.options;
     let mut all = vec![Made { path: name.clone(), content: Content::Text(unit::text(entry, around)) }];
-    // Whoever wants the device, a mount for one, starts the unit; and waits for as long as that takes.
+    // Whoever wants the device, a mount for one, starts the unit; and waits for as long as that
+    // takes.
     let device = unit::served_device(entry);
     all.push(wanted(&device, "requires", &name));
     all.push(drop_in(&device, "# The unit that serves it has a limit of its own\nJobRunningTimeoutSec=infinity"));

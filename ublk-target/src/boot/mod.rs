@@ -1,4 +1,5 @@
-//! Devices that come with the machine: `/etc/ublk-integritytab`, and the units that systemd starts from it.
+//! Devices that come with the machine: `/etc/ublk-integritytab`, and the units that
+//! systemd starts from it.
 //!
 //! ```text
 //!   table (lines ─> entries) ─┬─> generator ─> units (escape) ─> systemd ─> `attach NAME`

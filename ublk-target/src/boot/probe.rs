@@ -1,5 +1,5 @@
-//! What a disk is to those who look at all disks: udev, lsblk, installers. Needs no key and no io_uring, and takes two or three
-//! reads.
+//! What a disk is to those who look at all disks: udev, lsblk, installers. Needs no key and no
+//! io_uring, and takes two or three reads.
 
 use futures_util::FutureExt;
 use std::{
@@ -63,8 +63,8 @@ impl Found {
         Self { role, uuid: uuid.cloned(), version }
     }
 
-    /// As udev's properties, named as libblkid names its own. The metadata alone has the UUID as a part's: what leads to a volume by
-    /// its UUID leads to where the data is.
+    /// As udev's properties, named as libblkid names its own. The metadata alone has the UUID as a
+    /// part's: what leads to a volume by its UUID leads to where the data is.
     pub fn properties(&self) -> Vec<(&'static str, String)> {
         let (kind, uuid) = match self.role {
             Role::Volume => ("ublk_integrity", ["ID_FS_UUID", "ID_FS_UUID_ENC"]),

@@ -165,8 +165,9 @@ fn is_blank(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\r')
 }
 
-/// A word with three octal digits behind a backslash for what can't stand in one. Nothing in it is a control character: no
-/// path needs one, and a line's end could begin a line of its own in a unit.
+/// A word with three octal digits behind a backslash for what can't stand in one. Nothing
+/// in it is a control character: no path needs one, and a line's end could begin a line
+/// of its own in a unit.
 fn unescape(word: &str) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(word.len());
     let mut rest = word.as_bytes();

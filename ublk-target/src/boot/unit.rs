@@ -9,8 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What all of them have in common. The daemon must outlive what is mounted on its device, and what is killed at the end of a
-/// shutdown; and nothing here may give it a mount namespace: what it keeps in memory for its successor would go with that.
+/// What all of them have in common. The daemon must outlive what is mounted on its device, and what
+/// is killed at the end of a shutdown; and nothing here may give it a mount namespace: what it
+/// keeps in memory for its successor would go with that.
 const SERVICE: &str = "\
 Type=notify
 NotifyAccess=main
@@ -36,7 +37,8 @@ MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
 ";
 
-/// Seconds that a start may take beside the wait for disks; while the volume is opened the daemon asks for more.
+/// Seconds that a start may take beside the wait for disks; while the volume is opened the daemon
+/// asks for more.
 const START: u64 = 120;
 
 /// What a unit's text depends on besides the line of the table.
@@ -102,7 +104,8 @@ pub(super) fn text(entry: &Entry, around: &Surroundings<'_>) -> String {
     }
     unit.line("\n[Service]");
     let program = quoted(around.program);
-    // A name that begins with @ tells systemd-shutdown of before SurviveFinalKillSignal= to leave the process alone.
+    // A name that begins with @ tells systemd-shutdown of before SurviveFinalKillSignal= to leave
+    // the process alone.
     let table = if around.table == Path::new(super::table::TABLE) {
         String::new()
     } else {
@@ -112,7 +115,8 @@ pub(super) fn text(entry: &Entry, around: &Surroundings<'_>) -> String {
     match &entry.key {
         Key::Credential(name) if (around.is_encrypted)(name) => unit.set("LoadCredentialEncrypted", name),
         Key::Credential(name) => unit.set("LoadCredential", name),
-        // A session keyring of the unit's own would not lead to what `keyctl padd user NAME @u` has added.
+        // A session keyring of the unit's own would not lead to what `keyctl padd user NAME @u` has
+        // added.
         Key::Keyring(_) => unit.set("KeyringMode", "shared"),
         Key::File(_) => {}
     }
@@ -121,7 +125,8 @@ pub(super) fn text(entry: &Entry, around: &Surroundings<'_>) -> String {
     unit.0
 }
 
-/// Seconds within which it must have started: `attach` waits as long as the line says for each of its disks.
+/// Seconds within which it must have started: `attach` waits as long as the line says
+/// for each of its disks.
 fn start_limit(entry: &Entry) -> u64 {
     let disks = places(entry).count() as u64;
     START + disks * entry.options.timeout.unwrap_or_default().as_secs()
@@ -183,7 +188,8 @@ fn quoted(path: &Path) -> String {
     }
 }
 
-/// A path as an argument of a command, in which systemd puts variables. Nowhere else does it, not even in the program's path.
+/// A path as an argument of a command, in which systemd puts variables. Nowhere else does it, not
+/// even in the program's path.
 fn argument(path: &Path) -> String {
     quoted(path).replace('$', "$$")
 }

@@ -30,7 +30,8 @@ pub struct Args {
     expected: ExpectedArgs,
     #[command(flatten)]
     pub(super) key: KeyArgs,
-    /// What the device is called: /dev/ublk-integrity/NAME leads to it, and other commands take the name for its number
+    /// What the device is called: /dev/ublk-integrity/NAME leads to it, and other commands take the
+    /// name for its number
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<DeviceName>,
     /// If a device of this name waits for a daemon, `recover` that instead
@@ -53,8 +54,8 @@ pub struct Args {
     /// Write nothing
     #[arg(long)]
     read_only: bool,
-    /// Take the newest tag of a block that recovery can't read, instead of opening read-only until it can: if that write
-    /// never arrived, the block is lost until it is written again
+    /// Take the newest tag of a block that recovery can't read, instead of opening read-only until
+    /// it can: if that write never arrived, the block is lost until it is written again
     #[arg(long, conflicts_with = "read_only")]
     pub(super) decide_unreadable: bool,
     /// End the device with its daemon, instead of letting it wait for `recover`
@@ -71,20 +72,24 @@ pub struct Args {
 /// What the daemon's memory depends on.
 #[derive(clap::Args)]
 pub struct SizeArgs {
-    /// Queues [default: one for four CPUs, at most 4; where threads can't share one, one for two; less where memory is short]
+    /// Queues [default: one for four CPUs, at most 4; where threads can't share one, one for two;
+    /// less where memory is short]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     queues: Option<u16>,
-    /// Threads of each queue, which share its requests; more than one needs Linux 6.16 [default: 2 where there are as many CPUs]
+    /// Threads of each queue, which share its requests; more than one needs Linux 6.16 [default: 2
+    /// where there are as many CPUs]
     #[arg(short = 'T', long, alias = "threads_per_queue", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     threads_per_queue: Option<u16>,
-    /// Threads that hash for those of the queues when these have more to do [default: one for each CPU that is left, at most 8, and one at least where threads share a queue]
+    /// Threads that hash for those of the queues when these have more to do [default: one for each
+    /// CPU that is left, at most 8, and one at least where threads share a queue]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
     hash_threads: Option<u16>,
     /// Requests of each queue [default: 128, less where memory is short]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     depth: Option<u16>,
-    /// Writes of at most 16K that each thread may answer before they are in place: a flush waits for them, they outlive the
-    /// daemon, and one that fails makes the device read-only; 0: none [default: 32, less where memory is short]
+    /// Writes of at most 16K that each thread may answer before they are in place: a flush waits
+    /// for them, they outlive the daemon, and one that fails makes the device read-only; 0: none
+    /// [default: 32, less where memory is short]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
     write_back: Option<u16>,
     /// Memory for verified tag pages [default: 1/32 of the machine's, at most 256M]
@@ -240,8 +245,8 @@ fn max_io(size: Size) -> Outcome<u32> {
     }
 }
 
-/// The daemon leaves the current folder. Links stay what they are: `/dev/disk/by-id/…` leads to the device when `recover`
-/// comes, whatever the kernel calls it by then.
+/// The daemon leaves the current folder. Links stay what they are: `/dev/disk/by-id/…` leads to the
+/// device when `recover` comes, whatever the kernel calls it by then.
 fn absolute(path: &Path) -> Outcome<PathBuf> {
     let what = format!("can't use {}", path.display());
     path.metadata().doing(&what)?;

@@ -103,7 +103,8 @@ fn attach(name: &DeviceName, table: &Table, args: &Args) -> Outcome {
     add(&parse(words)?)
 }
 
-/// Each by a process of its own: what one leaves behind is nothing to the next, and what has forked a daemon goes with it.
+/// Each by a process of its own: what one leaves behind is nothing to the next, and what has forked
+/// a daemon goes with it.
 fn attach_all(table: &Table, args: &Args) -> Outcome {
     let mut failed = (!table.bad.is_empty()).then_some(Exit::Arguments);
     table.bad.iter().for_each(|bad| output::tell(args.table.named(bad)));

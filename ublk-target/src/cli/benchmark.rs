@@ -25,7 +25,8 @@ use std::{
 use tags::{TagBench, TagSpeed, measure_crates, median};
 use ublk_integrity::{TagAlgorithm, hashing::Way};
 
-/// Measure the tag algorithms on this CPU and, with --data, verified reads and writes beside plain ones
+/// Measure the tag algorithms on this CPU and, with --data, verified reads and writes beside plain
+/// ones
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder for a scratch volume, which is removed again; no ublk and no root needed
@@ -40,8 +41,8 @@ pub struct Args {
     /// Algorithm of what is verified; the tags alone are measured of all
     #[arg(long, value_enum, default_value = "hmac-sha256")]
     tag: TagName,
-    /// Most threads: one for requests to it, the others hash for that; each pattern runs on one, too [default: one for each
-    /// CPU, at most 4]
+    /// Most threads: one for requests to it, the others hash for that; each pattern runs on one,
+    /// too [default: one for each CPU, at most 4]
     #[arg(long, value_name = "N", requires = "data", value_parser = clap::value_parser!(u16).range(1..=32))]
     threads: Option<u16>,
     /// Print JSON
@@ -111,7 +112,8 @@ struct TagSpeeds {
     sha2_bytes_per_second: f64,
 }
 
-/// Of each algorithm, of each way, and of the crates; one after the other and all over again, for a machine is not always as fast.
+/// Of each algorithm, of each way, and of the crates; one after the other and all over again, for a
+/// machine is not always as fast.
 fn tag_speeds(time: Duration) -> TagSpeeds {
     const TURNS: usize = 5;
     let sizes = [(512, 1), (512, 8), (4096, 1), (4096, 8), (4096, 128)];
@@ -135,8 +137,8 @@ fn tag_speeds(time: Duration) -> TagSpeeds {
     }
 }
 
-/// What it takes to wake a thread. A request passes through several threads, so where hashing is as slow as in an emulator
-/// this tells how far the rest is.
+/// What it takes to wake a thread. A request passes through several threads, so where hashing is as
+/// slow as in an emulator this tells how far the rest is.
 fn wake_up(time: Duration) -> Duration {
     let (there, other) = mpsc::sync_channel::<()>(0);
     let (answers, back) = mpsc::sync_channel(0);

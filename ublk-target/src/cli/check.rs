@@ -20,7 +20,8 @@ use ublk_integrity::{
 
 /// Verify every block of a volume that is not in use; writes nothing
 ///
-/// Interrupted (SIGINT, SIGTERM) it tells what it has found so far; the exit code is 6 if that is anything, else 7.
+/// Interrupted (SIGINT, SIGTERM) it tells what it has found so far; the exit code is 6 if that is
+/// anything, else 7.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -1,7 +1,8 @@
-//! `claimed`, not in the help: whether somebody has claimed a block device, asked by a process of its own.
+//! `claimed`, not in the help: whether somebody has claimed a block device, asked by a process of
+//! its own.
 //!
-//! The kernel keeps whoever opens a device waiting while it looks for partitions there, and nobody who waits for that can be
-//! ended. Its look waits for the device's daemon, which may be dead.
+//! The kernel keeps whoever opens a device waiting while it looks for partitions there, and nobody
+//! who waits for that can be ended. Its look waits for the device's daemon, which may be dead.
 
 use crate::failure::{Exit, Failure, Outcome};
 use std::{

@@ -21,7 +21,8 @@ pub struct Args {
     /// All devices of ublk-integrity
     #[arg(short, long)]
     all: bool,
-    /// Even while it is open, mounted or below another device; what its users have not written yet is lost
+    /// Even while it is open, mounted or below another device; what its users have not written yet
+    /// is lost
     #[arg(long)]
     force: bool,
 }
@@ -139,8 +140,9 @@ fn too_late(state: &State, alive: bool) -> Failure {
     Failure::new(Exit::Busy, message)
 }
 
-/// Takes away what a daemon left that is dead now: nothing where it ended in good order. The device's number may
-/// belong to somebody else already. Returns what the daemon said of its end, if it was not in order.
+/// Takes away what a daemon left that is dead now: nothing where it ended in good order. The
+/// device's number may belong to somebody else already. Returns what the daemon said of its end, if
+/// it was not in order.
 fn remove_remains(state: &State) -> Outcome<Option<String>> {
     let id = state.id;
     let left = State::load(id).ok().filter(|now| now.pid == state.pid);

@@ -23,8 +23,8 @@ use ublk_integrity::{BlockIndex, BlockRange, ReadError, Volume, open::Access};
 
 /// Write the whole verified content of a volume that is not in use to a file or pipe
 ///
-/// Goes on past bad blocks: they are written as zeros and listed on standard error, and the exit code is 6. A file appears
-/// when it is whole, or not at all.
+/// Goes on past bad blocks: they are written as zeros and listed on standard error, and the exit
+/// code is 6. A file appears when it is whole, or not at all.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -38,8 +38,9 @@ pub struct Args {
     /// Overwrite OUT
     #[arg(long)]
     pub force: bool,
-    /// Where a part of the tag log can't be read: OUT gets what is newest for sure. What may be older than what was last
-    /// written goes to OUT.may-be-older, OUT.map lists it, and the exit code is 6
+    /// Where a part of the tag log can't be read: OUT gets what is newest for sure. What
+    /// may be older than what was last written goes to OUT.may-be-older, OUT.map lists it,
+    /// and the exit code is 6
     #[arg(long)]
     rescue: bool,
 }
@@ -75,7 +76,8 @@ pub fn run(args: &Args) -> Outcome {
     copied.bad.finish(volume.block_size(), named).and_then(|()| refuse_latched(&volume))
 }
 
-/// Copies a part of the volume to `out`, which is of `path`; `named` puts paths into the words about what is bad.
+/// Copies a part of the volume to `out`, which is of `path`; `named` puts paths into the words
+/// about what is bad.
 pub fn copy(
     offline: &Offline,
     volume: &Volume,
@@ -150,7 +152,8 @@ async fn next_batch(volume: &Volume, io: &RingStorage, lane: &mut Lane, part: &m
     ranges
 }
 
-/// Reads `range` into the front of the lane's buffer, block by block where it fails as a whole; bad blocks become zeros.
+/// Reads `range` into the front of the lane's buffer, block by block where it fails as a whole; bad
+/// blocks become zeros.
 async fn fetch(
     volume: &Volume,
     io: &RingStorage,
@@ -201,7 +204,8 @@ impl Args {
         self.key.refuse_itself(found)
     }
 
-    /// What is at a path that is to be written, if anything. Refuses what the export needs itself, and, without --force, the rest.
+    /// What is at a path that is to be written, if anything. Refuses what the export needs itself,
+    /// and, without --force, the rest.
     pub fn replaced(&self, path: &Path) -> Outcome<Option<Metadata>> {
         match path.metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound && !path.is_symlink() => Ok(None),

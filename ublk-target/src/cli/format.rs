@@ -148,7 +148,8 @@ fn make_files(args: &Args, made: &mut Vec<PathBuf>) -> Outcome {
     Ok(())
 }
 
-/// What is not in /dev is a device that is not there, or misspelt: a file of that name would be memory.
+/// What is not in /dev is a device that is not there, or misspelt: a file of that name would be
+/// memory.
 fn refuse_dev(path: &Path) -> Outcome {
     let what = format!("can't make {}", path.display());
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -263,7 +264,8 @@ fn wipe(backing: &Backing) -> Outcome<Vec<String>> {
     Err(Failure::new(Exit::Device, format_args!("{what}: it is still there: {}", wiped.last().map_or("", |w| w))))
 }
 
-/// Block devices in use are refused by O_EXCL already; this finds files that are mounted through a loop device.
+/// Block devices in use are refused by O_EXCL already; this finds files that are mounted through a
+/// loop device.
 fn is_mounted(path: &Path) -> Outcome<bool> {
     let meta = path.metadata().doing(format_args!("can't use {}", path.display()))?;
     if meta.file_type().is_block_device() {

@@ -1,4 +1,5 @@
-//! `generator`, not in the help: what systemd runs under the name `ublk-integrity-generator` when it reads its units.
+//! `generator`, not in the help: what systemd runs under the name `ublk-integrity-generator` when
+//! it reads its units.
 
 use super::attach::TableArgs;
 use crate::{

@@ -35,7 +35,8 @@ pub struct Args {
     /// Take an input that is shorter than the volume; the rest becomes zeros
     #[arg(long)]
     zero_rest: bool,
-    /// Fail unless the input has so many bytes: for pipes, which may end early because the program before has failed
+    /// Fail unless the input has so many bytes: for pipes, which may end early because the program
+    /// before has failed
     #[arg(long, value_name = "SIZE")]
     expect: Option<Size>,
     /// Overwrite a volume that holds data
@@ -215,8 +216,8 @@ impl Input {
         Ok(Self { file, file_size, head: Vec::new(), ended: None, at: 0, data })
     }
 
-    /// An input without a byte is no content: the program before the pipe has failed, or the name is wrong. Waits for the
-    /// first.
+    /// An input without a byte is no content: the program before the pipe has failed, or the name
+    /// is wrong. Waits for the first.
     fn refuse_empty(&mut self, path: &Path) -> Outcome {
         let mut first = [0];
         let empty = match self.file_size {
@@ -269,8 +270,8 @@ impl Input {
         Ok(Piece::Data(range(self.at)))
     }
 
-    /// The next run of a file that is no hole. Leaves the file's position where reading goes on: at the start of the
-    /// block that the run begins in.
+    /// The next run of a file that is no hole. Leaves the file's position where reading goes on: at
+    /// the start of the block that the run begins in.
     fn find_data(&mut self, size: u64, block: u64) -> io::Result<Range<u64>> {
         let start = match lseek(&self.file, self.at as i64, Whence::SeekData) {
             Ok(start) => start as u64,

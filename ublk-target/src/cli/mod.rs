@@ -191,8 +191,8 @@ impl DeviceArgs {
     }
 }
 
-/// A device as its number or its path. Minor numbers have 20 bits; larger ones would reach the kernel as negative, which means
-/// any number.
+/// A device as its number or its path. Minor numbers have 20 bits; larger ones would reach the
+/// kernel as negative, which means any number.
 fn device_number(text: &str) -> Result<u32, String> {
     let path = text.contains('/').then(|| std::fs::canonicalize(text).ok()).flatten();
     let name = path.as_deref().and_then(Path::to_str).unwrap_or(text);

@@ -13,8 +13,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A file under a name of its own beside its place, for its owner alone; it goes again unless it is finished. What takes the
-/// place of another has the owner and the permissions of that, as if it had been written over.
+/// A file under a name of its own beside its place, for its owner alone; it goes again unless it is
+/// finished. What takes the place of another has the owner and the permissions of that, as if it
+/// had been written over.
 pub struct NewFile {
     file: File,
     path: PathBuf,
@@ -53,7 +54,8 @@ impl NewFile {
         &self.file
     }
 
-    /// Puts it into its place, durable. Fails where something is there by now that it does not replace.
+    /// Puts it into its place, durable. Fails where something is there by now that it does not
+    /// replace.
     pub fn finish(self) -> io::Result<()> {
         self.file.sync_all()?;
         match self.replaces {

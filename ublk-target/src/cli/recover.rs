@@ -19,7 +19,8 @@ pub struct Args {
     device: OneDevice,
     #[command(flatten)]
     key: OptionalKeyArgs,
-    /// Take the newest tag of a block that recovery can't read, instead of opening read-only until it can
+    /// Take the newest tag of a block that recovery can't read, instead of opening
+    /// read-only until it can
     #[arg(long)]
     decide_unreadable: bool,
     /// Stay in the foreground, and log to standard error

@@ -88,7 +88,8 @@ const KNOWN: &[(&str, &str)] = &[
     ("metadata", "{meta}"),
 ];
 
-/// What a person wants to know first; `--json` has every value. `{name}` stands for a value, `{name:size}` for bytes.
+/// What a person wants to know first; `--json` has every value. `{name}` stands for a value,
+/// `{name:size}` for bytes.
 const LINES: &[(&str, &str)] = &[
     ("name", "{name}"),
     ("device", "{device}, pid {pid}"),

@@ -112,13 +112,15 @@ fn try_stop(device: Proof) -> Outcome {
     stop_unless_used(device, &users::now(&ublk::block_path(device.number)))
 }
 
-/// The kernel looks for partitions on a new device under a lock that each open takes, and the kernel's decision whether it is
-/// in use. Where the daemon has died before that look was answered, it waits for the next one or for the device to be stopped.
+/// The kernel looks for partitions on a new device under a lock that each open takes, and the
+/// kernel's decision whether it is in use. Where the daemon has died before that look was answered,
+/// it waits for the next one or for the device to be stopped.
 fn can_be_opened(device: Proof) -> bool {
     users::claim(&ublk::block_path(device.number)) != Claim::HeldUp
 }
 
-/// Stops a device that nobody can open, which ends what is held up. Whoever had it open before is seen.
+/// Stops a device that nobody can open, which ends what is held up. Whoever had it
+/// open before is seen.
 fn stop_held_up(device: Proof) -> Outcome {
     stop_unless_used(device, &users::seen(&ublk::block_path(device.number)))
 }

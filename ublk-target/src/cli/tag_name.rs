@@ -8,7 +8,8 @@ pub enum TagName {
     HmacSha256,
     /// Keyed BLAKE3: fast on any CPU with wide vectors
     Blake3,
-    /// AEGIS-128X2, a MAC at the price of a checksum, with AES instructions; a 128-bit key, which must stay unknown
+    /// AEGIS-128X2, a MAC at the price of a checksum, with AES instructions; a 128-bit key, which
+    /// must stay unknown
     #[value(name = "aegis-128x2")]
     Aegis128X2,
 }

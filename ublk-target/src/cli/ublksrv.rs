@@ -52,7 +52,8 @@ enum Command {
     },
 }
 
-/// The tool's options that every target takes. Those that ask for another way to move data change nothing here.
+/// The tool's options that every target takes. Those that ask for another way to move data change
+/// nothing here.
 #[derive(clap::Args)]
 #[allow(dead_code)] // accepted and passed over
 struct Standard {

@@ -1,4 +1,5 @@
-//! `udev-probe`, not in the help: what a block device is, as udev's properties. The rules in `dist/udev` call it.
+//! `udev-probe`, not in the help: what a block device is, as udev's properties. The rules in
+//! `dist/udev` call it.
 
 use crate::{
     boot::probe::probe,

@@ -1,9 +1,10 @@
 //! Devices that were added, and whose daemon died before it had written down that they are ours.
 //!
-//! A device gets its number from the kernel, and its state file bears that number: between the two a daemon that is killed
-//! would leave a device that nobody knows to be ours. So the mark that the device will bear is written down first, in a file
-//! that the daemon holds locked. A file that nobody holds speaks of a dead daemon, and the device with that mark can go:
-//! it was never started, so nobody can have it open.
+//! A device gets its number from the kernel, and its state file bears that number: between the two
+//! a daemon that is killed would leave a device that nobody knows to be ours. So the mark that the
+//! device will bear is written down first, in a file that the daemon holds locked. A file that
+//! nobody holds speaks of a dead daemon, and the device with that mark can go: it was never
+//! started, so nobody can have it open.
 
 use super::state::State;
 use crate::{
@@ -51,7 +52,8 @@ fn announce_in(folder: &Path, mark: Mark) -> io::Result<Birth> {
 /// Deletes what daemons have left that died between adding a device and writing down its state.
 pub fn clear_stillborn() {
     for Stillborn { path, mark, _lock } in stillborn(Path::new(FOLDER)) {
-        // Asked under the lock: who has registered meanwhile is known. Such a device `list` shows, and `del` ends it.
+        // Asked under the lock: who has registered meanwhile is known. Such a device `list` shows,
+        // and `del` ends it.
         let is_known = State::all().iter().any(|state| state.mark == Some(mark));
         if is_known || ublk::delete_marked(mark).is_ok() {
             let _ = fs::remove_file(path);

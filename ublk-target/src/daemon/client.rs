@@ -1,4 +1,5 @@
-//! Asking a daemon, which may be stopped, stuck or gone: no question takes longer than [`ANSWERS_WITHIN`].
+//! Asking a daemon, which may be stopped, stuck or gone: no question takes longer than
+//! [`ANSWERS_WITHIN`].
 
 use super::protocol::{ANSWERS_WITHIN, MOST_BYTES, Request};
 use crate::failure::{Exit, Failure, plain};

@@ -1,5 +1,5 @@
-//! The daemon's end of its control socket. One thread serves all clients: it never waits for one of them, and queue threads
-//! have no part in it.
+//! The daemon's end of its control socket. One thread serves all clients: it never waits for one of
+//! them, and queue threads have no part in it.
 
 use super::{
     protocol::{MOST_BYTES, Request, error, line},
@@ -25,7 +25,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Members of this group may ask, where the machine has it; who may change something is not theirs to say.
+/// Members of this group may ask, where the machine has it; who may change something
+/// is not theirs to say.
 const READERS: &str = "ublk-integrity";
 /// Clients served at a time. One more takes the place of the one that has been silent for longest.
 const MOST_CLIENTS: usize = 16;
@@ -114,8 +115,8 @@ impl<F: Fn() -> Value> Server<F> {
     }
 }
 
-/// One connection. It has all the time it takes the others to be served, and no more than [`PATIENCE`] for a request or an
-/// answer.
+/// One connection. It has all the time it takes the others to be served, and no more than
+/// [`PATIENCE`] for a request or an answer.
 struct Client {
     stream: UnixStream,
     root: bool,
@@ -133,7 +134,8 @@ impl Client {
         Ok(Self { stream, root, received: Vec::new(), unsent: Vec::new(), deadline: Instant::now() + PATIENCE })
     }
 
-    /// One that is not hears why, if it listens: it may be of before there were requests, and wait for us.
+    /// One that is not hears why, if it listens: it may be of before there were
+    /// requests, and wait for us.
     fn is_in_time(&mut self) -> bool {
         let in_time = Instant::now() < self.deadline;
         if !in_time && self.unsent.is_empty() {
@@ -156,8 +158,9 @@ impl Client {
         PollFd::new(self.stream.as_fd(), what)
     }
 
-    /// Goes on as far as that is possible without waiting, by one request at most; `false` where it is over. Nothing more is
-    /// read before an answer has been taken, so nobody can make us keep many.
+    /// Goes on as far as that is possible without waiting, by one request at most; `false`
+    /// where it is over. Nothing more is read before an answer has been taken, so nobody
+    /// can make us keep many.
     fn go_on(&mut self, answer: impl Fn(&[u8], bool) -> Value) -> bool {
         while self.unsent.is_empty() && !self.received.contains(&b'\n') {
             match self.receive() {

@@ -1,4 +1,5 @@
-//! How a daemon ends, other than by somebody stopping the device: panics, a kernel that never answers, and what signals ask for.
+//! How a daemon ends, other than by somebody stopping the device: panics, a kernel that never
+//! answers, and what signals ask for.
 
 use super::{
     launch::Reporter,
@@ -22,13 +23,15 @@ use std::{
 /// How long the kernel may take to add or start a device: some kernels never come back.
 const KERNEL_PATIENCE: Duration = Duration::from_secs(30);
 
-/// After how long a word is said of a stop under way: that the device is in use has been said by then.
+/// After how long a word is said of a stop under way: that the device is in use has been said by
+/// then.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How many seconds a panic may take to say what it has to say.
 const WORDS: u32 = 5;
 
-/// A thread that panics leaves requests that nobody completes: better no daemon, which the kernel notices.
+/// A thread that panics leaves requests that nobody completes: better no daemon, which the kernel
+/// notices.
 pub fn abort_on_panic() {
     let told = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -40,8 +43,8 @@ pub fn abort_on_panic() {
     }));
 }
 
-/// Hears from the process that waits for the last user, and does what that would where it can't be had (its libraries may be
-/// out of reach in our mount namespace).
+/// Hears from the process that waits for the last user, and does what that would where it can't be
+/// had (its libraries may be out of reach in our mount namespace).
 pub fn stop_when_left(state: &State, child: io::Result<Child>, log: &Log) {
     let slow = log.clone();
     let word = Notice::after(STOPS_WITHIN, move || slow.tell(Event::StopIsSlow));
@@ -64,8 +67,8 @@ pub fn stop_ourselves(state: &State, child: io::Result<Child>) {
     if let Ok(mut child) = child {
         let _ = child.wait();
     }
-    // We still live: either the device has been stopped and the last checkpoint is on its way (its number may be another's by
-    // now), or nothing was done.
+    // We still live: either the device has been stopped and the last checkpoint is on its way (its
+    // number may be another's by now), or nothing was done.
     let _ = state.proof().stop();
 }
 

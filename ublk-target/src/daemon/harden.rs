@@ -8,7 +8,8 @@ use nix::{
 };
 use std::{fmt::Display, fs, path::Path};
 
-/// Before anything is waited for: the key is in memory, and what was locked before we were forked off is not ours.
+/// Before anything is waited for: the key is in memory, and what was locked before we were forked
+/// off is not ours.
 pub fn lock_memory(mut warn: impl FnMut(String)) {
     check(
         &mut warn,
@@ -46,10 +47,12 @@ pub fn before_threads(mut warn: impl FnMut(String)) {
     );
 }
 
-/// A mount namespace of our own that holds no block device but the root's: what is mounted on our device would otherwise
-/// be held by our own namespace, and flushed to us when we exit. Later mounts come in, and go, by propagation.
+/// A mount namespace of our own that holds no block device but the root's: what is mounted on our
+/// device would otherwise be held by our own namespace, and flushed to us when we exit. Later
+/// mounts come in, and go, by propagation.
 ///
-/// After the devices and the key have been opened: their paths may lead through mounts that vanish here.
+/// After the devices and the key have been opened: their paths may lead through mounts that vanish
+/// here.
 fn leave_mounts() -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(|e| e.to_string())?;
     let none: Option<&str> = None;
@@ -68,14 +71,16 @@ fn leave_mounts() -> Result<(), String> {
     Ok(())
 }
 
-/// The mount point in a line of /proc/self/mounts, if a block device other than the root's is mounted there.
+/// The mount point in a line of /proc/self/mounts, if a block device other than the root's is
+/// mounted there.
 fn block_mount_point(line: &str) -> Option<String> {
     let mut fields = line.split(' ');
     let (source, point) = (fields.next()?, fields.next()?);
     (source.starts_with("/dev/") && point != "/").then(|| unescape(point))
 }
 
-/// Whether a file that is mapped into this process (lines of /proc/self/maps) lies below a mount point.
+/// Whether a file that is mapped into this process (lines of /proc/self/maps) lies
+/// below a mount point.
 fn holds_a_mapped_file(point: &str, maps: &str) -> bool {
     let files = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
     files.into_iter().any(|file| Path::new(file).starts_with(point))

@@ -120,7 +120,8 @@ impl Reporter {
         }
     }
 
-    /// While the volume is opened, systemd shall wait: how long recovery takes is up to the log and the disks.
+    /// While the volume is opened, systemd shall wait: how long recovery takes is up to
+    /// the log and the disks.
     pub fn extend_start(reporter: &Arc<Self>) {
         if !reporter.notify.is_heard() {
             return;
@@ -210,8 +211,8 @@ pub(super) fn null_stdio() -> Outcome {
     dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).doing(what)
 }
 
-/// Whether the daemon says nothing for two seconds. How long an open takes depends on the devices and the log; what can stand
-/// still in it is watched by the daemon itself.
+/// Whether the daemon says nothing for two seconds. How long an open takes depends on the devices
+/// and the log; what can stand still in it is watched by the daemon itself.
 fn is_silent(pipe: &File) -> bool {
     poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], PollTimeout::from(2000u16)) == Ok(0)
 }

@@ -1,7 +1,8 @@
-//! Whether a daemon lives: it holds a lock on a file for as long as it does, whatever becomes of its pid.
+//! Whether a daemon lives: it holds a lock on a file for as long as it does, whatever becomes of
+//! its pid.
 //!
-//! Only root can open that file. A lock needs no permission to write, so on one that all may read any user could take it, and
-//! a dead daemon would look alive.
+//! Only root can open that file. A lock needs no permission to write, so on one that all may read
+//! any user could take it, and a dead daemon would look alive.
 
 use crate::wait::{LONGEST, Wait, lock_within};
 use nix::{
@@ -24,7 +25,8 @@ pub struct Life(Held);
 enum Held {
     /// Its lock.
     Lock(File),
-    /// Where that is not for us to open, or of an older version: its process, which another may follow under this number.
+    /// Where that is not for us to open, or of an older version: its process, which another may
+    /// follow under this number.
     Process(Pid),
 }
 
@@ -61,8 +63,8 @@ impl Life {
     }
 }
 
-/// The lock of a new daemon, on the file that its name leads to: a daemon that ends removes its own, and whoever waited for
-/// that would otherwise hold one that nobody can find.
+/// The lock of a new daemon, on the file that its name leads to: a daemon that ends removes its
+/// own, and whoever waited for that would otherwise hold one that nobody can find.
 pub(super) fn lock_current(path: &Path) -> io::Result<Flock<File>> {
     // Held for moments by those who look, and until its end by a daemon whose device is gone already.
     lock_current_within(path, &mut Wait::up_to(LONGEST, format_args!("the lock on {}", path.display())))

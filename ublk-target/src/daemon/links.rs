@@ -1,4 +1,5 @@
-//! Links from devices' names to the devices. Where there is udev it makes them, and takes them away; else they are made here.
+//! Links from devices' names to the devices. Where there is udev it makes them, and takes them
+//! away; else they are made here.
 
 use crate::{
     name::{DeviceName, LINKS},
@@ -10,8 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Tells whoever looks at block devices that this one answers: udev looks again, and finds name and UUID in the state file.
-/// Where there is no udev the link is made here.
+/// Tells whoever looks at block devices that this one answers: udev looks again, and finds name and
+/// UUID in the state file. Where there is no udev the link is made here.
 pub(super) fn announce(number: u32, name: Option<&DeviceName>) {
     let _ = fs::write(format!("/sys/class/block/ublkb{number}/uevent"), "change");
     if let Some(name) = name.filter(|_| !has_udev()) {
@@ -19,13 +20,14 @@ pub(super) fn announce(number: u32, name: Option<&DeviceName>) {
     }
 }
 
-/// What a link that was made here says of this number is over: the device is gone, or is about to be another of the name `now`,
-/// whose link stays.
+/// What a link that was made here says of this number is over: the device is gone, or is about to
+/// be another of the name `now`, whose link stays.
 pub(super) fn withdraw(number: u32, now: Option<&DeviceName>) {
     withdraw_in(Path::new(LINKS), number, now.map(DeviceName::as_str));
 }
 
-/// Whatever name it was: who has made the link may have left nothing else. Those of udev lead elsewhere first.
+/// Whatever name it was: who has made the link may have left nothing else. Those of udev lead
+/// elsewhere first.
 fn withdraw_in(folder: &Path, number: u32, now: Option<&str>) {
     let links = fs::read_dir(folder).into_iter().flatten().flatten();
     let over = links.filter(|link| now.is_none_or(|now| link.file_name() != now)).map(|link| link.path());

@@ -1,5 +1,5 @@
-//! What the daemon has to say. Queue threads never write a line themselves: stderr, syslog or the file
-//! system behind them may wait for this very device.
+//! What the daemon has to say. Queue threads never write a line themselves: stderr, syslog or the
+//! file system behind them may wait for this very device.
 
 use crate::{
     threads::named,
@@ -81,7 +81,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts the thread that writes, `first` where nobody has been told it yet. `words` puts into each line what the device is.
+    /// Starts the thread that writes, `first` where nobody has been told it yet. `words` puts into
+    /// each line what the device is.
     pub fn start(sink: Sink, first: Vec<String>, words: impl Fn(&str) -> String + Send + 'static) -> io::Result<Self> {
         let (events, receiver) = crossbeam_channel::bounded(CAPACITY);
         let dropped = Arc::new(AtomicU64::new(0));

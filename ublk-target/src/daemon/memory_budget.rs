@@ -1,8 +1,10 @@
-//! How much memory a daemon may take: what it takes is locked, and the kernel can get none of it back, nor kill it for it.
+//! How much memory a daemon may take: what it takes is locked, and the kernel can get none of it
+//! back, nor kill it for it.
 //!
-//! `add` weighs what it would take against what can be had now. Between that and the taking of it lies the opening of the
-//! volume, so the sum is *promised* first: a file beside the state files, which counts for as long as its daemon lives, less what
-//! the daemon has in memory by now. Looking and promising are one step, under a lock.
+//! `add` weighs what it would take against what can be had now. Between that and the taking of it
+//! lies the opening of the volume, so the sum is *promised* first: a file beside the state files,
+//! which counts for as long as its daemon lives, less what the daemon has in memory by now. Looking
+//! and promising are one step, under a lock.
 
 use super::counts::Counts;
 use crate::{
@@ -26,8 +28,8 @@ use ublk_integrity::{create::VolumeInfo, most_memory_bytes};
 
 /// The part of the machine's memory that new devices leave to everything else: one in so many.
 const LEFT_FREE: u64 = 8;
-/// Address space for what is not counted: code, stacks, tables, and the 64 MiB that the C library sets aside for what a thread that is
-/// still to come allocates.
+/// Address space for what is not counted: code, stacks, tables, and the 64 MiB that the C library
+/// sets aside for what a thread that is still to come allocates.
 const UNCOUNTED: u64 = (64 + 16) << 20;
 
 /// Code, and the tables and stacks of up to four threads for requests and hashing.
@@ -45,12 +47,14 @@ pub fn rest(counts: Counts) -> u64 {
     CODE + threads.saturating_sub(4) * THREAD + counts.requests() * REQUEST + write_back
 }
 
-/// Bytes of the volume's largest request: what the daemon before had answered may be larger than those of the device.
+/// Bytes of the volume's largest request: what the daemon before had answered may be larger than
+/// those of the device.
 pub fn largest_request(max_io: u32) -> usize {
     (max_io as usize).max(MOST_BYTES)
 }
 
-/// What a daemon takes at most, with a volume of these sizes or any: blocks of 512 bytes and a deep tree take most.
+/// What a daemon takes at most, with a volume of these sizes or any: blocks of 512 bytes and a deep
+/// tree take most.
 pub fn most_memory(volume: Option<&VolumeInfo>, counts: Counts, max_io: u32, cache: u64) -> u64 {
     let requests = counts.requests();
     // Neither product comes near 64 bits; the cache may be anything.
@@ -69,7 +73,8 @@ pub fn machine_memory() -> u64 {
 pub enum Purpose {
     /// A new device: leaves something to the machine.
     New,
-    /// A device that waits for its daemon, and whoever uses it with it; or a command, whose memory the kernel can get back.
+    /// A device that waits for its daemon, and whoever uses it with it; or a command, whose memory
+    /// the kernel can get back.
     Needed,
 }
 
@@ -130,7 +135,8 @@ fn of_machine(meminfo: &str, promised: u64, purpose: Purpose) -> Available {
     Available { bytes: available.saturating_sub(left_free).saturating_sub(promised), why }
 }
 
-/// The folders of this process's memory control group and those above it, innermost first (cgroups(7)).
+/// The folders of this process's memory control group and those above it, innermost first
+/// (cgroups(7)).
 fn control_groups(membership: &str) -> Vec<PathBuf> {
     let unified = |line: &str| Some((PathBuf::from("/sys/fs/cgroup"), line.strip_prefix("0::/")?.to_owned()));
     let legacy = |line: &str| {
@@ -160,7 +166,8 @@ fn of_group(folder: &Path, promised: u64) -> Option<Available> {
     Some(Available { bytes: limit.saturating_sub(used).saturating_sub(promised), why })
 }
 
-/// Within this process's own limits: on locked memory, which root does not have, and on address space.
+/// Within this process's own limits: on locked memory, which root does not have, and on address
+/// space.
 fn of_limits(status: &str) -> Vec<Available> {
     const CAP_IPC_LOCK: u64 = 1 << 14;
     let soft = |resource| getrlimit(resource).map_or(RLIM_INFINITY, |(soft, _)| soft);
@@ -194,7 +201,8 @@ fn promises(folder: &Path) -> impl Iterator<Item = PathBuf> {
     files.filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
 }
 
-/// Of one promise; `None` where its daemon is dead. Removes nothing: by then the name may be another's.
+/// Of one promise; `None` where its daemon is dead. Removes nothing: by then the name may be
+/// another's.
 fn outstanding(path: &Path) -> Option<u64> {
     let pid: u32 = path.file_stem()?.to_str()?.parse().ok()?;
     let text = fs::read_to_string(path).ok()?;
@@ -218,8 +226,8 @@ pub struct Promise {
 }
 
 impl Promise {
-    /// Decides how much with `decide`, which is told what can be had, and makes that ours before anybody else looks. Others wait
-    /// for it: it must look at no device.
+    /// Decides how much with `decide`, which is told what can be had, and makes that ours before
+    /// anybody else looks. Others wait for it: it must look at no device.
     pub fn make<T>(purpose: Purpose, decide: impl FnOnce(&Available) -> Outcome<(u64, T)>) -> Outcome<(Self, T)> {
         let what = format!("can't keep state in {FOLDER}");
         make_folder().doing(&what)?;
@@ -228,7 +236,8 @@ impl Promise {
         Ok((Self::of(bytes, Path::new(FOLDER)).doing(&what)?, decided))
     }
 
-    /// One that is counted from the moment on that it can be found. Those of the dead go; nobody else makes or removes any now.
+    /// One that is counted from the moment on that it can be found. Those of the dead go; nobody
+    /// else makes or removes any now.
     fn of(bytes: u64, folder: &Path) -> io::Result<Self> {
         promises(folder).filter(|path| is_broken(path)).for_each(|path| drop(fs::remove_file(path)));
         let path = folder.join(format!("{}.{EXTENSION}", process::id()));

@@ -65,7 +65,8 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// What is there of the device where its daemon has ended before it was live, in words: of a new one `none`.
+    /// What is there of the device where its daemon has ended before it was live, in words: of a
+    /// new one `none`.
     fn without_daemon(self, none: &str) -> String {
         match self {
             Self::New(_) => none.to_owned(),
@@ -92,7 +93,8 @@ pub struct Start {
     pub uuid: Option<[u8; 16]>,
 }
 
-/// Runs a device until it is stopped. What goes wrong before it is live has been reported when this returns.
+/// Runs a device until it is stopped. What goes wrong before it is live has been
+/// reported when this returns.
 pub fn run(start: Start, reporter: Reporter, sink: Sink) -> Outcome {
     let reporter = Arc::new(reporter);
     let listener = Arc::clone(&reporter);
@@ -166,8 +168,8 @@ fn open_devices(settings: &Settings, origin: Origin, reporter: &Reporter) -> Out
     Ok(backings)
 }
 
-/// Makes the memory ours that `settings` ask for; returns how much of it, and of what is there beside it, the volume may take
-/// while it opens.
+/// Makes the memory ours that `settings` ask for; returns how much of it, and of what is there
+/// beside it, the volume may take while it opens.
 fn promise_memory(
     settings: &mut Settings,
     may_shrink: bool,

@@ -1,4 +1,5 @@
-//! A name is one device's: its daemon holds a lock on it for as long as it lives, and a device that waits for a daemon keeps it.
+//! A name is one device's: its daemon holds a lock on it for as long as it lives, and a device that
+//! waits for a daemon keeps it.
 
 use super::{Origin, life, settings::Settings, state::State};
 use crate::{

@@ -1,4 +1,5 @@
-//! What comes before a device: the volume is opened, recovered, and given what the daemon before has answered for.
+//! What comes before a device: the volume is opened, recovered, and given what the daemon before
+//! has answered for.
 
 use super::{memory_budget::largest_request, settings::Settings, workers};
 use crate::{
@@ -36,8 +37,9 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Opens the volume on `backings`, with `write_back` slots of each thread in the write-back file. It must have this UUID,
-    /// where one is given, and `accept` may refuse it before anything is written.
+    /// Opens the volume on `backings`, with `write_back` slots of each thread in the write-back
+    /// file. It must have this UUID, where one is given, and `accept` may refuse it before
+    /// anything is written.
     pub(super) fn volume(
         settings: &Settings,
         (key, uuid): (&MasterKey, Option<[u8; 16]>),
@@ -76,7 +78,8 @@ impl Opened {
         accept(&verified.info())?;
         let left = to_put_in_place(&offline, &verified, settings.read_only, &open_id)?;
         let left = left.map(Left::of).transpose()?;
-        // Before anything is written: what is kept must find the records that were there when it was answered.
+        // Before anything is written: what is kept must find the records that were there when it
+        // was answered.
         options.least_record = left.as_ref().map_or(RecordNumber(0), |left| left.least_record);
         let older = |failure| match &left {
             Some(left) => left.cant_be_put_in_place(failure),
@@ -95,7 +98,8 @@ impl Opened {
     }
 }
 
-/// What the last daemon of the volume has left in memory, which the open of `open_id` must find, too, once it has begun.
+/// What the last daemon of the volume has left in memory, which the open of `open_id` must find,
+/// too, once it has begun.
 fn to_put_in_place(
     offline: &Offline,
     verified: &VerifiedVolume,

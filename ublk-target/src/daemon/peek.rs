@@ -1,6 +1,8 @@
-//! A look at the volume that is to be served, before anything is decided or locked: how much memory it takes hangs on its sizes.
+//! A look at the volume that is to be served, before anything is decided or locked: how much memory
+//! it takes hangs on its sizes.
 //!
-//! A disk may never answer, and who reads from it then can't be ended: so another process does, and is left behind.
+//! A disk may never answer, and who reads from it then can't be ended: so another process does, and
+//! is left behind.
 
 use super::launch::null_stdio;
 use crate::{
@@ -26,8 +28,8 @@ use ublk_integrity::create::VolumeInfo;
 /// Bytes that say what a volume is.
 const SUPERBLOCK: usize = 512;
 
-/// The sizes of the volume that the device with its metadata seems to hold; what is no volume is refused later. By a process
-/// that has one thread. Fails where the device does not answer.
+/// The sizes of the volume that the device with its metadata seems to hold; what is no volume is
+/// refused later. By a process that has one thread. Fails where the device does not answer.
 pub fn peek(meta: &Path) -> Outcome<Option<VolumeInfo>> {
     let what = format!("can't look at {}", meta.display());
     let (read, write) = pipe2(OFlag::O_CLOEXEC).doing(&what)?;

@@ -21,8 +21,8 @@ pub(super) fn unfit(settings: &Settings, origin: Origin) -> Outcome {
     }
 }
 
-/// The number may have gone to another program's device since. (Asked here, not in the command that forked us: a process
-/// that has asked the kernel can't fork for a while.)
+/// The number may have gone to another program's device since. (Asked here, not in the command that
+/// forked us: a process that has asked the kernel can't fork for a while.)
 fn refuse_foreign_device(origin: Origin) -> Outcome {
     let Origin::Recovered(number) = origin else { return Ok(()) };
     let state = State::load(number)?;
@@ -39,8 +39,8 @@ fn refuse_foreign_device(origin: Origin) -> Outcome {
     Err(Failure::new(Exit::Device, message))
 }
 
-/// A recovered device exists already: its devices may lie on it by now. Asked before anything is read of them, which would wait
-/// for the device's next daemon.
+/// A recovered device exists already: its devices may lie on it by now. Asked before anything is
+/// read of them, which would wait for the device's next daemon.
 pub fn refuse_own_stack(settings: &Settings, number: u32) -> Outcome {
     for path in settings.paths() {
         if stack::lies_on_ublk(path, number, State::below) {
@@ -52,7 +52,8 @@ pub fn refuse_own_stack(settings: &Settings, number: u32) -> Outcome {
     Ok(())
 }
 
-/// How long to wait for the devices: only a daemon that is dead already can be about to let go of them.
+/// How long to wait for the devices: only a daemon that is dead already can be about to let go of
+/// them.
 pub(super) fn patience(settings: &Settings, origin: Origin) -> Outcome<Duration> {
     if matches!(origin, Origin::Recovered(_)) {
         return Ok(DYING);
@@ -76,7 +77,8 @@ pub(super) fn patience(settings: &Settings, origin: Origin) -> Outcome<Duration>
     Ok(patience)
 }
 
-/// A device that waits for a daemon holds requests for one volume. The paths that led to it may lead to another by now.
+/// A device that waits for a daemon holds requests for one volume. The paths that led to it may
+/// lead to another by now.
 pub(super) fn other_volume(settings: &Settings, origin: Origin, found: &Identity) -> Outcome {
     let Origin::Recovered(number) = origin else { return Ok(()) };
     let expected = State::load(number)?.volume;

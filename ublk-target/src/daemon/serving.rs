@@ -34,7 +34,8 @@ pub(super) struct Served {
 }
 
 impl Served {
-    /// What the kernel remembers the device by: of one that exists already, what it was given when it was made.
+    /// What the kernel remembers the device by: of one that exists already, what it was given when
+    /// it was made.
     fn mark(&self) -> Outcome<Option<Mark>> {
         match self.origin {
             Origin::New(_) => Mark::new().map(Some),
@@ -70,8 +71,8 @@ impl Served {
 
 /// Adds and starts the device, and serves it until it is stopped.
 ///
-/// A new device that can't be started goes again. One that waits for a daemon stays as it is: all that may fail
-/// is done before it is touched.
+/// A new device that can't be started goes again. One that waits for a daemon stays as it is: all
+/// that may fail is done before it is touched.
 pub(super) fn serve_device(
     what: Served,
     backings: &Backings,

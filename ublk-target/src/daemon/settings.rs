@@ -54,7 +54,8 @@ pub struct Settings {
     pub write_back: u16,
     /// Whether checkpoints are logged too.
     pub verbose: bool,
-    /// Whether the device waits for a new daemon when this one dies. `status` has a report named `recovery`.
+    /// Whether the device waits for a new daemon when this one dies. `status` has a
+    /// report named `recovery`.
     #[serde(rename = "user_recovery", alias = "recovery")]
     pub recovery: bool,
     /// Whether recovery takes the newest tag of a block that can't be read: asked for anew each time.
@@ -124,14 +125,15 @@ impl Settings {
         self.meta.as_ref().unwrap_or(&self.data)
     }
 
-    /// Refuses what can't be had with this `volume`, or any. Before anything is taken: an allocation that fails, or is killed for, ends
-    /// the process without a word, and what a daemon has locked the kernel can't get back.
+    /// Refuses what can't be had with this `volume`, or any. Before anything is taken: an
+    /// allocation that fails, or is killed for, ends the process without a word, and what a daemon
+    /// has locked the kernel can't get back.
     pub fn refuse_more_than(&self, available: &Available, volume: Option<&VolumeInfo>) -> Outcome {
         available.refuse_less_than(self.most_memory(volume), LOWER)
     }
 
-    /// The same, but where the cache `may_shrink` that is done first. Returns what the daemon takes at most. Looks at no device:
-    /// others may wait for us to be done.
+    /// The same, but where the cache `may_shrink` that is done first. Returns what the daemon takes
+    /// at most. Looks at no device: others may wait for us to be done.
     pub fn fit(&mut self, available: &Available, volume: Option<&VolumeInfo>, may_shrink: bool) -> Outcome<u64> {
         let most = self.most_memory(volume);
         if may_shrink && most > available.bytes {
@@ -190,10 +192,11 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Where threads can share a queue two do, as far as there are processors: one submitter uses one queue, and a thread's
-    /// part of a small request takes twice the submitter's. More processors have more queues, up to half of them a thread
-    /// for requests; the others have one that hashes for those, and where two share a queue there is one at least: large
-    /// requests may all be one thread's.
+    /// Where threads can share a queue two do, as far as there are processors: one submitter uses
+    /// one queue, and a thread's part of a small request takes twice the submitter's. More
+    /// processors have more queues, up to half of them a thread for requests; the others have one
+    /// that hashes for those, and where two share a queue there is one at least: large requests may
+    /// all be one thread's.
     fn counts(self) -> Counts {
         let cpus = self.cpus.clamp(1, 16) as u16;
         let serving = cpus.div_ceil(2);
@@ -226,13 +229,15 @@ const PAGE_WITH_ENTRY: (u64, u64) = (64, 65);
 /// What to do where memory does not suffice.
 const LOWER: &str = "lower --queues, --threads-per-queue, --hash-threads, --depth, --write-back, --max-io or --cache";
 
-/// Slots of each thread in the write-back file, by default: as many as keep a thread busy that nobody waits for.
+/// Slots of each thread in the write-back file, by default: as many as keep a thread busy that
+/// nobody waits for.
 const DEFAULT_WRITE_BACK: u16 = 32;
 
 impl Defaults {
-    /// At most 1/8 of the machine's memory, from 512 MiB on, and no more than is `available`, down to eight requests, four slots
-    /// of the write-back file for each thread and a cache of 1 MiB: what is left of that when nothing has been chosen goes to requests by three
-    /// quarters at most, to the cache what remains.
+    /// At most 1/8 of the machine's memory, from 512 MiB on, and no more than is `available`, down
+    /// to eight requests, four slots of the write-back file for each thread and a cache of 1 MiB:
+    /// what is left of that when nothing has been chosen goes to requests by three quarters at
+    /// most, to the cache what remains.
     pub fn for_machine(memory: u64, available: u64, wanted: Wanted, max_io: u32, volume: Option<&VolumeInfo>) -> Self {
         let fixed =
             most_memory(volume, Counts { queues: 0, threads: 0, hash_threads: 0, depth: 0, write_back: 0 }, max_io, 0);

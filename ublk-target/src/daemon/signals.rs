@@ -30,7 +30,8 @@ use std::{
 
 /// Signals that ask us to stop.
 const STOP: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
-/// Signals that would end us where nobody has asked for that: a terminal that goes, tools that have logs written anew.
+/// Signals that would end us where nobody has asked for that: a terminal that goes, tools that have
+/// logs written anew.
 const HEEDLESS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Blocks the signals that end nobody, in this thread and all that it starts.
@@ -54,8 +55,8 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// From here on this process has a thread that takes them: after all that must be done before any other is started. `early`
-    /// says what a signal means that comes before there is a device.
+    /// From here on this process has a thread that takes them: after all that must be done before
+    /// any other is started. `early` says what a signal means that comes before there is a device.
     pub fn watch(
         reporter: &Arc<Reporter>,
         early: impl Fn(Signal) -> Failure + Send + Sync + 'static,
@@ -109,8 +110,8 @@ impl Signals {
         !opening
     }
 
-    /// What runs on the devices is asked to end, and the process with it. `failed` tells whoever waits for us, where that takes
-    /// too long.
+    /// What runs on the devices is asked to end, and the process with it. `failed` tells whoever
+    /// waits for us, where that takes too long.
     fn end_opening(&self, set: &SigSet, signal: Signal, failed: impl Fn() + Send + Sync + 'static) -> ! {
         let cut_off = Arc::new(move || {
             failed();
@@ -146,9 +147,10 @@ impl Signals {
         }
     }
 
-    /// The first signal stops the device as soon as nobody uses it: under a mounted file system a disk that goes takes what was
-    /// not written yet with it. The second one stops it whoever uses it, in good order. The third ends this process: requests
-    /// under way may wait for a device that never answers.
+    /// The first signal stops the device as soon as nobody uses it: under a mounted file system a
+    /// disk that goes takes what was not written yet with it. The second one stops it whoever uses
+    /// it, in good order. The third ends this process: requests under way may wait for a device
+    /// that never answers.
     ///
     /// Whoever uses it is looked for, and the device stopped, by other processes (see [`stop`]).
     fn stop_live(&self, set: &SigSet, state: State, log: &Log) {

@@ -1,5 +1,5 @@
-//! What is known of devices outside their daemons: one JSON file each under /run, that all may read, and beside it the lock
-//! that says that the daemon lives.
+//! What is known of devices outside their daemons: one JSON file each under /run, that all may
+//! read, and beside it the lock that says that the daemon lives.
 
 use super::{
     life::{Life, lock_current, lock_of_dead},
@@ -108,8 +108,8 @@ impl State {
         Self::load(id).iter().flat_map(|state| state.settings.paths()).map(Path::to_owned).collect()
     }
 
-    /// All devices: those that lie on others' devices before these, so that each can be ended when nothing of ours lies on it
-    /// any more.
+    /// All devices: those that lie on others' devices before these, so that each can be ended when
+    /// nothing of ours lies on it any more.
     pub fn all_top_down() -> Vec<Self> {
         in_order(Self::all(), |upper, lower| {
             upper.id != lower.id && upper.settings.paths().any(|path| stack::lies_on_ublk(path, lower.id, Self::below))
@@ -202,7 +202,8 @@ fn in_order<T>(mut all: Vec<T>, lies_on: impl Fn(&T, &T) -> bool) -> Vec<T> {
     ordered
 }
 
-/// All that leads to a device that is gone. The lock last: whoever waits for it looks whether it is still there.
+/// All that leads to a device that is gone. The lock last: whoever waits for it looks whether it is
+/// still there.
 fn remove_files(id: u32) {
     links::withdraw(id, None);
     for suffix in ["sock", "json", "lock"] {
@@ -211,7 +212,8 @@ fn remove_files(id: u32) {
 }
 
 impl OwnState {
-    /// Never empty nor half written for others: a new daemon needs the old one's word if this one fails.
+    /// Never empty nor half written for others: a new daemon needs the old one's word if this one
+    /// fails.
     fn write(&self) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(&self.state).expect("plain data");
         let (new, path) = (file_of(self.state.id, "new"), file_of(self.state.id, "json"));

@@ -1,5 +1,5 @@
-//! The threads beside the queues: hashing, checkpoints and prefetch. The last two have a ring of their own each, so that no
-//! queue ever waits for them but where the library says so (log space).
+//! The threads beside the queues: hashing, checkpoints and prefetch. The last two have a ring of
+//! their own each, so that no queue ever waits for them but where the library says so (log space).
 
 use super::log::{Event, Log};
 use crate::{
@@ -64,7 +64,8 @@ pub fn start_hashing(pool: &HashPool, threads: u16) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts the prefetch thread, which ends with the last sender of hints. Whatever becomes of it, reads do without.
+/// Starts the prefetch thread, which ends with the last sender of hints. Whatever becomes of it,
+/// reads do without.
 pub fn start_prefetch(
     volume: &Arc<Volume>,
     backings: &Backings,

@@ -28,8 +28,8 @@ const LEAST_SECTOR: u32 = 512;
 /// How long the I/O of a killed daemon, still in flight, may hold a device.
 pub const DYING: Duration = LONGEST;
 
-/// How long a lock is waited for at least: udev looks into a device under a lock of its own whenever somebody who could
-/// write to it has closed it, `format` for one.
+/// How long a lock is waited for at least: udev looks into a device under a lock of its own
+/// whenever somebody who could write to it has closed it, `format` for one.
 const PROBED: Duration = Duration::from_secs(3);
 
 /// What a device is opened for.
@@ -52,7 +52,8 @@ impl Use {
         matches!(self, Self::Exclusive | Self::Forced)
     }
 
-    /// O_EXCL without O_CREAT: a block device that is mounted, or used by device-mapper or swap, is refused.
+    /// O_EXCL without O_CREAT: a block device that is mounted, or used by device-mapper
+    /// or swap, is refused.
     fn claims(self) -> bool {
         matches!(self, Self::Exclusive | Self::Probe)
     }
@@ -61,7 +62,8 @@ impl Use {
 /// One open, locked device.
 pub struct Backing {
     path: PathBuf,
-    /// Locked but for [`Use::Unlocked`], until the last descriptor of it is closed: a ring may have others.
+    /// Locked but for [`Use::Unlocked`], until the last descriptor of it is closed: a
+    /// ring may have others.
     file: File,
     geometry: Geometry,
     direct: bool,
@@ -76,7 +78,8 @@ pub struct Backings {
 }
 
 impl Backings {
-    /// Opens and locks. `patience`: how long to wait for a holder that may be dying. `meta` must be another device.
+    /// Opens and locks. `patience`: how long to wait for a holder that may be dying. `meta` must be
+    /// another device.
     pub fn open(data: &Path, meta: Option<&Path>, purpose: Use, patience: Duration) -> Outcome<Self> {
         let data_file = Backing::open(data, purpose, patience)?;
         let Some(path) = meta else { return Ok(Self { data: data_file, meta: None }) };
@@ -112,8 +115,8 @@ impl Backings {
 
     /// Closes the devices, and returns when the kernel has let go of them.
     ///
-    /// An operation that io_uring has told of may hold its file for a moment more, if it was done by a thread of the kernel's. Whoever
-    /// waits for us to end would find the device in use.
+    /// An operation that io_uring has told of may hold its file for a moment more, if it was done
+    /// by a thread of the kernel's. Whoever waits for us to end would find the device in use.
     pub fn close(self) {
         let witnesses: Vec<Witness> = self.both().filter_map(|b| Witness::of(&b.file)).collect();
         drop(self);
@@ -161,8 +164,8 @@ impl Backing {
         self.geometry.size
     }
 
-    /// Opens it once more, to read or write bytes at any place. It is the very device that is held, whatever its path leads to
-    /// by now.
+    /// Opens it once more, to read or write bytes at any place. It is the very device that is held,
+    /// whatever its path leads to by now.
     pub fn reopened(&self, writes: bool) -> std::io::Result<File> {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         OpenOptions::new().read(true).write(writes).open(path)
@@ -202,9 +205,9 @@ impl Backing {
     }
 }
 
-/// What direct I/O to a regular file is made of. A kernel that does not say (before 6.1, or for this file system) asks in most
-/// of them for the sectors of the disk below; where there is no such disk, no device's sectors are smaller than 512 bytes, and
-/// more is refused by the device itself.
+/// What direct I/O to a regular file is made of. A kernel that does not say (before 6.1, or for
+/// this file system) asks in most of them for the sectors of the disk below; where there is no such
+/// disk, no device's sectors are smaller than 512 bytes, and more is refused by the device itself.
 fn file_sector(file: &File, path: &Path) -> u32 {
     os::direct_io_alignment(file).or_else(|| stack::sector_below(path)).unwrap_or(LEAST_SECTOR).max(LEAST_SECTOR)
 }

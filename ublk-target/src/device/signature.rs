@@ -1,8 +1,10 @@
-//! What a device already holds, so that `format` does not destroy it unasked, and leaves nothing of it when asked.
+//! What a device already holds, so that `format` does not destroy it unasked, and leaves nothing of
+//! it when asked.
 //!
-//! File systems, partition tables, RAID members and the like are found by util-linux's own `wipefs`, at the end of a device
-//! too: whatever `blkid` would find. It is called rather than linked: it is there on every system with block devices, and its
-//! findings stay as new as the system. What it does not look for, volumes of ours and images of disks, is known here.
+//! File systems, partition tables, RAID members and the like are found by util-linux's own
+//! `wipefs`, at the end of a device too: whatever `blkid` would find. It is called rather than
+//! linked: it is there on every system with block devices, and its findings stay as new as the
+//! system. What it does not look for, volumes of ours and images of disks, is known here.
 
 use crate::failure::{Context, Exit, Failure, Outcome};
 use nix::unistd::{Whence, lseek};
@@ -20,7 +22,8 @@ use ublk_integrity::create::{self, VolumeInfo};
 
 /// Of a regular file, what lies in so many bytes at either end counts as somebody's, whatever it is.
 const EDGE: u64 = 1 << 20;
-/// Bytes between them that are looked through for more, holes not counted: a file that is all zeros takes no longer than that.
+/// Bytes between them that are looked through for more, holes not counted: a file that is all zeros
+/// takes no longer than that.
 const LOOKED_THROUGH: u64 = 64 << 20;
 /// What is zeroed around a signature: whole pages.
 const PAGE: u64 = 4096;
@@ -67,7 +70,8 @@ pub fn find(device: &File, size: u64) -> Outcome<Vec<Found>> {
     Ok(found)
 }
 
-/// The same, and of a regular file whatever lies between its ends, where there is nothing else: in so much of it as is looked at.
+/// The same, and of a regular file whatever lies between its ends, where there is nothing else: in
+/// so much of it as is looked at.
 pub fn find_content(device: &File, size: u64) -> Outcome<Vec<Found>> {
     let mut found = find(device, size)?;
     let what = "can't read it";

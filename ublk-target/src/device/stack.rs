@@ -1,5 +1,5 @@
-//! What lies under a path: a device must not lie on itself, not even by way of others, for its requests
-//! would wait for themselves.
+//! What lies under a path: a device must not lie on itself, not even by way of others, for its
+//! requests would wait for themselves.
 
 use std::{
     collections::HashSet,
@@ -8,8 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Whether `path` leads to the ublk device `number` in the end: as a file on a file system on it, through loop devices,
-/// partitions and device-mapper, or through other ublk devices, of which `below_ublk` names what they lie on.
+/// Whether `path` leads to the ublk device `number` in the end: as a file on a file system on it,
+/// through loop devices, partitions and device-mapper, or through other ublk devices, of which
+/// `below_ublk` names what they lie on.
 pub fn lies_on_ublk(path: &Path, number: u32, below_ublk: impl Fn(u32) -> Vec<PathBuf>) -> bool {
     let mut seen = HashSet::new();
     let mut below = vec![path.to_owned()];
@@ -34,7 +35,8 @@ fn device_of(path: &Path) -> Option<PathBuf> {
     let meta = path.metadata().ok()?;
     let id = if meta.file_type().is_block_device() { meta.rdev() } else { meta.dev() };
     let folder = |id: u64| fs::canonicalize(format!("/sys/dev/block/{}:{}", libc::major(id), libc::minor(id))).ok();
-    // Btrfs and others number their file systems apart from their devices; the mount table knows the device.
+    // Btrfs and others number their file systems apart from their devices; the mount
+    // table knows the device.
     folder(id).or_else(|| folder(mount_source(id)?.metadata().ok()?.rdev()))
 }
 

@@ -15,7 +15,8 @@ use std::{
 /// How long a user may be a passing one: udev and others look into devices for moments.
 const PASSING: Duration = Duration::from_secs(1);
 
-/// How long the kernel may take to open a device. No promise hangs on it: what comes after it decides by less.
+/// How long the kernel may take to open a device. No promise hangs on it: what comes after it
+/// decides by less.
 const OPENS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Users that a line names.
@@ -111,7 +112,8 @@ pub enum Claim {
     HeldUp,
 }
 
-/// Whether somebody has claimed the device, asked by another process: it may never come back, and is left behind then.
+/// Whether somebody has claimed the device, asked by another process: it may never come back, and
+/// is left behind then.
 pub fn claim(path: &Path) -> Claim {
     let Ok(mut look) = claimed::start(path) else { return claim_here(path) };
     let mut wait = Wait::up_to(OPENS_WITHIN, format_args!("{} to be opened", path.display()));
@@ -203,8 +205,8 @@ fn loops(disk: &Disk, all: &Path) -> Vec<User> {
     on_it.map(|device| User::Device(device.file_name().to_string_lossy().into())).collect()
 }
 
-/// Targets of the kernel's that serve it to other machines: they have it open, and claim nothing. One of NVMe that is switched
-/// off has let go of it; one of SCSI holds it as long as it is there.
+/// Targets of the kernel's that serve it to other machines: they have it open, and claim nothing.
+/// One of NVMe that is switched off has let go of it; one of SCSI holds it as long as it is there.
 fn exports(disk: &Disk, config: &Path) -> Vec<User> {
     let is_at = |file: &Path| fs::read_to_string(file).is_ok_and(|path| disk.is_at(Path::new(path.trim_end())));
     let is_on = |file: &Path| fs::read_to_string(file).is_ok_and(|on| on.trim() == "1");
@@ -219,7 +221,8 @@ fn below(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// A plain open does not stand in the way of an exclusive one: look through all processes' descriptors.
+/// A plain open does not stand in the way of an exclusive one: look through all processes'
+/// descriptors.
 fn openers(disk: &Disk) -> Vec<User> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -232,7 +235,8 @@ fn openers(disk: &Disk) -> Vec<User> {
 fn process_has_open(pid: u32, is_it: impl Fn(&Metadata) -> bool) -> io::Result<bool> {
     for descriptor in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let link = descriptor?.path();
-        // The name first: to look at a file behind a dead network would hang. Other namespaces have their devices in /dev too.
+        // The name first: to look at a file behind a dead network would hang. Other namespaces have
+        // their devices in /dev too.
         let may_be = fs::read_link(&link).is_ok_and(|name| name.starts_with("/dev"));
         // Follows the link to what is open, whatever lies under that name here.
         if may_be && fs::metadata(link).is_ok_and(|open| is_it(&open)) {

@@ -10,11 +10,13 @@ use std::{
 
 /// How long a closed file is waited for: only operations that have ended may hold it.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What comes after the locks when a file goes: the claim on a block device, the hold on a mounted file system.
+/// What comes after the locks when a file goes: the claim on a block device, the hold on a mounted
+/// file system.
 const LAST_STEPS: Duration = Duration::from_millis(5);
 
-/// Another opening of a file, and a byte that only the first has locked. The kernel takes such locks away with the last hold
-/// on what was opened, whoever has it (F_OFD_SETLK, fcntl_locking(2)).
+/// Another opening of a file, and a byte that only the first has locked. The kernel takes such
+/// locks away with the last hold on what was opened, whoever has it (F_OFD_SETLK,
+/// fcntl_locking(2)).
 pub(super) struct Witness {
     other: File,
     byte: i64,

@@ -1,4 +1,5 @@
-//! A poll batch as the tasks of its thread see it: its boundary, to wait for, and how many others can go on.
+//! A poll batch as the tasks of its thread see it: its boundary, to wait for, and how
+//! many others can go on.
 //!
 //! The executor and what the tasks do I/O with share one of these. The library asks for it through
 //! [`Scheduler`](ublk_integrity::Scheduler).
@@ -23,7 +24,8 @@ pub struct Batch {
     inner: RefCell<Vec<Waker>>,
     runnable: Cell<usize>,
     charged: Cell<bool>,
-    /// A hash job has been added since a task was last charged, so it has not been batched with all that waited.
+    /// A hash job has been added since a task was last charged, so it has not been batched with all
+    /// that waited.
     fresh_job: Cell<bool>,
 }
 
@@ -41,14 +43,14 @@ impl Batch {
         })
     }
 
-    /// How many other tasks could go on when the one that runs began to: those that were ready with it, wait to hash, or
-    /// write the log with it.
+    /// How many other tasks could go on when the one that runs began to: those that were ready with
+    /// it, wait to hash, or write the log with it.
     pub fn runnable(&self) -> usize {
         self.runnable.get()
     }
 
-    /// Completes when `phase` is next due: at the end of this batch or, where the hash jobs of others take long before it,
-    /// of a later one.
+    /// Completes when `phase` is next due: at the end of this batch or, where the hash jobs of
+    /// others take long before it, of a later one.
     pub fn boundary(&self, phase: Phase) -> impl Future<Output = ()> {
         let waiting = self.waiting_for(phase);
         let mut waits = false;
@@ -69,7 +71,8 @@ impl Batch {
         })
     }
 
-    /// Notes that the task that runs has hashed, which takes long. As a rule its hash batch had all jobs that waited.
+    /// Notes that the task that runs has hashed, which takes long. As a rule its hash batch had all
+    /// jobs that waited.
     pub fn charge(&self) {
         self.charged.set(true);
         self.fresh_job.set(false);

@@ -1,11 +1,13 @@
 //! A single-threaded executor that allocates nothing once its tasks are spawned.
 //!
-//! Each task has one waker for its whole life and a bit among those that are woken, so waking can neither allocate nor
-//! fail. A wake may come from any thread. The owner sleeps in `io_uring_enter`, which only a completion can end. So a
-//! thread that wakes a task of a *sleeping* owner also writes the owner's eventfd, which the owner's ring polls.
+//! Each task has one waker for its whole life and a bit among those that are woken, so waking can
+//! neither allocate nor fail. A wake may come from any thread. The owner sleeps in
+//! `io_uring_enter`, which only a completion can end. So a thread that wakes a task of a *sleeping*
+//! owner also writes the owner's eventfd, which the owner's ring polls.
 //!
-//! No wake is lost: the owner first notes that it sleeps, then checks which tasks are woken. A waker first sets its bit, then
-//! checks whether the owner sleeps. In any order of these four steps one of the two sees the other.
+//! No wake is lost: the owner first notes that it sleeps, then checks which tasks are woken. A
+//! waker first sets its bit, then checks whether the owner sleeps. In any order of these four steps
+//! one of the two sees the other.
 
 use super::{
     batch::Batch,
@@ -76,7 +78,8 @@ pub struct Executor<'a> {
 }
 
 impl<'a> Executor<'a> {
-    /// An executor for at most `capacity` tasks, which see `batch`; its owner sleeps until `doorbell` is readable.
+    /// An executor for at most `capacity` tasks, which see `batch`; its owner sleeps until
+    /// `doorbell` is readable.
     ///
     /// # Panics
     /// When the batch is for fewer.
@@ -111,13 +114,15 @@ impl<'a> Executor<'a> {
         self.alive.set(self.alive.get() + 1);
     }
 
-    /// Runs once each task that is ready now. Those that become ready meanwhile wait for the next
-    /// call: between the two the owner reaps completions, and a task may have woken itself to wait for one.
+    /// Runs once each task that is ready now. Those that become ready meanwhile wait for the
+    /// next call: between the two the owner reaps completions, and a task may have woken
+    /// itself to wait for one.
     pub fn run_ready(&self) {
         self.run_until(|| false);
     }
 
-    /// The same, but leaves the rest for the next call, which begins with it, once `enough` says so; returns whether it did.
+    /// The same, but leaves the rest for the next call, which begins with it, once `enough` says
+    /// so; returns whether it did.
     pub fn run_until(&self, enough: impl Fn() -> bool) -> bool {
         self.run_all_of(&self.pass, &enough) || {
             self.begin_pass();
@@ -145,9 +150,9 @@ impl<'a> Executor<'a> {
         false
     }
 
-    /// Runs the tasks that wait to hash, at the end of a batch, those of earlier batches first, so that none waits for ever.
-    /// Once `enough` says so, but never before the first, the rest is left for the next hash batch: what is ready by then
-    /// runs before it.
+    /// Runs the tasks that wait to hash, at the end of a batch, those of earlier batches first, so
+    /// that none waits for ever. Once `enough` says so, but never before the first, the rest is
+    /// left for the next hash batch: what is ready by then runs before it.
     pub fn hash_batch(&self, enough: impl Fn() -> bool) {
         if !self.has_hash_jobs() {
             self.batch.release(Phase::Hash, &self.hashing);
@@ -155,9 +160,9 @@ impl<'a> Executor<'a> {
         self.run_all_of(&self.hashing, enough);
     }
 
-    /// Runs the tasks that wait to write the log, after the [hash batch](Self::hash_batch): a task that has hashed may log at
-    /// once. One that waits for a phase that is over waits for the end of the next batch, before which the owner must not
-    /// sleep.
+    /// Runs the tasks that wait to write the log, after the [hash batch](Self::hash_batch): a task
+    /// that has hashed may log at once. One that waits for a phase that is over waits for the end
+    /// of the next batch, before which the owner must not sleep.
     pub fn seal_record(&self) {
         self.batch.release(Phase::Commit, &self.committing);
         self.run_all_of(&self.committing, || false);
@@ -195,7 +200,8 @@ impl<'a> Executor<'a> {
         self.alive.get() == 0
     }
 
-    /// Notes that the owner is about to sleep. `false`: it must not, for a task is ready or waits for a batch boundary.
+    /// Notes that the owner is about to sleep. `false`: it must not, for a task is ready or waits
+    /// for a batch boundary.
     pub fn may_sleep(&self) -> bool {
         self.ready.owner_sleeps.store(true, Ordering::SeqCst);
         let idle = !self.has_ready() && !self.has_hash_jobs() && !self.batch.is_awaited();
@@ -483,8 +489,8 @@ mod interleavings {
         Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap())
     }
 
-    /// The owner's loop. Its sleep is modelled: it looks at the doorbell over and over, and a wake that
-    /// never comes runs into the checker's limit of steps.
+    /// The owner's loop. Its sleep is modelled: it looks at the doorbell over and over, and a wake
+    /// that never comes runs into the checker's limit of steps.
     fn drive(exec: &Executor<'_>, bell: &EventFd) {
         loop {
             exec.run_ready();
@@ -530,7 +536,8 @@ mod interleavings {
         volume.flush(io, &mut slot).await.unwrap();
     }
 
-    /// Each waits for ranges that the other's tasks hold, and for log writes and syncs on the other's ring.
+    /// Each waits for ranges that the other's tasks hold, and for log writes and syncs on the
+    /// other's ring.
     #[test]
     fn two_queues_wake_each_other() {
         check(|| {

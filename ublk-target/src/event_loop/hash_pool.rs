@@ -1,8 +1,9 @@
 //! The channel by which jobs go to the hash workers.
 //!
-//! It has room for as many jobs as there are workers, so that each finds another when it is done. No thread waits for room: an
-//! offer succeeds or fails at once. No job is stranded: a worker waits for nothing but jobs, so it takes those in the channel.
-//! And before an I/O thread sleeps it takes a job that no idle worker is about to take.
+//! It has room for as many jobs as there are workers, so that each finds another when it is done.
+//! No thread waits for room: an offer succeeds or fails at once. No job is stranded: a worker waits
+//! for nothing but jobs, so it takes those in the channel. And before an I/O thread sleeps it takes
+//! a job that no idle worker is about to take.
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use std::sync::{
@@ -118,7 +119,8 @@ mod tests {
         }
     }
 
-    /// The worker never comes, so the jobs are for the thread that offered them. If it slept before, it would for ever.
+    /// The worker never comes, so the jobs are for the thread that offered them. If it slept
+    /// before, it would for ever.
     #[test]
     fn a_job_that_no_worker_takes_is_hashed_before_the_io_thread_sleeps() {
         let (_file, offline, key) = scratch();

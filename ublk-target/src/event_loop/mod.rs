@@ -16,9 +16,10 @@
 //!                completes; a stranded hash job instead          while a request is in flight
 //! ```
 //!
-//! No phase waits for another thread. While hash jobs wait that gain from more beside them, the run phase submits, reaps and
-//! goes on, within its time. `executor.rs` has the tasks and their wakers, `batch.rs` what a task knows of its batch,
-//! `hash_pool.rs` the way to the hash workers, [`ring`] the operations.
+//! No phase waits for another thread. While hash jobs wait that gain from more beside them, the run
+//! phase submits, reaps and goes on, within its time. `executor.rs` has the tasks and their wakers,
+//! `batch.rs` what a task knows of its batch, `hash_pool.rs` the way to the hash workers, [`ring`]
+//! the operations.
 
 mod batch;
 mod executor;
@@ -42,8 +43,8 @@ use std::{
 };
 use ublk_integrity::HashJob;
 
-/// How long a batch runs tasks and hash jobs before what they have started goes out: a task that waits for the first of many
-/// requests need not wait until all of them are hashed.
+/// How long a batch runs tasks and hash jobs before what they have started goes out: a task that
+/// waits for the first of many requests need not wait until all of them are hashed.
 const BATCH: Duration = Duration::from_micros(500);
 
 /// Scheduling passes between two looks at the ring.
@@ -63,8 +64,8 @@ pub struct EventLoop<'a, 't, Reap: Fn(), Expected: Fn() -> usize> {
     pub ops: &'a Ops,
     /// Takes completions without waiting: those of `ops` go to it.
     pub reap: Reap,
-    /// Asked once a batch: how many completions are worth a delay, as they cost less together. From two on the thread waits
-    /// for so many, but no longer than the adaptive batching delay.
+    /// Asked once a batch: how many completions are worth a delay, as they cost less together. From
+    /// two on the thread waits for so many, but no longer than the adaptive batching delay.
     pub expected: Expected,
     /// What other threads hash; it does not sleep while jobs are stranded there.
     pub hash_pool: Option<&'a HashPool>,
@@ -90,12 +91,13 @@ impl<Reap: Fn(), Expected: Fn() -> usize> EventLoop<'_, '_, Reap, Expected> {
         }
     }
 
-    /// Runs what is ready. Where a hash job waits that gains from others beside it, completions are reaped meanwhile, and
-    /// what many wait for goes out; until the time is up. Where hash jobs are left, all that has been started goes out.
+    /// Runs what is ready. Where a hash job waits that gains from others beside it, completions are
+    /// reaped meanwhile, and what many wait for goes out; until the time is up. Where hash jobs are
+    /// left, all that has been started goes out.
     fn run(&self, clock: &Clock<'_>) -> io::Result<()> {
         loop {
-            // Tasks that wake each other get a few passes, so that what they submit goes out together; not more, for what
-            // they wait for may be in the ring.
+            // Tasks that wake each other get a few passes, so that what they submit goes out
+            // together; not more, for what they wait for may be in the ring.
             for _ in 0..PASSES {
                 let enough = || self.ops.is_urgent() || clock.is_up_after_a_task();
                 if self.executor.run_until(enough) || !self.executor.has_ready() {
@@ -125,7 +127,8 @@ impl<Reap: Fn(), Expected: Fn() -> usize> EventLoop<'_, '_, Reap, Expected> {
         self.executor.seal_record();
     }
 
-    /// From here on until [awake](Executor::awake) wakes from other threads ring the doorbell, unless it does not sleep.
+    /// From here on until [awake](Executor::awake) wakes from other threads ring the doorbell,
+    /// unless it does not sleep.
     fn choose_sleep(&self, clock: &Clock<'_>) -> Sleep {
         let expected = (self.expected)();
         let idle = self.executor.may_sleep();
@@ -151,7 +154,8 @@ impl<Reap: Fn(), Expected: Fn() -> usize> EventLoop<'_, '_, Reap, Expected> {
         (self.reap)();
     }
 
-    /// Hashes one stranded job, whose request may be of any thread. If a task has become ready others may wait for that one.
+    /// Hashes one stranded job, whose request may be of any thread. If a task has become ready
+    /// others may wait for that one.
     fn hash_stranded(&self) {
         if !self.executor.has_ready() {
             self.hash_pool.and_then(HashPool::steal).into_iter().for_each(HashJob::run);
@@ -169,8 +173,8 @@ enum Sleep {
     For(EnterWait),
 }
 
-/// The time of a batch. To look at it takes as long as most tasks do: only after a task that was charged, and after some of
-/// the others.
+/// The time of a batch. To look at it takes as long as most tasks do: only after a task that was
+/// charged, and after some of the others.
 struct Clock<'a> {
     begin: Instant,
     batch: &'a Batch,

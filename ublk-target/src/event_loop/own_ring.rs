@@ -1,5 +1,5 @@
-//! A ring of our own and the loop that drives it: for the checkpoint and prefetch threads, and for the commands that work
-//! without ublk.
+//! A ring of our own and the loop that drives it: for the checkpoint and prefetch threads, and for
+//! the commands that work without ublk.
 
 use super::{
     Batch, EventLoop, Executor, HashPool,
@@ -55,7 +55,8 @@ impl OwnRing {
         Ok(result.into_inner().expect("the only task has ended"))
     }
 
-    /// Runs all futures to their ends, each as a task of its own, and before it sleeps a stranded hash job.
+    /// Runs all futures to their ends, each as a task of its own, and before it sleeps
+    /// a stranded hash job.
     ///
     /// # Panics
     /// When there are more than [`OPS`].

@@ -13,7 +13,8 @@ use std::mem;
 use ublk_integrity::{BlockTarget, Buf, Errno, Io};
 
 impl<T: BlockTarget> Shared<T> {
-    /// Serves the request of a descriptor. What the kernel is answered: the bytes that were moved, or an error number below 0.
+    /// Serves the request of a descriptor. What the kernel is answered: the bytes that were moved,
+    /// or an error number below 0.
     pub(super) async fn answer<'t>(
         &'t self,
         desc: &ublksrv_io_desc,

@@ -1,7 +1,7 @@
 //! Commands to the driver's control device, without libublk.
 //!
-//! libublk asks for a device only together with the file that its maker keeps of it. What the *kernel* says of a number, whichever program made the device,
-//! is asked here.
+//! libublk asks for a device only together with the file that its maker keeps of it. What the
+//! *kernel* says of a number, whichever program made the device, is asked here.
 
 use crate::os;
 use libublk::sys;
@@ -55,7 +55,8 @@ fn control() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(CONTROL)
 }
 
-/// Sends a command. Kernels before 6.4 know those of old by their plain number only, and say "no such device" to others.
+/// Sends a command. Kernels before 6.4 know those of old by their plain number only, and say "no
+/// such device" to others.
 fn send(op: u32, number: u32, buf: &mut [u8]) -> io::Result<()> {
     let control = control()?;
     let plain = op & 0xff;
@@ -95,8 +96,8 @@ pub(super) fn try_stop(number: u32) -> io::Result<()> {
     send(sys::UBLK_U_CMD_TRY_STOP_DEV, number, &mut [])
 }
 
-/// DEL_DEV. The plain one waits in the kernel for the last opener, for ever if that is a mount; kernels before 6.9 know only
-/// that, and nothing else is a reason to wait.
+/// DEL_DEV. The plain one waits in the kernel for the last opener, for ever if that is a mount;
+/// kernels before 6.9 know only that, and nothing else is a reason to wait.
 pub(super) fn delete(number: u32) -> io::Result<()> {
     match send(sys::UBLK_U_CMD_DEL_DEV_ASYNC, number, &mut []) {
         Err(e) if is_unknown(e.raw_os_error().unwrap_or(0), || info(number).is_ok()) => {
@@ -106,8 +107,8 @@ pub(super) fn delete(number: u32) -> io::Result<()> {
     }
 }
 
-/// Whether an error says that the driver does not know a command: its versions have several words for it. One is "no such
-/// device", which is true where there is none.
+/// Whether an error says that the driver does not know a command: its versions have several words
+/// for it. One is "no such device", which is true where there is none.
 fn is_unknown(errno: i32, is_there: impl FnOnce() -> bool) -> bool {
     /// The kernel's own, which is in no header for programs.
     const ENOTSUPP: i32 = 524;

@@ -36,7 +36,8 @@ use ublk_integrity::BlockTarget;
 
 /// The name that the device carries among ublk devices.
 const TARGET_NAME: &str = "integrity";
-/// Largest discard and write-zeroes request, in sectors: 1 GiB. It costs one log entry, whatever its length.
+/// Largest discard and write-zeroes request, in sectors: 1 GiB. It costs one log entry,
+/// whatever its length.
 const MAX_ZEROES_SECTORS: u32 = 1 << 21;
 /// What is being done when a device gets a new daemon.
 const TAKE_OVER: &str = "can't take the device over";
@@ -75,8 +76,8 @@ pub struct Device {
     shape: Shape,
     /// One that waits for a daemon: requests are in it.
     recovers: bool,
-    /// What becomes of it when this is dropped. A device that waits is kept until it has been served: its next
-    /// daemon may fare better.
+    /// What becomes of it when this is dropped. A device that waits is kept until it has been
+    /// served: its next daemon may fare better.
     keep: AtomicBool,
 }
 
@@ -107,7 +108,8 @@ impl Device {
 
     fn begin_recovery(&self) -> Outcome {
         match self.ctrl.start_user_recover() {
-            // Begun already, by a daemon that went no further: the kernel says so with "invalid argument".
+            // Begun already, by a daemon that went no further: the kernel says so with "invalid
+            // argument".
             Ok(_) | Err(UblkError::UringIOError(NOT_TWICE) | UblkError::OtherError(NOT_TWICE)) => Ok(()),
             Err(e) => Err(failure(TAKE_OVER, &e)),
         }
@@ -118,14 +120,15 @@ impl Device {
         self.ctrl.dev_info().dev_id
     }
 
-    /// Whether there was to be write-back and can't be: the next request would be fetched over
-    /// the bytes of an admitted write. So it is on Linux before 6.5, and with a device whose first daemon did not ask for anything else.
+    /// Whether there was to be write-back and can't be: the next request would be fetched over the
+    /// bytes of an admitted write. So it is on Linux before 6.5, and with a device whose first
+    /// daemon did not ask for anything else.
     pub fn lacks_write_back(&self) -> bool {
         self.shape.write_back > 0 && !is_asked(self.ctrl.dev_info().flags)
     }
 
-    /// Starts the device, calls `live`, and serves requests until it is stopped. `fds` get registered in each queue's
-    /// ring from number 1 on.
+    /// Starts the device, calls `live`, and serves requests until it is stopped. `fds` get
+    /// registered in each queue's ring from number 1 on.
     pub fn run<T: BlockTarget + 'static>(
         &self,
         fds: &[RawFd],
@@ -154,10 +157,11 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if !self.keep.load(Ordering::SeqCst) {
-            // libublk would delete only what it has added, and wait for the last opener; and it would do so once more when the
-            // number may be another's.
+            // libublk would delete only what it has added, and wait for the last opener; and it
+            // would do so once more when the number may be another's.
             self.ctrl.disown();
-            // It may be another's already, where some tool has deleted ours. A device of an older version bears no mark.
+            // It may be another's already, where some tool has deleted ours. A device of an older
+            // version bears no mark.
             let proof = Proof { number: self.number(), mark: self.shape.mark, pid: process::id() };
             if self.shape.mark.is_none() || proof.ours().is_ok() {
                 delete_stopped(self.number());
@@ -231,8 +235,9 @@ pub fn shares_queues() -> bool {
     if !Path::new(CONTROL).exists() {
         return false;
     }
-    // Asked by another process: the kernel may have a thread at work for a ring of ours even when that is gone, and with it
-    // nobody forks. (Nor will a thread do: it may still be there a little after it was joined.)
+    // Asked by another process: the kernel may have a thread at work for a ring of ours even when
+    // that is gone, and with it nobody forks. (Nor will a thread do: it may still be there a little
+    // after it was joined.)
     match os::fork_single_threaded() {
         Ok(ForkResult::Child) => {
             let shares = command::features() & u64::from(sys::UBLK_F_PER_IO_DAEMON) != 0;
@@ -265,7 +270,8 @@ pub enum Whose {
     Anothers(Option<u32>),
 }
 
-/// What proves that the kernel's device of a number is the one that we have made. Without it nothing is stopped or deleted.
+/// What proves that the kernel's device of a number is the one that we have made. Without it
+/// nothing is stopped or deleted.
 #[derive(Clone, Copy, Debug)]
 pub struct Proof {
     /// Its number, which may go to another.
@@ -304,14 +310,15 @@ impl Proof {
         }
     }
 
-    /// Stops the device: requests in flight end, its queues go down. The daemon, if it lives, deletes it.
+    /// Stops the device: requests in flight end, its queues go down. The daemon, if it lives,
+    /// deletes it.
     pub fn stop(self) -> Outcome {
         self.ours()?;
         command::stop(self.number).doing(format_args!("can't stop /dev/ublkb{}", self.number))
     }
 
-    /// Stops the device if nobody has it open: the kernel decides, in one step. "Busy" where somebody has; `None` where the
-    /// kernel does not offer it (before Linux 7.0).
+    /// Stops the device if nobody has it open: the kernel decides, in one step. "Busy" where
+    /// somebody has; `None` where the kernel does not offer it (before Linux 7.0).
     pub fn stop_unused(self) -> Option<Outcome> {
         if command::features() & u64::from(sys::UBLK_F_SAFE_STOP_DEV) == 0 {
             return None;
@@ -330,7 +337,8 @@ impl Proof {
     }
 }
 
-/// The mark is the proof. A device without one is an older version's, and ours only if the kernel names our daemon.
+/// The mark is the proof. A device without one is an older version's, and ours only if the kernel
+/// names our daemon.
 fn judge(info: &DeviceInfo, mark: Option<Mark>, pid: u32) -> Whose {
     let serves = u32::try_from(info.pid).ok().filter(|pid| *pid > 0);
     let ours = match mark {
@@ -351,7 +359,8 @@ pub fn delete_marked(mark: Mark) -> io::Result<()> {
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("ublkc")?.parse().ok());
     for number in numbers {
         match command::info(number) {
-            // Of one that was started, or that somebody serves, nobody has died before that was written down.
+            // Of one that was started, or that somebody serves, nobody has died before that was
+            // written down.
             Ok(info) if info.mark == mark.0 && info.is_idle() => {
                 delete_stopped(number);
                 return Ok(());

@@ -1,4 +1,5 @@
-//! What a thread has in flight, and how many requests it may expect: the ground of the adaptive batching delay.
+//! What a thread has in flight, and how many requests it may expect: the ground of the adaptive
+//! batching delay.
 
 use std::cell::Cell;
 
@@ -31,8 +32,9 @@ impl Load {
         self.in_flight.set(self.in_flight.get() - 1);
     }
 
-    /// How many completions to wait for now, with so many `operations` in flight. A program that keeps many requests going
-    /// sends others for nearly all that were answered in this batch; if it does not, the guess was wrong once.
+    /// How many completions to wait for now, with so many `operations` in flight. A program that
+    /// keeps many requests going sends others for nearly all that were answered in this batch; if
+    /// it does not, the guess was wrong once.
     pub(super) fn expected(&self, operations: usize) -> usize {
         let answered = self.answered.take();
         match self.in_flight.get() + operations {

@@ -4,9 +4,9 @@ use crate::{failure::Outcome, random::random};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::{fmt, num::ParseIntError, str::FromStr};
 
-/// Random bits that the kernel keeps for the maker of a device, as long as the device lives (`ublksrv_flags`): any program can
-/// read them, and none can change them. So a device that bears them is the one that we have made, even if its number was
-/// used by other devices in between.
+/// Random bits that the kernel keeps for the maker of a device, as long as the device lives
+/// (`ublksrv_flags`): any program can read them, and none can change them. So a device that bears
+/// them is the one that we have made, even if its number was used by other devices in between.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mark(pub(super) u64);
 

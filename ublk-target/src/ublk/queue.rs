@@ -28,16 +28,19 @@ use nix::sys::prctl::set_name;
 use std::{cell::RefCell, ffi::CString, process, rc::Rc};
 use ublk_integrity::{BlockTarget, Buf};
 
-/// Operations that one request may have in flight at a time before the table grows: data, and a few pages of metadata.
+/// Operations that one request may have in flight at a time before the table grows: data, and a few
+/// pages of metadata.
 const OPS_PER_REQUEST: usize = 16;
 
-/// Neighbouring tags that one of the threads of a queue serves: as many blocks as the widest processor hashes at once.
+/// Neighbouring tags that one of the threads of a queue serves: as many blocks as the widest
+/// processor hashes at once.
 const RUN: u16 = 8;
 
 /// A thread of a queue. Returns when the device has been stopped.
 pub(super) fn run<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) {
     if let Err(e) = serve(id, device, shared) {
-        // START_DEV waits for every queue, and requests would hang: there is no way to go on without one.
+        // START_DEV waits for every queue, and requests would hang: there is no way to go on
+        // without one.
         output::tell(format_args!("queue {id} can't run: {e}"));
         process::abort();
     }
@@ -65,7 +68,8 @@ fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Resul
         .map(|buf| Memory { context: shared.target.context(thread), buf })
         .collect();
     T::work_together(memories.iter_mut().chain(write_back.memories()).map(|memory| &mut memory.context));
-    // Refused, it only costs time. A ramfs that an older version has left mounted is: then the others alone.
+    // Refused, it only costs time. A ramfs that an older version has left mounted is: then the
+    // others alone.
     let all = memories.iter_mut().chain(write_back.memories()).map(|memory| &mut memory.buf);
     let _ = register(&ops, all).or_else(|_| register(&ops, memories.iter_mut().map(|memory| &mut memory.buf)));
     let mut executor = Executor::new(tasks, ops.doorbell(), &batch);
@@ -91,7 +95,8 @@ fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Resul
     Ok(())
 }
 
-/// Gives libublk the kind of ring that we use everywhere, before it makes one of its own for this thread.
+/// Gives libublk the kind of ring that we use everywhere, before it makes one of its
+/// own for this thread.
 fn init_ring(device: &UblkDev) -> Result<(), UblkError> {
     let ring = build(device.tgt.sq_depth.into(), device.tgt.cq_depth.into())?;
     ublk_init_task_ring(|cell| {
@@ -101,12 +106,15 @@ fn init_ring(device: &UblkDev) -> Result<(), UblkError> {
     })
 }
 
-/// The tags of the `share`-th of the threads that share a queue: as many as libublk counts with, but not the same.
+/// The tags of the `share`-th of the threads that share a queue: as many as libublk counts with,
+/// but not the same.
 ///
-/// The kernel hands tags out in order, so requests that come together have tags side by side. libublk would deal these out
-/// one by one, which wakes every thread for a few requests. Here each gets a run of them, and has more to do at once.
+/// The kernel hands tags out in order, so requests that come together have tags side by side.
+/// libublk would deal these out one by one, which wakes every thread for a few requests. Here each
+/// gets a run of them, and has more to do at once.
 fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
-    // The tags that do not fill a run for each thread are dealt out one by one, so that no thread has two more than another.
+    // The tags that do not fill a run for each thread are dealt out one by one, so that no thread
+    // has two more than another.
     let even = depth - depth % (RUN * shares);
     let whose = move |tag| if tag < even { tag / RUN } else { tag };
     (0..depth).filter(move |tag| whose(*tag) % shares == share)

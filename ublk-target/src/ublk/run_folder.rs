@@ -1,5 +1,6 @@
-//! libublk keeps a file of its own for each device, in a folder that it leaves writable for all. What lies in that it writes
-//! to, changes and reads as root, links followed: so it is root's alone here, and nobody else's entries are used.
+//! libublk keeps a file of its own for each device, in a folder that it leaves writable for all.
+//! What lies in that it writes to, changes and reads as root, links followed: so it is root's alone
+//! here, and nobody else's entries are used.
 
 use crate::failure::{Context, Exit, Failure, Outcome};
 use libublk::ctrl::UblkCtrl;
@@ -34,8 +35,9 @@ fn secure(folder: &Path, owner: u32) -> Outcome {
     Ok(())
 }
 
-/// Removes what libublk must not touch from where it keeps its file of a device: all where the device is `new`, and else
-/// what is not a plain file of ours. After the folder is ours alone: nobody puts it back.
+/// Removes what libublk must not touch from where it keeps its file of a device: all where the
+/// device is `new`, and else what is not a plain file of ours. After the folder is ours alone:
+/// nobody puts it back.
 pub(super) fn make_way(number: u32, new: bool) -> Outcome {
     let file = run_file(number);
     clear(&file, new, nix::unistd::geteuid().as_raw()).doing(format_args!("{} is in the way", file.display()))

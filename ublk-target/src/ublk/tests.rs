@@ -1,5 +1,5 @@
-//! The wall between ublk and what serves its requests: a double stands in the place of a volume, a file in that of the
-//! character device. No kernel device is made.
+//! The wall between ublk and what serves its requests: a double stands in the place of a volume, a
+//! file in that of the character device. No kernel device is made.
 
 use super::{BlockShift, Shared, load::Load, shared::Memory, transfer::Transfer, write_back::WriteBack};
 use crate::{

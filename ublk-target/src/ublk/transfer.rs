@@ -12,10 +12,12 @@ use ublk_integrity::{Buf, Errno};
 /// One of the two ways that the driver has.
 #[derive(Clone, Copy)]
 pub(super) enum Transfer {
-    /// It copies between a request and the buffer that we have named with the command that fetched it, whatever it is.
+    /// It copies between a request and the buffer that we have named with the command that fetched
+    /// it, whatever it is.
     Named,
-    /// It copies when we ask for it, between any memory and its character device at this offset (`UBLK_F_USER_COPY`, Linux
-    /// 6.5): a system call more, but the bytes can be fetched to any memory, not only where the next request is fetched to.
+    /// It copies when we ask for it, between any memory and its character device at this offset
+    /// (`UBLK_F_USER_COPY`, Linux 6.5): a system call more, but the bytes can be fetched to any
+    /// memory, not only where the next request is fetched to.
     Asked { device: RawFd, at: u64 },
 }
 
@@ -30,8 +32,8 @@ impl Transfer {
         }
     }
 
-    /// What to name with a command. The address is the same as long as the buffer lives: it moves into operations and back,
-    /// its memory does not.
+    /// What to name with a command. The address is the same as long as the buffer lives: it moves
+    /// into operations and back, its memory does not.
     pub(super) fn named(self, buf: &Buf) -> BufDesc<'static> {
         match self {
             Self::Named => BufDesc::RawAddress(buf.as_ptr()),
@@ -46,7 +48,8 @@ impl Transfer {
         os::read_at(device, bytes, at).map_err(|e| Errno(e as i32))
     }
 
-    /// Gives a read its bytes from the front of a buffer, where the driver does not take them by itself.
+    /// Gives a read its bytes from the front of a buffer, where the driver does not
+    /// take them by itself.
     pub(super) fn give(self, buf: &Buf, len: usize) -> Result<(), Errno> {
         let Self::Asked { device, at } = self else { return Ok(()) };
         let bytes = buf.get(..len).ok_or(Errno::EINVAL)?;

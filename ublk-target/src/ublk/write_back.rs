@@ -1,5 +1,6 @@
-//! Write-back of one thread: small writes are answered once their bytes are in the thread's part of the write-back file. A
-//! task for each of its slots, a *writer*, then writes them in place from there.
+//! Write-back of one thread: small writes are answered once their bytes are in the thread's
+//! part of the write-back file. A task for each of its slots, a *writer*, then writes them
+//! in place from there.
 
 use super::{
     load::Load,
@@ -18,7 +19,8 @@ use std::{
 };
 use ublk_integrity::{AdmittedWrite, BlockTarget, Durability, Errno, Io};
 
-/// A thread's writers, and the writes that they have been given. Without any, each write is answered when it is in place.
+/// A thread's writers, and the writes that they have been given. Without any, each write is
+/// answered when it is in place.
 pub(super) struct WriteBack<'t, T: BlockTarget + 't> {
     writers: Vec<RefCell<Writer<'t, T>>>,
     /// The writers that have nothing to do.
@@ -65,8 +67,9 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
         self.writers.iter_mut().filter_map(|writer| writer.get_mut().memory.as_mut())
     }
 
-    /// Admits a write if it is small, its range is free and nobody asked for its durability: its bytes are fetched, and it may
-    /// be answered. `None`: it is to be served as usual, and nothing has been fetched.
+    /// Admits a write if it is small, its range is free and nobody asked for its durability: its
+    /// bytes are fetched, and it may be answered. `None`: it is to be served as usual, and nothing
+    /// has been fetched.
     pub(super) fn admit(
         &self,
         shared: &'t Shared<T>,

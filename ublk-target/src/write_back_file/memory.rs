@@ -18,7 +18,8 @@ use std::{
     time::Duration,
 };
 
-/// Of the tmpfs: without limits, and never swapped out (`noswap`, Linux 6.4; before 6.5 no write is admitted).
+/// Of the tmpfs: without limits, and never swapped out (`noswap`, Linux 6.4; before 6.5
+/// no write is admitted).
 const OPTIONS: &str = "mode=0700,size=0,nr_inodes=0,noswap";
 
 /// How long a daemon may take from closing its devices to unlocking its file.
@@ -61,7 +62,8 @@ pub(super) fn links_to(folder: &Path, file: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(links)
 }
 
-/// Removes files of dead daemons that no link leads to any more: an administrator removed the link, or the volume is gone.
+/// Removes files of dead daemons that no link leads to any more: an administrator removed the link,
+/// or the volume is gone.
 pub(super) fn sweep(folder: &Path, memory: &Path) {
     for path in fs::read_dir(memory).into_iter().flatten().flatten().map(|entry| entry.path()) {
         let of_nobody = File::open(&path).is_ok_and(|file| lock(file, &path, Duration::ZERO).is_ok());

@@ -1,17 +1,22 @@
-//! The write-back file: it keeps the writes that were answered and are not in place, in memory that outlives the daemon.
+//! The write-back file: it keeps the writes that were answered and are not in place, in memory that
+//! outlives the daemon.
 //!
-//! There is one for each open of a volume, on a tmpfs of our own. It is lost with the machine, as what a disk has in its cache
-//! is. It is never swapped out: a daemon that takes over must not wait for swap on the very device that it is to serve.
+//! There is one for each open of a volume, on a tmpfs of our own. It is lost with the machine, as
+//! what a disk has in its cache is. It is never swapped out: a daemon that takes over must not wait
+//! for swap on the very device that it is to serve.
 //!
-//! A link beside the devices' states leads to the file. The link's name has the random id that was drawn when the volume was
-//! opened, and the superblock holds that id. So the next open of the volume finds the file, unless the volume was opened
-//! elsewhere since: then the writes in the file are out of date. A link that leads nowhere is refused, not passed over: our
-//! tmpfs may be mounted where it can't be seen from here.
+//! A link beside the devices' states leads to the file. The link's name has the random id that was
+//! drawn when the volume was opened, and the superblock holds that id. So the next open of the
+//! volume finds the file, unless the volume was opened elsewhere since: then the writes in the file
+//! are out of date. A link that leads nowhere is refused, not passed over: our tmpfs may be mounted
+//! where it can't be seen from here.
 //!
-//! Each open draws a new id. Before the superblock gets it, a second link with the new id is made to the same file. So the
-//! file is found whichever of the two ids the superblock holds after a crash.
+//! Each open draws a new id. Before the superblock gets it, a second link with the new id
+//! is made to the same file. So the file is found whichever of the two ids the superblock
+//! holds after a crash.
 //!
-//! A copy of the device has the same id. So the file says which device it belongs to, and is locked while its daemon lives.
+//! A copy of the device has the same id. So the file says which device it belongs to, and is locked
+//! while its daemon lives.
 
 mod layout;
 mod memory;
@@ -69,7 +74,8 @@ fn link_named(folder: &Path, id: &str) -> PathBuf {
     folder.join(format!("kept-{id}"))
 }
 
-/// How many writes that were answered in the open of that id (hexadecimal) wait in memory for an `add` or a `recover`.
+/// How many writes that were answered in the open of that id (hexadecimal) wait in memory for an
+/// `add` or a `recover`.
 pub fn waiting_for(id: &str) -> usize {
     waiting_in(Path::new(FOLDER), id)
 }
@@ -86,8 +92,8 @@ fn left_unlocked(folder: &Path, id: &str) -> Option<WriteBackFile> {
     Some(WriteBackFile { file, path, folder: folder.into(), layout: label.layout })
 }
 
-/// Removes the file of an open of a volume that is no more, on the device that is `owner`: how many writes it held. The file of
-/// a copy of the device stays.
+/// Removes the file of an open of a volume that is no more, on the device that is `owner`: how many
+/// writes it held. The file of a copy of the device stays.
 pub fn give_up(id: &str, owner: &Owner) -> usize {
     give_up_in(Path::new(FOLDER), id, owner)
 }
@@ -103,7 +109,8 @@ fn give_up_in(folder: &Path, id: &str, owner: &Owner) -> usize {
     count
 }
 
-/// Gives a new file its length, and its memory: where there is not enough, that is an error here and SIGBUS later.
+/// Gives a new file its length, and its memory: where there is not enough, that is an error here
+/// and SIGBUS later.
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     file.set_len(bytes)?;
     loop {
@@ -143,8 +150,8 @@ impl WriteBackFile {
         Ok(kept)
     }
 
-    /// The file that the open of that id has left, if it did not end in good order. `None`, too, where it belongs to a copy of
-    /// this device that is being served.
+    /// The file that the open of that id has left, if it did not end in good order. `None`, too,
+    /// where it belongs to a copy of this device that is being served.
     pub fn left_by(id: &OpenId, opener: &Owner) -> Outcome<Option<Self>> {
         Self::left_in(Path::new(FOLDER), id, opener, DYING)
     }
@@ -196,7 +203,8 @@ impl WriteBackFile {
         symlink(&self.path, &link).doing(format!("can't make {}", link.display()))
     }
 
-    /// The write in a slot: its range, and the first record that was not durable when it was answered.
+    /// The write in a slot: its range, and the first record that was not durable when it was
+    /// answered.
     fn held_in(&self, slot: Slot) -> Outcome<Option<(BlockRange, RecordNumber)>> {
         let what = format!("can't read {}", self.path.display());
         let mut head = [0; size_of::<Head>()];
@@ -225,7 +233,8 @@ impl WriteBackFile {
         self.layout.all().try_fold(0, |count, slot| Ok(count + usize::from(self.held_in(slot)?.is_some())))
     }
 
-    /// All writes: their slots and ranges, and the first record that was not durable when the last of them was answered.
+    /// All writes: their slots and ranges, and the first record that was not durable when the last
+    /// of them was answered.
     pub fn all(&self) -> Outcome<(Vec<(Slot, BlockRange)>, RecordNumber)> {
         let (mut all, mut newest) = (Vec::new(), RecordNumber(0));
         for slot in self.layout.all() {
@@ -261,7 +270,8 @@ impl WriteBackFile {
         Ok(left)
     }
 
-    /// The links first: none may lead nowhere. There may be more than two, where opens were cut short.
+    /// The links first: none may lead nowhere. There may be more than two, where opens were cut
+    /// short.
     fn remove(&self) {
         let links = links_to(&self.folder, &self.path);
         if links.and_then(|links| links.iter().try_for_each(fs::remove_file)).is_ok() {

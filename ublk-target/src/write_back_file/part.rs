@@ -1,6 +1,7 @@
 //! One thread's slots of the write-back file, mapped: a head and a buffer each.
 //!
-//! A write is fetched into such a buffer, and hashed and written from there. So keeping it takes no copy.
+//! A write is fetched into such a buffer, and hashed and written from there. So
+//! keeping it takes no copy.
 
 use super::{FREE, FileLayout, Head, MOST_BYTES, OpenId, Owner, PAGE, TAKEN, WriteBackFile};
 use crate::{

@@ -1,12 +1,13 @@
-//! The table of errors: each is one line that names path and value and says what to do, and has an exit code. What needs ublk, or
-//! a disk that fails, is in `tests/vm`.
+//! The table of errors: each is one line that names path and value and says what to do, and has an
+//! exit code. What needs ublk, or a disk that fails, is in `tests/vm`.
 
 use crate::harness::*;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs;
 
-/// A command, its exit code, and what its line has: the path (or the word of the command line that is wrong), the value (that it
-/// has, or that it must have), what to do. Empty where there is none: a path that is not there has no value.
+/// A command, its exit code, and what its line has: the path (or the word of the command line that
+/// is wrong), the value (that it has, or that it must have), what to do. Empty where there is none:
+/// a path that is not there has no value.
 type Case = (&'static str, i32, &'static str, &'static str, &'static str);
 
 const FORMAT: &[Case] = &[

@@ -1,4 +1,5 @@
-//! `format`: what somebody may still want is not destroyed unasked, and nothing is left of it when asked.
+//! `format`: what somebody may still want is not destroyed unasked, and nothing is
+//! left of it when asked.
 
 use crate::harness::*;
 use std::{
@@ -16,7 +17,8 @@ fn disk(f: &Folder, name: &str, size: u64) -> fs::File {
     file
 }
 
-/// Runs other programs in the folder, also those of administrators: what they print, or how they failed.
+/// Runs other programs in the folder, also those of administrators: what they print, or how they
+/// failed.
 fn tool(f: &Folder, line: &str) -> Result<String, String> {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
     let mut command = Command::new("sh");
@@ -38,7 +40,8 @@ fn ends(f: &Folder) -> Vec<u8> {
     bytes
 }
 
-/// Not formatted unasked, with the name of what is there; and when asked, nobody finds anything any more.
+/// Not formatted unasked, with the name of what is there; and when asked, nobody finds anything any
+/// more.
 #[track_caller]
 fn is_kept_and_then_gone(f: &Folder, name: &str) {
     let before = ends(f);

@@ -1,4 +1,5 @@
-//! The program without ublk and without root: exit codes, one line for each failure, and volumes in files.
+//! The program without ublk and without root: exit codes, one line for each failure,
+//! and volumes in files.
 
 mod boot;
 mod copies;

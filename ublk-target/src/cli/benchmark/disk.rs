@@ -43,14 +43,16 @@ const PATTERNS: [Pattern; 6] = [
 const FILL: Pattern = pattern("fill", LARGEST, 8, false, true);
 const DEEPEST: usize = 32;
 
-/// Turns of each pattern: plain, the tags alone and verified, one after the other, all of the same length: what else a machine
-/// does comes and goes by the second, and must not spoil more of one than of another.
+/// Turns of each pattern: plain, the tags alone and verified, one after the other, all of the same
+/// length: what else a machine does comes and goes by the second, and must not spoil more of one
+/// than of another.
 const TURNS: u32 = 5;
 /// Writes in the log when the power fails.
 const CRASH_WRITES: u64 = 10_000;
 /// A log that holds all of them, however few share a record: 10,000 × 4 KiB.
 const CRASH_LOG: u64 = 64 << 20;
-/// A volume whose pending tags hold them: 64 MiB are 16,384 blocks. Nobody makes a checkpoint meanwhile.
+/// A volume whose pending tags hold them: 64 MiB are 16,384 blocks. Nobody makes a
+/// checkpoint meanwhile.
 const CRASH_VOLUME: u64 = 64 << 20;
 
 /// Bytes per second of a pattern, median over the turns.
@@ -133,7 +135,8 @@ fn format_1t(folder: &Path) -> Outcome<f64> {
     Ok(begin.elapsed().as_secs_f64())
 }
 
-/// A new file of so many bytes, which has lost its name already: it goes when it is closed, also by whoever kills this process.
+/// A new file of so many bytes, which has lost its name already: it goes when it is closed, also by
+/// whoever kills this process.
 fn scratch(folder: &Path, bytes: u64) -> Outcome<Offline> {
     let path = folder.join(format!("ublk-integrity-benchmark.{}", std::process::id()));
     let what = format!("can't make {}", path.display());
@@ -182,8 +185,8 @@ impl Bench {
         Ok(self.offline.run(open(&self.offline.io(), key, &options))??)
     }
 
-    /// Writes all of the file once: the first write to a hole has the file system write much else, which would be measured
-    /// until the log and the tree have been everywhere.
+    /// Writes all of the file once: the first write to a hole has the file system write much else,
+    /// which would be measured until the log and the tree have been everywhere.
     fn fill_holes(&self, bytes: u64) -> Outcome {
         let lanes = &mut lanes(None, FILL.depth, LARGEST);
         self.run_over(bytes, &FILL, Target::Plain(0), lanes, 1, Until::Moved(bytes)).map(drop)
@@ -218,7 +221,8 @@ impl Bench {
         runs.map(|(pattern, threads)| one(pattern, threads)).collect()
     }
 
-    /// Seconds to open a volume that was left with [`CRASH_WRITES`] random writes in its log and no checkpoint.
+    /// Seconds to open a volume that was left with [`CRASH_WRITES`] random writes in its
+    /// log and no checkpoint.
     fn open_after_crash(&self, options: &FormatOptions) -> Outcome<f64> {
         let Opened { volume, key, .. } = self.new_volume(options)?;
         let writes = pattern("write 4K random, depth 32", 4 << 10, DEEPEST, true, true);

@@ -108,8 +108,8 @@ impl Progress {
 }
 
 impl Run<'_> {
-    /// Bytes per second, with as many requests under way as there are lanes. Writes count once a sync has ended that
-    /// comes after them: what a cache has taken is not written.
+    /// Bytes per second, with as many requests under way as there are lanes. Writes count once a
+    /// sync has ended that comes after them: what a cache has taken is not written.
     pub fn measure(&self, lanes: &mut [Lane]) -> Outcome<f64> {
         let progress = Progress::default();
         let stop = Stop::default();

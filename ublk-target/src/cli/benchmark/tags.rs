@@ -35,8 +35,8 @@ pub struct TagBench {
 }
 
 impl TagBench {
-    /// Requests of `batch` blocks over `memory` bytes, rounded up to whole requests. A piece that fits into
-    /// a cache shows the algorithm, a larger one shows the memory too.
+    /// Requests of `batch` blocks over `memory` bytes, rounded up to whole requests. A piece that
+    /// fits into a cache shows the algorithm, a larger one shows the memory too.
     ///
     /// # Panics
     /// Where a volume can't have this block size, or `batch` is 0.

@@ -1,7 +1,8 @@
-//! `export --rescue`: of a volume whose tag log can't be read in part, what is newest for sure, and apart from it what may be
-//! older than what was last written.
+//! `export --rescue`: of a volume whose tag log can't be read in part, what is newest for sure, and
+//! apart from it what may be older than what was last written.
 //!
-//! A record that can't be read may name any block. So a block is newest for sure only where a record behind it names it.
+//! A record that can't be read may name any block. So a block is newest for sure only where a
+//! record behind it names it.
 
 use super::{Args, Part, Sink, copy, unwritable};
 use crate::{
@@ -22,7 +23,8 @@ use ublk_integrity::{
 
 /// Exports what can be had. Fails, with all told, where anything may be older.
 ///
-/// All files are whole before the first gets its name, and OUT gets it last: where it is, the others are.
+/// All files are whole before the first gets its name, and OUT gets it last: where it is, the
+/// others are.
 pub fn run(args: &Args, offline: &Offline, key: &MasterKey) -> Outcome {
     if args.out.as_os_str() == "-" {
         return Err(Failure::new(Exit::Arguments, "--rescue makes up to three files: name OUT"));

@@ -32,7 +32,8 @@ pub struct Ops {
     free: RefCell<Vec<u32>>,
     /// Operations to be submitted: new ones, and once more those of a short transfer or a fallback.
     outbox: RefCell<VecDeque<u32>>,
-    /// Operations that the kernel has not ended yet, sleeps excepted: those have no memory and change nothing.
+    /// Operations that the kernel has not ended yet, sleeps excepted: those have no memory and
+    /// change nothing.
     in_flight: Cell<usize>,
     /// An operation has been started that many requests may wait for.
     urgent: Cell<bool>,
@@ -47,8 +48,9 @@ pub struct Ops {
     port: Port,
     /// The files that file indices refer to; `None`: those registered with the ring.
     ///
-    /// The kernel closes registered files only some time after the ring was closed or its process has ended. Files that are
-    /// not registered are closed as soon as the operations on them have ended.
+    /// The kernel closes registered files only some time after the ring was closed or its
+    /// process has ended. Files that are not registered are closed as soon as the
+    /// operations on them have ended.
     files: Option<Vec<OwnedFd>>,
 }
 
@@ -58,8 +60,8 @@ static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
 const MAX_FILES: usize = 3;
 
 impl Ops {
-    /// A table with room for `capacity` operations at a time, on files that are registered with the ring. It grows beyond,
-    /// which is harmless but allocates.
+    /// A table with room for `capacity` operations at a time, on files that are registered with the
+    /// ring. It grows beyond, which is harmless but allocates.
     pub fn new(port: Port, capacity: usize) -> io::Result<Rc<Self>> {
         Self::on_files(port, capacity, None)
     }
@@ -136,8 +138,8 @@ impl Ops {
 
     /// Takes a completion; wakes the task that waits for it.
     ///
-    /// Does not touch the ring, which the caller has borrowed: what must be submitted again waits for the next
-    /// [`push`](Self::push).
+    /// Does not touch the ring, which the caller has borrowed: what must be submitted again waits
+    /// for the next [`push`](Self::push).
     pub fn complete(&self, user_data: u64, result: i32) {
         if user_data == DOORBELL {
             let _ = self.doorbell.read(); // EAGAIN: rung and read already

@@ -29,8 +29,8 @@ pub enum EnterWait {
     },
 }
 
-/// A ring that only its thread submits to, and whose completions are made ready in batches when that thread asks. That
-/// there are some to ask for can be read from its memory.
+/// A ring that only its thread submits to, and whose completions are made ready in batches when
+/// that thread asks. That there are some to ask for can be read from its memory.
 pub fn build(entries: u32, completions: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(completions).setup_taskrun_flag();
@@ -68,11 +68,12 @@ impl Port {
     pub(super) fn push(&self, entries: impl Iterator<Item = squeue::Entry>) {
         self.with(|ring| {
             for entry in entries {
-                // SAFETY: the entry's buffer and timespec live in the table of `Ops`, on the heap, and leave it only after
-                // this entry's completion; `Ops` leaks its table rather than free it before. The doorbell's poll has no memory.
+                // SAFETY: the entry's buffer and timespec live in the table of `Ops`, on the heap,
+                // and leave it only after this entry's completion; `Ops` leaks its table rather
+                // than free it before. The doorbell's poll has no memory.
                 while unsafe { ring.submission().push(&entry) }.is_err() {
-                    // Full. EBUSY (completion queue full too) passes as the kernel makes room; nothing else can be
-                    // wrong with a ring that was set up.
+                    // Full. EBUSY (completion queue full too) passes as the kernel makes room;
+                    // nothing else can be wrong with a ring that was set up.
                     let _ = ring.submit();
                 }
             }
@@ -91,7 +92,8 @@ impl Port {
             }
         });
         match entered {
-            // EBUSY: completions must be taken first, which is what follows. ETIME: there are none yet.
+            // EBUSY: completions must be taken first, which is what follows. ETIME: there are none
+            // yet.
             Err(e) if !matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME)) => {
                 Err(e)
             }
