@@ -128,6 +128,10 @@ impl PendingSet {
 
     /// Puts a run in over what it covers; returns by how many the number of runs grew (at most 2).
     pub(crate) fn insert_run(&self, range: BlockRange, seq: Seq) -> isize {
+        // A run of nothing would cut the one that it lies in into two.
+        if range.count == 0 {
+            return 0;
+        }
         let mut runs = self.runs.lock();
         let before = runs.len() as isize;
         let (start, end) = (range.first.0, range.end());
