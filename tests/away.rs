@@ -78,7 +78,7 @@ fn where_very_much_cant_be_read_the_rest_is_not_tried_unless_it_would_be_given_u
         let of_data = |(_, event): &&(u64, Trace)| matches!(event, Trace::Read { device: Device::Data, .. });
         trace.iter().filter(of_data).count()
     };
-    assert!((300..700).contains(&reads(&options)), "{}", reads(&options));
+    assert!((80..200).contains(&reads(&options)), "{}", reads(&options));
     let all = reads(&OpenOptions { unreadable_blocks: UnreadableBlocks::TakeNewest, ..options });
     assert!(all >= 1000, "{all}");
 }
@@ -187,6 +187,40 @@ fn a_disk_that_is_busy_with_bad_sectors_is_not_away() {
     }
 }
 
+/// A volume with one record, and a metadata device whose superblock copy A takes long to fail, and a sector behind the log too.
+#[test]
+fn a_copy_that_takes_long_to_fail_is_not_asked_whether_the_device_is_there() {
+    for (takes, in_order) in [(10, false), (30, true), (60, true)] {
+        let mut lab = lab();
+        lab.write(7, 1, 1);
+        let behind = lab.records()[0].offset + 8192;
+        for (at, len) in [(0, 4096), (behind, 512)] {
+            let bad = bad(Device::Meta, at, len);
+            lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(takes), ..bad });
+        }
+        lab.disk().faults.in_order = in_order;
+        let options = OpenOptions { access: Access::ReadOnly, ..lab.options.clone() };
+        let io = lab.io.clone();
+        drop(lab);
+        let mut lab = Lab::open(io, &options).unwrap();
+        assert!(lab.reads_as(7, 1), "{takes} s");
+    }
+}
+
+/// What has been sent is waited for: the first 32 blocks, one after the other.
+#[test]
+fn a_disk_that_is_busy_with_a_bad_region_has_an_end() {
+    for (takes, most) in [(5, 250), (30, 1100)] {
+        let lab = all_blocks_bad(1000, Duration::from_secs(takes));
+        lab.disk().faults.in_order = true;
+        let before = lab.disk().now();
+        let lab = lab.reopened().unwrap();
+        let took = lab.disk().now() - before;
+        assert!(took.as_secs() < most, "{takes} s: {took:?}");
+        assert_eq!(lab.volume.status().undecided_blocks, 1000);
+    }
+}
+
 #[test]
 fn a_path_that_fails_over_in_eight_seconds_is_waited_for() {
     let mut lab = lab();
@@ -254,6 +288,40 @@ fn a_very_slow_sector_behind_the_log_is_no_reason_to_refuse_it() {
     let sector = bad(Device::Meta, lab.records()[0].offset + 8192, 512);
     lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(90), ..sector });
     let mut lab = lab.reopened().unwrap();
+    assert!(lab.reads_as(7, 1) && lab.volume.latched().is_none());
+}
+
+/// A slow bad sector before the live log, in the same 4 KiB: nobody needs it.
+#[test]
+fn a_very_slow_sector_before_the_log_is_no_reason_to_refuse_it() {
+    let mut lab = lab();
+    lab.write(7, 1, 1);
+    lab.checkpoint();
+    lab.write(8, 1, 1);
+    let first = lab.records()[0].offset;
+    assert_ne!(first % 4096, 0);
+    let sector = bad(Device::Meta, first - 512, 512);
+    lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(30), ..sector });
+    let mut lab = lab.reopened().unwrap();
+    assert!(lab.reads_as(7, 1) && lab.reads_as(8, 1) && lab.volume.latched().is_none());
+}
+
+/// One in each MiB of a log of 16 MiB: what lies behind the end of the chain is looked through once, for records that a crash has
+/// left.
+#[test]
+fn slow_sectors_all_over_the_log_hold_an_open_up_for_minutes_at_most() {
+    let format = FormatOptions { separate_meta: true, log_size: Some(16 << 20), ..format_options(512) };
+    let mut lab = Lab::new(&format, &OpenOptions { separate_meta: true, ..options() });
+    lab.write(7, 1, 1);
+    let first = lab.records()[0].offset;
+    for mib in 0..16 {
+        let sector = bad(Device::Meta, first + 8192 + (mib << 20), 512);
+        lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(30), ..sector });
+    }
+    let before = lab.disk().now();
+    let mut lab = lab.reopened().unwrap();
+    let took = lab.disk().now() - before;
+    assert!(took.as_secs() < 240, "{took:?}");
     assert!(lab.reads_as(7, 1) && lab.volume.latched().is_none());
 }
 

@@ -121,7 +121,7 @@ impl VerifiedVolume {
         let (available, own) = (options.max_memory_bytes, most_memory_bytes(&newest.superblock, options));
         let left = available.checked_sub(own).ok_or(OpenError::Memory { needed: own, available })?;
         let candidates = Candidates::within(left);
-        let chain = follow(io, &newest.superblock, &newest.keys, options.unread_log, candidates).await?;
+        let chain = follow(io, &newest, options.unread_log, candidates).await?;
         // Of what recovery skips nothing is known: the records that it followed count.
         if chain.followed_to < options.least_record {
             return Err(OpenError::OlderState { next: chain.followed_to, least: options.least_record });
@@ -149,7 +149,7 @@ impl CrashedVolume {
         let (set, settling, needed) = settling
             .map_err(|TooMuch { needed }| OpenError::Memory { needed: own.saturating_add(needed), available })?;
         let mut memory = Budget { taken: own.saturating_add(needed), available };
-        let settle = Settle::new(io, &tree, &tagger, options.unreadable_blocks);
+        let settle = Settle::new(io, &tree, &tagger, &newest, options.unreadable_blocks);
         let undecided = settle.all(&settling, &set, &mut memory, &mut report).await?;
         Ok(RecoveredVolume { newest, head, tree, tagger, set, undecided, unread, report, warnings })
     }

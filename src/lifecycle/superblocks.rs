@@ -11,6 +11,8 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Both copies as they lie on the device.
 pub(crate) struct Copies {
     pub(crate) raw: [RawSuperblock; 2],
+    /// Places of those that could be read.
+    readable: Vec<ByteOffset>,
     /// Why one of them could not be read: it is like one that is damaged, but may be well tomorrow.
     unreadable: Option<DeviceError>,
 }
@@ -21,6 +23,8 @@ pub(crate) struct Newest {
     pub(crate) keys: Keys,
     /// Places of copies that are not the newest.
     pub(crate) stale: Vec<ByteOffset>,
+    /// Places of those that could be read, be they whole or not.
+    pub(crate) readable: Vec<ByteOffset>,
     /// Whether one of them is damaged, not just older.
     pub(crate) damaged: bool,
 }
@@ -28,19 +32,22 @@ pub(crate) struct Newest {
 pub(crate) async fn read_copies<S: Storage>(io: &S) -> Result<Copies, DeviceError> {
     let mut buf = Buf::new(PAGE_BYTES);
     let mut copies = [RawSuperblock::unreadable(); 2];
-    let mut unreadable = None;
+    let (mut readable, mut unreadable) = (Vec::with_capacity(2), None);
     for (copy, offset) in copies.iter_mut().zip(Layout::superblock_offsets()) {
         let result;
         (result, buf) = io.read(Device::Meta, offset, buf, 0..PAGE_BYTES).await;
         match result {
-            Ok(()) => *copy = RawSuperblock::read_from_prefix(&buf).expect("a page is large enough").0,
+            Ok(()) => {
+                *copy = RawSuperblock::read_from_prefix(&buf).expect("a page is large enough").0;
+                readable.push(offset);
+            }
             Err(errno) if unreadable.is_none() => {
                 unreadable = Some(DeviceError::new("read", Device::Meta, offset, PAGE_BYTES, errno))
             }
             Err(errno) => return Err(DeviceError::new("read", Device::Meta, offset, PAGE_BYTES, errno)),
         }
     }
-    Ok(Copies { raw: copies, unreadable })
+    Ok(Copies { raw: copies, readable, unreadable })
 }
 
 /// What is to become of the superblocks. Nothing else writes them, and each update is one of these.
@@ -143,7 +150,10 @@ impl Copies {
         let mut stale: Vec<_> = errors.iter().map(|(.., at)| *at).collect();
         stale.extend(valid.iter().filter(|(s, ..)| Some(s.epoch) != newest).map(|(.., at)| *at));
         match valid.into_iter().find(|(s, ..)| Some(s.epoch) == newest) {
-            Some((superblock, keys, _)) => Ok(Newest { superblock, keys, stale, damaged: !errors.is_empty() }),
+            Some((superblock, keys, _)) => {
+                let (readable, damaged) = (self.readable.clone(), !errors.is_empty());
+                Ok(Newest { superblock, keys, stale, readable, damaged })
+            }
             None => Err(self.refusal(&errors)),
         }
     }

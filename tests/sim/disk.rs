@@ -45,7 +45,7 @@ pub(super) struct Op {
     pub(super) device: Device,
     disk: usize,
     offset: u64,
-    kind: Kind,
+    pub(super) kind: Kind,
     /// It ends then, where that was settled when it began.
     until: Option<Duration>,
     pub(super) buf: Option<Buf>,

@@ -5,7 +5,7 @@ use crate::{
     ByteOffset, Device, DeviceError, Epoch, Errno, RecordNumber, Seq, Storage,
     crypto::keys::Keys,
     format::{EntryReader, Link, RawRecord, RecordHead, Superblock},
-    lifecycle::open_error::OpenError,
+    lifecycle::{open_error::OpenError, superblocks::Newest},
     log::{LogPoint, RECORDS_IN_FLIGHT, next_position},
     options::UnreadLog,
 };
@@ -49,14 +49,14 @@ pub(crate) struct Unread {
 /// is added to `candidates`.
 pub(crate) async fn follow<S: Storage>(
     io: &S,
-    superblock: &Superblock,
-    keys: &Keys,
+    newest: &Newest,
     unread: UnreadLog,
     mut candidates: Candidates,
 ) -> Result<Chain, OpenError> {
     let effort = if unread == UnreadLog::Refuse { Effort::Bounded } else { Effort::Thorough };
+    let Newest { superblock, keys, .. } = newest;
     let mut walk = Walk {
-        ring: Ring::new(io, superblock, effort),
+        ring: Ring::new(io, newest, effort),
         superblock,
         keys,
         epoch: superblock.epoch,
@@ -204,6 +204,10 @@ impl<S: Storage> Walk<'_, S> {
         let mut next = expected;
         let step = self.superblock.physical_block as usize;
         for position in (self.end.position..self.lap_end()).step_by(step) {
+            // What is not looked at is like what can't be read.
+            if self.ring.has_had_enough() {
+                break;
+            }
             let Some(head) = self.record_at(position, expected).await? else { continue };
             if head.number == expected || head.follows_durable(expected) {
                 return Err(OpenError::Tampered {

@@ -12,20 +12,24 @@ use crate::{
     Buf, ByteOffset, Device, DeviceError, Errno, Storage,
     format::{Layout, PAGE_BYTES},
     io::retry::READ,
-    lifecycle::open_error::OpenError,
+    lifecycle::{open_error::OpenError, superblocks::Newest},
 };
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    task::{Context, Poll, Waker},
+    task::Poll,
     time::Duration,
 };
 
 /// Pauses before something is read again, in all of an open: 40 × 100 ms. A part that fails over is
 /// worth waiting for; a device with many bad sectors is not worth waiting for at each of them.
 const PAUSES: u32 = 40;
-/// How long an open goes on to try what may fail, from the first failure on: each may cost seconds.
-const ENOUGH: Duration = Duration::from_secs(60);
+/// How long an open spends on reads that fail, by this clock: 90 s. Each may cost many.
+const ENOUGH: u32 = 18;
+const TICK: Duration = Duration::from_secs(5);
+
+/// How often something is read whose read has taken long to fail: the device has tried for itself.
+const SLOW_TRIES: u32 = 2;
 
 /// What an open does with places that can't be read, when those before have taken long.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,49 +54,71 @@ impl Effort {
 pub(crate) struct Patience<S: Storage> {
     device: Device,
     effort: Effort,
-    /// Pages of the device that could be read earlier in the open, and the last place that could.
+    /// Pages of the device that this open has read, and the last place that could be read.
     known: Vec<ByteOffset>,
     last: Option<(ByteOffset, usize)>,
     pauses: u32,
-    bad_time: BadTime<S>,
-}
-
-/// The time in which what fails is tried: [`ENOUGH`] from the first failure of all.
-enum BadTime<S: Storage> {
-    NotBegun,
-    Passing(Pin<Box<S::Command>>),
-    Over,
+    /// Ticks that the last reads have taken, and that those have which failed.
+    took: u32,
+    failing: u32,
+    /// Whether those that failed last have taken long.
+    is_slow: bool,
+    /// The clock: it goes on from one read to the next, so that short ones count, too.
+    tick: Option<Pin<Box<S::Command>>>,
 }
 
 impl<S: Storage> Patience<S> {
-    pub(crate) fn new(device: Device, layout: &Layout, effort: Effort) -> Self {
+    pub(crate) fn new(device: Device, newest: &Newest, effort: Effort) -> Self {
         let known = match device {
-            Device::Data if layout.separate_meta => vec![Layout::identity_offset()],
-            _ => Layout::superblock_offsets().to_vec(),
+            Device::Data if newest.superblock.layout.separate_meta => vec![Layout::identity_offset()],
+            _ => newest.readable.clone(),
         };
-        Self { device, effort, known, last: None, pauses: PAUSES, bad_time: BadTime::NotBegun }
+        Self { device, effort, known, last: None, pauses: PAUSES, took: 0, failing: 0, is_slow: false, tick: None }
     }
 
-    /// Does `attempt`, which reads `len` bytes at `at`, until it succeeds, a few times with pauses
-    /// in between, while there is patience left.
+    /// Waits for reads of the device, and counts the ticks.
+    pub(crate) async fn reads<T>(&mut self, io: &S, reads: impl Future<Output = T>) -> T {
+        let mut reads = pin!(reads);
+        self.took = 0;
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(done) = reads.as_mut().poll(cx) {
+                    return Poll::Ready(done);
+                }
+                let tick = self.tick.get_or_insert_with(|| Box::pin(io.sleep(TICK)));
+                let Poll::Ready(passed) = tick.as_mut().poll(cx) else { return Poll::Pending };
+                self.tick = None;
+                // A clock that fails counts nothing.
+                if passed.is_err() {
+                    return Poll::Pending;
+                }
+                self.took += 1;
+            }
+        })
+        .await
+    }
+
+    /// Does `attempt`, which reads `len` bytes at `at`, until it succeeds, `most` times at most, with
+    /// pauses in between, while there is patience left.
     pub(crate) async fn tries<B>(
         &mut self,
         io: &S,
         (at, len): (ByteOffset, usize),
+        most: u32,
         mut buf: B,
         attempt: impl AsyncFn(B) -> (Result<(), Errno>, B),
     ) -> Result<(Result<(), DeviceError>, B), OpenError> {
         let mut tries = 1;
         loop {
             let result;
-            (result, buf) = attempt(buf).await;
+            (result, buf) = self.reads(io, attempt(buf)).await;
             let Err(errno) = result else {
                 self.succeeded(at, len);
                 return Ok((Ok(()), buf));
             };
             let why = DeviceError::new("read", self.device, at, len, errno);
             self.failed(io, why).await?;
-            if tries == READ.most || !self.pause(io).await {
+            if tries == most || !self.may_try_again(io, tries).await {
                 return Ok((Err(why), buf));
             }
             tries += 1;
@@ -104,64 +130,68 @@ impl<S: Storage> Patience<S> {
         self.last = Some((at, len));
     }
 
-    /// A read has failed, and none is under way on the device. Returns once the device answers;
-    /// fails where it is away.
+    /// Of the reads that were waited for last one has failed, and none is under way on the device.
+    /// Returns once the device answers; fails where it is away.
     pub(crate) async fn failed(&mut self, io: &S, why: DeviceError) -> Result<(), OpenError> {
-        if let BadTime::NotBegun = self.bad_time {
-            self.bad_time = BadTime::Passing(Box::pin(io.sleep(ENOUGH)));
-        }
-        let mut answers = pin!(self.answers(io));
-        let mut time = pin!(io.sleep(self.effort.away_after()));
-        let mut timed = true;
-        let answered = poll_fn(|cx| {
-            if let Poll::Ready(answered) = answers.as_mut().poll(cx) {
-                return Poll::Ready(answered);
-            }
-            match if timed { time.as_mut().poll(cx) } else { Poll::Pending } {
-                Poll::Ready(Ok(())) => return Poll::Ready(false),
-                // A clock that fails says nothing: the number of probes is bounded, too.
-                Poll::Ready(Err(_)) => timed = false,
-                Poll::Pending => {}
-            }
-            Poll::Pending
-        });
-        if answered.await { Ok(()) } else { Err(OpenError::Away(why)) }
-    }
-
-    /// Probes the device until it answers; not without end.
-    async fn answers(&self, io: &S) -> bool {
+        self.failing += self.took;
+        self.is_slow = self.took > 0;
         let pages = self.known.iter().map(|at| (*at, PAGE_BYTES));
         let last = self.last.map(|(at, len)| (at, len.min(PAGE_BYTES)));
-        let places: Vec<_> = last.into_iter().chain(pages).collect();
-        for _ in 0..self.effort.away_after().div_duration_f32(READ.pause) as u32 {
-            for (at, len) in &places {
-                if io.read(self.device, *at, Buf::new(*len), 0..*len).await.0.is_ok() {
-                    return true;
-                }
-            }
-            let _ = io.sleep(READ.pause).await;
-        }
-        false
+        let places = last.into_iter().chain(pages).collect();
+        let answered = self.reads(io, answers(io, self.device, places, self.effort.away_after())).await;
+        self.failing += self.took;
+        if answered { Ok(()) } else { Err(OpenError::Away(why)) }
+    }
+
+    /// Whether reads have failed that took long.
+    pub(crate) fn fails_slowly(&self) -> bool {
+        self.failing > 0
     }
 
     /// Whether failures have taken so long that the rest is not tried.
-    pub(crate) fn has_had_enough(&mut self) -> bool {
-        if let BadTime::Passing(time) = &mut self.bad_time {
-            match time.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(Ok(())) => self.bad_time = BadTime::Over,
-                Poll::Ready(Err(_)) => self.bad_time = BadTime::NotBegun,
-                Poll::Pending => {}
-            }
-        }
-        self.effort == Effort::Bounded && matches!(self.bad_time, BadTime::Over)
+    pub(crate) fn has_had_enough(&self) -> bool {
+        self.effort == Effort::Bounded && self.failing >= ENOUGH
     }
 
-    /// Waits a moment; `false` once there is no patience left.
-    pub(crate) async fn pause(&mut self, io: &S) -> bool {
+    /// After so many tries that failed: waits a moment, or `false` where there is no patience left.
+    pub(crate) async fn may_try_again(&mut self, io: &S, tries: u32) -> bool {
+        let slow = self.is_slow && self.effort == Effort::Bounded;
+        if tries >= if slow { SLOW_TRIES } else { READ.most } || self.has_had_enough() {
+            return false;
+        }
         // What is given up for good gets all its tries, without a pause.
         let Some(left) = self.pauses.checked_sub(1) else { return self.effort == Effort::Thorough };
         self.pauses = left;
         let _ = io.sleep(READ.pause).await;
         true
     }
+}
+
+/// Probes a device until one of these places of it can be read; `false` where none can for so long.
+async fn answers<S: Storage>(io: &S, device: Device, places: Vec<(ByteOffset, usize)>, time: Duration) -> bool {
+    let probes = async {
+        // A clock that fails says nothing: the number of probes is bounded, too.
+        for _ in 0..time.div_duration_f32(READ.pause) as u32 {
+            for (at, len) in &places {
+                if io.read(device, *at, Buf::new(*len), 0..*len).await.0.is_ok() {
+                    return true;
+                }
+            }
+            let _ = io.sleep(READ.pause).await;
+        }
+        false
+    };
+    let (mut probes, mut over) = (pin!(probes), Some(pin!(io.sleep(time))));
+    poll_fn(|cx| {
+        if let Poll::Ready(answered) = probes.as_mut().poll(cx) {
+            return Poll::Ready(answered);
+        }
+        match over.as_mut().map_or(Poll::Pending, |over| over.as_mut().poll(cx)) {
+            Poll::Ready(Ok(())) => return Poll::Ready(false),
+            Poll::Ready(Err(_)) => over = None,
+            Poll::Pending => {}
+        }
+        Poll::Pending
+    })
+    .await
 }

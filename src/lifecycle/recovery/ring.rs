@@ -5,8 +5,9 @@
 use super::patience::{Effort, Patience};
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Storage,
-    format::{Layout, PAGE_BYTES, Superblock},
-    lifecycle::open_error::OpenError,
+    format::Layout,
+    io::retry::READ,
+    lifecycle::{open_error::OpenError, superblocks::Newest},
 };
 use std::ops::Range;
 
@@ -32,7 +33,8 @@ pub(super) struct Ring<'a, S: Storage> {
 }
 
 impl<'a, S: Storage> Ring<'a, S> {
-    pub(super) fn new(io: &'a S, superblock: &Superblock, effort: Effort) -> Self {
+    pub(super) fn new(io: &'a S, newest: &Newest, effort: Effort) -> Self {
+        let superblock = &newest.superblock;
         let layout = superblock.layout;
         Self {
             io,
@@ -43,7 +45,7 @@ impl<'a, S: Storage> Ring<'a, S> {
             window: Buf::new(WINDOW.min(layout.log_size as usize)),
             unreadable: Vec::new(),
             first: None,
-            patience: Patience::new(Device::Meta, &layout, effort),
+            patience: Patience::new(Device::Meta, newest, effort),
         }
     }
 
@@ -79,20 +81,25 @@ impl<'a, S: Storage> Ring<'a, S> {
         self.first
     }
 
+    /// Whether reads that failed have taken so long that the rest is not tried.
+    pub(super) fn has_had_enough(&self) -> bool {
+        self.patience.has_had_enough()
+    }
+
     async fn move_to(&mut self, at: u64) -> Result<(), OpenError> {
-        // On the border of a page, which every device can read from.
-        let at = at / PAGE_BYTES as u64 * PAGE_BYTES as u64;
+        // From where the device can read, and no earlier: what lies before is nobody's.
+        let at = at / self.piece as u64 * self.piece as u64;
         let len = (self.window.len() as u64).min(self.size() - at) as usize;
         (self.at, self.held) = (at, len);
         self.unreadable.clear();
-        if self.read(0..len).await?.is_ok() {
+        if !self.has_had_enough() && self.read(0..len, 1).await?.is_ok() {
             return Ok(());
         }
         // One bad sector must not take its neighbours along.
         for begin in (0..len).step_by(self.piece) {
             let part = begin..(begin + self.piece).min(len);
-            if let Err(why) = self.read(part.clone()).await? {
-                let enough = self.patience.has_had_enough();
+            if let Err(why) = self.read(part.clone(), READ.most).await? {
+                let enough = self.has_had_enough();
                 self.is_unreadable(if enough { begin..len } else { part }, why);
                 if enough {
                     break;
@@ -109,13 +116,13 @@ impl<'a, S: Storage> Ring<'a, S> {
         self.first.get_or_insert(why);
     }
 
-    async fn read(&mut self, part: Range<usize>) -> Result<Result<(), DeviceError>, OpenError> {
+    async fn read(&mut self, part: Range<usize>, tries: u32) -> Result<Result<(), DeviceError>, OpenError> {
         let Self { io, layout, at, window, patience, .. } = self;
         let offset = ByteOffset(layout.log_offset().0 + *at + part.start as u64);
         let read = async |buf| io.read(Device::Meta, offset, buf, part.clone()).await;
         let result;
         (result, *window) =
-            patience.tries(io, (offset, part.len()), std::mem::replace(window, Buf::none()), read).await?;
+            patience.tries(io, (offset, part.len()), tries, std::mem::replace(window, Buf::none()), read).await?;
         Ok(result)
     }
 }

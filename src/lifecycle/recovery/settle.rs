@@ -9,8 +9,7 @@ use crate::{
     Buf, Device, DeviceError, Errno, Storage,
     crypto::tagger::Tagger,
     info::{MAX_REPORTED_BLOCKS, RecoveryReport},
-    io::retry::READ,
-    lifecycle::open_error::OpenError,
+    lifecycle::{open_error::OpenError, superblocks::Newest},
     metadata::{
         pending::PendingSet,
         tree::{LoadError, PageBufs, Tree},
@@ -38,7 +37,7 @@ pub(crate) struct Settle<'a, S: Storage> {
 
 impl<'a, S: Storage> Settle<'a, S> {
     /// What can't be settled stays so, or the newest is taken, as `rule` says.
-    pub(crate) fn new(io: &'a S, tree: &'a Tree, tagger: &'a Tagger, rule: UnreadableBlocks) -> Self {
+    pub(crate) fn new(io: &'a S, tree: &'a Tree, tagger: &'a Tagger, newest: &Newest, rule: UnreadableBlocks) -> Self {
         let effort = match rule {
             UnreadableBlocks::KeepUndecided => Effort::Bounded,
             UnreadableBlocks::TakeNewest => Effort::Thorough,
@@ -52,8 +51,8 @@ impl<'a, S: Storage> Settle<'a, S> {
             pages: PageBufs::new(tree.layout.levels(), 1),
             bufs: bufs(),
             again: bufs(),
-            data: Patience::new(Device::Data, &tree.layout, effort),
-            meta: Patience::new(Device::Meta, &tree.layout, effort),
+            data: Patience::new(Device::Data, newest, effort),
+            meta: Patience::new(Device::Meta, newest, effort),
         }
     }
 
@@ -70,7 +69,9 @@ impl<'a, S: Storage> Settle<'a, S> {
         let mut undecided = Vec::new();
         let mut blocks = settling.blocks(set).peekable();
         while blocks.peek().is_some() {
-            let batch: Vec<_> = blocks.by_ref().take(BATCH).collect();
+            // Where each may take long to fail, no more are waited for than must be.
+            let together = if self.data.fails_slowly() { 1 } else { BATCH };
+            let batch: Vec<_> = blocks.by_ref().take(together).collect();
             let rows = self.rows(&batch).await?;
             for (c, row) in batch.into_iter().zip(rows) {
                 report.count(c.block.0, row);
@@ -151,30 +152,33 @@ impl<'a, S: Storage> Settle<'a, S> {
         if self.data.has_had_enough() {
             return Ok(results);
         }
-        for attempt in 0..READ.most {
+        for tries in 0.. {
             let missing = |result: &Option<Result<_, _>>| matches!(result, Some(Err(_)));
-            if !results.iter().any(missing) || (attempt > 0 && !self.data.pause(self.io).await) {
+            if !results.iter().any(missing) || (tries > 0 && !self.data.may_try_again(self.io, tries).await) {
                 break;
             }
-            let mut reads: Vec<_> = batch.iter().map(|_| None).collect();
+            let mut reads = Vec::with_capacity(batch.len());
             for i in (0..batch.len()).filter(|i| missing(&results[*i])) {
                 let buf = std::mem::replace(&mut bufs[i], Buf::none());
                 let (offset, part) = (self.tree.layout.block_offset(batch[i].block), 0..buf.len());
-                reads[i] = Some((offset, self.io.read(Device::Data, offset, buf, part)));
+                reads.push((i, offset, self.io.read(Device::Data, offset, buf, part)));
             }
+            let all = async {
+                let mut ended = Vec::with_capacity(reads.len());
+                for (i, offset, read) in reads {
+                    ended.push((i, offset, read.await));
+                }
+                ended
+            };
             let mut failed = None;
-            for (i, read) in reads.into_iter().enumerate() {
-                let Some((offset, read)) = read else { continue };
-                let result;
-                (result, bufs[i]) = read.await;
-                let len = bufs[i].len();
+            for (i, offset, (result, buf)) in self.data.reads(self.io, all).await {
                 match result {
-                    Ok(()) => self.data.succeeded(offset, len),
+                    Ok(()) => self.data.succeeded(offset, buf.len()),
                     Err(errno) => {
-                        failed.get_or_insert_with(|| DeviceError::new("read", Device::Data, offset, len, errno));
+                        failed.get_or_insert(DeviceError::new("read", Device::Data, offset, buf.len(), errno));
                     }
                 }
-                results[i] = Some(result);
+                (results[i], bufs[i]) = (Some(result), buf);
             }
             // Not before all of them have ended: see `patience`.
             if let Some(why) = failed {
@@ -189,16 +193,16 @@ impl<'a, S: Storage> Settle<'a, S> {
         if self.meta.has_had_enough() {
             return Ok(judge_by_log(self.tagger, c, data));
         }
-        for attempt in 0..READ.most {
+        for tries in 1.. {
             let judged = judge(self.io, self.tree, self.tagger, &mut self.pages, c, data);
-            match judged.await {
+            match self.meta.reads(self.io, judged).await {
                 Ok(row) => return Ok(Some(row)),
                 // Read once more: what came over the wire may have been at fault.
-                Err(LoadError::Bad(_)) if attempt == 0 => {}
+                Err(LoadError::Bad(_)) if tries == 1 => {}
                 Err(LoadError::Bad(_)) => break,
                 Err(LoadError::Device(why)) => {
                     self.meta.failed(self.io, why).await?;
-                    if attempt + 1 == READ.most || !self.meta.pause(self.io).await {
+                    if !self.meta.may_try_again(self.io, tries).await {
                         break;
                     }
                 }
