@@ -75,7 +75,7 @@ impl Drop for QueuedForSpace<'_> {
         {
             let mut s = self.0.state.lock();
             s.waiters.remove(self.1);
-            s.queue.retain(|request| *request != self.1);
+            s.space_queue.retain(|request| *request != self.1);
         }
         self.0.wake_front();
     }
@@ -110,15 +110,15 @@ impl Log {
             if let Some(why) = s.latched {
                 return Some(Err(why));
             }
-            let first = s.queue.front().is_none_or(|front| *front == request.id);
+            let first = s.space_queue.front().is_none_or(|front| *front == request.id);
             // Room for a record of its own, though it will share one.
             let alone = RecordBuilder::padded_alone(change.bytes(), self.config.physical_block) as u64;
             let result = if first && self.has_room(&mut s, change, alone) {
                 Some(Ok(self.take_step(&mut s, request, change, alone)))
             } else {
                 if let Some(waker) = waker {
-                    if !s.queue.contains(&request.id) {
-                        s.queue.push_back(request.id);
+                    if !s.space_queue.contains(&request.id) {
+                        s.space_queue.push_back(request.id);
                     }
                     s.waiters.wait(request.id, Waiting::Space, waker);
                 }

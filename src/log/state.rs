@@ -140,7 +140,7 @@ pub(super) struct State {
     pub(super) durable: Seq,
 
     /// The requests that wait for space, first come, first served.
-    pub(super) queue: VecDeque<usize>,
+    pub(super) space_queue: VecDeque<usize>,
     pub(super) waiters: WaitList<Waiting>,
     /// The checkpoint thread, and what it waits for: nothing else may wake it.
     pub(super) checkpointer: Option<(CheckpointerWaits, Waker)>,
@@ -176,7 +176,7 @@ impl State {
     }
     /// The waker of the first request in the queue for space.
     pub(super) fn front_waker(&mut self) -> Option<Waker> {
-        let front = *self.queue.front()?;
+        let front = *self.space_queue.front()?;
         self.waiters.take_waker(front)
     }
 }
@@ -211,7 +211,7 @@ impl Log {
             head,
             tail: head.position,
             durable: Seq(0),
-            queue: VecDeque::with_capacity(n),
+            space_queue: VecDeque::with_capacity(n),
             waiters: WaitList::new(n),
             checkpointer: None,
             want_checkpoint: false,
