@@ -2,7 +2,7 @@
 
 use super::{
     CheckpointerWork, Log, LogPoint,
-    flush_state::MAX_FAILED,
+    sync_state::MAX_FAILED,
     state::{CheckpointerWaits, State, Waiting},
 };
 use crate::{

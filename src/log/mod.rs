@@ -13,7 +13,7 @@
 mod append;
 mod commit;
 mod flush;
-mod flush_state;
+mod sync_state;
 mod state;
 
 pub(crate) use append::{Appended, Change, Requester, Reserved};

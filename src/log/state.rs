@@ -1,6 +1,6 @@
 //! The state of the log, behind one mutex, and the requests that wait for it.
 
-use super::flush_state::{FlushState, MAX_FAILED};
+use super::sync_state::{SyncState, MAX_FAILED};
 use crate::{
     Buf, Epoch, Latched, RecordNumber, Seq,
     crypto::keys::MacKey,
@@ -58,7 +58,7 @@ pub enum CheckpointerWork {
 pub(super) enum Waiting {
     Space,
     Commit(Seq),
-    Flush,
+    Sync,
 }
 
 /// What the checkpoint thread waits for.
@@ -146,7 +146,7 @@ pub(super) struct State {
     pub(super) checkpointer: Option<(CheckpointerWaits, Waker)>,
     pub(super) want_checkpoint: bool,
 
-    pub(super) flush: FlushState,
+    pub(super) sync: SyncState,
     pub(super) latched: Option<Latched>,
     pub(super) records: u64,
     pub(super) record_bytes: u64,
@@ -215,7 +215,7 @@ impl Log {
             waiters: WaitList::new(n),
             checkpointer: None,
             want_checkpoint: false,
-            flush: FlushState::new(n),
+            sync: SyncState::new(n),
             latched: None,
             records: 0,
             record_bytes: 0,
