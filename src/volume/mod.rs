@@ -19,7 +19,7 @@ use crate::{
         range_lock::RangeLocks,
     },
     units::{BlockIndex, BlockRange},
-    write_back::InFlightWrites,
+    write_back::AdmittedWrites,
 };
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ pub struct Volume {
     hasher: Hasher,
     metadata: Metadata,
     log: Log,
-    admitted: InFlightWrites,
+    admitted: AdmittedWrites,
     checkpoints: Checkpoints,
 }
 
@@ -128,7 +128,7 @@ impl Volume {
             hasher: Hasher::new(tagger, options.hash_threads.clone()),
             metadata: Metadata::new(tree, [unsaved.set, empty()], hints),
             log,
-            admitted: InFlightWrites::new(max_requests),
+            admitted: AdmittedWrites::new(max_requests),
             checkpoints: Checkpoints::new(keys, superblock, scratch),
         }
     }
@@ -159,7 +159,7 @@ impl Volume {
             + Scratch::memory_bytes(self.metadata.layout(), max_tags, MAX_PENDING_RUNS)
             + self.contexts.memory_bytes()
             + RangeLocks::memory_bytes_for(self.contexts.max())
-            + InFlightWrites::memory_bytes_for(self.contexts.max())
+            + AdmittedWrites::memory_bytes_for(self.contexts.max())
     }
 
     /// Memory for one request; its counters go to `queue`'s.
@@ -238,7 +238,7 @@ pub fn most_memory_bytes(
         .saturating_add(2 * PendingSet::memory_bytes_for(max_tags, MAX_PENDING_RUNS))
         .saturating_add(Scratch::memory_bytes(&layout, max_tags, MAX_PENDING_RUNS))
         .saturating_add(RangeLocks::memory_bytes_for(contexts))
-        .saturating_add(InFlightWrites::memory_bytes_for(contexts))
+        .saturating_add(AdmittedWrites::memory_bytes_for(contexts))
         .saturating_add(PageCache::most_memory_bytes(cache_bytes))
 }
 
