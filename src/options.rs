@@ -73,10 +73,11 @@ pub struct OpenOptions {
     pub separate_meta: bool,
     /// What a read does with a block that does not match its tag.
     pub on_mismatch: OnMismatch,
-    /// The number that the log's next record has at least. A log that ends before is of an older
-    /// state of the volume, which is refused before anything is written
-    /// ([`OlderState`](crate::open::OpenError::OlderState)).
-    pub least_record: RecordNumber,
+    /// The first record of the log that was not durable when the volume was last known
+    /// ([`Admitted::first_not_durable`](crate::Admitted::first_not_durable)); 0 where nothing is
+    /// known. A log that ends before it is of an older state of the volume, which is refused
+    /// before anything is written ([`OlderState`](crate::open::OpenError::OlderState)).
+    pub first_not_durable: RecordNumber,
     /// The UUID that the volume must have, where one is known: whole volumes under one key look
     /// alike otherwise.
     pub expected_uuid: Option<[u8; 16]>,
@@ -105,7 +106,7 @@ impl OpenOptions {
             max_memory_bytes: u64::MAX,
             separate_meta: false,
             on_mismatch: OnMismatch::Fail,
-            least_record: RecordNumber(0),
+            first_not_durable: RecordNumber(0),
             expected_uuid: None,
             unread_log: UnreadLog::default(),
             unreadable_blocks: UnreadableBlocks::default(),

@@ -96,9 +96,9 @@ pub trait BlockTarget: Send + Sync {
 pub trait AdmittedWrite {
     /// What it is to write.
     fn range(&self) -> BlockRange;
-    /// All records of the log before this one were durable when it was admitted: without them the
-    /// target is an older one.
-    fn after(&self) -> RecordNumber;
+    /// The first record of the log that was not durable when it was admitted: a target without
+    /// those before is an older one.
+    fn first_not_durable(&self) -> RecordNumber;
     /// Releases the range: the write has not been answered.
     fn withdraw(self);
 }
@@ -176,8 +176,8 @@ impl AdmittedWrite for Admitted<'_> {
     fn range(&self) -> BlockRange {
         self.range()
     }
-    fn after(&self) -> RecordNumber {
-        self.after()
+    fn first_not_durable(&self) -> RecordNumber {
+        self.first_not_durable()
     }
     fn withdraw(self) {
         self.withdraw();
@@ -189,7 +189,7 @@ impl AdmittedWrite for Infallible {
     fn range(&self) -> BlockRange {
         match *self {}
     }
-    fn after(&self) -> RecordNumber {
+    fn first_not_durable(&self) -> RecordNumber {
         match *self {}
     }
     fn withdraw(self) {

@@ -52,7 +52,7 @@ pub struct Admitted<'v> {
     writes: &'v AdmittedWrites,
     log: &'v Log,
     guard: RangeGuard<'v>,
-    after: RecordNumber,
+    first_not_durable: RecordNumber,
     why_failed: Option<Latched>,
 }
 
@@ -81,9 +81,9 @@ impl AdmittedWrites {
         // Asked while the range is held: if the write that held it before has failed, the volume is
         // latched by now. Otherwise the bytes of two writes of one block could be kept, and nobody
         // could tell which is the newer.
-        let after = log.first_unsure().ok()?;
+        let first_not_durable = log.first_not_durable().ok()?;
         self.begin(guard.request());
-        Some(Admitted { writes: self, log, guard, after, why_failed: Some(Latched::Abandoned) })
+        Some(Admitted { writes: self, log, guard, first_not_durable, why_failed: Some(Latched::Abandoned) })
     }
 
     fn begin(&self, request: usize) {
@@ -182,10 +182,10 @@ impl Admitted<'_> {
         self.why_failed = None;
     }
 
-    /// All records of the log before this one were durable when it was admitted: a volume without
-    /// them is an older one.
-    pub fn after(&self) -> RecordNumber {
-        self.after
+    /// The first record of the log that was not durable when it was admitted: a volume without
+    /// those before is an older one.
+    pub fn first_not_durable(&self) -> RecordNumber {
+        self.first_not_durable
     }
 }
 

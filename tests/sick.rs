@@ -128,7 +128,7 @@ fn a_log_that_ends_before_a_record_that_was_there_is_refused_each_time() {
     let (io, options) = (lab.io.clone(), lab.options.clone());
     drop(lab);
     let writes = io.disk().writes;
-    let with = |least, id| OpenOptions { least_record: RecordNumber(least), open_id: [id; 32], ..options.clone() };
+    let with = |least, id| OpenOptions { first_not_durable: RecordNumber(least), open_id: [id; 32], ..options.clone() };
     for attempt in 0..3 {
         let refused = Lab::open(io.clone(), &with(record.number + 2, 20 + attempt));
         assert!(matches!(refused, Err(OpenError::OlderState { .. })), "attempt {attempt}");

@@ -79,7 +79,7 @@ pub enum OpenError {
         /// The number that its next record would have.
         next: RecordNumber,
         /// The number that it has at least, by what is known
-        /// ([`OpenOptions::least_record`](crate::OpenOptions::least_record)).
+        /// ([`OpenOptions::first_not_durable`](crate::OpenOptions::first_not_durable)).
         least: RecordNumber,
     },
     /// A part of the log can't be read, and the newest changes may lie there.

@@ -239,8 +239,9 @@ impl Log {
         RecordBuilder::max_tags(self.config.max_record).min(self.config.max_tags)
     }
 
-    /// The number of the first record that is not known durable, if the volume is not latched.
-    pub(crate) fn first_unsure(&self) -> Result<RecordNumber, Latched> {
+    /// The first record that is not known durable, sealed or yet to come; if the volume is not
+    /// latched.
+    pub(crate) fn first_not_durable(&self) -> Result<RecordNumber, Latched> {
         let s = self.state.lock();
         // A record in flight is known by the number of the one after it.
         let first = s.sealed.front().map(|record| RecordNumber(record.end.number.0 - 1));

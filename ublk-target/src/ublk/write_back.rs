@@ -87,7 +87,7 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
             admitted.withdraw();
             return Some(Err(shared.not_copied(request, e)));
         }
-        self.heads.borrow_mut().as_mut().expect("there are writers").keep(slot, range, admitted.after());
+        self.heads.borrow_mut().as_mut().expect("there are writers").keep(slot, range, admitted.first_not_durable());
         writer.admitted = Some(admitted);
         writer.waker.wake_by_ref();
         self.idle.borrow_mut().pop();

@@ -34,8 +34,9 @@ pub struct Head {
     pub state: AtomicU64,
     pub first_block: u64,
     pub blocks: u64,
-    /// All records of the log before this one were durable.
-    pub after: u64,
+    /// The first record of the log that was not durable when it was admitted: a volume without
+    /// those before is an older one.
+    pub first_not_durable: u64,
 }
 
 /// Bytes of a page of memory.

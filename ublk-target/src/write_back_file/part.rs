@@ -74,9 +74,9 @@ impl Heads {
     }
 
     /// Keeps the write whose bytes are in a slot: the slot was free, and is taken now.
-    pub fn keep(&mut self, slot: usize, range: BlockRange, after: RecordNumber) {
+    pub fn keep(&mut self, slot: usize, range: BlockRange, first_not_durable: RecordNumber) {
         let head = self.head(slot);
-        (head.first_block, head.blocks, head.after) = (range.first.0, range.count, after.0);
+        (head.first_block, head.blocks, head.first_not_durable) = (range.first.0, range.count, first_not_durable.0);
         head.state.store(TAKEN, Ordering::Release);
     }
 
