@@ -2,8 +2,8 @@
 
 use super::{
     CheckpointerWork, Log, LogPoint,
-    sync_state::MAX_FAILED,
     state::{CheckpointerWaits, State, Waiting},
+    sync_state::MAX_FAILED,
 };
 use crate::{
     BlockIndex, BlockRange, Epoch, Latched, Seq,
@@ -60,9 +60,9 @@ pub(crate) struct Appended<'a> {
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
     reserved: Reserved,
-    /// Whether it is the leader of its queue: at the batch boundary it alone checks whether the
-    /// record can go out.
-    pub(super) is_leader: bool,
+    /// Whether it is the first of its thread in the record that gathers: at the batch boundary it
+    /// alone checks whether the record can go out, and may then lead.
+    pub(super) checks_at_boundary: bool,
     ended: bool,
 }
 
@@ -168,8 +168,17 @@ impl Log {
             Change::Zeros(range) => s.gather.builder.push_zeros(seq, *range),
         }
         s.gather.last = seq;
-        let is_leader = !std::mem::replace(&mut s.gather.has_leader[request.queue], true);
-        Appended { log: self, request: request.id, queue: request.queue, seq, epoch, reserved, is_leader, ended: false }
+        let checks_at_boundary = !std::mem::replace(&mut s.gather.has_boundary_check[request.queue], true);
+        Appended {
+            log: self,
+            request: request.id,
+            queue: request.queue,
+            seq,
+            epoch,
+            reserved,
+            checks_at_boundary,
+            ended: false,
+        }
     }
 
     fn ask_for_checkpoint(&self, s: &mut State) {

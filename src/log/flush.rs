@@ -3,8 +3,8 @@
 
 use super::{
     Log,
-    sync_state::DurableNumbers,
     state::{CheckpointerWaits, State, Unfinished, Waiting},
+    sync_state::DurableNumbers,
 };
 use crate::{Device, DeviceError, Errno, Latched, Seq, Storage, format::RecordBuilder};
 use std::{

@@ -13,8 +13,8 @@
 mod append;
 mod commit;
 mod flush;
-mod sync_state;
 mod state;
+mod sync_state;
 
 pub(crate) use append::{Appended, Change, Requester, Reserved};
 pub(crate) use commit::next_position;

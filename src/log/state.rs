@@ -1,6 +1,6 @@
 //! The state of the log, behind one mutex, and the requests that wait for it.
 
-use super::sync_state::{SyncState, MAX_FAILED};
+use super::sync_state::{MAX_FAILED, SyncState};
 use crate::{
     Buf, Epoch, Latched, RecordNumber, Seq,
     crypto::keys::MacKey,
@@ -107,9 +107,9 @@ pub(super) struct Gather {
     pub(super) last: Seq,
     /// Bytes of the ring reserved for what is in it.
     pub(super) reserved: u64,
-    /// By queue: one of its requests with an entry in this record is the leader, and checks at the
-    /// batch boundary whether the record can go out. The others need not.
-    pub(super) has_leader: Vec<bool>,
+    /// By thread: one of its requests with an entry in this record is yet to check, at the batch
+    /// boundary, whether the record can go out. The others need not.
+    pub(super) has_boundary_check: Vec<bool>,
 }
 
 pub(super) struct State {
@@ -202,7 +202,7 @@ impl Log {
                 epoch,
                 last: Seq(0),
                 reserved: 0,
-                has_leader: vec![false; config.queues],
+                has_boundary_check: vec![false; config.queues],
             },
             spares: (0..RECORDS_IN_FLIGHT).map(|_| Buf::new(config.max_record)).collect(),
             sealing: false,
