@@ -74,7 +74,7 @@ impl Log {
         let Appended { request, queue, seq, .. } = *change;
         let mut s = self.state.lock();
         s.gather.has_boundary_check[queue] &= !at_boundary;
-        // The latch first: a write-back error is reported to one sync only, so beside one that
+        // The latch first: a page-cache write error is reported to one sync only, so beside one that
         // failed a success means nothing.
         let role = if let Some(why) = s.latched {
             Err(why)

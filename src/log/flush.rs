@@ -23,7 +23,7 @@ impl Log {
     /// durable already it does nothing.
     ///
     /// Every sync of the data device of an open volume goes through here, one at a time.
-    /// Linux reports a write-back error to one sync only, and every later caller must
+    /// Linux reports a page-cache write error to one sync only, and every later caller must
     /// find the volume latched.
     pub(crate) async fn sync_data<S: Storage>(&self, io: &S, request: usize) -> Result<(), Latched> {
         let mut wanted = None;
@@ -76,7 +76,7 @@ impl Log {
         let wake = {
             let mut guard = self.state.lock();
             let s = &mut *guard;
-            // Linux reports a write-back error to one sync only. That may have been another one,
+            // Linux reports a page-cache write error to one sync only. That may have been another one,
             // which latched the volume.
             if let Some(why) = s.latched {
                 return Err(why);
