@@ -62,8 +62,9 @@ pub struct OpenOptions {
     /// How many [`RequestContext`](crate::RequestContext)s may be made: queues × depth, and one for
     /// each worker thread that reads or writes.
     pub max_requests: usize,
-    /// Queues, for counters that do not share a cache line.
-    pub queues: usize,
+    /// I/O threads, for counters that do not share a cache line and for one check at the batch
+    /// boundary of each.
+    pub threads: usize,
     /// Largest request in bytes.
     pub max_request_bytes: usize,
     /// Most bytes of memory that the volume may take, and recovery before it: more is refused
@@ -101,7 +102,7 @@ impl OpenOptions {
             access,
             cache_bytes: 0,
             max_requests: 1,
-            queues: 1,
+            threads: 1,
             max_request_bytes: 1 << 20,
             max_memory_bytes: u64::MAX,
             separate_meta: false,

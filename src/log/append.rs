@@ -14,11 +14,11 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// The request that logs a change: its number, and the queue whose thread runs it.
+/// The request that logs a change: its context's index, and the I/O thread that runs it.
 #[derive(Clone, Copy)]
 pub(crate) struct Requester {
     pub(crate) id: usize,
-    pub(crate) queue: usize,
+    pub(crate) thread: usize,
 }
 
 /// Something to log.
@@ -56,7 +56,7 @@ pub(crate) struct Reserved {
 pub(crate) struct Appended<'a> {
     log: &'a Log,
     pub(super) request: usize,
-    pub(super) queue: usize,
+    pub(super) thread: usize,
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
     reserved: Reserved,
@@ -168,11 +168,11 @@ impl Log {
             Change::Zeros(range) => s.gather.builder.push_zeros(seq, *range),
         }
         s.gather.last = seq;
-        let checks_at_boundary = !std::mem::replace(&mut s.gather.has_boundary_check[request.queue], true);
+        let checks_at_boundary = !std::mem::replace(&mut s.gather.has_boundary_check[request.thread], true);
         Appended {
             log: self,
             request: request.id,
-            queue: request.queue,
+            thread: request.thread,
             seq,
             epoch,
             reserved,

@@ -71,16 +71,16 @@ impl Log {
 
     /// `at_boundary`: this is the check at the batch boundary that the others of its thread rely on.
     fn role(&self, change: &Appended<'_>, at_boundary: bool, waker: &Waker) -> Option<Result<CommitRole, Latched>> {
-        let Appended { request, queue, seq, .. } = *change;
+        let Appended { request, thread, seq, .. } = *change;
         let mut s = self.state.lock();
-        s.gather.has_boundary_check[queue] &= !at_boundary;
+        s.gather.has_boundary_check[thread] &= !at_boundary;
         // The latch first: a page-cache write error is reported to one sync only, so beside one that
         // failed a success means nothing.
         let role = if let Some(why) = s.latched {
             Err(why)
         } else if s.durable >= seq {
             Ok(CommitRole::Durable)
-        } else if s.taken < seq && !s.gather.has_boundary_check[queue] && s.may_lead() {
+        } else if s.taken < seq && !s.gather.has_boundary_check[thread] && s.may_lead() {
             Ok(CommitRole::Lead(self.take_gathered(&mut s)))
         } else {
             s.waiters.wait(request, Waiting::Commit(seq), waker);

@@ -1,4 +1,4 @@
-//! The tag log: one ring, one chain, gathered by all queues.
+//! The tag log: one ring, one chain, gathered by all threads.
 //!
 //! *Append* gives an entry its epoch and its sequence number, and enters it in the in-flight list
 //! and the gathering buffer. It is one indivisible step, so a flush or an epoch switch sees either

@@ -30,8 +30,8 @@ pub(crate) struct LogConfig {
     pub(crate) max_runs: usize,
     /// Requests that may use it.
     pub(crate) max_requests: usize,
-    /// Queues that the requests belong to.
-    pub(crate) queues: usize,
+    /// I/O threads that the requests belong to.
+    pub(crate) threads: usize,
 }
 
 /// A point in the chain: where the next record goes and what it must carry.
@@ -202,7 +202,7 @@ impl Log {
                 epoch,
                 last: Seq(0),
                 reserved: 0,
-                has_boundary_check: vec![false; config.queues],
+                has_boundary_check: vec![false; config.threads],
             },
             spares: (0..RECORDS_IN_FLIGHT).map(|_| Buf::new(config.max_record)).collect(),
             sealing: false,

@@ -1,4 +1,4 @@
-//! An open volume: the components that all queues share, and what they are made of. `requests.rs`
+//! An open volume: the components that all threads share, and what they are made of. `requests.rs`
 //! has the operations.
 
 mod requests;
@@ -99,9 +99,10 @@ impl Volume {
         let layout = superblock.layout;
         let max_tags = max_pending_tags(&layout);
         let max_blocks = options.max_request_bytes / layout.block_size as usize;
-        let contexts = RequestContexts::new(options.max_requests, options.queues, max_blocks, layout.levels());
+        let contexts = RequestContexts::new(options.max_requests, options.threads, max_blocks, layout.levels());
         let max_requests = contexts.max();
-        let log = Log::new(log_config(&superblock, &keys, max_requests, options.queues.max(1)), superblock.epoch, head);
+        let log =
+            Log::new(log_config(&superblock, &keys, max_requests, options.threads.max(1)), superblock.epoch, head);
         if let Some(why) = unsaved.as_ref().and_then(|unsaved| unsaved.why) {
             log.latch(why);
         }
@@ -162,12 +163,12 @@ impl Volume {
             + AdmittedWrites::memory_bytes_for(self.contexts.max())
     }
 
-    /// Memory for one request; its counters go to `queue`'s.
+    /// Memory for one request; its counters go to `thread`'s.
     ///
     /// # Panics
-    /// When more than `max_requests` are taken, or the queue does not exist.
-    pub fn context(&self, queue: usize) -> RequestContext {
-        self.contexts.take(queue)
+    /// When more than `max_requests` are taken, or the thread does not exist.
+    pub fn context(&self, thread: usize) -> RequestContext {
+        self.contexts.take(thread)
     }
 
     /// Counters and state.
@@ -246,7 +247,7 @@ fn max_pending_tags(layout: &Layout) -> usize {
     layout.blocks.min(MAX_PENDING_TAGS) as usize
 }
 
-fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, queues: usize) -> LogConfig {
+fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, threads: usize) -> LogConfig {
     let layout = &superblock.layout;
     LogConfig {
         offset: layout.log_offset().0,
@@ -257,6 +258,6 @@ fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, queues:
         max_tags: max_pending_tags(layout),
         max_runs: MAX_PENDING_RUNS,
         max_requests,
-        queues,
+        threads,
     }
 }

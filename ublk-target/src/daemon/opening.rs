@@ -58,7 +58,7 @@ impl Opened {
         let mut options = OpenOptions {
             cache_bytes: settings.cache,
             max_requests: counts.contexts(),
-            queues: counts.io_threads() as usize,
+            threads: counts.io_threads() as usize,
             max_request_bytes: largest_request(settings.max_io),
             max_memory_bytes,
             separate_meta: backings.meta.is_some(),
