@@ -5,8 +5,8 @@
 
 use std::task::Waker;
 
-/// By request. Of many requests few wait: a bit for each says whether it does, and
-/// only those are searched.
+/// By request, which is the index of its [context](crate::RequestContext). Of many requests few
+/// wait: a bit for each says whether it does, and only those are searched.
 pub(crate) struct WaitList<W> {
     waiting: Vec<Option<(W, Option<Waker>)>>,
     occupied: Vec<u64>,

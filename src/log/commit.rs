@@ -69,13 +69,13 @@ impl Log {
         self.write(io, record).await
     }
 
-    /// `at_boundary`: this is the check at the batch boundary that the others of its thread rely on.
+    /// `at_boundary`: this is the check that the others of its thread rely on.
     fn role(&self, change: &Appended<'_>, at_boundary: bool, waker: &Waker) -> Option<Result<CommitRole, Latched>> {
         let Appended { request, thread, seq, .. } = *change;
         let mut s = self.state.lock();
         s.gather.has_boundary_check[thread] &= !at_boundary;
-        // The latch first: a page-cache write error is reported to one sync only, so beside one that
-        // failed a success means nothing.
+        // The latch first: a page-cache write error is reported to one sync only, so beside one
+        // that failed a success means nothing.
         let role = if let Some(why) = s.latched {
             Err(why)
         } else if s.durable >= seq {

@@ -76,8 +76,8 @@ impl Log {
         let wake = {
             let mut guard = self.state.lock();
             let s = &mut *guard;
-            // Linux reports a page-cache write error to one sync only. That may have been another one,
-            // which latched the volume.
+            // Linux reports a page-cache write error to one sync only. That may have been another
+            // one, which latched the volume.
             if let Some(why) = s.latched {
                 return Err(why);
             }

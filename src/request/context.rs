@@ -11,9 +11,10 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// The preallocated memory of one request: tags, page buffers, its number in the waiting lists.
+/// The preallocated memory of one request: tags, page buffers, its index.
 pub struct RequestContext {
-    /// Its number in the waiting lists.
+    /// Its index among the contexts of the volume; the checkpoint's is 0. Lists, locks and the log
+    /// know a request by it alone, as `request: usize`: a context has one request at a time.
     pub(crate) id: usize,
     /// The I/O thread that uses it, and its counters.
     pub(crate) thread: usize,
