@@ -292,7 +292,8 @@ impl Appended<'_> {
             let mut s = self.log.state.lock();
             let full = failed && s.failed.len() == MAX_FAILED;
             if full {
-                // In the same step: no flush may see the number neither in flight nor listed.
+                // Under the same lock as leaving `in_flight`: no flush may see the number neither
+                // in flight nor listed, and the volume not latched.
                 s.latched.get_or_insert(Latched::Abandoned);
             } else if failed {
                 s.failed.push((self.seq, self.epoch));

@@ -1,5 +1,5 @@
-//! Prefetch hints: droppable by shape. Offering one returns nothing that anybody could wait for;
-//! only a counter tells of a drop.
+//! Prefetch hints. Any of them may be dropped, and nobody can wait for one: offering it returns
+//! nothing, and only a counter tells of a drop.
 
 use crate::{
     BlockRange,

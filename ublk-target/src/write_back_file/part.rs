@@ -62,7 +62,7 @@ impl WriteBackFile {
     }
 }
 
-/// The first store to each page is a fault.
+/// Touches every page now, so that no page fault happens on the I/O path.
 fn touched(mut map: MmapMut) -> MmapMut {
     map.chunks_mut(PAGE).for_each(|page| page[0] = std::hint::black_box(0));
     map
