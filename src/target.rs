@@ -1,8 +1,13 @@
 //! The seam between the program's front end and what serves its requests.
 //!
-//! The front end takes requests from the kernel (ublk) and calls these methods; it knows nothing of
-//! logs, trees or tags. A [`Volume`] stands behind it today. A reader of another format can, too,
-//! and so do the doubles of the front end's tests.
+//! The front end takes requests from the kernel (ublk) and calls these methods. How the target
+//! verifies and stores is no matter of its own. It passes on two things without a look inside: why
+//! the target is read-only ([`Latched`]), for people to read, and a number of the target's log
+//! ([`AdmittedWrite::first_not_durable`]), to be kept with an admitted write. A target without a log
+//! says 0.
+//!
+//! A [`Volume`] stands behind it today. A reader of another format can, too, and so do the doubles
+//! of the front end's tests.
 
 use crate::{
     Admitted, BlockRange, Buf, Durability, Io, Latched, ReadError, RecordNumber, RequestContext, Status, Volume,
