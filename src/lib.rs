@@ -91,8 +91,8 @@
 //! - for the sync that it has joined; a flush also for writes that were answered before it and are
 //!   not written back yet (`write_back.rs`), which wait for no flush.
 //!
-//! The checkpoint waits for requests that have logged, for a sync, and for lookups that it has
-//! outrun, a second at most. Those requests wait for I/O and for the batch boundary of the thread
+//! The checkpoint waits for requests that have logged, for a sync, and, a second at most, for
+//! lookups that began anew since earlier checkpoints moved the root under them. Those requests wait for I/O and for the batch boundary of the thread
 //! that writes their record. So nothing waits in a circle, and nothing ever waits for a hint;
 //! `docs/architecture.md` has each edge.
 //!
