@@ -33,7 +33,7 @@
 //!
 //! More is in `examples/`; the program with io_uring and ublk is the crate `ublk-target`.
 //!
-//! # Rooms
+//! # Modules
 //!
 //! ```text
 //!   target.rs     BlockTarget: what a front end (ublk) asks of a volume, or of another format
@@ -49,7 +49,7 @@
 //!   io/           Storage (a disk), Scheduler (the thread), owned buffers
 //! ```
 //!
-//! Rooms use what stands below them, with few exceptions; no two files import each other in a
+//! Modules use what stands below them, with few exceptions; no two files import each other in a
 //! circle (`scripts/house`).
 //!
 //! ```text
