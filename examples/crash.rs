@@ -24,15 +24,15 @@ fn main() {
     let key = MasterKey::new(&[7; 32]).expect("a key of 32 bytes");
     disk.run(format(&disk, &key, &options)).expect("formatted");
     let volume = disk.run(open(&disk, &key, &OpenOptions::new(Access::ReadWrite, [1; 32]))).expect("opened");
-    let (mut slot, mut buf) = (volume.context(0), Buf::new(4096));
+    let (mut context, mut buf) = (volume.context(0), Buf::new(4096));
     for block in 0..10 {
         buf.fill(block as u8 + 1);
         let range = BlockRange::new(BlockIndex(block), 1);
         let written;
-        (written, buf) = disk.run(volume.write(&disk, &mut slot, range, buf, Durability::MayBeLost));
+        (written, buf) = disk.run(volume.write(&disk, &mut context, range, buf, Durability::MayBeLost));
         written.expect("written");
     }
-    disk.run(volume.flush(&disk, &mut slot)).expect("flushed");
+    disk.run(volume.flush(&disk, &mut context)).expect("flushed");
 
     // The power fails: what is on the disk now is all that is left. There was no checkpoint, so the
     // tags of the ten blocks are in the log alone.
@@ -44,11 +44,11 @@ fn main() {
     println!("recovery found {} blocks in {} log records", recovery.blocks, recovery.records);
     assert_eq!((recovery.blocks, recovery.settled, recovery.corrupt), (10, 10, 0));
 
-    let mut slot = volume.context(0);
-    let report = disk.run(check(&volume, &disk, &mut slot, |_| ControlFlow::Continue(())));
+    let mut context = volume.context(0);
+    let report = disk.run(check(&volume, &disk, &mut context, |_| ControlFlow::Continue(())));
     println!("{} blocks hold data, {} of them are bad", report.data_blocks, report.bad_blocks);
     assert!(report.is_whole() && report.is_clean());
-    let (read, buf) = disk.run(volume.read(&disk, &mut slot, BlockRange::new(BlockIndex(9), 1), buf));
+    let (read, buf) = disk.run(volume.read(&disk, &mut context, BlockRange::new(BlockIndex(9), 1), buf));
     read.expect("read");
     assert!(buf.iter().all(|byte| *byte == 10));
 }

@@ -26,12 +26,12 @@ fn main() {
 
     // The memory of one request is taken once. The buffer moves into an operation and comes back
     // with its result.
-    let (mut slot, mut buf) = (volume.context(0), Buf::new(4096));
+    let (mut context, mut buf) = (volume.context(0), Buf::new(4096));
     let range = BlockRange::new(BlockIndex(5), 1);
     buf.fill(0xab);
-    let (written, buf) = disk.run(volume.write(&disk, &mut slot, range, buf, Durability::Durable));
+    let (written, buf) = disk.run(volume.write(&disk, &mut context, range, buf, Durability::Durable));
     written.expect("written");
-    let (read, buf) = disk.run(volume.read(&disk, &mut slot, range, buf));
+    let (read, buf) = disk.run(volume.read(&disk, &mut context, range, buf));
     read.expect("read");
     println!("block 5 holds {:#x}", buf[0]);
 
@@ -40,7 +40,7 @@ fn main() {
         let block = bytes.chunks_exact_mut(4096).find(|block| block.iter().all(|byte| *byte == 0xab));
         block.expect("data is not encrypted")[100] ^= 1;
     });
-    let (read, _) = disk.run(volume.read(&disk, &mut slot, range, buf));
+    let (read, _) = disk.run(volume.read(&disk, &mut context, range, buf));
     assert_eq!(read, Err(ReadError::Mismatch { block: BlockIndex(5) }));
     println!("after one bit was changed: {}", read.expect_err("it is not believed"));
 }

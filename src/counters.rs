@@ -1,4 +1,4 @@
-//! Counters: one set for each queue, so that no two queues share a cache line.
+//! Counters: one set for each I/O thread, so that no two threads share a cache line.
 
 use crate::sync::{AtomicU64, Ordering};
 use serde::Serialize;
@@ -11,14 +11,14 @@ macro_rules! counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
-        /// One queue's counters.
+        /// One I/O thread's counters.
         #[derive(Default)]
         #[repr(align(128))]
-        pub(crate) struct QueueCounters {
+        pub(crate) struct ThreadCounters {
             $(pub(crate) $name: Counter,)*
         }
 
-        impl QueueCounters {
+        impl ThreadCounters {
             pub(crate) fn add_to(&self, sum: &mut CounterValues) {
                 $(sum.$name += self.$name.0.load(Ordering::Relaxed);)*
             }

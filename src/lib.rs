@@ -33,7 +33,7 @@
 //!
 //! More is in `examples/`; the program with io_uring and ublk is the crate `ublk-target`.
 //!
-//! # Rooms
+//! # Modules
 //!
 //! ```text
 //!   target.rs     BlockTarget: what a front end (ublk) asks of a volume, or of another format
@@ -49,7 +49,7 @@
 //!   io/           Storage (a disk), Scheduler (the thread), owned buffers
 //! ```
 //!
-//! Rooms use what stands below them, with few exceptions; no two files import each other in a
+//! Modules use what stands below them, with few exceptions; no two files import each other in a
 //! circle (`scripts/house`).
 //!
 //! ```text
@@ -91,8 +91,8 @@
 //! - for the sync that it has joined; a flush also for writes that were answered before it and are
 //!   not written back yet (`write_back.rs`), which wait for no flush.
 //!
-//! The checkpoint waits for requests that have logged, for a sync, and for lookups that it has
-//! outrun, a second at most. Those requests wait for I/O and for the batch boundary of the thread
+//! The checkpoint waits for requests that have logged, for a sync, and, a second at most, for
+//! lookups that began anew since earlier checkpoints moved the root under them. Those requests wait for I/O and for the batch boundary of the thread
 //! that writes their record. So nothing waits in a circle, and nothing ever waits for a hint;
 //! `docs/architecture.md` has each edge.
 //!

@@ -62,8 +62,9 @@ pub struct OpenOptions {
     /// How many [`RequestContext`](crate::RequestContext)s may be made: queues × depth, and one for
     /// each worker thread that reads or writes.
     pub max_requests: usize,
-    /// Queues, for counters that do not share a cache line.
-    pub queues: usize,
+    /// I/O threads, for counters that do not share a cache line and for one check at the batch
+    /// boundary of each.
+    pub threads: usize,
     /// Largest request in bytes.
     pub max_request_bytes: usize,
     /// Most bytes of memory that the volume may take, and recovery before it: more is refused
@@ -73,10 +74,11 @@ pub struct OpenOptions {
     pub separate_meta: bool,
     /// What a read does with a block that does not match its tag.
     pub on_mismatch: OnMismatch,
-    /// The number that the log's next record has at least. A log that ends before is of an older
-    /// state of the volume, which is refused before anything is written
-    /// ([`OlderState`](crate::open::OpenError::OlderState)).
-    pub least_record: RecordNumber,
+    /// The first record of the log that was not durable when the volume was last known
+    /// ([`Admitted::first_not_durable`](crate::Admitted::first_not_durable)); 0 where nothing is
+    /// known. A log that ends before it is of an older state of the volume, which is refused
+    /// before anything is written ([`OlderState`](crate::open::OpenError::OlderState)).
+    pub first_not_durable: RecordNumber,
     /// The UUID that the volume must have, where one is known: whole volumes under one key look
     /// alike otherwise.
     pub expected_uuid: Option<[u8; 16]>,
@@ -100,12 +102,12 @@ impl OpenOptions {
             access,
             cache_bytes: 0,
             max_requests: 1,
-            queues: 1,
+            threads: 1,
             max_request_bytes: 1 << 20,
             max_memory_bytes: u64::MAX,
             separate_meta: false,
             on_mismatch: OnMismatch::Fail,
-            least_record: RecordNumber(0),
+            first_not_durable: RecordNumber(0),
             expected_uuid: None,
             unread_log: UnreadLog::default(),
             unreadable_blocks: UnreadableBlocks::default(),

@@ -1,8 +1,13 @@
 //! The seam between the program's front end and what serves its requests.
 //!
-//! The front end takes requests from the kernel (ublk) and calls these methods; it knows nothing of
-//! logs, trees or tags. A [`Volume`] stands behind it today. A reader of another format can, too,
-//! and so do the doubles of the front end's tests.
+//! The front end takes requests from the kernel (ublk) and calls these methods. How the target
+//! verifies and stores is no matter of its own. It passes on two things without a look inside: why
+//! the target is read-only ([`Latched`]), for people to read, and a number of the target's log
+//! ([`AdmittedWrite::first_not_durable`]), to be kept with an admitted write. A target without a log
+//! says 0.
+//!
+//! A [`Volume`] stands behind it today. A reader of another format can, too, and so do the doubles
+//! of the front end's tests.
 
 use crate::{
     Admitted, BlockRange, Buf, Durability, Io, Latched, ReadError, RecordNumber, RequestContext, Status, Volume,
@@ -96,9 +101,9 @@ pub trait BlockTarget: Send + Sync {
 pub trait AdmittedWrite {
     /// What it is to write.
     fn range(&self) -> BlockRange;
-    /// All records of the log before this one were durable when it was admitted: without them the
-    /// target is an older one.
-    fn after(&self) -> RecordNumber;
+    /// The first record of the log that was not durable when it was admitted: a target without
+    /// those before is an older one.
+    fn first_not_durable(&self) -> RecordNumber;
     /// Releases the range: the write has not been answered.
     fn withdraw(self);
 }
@@ -176,8 +181,8 @@ impl AdmittedWrite for Admitted<'_> {
     fn range(&self) -> BlockRange {
         self.range()
     }
-    fn after(&self) -> RecordNumber {
-        self.after()
+    fn first_not_durable(&self) -> RecordNumber {
+        self.first_not_durable()
     }
     fn withdraw(self) {
         self.withdraw();
@@ -189,7 +194,7 @@ impl AdmittedWrite for Infallible {
     fn range(&self) -> BlockRange {
         match *self {}
     }
-    fn after(&self) -> RecordNumber {
+    fn first_not_durable(&self) -> RecordNumber {
         match *self {}
     }
     fn withdraw(self) {

@@ -5,8 +5,8 @@
 
 use std::task::Waker;
 
-/// By request. Of many requests few wait: a bit for each says whether it does, and
-/// only those are searched.
+/// By request, which is the index of its [context](crate::RequestContext). Of many requests few
+/// wait: a bit for each says whether it does, and only those are searched.
 pub(crate) struct WaitList<W> {
     waiting: Vec<Option<(W, Option<Waker>)>>,
     occupied: Vec<u64>,
@@ -79,27 +79,27 @@ mod tests {
     enum Waiting {
         Space,
         Commit(u64),
-        Flush,
+        Sync,
     }
 
     #[test]
     fn a_waiter_is_found_until_it_is_removed_or_woken() {
         let mut w = WaitList::new(200);
-        let flush = |why| why == Waiting::Flush;
+        let sync = |why| why == Waiting::Sync;
         let all = |w: &WaitList<Waiting>, wanted: fn(Waiting) -> bool| {
             std::iter::successors(w.find(0, wanted), |request| w.find(request + 1, wanted)).collect::<Vec<_>>()
         };
         for request in [199, 63, 64, 0] {
-            w.wait(request, Waiting::Flush, Waker::noop());
+            w.wait(request, Waiting::Sync, Waker::noop());
         }
         w.wait(65, Waiting::Commit(7), Waker::noop());
         w.wait(0, Waiting::Space, Waker::noop());
-        assert_eq!(all(&w, flush), [63, 64, 199]);
+        assert_eq!(all(&w, sync), [63, 64, 199]);
         assert_eq!(all(&w, |why| why == Waiting::Commit(7)), [65]);
         assert!(w.take_waker(64).is_some() && w.take_waker(64).is_none() && w.take_waker(1).is_none());
         w.remove(199);
-        assert_eq!(all(&w, flush), [63]);
-        w.wait(64, Waiting::Flush, Waker::noop());
+        assert_eq!(all(&w, sync), [63]);
+        w.wait(64, Waiting::Sync, Waker::noop());
         assert_eq!(all(&w, |_| true), [0, 63, 64, 65]);
     }
 }

@@ -30,7 +30,7 @@ use std::{
 const NONE: u64 = 0;
 
 /// The admitted writes that are not in place yet, and the flushes that wait for them.
-pub(crate) struct InFlightWrites {
+pub(crate) struct AdmittedWrites {
     /// The number of the next write: each is given once, in order.
     next: AtomicU64,
     /// By request: the number of its admitted write, or [`NONE`].
@@ -49,14 +49,14 @@ pub(crate) struct InFlightWrites {
 /// A write whose range is held, and which may be answered though nothing has been written. Dropped
 /// before it is [in place](crate::Volume::write_back), it latches the volume.
 pub struct Admitted<'v> {
-    writes: &'v InFlightWrites,
+    writes: &'v AdmittedWrites,
     log: &'v Log,
     guard: RangeGuard<'v>,
-    after: RecordNumber,
+    first_not_durable: RecordNumber,
     why_failed: Option<Latched>,
 }
 
-impl InFlightWrites {
+impl AdmittedWrites {
     /// For so many requests.
     pub(crate) fn new(requests: usize) -> Self {
         Self {
@@ -81,9 +81,9 @@ impl InFlightWrites {
         // Asked while the range is held: if the write that held it before has failed, the volume is
         // latched by now. Otherwise the bytes of two writes of one block could be kept, and nobody
         // could tell which is the newer.
-        let after = log.first_unsure().ok()?;
+        let first_not_durable = log.first_not_durable().ok()?;
         self.begin(guard.request());
-        Some(Admitted { writes: self, log, guard, after, why_failed: Some(Latched::Abandoned) })
+        Some(Admitted { writes: self, log, guard, first_not_durable, why_failed: Some(Latched::Abandoned) })
     }
 
     fn begin(&self, request: usize) {
@@ -120,15 +120,15 @@ impl InFlightWrites {
     }
 
     /// Waits until all writes that were admitted before are in place, or have failed.
-    pub(crate) async fn drained(&self, request: usize) {
+    pub(crate) async fn wait_in_place(&self, request: usize) {
         let below = self.next.load(Ordering::SeqCst);
-        let drained = || self.oldest() >= below;
+        let in_place = || self.oldest() >= below;
         poll_fn(|cx| {
-            if drained() {
+            if in_place() {
                 return Poll::Ready(());
             }
             self.wait(request, below, cx.waker());
-            if drained() { Poll::Ready(()) } else { Poll::Pending }
+            if in_place() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -182,10 +182,10 @@ impl Admitted<'_> {
         self.why_failed = None;
     }
 
-    /// All records of the log before this one were durable when it was admitted: a volume without
-    /// them is an older one.
-    pub fn after(&self) -> RecordNumber {
-        self.after
+    /// The first record of the log that was not durable when it was admitted: a volume without
+    /// those before is an older one.
+    pub fn first_not_durable(&self) -> RecordNumber {
+        self.first_not_durable
     }
 }
 
@@ -225,13 +225,13 @@ mod tests {
 
     #[test]
     fn a_flush_waits_for_those_before_it_and_for_no_others() {
-        let writes = InFlightWrites::new(4);
+        let writes = AdmittedWrites::new(4);
         let woken = Arc::new(Woken(AtomicBool::new(false)));
         let waker = Waker::from(woken.clone());
         let mut cx = Context::from_waker(&waker);
         writes.begin(2);
         writes.begin(0);
-        let mut flush = pin!(writes.drained(3));
+        let mut flush = pin!(writes.wait_in_place(3));
         assert!(flush.as_mut().poll(&mut cx).is_pending());
         writes.end(2);
         // A later write of a request whose earlier one was waited for.
@@ -244,10 +244,10 @@ mod tests {
 
     #[test]
     fn a_flush_that_is_dropped_makes_room_for_the_next_waiter() {
-        let writes = InFlightWrites::new(2);
+        let writes = AdmittedWrites::new(2);
         writes.begin(0);
         for _ in 0..3 {
-            assert!(pin!(writes.drained(1)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert!(pin!(writes.wait_in_place(1)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
         }
         assert_eq!(writes.waiting.load(Ordering::SeqCst), 1);
         writes.end(0);
@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn only_blocks_of_failed_writes_are_unreadable() {
         let range = |first, count| BlockRange::new(BlockIndex(first), count);
-        let writes = InFlightWrites::new(2);
+        let writes = AdmittedWrites::new(2);
         assert!(!writes.has_failed(range(0, 100)));
         writes.fail(range(7, 2));
         assert!(writes.has_failed(range(8, 1)) && writes.has_failed(range(0, 8)) && !writes.has_failed(range(9, 5)));

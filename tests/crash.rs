@@ -138,8 +138,8 @@ fn several_lives(seed: u64) -> u64 {
         }
         compare(&volume, &io, &mut oracle.borrow_mut());
         if rng.chance(5) {
-            let mut slot = volume.context(0);
-            let report = block_on(&io, check(&volume, &io, &mut slot, |_| ControlFlow::Continue(())));
+            let mut context = volume.context(0);
+            let report = block_on(&io, check(&volume, &io, &mut context, |_| ControlFlow::Continue(())));
             let bad = report.bad_runs.iter().flat_map(|r| r.range.blocks());
             for block in bad {
                 assert!(oracle.borrow_mut().broken(block), "check reports block {block}");

@@ -28,19 +28,20 @@ fn a_failed_log_write_latches_and_wakes_everybody() {
         let failed = Cell::new(0);
         let mut exec = Executor::new(1);
         for w in 1..30 {
-            let (mut slot, failed) = (volume.context(0), &failed);
+            let (mut context, failed) = (volume.context(0), &failed);
             exec.spawn(async move {
                 // Some lead, some wait for the leader, some for space.
                 let range = BlockRange::new(BlockIndex(w * 60), 60);
-                let (result, _) = volume.write(io, &mut slot, range, Buf::new(60 * 512), Durability::MayBeLost).await;
+                let (result, _) =
+                    volume.write(io, &mut context, range, Buf::new(60 * 512), Durability::MayBeLost).await;
                 assert!(matches!(result, Err(WriteError::Latched(_))), "{result:?}");
                 failed.set(failed.get() + 1);
             });
         }
-        let mut slot = volume.context(0);
+        let mut context = volume.context(0);
         // Whether it comes before the failure is up to the seed; that it ends is not.
         exec.spawn(async move {
-            let _ = volume.flush(io, &mut slot).await;
+            let _ = volume.flush(io, &mut context).await;
         });
         io.disk().faults.meta_unwritable = true;
         while exec.step(io) == Step::Ran {}
@@ -228,18 +229,18 @@ fn a_write_that_was_answered_and_fails_is_told_to_every_flush_and_never_read_ove
         let bad = BadRange::unwritable(Device::Data, at..at + 1, Errno::EIO);
         lab.disk().bad_ranges.push(bad);
         let kept = Cell::new(true);
-        let mut slot = lab.volume.context(0);
-        let admitted = lab.volume.admit(&slot, range).expect("nobody is in its way");
+        let mut context = lab.volume.context(0);
+        let admitted = lab.volume.admit(&context, range).expect("nobody is in its way");
         let mut buf = Buf::new(4096);
         fill_all(range, 2, 512, &mut buf);
-        let write = lab.volume.write_back(&lab.io, &mut slot, admitted, buf, || kept.set(false));
+        let write = lab.volume.write_back(&lab.io, &mut context, admitted, buf, || kept.set(false));
         let (result, buf) = block_on(&lab.io, write);
         assert_eq!(result.unwrap_err().errno(), Errno::EIO);
         let mut whole = Buf::new(4096);
         fill_all(range, 2, 512, &mut whole);
         assert_eq!(*buf, *whole, "what is kept is what was to be written");
         assert!(kept.get() && lab.volume.latched().is_some());
-        assert!(lab.volume.admit(&slot, BlockRange::new(BlockIndex(15), 1)).is_none());
+        assert!(lab.volume.admit(&context, BlockRange::new(BlockIndex(15), 1)).is_none());
         assert!(lab.try_flush().is_err() && lab.try_flush().is_err());
         for block in range.blocks() {
             assert_eq!(lab.read(block.0), Err(ReadError::NotInPlace(BlockRange::new(block, 1))));
@@ -260,9 +261,9 @@ fn a_log_that_fails_leaves_no_old_block_where_a_write_was_answered() {
     let mut lab = Lab::new(&format_options(512), &options());
     lab.write(0, 20, 1);
     lab.disk().faults.meta_unwritable = true;
-    let mut slot = lab.volume.context(0);
-    let admitted = lab.volume.admit(&slot, BlockRange::new(BlockIndex(5), 1)).unwrap();
-    let write = lab.volume.write_back(&lab.io, &mut slot, admitted, Buf::new(512), || unreachable!());
+    let mut context = lab.volume.context(0);
+    let admitted = lab.volume.admit(&context, BlockRange::new(BlockIndex(5), 1)).unwrap();
+    let write = lab.volume.write_back(&lab.io, &mut context, admitted, Buf::new(512), || unreachable!());
     assert!(matches!(block_on(&lab.io, write).0, Err(WriteError::Latched(_))));
     assert!(matches!(lab.read(5), Err(ReadError::NotInPlace(_))) && lab.reads_as(6, 1));
 }
@@ -271,17 +272,17 @@ fn a_log_that_fails_leaves_no_old_block_where_a_write_was_answered() {
 fn only_a_write_that_nobody_is_in_the_way_of_is_answered() {
     let mut lab = Lab::new(&format_options(512), &options());
     let range = |first, count| BlockRange::new(BlockIndex(first), count);
-    let slots = [(); 3].map(|()| lab.volume.context(0));
+    let contexts = [(); 3].map(|()| lab.volume.context(0));
     // Its bytes did not come: it has not been answered, and is nobody's.
-    lab.volume.admit(&slots[0], range(5, 2)).unwrap().withdraw();
+    lab.volume.admit(&contexts[0], range(5, 2)).unwrap().withdraw();
     assert!(lab.volume.latched().is_none() && lab.try_flush().is_ok());
     lab.write(5, 2, 1);
-    let one = lab.volume.admit(&slots[0], range(5, 2)).unwrap();
-    assert!(lab.volume.admit(&slots[1], range(6, 1)).is_none(), "its range is held");
-    let other = lab.volume.admit(&slots[1], range(7, 1)).expect("the attempt has left nothing behind");
-    assert!(lab.volume.admit(&slots[2], range(lab.volume.blocks(), 1)).is_none(), "outside");
+    let one = lab.volume.admit(&contexts[0], range(5, 2)).unwrap();
+    assert!(lab.volume.admit(&contexts[1], range(6, 1)).is_none(), "its range is held");
+    let other = lab.volume.admit(&contexts[1], range(7, 1)).expect("the attempt has left nothing behind");
+    assert!(lab.volume.admit(&contexts[2], range(lab.volume.blocks(), 1)).is_none(), "outside");
     assert_eq!((one.range(), other.range()), (range(5, 2), range(7, 1)));
     // Dropped, nobody would ever write them.
     drop(one);
-    assert!(lab.volume.latched().is_some() && lab.volume.admit(&slots[0], range(0, 1)).is_none());
+    assert!(lab.volume.latched().is_some() && lab.volume.admit(&contexts[0], range(0, 1)).is_none());
 }

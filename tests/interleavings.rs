@@ -118,12 +118,12 @@ fn a_flush_waits_for_what_was_answered_before_it() {
         let writers = [0, 1].map(|i| {
             let (answered, in_place) = (answered[i].clone(), in_place[i].clone());
             with(&volume, &io, move |v, io| {
-                let mut slot = v.context(0);
-                let admitted = v.admit(&slot, range(i as u64, 1)).expect("its own block");
+                let mut context = v.context(0);
+                let admitted = v.admit(&context, range(i as u64, 1)).expect("its own block");
                 answered.store(true, Ordering::SeqCst);
                 let (mut buf, clear) = (Buf::new(BLOCK), || in_place.store(true, Ordering::SeqCst));
                 buf.fill(7);
-                block_on(v.write_back(io, &mut slot, admitted, buf, clear)).0.unwrap();
+                block_on(v.write_back(io, &mut context, admitted, buf, clear)).0.unwrap();
             })
         });
         let before = answered.each_ref().map(|answered| answered.load(Ordering::SeqCst));
@@ -143,9 +143,9 @@ fn of_two_writes_of_a_block_that_fail_one_is_answered() {
         io.writes_left.store(0, Ordering::SeqCst);
         let writers = [(); 2].map(|()| {
             with(&volume, &io, |v, io| {
-                let mut slot = v.context(0);
-                let Some(admitted) = v.admit(&slot, range(0, 1)) else { return 0 };
-                block_on(v.write_back(io, &mut slot, admitted, Buf::new(BLOCK), || ())).0.unwrap_err();
+                let mut context = v.context(0);
+                let Some(admitted) = v.admit(&context, range(0, 1)) else { return 0 };
+                block_on(v.write_back(io, &mut context, admitted, Buf::new(BLOCK), || ())).0.unwrap_err();
                 1
             })
         });
@@ -202,12 +202,12 @@ fn hints_bring_pages_beside_readers_and_checkpoints() {
         let worker = {
             let enough = enough.clone();
             with(&volume, &io, move |v, io| {
-                let mut slot = v.context(0);
+                let mut context = v.context(0);
                 while !enough.load(Ordering::SeqCst) {
                     // The channel is not instrumented: a worker that waited in it
                     // would stop all threads.
                     match hints.try_recv() {
-                        Ok(hint) => block_on(v.prefetch(io, &mut slot, hint)),
+                        Ok(hint) => block_on(v.prefetch(io, &mut context, hint)),
                         Err(_) => thread::yield_now(),
                     }
                 }
@@ -235,13 +235,13 @@ async fn both(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
     .await;
 }
 
-async fn write_and_read(volume: &Volume, io: &Memory, slot: &mut RequestContext, first: u64, count: u64, fill: u8) {
+async fn write_and_read(volume: &Volume, io: &Memory, context: &mut RequestContext, first: u64, count: u64, fill: u8) {
     let mut buf = Buf::new(16 * BLOCK);
     buf.fill(fill);
-    let (result, mut buf) = volume.write(io, slot, range(first, count), buf, Durability::MayBeLost).await;
+    let (result, mut buf) = volume.write(io, context, range(first, count), buf, Durability::MayBeLost).await;
     result.unwrap();
     buf.fill(0);
-    let (result, buf) = volume.read(io, slot, range(first, count), buf).await;
+    let (result, buf) = volume.read(io, context, range(first, count), buf).await;
     result.expect("the tags are those of the blocks");
     assert!(buf[..count as usize * BLOCK].iter().all(|byte| *byte == fill));
 }
@@ -258,9 +258,9 @@ fn tags_made_by_other_threads_wake_whoever_waits_for_them() {
             &io,
             OpenOptions { max_request_bytes: 16 * BLOCK, hash_threads: Some(elsewhere), ..options(1) },
         );
-        let mut slots = [volume.context(0), volume.context(0)];
-        RequestContext::work_together(&mut slots);
-        let [one, other] = &mut slots;
+        let mut contexts = [volume.context(0), volume.context(0)];
+        RequestContext::work_together(&mut contexts);
+        let [one, other] = &mut contexts;
         // Handed over, then hashed together.
         for count in [16, 1] {
             let one = write_and_read(&volume, &io, one, 0, count, 1);

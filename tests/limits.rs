@@ -187,7 +187,7 @@ fn a_full_log_holds_writers_back_and_lets_all_of_them_end() {
         }
     });
     for w in 0..WRITERS as u64 {
-        let mut slot = volume.context(0);
+        let mut context = volume.context(0);
         let done = &done;
         exec.spawn(async move {
             let mut buf = Buf::new(128 * 512);
@@ -195,7 +195,7 @@ fn a_full_log_holds_writers_back_and_lets_all_of_them_end() {
                 // Up to one record's worth of tags, on blocks that others want too.
                 let range = BlockRange::new(BlockIndex(w * 40 + i), 1 + (w * i) % 120);
                 let result;
-                (result, buf) = volume.write(io, &mut slot, range, buf, Durability::MayBeLost).await;
+                (result, buf) = volume.write(io, &mut context, range, buf, Durability::MayBeLost).await;
                 result.unwrap();
             }
             done.set(done.get() + 1);
@@ -229,7 +229,7 @@ fn a_request_larger_than_a_record_is_split() {
     let range = BlockRange::new(BlockIndex(0), too_large);
     let buf = Buf::new(too_large as usize * 512);
     let (result, _) =
-        crate::sim::block_on(&lab.io, lab.volume.write(&lab.io, &mut lab.slot, range, buf, Durability::MayBeLost));
+        crate::sim::block_on(&lab.io, lab.volume.write(&lab.io, &mut lab.context, range, buf, Durability::MayBeLost));
     assert_eq!(result, Err(WriteError::BadRange(range)));
 }
 
@@ -237,10 +237,10 @@ fn a_request_larger_than_a_record_is_split() {
 fn more_runs_of_zeros_than_fit_wait_for_a_checkpoint() {
     let mut lab = Lab::new(&sized(512, 8 << 20), &OpenOptions { max_request_bytes: 4096, ..options() });
     lab.write(1, 1, 1);
-    let Lab { io, volume, slot, .. } = &mut lab;
+    let Lab { io, volume, context, .. } = &mut lab;
     for i in 0..6000 {
         let one = BlockRange::new(BlockIndex(2 * i), 1);
-        crate::sim::block_on(io, crate::sim::lab::with_checkpoints(volume, io, volume.zero(io, slot, one, false)))
+        crate::sim::block_on(io, crate::sim::lab::with_checkpoints(volume, io, volume.zero(io, context, one, false)))
             .unwrap();
     }
     assert!(lab.volume.status().counters.checkpoints > 0);

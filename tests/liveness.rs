@@ -64,10 +64,10 @@ impl Scheduler for NeverAnswers {
 }
 
 async fn work_on_hints<S: Storage>(world: &World, io: &S, hints: &HintReceiver) {
-    let mut slot = world.volume.context(0);
+    let mut context = world.volume.context(0);
     loop {
         match hints.try_recv() {
-            Ok(hint) => world.volume.prefetch(io, &mut slot, hint).await,
+            Ok(hint) => world.volume.prefetch(io, &mut context, hint).await,
             Err(_) => yield_now().await,
         }
     }
@@ -174,10 +174,10 @@ fn a_reader_stuck_in_io_holds_up_neither_checkpoints_nor_other_blocks() {
     let mut lab = Lab::open(io, &options).unwrap();
     lab.write(0, 200, 1);
     lab.checkpoint();
-    let mut slot = lab.volume.context(0);
+    let mut context = lab.volume.context(0);
     {
         let one = BlockRange::new(BlockIndex(130), 1);
-        let mut stuck = std::pin::pin!(lab.volume.read(&NeverAnswers, &mut slot, one, Buf::new(512)));
+        let mut stuck = std::pin::pin!(lab.volume.read(&NeverAnswers, &mut context, one, Buf::new(512)));
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(stuck.as_mut().poll(&mut cx).is_pending());
         let mut other = lab.volume.context(0);

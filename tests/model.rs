@@ -37,7 +37,7 @@ struct Pair {
     options: OpenOptions,
     rng: Rng,
     volume: Volume,
-    slot: RequestContext,
+    context: RequestContext,
     buf: Option<Buf>,
     model: Vec<u8>,
 }
@@ -55,9 +55,9 @@ impl Pair {
         options.separate_meta = separate;
         options.max_request_bytes = 200 * bs;
         let volume = reopen(&io, &options).unwrap();
-        let (slot, model) = (volume.context(0), vec![0; volume.blocks() as usize * bs]);
+        let (context, model) = (volume.context(0), vec![0; volume.blocks() as usize * bs]);
         let buf = Some(Buf::new(options.max_request_bytes));
-        Self { io, options, rng, volume, slot, buf, model }
+        Self { io, options, rng, volume, context, buf, model }
     }
 
     fn bytes(&self, range: BlockRange) -> Range<usize> {
@@ -67,7 +67,7 @@ impl Pair {
 
     fn read(&mut self, range: BlockRange) -> bool {
         let bytes = self.bytes(range);
-        let read = self.volume.read(&self.io, &mut self.slot, range, self.buf.take().unwrap());
+        let read = self.volume.read(&self.io, &mut self.context, range, self.buf.take().unwrap());
         let (result, buf) = block_on(&self.io, read);
         result.unwrap();
         let same = buf[..bytes.len()] == self.model[bytes];
@@ -82,9 +82,9 @@ impl Pair {
             *byte = value.wrapping_add((i / bs) as u8);
         }
         self.model[bytes.clone()].copy_from_slice(&buf[..bytes.len()]);
-        let Self { io, volume, slot, .. } = self;
+        let Self { io, volume, context, .. } = self;
         // Nothing runs beside: back-pressure must be relieved here, as the checkpoint thread would.
-        let write = volume.write(io, slot, range, buf, durability);
+        let write = volume.write(io, context, range, buf, durability);
         let (result, buf) = block_on(io, with_checkpoints(volume, io, write));
         result.unwrap();
         self.buf = Some(buf);
@@ -93,8 +93,8 @@ impl Pair {
     fn zero(&mut self, range: BlockRange, discard: bool) {
         let bytes = self.bytes(range);
         self.model[bytes].fill(0);
-        let Self { io, volume, slot, .. } = self;
-        block_on(io, with_checkpoints(volume, io, volume.zero(io, slot, range, discard))).unwrap();
+        let Self { io, volume, context, .. } = self;
+        block_on(io, with_checkpoints(volume, io, volume.zero(io, context, range, discard))).unwrap();
     }
 
     fn reopen(&mut self) {
@@ -102,7 +102,7 @@ impl Pair {
         self.volume = reopen(&self.io, &self.options).unwrap();
         let found = self.volume.recovery();
         assert_eq!((found.older, found.corrupt, found.unreadable), (0, 0, 0));
-        self.slot = self.volume.context(0);
+        self.context = self.volume.context(0);
     }
 }
 
@@ -116,7 +116,7 @@ fn run(mut pair: Pair, ops: Vec<Op>) {
                 pair.write(range(f, c), value.wrapping_add(n as u8), durability);
             }
             Op::Zero(f, c, discard) => pair.zero(range(f, c), discard),
-            Op::Flush => block_on(&pair.io, pair.volume.flush(&pair.io, &mut pair.slot)).unwrap(),
+            Op::Flush => block_on(&pair.io, pair.volume.flush(&pair.io, &mut pair.context)).unwrap(),
             Op::Checkpoint => block_on(&pair.io, pair.volume.checkpoint(&pair.io)).unwrap(),
             Op::Reopen => {
                 block_on(&pair.io, pair.volume.close(&pair.io)).unwrap();

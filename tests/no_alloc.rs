@@ -117,7 +117,7 @@ const BLOCKS_EACH: u64 = 3000;
 const MAX_BLOCKS: u64 = 80;
 
 struct Client {
-    slot: RequestContext,
+    context: RequestContext,
     buf: Option<Buf>,
     first: u64,
     versions: Vec<u64>,
@@ -127,7 +127,7 @@ struct Client {
 impl Client {
     fn new(volume: &Volume, i: u64) -> Self {
         Self {
-            slot: volume.context(0),
+            context: volume.context(0),
             buf: Some(Buf::new(MAX_BLOCKS as usize * BLOCK)),
             first: i * BLOCKS_EACH,
             versions: vec![0; BLOCKS_EACH as usize],
@@ -148,18 +148,18 @@ impl Client {
         let range = BlockRange::new(BlockIndex(self.first + at), count);
         let own = at as usize..(at + count) as usize;
         match self.below(10) {
-            0 => volume.flush(io, &mut self.slot).await.unwrap(),
+            0 => volume.flush(io, &mut self.context).await.unwrap(),
             1 => {
-                volume.zero(io, &mut self.slot, range, true).await.unwrap();
+                volume.zero(io, &mut self.context, range, true).await.unwrap();
                 self.versions[own].fill(0);
             }
             2..=4 => {
                 let mut buf = self.buf.take().unwrap();
                 buf[..count as usize * BLOCK].fill(version as u8);
-                let admitted = if version % 2 == 0 { volume.admit(&self.slot, range) } else { None };
+                let admitted = if version % 2 == 0 { volume.admit(&self.context, range) } else { None };
                 let (result, buf) = match admitted {
-                    Some(admitted) => volume.write_back(io, &mut self.slot, admitted, buf, || ()).await,
-                    None => volume.write(io, &mut self.slot, range, buf, Durability::MayBeLost).await,
+                    Some(admitted) => volume.write_back(io, &mut self.context, admitted, buf, || ()).await,
+                    None => volume.write(io, &mut self.context, range, buf, Durability::MayBeLost).await,
                 };
                 result.unwrap();
                 self.buf = Some(buf);
@@ -167,7 +167,7 @@ impl Client {
             }
             _ => {
                 let buf = self.buf.take().unwrap();
-                let (result, buf) = volume.read(io, &mut self.slot, range, buf).await;
+                let (result, buf) = volume.read(io, &mut self.context, range, buf).await;
                 result.unwrap();
                 let blocks = buf.chunks_exact(BLOCK).zip(&self.versions[own]);
                 assert!(blocks.into_iter().all(|(b, v)| u64::from(b[0]) == *v && u64::from(b[BLOCK - 1]) == *v));
@@ -246,7 +246,7 @@ fn the_io_path_does_not_allocate() {
         let (sender, _receiver) = hints::channel(8);
         let volume = volume(&io, cache_bytes, &key, sender);
         let mut clients: [Client; CLIENTS] = std::array::from_fn(|i| Client::new(&volume, i as u64));
-        RequestContext::work_together(clients.iter_mut().map(|client| &mut client.slot));
+        RequestContext::work_together(clients.iter_mut().map(|client| &mut client.context));
         let checkpoints = run(&volume, &io, clients, rounds);
         assert!(volume.status().counters.write_back_writes > rounds / 10, "few writes were answered early");
         assert!(checkpoints > 10, "{checkpoints} checkpoints");

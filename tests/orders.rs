@@ -89,9 +89,9 @@ fn a_flush_is_one_sync_after_the_acknowledged_writes() {
 }
 
 fn write_fua(lab: &mut Lab, block: u64) {
-    let Lab { io, volume, slot, .. } = lab;
+    let Lab { io, volume, context, .. } = lab;
     let one = BlockRange::new(BlockIndex(block), 1);
-    crate::sim::block_on(io, volume.write(io, slot, one, Buf::new(512), Durability::Durable)).0.unwrap();
+    crate::sim::block_on(io, volume.write(io, context, one, Buf::new(512), Durability::Durable)).0.unwrap();
 }
 
 /// The numbers that the log's newest record says are durable: the highest, and how many of those
@@ -186,8 +186,8 @@ fn data_and_all_tag_pages_of_a_request_are_read_together() {
         }
         let trace = lab.traced(|lab| {
             let range = BlockRange::new(BlockIndex(FIRST), BLOCKS);
-            let Lab { io, volume, slot, .. } = lab;
-            let mut read = std::pin::pin!(volume.read(io, slot, range, Buf::new(512 << 10)));
+            let Lab { io, volume, context, .. } = lab;
+            let mut read = std::pin::pin!(volume.read(io, context, range, Buf::new(512 << 10)));
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
             assert!(read.as_mut().poll(&mut cx).is_pending());
             let started = io.in_flight();

@@ -31,19 +31,19 @@ fn lab() -> Lab {
 async fn write(
     io: &SimStorage,
     volume: &Volume,
-    slot: &mut RequestContext,
+    context: &mut RequestContext,
     range: (u64, u64),
     how: (VersionId, Durability),
 ) {
     let (range, (version, durability)) = (BlockRange::new(BlockIndex(range.0), range.1), how);
     let mut buf = Buf::new(64 << 10);
     fill_all(range, version, 512, &mut buf);
-    volume.write(io, slot, range, buf, durability).await.0.unwrap();
+    volume.write(io, context, range, buf, durability).await.0.unwrap();
 }
 
 fn fua(lab: &mut Lab, block: u64, version: VersionId) {
-    let Lab { io, volume, slot, .. } = lab;
-    block_on(io, write(io, volume, slot, (block, 1), (version, Durability::Durable)));
+    let Lab { io, volume, context, .. } = lab;
+    block_on(io, write(io, volume, context, (block, 1), (version, Durability::Durable)));
 }
 
 /// What the checkpoint thread would do next.
@@ -128,8 +128,8 @@ impl<'a> Requests<'a> {
         Self { io: &lab.io, volume: &lab.volume, running: Vec::new() }
     }
     fn write(&mut self, first: u64, count: u64, version: VersionId, durability: Durability) {
-        let (io, volume, mut slot) = (self.io, self.volume, self.volume.context(0));
-        self.start(async move { write(io, volume, &mut slot, (first, count), (version, durability)).await });
+        let (io, volume, mut context) = (self.io, self.volume, self.volume.context(0));
+        self.start(async move { write(io, volume, &mut context, (first, count), (version, durability)).await });
     }
     /// Writes whose entries fill a record of 64 KiB to the last byte: 104 + 15 * (24 + 128 * 32) +
     /// (24 + 111 * 32) + (24 + 32).
@@ -148,8 +148,8 @@ impl<'a> Requests<'a> {
         self.complete();
     }
     fn flush(&mut self) {
-        let (io, volume, mut slot) = (self.io, self.volume, self.volume.context(0));
-        self.start(async move { volume.flush(io, &mut slot).await.unwrap() });
+        let (io, volume, mut context) = (self.io, self.volume, self.volume.context(0));
+        self.start(async move { volume.flush(io, &mut context).await.unwrap() });
     }
     fn start(&mut self, request: impl Future<Output = ()> + 'a) {
         self.running.push(Box::pin(request));
@@ -273,8 +273,8 @@ fn no_record_is_written_that_says_nothing() {
         let mut lab = lab();
         (0..first).for_each(|block| lab.write(block, 1, 1));
         for block in 10..600 {
-            let Lab { io, volume, slot, .. } = &mut lab;
-            let mut one = Box::pin(write(io, volume, slot, (block, 1), (1, Durability::MayBeLost)));
+            let Lab { io, volume, context, .. } = &mut lab;
+            let mut one = Box::pin(write(io, volume, context, (block, 1), (1, Durability::MayBeLost)));
             let mut cx = Context::from_waker(Waker::noop());
             // With nothing under way it may only have made room for others.
             let mut turns = 0..100;

@@ -233,7 +233,8 @@ fn a_read_only_open_writes_nothing_and_finds_the_same() {
     let read_only = OpenOptions { access: Access::ReadOnly, ..options.clone() };
     let mut reader = Lab::open(io.clone(), &read_only).unwrap();
     let seen = contents(&mut reader);
-    let report = crate::sim::block_on(&io, check(&reader.volume, &io, &mut reader.slot, |_| ControlFlow::Continue(())));
+    let report =
+        crate::sim::block_on(&io, check(&reader.volume, &io, &mut reader.context, |_| ControlFlow::Continue(())));
     assert_eq!(reader.try_write(0, 1, 9), Err(WriteError::ReadOnly));
     reader.try_flush().unwrap();
     reader.checkpoint();
@@ -347,13 +348,13 @@ fn a_damaged_superblock_copy_is_made_good() {
 fn stranded() -> Lab {
     let lab = lab();
     let (io, volume) = (&lab.io, &lab.volume);
-    let mut slots = [volume.context(0), volume.context(0)];
-    let mut writes: Vec<_> = slots
+    let mut contexts = [volume.context(0), volume.context(0)];
+    let mut writes: Vec<_> = contexts
         .iter_mut()
         .zip([7, 8])
-        .map(|(slot, block)| {
+        .map(|(context, block)| {
             let one = BlockRange::new(BlockIndex(block), 1);
-            Box::pin(volume.write(io, slot, one, Buf::new(512), Durability::MayBeLost))
+            Box::pin(volume.write(io, context, one, Buf::new(512), Durability::MayBeLost))
         })
         .collect();
     let mut cx = Context::from_waker(Waker::noop());

@@ -90,7 +90,8 @@ fn rescue_fails_what_may_be_older_and_serves_what_is_newest_for_sure() {
         assert!(matches!(lab.read(block), Err(ReadError::MayBeOlder(_))), "{block}");
     }
     assert!(matches!(lab.volume.latched(), Some(Latched::Device(_))));
-    let report = block_on(&lab.io, check(&lab.volume, &lab.io, &mut lab.slot, |_| std::ops::ControlFlow::Continue(())));
+    let report =
+        block_on(&lab.io, check(&lab.volume, &lab.io, &mut lab.context, |_| std::ops::ControlFlow::Continue(())));
     assert_eq!(report.bad_blocks, lab.volume.blocks() - 2, "no block is passed over as zeros");
     let mut lab = Lab::open(io.clone(), &rescue(UnreadLog::ServeOlder)).unwrap();
     assert!(lab.reads_as(30, 3) && lab.reads_as(8, 0) && lab.reads_as(20, 0) && lab.reads_as(21, 1));
@@ -128,7 +129,7 @@ fn a_log_that_ends_before_a_record_that_was_there_is_refused_each_time() {
     let (io, options) = (lab.io.clone(), lab.options.clone());
     drop(lab);
     let writes = io.disk().writes;
-    let with = |least, id| OpenOptions { least_record: RecordNumber(least), open_id: [id; 32], ..options.clone() };
+    let with = |least, id| OpenOptions { first_not_durable: RecordNumber(least), open_id: [id; 32], ..options.clone() };
     for attempt in 0..3 {
         let refused = Lab::open(io.clone(), &with(record.number + 2, 20 + attempt));
         assert!(matches!(refused, Err(OpenError::OlderState { .. })), "attempt {attempt}");
@@ -155,7 +156,8 @@ fn a_read_error_that_passes_costs_nothing() {
     assert_eq!(lab.try_write(9, 1, 3), Err(WriteError::ReadOnly));
     assert_eq!(lab.read(8).unwrap_err().errno(), Errno::EIO);
     assert_eq!(lab.volume.status().undecided_blocks, 1);
-    let report = block_on(&lab.io, check(&lab.volume, &lab.io, &mut lab.slot, |_| std::ops::ControlFlow::Continue(())));
+    let report =
+        block_on(&lab.io, check(&lab.volume, &lab.io, &mut lab.context, |_| std::ops::ControlFlow::Continue(())));
     assert_eq!(report.unreadable_blocks, 1);
     // The path is back: the open volume finds out by itself, and the next open takes writes again.
     lab.disk().bad_ranges.clear();
@@ -246,12 +248,12 @@ fn a_reader_that_gives_up_leaves_an_undecided_block_to_the_next() {
     lab.disk().bad_ranges.push(bad(Device::Data, at, 512));
     let lab = lab.reopened().unwrap();
     lab.disk().bad_ranges.clear();
-    let Lab { io, volume, mut slot, .. } = lab;
+    let Lab { io, volume, mut context, .. } = lab;
     let one = BlockRange::new(BlockIndex(8), 1);
     let mut cx = Context::from_waker(Waker::noop());
     let mut other = volume.context(0);
     let mut second = {
-        let mut first = Box::pin(volume.read(&io, &mut slot, one, Buf::new(512)));
+        let mut first = Box::pin(volume.read(&io, &mut context, one, Buf::new(512)));
         assert!(first.as_mut().poll(&mut cx).is_pending());
         // The block has been read and is judged: the page that might decide is on its way, or the
         // data.
@@ -283,8 +285,9 @@ fn a_block_that_is_being_judged_is_undecided_for_others() {
         lab.poke(Device::Data, at, &[0xab; 512]);
         let Lab { io, volume, .. } = &lab;
         let (one, mut cx) = (BlockRange::new(BlockIndex(8), 1), Context::from_waker(Waker::noop()));
-        let mut slots = [volume.context(0), volume.context(0)];
-        let [mut first, mut second] = slots.each_mut().map(|slot| Box::pin(volume.read(io, slot, one, Buf::new(512))));
+        let mut contexts = [volume.context(0), volume.context(0)];
+        let [mut first, mut second] =
+            contexts.each_mut().map(|context| Box::pin(volume.read(io, context, one, Buf::new(512))));
         assert!(first.as_mut().poll(&mut cx).is_pending());
         io.complete(0);
         assert!(first.as_mut().poll(&mut cx).is_pending(), "it waits for the page");

@@ -26,12 +26,16 @@ impl fmt::Display for Device {
     }
 }
 
-/// What a completed write promises.
+/// What a completed write promises: one to a device ([`Storage::write`]), or a request to a volume
+/// ([`Volume::write`](crate::Volume::write)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Durability {
-    /// It survives a power cut only after a later [`Storage::sync`].
+    /// It survives a power cut only after a later [`Storage::sync`] of the device, or flush of the
+    /// volume. A device's write is without RWF_DSYNC, a request without FUA.
     MayBeLost,
-    /// It has reached stable storage (FUA; RWF_DSYNC, `pwritev2(2)`).
+    /// It has reached stable storage: a device's write with RWF_DSYNC (`pwritev2(2)`), a request
+    /// with FUA. The volume keeps that promise by a sync of the data device, not by writing the data
+    /// so.
     Durable,
 }
 
@@ -111,6 +115,7 @@ pub trait Storage {
     /// Tells the device that the bytes are no longer needed. [`Errno::EOPNOTSUPP`] is no failure to
     /// the library.
     fn discard(&self, device: Device, offset: ByteOffset, len: u64) -> Self::Command;
-    /// Waits; used only between bounded retries.
+    /// Waits so long. It is the only clock that the library has: for pauses between retries, for the
+    /// time that an open gives a failing device, and for delays of the checkpoint thread.
     fn sleep(&self, time: Duration) -> Self::Command;
 }

@@ -79,13 +79,15 @@ pub enum OpenError {
         /// The number that its next record would have.
         next: RecordNumber,
         /// The number that it has at least, by what is known
-        /// ([`OpenOptions::least_record`](crate::OpenOptions::least_record)).
+        /// ([`OpenOptions::first_not_durable`](crate::OpenOptions::first_not_durable)).
         least: RecordNumber,
     },
     /// A part of the log can't be read, and the newest changes may lie there.
     #[error("the tag log can't be read, the newest changes may be in it: {0}")]
     LogUnreadable(DeviceError),
-    /// For ten seconds, or for many blocks, not one read of the device has succeeded.
+    /// After a failed read of the device none has succeeded, neither of what the open reads nor of
+    /// the places that it probes: for 9 s, or for 40 s where everything is tried
+    /// ([`UnreadableBlocks::TakeNewest`](crate::open::UnreadableBlocks::TakeNewest), a rescue).
     #[error("not one read succeeds any more, that device seems to be away; nothing was done: {0}")]
     Away(DeviceError),
     /// The device failed.

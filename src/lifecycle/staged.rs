@@ -123,8 +123,8 @@ impl VerifiedVolume {
         let candidates = Candidates::within(left);
         let chain = follow(io, &newest, options.unread_log, candidates).await?;
         // Of what recovery skips nothing is known: the records that it followed count.
-        if chain.followed_to < options.least_record {
-            return Err(OpenError::OlderState { next: chain.followed_to, least: options.least_record });
+        if chain.followed_to < options.first_not_durable {
+            return Err(OpenError::OlderState { next: chain.followed_to, least: options.first_not_durable });
         }
         let mut warnings = atomicity_warnings(io, &newest.superblock);
         warnings.extend(chain.unreadable.map(|why| {

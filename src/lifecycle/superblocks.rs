@@ -64,8 +64,10 @@ pub(crate) enum SuperblockUpdate<'a> {
 /// of them is whole; and but for a new volume none while the other is not whole and newest. `buf`
 /// is a page of memory, lent.
 ///
-/// An anchor outside of the volume would hear of [`SuperblockUpdate::MoveOn`] here, before the
-/// first write and after the last.
+/// An anchor outside of the volume would hear of [`First`](SuperblockUpdate::First) and
+/// [`MoveOn`](SuperblockUpdate::MoveOn) here, before the first write and after the last: these make
+/// another state the newest. It would not hear of a repair, here or within `MoveOn`: that writes
+/// again what is the newest already.
 pub(crate) async fn publish<S: Storage>(
     io: &S,
     keys: &Keys,

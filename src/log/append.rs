@@ -2,8 +2,8 @@
 
 use super::{
     CheckpointerWork, Log, LogPoint,
-    flush_state::MAX_FAILED,
     state::{CheckpointerWaits, State, Waiting},
+    sync_state::MAX_FAILED,
 };
 use crate::{
     BlockIndex, BlockRange, Epoch, Latched, Seq,
@@ -14,11 +14,11 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// The request that logs a change: its number, and the queue whose thread runs it.
+/// The request that logs a change: its context's index, and the I/O thread that runs it.
 #[derive(Clone, Copy)]
 pub(crate) struct Requester {
     pub(crate) id: usize,
-    pub(crate) queue: usize,
+    pub(crate) thread: usize,
 }
 
 /// Something to log.
@@ -56,13 +56,13 @@ pub(crate) struct Reserved {
 pub(crate) struct Appended<'a> {
     log: &'a Log,
     pub(super) request: usize,
-    pub(super) queue: usize,
+    pub(super) thread: usize,
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
     reserved: Reserved,
-    /// Whether it is the leader of its queue: at the batch boundary it alone checks whether the
-    /// record can go out.
-    pub(super) is_leader: bool,
+    /// Whether it is the first of its thread in the record that gathers: at the batch boundary it
+    /// alone checks whether the record can go out, and may then lead.
+    pub(super) checks_at_boundary: bool,
     ended: bool,
 }
 
@@ -75,7 +75,7 @@ impl Drop for QueuedForSpace<'_> {
         {
             let mut s = self.0.state.lock();
             s.waiters.remove(self.1);
-            s.queue.retain(|request| *request != self.1);
+            s.space_queue.retain(|request| *request != self.1);
         }
         self.0.wake_front();
     }
@@ -110,15 +110,15 @@ impl Log {
             if let Some(why) = s.latched {
                 return Some(Err(why));
             }
-            let first = s.queue.front().is_none_or(|front| *front == request.id);
+            let first = s.space_queue.front().is_none_or(|front| *front == request.id);
             // Room for a record of its own, though it will share one.
             let alone = RecordBuilder::padded_alone(change.bytes(), self.config.physical_block) as u64;
             let result = if first && self.has_room(&mut s, change, alone) {
                 Some(Ok(self.take_step(&mut s, request, change, alone)))
             } else {
                 if let Some(waker) = waker {
-                    if !s.queue.contains(&request.id) {
-                        s.queue.push_back(request.id);
+                    if !s.space_queue.contains(&request.id) {
+                        s.space_queue.push_back(request.id);
                     }
                     s.waiters.wait(request.id, Waiting::Space, waker);
                 }
@@ -168,8 +168,17 @@ impl Log {
             Change::Zeros(range) => s.gather.builder.push_zeros(seq, *range),
         }
         s.gather.last = seq;
-        let is_leader = !std::mem::replace(&mut s.gather.has_leader[request.queue], true);
-        Appended { log: self, request: request.id, queue: request.queue, seq, epoch, reserved, is_leader, ended: false }
+        let checks_at_boundary = !std::mem::replace(&mut s.gather.has_boundary_check[request.thread], true);
+        Appended {
+            log: self,
+            request: request.id,
+            thread: request.thread,
+            seq,
+            epoch,
+            reserved,
+            checks_at_boundary,
+            ended: false,
+        }
     }
 
     fn ask_for_checkpoint(&self, s: &mut State) {
@@ -283,7 +292,8 @@ impl Appended<'_> {
             let mut s = self.log.state.lock();
             let full = failed && s.failed.len() == MAX_FAILED;
             if full {
-                // In the same step: no flush may see the number neither in flight nor listed.
+                // Under the same lock as leaving `in_flight`: no flush may see the number neither
+                // in flight nor listed, and the volume not latched.
                 s.latched.get_or_insert(Latched::Abandoned);
             } else if failed {
                 s.failed.push((self.seq, self.epoch));

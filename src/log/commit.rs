@@ -38,13 +38,13 @@ type Next = [Option<Waker>; 2];
 impl Log {
     /// Waits until the record of a change is durable, and writes it where no other request does.
     pub(crate) async fn commit<S: Io>(&self, io: &S, change: &Appended<'_>) -> Result<(), Latched> {
-        let mut leads = change.is_leader;
-        if leads {
+        let mut at_boundary = change.checks_at_boundary;
+        if at_boundary {
             // Until the batch boundary, so that one record carries all that this thread has to log.
             io.batch_boundary(Phase::Commit).await;
         }
         loop {
-            let role = poll_fn(|cx| match self.role(change, std::mem::take(&mut leads), cx.waker()) {
+            let role = poll_fn(|cx| match self.role(change, std::mem::take(&mut at_boundary), cx.waker()) {
                 Some(role) => Poll::Ready(role),
                 None => Poll::Pending,
             })
@@ -69,18 +69,18 @@ impl Log {
         self.write(io, record).await
     }
 
-    /// `leads`: it was the leader of its queue until this batch boundary.
-    fn role(&self, change: &Appended<'_>, leads: bool, waker: &Waker) -> Option<Result<CommitRole, Latched>> {
-        let Appended { request, queue, seq, .. } = *change;
+    /// `at_boundary`: this is the check that the others of its thread rely on.
+    fn role(&self, change: &Appended<'_>, at_boundary: bool, waker: &Waker) -> Option<Result<CommitRole, Latched>> {
+        let Appended { request, thread, seq, .. } = *change;
         let mut s = self.state.lock();
-        s.gather.has_leader[queue] &= !leads;
-        // The latch first: a write-back error is reported to one sync only, so beside one that
-        // failed a success means nothing.
+        s.gather.has_boundary_check[thread] &= !at_boundary;
+        // The latch first: a page-cache write error is reported to one sync only, so beside one
+        // that failed a success means nothing.
         let role = if let Some(why) = s.latched {
             Err(why)
         } else if s.durable >= seq {
             Ok(CommitRole::Durable)
-        } else if s.taken < seq && !s.gather.has_leader[queue] && s.may_lead() {
+        } else if s.taken < seq && !s.gather.has_boundary_check[thread] && s.may_lead() {
             Ok(CommitRole::Lead(self.take_gathered(&mut s)))
         } else {
             s.waiters.wait(request, Waiting::Commit(seq), waker);
@@ -116,9 +116,9 @@ impl Log {
         s.sealing = true;
         s.taken = s.gather.last;
         s.gather.reserved = 0;
-        // The next of each queue to append is its leader. The leader before it may still check,
-        // which does no harm.
-        s.gather.has_leader.fill(false);
+        // The first of each thread to append to the next record checks at the boundary. One that
+        // was to check for this record may still do so, which does no harm.
+        s.gather.has_boundary_check.fill(false);
         Outgoing { builder, head, last: s.gather.last }
     }
 

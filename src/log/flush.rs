@@ -3,8 +3,8 @@
 
 use super::{
     Log,
-    flush_state::DurableNumbers,
     state::{CheckpointerWaits, State, Unfinished, Waiting},
+    sync_state::DurableNumbers,
 };
 use crate::{Device, DeviceError, Errno, Latched, Seq, Storage, format::RecordBuilder};
 use std::{
@@ -23,7 +23,7 @@ impl Log {
     /// durable already it does nothing.
     ///
     /// Every sync of the data device of an open volume goes through here, one at a time.
-    /// Linux reports a write-back error to one sync only, and every later caller must
+    /// Linux reports a page-cache write error to one sync only, and every later caller must
     /// find the volume latched.
     pub(crate) async fn sync_data<S: Storage>(&self, io: &S, request: usize) -> Result<(), Latched> {
         let mut wanted = None;
@@ -37,7 +37,7 @@ impl Log {
         let result = io.sync(Device::Data).await;
         unfinished.complete();
         self.data_synced(result)?;
-        self.wake_all(|_, why| why == Waiting::Flush);
+        self.wake_all(|_, why| why == Waiting::Sync);
         Ok(())
     }
 
@@ -45,19 +45,19 @@ impl Log {
         let mut guard = self.state.lock();
         let s = &mut *guard;
         let highest = Seq(s.next_seq.0 - 1);
-        let idle = s.flush.durable.is_all_up_to(highest);
+        let idle = s.sync.durable.is_all_up_to(highest);
         // A flush may join only one whose snapshot is not yet taken.
-        let wanted = *wanted.get_or_insert(s.flush.started + 1);
+        let wanted = *wanted.get_or_insert(s.sync.started + 1);
         let role = if let Some(why) = s.latched {
             Err(why)
-        } else if s.flush.done >= wanted || idle {
+        } else if s.sync.done >= wanted || idle {
             Ok(SyncRole::Done)
-        } else if s.flush.is_running() {
-            s.waiters.wait(request, Waiting::Flush, waker);
+        } else if s.sync.is_running() {
+            s.waiters.wait(request, Waiting::Sync, waker);
             return None;
         } else {
-            s.flush.started += 1;
-            let DurableNumbers { highest: up_to, except } = &mut s.flush.snapshot;
+            s.sync.started += 1;
+            let DurableNumbers { highest: up_to, except } = &mut s.sync.snapshot;
             *up_to = highest;
             except.clear();
             except.extend(s.in_flight.iter().flatten().chain(&s.failed).map(|(seq, _)| *seq));
@@ -76,17 +76,17 @@ impl Log {
         let wake = {
             let mut guard = self.state.lock();
             let s = &mut *guard;
-            // Linux reports a write-back error to one sync only. That may have been another one,
-            // which latched the volume.
+            // Linux reports a page-cache write error to one sync only. That may have been another
+            // one, which latched the volume.
             if let Some(why) = s.latched {
                 return Err(why);
             }
-            let flush = &mut s.flush;
-            flush.done = flush.started;
-            std::mem::swap(&mut flush.snapshot, &mut flush.durable);
-            flush.durable.cut(RecordBuilder::max_listed(self.config.max_record));
+            let sync = &mut s.sync;
+            sync.done = sync.started;
+            std::mem::swap(&mut sync.snapshot, &mut sync.durable);
+            sync.durable.cut(RecordBuilder::max_listed(self.config.max_record));
             // Where the log has nothing that is still to be checkpointed, recovery has no use for it.
-            flush.unlogged |= s.of_epoch.iter().any(|of| of.appended > 0);
+            sync.unlogged |= s.of_epoch.iter().any(|of| of.appended > 0);
             self.wants_flush_record(s).then(|| s.checkpointer_waker(CheckpointerWaits::Work)).flatten()
         };
         wake.into_iter().for_each(Waker::wake);
@@ -97,17 +97,17 @@ impl Log {
     /// beside so many bytes of `others`. Where it does not fit, the next record is tried.
     pub(super) fn push_flush_entry(&self, s: &mut State, others: usize) {
         if self.fits_flush_entry(s, others) {
-            let DurableNumbers { highest, except } = &s.flush.durable;
-            s.gather.reserved += s.flush.durable.alone(self.config.physical_block);
+            let DurableNumbers { highest, except } = &s.sync.durable;
+            s.gather.reserved += s.sync.durable.alone(self.config.physical_block);
             s.gather.builder.push_flush(*highest, except.iter().copied());
-            s.flush.unlogged = false;
+            s.sync.unlogged = false;
         }
     }
 
     fn fits_flush_entry(&self, s: &State, others: usize) -> bool {
-        let alone = s.flush.durable.alone(self.config.physical_block);
+        let alone = s.sync.durable.alone(self.config.physical_block);
         let in_ring = s.used() + alone + self.config.max_record as u64 <= self.config.size;
-        s.flush.unlogged && s.gather.builder.fits(s.flush.durable.bytes() + others) && in_ring
+        s.sync.unlogged && s.gather.builder.fits(s.sync.durable.bytes() + others) && in_ring
     }
 
     /// Whether the checkpoint thread is to write a record with nothing but a flush entry.

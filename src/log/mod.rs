@@ -1,4 +1,4 @@
-//! The tag log: one ring, one chain, gathered by all queues.
+//! The tag log: one ring, one chain, gathered by all threads.
 //!
 //! *Append* gives an entry its epoch and its sequence number, and enters it in the in-flight list
 //! and the gathering buffer. It is one indivisible step, so a flush or an epoch switch sees either
@@ -13,8 +13,8 @@
 mod append;
 mod commit;
 mod flush;
-mod flush_state;
 mod state;
+mod sync_state;
 
 pub(crate) use append::{Appended, Change, Requester, Reserved};
 pub(crate) use commit::next_position;

@@ -1,6 +1,6 @@
 //! The state of the log, behind one mutex, and the requests that wait for it.
 
-use super::flush_state::{FlushState, MAX_FAILED};
+use super::sync_state::{MAX_FAILED, SyncState};
 use crate::{
     Buf, Epoch, Latched, RecordNumber, Seq,
     crypto::keys::MacKey,
@@ -30,8 +30,8 @@ pub(crate) struct LogConfig {
     pub(crate) max_runs: usize,
     /// Requests that may use it.
     pub(crate) max_requests: usize,
-    /// Queues that the requests belong to.
-    pub(crate) queues: usize,
+    /// I/O threads that the requests belong to.
+    pub(crate) threads: usize,
 }
 
 /// A point in the chain: where the next record goes and what it must carry.
@@ -58,7 +58,7 @@ pub enum CheckpointerWork {
 pub(super) enum Waiting {
     Space,
     Commit(Seq),
-    Flush,
+    Sync,
 }
 
 /// What the checkpoint thread waits for.
@@ -107,9 +107,9 @@ pub(super) struct Gather {
     pub(super) last: Seq,
     /// Bytes of the ring reserved for what is in it.
     pub(super) reserved: u64,
-    /// By queue: one of its requests with an entry in this record is the leader, and checks at the
-    /// batch boundary whether the record can go out. The others need not.
-    pub(super) has_leader: Vec<bool>,
+    /// By thread: one of its requests with an entry in this record is yet to check, at the batch
+    /// boundary, whether the record can go out. The others need not.
+    pub(super) has_boundary_check: Vec<bool>,
 }
 
 pub(super) struct State {
@@ -140,13 +140,13 @@ pub(super) struct State {
     pub(super) durable: Seq,
 
     /// The requests that wait for space, first come, first served.
-    pub(super) queue: VecDeque<usize>,
+    pub(super) space_queue: VecDeque<usize>,
     pub(super) waiters: WaitList<Waiting>,
     /// The checkpoint thread, and what it waits for: nothing else may wake it.
     pub(super) checkpointer: Option<(CheckpointerWaits, Waker)>,
     pub(super) want_checkpoint: bool,
 
-    pub(super) flush: FlushState,
+    pub(super) sync: SyncState,
     pub(super) latched: Option<Latched>,
     pub(super) records: u64,
     pub(super) record_bytes: u64,
@@ -176,7 +176,7 @@ impl State {
     }
     /// The waker of the first request in the queue for space.
     pub(super) fn front_waker(&mut self) -> Option<Waker> {
-        let front = *self.queue.front()?;
+        let front = *self.space_queue.front()?;
         self.waiters.take_waker(front)
     }
 }
@@ -202,7 +202,7 @@ impl Log {
                 epoch,
                 last: Seq(0),
                 reserved: 0,
-                has_leader: vec![false; config.queues],
+                has_boundary_check: vec![false; config.threads],
             },
             spares: (0..RECORDS_IN_FLIGHT).map(|_| Buf::new(config.max_record)).collect(),
             sealing: false,
@@ -211,11 +211,11 @@ impl Log {
             head,
             tail: head.position,
             durable: Seq(0),
-            queue: VecDeque::with_capacity(n),
+            space_queue: VecDeque::with_capacity(n),
             waiters: WaitList::new(n),
             checkpointer: None,
             want_checkpoint: false,
-            flush: FlushState::new(n),
+            sync: SyncState::new(n),
             latched: None,
             records: 0,
             record_bytes: 0,
@@ -239,8 +239,9 @@ impl Log {
         RecordBuilder::max_tags(self.config.max_record).min(self.config.max_tags)
     }
 
-    /// The number of the first record that is not known durable, if the volume is not latched.
-    pub(crate) fn first_unsure(&self) -> Result<RecordNumber, Latched> {
+    /// The first record that is not known durable, sealed or yet to come; if the volume is not
+    /// latched.
+    pub(crate) fn first_not_durable(&self) -> Result<RecordNumber, Latched> {
         let s = self.state.lock();
         // A record in flight is known by the number of the one after it.
         let first = s.sealed.front().map(|record| RecordNumber(record.end.number.0 - 1));

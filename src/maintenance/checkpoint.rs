@@ -98,7 +98,7 @@ impl Checkpoints {
         let (root, applied) = apply(io, &metadata.tree, scratch, set, metadata.tree.root.load(), epoch).await?;
         let meta = io.sync(Device::Meta).await;
         meta.map_err(|errno| Latched::Device(DeviceError::sync(Device::Meta, errno)))?;
-        // A write-back error is reported to one sync only, and that may have been a flush's.
+        // A page-cache write error is reported to one sync only, and that may have been a flush's.
         if let Some(why) = log.latched() {
             return Err(why);
         }

@@ -1,9 +1,9 @@
-//! Prefetch hints: droppable by shape. Offering one returns nothing that anybody could wait for;
-//! only a counter tells of a drop.
+//! Prefetch hints. Any of them may be dropped, and nobody can wait for one: offering it returns
+//! nothing, and only a counter tells of a drop.
 
 use crate::{
     BlockRange,
-    counters::QueueCounters,
+    counters::ThreadCounters,
     format::{Layout, tag_pages},
     sync::{AtomicU64, AtomicUsize, Ordering},
 };
@@ -39,7 +39,7 @@ impl Hints {
     }
 
     /// Hands a hint to the worker, if it is worth one and that costs nothing.
-    pub(crate) fn offer(&self, range: BlockRange, counters: &QueueCounters) {
+    pub(crate) fn offer(&self, range: BlockRange, counters: &ThreadCounters) {
         if !self.eager && !self.recent.runs_on(tag_pages(range)) {
             return;
         }

@@ -58,7 +58,7 @@ impl Drop for Hold<'_> {
 
 impl Metadata {
     fn pending_tag(&self, block: BlockIndex) -> Option<Tag> {
-        // Whichever set the newer entry is in: numbers run through both.
+        // The newer entry, whichever set it is in: both share one run of sequence numbers.
         let [a, b] = [self.pending[0].lookup(block), self.pending[1].lookup(block)];
         a.into_iter().chain(b).max_by_key(|(seq, _)| *seq).map(|(_, tag)| tag)
     }

@@ -14,7 +14,7 @@ pub(crate) mod tree_update;
 
 use crate::{
     BlockIndex, BlockRange, Epoch, Seq,
-    counters::QueueCounters,
+    counters::ThreadCounters,
     format::{Layout, Tag},
     sync::{AtomicU64, AtomicUsize},
 };
@@ -62,7 +62,7 @@ impl Metadata {
     }
 
     /// Tells the prefetch worker of a read, if that costs nothing.
-    pub(crate) fn hint(&self, range: BlockRange, counters: &QueueCounters) {
+    pub(crate) fn hint(&self, range: BlockRange, counters: &ThreadCounters) {
         self.hints.iter().for_each(|hints| hints.offer(range, counters));
     }
 }

@@ -1,9 +1,9 @@
 //! The cache of verified pages: set-associative, lock-free, of fixed size.
 //!
 //! A page is found by its name *and* the epoch of the entry that names it, so a stale page can
-//! never answer. Hits take no lock and write nothing but a "used" mark that is set once: two queues
-//! that hit the same page do not disturb each other. A thread that loses a race for a frame does
-//! not cache its page. Only pages that have verified are put in.
+//! never answer. Hits take no lock and write nothing but a "used" mark that is set once: two
+//! threads that hit the same page do not disturb each other. A thread that loses a race for a frame
+//! does not cache its page. Only pages that have verified are put in.
 
 use crate::{
     Epoch,

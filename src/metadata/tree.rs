@@ -382,7 +382,8 @@ impl Tree {
     }
 }
 
-/// The bytes of the slot that an entry names within a pair.
+/// The byte range, within the 8 KiB of both slots of a page, of the slot that the entry names; all
+/// of it where it names none.
 fn known_part(entry: TreeEntry) -> Range<usize> {
     match entry.state() {
         EntryState::Slot(slot) => slot_part(slot),
@@ -390,7 +391,7 @@ fn known_part(entry: TreeEntry) -> Range<usize> {
     }
 }
 
-/// The bytes of a slot within a pair.
+/// The byte range of a slot, within the 8 KiB of both slots of a page.
 pub(crate) fn slot_part(slot: u8) -> Range<usize> {
     let start = usize::from(slot) * PAGE_BYTES;
     start..start + PAGE_BYTES

@@ -24,11 +24,11 @@ use zerocopy::{FromBytes, IntoBytes};
 /// Pages that are read, changed and written together.
 const BATCH: usize = 32;
 
-/// A page that must be changed; the entry is the current one on the way down and the new
-/// one after the way up.
+/// A page that must be changed.
 #[derive(Clone, Copy)]
 struct Touched {
     index: u64,
+    /// As read while descending; replaced by the new one once the page is rewritten.
     entry: TreeEntry,
     /// It did not verify on the way down; the way up keeps to that verdict.
     lost: bool,

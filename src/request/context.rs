@@ -2,7 +2,7 @@
 
 use crate::{
     BlockRange, CounterValues,
-    counters::QueueCounters,
+    counters::ThreadCounters,
     format::{PAGE_BYTES, Tag, ZERO_TAG},
     log::Requester,
     metadata::tree::PageBufs,
@@ -11,13 +11,14 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// The preallocated memory of one request: tags, page buffers, its number in the waiting lists.
+/// The preallocated memory of one request: tags, page buffers, its index.
 pub struct RequestContext {
-    /// Its number in the waiting lists.
+    /// Its index among the contexts of the volume; the checkpoint's is 0. Lists, locks and the log
+    /// know a request by it alone, as `request: usize`: a context has one request at a time.
     pub(crate) id: usize,
-    /// The queue whose thread uses it, and the counters of that thread.
-    pub(crate) queue: usize,
-    pub(crate) counters: Arc<QueueCounters>,
+    /// The I/O thread that uses it, and its counters.
+    pub(crate) thread: usize,
+    pub(crate) counters: Arc<ThreadCounters>,
     /// Tags to compare with, or to write.
     pub(crate) tags: TagBuf,
     /// Tags before a write that failed; of a read, those computed from the data.
@@ -55,13 +56,13 @@ impl RequestContext {
     }
 
     pub(crate) fn requester(&self) -> Requester {
-        Requester { id: self.id, queue: self.queue }
+        Requester { id: self.id, thread: self.thread }
     }
 }
 
-/// Hands out the memory of requests, as much as was announced, and the counters of each queue.
+/// Hands out the memory of requests, as much as was announced, and the counters of each thread.
 pub(crate) struct RequestContexts {
-    counters: Vec<Arc<QueueCounters>>,
+    counters: Vec<Arc<ThreadCounters>>,
     taken: AtomicUsize,
     max: usize,
     max_blocks: usize,
@@ -70,8 +71,8 @@ pub(crate) struct RequestContexts {
 
 impl RequestContexts {
     /// For `max` requests of up to `max_blocks` blocks beside the first, which is the checkpoint's.
-    pub(crate) fn new(max: usize, queues: usize, max_blocks: usize, levels: usize) -> Self {
-        let counters = (0..queues.max(1)).map(|_| Arc::default()).collect();
+    pub(crate) fn new(max: usize, threads: usize, max_blocks: usize, levels: usize) -> Self {
+        let counters = (0..threads.max(1)).map(|_| Arc::default()).collect();
         Self { counters, taken: AtomicUsize::new(1), max: max + 1, max_blocks, levels }
     }
 
@@ -84,15 +85,15 @@ impl RequestContexts {
     }
 
     /// # Panics
-    /// When more than `max` are taken, or the queue does not exist.
-    pub(crate) fn take(&self, queue: usize) -> RequestContext {
+    /// When more than `max` are taken, or the thread does not exist.
+    pub(crate) fn take(&self, thread: usize) -> RequestContext {
         let id = self.taken.fetch_add(1, Ordering::AcqRel);
         assert!(id < self.max, "more contexts than the volume was opened for");
-        assert!(queue < self.counters.len(), "no such queue");
+        assert!(thread < self.counters.len(), "no such thread");
         RequestContext {
             id,
-            queue,
-            counters: Arc::clone(&self.counters[queue]),
+            thread,
+            counters: Arc::clone(&self.counters[thread]),
             tags: TagBuf::new(self.max_blocks),
             old: TagBuf::new(self.max_blocks),
             pages: PageBufs::new(self.levels, self.max_blocks),
@@ -101,14 +102,14 @@ impl RequestContexts {
         }
     }
 
-    /// The counters of the first queue, which the checkpoint uses, too.
-    pub(crate) fn first_counters(&self) -> &QueueCounters {
+    /// The counters of the first thread, which the checkpoint uses, too.
+    pub(crate) fn first_counters(&self) -> &ThreadCounters {
         &self.counters[0]
     }
 
     pub(crate) fn sum(&self) -> CounterValues {
         let mut sum = CounterValues::default();
-        self.counters.iter().for_each(|queue| queue.add_to(&mut sum));
+        self.counters.iter().for_each(|thread| thread.add_to(&mut sum));
         sum
     }
 }

@@ -8,8 +8,8 @@
 //!
 //! Two digests take a processor hardly longer than one (see [`sha256`](crate::crypto::sha256)), but
 //! a request for one block has only one to compute. So it waits for the batch boundary of its
-//! thread. The first request that goes on then computes the tags of all that wait. If there are
-//! enough blocks before, they are hashed at once.
+//! thread. The first request that goes on then computes the tags of all that wait. If
+//! enough blocks have come before the boundary, they are hashed at once.
 //!
 //! A request for many blocks takes long to hash. It waits for the boundary, too: so the answers and
 //! records that others wait for are submitted before.

@@ -1,4 +1,4 @@
-//! An open volume: the components that all queues share, and what they are made of. `requests.rs`
+//! An open volume: the components that all threads share, and what they are made of. `requests.rs`
 //! has the operations.
 
 mod requests;
@@ -19,7 +19,7 @@ use crate::{
         range_lock::RangeLocks,
     },
     units::{BlockIndex, BlockRange},
-    write_back::InFlightWrites,
+    write_back::AdmittedWrites,
 };
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ pub struct Volume {
     hasher: Hasher,
     metadata: Metadata,
     log: Log,
-    admitted: InFlightWrites,
+    admitted: AdmittedWrites,
     checkpoints: Checkpoints,
 }
 
@@ -99,9 +99,10 @@ impl Volume {
         let layout = superblock.layout;
         let max_tags = max_pending_tags(&layout);
         let max_blocks = options.max_request_bytes / layout.block_size as usize;
-        let contexts = RequestContexts::new(options.max_requests, options.queues, max_blocks, layout.levels());
+        let contexts = RequestContexts::new(options.max_requests, options.threads, max_blocks, layout.levels());
         let max_requests = contexts.max();
-        let log = Log::new(log_config(&superblock, &keys, max_requests, options.queues.max(1)), superblock.epoch, head);
+        let log =
+            Log::new(log_config(&superblock, &keys, max_requests, options.threads.max(1)), superblock.epoch, head);
         if let Some(why) = unsaved.as_ref().and_then(|unsaved| unsaved.why) {
             log.latch(why);
         }
@@ -128,7 +129,7 @@ impl Volume {
             hasher: Hasher::new(tagger, options.hash_threads.clone()),
             metadata: Metadata::new(tree, [unsaved.set, empty()], hints),
             log,
-            admitted: InFlightWrites::new(max_requests),
+            admitted: AdmittedWrites::new(max_requests),
             checkpoints: Checkpoints::new(keys, superblock, scratch),
         }
     }
@@ -159,15 +160,15 @@ impl Volume {
             + Scratch::memory_bytes(self.metadata.layout(), max_tags, MAX_PENDING_RUNS)
             + self.contexts.memory_bytes()
             + RangeLocks::memory_bytes_for(self.contexts.max())
-            + InFlightWrites::memory_bytes_for(self.contexts.max())
+            + AdmittedWrites::memory_bytes_for(self.contexts.max())
     }
 
-    /// Memory for one request; its counters go to `queue`'s.
+    /// Memory for one request; its counters go to `thread`'s.
     ///
     /// # Panics
-    /// When more than `max_requests` are taken, or the queue does not exist.
-    pub fn context(&self, queue: usize) -> RequestContext {
-        self.contexts.take(queue)
+    /// When more than `max_requests` are taken, or the thread does not exist.
+    pub fn context(&self, thread: usize) -> RequestContext {
+        self.contexts.take(thread)
     }
 
     /// Counters and state.
@@ -238,7 +239,7 @@ pub fn most_memory_bytes(
         .saturating_add(2 * PendingSet::memory_bytes_for(max_tags, MAX_PENDING_RUNS))
         .saturating_add(Scratch::memory_bytes(&layout, max_tags, MAX_PENDING_RUNS))
         .saturating_add(RangeLocks::memory_bytes_for(contexts))
-        .saturating_add(InFlightWrites::memory_bytes_for(contexts))
+        .saturating_add(AdmittedWrites::memory_bytes_for(contexts))
         .saturating_add(PageCache::most_memory_bytes(cache_bytes))
 }
 
@@ -246,7 +247,7 @@ fn max_pending_tags(layout: &Layout) -> usize {
     layout.blocks.min(MAX_PENDING_TAGS) as usize
 }
 
-fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, queues: usize) -> LogConfig {
+fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, threads: usize) -> LogConfig {
     let layout = &superblock.layout;
     LogConfig {
         offset: layout.log_offset().0,
@@ -257,6 +258,6 @@ fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, queues:
         max_tags: max_pending_tags(layout),
         max_runs: MAX_PENDING_RUNS,
         max_requests,
-        queues,
+        threads,
     }
 }

@@ -134,7 +134,7 @@ impl Volume {
             // Nothing was written, so there is nothing to make durable.
             Access::ReadOnly if self.log.latched().is_none() => Ok(()),
             _ => {
-                self.admitted.drained(context.id).await;
+                self.admitted.wait_in_place(context.id).await;
                 self.log.sync_data(io, context.id).await.map_err(WriteError::Latched)
             }
         }

@@ -161,7 +161,7 @@ impl Image {
             options.expected_uuid = Some(self.superblock.uuid);
         }
         if bits & LEAST_RECORD != 0 {
-            options.least_record = RecordNumber(self.next_record);
+            options.first_not_durable = RecordNumber(self.next_record);
         }
         if bits & LITTLE_MEMORY != 0 {
             options.max_memory_bytes = self.least_memory;

@@ -50,12 +50,12 @@ impl Floors {
 
     /// Reads all blocks: each must be an allowed version or an error. Returns how many are errors.
     pub fn judge(&self, volume: &Volume, io: &super::SimStorage, what: &str) -> usize {
-        let mut slot = volume.context(0);
+        let mut context = volume.context(0);
         let mut buf = Buf::new(volume.block_size());
         let mut bad = 0;
         for block in self.blocks() {
             let one = BlockRange::new(block, 1);
-            let (result, b) = super::block_on(io, volume.read(io, &mut slot, one, buf));
+            let (result, b) = super::block_on(io, volume.read(io, &mut context, one, buf));
             buf = b;
             match result {
                 Ok(()) => self.check(block, &buf[..volume.block_size()], what),

@@ -23,7 +23,7 @@ pub struct Lab {
     pub io: SimStorage,
     pub volume: Volume,
     pub options: OpenOptions,
-    pub slot: RequestContext,
+    pub context: RequestContext,
     buf: Option<Buf>,
 }
 
@@ -46,9 +46,9 @@ impl Lab {
     /// What is on the disk, opened.
     pub fn open(io: SimStorage, options: &OpenOptions) -> Result<Self, OpenError> {
         let volume = reopen(&io, options)?;
-        let slot = volume.context(0);
+        let context = volume.context(0);
         let buf = Some(Buf::new(options.max_request_bytes));
-        Ok(Self { io, volume, options: options.clone(), slot, buf })
+        Ok(Self { io, volume, options: options.clone(), context, buf })
     }
 
     /// Opens again without a last checkpoint, as after a crash that lost nothing.
@@ -81,8 +81,8 @@ impl Lab {
         let range = BlockRange::new(BlockIndex(first), count);
         let mut buf = self.buf.take().unwrap();
         fill_all(range, version, self.volume.block_size(), &mut buf);
-        let Self { io, volume, slot, .. } = self;
-        let write = volume.write(io, slot, range, buf, Durability::MayBeLost);
+        let Self { io, volume, context, .. } = self;
+        let write = volume.write(io, context, range, buf, Durability::MayBeLost);
         let (result, buf) = block_on(io, with_checkpoints(volume, io, write));
         self.buf = Some(buf);
         result
@@ -92,10 +92,10 @@ impl Lab {
     }
     pub fn zero(&mut self, first: u64, count: u64) {
         let range = BlockRange::new(BlockIndex(first), count);
-        block_on(&self.io, self.volume.zero(&self.io, &mut self.slot, range, false)).unwrap();
+        block_on(&self.io, self.volume.zero(&self.io, &mut self.context, range, false)).unwrap();
     }
     pub fn try_flush(&mut self) -> Result<(), WriteError> {
-        block_on(&self.io, self.volume.flush(&self.io, &mut self.slot))
+        block_on(&self.io, self.volume.flush(&self.io, &mut self.context))
     }
     /// Flushes, and does what the checkpoint thread does with the flush entry: writes it down.
     pub fn flush(&mut self) {
@@ -112,7 +112,7 @@ impl Lab {
     pub fn read(&mut self, block: u64) -> Result<Vec<u8>, ReadError> {
         let one = BlockRange::new(BlockIndex(block), 1);
         let buf = self.buf.take().unwrap();
-        let (result, buf) = block_on(&self.io, self.volume.read(&self.io, &mut self.slot, one, buf));
+        let (result, buf) = block_on(&self.io, self.volume.read(&self.io, &mut self.context, one, buf));
         let bytes = buf[..self.volume.block_size()].to_vec();
         self.buf = Some(buf);
         result.map(|()| bytes)
@@ -121,7 +121,7 @@ impl Lab {
     pub fn read_range(&mut self, first: u64, count: u64) -> (Result<(), ReadError>, Vec<u8>) {
         let range = BlockRange::new(BlockIndex(first), count);
         let buf = self.buf.take().unwrap();
-        let (result, buf) = block_on(&self.io, self.volume.read(&self.io, &mut self.slot, range, buf));
+        let (result, buf) = block_on(&self.io, self.volume.read(&self.io, &mut self.context, range, buf));
         let bytes = buf[..count as usize * self.block_size()].to_vec();
         self.buf = Some(buf);
         (result, bytes)

@@ -54,7 +54,7 @@ pub fn open_options(rng: &mut Rng) -> OpenOptions {
     OpenOptions {
         cache_bytes: 64 << 10,
         max_requests: 8,
-        queues: 2,
+        threads: 2,
         max_request_bytes: 128 << 10,
         hash_threads: Some(elsewhere::hash_threads()),
         ..OpenOptions::new(Access::ReadWrite, rng.bytes())

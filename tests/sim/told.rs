@@ -100,11 +100,11 @@ impl Told {
             copy.disk().poke(Device::Data, self.superblock.block_offset(*block), &content);
         }
         let volume = recover(&copy, options, rng, Disk::power_cut).expect("recovery does not refuse");
-        let mut slot = volume.context(0);
+        let mut context = volume.context(0);
         let mut buf = Buf::new(bs);
         for (block, place) in &self.recorded {
             let one = BlockRange::new(BlockIndex(*block), 1);
-            let (result, b) = block_on(&copy, volume.read(&copy, &mut slot, one, buf));
+            let (result, b) = block_on(&copy, volume.read(&copy, &mut context, one, buf));
             buf = b;
             match result {
                 Ok(()) => oracle.check_exchanged(one.first, *place, &buf[..bs]),

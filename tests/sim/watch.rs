@@ -186,7 +186,7 @@ impl Watch {
         let epoch = self.superblock.epoch;
         match device {
             Device::Data => {
-                // A write-back error is told to one sync only: two at a time, and the
+                // A page-cache write error is told to one sync only: two at a time, and the
                 // other would not know.
                 assert!(self.syncing.replace(op).is_none(), "a sync of the data device beside another");
                 let unsent = self.logged.values().flatten().any(|e| *e == epoch);

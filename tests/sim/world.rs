@@ -35,7 +35,7 @@ pub struct World {
 
 /// One queue's memory.
 pub struct Queue {
-    slot: RequestContext,
+    context: RequestContext,
     buf: Option<Buf>,
 }
 
@@ -44,11 +44,12 @@ impl Queue {
     /// thread has to hash or to log goes together.
     pub fn all(volume: &Volume) -> Vec<Self> {
         const OF_ONE: usize = 4;
-        let slot = |n| volume.context(usize::from(n >= OF_ONE));
-        let mut all: Vec<_> = (0..QUEUES).map(|n| Self { slot: slot(n), buf: Some(Buf::new(MAX_REQUEST)) }).collect();
+        let context = |n| volume.context(usize::from(n >= OF_ONE));
+        let mut all: Vec<_> =
+            (0..QUEUES).map(|n| Self { context: context(n), buf: Some(Buf::new(MAX_REQUEST)) }).collect();
         let (one, other) = all.split_at_mut(OF_ONE);
         for thread in [one, other] {
-            RequestContext::work_together(thread.iter_mut().map(|queue| &mut queue.slot));
+            RequestContext::work_together(thread.iter_mut().map(|queue| &mut queue.context));
         }
         all
     }
@@ -92,7 +93,7 @@ impl World {
         // One that is answered and fails latches the volume: not where failures are expected to pass.
         let may_admit = !durable && (self.distrust || self.io.disk().faults.data_writes == 0);
         let admitted = match may_admit && self.rng.borrow_mut().chance(60) {
-            true => self.volume.admit(&q.slot, range),
+            true => self.volume.admit(&q.context, range),
             false => None,
         };
         // The history's order is the order in which ranges are taken: at the first poll, which is
@@ -102,7 +103,7 @@ impl World {
             self.oracle.borrow_mut().ack(range, &places, false);
             self.kept.borrow_mut().insert(range.first.0, (range, version));
             let clear = || _ = self.kept.borrow_mut().remove(&range.first.0);
-            let (result, buf) = self.volume.write_back(&self.io, &mut q.slot, admitted, buf, clear).await;
+            let (result, buf) = self.volume.write_back(&self.io, &mut q.context, admitted, buf, clear).await;
             q.buf = Some(buf);
             match result {
                 Ok(()) => {}
@@ -112,7 +113,7 @@ impl World {
             return;
         }
         let durability = if durable { Durability::Durable } else { Durability::MayBeLost };
-        let (result, buf) = self.volume.write(&self.io, &mut q.slot, range, buf, durability).await;
+        let (result, buf) = self.volume.write(&self.io, &mut q.context, range, buf, durability).await;
         q.buf = Some(buf);
         let mut oracle = self.oracle.borrow_mut();
         match result {
@@ -130,7 +131,7 @@ impl World {
         };
         let range = if large { BlockRange::new(BlockIndex(0), self.volume.blocks()) } else { self.range() };
         let places = self.oracle.borrow_mut().issue(range, 0);
-        match self.volume.zero(&self.io, &mut q.slot, range, discard).await {
+        match self.volume.zero(&self.io, &mut q.context, range, discard).await {
             Ok(()) => self.oracle.borrow_mut().ack(range, &places, false),
             Err(_) if self.distrust => {}
             Err(e) => panic!("zeroing of {range}: {e}"),
@@ -139,7 +140,7 @@ impl World {
 
     async fn flush(&self, q: &mut Queue) {
         let snapshot = self.oracle.borrow().snapshot();
-        match self.volume.flush(&self.io, &mut q.slot).await {
+        match self.volume.flush(&self.io, &mut q.context).await {
             Ok(()) => self.oracle.borrow_mut().flushed(snapshot),
             Err(_) if self.distrust => {}
             Err(e) => panic!("flush: {e}"),
@@ -150,7 +151,7 @@ impl World {
         let range = self.range();
         let start: Vec<_> = range.blocks().map(|b| self.oracle.borrow_mut().before(b)).collect();
         let buf = q.buf.take().unwrap();
-        let (result, buf) = self.volume.read(&self.io, &mut q.slot, range, buf).await;
+        let (result, buf) = self.volume.read(&self.io, &mut q.context, range, buf).await;
         match result {
             Ok(()) => {
                 let blocks = buf.chunks_exact(self.volume.block_size());
@@ -226,13 +227,13 @@ pub fn recover(
 
 /// Writes what was kept, as a new daemon does; `false`: that took more steps, and it dies, too.
 pub fn replay(volume: &Volume, io: &SimStorage, kept: &Kept, steps: u64) -> bool {
-    let mut slot = volume.context(0);
+    let mut context = volume.context(0);
     let all = async {
         let first = || kept.borrow().values().next().copied();
         while let Some((range, version)) = first() {
             let mut buf = Buf::new(MAX_REQUEST);
             fill_all(range, version, volume.block_size(), &mut buf);
-            let write = volume.write(io, &mut slot, range, buf, Durability::MayBeLost);
+            let write = volume.write(io, &mut context, range, buf, Durability::MayBeLost);
             with_checkpoints(volume, io, write).await.0.expect("the devices are in order");
             kept.borrow_mut().remove(&range.first.0);
         }
@@ -247,13 +248,13 @@ pub fn compare(volume: &Volume, io: &SimStorage, oracle: &mut Oracle) {
 
 /// The same where some errors are right, too: they say nothing of the block.
 pub fn compare_but(volume: &Volume, io: &SimStorage, oracle: &mut Oracle, passes: impl Fn(&ReadError) -> bool) {
-    let mut slot = volume.context(0);
+    let mut context = volume.context(0);
     let bs = volume.block_size();
     let mut buf = Buf::new(bs);
     let data_from = volume.info().data_device_bytes - volume.info().size;
     for block in oracle.touched() {
         let torn = io.disk().is_torn(Device::Data, data_from + block.0 * bs as u64);
-        let (result, b) = block_on(io, volume.read(io, &mut slot, BlockRange::new(block, 1), buf));
+        let (result, b) = block_on(io, volume.read(io, &mut context, BlockRange::new(block, 1), buf));
         buf = b;
         match result {
             Ok(()) => oracle.settle(block, Some(&buf[..bs]), torn),

@@ -1,4 +1,34 @@
-//! The command line of ublk-integrity.
+//! The command line of ublk-integrity, and the daemon behind each of its devices.
+//!
+//! ```text
+//!   cli ─┬─ format, check, export, import … ──> offline ───────────────────────┐
+//!        ├─ add, recover ──> daemon ──> opening ──> serving ──> ublk ──────────┤
+//!        │                     │                     │           └─ I/O threads, a task a tag
+//!        │                     │                     └─ threads: log, checkpoint, prefetch, hashing
+//!        └─ status ──> control socket                                          │
+//!                                                                              ▼
+//!          device (backing devices) <── event_loop/ring <── the library, run by event_loop
+//! ```
+//!
+//! ```text
+//!   cli/             one file for each command: options, words, exit codes
+//!   boot/            /etc/ublk-integritytab, and the units made from it
+//!   daemon/          a device's process: its start, what it refuses, threads, state files, end
+//!   ublk/            the kernel's driver: devices, queues, requests, answers, write-back
+//!   write_back_file/ writes that are answered and not in place: they outlive the daemon
+//!   replay.rs        puts them in place after the next open
+//!   offline.rs       volumes without ublk: a pipeline of requests on a ring of its own
+//!   checkpoints.rs   the loop of the checkpoint thread
+//!   event_loop/      poll batches, tasks, hash pool; ring/ is the library's Storage on io_uring
+//!   device/          backing devices: opened, locked, who uses them, what they already hold
+//!   key.rs           the master key; key_hint.rs, hashing.rs, random.rs, size.rs, name.rs: values
+//!   failure.rs       one line for a person, one exit code; output.rs, report.rs, notice.rs: words
+//!   run_dir.rs       /run/ublk-integrity; unnamed.rs: files that are locked before they have a name
+//!   wait.rs          waits with an end; interrupt.rs: Ctrl-C; threads.rs, sync.rs: threads
+//!   os.rs, huge.rs   system calls, the allocator: with event_loop/ring/ all that is `unsafe`
+//! ```
+//!
+//! `docs/architecture.md` has the threads, the event loop and who waits for whom.
 
 // A program has no outside: what is public here is public to its other modules.
 #![allow(unreachable_pub)]

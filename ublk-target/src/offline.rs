@@ -81,7 +81,7 @@ impl Opening {
 /// The memory of one request of a pipeline.
 pub struct Lane {
     /// The library's part.
-    pub slot: RequestContext,
+    pub context: RequestContext,
     /// The payload, [`REQUEST`] bytes.
     pub buf: Buf,
 }
@@ -284,7 +284,7 @@ fn refuse_short(backing: &Backing) -> Outcome {
 
 /// Lanes for a pipeline of [`LANES`] requests.
 pub fn lanes(volume: &Volume) -> Vec<Lane> {
-    Buf::several(LANES, REQUEST).into_iter().map(|buf| Lane { slot: volume.context(0), buf }).collect()
+    Buf::several(LANES, REQUEST).into_iter().map(|buf| Lane { context: volume.context(0), buf }).collect()
 }
 
 /// For tests: a formatted volume in a file that goes with the first of these.

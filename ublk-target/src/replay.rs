@@ -11,15 +11,15 @@ use ublk_integrity::{BlockRange, Buf, Durability, RecordNumber, Volume};
 pub struct Left {
     pub file: WriteBackFile,
     writes: Vec<(Slot, BlockRange)>,
-    /// The number that the log's next record had at least when the last of them was answered.
-    pub least_record: RecordNumber,
+    /// The first record of the log that was not durable when the last of them was admitted.
+    pub first_not_durable: RecordNumber,
 }
 
 impl Left {
     /// Reads the heads of a file, once.
     pub fn of(file: WriteBackFile) -> Outcome<Self> {
-        let (writes, least_record) = file.all()?;
-        Ok(Self { file, writes, least_record })
+        let (writes, first_not_durable) = file.all()?;
+        Ok(Self { file, writes, first_not_durable })
     }
 
     /// How many writes.

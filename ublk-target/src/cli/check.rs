@@ -55,13 +55,13 @@ pub fn run(args: &Args) -> Outcome {
     let recovery = volume.recovery();
     let block_size = u64::from(volume.info().block_size);
     let bar = progress::bar(volume.info().size);
-    let mut slot = volume.context(0);
+    let mut context = volume.context(0);
     let io = offline.io();
     let progress = |blocks| {
         bar.set_position(blocks * block_size);
         if interrupt::has_come() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let report = offline.run_to_its_end(check::check(&volume, &io, &mut slot, progress))?;
+    let report = offline.run_to_its_end(check::check(&volume, &io, &mut context, progress))?;
     bar.finish_and_clear();
     if !report.is_whole() {
         // What has been found by then is told.

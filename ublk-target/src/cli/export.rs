@@ -136,7 +136,7 @@ async fn next_batch(volume: &Volume, io: &RingStorage, lane: &mut Lane, part: &m
     let mut ranges = Vec::with_capacity(LANES);
     while ranges.len() < LANES {
         let run = match part {
-            Part::From(from) => volume.next_data(io, &mut lane.slot, *from).await,
+            Part::From(from) => volume.next_data(io, &mut lane.context, *from).await,
             Part::Runs(runs) => runs.pop(),
         };
         let Some(run) = run else { break };
@@ -160,7 +160,7 @@ async fn fetch(
     range: BlockRange,
     mut lane: Lane,
 ) -> (BlockRange, Lane, Vec<(BlockIndex, ReadError)>) {
-    let (result, buf) = volume.read(io, &mut lane.slot, range, lane.buf).await;
+    let (result, buf) = volume.read(io, &mut lane.context, range, lane.buf).await;
     lane.buf = buf;
     let mut errors = Vec::new();
     if result.is_err() {
@@ -168,7 +168,7 @@ async fn fetch(
         // From the last to the first: the front of the buffer is where the library reads to.
         for i in (0..range.count as usize).rev() {
             let block = BlockIndex(range.first.0 + i as u64);
-            let (result, buf) = volume.read(io, &mut lane.slot, BlockRange::new(block, 1), lane.buf).await;
+            let (result, buf) = volume.read(io, &mut lane.context, BlockRange::new(block, 1), lane.buf).await;
             lane.buf = buf;
             if let Err(e) = result {
                 lane.buf[..size].fill(0);

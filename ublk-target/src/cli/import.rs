@@ -100,7 +100,7 @@ pub fn run(args: &Args) -> Outcome {
                 }
             }
         }
-        Ok(volume.flush(&io, &mut lanes[0].slot).await?)
+        Ok(volume.flush(&io, &mut lanes[0].context).await?)
     });
     written.map_err(half_done)?;
     interrupt::finished();
@@ -181,11 +181,11 @@ enum Piece {
 async fn store(volume: &Volume, io: &RingStorage, piece: Piece, mut lane: Lane) -> Outcome<Lane> {
     match piece {
         Piece::Data(range) if !is_zero(&lane.buf[..range.count as usize * volume.block_size()]) => {
-            let (result, buf) = volume.write(io, &mut lane.slot, range, lane.buf, Durability::MayBeLost).await;
+            let (result, buf) = volume.write(io, &mut lane.context, range, lane.buf, Durability::MayBeLost).await;
             lane.buf = buf;
             result?;
         }
-        Piece::Data(range) | Piece::Zeros(range) => volume.zero(io, &mut lane.slot, range, true).await?,
+        Piece::Data(range) | Piece::Zeros(range) => volume.zero(io, &mut lane.context, range, true).await?,
         Piece::Nothing => {}
     }
     Ok(lane)

@@ -58,7 +58,7 @@ impl Opened {
         let mut options = OpenOptions {
             cache_bytes: settings.cache,
             max_requests: counts.contexts(),
-            queues: counts.io_threads() as usize,
+            threads: counts.io_threads() as usize,
             max_request_bytes: largest_request(settings.max_io),
             max_memory_bytes,
             separate_meta: backings.meta.is_some(),
@@ -80,7 +80,7 @@ impl Opened {
         let left = left.map(Left::of).transpose()?;
         // Before anything is written: what is kept must find the records that were there when it
         // was answered.
-        options.least_record = left.as_ref().map_or(RecordNumber(0), |left| left.least_record);
+        options.first_not_durable = left.as_ref().map_or(RecordNumber(0), |left| left.first_not_durable);
         let older = |failure| match &left {
             Some(left) => left.cant_be_put_in_place(failure),
             None => failure,

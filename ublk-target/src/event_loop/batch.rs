@@ -24,8 +24,8 @@ pub struct Batch {
     inner: RefCell<Vec<Waker>>,
     runnable: Cell<usize>,
     charged: Cell<bool>,
-    /// A hash job has been added since a task was last charged, so it has not been batched with all
-    /// that waited.
+    /// A hash job has come since a task last hashed. As a rule that task hashed with all that
+    /// waited, so only a job that has come later may still gain from others beside it.
     fresh_job: Cell<bool>,
 }
 

@@ -160,9 +160,9 @@ impl<'a> Executor<'a> {
         self.run_all_of(&self.hashing, enough);
     }
 
-    /// Runs the tasks that wait to write the log, after the [hash batch](Self::hash_batch): a task
-    /// that has hashed may log at once. One that waits for a phase that is over waits for the end
-    /// of the next batch, before which the owner must not sleep.
+    /// Runs the tasks that wait to write the log. It comes after the [hash batch](Self::hash_batch),
+    /// so a task that has hashed there may log in the same batch. A task that asks for either phase
+    /// only now has missed it and waits for the next batch: the owner must not sleep before that.
     pub fn seal_record(&self) {
         self.batch.release(Phase::Commit, &self.committing);
         self.run_all_of(&self.committing, || false);

@@ -106,12 +106,12 @@ fn init_ring(device: &UblkDev) -> Result<(), UblkError> {
     })
 }
 
-/// The tags of the `share`-th of the threads that share a queue: as many as libublk counts with,
-/// but not the same.
+/// The tags of the `share`-th of the threads that share a queue. Each thread gets as many as by
+/// libublk's round robin, which counts on that, but other ones.
 ///
 /// The kernel hands tags out in order, so requests that come together have tags side by side.
-/// libublk would deal these out one by one, which wakes every thread for a few requests. Here each
-/// gets a run of them, and has more to do at once.
+/// Round robin would deal these out one by one, which wakes every thread for a few requests. Here
+/// each gets a run of them, and has more to do at once.
 fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
     // The tags that do not fill a run for each thread are dealt out one by one, so that no thread
     // has two more than another.

@@ -49,7 +49,7 @@ impl AdmittedWrite for Admitted<'_> {
     fn range(&self) -> BlockRange {
         self.1
     }
-    fn after(&self) -> RecordNumber {
+    fn first_not_durable(&self) -> RecordNumber {
         RecordNumber(7)
     }
     fn withdraw(self) {

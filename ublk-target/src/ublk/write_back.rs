@@ -87,7 +87,7 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
             admitted.withdraw();
             return Some(Err(shared.not_copied(request, e)));
         }
-        self.heads.borrow_mut().as_mut().expect("there are writers").keep(slot, range, admitted.after());
+        self.heads.borrow_mut().as_mut().expect("there are writers").keep(slot, range, admitted.first_not_durable());
         writer.admitted = Some(admitted);
         writer.waker.wake_by_ref();
         self.idle.borrow_mut().pop();
@@ -204,10 +204,11 @@ mod tests {
         let io = offline.io();
         (0..2).for_each(|writer| offline.run(write_back.write(writer, &io, &shared, &load)).unwrap());
         assert_eq!(kept.count().unwrap(), 0);
-        let mut slot = shared.target.context(0);
+        let mut context = shared.target.context(0);
         for (first, count, byte) in [(0, 4, 1), (9, 2, 2), (20, 1, 0)] {
             let range = BlockRange::new(BlockIndex(first), count);
-            let (result, buf) = offline.run(shared.target.read(&io, &mut slot, range, Buf::new(MOST_BYTES))).unwrap();
+            let (result, buf) =
+                offline.run(shared.target.read(&io, &mut context, range, Buf::new(MOST_BYTES))).unwrap();
             result.unwrap();
             assert!(buf[..count as usize * 4096].iter().all(|&b| b == byte), "block {first}");
         }

@@ -34,8 +34,9 @@ pub struct Head {
     pub state: AtomicU64,
     pub first_block: u64,
     pub blocks: u64,
-    /// All records of the log before this one were durable.
-    pub after: u64,
+    /// The first record of the log that was not durable when it was admitted: a volume without
+    /// those before is an older one.
+    pub first_not_durable: u64,
 }
 
 /// Bytes of a page of memory.
@@ -80,9 +81,8 @@ impl FileLayout {
     }
 }
 
-/// Whose writes a file holds: those of a data device, known by its path and its number. Either may
-/// change, unless what it was leads to another device by now. Where both have changed, it is
-/// another device.
+/// Whose writes a file holds: those of a data device, known by its path and its number. It is the
+/// same device if either still matches, unless the other provably names a different one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Owner {
     /// Empty where it is too long for the page.
@@ -98,8 +98,8 @@ impl Owner {
         Ok(Self { path: path.to_string_lossy().into(), number: data.number().doing(what())? })
     }
 
-    /// Whether `now`, an open device, is the same. Numbers are used again, and so are paths: one
-    /// that is equal proves nothing where the other shows that it is another device.
+    /// Whether `now`, an open device, is the same. Numbers are used again, and so are paths: so one
+    /// that matches proves nothing where the other names a different device.
     pub fn is(&self, now: &Self) -> bool {
         let same_path = !self.path.is_empty() && self.path == now.path;
         match (same_path, self.number == now.number) {

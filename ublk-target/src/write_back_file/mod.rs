@@ -204,7 +204,7 @@ impl WriteBackFile {
     }
 
     /// The write in a slot: its range, and the first record that was not durable when it was
-    /// answered.
+    /// admitted.
     fn held_in(&self, slot: Slot) -> Outcome<Option<(BlockRange, RecordNumber)>> {
         let what = format!("can't read {}", self.path.display());
         let mut head = [0; size_of::<Head>()];
@@ -214,7 +214,7 @@ impl WriteBackFile {
             FREE => Ok(None),
             TAKEN => {
                 let range = BlockRange::new(BlockIndex(head.first_block), head.blocks);
-                Ok(Some((range, RecordNumber(head.after))))
+                Ok(Some((range, RecordNumber(head.first_not_durable))))
             }
             other => {
                 let what = format!("{what}: {other:#x} is not known: is it of another version of this program?");
@@ -234,13 +234,13 @@ impl WriteBackFile {
     }
 
     /// All writes: their slots and ranges, and the first record that was not durable when the last
-    /// of them was answered.
+    /// of them was admitted.
     pub fn all(&self) -> Outcome<(Vec<(Slot, BlockRange)>, RecordNumber)> {
         let (mut all, mut newest) = (Vec::new(), RecordNumber(0));
         for slot in self.layout.all() {
-            if let Some((range, after)) = self.held_in(slot)? {
+            if let Some((range, first_not_durable)) = self.held_in(slot)? {
                 all.push((slot, range));
-                newest = newest.max(after);
+                newest = newest.max(first_not_durable);
             }
         }
         Ok((all, newest))

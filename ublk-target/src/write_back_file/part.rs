@@ -62,7 +62,7 @@ impl WriteBackFile {
     }
 }
 
-/// The first store to each page is a fault.
+/// Touches every page now, so that no page fault happens on the I/O path.
 fn touched(mut map: MmapMut) -> MmapMut {
     map.chunks_mut(PAGE).for_each(|page| page[0] = std::hint::black_box(0));
     map
@@ -74,9 +74,9 @@ impl Heads {
     }
 
     /// Keeps the write whose bytes are in a slot: the slot was free, and is taken now.
-    pub fn keep(&mut self, slot: usize, range: BlockRange, after: RecordNumber) {
+    pub fn keep(&mut self, slot: usize, range: BlockRange, first_not_durable: RecordNumber) {
         let head = self.head(slot);
-        (head.first_block, head.blocks, head.after) = (range.first.0, range.count, after.0);
+        (head.first_block, head.blocks, head.first_not_durable) = (range.first.0, range.count, first_not_durable.0);
         head.state.store(TAKEN, Ordering::Release);
     }
 

@@ -38,15 +38,15 @@ pub enum Until {
 
 /// What one of the requests under way owns.
 pub struct Lane {
-    slot: Option<RequestContext>,
+    context: Option<RequestContext>,
     buf: Buf,
 }
 
 impl Lane {
     /// # Panics
     /// Where it was not made for a volume.
-    fn slot(&mut self) -> &mut RequestContext {
-        self.slot.as_mut().expect("this lane was made for the volume")
+    fn context(&mut self) -> &mut RequestContext {
+        self.context.as_mut().expect("this lane was made for the volume")
     }
 }
 
@@ -54,7 +54,7 @@ impl Lane {
 pub fn lanes(volume: Option<&Volume>, count: usize, largest: usize) -> Vec<Lane> {
     let lane = |mut buf: Buf| {
         buf.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8 + 1);
-        Lane { slot: volume.map(|v| v.context(0)), buf }
+        Lane { context: volume.map(|v| v.context(0)), buf }
     };
     Buf::several(count, largest).into_iter().map(lane).collect()
 }
@@ -155,7 +155,7 @@ impl Run<'_> {
         let io = ring.storage(self.files);
         let synced = ring.block_on(async {
             match self.target {
-                Target::Volume(volume) => Ok(volume.flush(&io, lane.slot()).await?),
+                Target::Volume(volume) => Ok(volume.flush(&io, lane.context()).await?),
                 Target::Plain(_) => {
                     io.sync(Device::Data).await.map_err(|e| Failure::new(Exit::Device, format_args!("plain sync: {e}")))
                 }
@@ -170,7 +170,7 @@ impl Run<'_> {
         let ring = self.ring()?;
         // Refused, it only costs time.
         let _ = ring.register(lanes.iter_mut().map(|lane| &mut lane.buf));
-        RequestContext::work_together(lanes.iter_mut().filter_map(|lane| lane.slot.as_mut()));
+        RequestContext::work_together(lanes.iter_mut().filter_map(|lane| lane.context.as_mut()));
         // Time counts from here.
         progress.elapsed();
         let io = ring.storage(self.files);
@@ -211,17 +211,17 @@ impl Run<'_> {
 
 async fn verified(pattern: &Pattern, volume: &Volume, io: &RingStorage, lane: &mut Lane, at: u64) -> Outcome {
     let buf = std::mem::replace(&mut lane.buf, Buf::none());
-    let slot = lane.slot();
+    let context = lane.context();
     let block = volume.block_size() as u64;
     let range = BlockRange::new(BlockIndex(at / block), pattern.request as u64 / block);
     let result: Outcome;
     (result, lane.buf) = match pattern.write {
         true => {
-            let (result, buf) = volume.write(io, slot, range, buf, Durability::MayBeLost).await;
+            let (result, buf) = volume.write(io, context, range, buf, Durability::MayBeLost).await;
             (result.map_err(Failure::from), buf)
         }
         false => {
-            let (result, buf) = volume.read(io, slot, range, buf).await;
+            let (result, buf) = volume.read(io, context, range, buf).await;
             (result.map_err(Failure::from), buf)
         }
     };

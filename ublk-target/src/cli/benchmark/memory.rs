@@ -38,7 +38,7 @@ pub struct MemorySpeed {
 struct Bench {
     disk: MemoryStorage,
     volume: Volume,
-    slot: RequestContext,
+    context: RequestContext,
     buf: Option<Buf>,
 }
 
@@ -64,7 +64,7 @@ impl Bench {
         let volume = disk.run(open(&disk, &key, &options)).expect("a new volume opens");
         let mut buf = Buf::new(LARGEST);
         buf.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8 + 1);
-        let mut bench = Self { slot: volume.context(0), disk, volume, buf: Some(buf) };
+        let mut bench = Self { context: volume.context(0), disk, volume, buf: Some(buf) };
         bench.pass(LARGEST, true);
         bench.disk.run(bench.volume.checkpoint(&bench.disk)).expect("memory does not fail");
         bench
@@ -77,12 +77,12 @@ impl Bench {
             let range = BlockRange::new(BlockIndex(first), blocks);
             let buf = self.buf.take().expect("given back");
             let (ok, buf) = if write {
-                let written = self.volume.write(&self.disk, &mut self.slot, range, buf, Durability::MayBeLost);
+                let written = self.volume.write(&self.disk, &mut self.context, range, buf, Durability::MayBeLost);
                 let (result, buf) = self.disk.run(written);
                 self.checkpoint_if_wanted();
                 (result.is_ok(), buf)
             } else {
-                let (result, buf) = self.disk.run(self.volume.read(&self.disk, &mut self.slot, range, buf));
+                let (result, buf) = self.disk.run(self.volume.read(&self.disk, &mut self.context, range, buf));
                 (result.is_ok(), buf)
             };
             assert!(ok, "memory does not fail");

@@ -190,7 +190,8 @@ impl Ops {
         }
     }
 
-    /// The entry of the next operation in the outbox; one that the device can't do has ended.
+    /// The entry of the next operation in the outbox. Operations that the device does not support end
+    /// with EOPNOTSUPP on the way, and are passed over.
     fn next_entry(&self) -> Option<squeue::Entry> {
         loop {
             let key = self.outbox.borrow_mut().pop_front()?;

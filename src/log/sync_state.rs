@@ -1,4 +1,5 @@
-//! Which sequence numbers are durable on the data device, and whether the log says so yet.
+//! The syncs of the data device: which sequence numbers they have made durable, and whether the log
+//! says so yet.
 
 use crate::{Seq, format::RecordBuilder};
 
@@ -43,7 +44,8 @@ impl DurableNumbers {
     }
 }
 
-pub(super) struct FlushState {
+/// The syncs of the data device, and what they have made durable.
+pub(super) struct SyncState {
     /// How many syncs have started, and how many are done: there is one at a time, and each begins
     /// with a snapshot. A flush is done when a sync that started after its arrival is.
     pub(super) started: u64,
@@ -57,7 +59,7 @@ pub(super) struct FlushState {
     pub(super) unlogged: bool,
 }
 
-impl FlushState {
+impl SyncState {
     pub(super) fn new(max_requests: usize) -> Self {
         let nothing = || DurableNumbers::nothing(max_requests);
         Self { started: 0, done: 0, snapshot: nothing(), durable: nothing(), unlogged: false }
