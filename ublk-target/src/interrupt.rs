@@ -7,7 +7,7 @@
 use crate::{
     checkpoints::Stop,
     failure::{Context, Exit, Failure, Outcome},
-    output,
+    os, output,
     threads::named,
 };
 use nix::sys::signal::{SigSet, Signal, raise};
@@ -42,9 +42,9 @@ struct Interrupt {
 }
 
 /// From here on SIGINT, SIGTERM, SIGHUP and SIGQUIT end what runs in [`crate::offline`], and then
-/// the process. Before any other thread is started.
+/// the process, unless they are ignored (nohup). Before any other thread is started.
 pub fn watch() -> Outcome {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
+    let signals = os::heeded(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
     signals.thread_block().doing("can't block signals")?;
     expect();
     let (ready, started) = mpsc::channel();

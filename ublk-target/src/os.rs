@@ -116,10 +116,7 @@ pub fn without_echo<T>(
     let mut silent = before.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
     silent.local_flags.insert(LocalFlags::ICANON);
-    let mut ends = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        ends.add(signal);
-    }
+    let ends = heeded(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     let blocked = ends.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     tcsetattr(terminal, SetArg::TCSAFLUSH, &silent)?;
     let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC);
@@ -316,6 +313,20 @@ pub fn set_signals() {
     }
 }
 
+/// Those of the signals that this process does not ignore. The kernel drops one that is ignored,
+/// but not while it is blocked: whoever waits for it then would take it for the end.
+pub fn heeded(signals: &[Signal]) -> SigSet {
+    signals.iter().copied().filter(|signal| !is_ignored(*signal)).collect()
+}
+
+fn is_ignored(signal: Signal) -> bool {
+    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: changes nothing, and fills in at most one `sigaction`, which outlives the call.
+    let asked = unsafe { libc::sigaction(signal as i32, std::ptr::null(), now.as_mut_ptr()) };
+    // SAFETY: zeros are a valid `sigaction` (the default), whatever the kernel has filled in of it.
+    asked == 0 && unsafe { now.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
 fn set_disposition(signal: Signal, to: SigHandler) {
     // SAFETY: no function is installed as a handler; can't fail for these signals.
     let _ = unsafe { nix::sys::signal::signal(signal, to) };
@@ -330,6 +341,15 @@ mod tests {
         assert!(may_lock("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"));
         assert!(may_lock("CapEff:\t0000000000004000\n"));
         assert!(!may_lock("CapPrm:\t000001ffffffffff\nCapEff:\t00000000ffffbfff\n") && !may_lock(""));
+    }
+
+    #[test]
+    fn what_is_ignored_is_not_heeded() {
+        let signals = [Signal::SIGUSR2, Signal::SIGWINCH];
+        assert_eq!(heeded(&signals), signals.into_iter().collect());
+        set_disposition(Signal::SIGUSR2, SigHandler::SigIgn);
+        assert_eq!(heeded(&signals), Signal::SIGWINCH.into());
+        set_disposition(Signal::SIGUSR2, SigHandler::SigDfl);
     }
 
     #[test]

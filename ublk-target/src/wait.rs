@@ -113,7 +113,7 @@ struct Held {
 
 impl Held {
     fn begin() -> Option<Self> {
-        let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+        let ends = os::heeded(&[Signal::SIGINT, Signal::SIGTERM]);
         let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).ok()?;
         let before = ends.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok()?;
         Some(Self { signals, before })

@@ -8,7 +8,7 @@ use nix::{
 use std::{
     fs,
     os::unix::{fs::FileExt, process::ExitStatusExt},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -138,6 +138,22 @@ fn an_interrupted_check_tells_what_it_has_found() {
         let checked = report["checked_blocks"].as_u64().unwrap();
         assert!(0 < checked && checked < 131_072, "{checked}");
     }
+}
+
+#[test]
+fn what_is_started_with_signals_ignored_goes_on() {
+    let f = large();
+    let program = f.command("check --data disk --key-file key");
+    // As nohup does, and a shell without job control for what it starts with "&".
+    let mut ignorant = Command::new("sh");
+    ignorant.args(["-c", r#"trap "" HUP QUIT; exec "$0" "$@""#]).arg(program.get_program()).args(program.get_args());
+    ignorant.current_dir(f.dir.path()).stdin(Stdio::null());
+    let child = ignorant.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("no thread for signals", || is_watching(&child));
+    for by in [Signal::SIGHUP, Signal::SIGQUIT] {
+        signal(&child, by);
+    }
+    Run::of(child.wait_with_output().unwrap()).expect(DONE);
 }
 
 #[test]
