@@ -77,6 +77,38 @@ no_link left
 [ "$(link new)" = /dev/ublkb7 ] || die 'no link'
 remove
 
+step 'a device whose daemon is dead can not be opened while sync waits for it: who is closing it is not to be seen, and loses nothing'
+stands_in() { grep -q "$1" "/proc/$2/stack"; } # FUNCTION PID
+kill_daemon() { pid=$(daemon); kill -9 "$pid"; wait_for gone "$pid"; }
+sync_waits() { sync & syncing=$!; wait_for stands_in sync_bdevs $syncing; }
+recovers() {
+  ui recover -n "$id"
+  wait $syncing
+  [ "$(dd if="$disk" bs=4096 count=1 iflag=direct status=none | sha256sum)" = "$(sha256sum </run/cached)" ] || die 'a write is lost'
+}
+head -c 4096 <(yes unseen) >/run/cached
+add
+kill_daemon
+dd if=/run/cached of="$disk" bs=4096 conv=notrunc status=none & writer=$!
+wait_for stands_in bdev_release $writer
+sync_waits
+refused 5 ui del -n "$id"
+grep -q "can't be opened, so nobody can tell who uses it" /run/err || die 'that is not said'
+recovers
+wait $writer
+step 'the same below another device: the claim is seen at once'
+linear upper "$disk" 8
+head -c 4096 <(yes below) >/run/cached
+kill_daemon
+dd if=/run/cached of="$disk" bs=4096 conv=notrunc status=none
+sync_waits
+refused 5 timeout 60 "$ublk_integrity" del -n "$id"
+grep -q 'below dm-' /run/err || die 'its user is not named'
+recovers
+unlinear upper
+remove
+check_closed
+
 # Before Linux 7 that look is START_DEV's own: the process of a daemon that is killed then never ends.
 case $(uname -r) in 6.*) exit 0;; esac
 step 'a daemon that is killed while the kernel looks for partitions: nobody can open the device, and it ends all the same'

@@ -1,16 +1,21 @@
 //! `claimed`, not in the help: whether somebody has claimed a block device, asked by a process of
 //! its own.
 //!
-//! The kernel keeps whoever opens a device waiting while it looks for partitions there, and nobody
-//! who waits for that can be ended. Its look waits for the device's daemon, which may be dead.
+//! The kernel keeps whoever opens a device waiting while it looks for partitions there, or while
+//! sync(2) waits for what was written to it, and nobody who waits for that can be ended. Both wait
+//! for the device's daemon, which may be dead.
 
 use crate::failure::{Exit, Failure, Outcome};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::{
     fs::OpenOptions,
-    io,
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    io::{self, Write},
+    os::{
+        fd::AsFd,
+        unix::{fs::OpenOptionsExt, process::CommandExt},
+    },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 #[derive(clap::Args)]
@@ -20,8 +25,10 @@ pub struct Args {
     device: PathBuf,
 }
 
-/// Busy where somebody has.
+/// Busy where somebody has. Says a byte just before it opens the device.
 pub fn run(args: &Args) -> Outcome {
+    let mut out = io::stdout();
+    let _ = out.write_all(b"\n").and_then(|()| out.flush());
     match is_claimed(&args.device) {
         true => Err(Failure::new(Exit::Busy, format_args!("{} is claimed", args.device.display()))),
         false => Ok(()),
@@ -34,14 +41,25 @@ pub fn is_claimed(path: &Path) -> bool {
     opened.is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
 }
 
-/// Starts it for a device.
-pub fn start(device: &Path) -> io::Result<Child> {
-    Command::new("/proc/self/exe")
-        .arg("claimed")
-        .arg(device)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
+/// That process, as the one who asks sees it.
+pub struct Look(Child);
+
+impl Look {
+    /// Starts it for a device.
+    pub fn start(device: &Path) -> io::Result<Self> {
+        let mut look = Command::new("/proc/self/exe");
+        look.arg("claimed").arg(device).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        look.process_group(0).spawn().map(Self)
+    }
+
+    /// Whether it is at the device, or past it.
+    pub fn has_begun(&self) -> bool {
+        let Some(said) = &self.0.stdout else { return true };
+        poll(&mut [PollFd::new(said.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Its end, if it has come to that.
+    pub fn end(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.0.try_wait()
+    }
 }

@@ -3,14 +3,14 @@
 use super::stop::{self, When};
 use crate::{
     daemon::{clear_stillborn, state::State},
-    device::{Backings, users},
+    device::Backings,
     failure::{Context, Exit, Failure, Outcome},
     output,
     ublk::{self, Whose},
     wait::{LONGEST, Wait},
     write_back_file,
 };
-use std::time::Duration;
+use std::{io::Read, process::Child, time::Duration};
 
 /// End a device: returns when its daemon is gone, the volume is clean and the node removed
 #[derive(clap::Args)]
@@ -111,7 +111,7 @@ fn stop_device(state: &State, force: bool) -> Outcome {
         }
     };
     if stopped.code() == Some(Exit::Busy as i32) {
-        return Err(in_use(id));
+        return Err(in_use(id, stop));
     }
     match life.is_none_or(|life| life.wait_for_end(&mut wait)) {
         true => Ok(()),
@@ -119,12 +119,14 @@ fn stop_device(state: &State, force: bool) -> Outcome {
     }
 }
 
-fn in_use(id: u32) -> Failure {
-    let users = users::lasting(&ublk::block_path(id));
-    let users = if users.is_empty() { "open".to_owned() } else { users::in_words(&users) };
-    let message =
-        format!("/dev/ublkb{id} is in use: {users}. End that, or use --force and lose what is not written yet");
-    Failure::new(Exit::Busy, message)
+/// What the process that was to stop the device has said of its users.
+fn in_use(id: u32, stop: Child) -> Failure {
+    let mut said = String::new();
+    let read = stop.stdout.map(|mut out| out.read_to_string(&mut said));
+    if !matches!(read, Some(Ok(count)) if count > 0) {
+        said = format!("/dev/ublkb{id} is in use");
+    }
+    Failure::new(Exit::Busy, said.trim_end())
 }
 
 fn too_late(state: &State, alive: bool) -> Failure {

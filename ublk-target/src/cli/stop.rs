@@ -6,7 +6,10 @@
 
 use crate::{
     daemon::state::State,
-    device::users::{self, Claim, User},
+    device::{
+        counters,
+        users::{self, Claim, User},
+    },
     failure::{Exit, Failure, Outcome},
     ublk::{self, Proof},
 };
@@ -14,6 +17,7 @@ use nix::unistd::getppid;
 use std::{
     io::{self, Write},
     os::unix::process::CommandExt,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -57,12 +61,19 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 pub fn run(args: &Args) -> Outcome {
     let state = State::load(args.number)?;
-    stop(state.proof(), args.when, state.is_alive())
+    let done = stop(state.proof(), args.when, state.is_alive());
+    if let (When::Unused, Err(failure)) = (args.when, &done) {
+        // Whoever started us tells it.
+        let mut out = io::stdout();
+        let _ = writeln!(out, "{}", failure.message);
+    }
+    done
 }
 
 /// Stops the device, as the kernel does it. `alive`: whether it has a daemon.
 pub fn stop(device: Proof, when: When, alive: bool) -> Outcome {
-    let try_stop = || if alive || can_be_opened(device) { try_stop(device) } else { stop_held_up(device) };
+    let names_users = when == When::Unused;
+    let try_stop = || if alive { try_stop(device, names_users) } else { try_stop_dead(device) };
     match when {
         When::Now => device.stop(),
         When::Unused => {
@@ -104,29 +115,59 @@ fn stop_when(try_stop: impl Fn() -> Outcome, mut has_patience: impl FnMut() -> b
     done
 }
 
-/// Where the kernel does not decide we look: between the look and the stop somebody may still come.
-fn try_stop(device: Proof) -> Outcome {
-    if let Some(done) = device.stop_unused() {
-        return done;
+/// Stops a device that has a daemon, if nobody uses it. Where the kernel does not decide we look:
+/// between the look and the stop somebody may still come.
+fn try_stop(device: Proof, names_users: bool) -> Outcome {
+    let users = || users::now(&ublk::block_path(device.number));
+    match device.stop_unused() {
+        Some(Err(failure)) if failure.exit == Exit::Busy && names_users => Err(in_use(device.number, &users())),
+        Some(done) => done,
+        None => stop_unless_used(device, &users()),
     }
-    stop_unless_used(device, &users::now(&ublk::block_path(device.number)))
 }
 
-/// The kernel looks for partitions on a new device under a lock that each open takes, and the
-/// kernel's decision whether it is in use. Where the daemon has died before that look was answered,
-/// it waits for the next one or for the device to be stopped.
-fn can_be_opened(device: Proof) -> bool {
-    users::claim(&ublk::block_path(device.number)) != Claim::HeldUp
+/// The same of a device whose daemon is dead. The kernel decides under a lock that each open takes,
+/// too, and may hold it until the device is stopped or has a new daemon. It asks for a claim before
+/// the lock, so that one is seen all the same.
+fn try_stop_dead(device: Proof) -> Outcome {
+    let path = ublk::block_path(device.number);
+    match users::claim(&path) {
+        Claim::Taken => Err(in_use(device.number, &users::of_claimed(&path))),
+        Claim::HeldUp => stop_held_up(device),
+        Claim::Free => match device.stop_unused() {
+            Some(Err(failure)) if failure.exit == Exit::Busy => Err(in_use(device.number, &users::seen(&path))),
+            Some(done) => done,
+            None => stop_unless_used(device, &users::seen(&path)),
+        },
+    }
 }
 
-/// Stops a device that nobody can open, which ends what is held up. Whoever had it
-/// open before is seen.
+/// Stops a device that nobody can open, which ends what is held up, where nothing can be lost.
+///
+/// A new device is held up by the kernel's look for partitions, from its first block on: one read
+/// at a time. Where the device has not answered a single request yet, and one is under way, it is
+/// that look's: nobody had the device for longer than a moment before it. Anything else may be
+/// what sync(2) or a last close waits for.
 fn stop_held_up(device: Proof) -> Outcome {
-    stop_unless_used(device, &users::seen(&ublk::block_path(device.number)))
+    let number = device.number;
+    if !counters::awaits_first_answer(&PathBuf::from(format!("/sys/block/ublkb{number}"))) {
+        let message = format!(
+            "/dev/ublkb{number} can't be opened, so nobody can tell who uses it: use `recover`, or --force and lose what is not written yet"
+        );
+        return Err(Failure::new(Exit::Busy, message));
+    }
+    stop_unless_used(device, &users::seen(&ublk::block_path(number)))
 }
 
 fn stop_unless_used(device: Proof, users: &[User]) -> Outcome {
-    if users.is_empty() { device.stop() } else { Err(Failure::new(Exit::Busy, users::in_words(users))) }
+    if users.is_empty() { device.stop() } else { Err(in_use(device.number, users)) }
+}
+
+fn in_use(number: u32, users: &[User]) -> Failure {
+    let users = if users.is_empty() { "open".to_owned() } else { users::in_words(users) };
+    let message =
+        format!("/dev/ublkb{number} is in use: {users}. End that, or use --force and lose what is not written yet");
+    Failure::new(Exit::Busy, message)
 }
 
 /// Starts `stop` for a device.

@@ -1,6 +1,10 @@
 //! Who uses a block device: what the kernel has put on it, and processes that have it open.
 
-use crate::{cli::claimed, failure::Exit, wait::Wait};
+use crate::{
+    cli::claimed::{self, Look},
+    failure::Exit,
+    wait::{LONGEST, Wait},
+};
 use std::{
     collections::HashSet,
     fmt,
@@ -8,15 +12,12 @@ use std::{
     io,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
-    process, thread,
-    time::{Duration, Instant},
+    process,
+    time::Duration,
 };
 
-/// How long a user may be a passing one: udev and others look into devices for moments.
-const PASSING: Duration = Duration::from_secs(1);
-
-/// How long the kernel may take to open a device. No promise hangs on it: what comes after it
-/// decides by less.
+/// How long the kernel may take to open a device. No promise hangs on it: what is held up is
+/// stopped only where nothing can be lost.
 const OPENS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Users that a line names.
@@ -61,27 +62,31 @@ pub fn in_words(users: &[User]) -> String {
     }
 }
 
-/// Who uses the block device at `path`, and still does after a second.
+/// Who uses the block device at `path`, at this moment. Opens it, which waits for its daemon: that
+/// must be alive.
 ///
 /// Descriptors in processes that we may not look into stay unseen; root sees all.
-pub fn lasting(path: &Path) -> Vec<User> {
-    let deadline = Instant::now() + PASSING;
-    loop {
-        let users = now(path);
-        if users.is_empty() || Instant::now() >= deadline {
-            return users;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
+pub fn now(path: &Path) -> Vec<User> {
+    let users = seen(path);
+    let claim = if are_processes(&users) { claim_here(path) } else { Claim::Free };
+    with_claim(users, claim)
 }
 
-/// Who uses it at this moment.
-pub fn now(path: &Path) -> Vec<User> {
-    let mut users = seen(path);
-    if users.iter().all(|user| matches!(user, User::Process(..))) && claim(path) == Claim::Taken {
+/// Who uses a device that is known to be claimed.
+pub fn of_claimed(path: &Path) -> Vec<User> {
+    with_claim(seen(path), Claim::Taken)
+}
+
+/// Whoever else is seen there has the claim.
+fn with_claim(mut users: Vec<User>, claim: Claim) -> Vec<User> {
+    if claim == Claim::Taken && are_processes(&users) {
         users.insert(0, User::Claim);
     }
     users
+}
+
+fn are_processes(users: &[User]) -> bool {
+    users.iter().all(|user| matches!(user, User::Process(..)))
 }
 
 /// The same, as far as it can be seen without opening the device.
@@ -108,18 +113,23 @@ pub enum Claim {
     Free,
     /// Somebody has.
     Taken,
-    /// Nobody can open it: the kernel is at work on its partitions, and waits for the device itself.
+    /// Nobody can open it: the kernel holds the lock for that and waits for the device itself. It
+    /// looks for partitions, or sync(2) waits for what was written. Who uses the device nobody can
+    /// tell then: one who is closing it has no descriptor any more, and writes what is left first.
     HeldUp,
 }
 
-/// Whether somebody has claimed the device, asked by another process: it may never come back, and
-/// is left behind then.
+/// Whether somebody has claimed a device whose daemon is dead, asked by another process: it may
+/// never come back, and is left behind then.
 pub fn claim(path: &Path) -> Claim {
-    let Ok(mut look) = claimed::start(path) else { return claim_here(path) };
-    let mut wait = Wait::up_to(OPENS_WITHIN, format_args!("{} to be opened", path.display()));
+    let Ok(mut look) = Look::start(path) else { return claim_here(path) };
+    let mut begins = Wait::up_to(LONGEST, format_args!("a process that opens {}", path.display()));
+    while !look.has_begun() && begins.pause() {}
+    drop(begins);
+    let mut opens = Wait::up_to(OPENS_WITHIN, format_args!("{} to be opened", path.display()));
     loop {
-        match look.try_wait() {
-            Ok(None) if wait.pause() => {}
+        match look.end() {
+            Ok(None) if opens.pause() => {}
             Ok(None) => return Claim::HeldUp,
             Ok(Some(status)) if status.success() => return Claim::Free,
             Ok(Some(status)) if status.code() == Some(Exit::Busy as i32) => return Claim::Taken,
