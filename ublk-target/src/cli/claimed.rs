@@ -62,4 +62,11 @@ impl Look {
     pub fn end(&mut self) -> io::Result<Option<ExitStatus>> {
         self.0.try_wait()
     }
+
+    /// Ends it as soon as the kernel lets go of it. It holds a claim on the device meanwhile: a
+    /// mount may find that in its way.
+    pub fn give_up(mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.try_wait();
+    }
 }

@@ -130,7 +130,10 @@ pub fn claim(path: &Path) -> Claim {
     loop {
         match look.end() {
             Ok(None) if opens.pause() => {}
-            Ok(None) => return Claim::HeldUp,
+            Ok(None) => {
+                look.give_up();
+                return Claim::HeldUp;
+            }
             Ok(Some(status)) if status.success() => return Claim::Free,
             Ok(Some(status)) if status.code() == Some(Exit::Busy as i32) => return Claim::Taken,
             _ => return claim_here(path),
