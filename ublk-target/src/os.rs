@@ -141,8 +141,14 @@ pub fn without_echo<T>(
         Err(e) => Some(Err(e)),
     };
     let restored = tcsetattr(terminal, SetArg::TCSADRAIN, &before);
-    // The signal ends us here.
+    // The signal ends us here, unless a thread is about to take it: it is to have done so by then.
     blocked.thread_set_mask()?;
+    if done.is_none() {
+        let came = std::time::Instant::now();
+        while !interrupted() && came.elapsed().as_secs() < 1 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
     restored?;
     done.unwrap_or_else(|| Err(Errno::EINTR.into()))
 }
