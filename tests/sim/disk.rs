@@ -43,11 +43,11 @@ pub(super) enum Kind {
 pub(super) struct Op {
     pub(super) id: u64,
     pub(super) device: Device,
-    disk: usize,
+    pub(super) disk: usize,
     offset: u64,
     pub(super) kind: Kind,
     /// It ends then, where that was settled when it began.
-    until: Option<Duration>,
+    pub(super) until: Option<Duration>,
     pub(super) buf: Option<Buf>,
     pub(super) result: Option<Result<(), Errno>>,
     pub(super) waker: Option<Waker>,
@@ -290,42 +290,8 @@ impl Disk {
         id
     }
 
-    /// When an operation ends that takes so long by itself; `None`: at any time.
-    fn ends(&self, disk: usize, takes: Duration) -> Option<Duration> {
-        let is_before = |op: &&Op| op.disk == disk && op.result.is_none() && !matches!(op.kind, Kind::Sleep(_));
-        let before = self.ops.iter().filter(is_before).filter_map(|op| op.until).max();
-        match before.filter(|_| self.faults.in_order) {
-            Some(before) => Some(before.max(self.now) + takes),
-            None => Some(self.now + takes).filter(|_| !takes.is_zero()),
-        }
-    }
-
     pub(super) fn pending(&self) -> impl Iterator<Item = usize> {
         self.ops.iter().enumerate().filter(|(_, op)| op.result.is_none()).map(|(i, _)| i)
-    }
-
-    /// Time as sleepers see it.
-    pub fn now(&self) -> Duration {
-        self.now
-    }
-
-    /// Who sleeps shortest wakes first; and seldom does a device take longer than a
-    /// deadline of seconds.
-    fn instead_of(&mut self, i: usize) -> usize {
-        let until = |op: &Op| op.until;
-        if until(&self.ops[i]).is_none() {
-            return i;
-        }
-        let sleepers = self.pending().filter_map(|i| Some((until(&self.ops[i])?, i)));
-        let (first, sleeper) = sleepers.min().expect("there is one");
-        let at_work = self.pending().find(|i| until(&self.ops[*i]).is_none());
-        match at_work.filter(|_| first >= self.now + Duration::from_secs(1)) {
-            Some(other) if !self.is_slow() => other,
-            _ => {
-                self.now = self.now.max(first);
-                sleeper
-            }
-        }
     }
 
     pub(super) fn complete(&mut self, nth: usize) {

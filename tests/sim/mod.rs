@@ -12,6 +12,7 @@ pub mod oracle;
 pub mod rng;
 pub mod sick;
 pub mod storage;
+pub mod time;
 pub mod told;
 pub mod watch;
 pub mod world;
