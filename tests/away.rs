@@ -37,6 +37,11 @@ fn a_data_device_that_is_away_is_refused_soon_and_left_as_it_was() {
     assert!(lab.range_reads_as(0, 100, 1) && lab.range_reads_as(300, 100, 1));
 }
 
+/// What lies there can't be read, and each read takes so long to fail.
+fn fails_after(lab: &Lab, takes: Duration, device: Device, at: u64, len: u64) {
+    lab.disk().bad_ranges.push(BadRange { takes, ..bad(device, at, len) });
+}
+
 /// All blocks can't be read, and the rest of the device can: its identity block, which is read at
 /// the beginning.
 fn all_blocks_bad(blocks: u64, takes: Duration) -> Lab {
@@ -45,8 +50,7 @@ fn all_blocks_bad(blocks: u64, takes: Duration) -> Lab {
     for first in (0..blocks).step_by(100) {
         lab.write(first, 100, 1);
     }
-    let bad = bad(Device::Data, lab.block_offset(0), blocks * 512);
-    lab.disk().bad_ranges.push(BadRange { takes, ..bad });
+    fails_after(&lab, takes, Device::Data, lab.block_offset(0), blocks * 512);
     lab
 }
 
@@ -97,8 +101,7 @@ fn very_many_tag_pages_that_cant_be_read_have_an_end_too() {
     }
     let pages = lab.superblock().pages(&lab.disk());
     for page in pages.iter().filter(|page| page.level == 0) {
-        let bad = bad(Device::Meta, page.offset, 4096);
-        lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(5), ..bad });
+        fails_after(&lab, Duration::from_secs(5), Device::Meta, page.offset, 4096);
     }
     let before = lab.disk().now();
     let mut lab = lab.reopened().unwrap();
@@ -114,8 +117,7 @@ fn a_bad_sector_that_takes_long_to_fail_is_no_device_that_is_away() {
     for (takes, count) in [(6, 1), (6, 10), (20, 1)] {
         let mut lab = lab();
         lab.write(0, 100, 1);
-        let sectors = bad(Device::Data, lab.block_offset(40), count * 512);
-        lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(takes), ..sectors });
+        fails_after(&lab, Duration::from_secs(takes), Device::Data, lab.block_offset(40), count * 512);
         let mut lab = lab.reopened().unwrap();
         assert_eq!(lab.volume.status().undecided_blocks, count, "{takes} s");
         assert!(lab.reads_as(39, 1) && lab.read(40).is_err());
@@ -123,8 +125,7 @@ fn a_bad_sector_that_takes_long_to_fail_is_no_device_that_is_away() {
     // The same of the log: what lies behind its end is a warning.
     let mut lab = lab();
     lab.write(7, 1, 1);
-    let sectors = bad(Device::Meta, lab.records()[0].offset + 8192, 200 * 512);
-    lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(6), ..sectors });
+    fails_after(&lab, Duration::from_secs(6), Device::Meta, lab.records()[0].offset + 8192, 200 * 512);
     let mut lab = lab.reopened().unwrap();
     assert!(lab.reads_as(7, 1) && lab.volume.latched().is_none());
 }
@@ -149,8 +150,7 @@ fn a_rescue_passes_over_more_bad_sectors_of_the_log_than_an_open_tries() {
 /// Whether an open finds that the data device is away, and how long after its first answer.
 fn away_after(mut lab: Lab, faults: Faults, takes: Duration) -> (bool, Duration) {
     lab.write(0, 10, 1);
-    let blocks = bad(Device::Data, lab.block_offset(0), 10 * 512);
-    lab.disk().bad_ranges.push(BadRange { takes, ..blocks });
+    fails_after(&lab, takes, Device::Data, lab.block_offset(0), 10 * 512);
     lab.disk().faults = faults;
     let (io, options) = (lab.io.clone(), OpenOptions { access: Access::ReadOnly, ..lab.options.clone() });
     drop(lab);
@@ -179,8 +179,7 @@ fn a_disk_that_is_busy_with_bad_sectors_is_not_away() {
         // The same of the log.
         let mut lab = lab();
         lab.write(7, 1, 1);
-        let sectors = bad(Device::Meta, lab.records()[0].offset + 8192, 2 * 512);
-        lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(takes), ..sectors });
+        fails_after(&lab, Duration::from_secs(takes), Device::Meta, lab.records()[0].offset + 8192, 2 * 512);
         lab.disk().faults.in_order = true;
         let mut lab = lab.reopened().unwrap();
         assert!(lab.reads_as(7, 1) && lab.volume.latched().is_none());
@@ -195,8 +194,7 @@ fn a_copy_that_takes_long_to_fail_is_not_asked_whether_the_device_is_there() {
         lab.write(7, 1, 1);
         let behind = lab.records()[0].offset + 8192;
         for (at, len) in [(0, 4096), (behind, 512)] {
-            let bad = bad(Device::Meta, at, len);
-            lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(takes), ..bad });
+            fails_after(&lab, Duration::from_secs(takes), Device::Meta, at, len);
         }
         lab.disk().faults.in_order = in_order;
         let options = OpenOptions { access: Access::ReadOnly, ..lab.options.clone() };
@@ -285,8 +283,7 @@ fn take_newest_of_a_device_that_is_away_writes_nothing() {
 fn a_very_slow_sector_behind_the_log_is_no_reason_to_refuse_it() {
     let mut lab = lab();
     lab.write(7, 1, 1);
-    let sector = bad(Device::Meta, lab.records()[0].offset + 8192, 512);
-    lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(90), ..sector });
+    fails_after(&lab, Duration::from_secs(90), Device::Meta, lab.records()[0].offset + 8192, 512);
     let mut lab = lab.reopened().unwrap();
     assert!(lab.reads_as(7, 1) && lab.volume.latched().is_none());
 }
@@ -300,8 +297,7 @@ fn a_very_slow_sector_before_the_log_is_no_reason_to_refuse_it() {
     lab.write(8, 1, 1);
     let first = lab.records()[0].offset;
     assert_ne!(first % 4096, 0);
-    let sector = bad(Device::Meta, first - 512, 512);
-    lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(30), ..sector });
+    fails_after(&lab, Duration::from_secs(30), Device::Meta, first - 512, 512);
     let mut lab = lab.reopened().unwrap();
     assert!(lab.reads_as(7, 1) && lab.reads_as(8, 1) && lab.volume.latched().is_none());
 }
@@ -315,8 +311,7 @@ fn slow_sectors_all_over_the_log_hold_an_open_up_for_minutes_at_most() {
     lab.write(7, 1, 1);
     let first = lab.records()[0].offset;
     for mib in 0..16 {
-        let sector = bad(Device::Meta, first + 8192 + (mib << 20), 512);
-        lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(30), ..sector });
+        fails_after(&lab, Duration::from_secs(30), Device::Meta, first + 8192 + (mib << 20), 512);
     }
     let before = lab.disk().now();
     let mut lab = lab.reopened().unwrap();
@@ -380,8 +375,7 @@ fn a_slow_bad_tag_page_does_not_hold_up_the_open_for_each_block() {
     }
     let pages = lab.superblock().pages(&lab.disk());
     for page in pages.into_iter().filter(|p| p.level == 0) {
-        let sector = bad(Device::Meta, page.offset, 4096);
-        lab.disk().bad_ranges.push(BadRange { takes: Duration::from_secs(5), ..sector });
+        fails_after(&lab, Duration::from_secs(5), Device::Meta, page.offset, 4096);
     }
     let before = lab.disk().now();
     let lab = lab.reopened().unwrap();
