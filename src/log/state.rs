@@ -225,8 +225,9 @@ impl Log {
 
     /// The memory of a log with records of at most `max_record` bytes.
     pub(crate) fn memory_bytes_for(max_record: usize, max_requests: usize) -> u64 {
-        let per_slot = size_of::<(Seq, Epoch)>() + size_of::<(Waiting, Waker)>() + 40;
-        ((1 + RECORDS_IN_FLIGHT) * max_record + max_requests * per_slot) as u64
+        let per_request = size_of::<(Seq, Epoch)>() + 40;
+        let own = (1 + RECORDS_IN_FLIGHT) * max_record + max_requests * per_request;
+        own as u64 + WaitList::<Waiting>::memory_bytes_for(max_requests)
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
