@@ -17,11 +17,11 @@ use crate::{
 use std::{
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    task::Poll,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-/// Pauses before something is read again, in all of an open: 40 × 100 ms. A part that fails over is
+/// Pauses before something is read again: 40 × 100 ms in all. A part that fails over is
 /// worth waiting for; a device with many bad sectors is not worth waiting for at each of them.
 const PAUSES: u32 = 40;
 /// How long an open spends on reads that fail, by this clock: 90 s. Each may cost many.
@@ -80,6 +80,8 @@ impl<S: Storage> Patience<S> {
     pub(crate) async fn reads<T>(&mut self, io: &S, reads: impl Future<Output = T>) -> T {
         let mut reads = pin!(reads);
         self.took = 0;
+        // A tick that has passed meanwhile is not theirs.
+        self.tick.take_if(|tick| tick.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
         poll_fn(|cx| {
             loop {
                 if let Poll::Ready(done) = reads.as_mut().poll(cx) {
