@@ -51,6 +51,7 @@ mod name;
 mod notice;
 mod offline;
 mod os;
+mod ourselves;
 mod output;
 mod random;
 mod replay;

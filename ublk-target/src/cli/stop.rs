@@ -7,18 +7,19 @@
 use crate::{
     daemon::state::State,
     device::{
+        claim::{self, Claim},
         counters,
-        users::{self, Claim, User},
+        users::{self, User},
     },
     failure::{Exit, Failure, Outcome},
+    ourselves,
     ublk::{self, Proof},
 };
 use nix::unistd::getppid;
 use std::{
     io::{self, Write},
-    os::unix::process::CommandExt,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -131,7 +132,7 @@ fn try_stop(device: Proof, names_users: bool) -> Outcome {
 /// the lock, so that one is seen all the same.
 fn try_stop_dead(device: Proof) -> Outcome {
     let path = ublk::block_path(device.number);
-    match users::claim(&path) {
+    match claim::claim(&path) {
         Claim::Taken => Err(in_use(device.number, &users::of_claimed(&path))),
         Claim::HeldUp => stop_held_up(device),
         Claim::Free => match device.stop_unused() {
@@ -172,21 +173,10 @@ fn in_use(number: u32, users: &[User]) -> Failure {
 
 /// Starts `stop` for a device.
 pub fn start(number: u32, when: When) -> io::Result<Child> {
-    run_ourselves(&["stop", "-n", &number.to_string(), "--when", when.name()], Stdio::piped())
+    ourselves::run(["stop", "-n", &number.to_string(), "--when", when.name()], Stdio::piped())
 }
 
 /// Starts what the second signal to a daemon means: `del --force`.
 pub fn start_forced_del(number: u32) -> io::Result<Child> {
-    run_ourselves(&["del", "--force", "-n", &number.to_string()], Stdio::null())
-}
-
-/// Runs this program once more, out of reach of the caller's terminal.
-fn run_ourselves(args: &[&str], output: Stdio) -> io::Result<Child> {
-    Command::new("/proc/self/exe")
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
+    ourselves::run(["del", "--force", "-n", &number.to_string()], Stdio::null())
 }

@@ -1,6 +1,7 @@
 //! The backing devices: opening and locking them, and what must be known before they are used.
 
 mod backing;
+pub mod claim;
 pub mod counters;
 pub mod signature;
 pub mod stack;

@@ -1,10 +1,6 @@
 //! Who uses a block device: what the kernel has put on it, and processes that have it open.
 
-use crate::{
-    cli::claimed::{self, Look},
-    failure::Exit,
-    wait::{LONGEST, Wait},
-};
+use super::claim::{Claim, claim_here};
 use std::{
     collections::HashSet,
     fmt,
@@ -13,12 +9,7 @@ use std::{
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     process,
-    time::Duration,
 };
-
-/// How long the kernel may take to open a device. No promise hangs on it: what is held up is
-/// stopped only where nothing can be lost.
-const OPENS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Users that a line names.
 const NAMED: usize = 4;
@@ -104,46 +95,6 @@ pub fn seen(path: &Path) -> Vec<User> {
     .into_iter()
     .flatten()
     .collect()
-}
-
-/// Whether somebody has claimed a device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Claim {
-    /// Nobody has.
-    Free,
-    /// Somebody has.
-    Taken,
-    /// Nobody can open it: the kernel holds the lock for that and waits for the device itself. It
-    /// looks for partitions, or sync(2) waits for what was written. Who uses the device nobody can
-    /// tell then: one who is closing it has no descriptor any more, and writes what is left first.
-    HeldUp,
-}
-
-/// Whether somebody has claimed a device whose daemon is dead, asked by another process: it may
-/// never come back, and is left behind then.
-pub fn claim(path: &Path) -> Claim {
-    let Ok(mut look) = Look::start(path) else { return claim_here(path) };
-    let mut begins = Wait::up_to(LONGEST, format_args!("a process that opens {}", path.display()));
-    while !look.has_begun() && begins.pause() {}
-    drop(begins);
-    let mut opens = Wait::up_to(OPENS_WITHIN, format_args!("{} to be opened", path.display()));
-    loop {
-        match look.end() {
-            Ok(None) if opens.pause() => {}
-            Ok(None) => {
-                look.give_up();
-                return Claim::HeldUp;
-            }
-            Ok(Some(status)) if status.success() => return Claim::Free,
-            Ok(Some(status)) if status.code() == Some(Exit::Busy as i32) => return Claim::Taken,
-            _ => return claim_here(path),
-        }
-    }
-}
-
-/// Where there can be no such process: its libraries may be out of reach in our mount namespace.
-fn claim_here(path: &Path) -> Claim {
-    if claimed::is_claimed(path) { Claim::Taken } else { Claim::Free }
 }
 
 /// A disk and its partitions, by their names and numbers.
@@ -333,11 +284,6 @@ mod tests {
     fn numbers_are_read_as_sysfs_writes_them() {
         assert_eq!(parse_number("259:3\n"), Some(libc::makedev(259, 3)));
         assert_eq!(parse_number("259"), None);
-    }
-
-    #[test]
-    fn what_nobody_can_have_claimed_is_free() {
-        assert_eq!(claim_here(Path::new("/dev/null")), Claim::Free);
     }
 
     #[test]
