@@ -18,7 +18,7 @@ pub(crate) use identity::{Identity, RawIdentity};
 pub(crate) use layout::{Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId, tag_pages};
 pub(crate) use page::{EntryState, TreeEntry, digest, digest_each};
 pub(crate) use places::{TAGS_PER_PAGE, TREE_FANOUT};
-pub(crate) use record::{ENTRY_BYTES, Entry, EntryReader, Link, RawRecord, RecordBuilder, RecordHead};
+pub(crate) use record::{ENTRY_BYTES, Entry, Link, RawRecord, RecordBuilder, RecordHead, RecordShape, VerifiedRecord};
 pub(crate) use superblock::{RawSuperblock, SUPERBLOCK_BYTES, Superblock, SuperblockError};
 pub use unknown::Unknown;
 pub use version2::{Label, Scrub, ScrubState, Version2};

@@ -128,9 +128,10 @@ impl Log {
         let Outgoing { builder, head, last } = record;
         let unfinished = Unfinished::new(self);
         let content = builder.content();
-        let (buf, bytes, link) = builder.seal(&head, self.config.physical_block, &self.config.key);
+        let (buf, part, link) = builder.seal(&head, self.config.physical_block, &self.config.key);
+        let bytes = part.len();
         let offset = ByteOffset(self.config.offset + head.position % self.config.size);
-        let write = io.write(Device::Meta, offset, buf, 0..bytes, Durability::Durable);
+        let write = io.write(Device::Meta, offset, buf, part, Durability::Durable);
         let end = LogPoint { position: head.position + bytes as u64, number: RecordNumber(head.number.0 + 1), link };
         let wake =
             self.sealed(SealedRecord { epoch: head.epoch, last, end, bytes: bytes as u64, content, done: false });

@@ -121,7 +121,9 @@ impl Candidates {
         }
         let (tags, zeros, may_take) = (bytes_of(&self.tags), bytes_of(&self.zeros), self.may_take);
         let room = match &entry {
-            Entry::Tags { tags: new, .. } => make_room(&mut self.tags, new.len(), zeros, may_take),
+            Entry::Tags { tags: new, .. } | Entry::Payload { tags: new, .. } => {
+                make_room(&mut self.tags, new.len(), zeros, may_take)
+            }
             Entry::Zeros { .. } => make_room(&mut self.zeros, 1, tags, may_take),
             // One list, of at most a record's size, in the place of the one before.
             Entry::Flush { .. } => Ok(()),
@@ -131,7 +133,7 @@ impl Candidates {
             return;
         }
         match entry {
-            Entry::Tags { seq, first, tags } => {
+            Entry::Tags { seq, first, tags } | Entry::Payload { seq, first, tags, .. } => {
                 let logged = |(i, tag): (usize, &Tag)| Logged { block: BlockIndex(first.0 + i as u64), seq, tag: *tag };
                 self.tags.extend(tags.iter().enumerate().map(logged));
             }

@@ -4,7 +4,7 @@ use super::{Candidates, patience::Effort, ring::Ring};
 use crate::{
     ByteOffset, Device, DeviceError, Epoch, Errno, RecordNumber, Seq, Storage,
     crypto::keys::Keys,
-    format::{EntryReader, Link, RawRecord, RecordHead, Superblock},
+    format::{RawRecord, RecordHead, RecordShape, Superblock, VerifiedRecord},
     lifecycle::{open_error::OpenError, superblocks::Newest},
     log::{LogPoint, RECORDS_IN_FLIGHT, next_position},
     options::UnreadLog,
@@ -66,9 +66,10 @@ pub(crate) async fn follow<S: Storage>(
     let (mut records, mut missed, mut looks) = (0, None, 0);
     loop {
         match walk.next().await? {
-            Step::Record(head, entries, link, bytes) => {
+            Step::Record(record, bytes) => {
+                let VerifiedRecord { head, link, .. } = record;
                 let end = LogPoint { position: head.position + bytes, number: RecordNumber(head.number.0 + 1), link };
-                for entry in entries {
+                for entry in record.entries() {
                     let entry = entry?.within(&superblock.layout)?;
                     if let (Some(Unread { newer_from, .. }), Some(seq)) = (&mut missed, entry.seq()) {
                         *newer_from = seq.min(*newer_from);
@@ -106,8 +107,8 @@ pub(crate) async fn follow<S: Storage>(
 
 /// What is found where the chain would go on.
 enum Step<'a> {
-    /// The next record: head, entries, its MAC, and the bytes that it takes.
-    Record(RecordHead, EntryReader<'a>, Link, u64),
+    /// The next record, and the bytes that it takes.
+    Record(VerifiedRecord<'a>, u64),
     /// Nothing that belongs to the chain.
     End,
     /// It can't be told.
@@ -126,6 +127,15 @@ struct Walk<'a, S: Storage> {
 }
 
 impl<S: Storage> Walk<'_, S> {
+    fn shape(&self) -> RecordShape {
+        RecordShape {
+            padding: self.superblock.physical_block as usize,
+            block_size: self.superblock.layout.block_size as usize,
+            // Nothing writes any yet.
+            payload: false,
+        }
+    }
+
     /// Where the lap that began with the live log ends.
     fn lap_end(&self) -> u64 {
         self.superblock.log_begin + self.ring.size()
@@ -165,16 +175,17 @@ impl<S: Storage> Walk<'_, S> {
             return Ok(Step::Unreadable(why));
         }
         let epochs = self.epoch..=self.superblock.epoch.next();
-        let (physical_block, key) = (self.superblock.physical_block, self.keys.log());
-        let Some((head, entries, mac)) = RawRecord::verify(self.ring.from(at).await?, key) else {
+        let (key, shape) = (self.keys.log(), self.shape());
+        let Some(record) = RawRecord::verify(self.ring.from(at).await?, key, shape) else {
             return Ok(Step::End);
         };
         // A record of a later epoch than the one after the superblock's can't be: its predecessor's
         // log space is only free once both copies name it.
-        if !epochs.contains(&head.epoch) {
+        if !epochs.contains(&record.head.epoch) {
             return Err(OpenError::Tampered { what: "tag log" });
         }
-        Ok(Step::Record(head, entries, mac, len.next_multiple_of(physical_block.into())))
+        let bytes = record.padded()? as u64;
+        Ok(Step::Record(record, bytes))
     }
 
     /// Goes on at the next record of this life that can be read; `false` where there is none. Only
@@ -224,11 +235,12 @@ impl<S: Storage> Walk<'_, S> {
 
     /// The record at the place of `position`, if there is one with a number of at least `from`.
     async fn record_at(&mut self, position: u64, from: RecordNumber) -> Result<Option<RecordHead>, OpenError> {
+        let shape = self.shape();
         // No record is larger than these bytes, whatever its header claims: what is
         // hashed here is bounded.
         let bytes = self.ring.from(position % self.ring.size()).await?;
         let Some((_, len)) = RawRecord::claim(bytes).filter(|(head, _)| head.number >= from) else { return Ok(None) };
-        let verified = RawRecord::verify(bytes, self.keys.log()).map(|(head, ..)| head);
+        let verified = RawRecord::verify(bytes, self.keys.log(), shape).map(|record| record.head);
         if verified.is_none() {
             self.false_bytes += len as u64;
             if self.false_bytes > MOST_FALSE_RINGS * self.ring.size() {
