@@ -15,7 +15,7 @@ use std::sync;
 
 pub(crate) use sync::{
     MutexGuard,
-    atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
+    atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
 /// A lock for short critical sections that do no I/O and contain no `await`.

@@ -73,6 +73,10 @@ impl BlockRange {
     pub fn overlaps(self, other: Self) -> bool {
         self.first.0 < other.end() && other.first.0 < self.end()
     }
+    /// Whether it has all blocks of the other.
+    pub fn covers(self, other: Self) -> bool {
+        self.first <= other.first && other.end() <= self.end()
+    }
     /// The blocks, one by one.
     pub fn blocks(self) -> impl Iterator<Item = BlockIndex> {
         (self.first.0..self.end()).map(BlockIndex)

@@ -4,6 +4,11 @@
 //! A request waits here only for requests that came before it and overlap it. Each of those either
 //! has its range or waits for still earlier ones: no cycle.
 //!
+//! A write whose data is durable in the log *parks* its lock: it need not be in place before the
+//! next write of its blocks is logged. Later writes pass it, reads and all else wait for it.
+//! Before a write touches the medium it makes its lock exclusive, so data gets there in the
+//! order of the locks. A request that is waited for can be told so, and hurries.
+//!
 //! Stripes of blocks are spread over shards, each with a mutex of its own, so that threads seldom
 //! contend for one. A request enters the queue of each shard that its range touches, and holds the
 //! mutexes of all of them meanwhile. That makes it one step: of two requests the same one is first
@@ -11,7 +16,7 @@
 
 use crate::{
     BlockRange,
-    sync::{AtomicUsize, Mutex, MutexGuard, Ordering},
+    sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering},
 };
 use arrayvec::ArrayVec;
 use std::{
@@ -24,7 +29,9 @@ use std::{
 pub(crate) enum Mode {
     /// Reads: together with other reads.
     Shared,
-    /// Writes and zeroing: alone.
+    /// Writes: alone, but that parked locks before it don't matter until it becomes exclusive.
+    Write,
+    /// Whatever looks at the medium or changes it: alone.
     Exclusive,
 }
 
@@ -51,13 +58,21 @@ struct LockRequest {
     request: usize,
     range: BlockRange,
     mode: Mode,
-    /// Nothing before it in this shard's queue conflicts with it.
+    /// Nothing before it in this shard's queue is in its way.
     granted: bool,
+    /// What it writes is durable in the log, and not in place yet.
+    parked: bool,
 }
 
 impl LockRequest {
+    /// Whether they can't both touch the medium.
     fn conflicts(&self, other: &Self) -> bool {
-        (self.mode == Mode::Exclusive || other.mode == Mode::Exclusive) && self.range.overlaps(other.range)
+        (self.mode != Mode::Shared || other.mode != Mode::Shared) && self.range.overlaps(other.range)
+    }
+
+    /// Whether it must wait for one that came earlier.
+    fn waits_for(&self, earlier: &Self) -> bool {
+        self.conflicts(earlier) && !(self.mode == Mode::Write && earlier.parked)
     }
 }
 
@@ -66,6 +81,34 @@ struct LockQueue {
     requests: Vec<LockRequest>,
     /// How many of them are not granted.
     waiting: usize,
+}
+
+impl LockQueue {
+    /// # Panics
+    /// When the request is not in this queue.
+    fn position(&self, request: usize) -> usize {
+        self.requests.iter().position(|lock| lock.request == request).expect("it leaves once")
+    }
+
+    /// Whether the lock at `i` must wait.
+    fn must_wait(&self, i: usize) -> bool {
+        self.requests[..i].iter().any(|earlier| self.requests[i].waits_for(earlier))
+    }
+
+    /// Grants a lock that need not wait any more, of those that overlap `range`.
+    fn grant_next(&mut self, range: BlockRange) -> Option<usize> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let free = |i: usize| {
+            let lock = &self.requests[i];
+            !lock.granted && lock.range.overlaps(range) && !self.must_wait(i)
+        };
+        let next = (0..self.requests.len()).find(|i| free(*i))?;
+        self.waiting -= 1;
+        self.requests[next].granted = true;
+        Some(self.requests[next].request)
+    }
 }
 
 /// On cache lines of its own, so that threads at work on different shards don't slow each other down.
@@ -78,6 +121,10 @@ struct Waiter {
     /// How many shards have not granted it its range yet.
     shards: AtomicUsize,
     waker: Mutex<Option<Waker>>,
+    /// Whether a later request waits for it.
+    contended: AtomicBool,
+    /// Of one that has its range and does nothing until it is contended.
+    lazy: Mutex<Option<Waker>>,
 }
 
 pub(crate) struct RangeLocks {
@@ -93,6 +140,8 @@ pub(crate) struct RangeGuard<'a> {
     ranges: &'a RangeLocks,
     request: usize,
     range: BlockRange,
+    /// Whether a lock before it conflicted with it when it came: none comes before it later.
+    behind: bool,
 }
 
 impl RangeLocks {
@@ -100,7 +149,12 @@ impl RangeLocks {
     /// those touch two shards at most. Memory is taken here.
     pub(crate) fn new(requests: usize, max_blocks: usize) -> Self {
         let shard = |_| Shard(Mutex::new(LockQueue { requests: Vec::with_capacity(requests), waiting: 0 }));
-        let waiter = |_| Waiter { shards: AtomicUsize::new(0), waker: Mutex::new(None) };
+        let waiter = |_| Waiter {
+            shards: AtomicUsize::new(0),
+            waker: Mutex::new(None),
+            contended: AtomicBool::new(false),
+            lazy: Mutex::new(None),
+        };
         Self {
             shards: (0..SHARDS).map(shard).collect(),
             waiters: (0..requests).map(waiter).collect(),
@@ -116,6 +170,9 @@ impl RangeLocks {
     /// Waits until the request holds the range.
     pub(crate) async fn acquire(&self, request: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
         let guard = self.enqueue(request, range, mode);
+        if !guard.is_granted() {
+            guard.hurry_earlier();
+        }
         poll_fn(|cx| guard.poll_granted(cx)).await;
         guard
     }
@@ -135,43 +192,46 @@ impl RangeLocks {
         ShardSet((first..=last).fold(0, |set, stripe| set | 1 << (stripe % SHARDS as u64)))
     }
 
+    /// The queues of all shards of a range, locked.
+    fn lock_all(&self, range: BlockRange) -> ArrayVec<MutexGuard<'_, LockQueue>, SHARDS> {
+        self.shards_of(range).map(|shard| self.shards[shard].0.lock()).collect()
+    }
+
     fn enqueue(&self, request: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
-        let mut queues = ArrayVec::<MutexGuard<'_, LockQueue>, SHARDS>::new();
-        let mut waiting = 0;
-        for shard in self.shards_of(range) {
-            let mut queue = self.shards[shard].0.lock();
-            let mut lock = LockRequest { request, range, mode, granted: false };
-            lock.granted = !queue.requests.iter().any(|earlier| earlier.conflicts(&lock));
+        let mut queues = self.lock_all(range);
+        let (mut waiting, mut behind) = (0, false);
+        for queue in &mut queues {
+            let mut lock = LockRequest { request, range, mode, granted: false, parked: false };
+            let mut earlier = queue.requests.iter().filter(|earlier| earlier.conflicts(&lock)).peekable();
+            behind |= earlier.peek().is_some();
+            lock.granted = !earlier.any(|earlier| lock.waits_for(earlier));
             let waits = usize::from(!lock.granted);
             queue.waiting += waits;
             waiting += waits;
             debug_assert!(queue.requests.iter().all(|lock| lock.request != request), "one range a request");
             queue.requests.push(lock);
-            queues.push(queue);
         }
+        let waiter = &self.waiters[request];
+        waiter.contended.store(false, Ordering::Relaxed);
         // While the mutexes are held: until they are released nobody can grant anything.
-        self.waiters[request].shards.store(waiting, Ordering::Release);
-        RangeGuard { ranges: self, request, range }
+        waiter.shards.store(waiting, Ordering::Release);
+        RangeGuard { ranges: self, request, range, behind }
     }
 
-    /// Leaves the queue of a shard, and wakes the requests that can go on now: one at a time, so
-    /// that no waker is called under the mutex.
+    /// Leaves the queue of a shard, and wakes the requests that can go on now.
     fn release(&self, shard: usize, request: usize) {
         let mut queue = self.shards[shard].0.lock();
-        let i = queue.requests.iter().position(|lock| lock.request == request).expect("it leaves once");
+        let i = queue.position(request);
         let released = queue.requests.remove(i);
         queue.waiting -= usize::from(!released.granted);
-        while queue.waiting > 0 {
-            let free = |i: usize| {
-                let lock = &queue.requests[i];
-                !lock.granted
-                    && lock.conflicts(&released)
-                    && !queue.requests[..i].iter().any(|earlier| earlier.conflicts(lock))
-            };
-            let Some(next) = (0..queue.requests.len()).find(|i| free(*i)) else { return };
-            queue.requests[next].granted = true;
-            queue.waiting -= 1;
-            let waiter = &self.waiters[queue.requests[next].request];
+        self.grant(shard, queue, released.range);
+    }
+
+    /// Wakes the requests of a shard that can go on now: one at a time, so that no waker is called
+    /// under the mutex.
+    fn grant<'a>(&'a self, shard: usize, mut queue: MutexGuard<'a, LockQueue>, range: BlockRange) {
+        while let Some(next) = queue.grant_next(range) {
+            let waiter = &self.waiters[next];
             // Still under the mutex. A request that is dropped while it waits takes it, too, before
             // the next request of its context sets the count anew.
             let granted = waiter.shards.fetch_sub(1, Ordering::AcqRel) == 1;
@@ -196,6 +256,91 @@ impl RangeGuard<'_> {
 
     pub(crate) fn range(&self) -> BlockRange {
         self.range
+    }
+
+    /// Parks the lock, which is granted: what is written is durable in the log, and goes to its place
+    /// later. Writes that wait for it go on.
+    pub(crate) fn park(&self) {
+        for shard in self.ranges.shards_of(self.range) {
+            let mut queue = self.ranges.shards[shard].0.lock();
+            let i = queue.position(self.request);
+            queue.requests[i].parked = true;
+            self.ranges.grant(shard, queue, self.range);
+        }
+    }
+
+    /// Whether a later write of all these blocks is parked, so that this one, which is parked too,
+    /// need not go to its place.
+    pub(crate) fn is_superseded(&self) -> bool {
+        // A lock that covers this one is in each of its shards.
+        let Some(shard) = self.ranges.shards_of(self.range).next() else { return false };
+        let queue = self.ranges.shards[shard].0.lock();
+        let later = &queue.requests[queue.position(self.request) + 1..];
+        later.iter().any(|lock| lock.parked && lock.range.covers(self.range))
+    }
+
+    /// Waits until all parked locks that it has passed are released: it may touch the medium then.
+    pub(crate) async fn exclusive(&self) {
+        if !self.behind {
+            return;
+        }
+        let waiting = self.become_exclusive();
+        if waiting {
+            self.hurry_earlier();
+            poll_fn(|cx| self.poll_granted(cx)).await;
+        }
+    }
+
+    /// Returns whether it must wait.
+    fn become_exclusive(&self) -> bool {
+        let mut waiting = 0;
+        // Held until the count is set, as when it came.
+        let mut queues = self.ranges.lock_all(self.range);
+        for queue in &mut queues {
+            let i = queue.position(self.request);
+            queue.requests[i].mode = Mode::Exclusive;
+            let waits = usize::from(queue.must_wait(i));
+            queue.requests[i].granted = waits == 0;
+            queue.waiting += waits;
+            waiting += waits;
+        }
+        self.ranges.waiters[self.request].shards.store(waiting, Ordering::Release);
+        waiting > 0
+    }
+
+    /// Tells all earlier requests in its way that they are waited for.
+    fn hurry_earlier(&self) {
+        const AT_ONCE: usize = 16;
+        loop {
+            // No waker is called under a mutex.
+            let mut wakers = ArrayVec::<Waker, AT_ONCE>::new();
+            for shard in self.ranges.shards_of(self.range) {
+                let queue = self.ranges.shards[shard].0.lock();
+                let i = queue.position(self.request);
+                for earlier in &queue.requests[..i] {
+                    if queue.requests[i].waits_for(earlier) && !wakers.is_full() {
+                        let waiter = &self.ranges.waiters[earlier.request];
+                        waiter.contended.store(true, Ordering::SeqCst);
+                        wakers.extend(waiter.lazy.lock().take());
+                    }
+                }
+            }
+            let all = !wakers.is_full();
+            wakers.into_iter().for_each(Waker::wake);
+            if all {
+                return;
+            }
+        }
+    }
+
+    /// Whether a later request waits for this one. If not, the waker is called when one does.
+    pub(crate) fn poll_contended(&self, cx: &Context<'_>) -> Poll<()> {
+        let Waiter { contended, lazy, .. } = &self.ranges.waiters[self.request];
+        if !contended.load(Ordering::SeqCst) {
+            *lazy.lock() = Some(cx.waker().clone());
+        }
+        // Who waits sets this first, and takes the waker then.
+        if contended.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn is_granted(&self) -> bool {
@@ -273,32 +418,107 @@ mod tests {
         assert!(held(&beside), "the same shards, other blocks");
     }
 
+    #[test]
+    fn a_write_passes_parked_ones_and_reaches_the_medium_after_them() {
+        let r = RangeLocks::new(8, 1);
+        let first = r.enqueue(0, range(0, 2), Mode::Write);
+        let second = r.enqueue(1, range(1, 2), Mode::Write);
+        assert!(held(&first) && !held(&second));
+        first.park();
+        assert!(held(&second), "what it waited for is durable in the log");
+        let reader = r.enqueue(2, range(0, 1), Mode::Shared);
+        let third = r.enqueue(3, range(0, 3), Mode::Write);
+        assert!(!held(&reader) && !held(&third), "reads don't pass, and nobody passes them");
+        assert!(second.become_exclusive() && !held(&second));
+        second.park();
+        drop(first);
+        assert!(held(&second) && held(&reader) && !held(&third));
+        drop(reader);
+        assert!(held(&third), "it passes a parked one that is exclusive, too");
+        drop(second);
+        assert!(!third.become_exclusive());
+    }
+
+    #[test]
+    fn only_a_parked_write_of_all_its_blocks_supersedes_another() {
+        let r = RangeLocks::new(8, 1);
+        let locks = [(0, 2), (1, 2), (0, 3)].into_iter().enumerate();
+        let [first, second, third]: [_; 3] = locks
+            .map(|(i, (from, count))| {
+                let lock = r.enqueue(i, range(from, count), Mode::Write);
+                lock.park();
+                lock
+            })
+            .collect::<Vec<_>>()
+            .try_into()
+            .ok()
+            .unwrap();
+        assert!(first.is_superseded() && second.is_superseded() && !third.is_superseded());
+        drop(third);
+        assert!(!first.is_superseded(), "the second has one of its blocks alone");
+        let fourth = r.enqueue(3, range(1, 2), Mode::Write);
+        assert!(held(&fourth) && !second.is_superseded(), "it is not parked yet");
+        fourth.park();
+        assert!(second.is_superseded() && !first.is_superseded());
+    }
+
+    #[test]
+    fn a_lazy_request_hears_of_those_that_wait_for_it() {
+        let r = RangeLocks::new(64, 1);
+        let poll = |guard: &RangeGuard<'_>| guard.poll_contended(&Context::from_waker(Waker::noop()));
+        // More than are told at once.
+        let lazy: Vec<_> = (0..40).map(|i| r.enqueue(i, range(i as u64, 1), Mode::Write)).collect();
+        assert!(lazy.iter().all(|guard| poll(guard).is_pending()));
+        assert!(r.try_acquire(50, range(3, 1), Mode::Write).is_none());
+        assert!(poll(&lazy[3]).is_pending(), "nobody waits");
+        let waits = r.enqueue(50, range(0, 39), Mode::Exclusive);
+        waits.hurry_earlier();
+        assert!(lazy[..39].iter().all(|guard| poll(guard).is_ready()) && poll(&lazy[39]).is_pending());
+        drop((waits, lazy));
+        assert!(poll(&r.enqueue(3, range(3, 1), Mode::Write)).is_pending(), "that was another request");
+    }
+
     const CONTEXTS: usize = 6;
 
     proptest! {
         /// Ranges are granted as if there were one queue.
         #[test]
         fn shards_are_as_one_line(
-            steps in prop::collection::vec((0..CONTEXTS, 0u64..40, prop_oneof![0u64..6, 0u64..60], any::<bool>()), 1..60),
+            steps in prop::collection::vec((0..CONTEXTS, 0u64..40, prop_oneof![0u64..6, 0u64..60], 0..3usize), 1..60),
             max_blocks in 1usize..5,
         ) {
             let r = RangeLocks::new(CONTEXTS, max_blocks);
             let mut guards: [Option<RangeGuard<'_>>; CONTEXTS] = Default::default();
             let mut queue: Vec<LockRequest> = Vec::new();
-            for (request, first, count, exclusive) in steps {
-                if guards[request].take().is_some() {
-                    queue.retain(|lock| lock.request != request);
-                } else {
-                    let mode = if exclusive { Mode::Exclusive } else { Mode::Shared };
-                    let guard = r.enqueue(request, range(first, count), mode);
-                    match count {
-                        0 => prop_assert!(held(&guard), "no blocks are in nobody's way"),
-                        _ => queue.push(LockRequest { request, range: range(first, count), mode, granted: false }),
+            for (request, first, count, kind) in steps {
+                let known = queue.iter_mut().find(|lock| lock.request == request);
+                match (&guards[request], known) {
+                    // A write that has its range parks, and then becomes exclusive; all else ends.
+                    (Some(guard), Some(lock)) if lock.mode == Mode::Write && !lock.parked && held(guard) => {
+                        guard.park();
+                        lock.parked = true;
                     }
-                    guards[request] = Some(guard);
+                    (Some(guard), Some(lock)) if lock.mode == Mode::Write && kind > 0 && held(guard) => {
+                        guard.become_exclusive();
+                        lock.mode = Mode::Exclusive;
+                    }
+                    (Some(_), _) => {
+                        guards[request] = None;
+                        queue.retain(|lock| lock.request != request);
+                    }
+                    (None, _) => {
+                        let mode = [Mode::Shared, Mode::Write, Mode::Exclusive][kind];
+                        let guard = r.enqueue(request, range(first, count), mode);
+                        let lock = LockRequest { request, range: range(first, count), mode, granted: false, parked: false };
+                        match count {
+                            0 => prop_assert!(held(&guard), "no blocks are in nobody's way"),
+                            _ => queue.push(lock),
+                        }
+                        guards[request] = Some(guard);
+                    }
                 }
                 for (i, lock) in queue.iter().enumerate() {
-                    let expected = !queue[..i].iter().any(|earlier| earlier.conflicts(lock));
+                    let expected = !queue[..i].iter().any(|earlier| lock.waits_for(earlier));
                     let guard = guards[lock.request].as_ref().expect("it is in the queue");
                     prop_assert_eq!(held(guard), expected, "request {} of {} in the queue", lock.request, queue.len());
                 }
