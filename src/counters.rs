@@ -33,6 +33,10 @@ counters! {
     writes,
     /// Of those the ones that were answered before they were in place.
     write_back_writes,
+    /// Of those the ones that a record of the log has carried.
+    carried_writes,
+    /// Of those the ones that were written again before they were in place, and never were.
+    superseded_writes,
     /// Discard and write-zeroes requests.
     zeroes,
     /// Flush requests.

@@ -145,7 +145,7 @@ pub use request::{
 pub use target::{AdmittedWrite, BlockTarget};
 pub use units::{BlockIndex, BlockRange, ByteOffset, Epoch, RecordNumber, Seq};
 pub use volume::{Volume, most_memory_bytes};
-pub use write_back::Admitted;
+pub use write_back::{Admitted, WriteBackId};
 
 /// The ways of this processor to SHA-256, to be measured by who has a clock.
 pub mod hashing {

@@ -86,6 +86,11 @@ pub struct OpenOptions {
     pub unread_log: UnreadLog,
     /// What becomes of blocks that can't be read.
     pub unreadable_blocks: UnreadableBlocks,
+    /// Whether records of the log may carry the data of small writes that must be durable at once.
+    pub sync_log: bool,
+    /// Writes that each thread may have admitted at a time, as far as it is known: half of them may
+    /// wait to be in place. 0: none waits.
+    pub write_back_slots: usize,
     /// 32 fresh random bytes, drawn for this open.
     pub open_id: [u8; 32],
     /// Where prefetch hints go; none are made where `None`.
@@ -111,6 +116,8 @@ impl OpenOptions {
             expected_uuid: None,
             unread_log: UnreadLog::default(),
             unreadable_blocks: UnreadableBlocks::default(),
+            sync_log: false,
+            write_back_slots: 0,
             open_id,
             hints: None,
             hash_threads: None,

@@ -11,7 +11,7 @@
 
 use crate::{
     Admitted, BlockRange, Buf, Durability, Io, Latched, ReadError, RecordNumber, RequestContext, Status, Volume,
-    WriteError,
+    WriteBackId, WriteError,
 };
 use serde::Serialize;
 use std::{convert::Infallible, future::Future};
@@ -80,11 +80,18 @@ pub trait BlockTarget: Send + Sync {
     fn flush<S: Io>(&self, io: &S, context: &mut Self::Context) -> impl Future<Output = Result<(), WriteError>>;
 
     /// Admits a write to the write-back cache, if its range is free: it may be answered once its
-    /// bytes are kept. Until it is written back, reads of the range wait for it, and so do flushes.
+    /// bytes are kept; one that is to be durable, once it is [safe](Self::wait_safe). Until it is
+    /// written back, reads of the range wait for it. Flushes wait until it is safe.
     /// `None`: it is to be [written](Self::write) first.
-    fn admit<'t>(&'t self, context: &Self::Context, range: BlockRange) -> Option<Self::Admitted<'t>>;
+    fn admit<'t>(
+        &'t self,
+        context: &Self::Context,
+        range: BlockRange,
+        durability: Durability,
+    ) -> Option<Self::Admitted<'t>>;
     /// Writes an admitted write back, from the front of `buf`, with the context that it was
-    /// admitted with. Then, its range still held, `clear` clears the bytes that were kept.
+    /// admitted with. Once it is safe, and before any later write of its blocks is, `clear` clears
+    /// the bytes that were kept. The write may wait for others before it ends.
     fn write_back<'t, S: Io>(
         &'t self,
         io: &S,
@@ -93,6 +100,12 @@ pub trait BlockTarget: Send + Sync {
         buf: Buf,
         clear: impl FnOnce(),
     ) -> impl Future<Output = (Result<(), WriteError>, Buf)>;
+    /// Waits until an admitted write is safe: it is durable, if it was admitted to be. Fails if the
+    /// target is read-only by then. `context` is that of the request which waits.
+    fn wait_safe(&self, context: &mut Self::Context, id: WriteBackId) -> impl Future<Output = Result<(), WriteError>>;
+    /// No more writes of this thread are admitted: those that wait before they are written back wait
+    /// no more.
+    fn end_write_back(&self, thread: usize);
 }
 
 /// A write whose range is held, and which may be answered before it is written. Dropped before it
@@ -104,6 +117,8 @@ pub trait AdmittedWrite {
     /// The first record of the log that was not durable when it was admitted: a target without
     /// those before is an older one.
     fn first_not_durable(&self) -> RecordNumber;
+    /// By this it can be waited for until it is safe.
+    fn id(&self) -> WriteBackId;
     /// Releases the range: the write has not been answered.
     fn withdraw(self);
 }
@@ -162,8 +177,13 @@ impl BlockTarget for Volume {
     fn flush<S: Io>(&self, io: &S, context: &mut RequestContext) -> impl Future<Output = Result<(), WriteError>> {
         self.flush(io, context)
     }
-    fn admit<'t>(&'t self, context: &RequestContext, range: BlockRange) -> Option<Admitted<'t>> {
-        self.admit(context, range)
+    fn admit<'t>(
+        &'t self,
+        context: &RequestContext,
+        range: BlockRange,
+        durability: Durability,
+    ) -> Option<Admitted<'t>> {
+        self.admit(context, range, durability)
     }
     fn write_back<'t, S: Io>(
         &'t self,
@@ -175,6 +195,12 @@ impl BlockTarget for Volume {
     ) -> impl Future<Output = (Result<(), WriteError>, Buf)> {
         self.write_back(io, context, admitted, buf, clear)
     }
+    fn wait_safe(&self, context: &mut RequestContext, id: WriteBackId) -> impl Future<Output = Result<(), WriteError>> {
+        self.wait_safe(context, id)
+    }
+    fn end_write_back(&self, thread: usize) {
+        self.end_write_back(thread);
+    }
 }
 
 impl AdmittedWrite for Admitted<'_> {
@@ -183,6 +209,9 @@ impl AdmittedWrite for Admitted<'_> {
     }
     fn first_not_durable(&self) -> RecordNumber {
         self.first_not_durable()
+    }
+    fn id(&self) -> WriteBackId {
+        self.id()
     }
     fn withdraw(self) {
         self.withdraw();
@@ -195,6 +224,9 @@ impl AdmittedWrite for Infallible {
         match *self {}
     }
     fn first_not_durable(&self) -> RecordNumber {
+        match *self {}
+    }
+    fn id(&self) -> WriteBackId {
         match *self {}
     }
     fn withdraw(self) {

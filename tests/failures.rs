@@ -15,6 +15,8 @@ use ublk_integrity::{
     BlockIndex, BlockRange, Buf, Device, Durability, Errno, OnMismatch, OpenOptions, ReadError, WriteError,
 };
 
+const SOON: Durability = Durability::MayBeLost;
+
 fn options() -> OpenOptions {
     open_options(&mut Rng::new(1))
 }
@@ -230,7 +232,7 @@ fn a_write_that_was_answered_and_fails_is_told_to_every_flush_and_never_read_ove
         lab.disk().bad_ranges.push(bad);
         let kept = Cell::new(true);
         let mut context = lab.volume.context(0);
-        let admitted = lab.volume.admit(&context, range).expect("nobody is in its way");
+        let admitted = lab.volume.admit(&context, range, SOON).expect("nobody is in its way");
         let mut buf = Buf::new(4096);
         fill_all(range, 2, 512, &mut buf);
         let write = lab.volume.write_back(&lab.io, &mut context, admitted, buf, || kept.set(false));
@@ -240,7 +242,7 @@ fn a_write_that_was_answered_and_fails_is_told_to_every_flush_and_never_read_ove
         fill_all(range, 2, 512, &mut whole);
         assert_eq!(*buf, *whole, "what is kept is what was to be written");
         assert!(kept.get() && lab.volume.latched().is_some());
-        assert!(lab.volume.admit(&context, BlockRange::new(BlockIndex(15), 1)).is_none());
+        assert!(lab.volume.admit(&context, BlockRange::new(BlockIndex(15), 1), SOON).is_none());
         assert!(lab.try_flush().is_err() && lab.try_flush().is_err());
         for block in range.blocks() {
             assert_eq!(lab.read(block.0), Err(ReadError::NotInPlace(BlockRange::new(block, 1))));
@@ -262,7 +264,7 @@ fn a_log_that_fails_leaves_no_old_block_where_a_write_was_answered() {
     lab.write(0, 20, 1);
     lab.disk().faults.meta_unwritable = true;
     let mut context = lab.volume.context(0);
-    let admitted = lab.volume.admit(&context, BlockRange::new(BlockIndex(5), 1)).unwrap();
+    let admitted = lab.volume.admit(&context, BlockRange::new(BlockIndex(5), 1), SOON).unwrap();
     let write = lab.volume.write_back(&lab.io, &mut context, admitted, Buf::new(512), || unreachable!());
     assert!(matches!(block_on(&lab.io, write).0, Err(WriteError::Latched(_))));
     assert!(matches!(lab.read(5), Err(ReadError::NotInPlace(_))) && lab.reads_as(6, 1));
@@ -274,15 +276,15 @@ fn only_a_write_that_nobody_is_in_the_way_of_is_answered() {
     let range = |first, count| BlockRange::new(BlockIndex(first), count);
     let contexts = [(); 3].map(|()| lab.volume.context(0));
     // Its bytes did not come: it has not been answered, and is nobody's.
-    lab.volume.admit(&contexts[0], range(5, 2)).unwrap().withdraw();
+    lab.volume.admit(&contexts[0], range(5, 2), SOON).unwrap().withdraw();
     assert!(lab.volume.latched().is_none() && lab.try_flush().is_ok());
     lab.write(5, 2, 1);
-    let one = lab.volume.admit(&contexts[0], range(5, 2)).unwrap();
-    assert!(lab.volume.admit(&contexts[1], range(6, 1)).is_none(), "its range is held");
-    let other = lab.volume.admit(&contexts[1], range(7, 1)).expect("the attempt has left nothing behind");
-    assert!(lab.volume.admit(&contexts[2], range(lab.volume.blocks(), 1)).is_none(), "outside");
+    let one = lab.volume.admit(&contexts[0], range(5, 2), SOON).unwrap();
+    assert!(lab.volume.admit(&contexts[1], range(6, 1), SOON).is_none(), "its range is held");
+    let other = lab.volume.admit(&contexts[1], range(7, 1), SOON).expect("the attempt has left nothing behind");
+    assert!(lab.volume.admit(&contexts[2], range(lab.volume.blocks(), 1), SOON).is_none(), "outside");
     assert_eq!((one.range(), other.range()), (range(5, 2), range(7, 1)));
     // Dropped, nobody would ever write them.
     drop(one);
-    assert!(lab.volume.latched().is_some() && lab.volume.admit(&contexts[0], range(0, 1)).is_none());
+    assert!(lab.volume.latched().is_some() && lab.volume.admit(&contexts[0], range(0, 1), SOON).is_none());
 }

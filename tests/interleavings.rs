@@ -119,7 +119,7 @@ fn a_flush_waits_for_what_was_answered_before_it() {
             let (answered, in_place) = (answered[i].clone(), in_place[i].clone());
             with(&volume, &io, move |v, io| {
                 let mut context = v.context(0);
-                let admitted = v.admit(&context, range(i as u64, 1)).expect("its own block");
+                let admitted = v.admit(&context, range(i as u64, 1), Durability::MayBeLost).expect("its own block");
                 answered.store(true, Ordering::SeqCst);
                 let (mut buf, clear) = (Buf::new(BLOCK), || in_place.store(true, Ordering::SeqCst));
                 buf.fill(7);
@@ -144,7 +144,7 @@ fn of_two_writes_of_a_block_that_fail_one_is_answered() {
         let writers = [(); 2].map(|()| {
             with(&volume, &io, |v, io| {
                 let mut context = v.context(0);
-                let Some(admitted) = v.admit(&context, range(0, 1)) else { return 0 };
+                let Some(admitted) = v.admit(&context, range(0, 1), Durability::MayBeLost) else { return 0 };
                 block_on(v.write_back(io, &mut context, admitted, Buf::new(BLOCK), || ())).0.unwrap_err();
                 1
             })

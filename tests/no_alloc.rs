@@ -156,7 +156,8 @@ impl Client {
             2..=4 => {
                 let mut buf = self.buf.take().unwrap();
                 buf[..count as usize * BLOCK].fill(version as u8);
-                let admitted = if version % 2 == 0 { volume.admit(&self.context, range) } else { None };
+                let admitted =
+                    if version % 2 == 0 { volume.admit(&self.context, range, Durability::MayBeLost) } else { None };
                 let (result, buf) = match admitted {
                     Some(admitted) => volume.write_back(io, &mut self.context, admitted, buf, || ()).await,
                     None => volume.write(io, &mut self.context, range, buf, Durability::MayBeLost).await,

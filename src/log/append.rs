@@ -2,7 +2,7 @@
 
 use super::{
     CheckpointerWork, Log, LogPoint,
-    state::{CheckpointerWaits, State, Waiting},
+    state::{CheckpointerWaits, InFlight, State, Waiting},
     sync_state::MAX_FAILED,
 };
 use crate::{
@@ -24,20 +24,53 @@ pub(crate) struct Requester {
 /// Something to log.
 #[derive(Clone, Copy)]
 pub(crate) enum Change<'a> {
-    Tags { first: BlockIndex, tags: &'a [Tag] },
+    Tags {
+        first: BlockIndex,
+        tags: &'a [Tag],
+    },
+    /// Tags and the blocks that they are of. Where the log is too full for these it takes the tags
+    /// alone.
+    Payload {
+        first: BlockIndex,
+        tags: &'a [Tag],
+        blocks: &'a [u8],
+    },
     Zeros(BlockRange),
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
     fn bytes(&self) -> usize {
         match self {
-            Change::Tags { tags, .. } => ENTRY_BYTES + tags.len() * TAG_BYTES,
+            Change::Tags { tags, .. } | Change::Payload { tags, .. } => ENTRY_BYTES + tags.len() * TAG_BYTES,
             Change::Zeros(_) => ENTRY_BYTES,
+        }
+    }
+    /// Bytes of the ring for a record with this entry alone.
+    fn alone(&self, physical_block: usize) -> u64 {
+        let bytes = match self {
+            Change::Payload { tags, blocks, .. } => {
+                RecordBuilder::padded_alone_payload(tags.len(), blocks.len(), physical_block)
+            }
+            _ => RecordBuilder::padded_alone(self.bytes(), physical_block),
+        };
+        bytes as u64
+    }
+    fn fits(&self, builder: &RecordBuilder) -> bool {
+        match self {
+            Change::Payload { tags, blocks, .. } => builder.fits_payload(tags.len(), blocks.len()),
+            _ => builder.fits(self.bytes()),
+        }
+    }
+    /// The same without the blocks.
+    fn without_payload(self) -> Change<'a> {
+        match self {
+            Change::Payload { first, tags, .. } => Change::Tags { first, tags },
+            other => other,
         }
     }
     fn reserved(&self) -> Reserved {
         match self {
-            Change::Tags { tags, .. } => Reserved { tags: tags.len(), runs: 0 },
+            Change::Tags { tags, .. } | Change::Payload { tags, .. } => Reserved { tags: tags.len(), runs: 0 },
             // A run that falls into another splits it: one more on each side.
             Change::Zeros(_) => Reserved { tags: 0, runs: 2 },
         }
@@ -59,11 +92,22 @@ pub(crate) struct Appended<'a> {
     pub(super) thread: usize,
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
+    /// Whether its record carries the data: that is durable with the record, before it is in place.
+    pub(crate) carried: bool,
     reserved: Reserved,
     /// Whether it is the first of its thread in the record that gathers: at the batch boundary it
     /// alone checks whether the record can go out, and may then lead.
     pub(super) checks_at_boundary: bool,
     ended: bool,
+}
+
+/// What has become of a change's data.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DataWrite {
+    /// It has none, or need not be written.
+    None,
+    InPlace,
+    Failed,
 }
 
 /// A request in the queue for space: it leaves when the append is over, also when its future is
@@ -111,10 +155,11 @@ impl Log {
                 return Some(Err(why));
             }
             let first = s.space_queue.front().is_none_or(|front| *front == request.id);
+            let change = if self.may_carry(&s, change) { *change } else { change.without_payload() };
             // Room for a record of its own, though it will share one.
-            let alone = RecordBuilder::padded_alone(change.bytes(), self.config.physical_block) as u64;
-            let result = if first && self.has_room(&mut s, change, alone) {
-                Some(Ok(self.take_step(&mut s, request, change, alone)))
+            let alone = change.alone(self.config.physical_block);
+            let result = if first && self.has_room(&mut s, &change, alone) {
+                Some(Ok(self.take_step(&mut s, request, &change, alone)))
             } else {
                 if let Some(waker) = waker {
                     if !s.space_queue.contains(&request.id) {
@@ -132,11 +177,18 @@ impl Log {
         result
     }
 
+    /// Whether the log is empty enough for data: tags, which everybody needs, keep a quarter of the
+    /// ring. So data never waits for space there.
+    fn may_carry(&self, s: &State, change: &Change<'_>) -> bool {
+        let alone = change.alone(self.config.physical_block) + self.config.max_record as u64;
+        self.config.sync_log && (s.used() + alone) * 4 <= self.config.size * 3
+    }
+
     fn has_room(&self, s: &mut State, change: &Change<'_>, alone: u64) -> bool {
         let epoch = s.epoch;
         // Up to one record's worth is skipped at the ring's end.
         let ring = s.used() + alone + self.config.max_record as u64 <= self.config.size;
-        let gathers = s.gather.builder.fits(change.bytes()) && (s.gather.builder.is_empty() || s.gather.epoch == epoch);
+        let gathers = change.fits(&s.gather.builder) && (s.gather.builder.is_empty() || s.gather.epoch == epoch);
         let reserved = change.reserved();
         let of = s.of(epoch);
         let pending =
@@ -151,21 +203,30 @@ impl Log {
         let (seq, epoch, reserved) = (s.next_seq, s.epoch, change.reserved());
         s.next_seq = Seq(seq.0 + 1);
         debug_assert!(s.in_flight[request.id].is_none(), "one change a request at a time");
-        s.in_flight[request.id] = Some((seq, epoch));
+        let carried = matches!(change, Change::Payload { .. });
+        s.in_flight[request.id] = Some(InFlight { seq, carried });
         let of = s.of(epoch);
         of.in_flight += 1;
         of.appended += 1;
         of.tags += reserved.tags;
         of.runs += reserved.runs;
         s.gather.reserved += alone;
-        if s.gather.builder.is_empty() {
+        let first_in_record = s.gather.builder.is_empty();
+        if first_in_record {
             s.gather.epoch = epoch;
             // First in the record, so that it finds room however much is to follow.
-            self.push_flush_entry(s, change.bytes());
+            if !carried {
+                self.push_flush_entry(s, change.bytes());
+            }
         }
         match change {
             Change::Tags { first, tags } => s.gather.builder.push_tags(seq, *first, tags),
+            Change::Payload { first, tags, blocks } => s.gather.builder.push_payload(seq, *first, tags, blocks),
             Change::Zeros(range) => s.gather.builder.push_zeros(seq, *range),
+        }
+        if first_in_record && carried {
+            // Behind the first payload, which says how much room there is for entries.
+            self.push_flush_entry(s, 0);
         }
         s.gather.last = seq;
         let checks_at_boundary = !std::mem::replace(&mut s.gather.has_boundary_check[request.thread], true);
@@ -175,6 +236,7 @@ impl Log {
             thread: request.thread,
             seq,
             epoch,
+            carried,
             reserved,
             checks_at_boundary,
             ended: false,
@@ -274,22 +336,33 @@ impl Appended<'_> {
     /// The data is in place and its tags are published. `kept` is the pending space that they
     /// really take.
     pub(crate) fn complete(mut self, kept: Reserved) {
-        self.end(kept.tags as isize, 0, false);
+        self.end(kept.tags as isize, 0, DataWrite::InPlace);
     }
     /// A run of zeros is published; the set of runs has grown by so many, or shrunk.
     pub(crate) fn complete_zeros(mut self, grown: isize) {
-        self.end(0, grown, false);
+        self.end(0, grown, DataWrite::None);
+    }
+    /// A later write of the same blocks is in a durable record that carries it: this one need not go
+    /// to its place.
+    pub(crate) fn supersede(mut self) {
+        debug_assert!(self.carried);
+        self.end(0, 0, DataWrite::None);
     }
     /// The data may not be what the log says. The number has *failed*: every flush entry lists it
     /// until its epoch is checkpointed.
     pub(crate) fn fail(mut self, kept: Reserved) {
-        self.end(kept.tags as isize, 0, true);
+        self.end(kept.tags as isize, 0, DataWrite::Failed);
     }
 
-    fn end(&mut self, tags: isize, runs: isize, failed: bool) {
+    fn end(&mut self, tags: isize, runs: isize, data: DataWrite) {
         self.ended = true;
+        let failed = data == DataWrite::Failed;
         let (wake, full) = {
             let mut s = self.log.state.lock();
+            if data != DataWrite::None {
+                // What may be on the medium, too.
+                s.sync.data_write_ended(self.carried);
+            }
             let full = failed && s.failed.len() == MAX_FAILED;
             if full {
                 // Under the same lock as leaving `in_flight`: no flush may see the number neither

@@ -127,14 +127,14 @@ impl Log {
         self.wake_front();
         let Outgoing { builder, head, last } = record;
         let unfinished = Unfinished::new(self);
-        let content = builder.content();
+        let (content, carries) = (builder.content(), builder.has_payload());
         let (buf, part, link) = builder.seal(&head, self.config.physical_block, &self.config.key);
         let bytes = part.len();
         let offset = ByteOffset(self.config.offset + head.position % self.config.size);
         let write = io.write(Device::Meta, offset, buf, part, Durability::Durable);
         let end = LogPoint { position: head.position + bytes as u64, number: RecordNumber(head.number.0 + 1), link };
-        let wake =
-            self.sealed(SealedRecord { epoch: head.epoch, last, end, bytes: bytes as u64, content, done: false });
+        let wake = self
+            .sealed(carries, SealedRecord { epoch: head.epoch, last, end, bytes: bytes as u64, content, done: false });
         wake.into_iter().flatten().for_each(Waker::wake);
         let (result, buf) = write.await;
         let result =
@@ -150,9 +150,12 @@ impl Log {
     }
 
     /// The record's MAC is known: the next may be sealed.
-    fn sealed(&self, record: SealedRecord) -> Next {
+    fn sealed(&self, carries: bool, record: SealedRecord) -> Next {
         let mut s = self.state.lock();
         s.sealing = false;
+        // Damage to the last record of all looks as if a crash had torn it. Where it carries data
+        // another one follows soon, be it with what an earlier one has said already.
+        s.sync.unlogged |= carries;
         debug_assert!(s.sealed.len() < s.sealed.capacity());
         s.head = record.end;
         s.sealed.push_back(record);

@@ -4,7 +4,7 @@
 use super::{
     Log,
     state::{CheckpointerWaits, State, Unfinished, Waiting},
-    sync_state::DurableNumbers,
+    sync_state::{DurableNumbers, Unsynced},
 };
 use crate::{Device, DeviceError, Errno, Latched, Seq, Storage, format::RecordBuilder};
 use std::{
@@ -18,16 +18,26 @@ enum SyncRole {
 }
 
 impl Log {
-    /// Syncs the data device, so that every change that was completed before is durable on it. A
-    /// flush entry that says so goes into a later record, which is not waited for. Where all is
-    /// durable already it does nothing.
+    /// Syncs the data device, so that every change that was completed before is durable: on it, or
+    /// carried by a durable record. A flush entry that says so goes into a later record, which is
+    /// not waited for. Where nothing is `unsynced` there is no sync, but the entry all the same.
+    ///
+    /// The entry claims: every number up to the highest that is not listed is durable if its own
+    /// record and those before it are. Without a sync that holds at the instant at which nothing is
+    /// unsynced that no record carries. Numbers that are carried are not listed: what carries them
+    /// comes before the entry in the chain.
     ///
     /// Every sync of the data device of an open volume goes through here, one at a time.
     /// Linux reports a page-cache write error to one sync only, and every later caller must
     /// find the volume latched.
-    pub(crate) async fn sync_data<S: Storage>(&self, io: &S, request: usize) -> Result<(), Latched> {
+    pub(crate) async fn sync_data<S: Storage>(
+        &self,
+        io: &S,
+        request: usize,
+        unsynced: Unsynced,
+    ) -> Result<(), Latched> {
         let mut wanted = None;
-        let role = poll_fn(|cx| match self.sync_role(request, &mut wanted, cx.waker()) {
+        let role = poll_fn(|cx| match self.sync_role(request, unsynced, &mut wanted, cx.waker()) {
             Some(role) => Poll::Ready(role),
             None => Poll::Pending,
         })
@@ -41,30 +51,49 @@ impl Log {
         Ok(())
     }
 
-    fn sync_role(&self, request: usize, wanted: &mut Option<u64>, waker: &Waker) -> Option<Result<SyncRole, Latched>> {
+    fn sync_role(
+        &self,
+        request: usize,
+        unsynced: Unsynced,
+        wanted: &mut Option<u64>,
+        waker: &Waker,
+    ) -> Option<Result<SyncRole, Latched>> {
         let mut guard = self.state.lock();
         let s = &mut *guard;
         let highest = Seq(s.next_seq.0 - 1);
-        let idle = s.sync.durable.is_all_up_to(highest);
+        let not_carried = s.in_flight.iter().flatten().filter(|change| !change.carried).map(|change| change.seq);
+        let except = not_carried.chain(s.failed.iter().map(|(seq, _)| *seq));
         // A flush may join only one whose snapshot is not yet taken.
         let wanted = *wanted.get_or_insert(s.sync.started + 1);
+        let mut wake = None;
         let role = if let Some(why) = s.latched {
             Err(why)
-        } else if s.sync.done >= wanted || idle {
+        } else if s.sync.done >= wanted {
+            Ok(SyncRole::Done)
+        } else if s.sync.is_synced(unsynced) {
+            if s.sync.durable_already(highest, except, RecordBuilder::max_listed(self.config.max_record)) {
+                wake = self.durable_is_news(s);
+            }
             Ok(SyncRole::Done)
         } else if s.sync.is_running() {
             s.waiters.wait(request, Waiting::Sync, waker);
             return None;
         } else {
-            s.sync.started += 1;
-            let DurableNumbers { highest: up_to, except } = &mut s.sync.snapshot;
-            *up_to = highest;
-            except.clear();
-            except.extend(s.in_flight.iter().flatten().chain(&s.failed).map(|(seq, _)| *seq));
+            s.sync.begin(highest, except);
             Ok(SyncRole::Lead)
         };
         s.waiters.remove(request);
+        drop(guard);
+        wake.into_iter().for_each(Waker::wake);
         Some(role)
+    }
+
+    /// The newest flush entry says more than the log does: it is to be logged. The checkpoint
+    /// thread's waker, if it is for that thread to do.
+    fn durable_is_news(&self, s: &mut State) -> Option<Waker> {
+        // Where the log has nothing that is still to be checkpointed, recovery has no use for it.
+        s.sync.unlogged |= s.of_epoch.iter().any(|of| of.appended > 0);
+        self.wants_flush_record(s).then(|| s.checkpointer_waker(CheckpointerWaits::Work)).flatten()
     }
 
     fn data_synced(&self, result: Result<(), Errno>) -> Result<(), Latched> {
@@ -81,13 +110,8 @@ impl Log {
             if let Some(why) = s.latched {
                 return Err(why);
             }
-            let sync = &mut s.sync;
-            sync.done = sync.started;
-            std::mem::swap(&mut sync.snapshot, &mut sync.durable);
-            sync.durable.cut(RecordBuilder::max_listed(self.config.max_record));
-            // Where the log has nothing that is still to be checkpointed, recovery has no use for it.
-            sync.unlogged |= s.of_epoch.iter().any(|of| of.appended > 0);
-            self.wants_flush_record(s).then(|| s.checkpointer_waker(CheckpointerWaits::Work)).flatten()
+            s.sync.succeed(RecordBuilder::max_listed(self.config.max_record));
+            self.durable_is_news(s)
         };
         wake.into_iter().for_each(Waker::wake);
         Ok(())
@@ -97,7 +121,7 @@ impl Log {
     /// beside so many bytes of `others`. Where it does not fit, the next record is tried.
     pub(super) fn push_flush_entry(&self, s: &mut State, others: usize) {
         if self.fits_flush_entry(s, others) {
-            let DurableNumbers { highest, except } = &s.sync.durable;
+            let DurableNumbers { highest, except, .. } = &s.sync.durable;
             s.gather.reserved += s.sync.durable.alone(self.config.physical_block);
             s.gather.builder.push_flush(*highest, except.iter().copied());
             s.sync.unlogged = false;

@@ -20,3 +20,4 @@ pub(crate) use append::{Appended, Change, Requester, Reserved};
 pub(crate) use commit::next_position;
 pub use state::CheckpointerWork;
 pub(crate) use state::{Log, LogConfig, LogPoint, RECORDS_IN_FLIGHT, Unfinished};
+pub(crate) use sync_state::Unsynced;

@@ -23,6 +23,8 @@ pub(crate) struct LogConfig {
     pub(crate) physical_block: usize,
     /// Largest record in bytes.
     pub(crate) max_record: usize,
+    /// Whether records may carry data.
+    pub(crate) sync_log: bool,
     pub(crate) key: MacKey,
     /// Most blocks with pending tags in one epoch.
     pub(crate) max_tags: usize,
@@ -51,6 +53,9 @@ pub enum CheckpointerWork {
     /// There is a flush entry that no record has carried yet, and no record is about to
     /// be written: write one.
     FlushRecord,
+    /// Admitted writes wait, so that a flush finds them or others go with them: after a moment some
+    /// go on.
+    WriteBack,
 }
 
 /// What a request waits for.
@@ -98,6 +103,14 @@ pub(super) struct SealedRecord {
     pub(super) done: bool,
 }
 
+/// A change that is logged and has not ended.
+#[derive(Clone, Copy)]
+pub(super) struct InFlight {
+    pub(super) seq: Seq,
+    /// Whether its record carries its data.
+    pub(super) carried: bool,
+}
+
 /// The record being gathered.
 pub(super) struct Gather {
     pub(super) builder: RecordBuilder,
@@ -117,7 +130,7 @@ pub(super) struct State {
     pub(super) next_seq: Seq,
     pub(super) of_epoch: [EpochUse; 2],
     /// By request: the change that it has logged and that has not ended.
-    pub(super) in_flight: Vec<Option<(Seq, Epoch)>>,
+    pub(super) in_flight: Vec<Option<InFlight>>,
     /// Failed numbers: their data may not be what the log says. Every flush entry lists them until
     /// they are checkpointed.
     pub(super) failed: Vec<(Seq, Epoch)>,
@@ -225,7 +238,7 @@ impl Log {
 
     /// The memory of a log with records of at most `max_record` bytes.
     pub(crate) fn memory_bytes_for(max_record: usize, max_requests: usize) -> u64 {
-        let per_request = size_of::<(Seq, Epoch)>() + 40;
+        let per_request = size_of::<Option<InFlight>>() + 40;
         let own = (1 + RECORDS_IN_FLIGHT) * max_record + max_requests * per_request;
         own as u64 + WaitList::<Waiting>::memory_bytes_for(max_requests)
     }
@@ -238,6 +251,21 @@ impl Log {
     /// pending tags holds.
     pub(crate) fn max_entry_tags(&self) -> usize {
         RecordBuilder::max_tags(self.config.max_record).min(self.config.max_tags)
+    }
+
+    /// Whether records may carry data.
+    pub(crate) fn may_carry_data(&self) -> bool {
+        self.config.sync_log
+    }
+
+    /// Whether the epoch is the one that changes are logged in.
+    pub(crate) fn is_current(&self, epoch: Epoch) -> bool {
+        self.state.lock().epoch == epoch
+    }
+
+    /// The record that is sealed next.
+    pub(crate) fn next_record(&self) -> RecordNumber {
+        self.state.lock().head.number
     }
 
     /// The first record that is not known durable, sealed or yet to come; if the volume is not

@@ -12,12 +12,13 @@ use crate::{
     crypto::keys::Keys,
     format::Superblock,
     lifecycle::superblocks::{SuperblockUpdate, publish},
-    log::{Log, Unfinished},
+    log::{Log, Unfinished, Unsynced},
     metadata::{
         Metadata,
         tree_update::{Applied, Scratch, apply},
     },
     sync::Mutex,
+    write_back::AdmittedWrites,
 };
 use std::time::Duration;
 
@@ -25,6 +26,10 @@ use std::time::Duration;
 pub(crate) const OWN_CONTEXT: usize = 0;
 /// How long a flush entry waits for a record that would carry it, before it gets one of its own.
 pub(crate) const FLUSH_RECORD_DELAY: Duration = Duration::from_millis(5);
+
+/// How long an admitted write waits for a flush, at least; several times as long until it goes to its
+/// place where a record carries it.
+pub(crate) const WRITE_BACK_TICK: Duration = Duration::from_millis(5);
 
 /// What a checkpoint needs beside the metadata and the log.
 pub(crate) struct Checkpoints {
@@ -47,13 +52,14 @@ impl Checkpoints {
         io: &S,
         metadata: &Metadata,
         log: &Log,
+        admitted: &AdmittedWrites,
     ) -> Result<Option<Applied>, Latched> {
         if let Some(why) = log.latched() {
             return Err(why);
         }
         // A further checkpoint would skip the epoch of this one. The log still has everything.
         let unfinished = Unfinished::new(log);
-        let result = self.try_run(io, metadata, log).await;
+        let result = self.try_run(io, metadata, log, admitted).await;
         if let Err(why) = result {
             log.latch(why);
         }
@@ -61,15 +67,23 @@ impl Checkpoints {
         result
     }
 
-    async fn try_run<S: Storage>(&self, io: &S, metadata: &Metadata, log: &Log) -> Result<Option<Applied>, Latched> {
+    async fn try_run<S: Storage>(
+        &self,
+        io: &S,
+        metadata: &Metadata,
+        log: &Log,
+        admitted: &AdmittedWrites,
+    ) -> Result<Option<Applied>, Latched> {
         let Some(ended) = log.switch_epoch() else { return Ok(None) };
+        // What its records carry must be in place before they go.
+        admitted.hurry_parked();
         log.drained(ended).await;
         if let Some(why) = log.latched() {
             return Err(why);
         }
         // Its entry goes to the log of the next epoch. It matters where a superblock of the ended
         // epoch is put back: the log then goes on to say what was durable.
-        log.sync_data(io, OWN_CONTEXT).await?;
+        log.sync_data(io, OWN_CONTEXT, Unsynced::Ended).await?;
         metadata.wait_for_holds(io).await;
         let mut scratch = self.scratch.lock().take().expect("one checkpoint at a time");
         let written = self.write_out(io, metadata, log, ended, &mut scratch).await;

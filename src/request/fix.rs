@@ -1,22 +1,28 @@
 //! "Fix", of a volume that was opened so: what is on the medium is accepted and signed anew, by an
 //! ordinary write.
 
-use super::{context::RequestContext, read::Reader, write::Writer};
+use super::{
+    context::RequestContext,
+    range_lock::RangeGuard,
+    read::Reader,
+    write::{Holder, Writer},
+};
 use crate::{
     BlockRange, Buf, Io, ReadError, WriteError,
     format::{LOST_TAG, ZERO_TAG},
 };
 
-/// Reads `range`, which the caller holds exclusively, and signs each block anew that
+/// Reads `range`, which `guard` holds exclusively, and signs each block anew that
 /// does not match its tag.
 pub(crate) async fn fix<S: Io>(
     reader: &Reader<'_>,
     writer: &Writer<'_>,
     io: &S,
     context: &mut RequestContext,
-    range: BlockRange,
+    guard: &RangeGuard<'_>,
     buf: Buf,
 ) -> (Result<(), ReadError>, Buf) {
+    let range = guard.range();
     let (result, mut buf) = reader.fetch(io, context, range, buf).await;
     if let Err(e) = result {
         return (Err(e.into()), buf);
@@ -35,7 +41,7 @@ pub(crate) async fn fix<S: Io>(
         let result;
         // `old` holds the tags that remain to be looked at: the write uses `tags`.
         std::mem::swap(&mut context.tags, &mut context.old);
-        (result, buf) = writer.write_part(io, context, one, buf, i * bs).await;
+        (result, buf) = writer.write_part(io, context, one, buf, i * bs, &mut Holder::Request(guard)).await;
         std::mem::swap(&mut context.tags, &mut context.old);
         match result {
             Ok(()) => context.counters.fixed_blocks.add(1),

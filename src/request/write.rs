@@ -6,12 +6,13 @@
 use super::{
     context::{RequestContext, TagSide},
     hash_batch::{HashWork, Hasher},
+    range_lock::RangeGuard,
 };
 use crate::{
-    BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, Io, Latched, WriteError,
+    Admitted, BlockIndex, BlockRange, Buf, Device, DeviceError, Durability, Errno, Io, Latched, WriteError,
     format::ZERO_TAG,
     io::retry::{READ_BACK, retry},
-    log::{Appended, Change, Log, Reserved},
+    log::{Appended, Change, Log, Reserved, Unsynced},
     metadata::Metadata,
 };
 
@@ -25,14 +26,45 @@ pub(crate) struct Writer<'v> {
     pub(crate) log: &'v Log,
 }
 
+/// An admitted write, and what clears what is kept of it.
+pub(crate) struct WriteBack<'w, 'v> {
+    pub(crate) admitted: &'w mut Admitted<'v>,
+    pub(crate) clear: &'w mut dyn FnMut(),
+}
+
+/// Who holds the range of a write.
+pub(crate) enum Holder<'w, 'v> {
+    /// A request that is answered when it is in place.
+    Request(&'w RangeGuard<'v>),
+    Admitted(WriteBack<'w, 'v>),
+}
+
+impl Holder<'_, '_> {
+    fn guard(&self) -> &RangeGuard<'_> {
+        match self {
+            Self::Request(guard) => guard,
+            Self::Admitted(WriteBack { admitted, .. }) => admitted.guard(),
+        }
+    }
+
+    /// Whether a record is to carry so many bytes of it. An admitted write waits for a flush here.
+    async fn is_to_be_carried(&mut self, bytes: usize) -> bool {
+        match self {
+            Self::Request(_) => false,
+            Self::Admitted(WriteBack { admitted, .. }) => admitted.hold(bytes).await,
+        }
+    }
+}
+
 impl Writer<'_> {
-    /// Writes `range`, which the caller holds, from the front of `buf`, which is as large at least.
+    /// Writes `range`, which is held, from the front of `buf`, which is as large at least.
     pub(crate) async fn write<S: Io>(
         &self,
         io: &S,
         context: &mut RequestContext,
         range: BlockRange,
         mut buf: Buf,
+        mut holder: Holder<'_, '_>,
     ) -> (Result<(), WriteError>, Buf) {
         context.counters.writes.add(1);
         context.counters.written_bytes.add(range.count * self.metadata.block_size() as u64);
@@ -41,7 +73,8 @@ impl Writer<'_> {
         while done < range.count {
             let part = BlockRange::new(BlockIndex(range.first.0 + done), most.min(range.count - done));
             let result;
-            (result, buf) = self.write_part(io, context, part, buf, done as usize * self.metadata.block_size()).await;
+            let at = done as usize * self.metadata.block_size();
+            (result, buf) = self.write_part(io, context, part, buf, at, &mut holder).await;
             if result.is_err() {
                 return (result, buf);
             }
@@ -50,7 +83,7 @@ impl Writer<'_> {
         (Ok(()), buf)
     }
 
-    /// One log entry's worth of a write, from `at` in `buf`; the caller holds the range.
+    /// One log entry's worth of a write, from `at` in `buf`.
     pub(crate) async fn write_part<S: Io>(
         &self,
         io: &S,
@@ -58,23 +91,47 @@ impl Writer<'_> {
         part: BlockRange,
         buf: Buf,
         at: usize,
+        holder: &mut Holder<'_, '_>,
     ) -> (Result<(), WriteError>, Buf) {
         let bytes = at..at + part.count as usize * self.metadata.block_size();
         let work = HashWork { first: part.first, buf, at, count: part.count as usize, tags: context.tags.lend() };
         let HashWork { buf, tags, .. } = self.hasher.make_tags(io, context.batch.as_ref(), work).await;
         context.tags.give_back(tags);
-        let change = Change::Tags { first: part.first, tags: context.tags.tags(part.count) };
+        // A record carries the whole of a write, or nothing of it.
+        let carry = part == holder.guard().range() && holder.is_to_be_carried(bytes.len()).await;
+        let (first, tags) = (part.first, context.tags.tags(part.count));
+        let change = match carry {
+            true => Change::Payload { first, tags, blocks: &buf[bytes.clone()] },
+            false => Change::Tags { first, tags },
+        };
         let appended = match self.log.append(context.requester(), change).await {
             Ok(appended) => appended,
             Err(why) => return (Err(WriteError::Latched(why)), buf),
         };
         // Durable in the log first. If the data reached the medium before the record, a crash in
         // between would leave a block that nothing vouches for.
+        if let Holder::Admitted(WriteBack { admitted, .. }) = holder {
+            admitted.appended(&appended);
+        }
         if let Err(why) = self.log.commit(io, &appended).await {
             return (Err(WriteError::Latched(why)), buf);
         }
+        if appended.carried {
+            context.counters.carried_writes.add(1);
+            if let Holder::Admitted(WriteBack { admitted, clear }) = holder {
+                admitted.park(clear, || self.log.is_current(appended.epoch)).await;
+            }
+        }
+        // Behind those before it that wait to be in place.
+        holder.guard().exclusive().await;
+        if appended.carried && holder.guard().is_superseded() {
+            context.counters.superseded_writes.add(1);
+            appended.supersede();
+            return (Ok(()), buf);
+        }
         let offset = self.metadata.layout().block_offset(part.first);
         let (result, buf) = io.write(Device::Data, offset, buf, bytes.clone(), Durability::MayBeLost).await;
+        let device = |errno| DeviceError::new("write", Device::Data, offset, bytes.len(), errno);
         match result {
             // Published before the number leaves the in-flight list: a checkpoint that drains the
             // epoch finds the tags.
@@ -84,11 +141,18 @@ impl Writer<'_> {
                 appended.complete(Reserved { tags, runs: 0 });
                 (Ok(()), buf)
             }
+            Err(errno) if appended.carried => {
+                context.counters.failed_writes.add(1);
+                // Its record must stay: the next open puts it in place. So nothing is checkpointed
+                // from now on.
+                self.log.latch(Latched::WriteBack(device(errno)));
+                appended.fail(Reserved::default());
+                (Err(WriteError::Device(device(errno))), buf)
+            }
             Err(errno) => {
                 context.counters.failed_writes.add(1);
                 let resolved = self.resolve_failed(io, context, part, appended).await;
-                let device = WriteError::Device(DeviceError::new("write", Device::Data, offset, bytes.len(), errno));
-                (Err(resolved.err().map_or(device, WriteError::Latched)), buf)
+                (Err(resolved.err().map_or(WriteError::Device(device(errno)), WriteError::Latched)), buf)
             }
         }
     }
@@ -103,7 +167,7 @@ impl Writer<'_> {
         part: BlockRange,
         appended: Appended<'_>,
     ) -> Result<(), Latched> {
-        self.log.sync_data(io, context.id).await?;
+        self.log.sync_data(io, context.id, Unsynced::Failed).await?;
         let latch = |why: Latched| {
             self.log.latch(why);
             why

@@ -89,6 +89,8 @@ impl Unsaved {
 
 /// Most blocks with pending tags in one epoch: 64 Ki × 2 sets × 2 (half full) × 48 bytes = 12 MiB.
 const MAX_PENDING_TAGS: u64 = 64 << 10;
+/// The smallest records that may carry data: 4 KiB of entries, and 16 KiB.
+const LEAST_RECORD_WITH_DATA: usize = 20 << 10;
 /// Most runs of zeros in one epoch.
 const MAX_PENDING_RUNS: usize = 4096;
 
@@ -101,8 +103,7 @@ impl Volume {
         let max_blocks = options.max_request_bytes / layout.block_size as usize;
         let contexts = RequestContexts::new(options.max_requests, options.threads, max_blocks, layout.levels());
         let max_requests = contexts.max();
-        let log =
-            Log::new(log_config(&superblock, &keys, max_requests, options.threads.max(1)), superblock.epoch, head);
+        let log = Log::new(log_config(&superblock, &keys, max_requests, options), superblock.epoch, head);
         if let Some(why) = unsaved.as_ref().and_then(|unsaved| unsaved.why) {
             log.latch(why);
         }
@@ -129,7 +130,12 @@ impl Volume {
             hasher: Hasher::new(tagger, options.hash_threads.clone()),
             metadata: Metadata::new(tree, [unsaved.set, empty()], hints),
             log,
-            admitted: AdmittedWrites::new(max_requests),
+            admitted: AdmittedWrites::new(
+                options.threads.max(1),
+                max_requests,
+                options.write_back_slots,
+                log_carries(&superblock, options),
+            ),
             checkpoints: Checkpoints::new(keys, superblock, scratch),
         }
     }
@@ -247,7 +253,12 @@ fn max_pending_tags(layout: &Layout) -> usize {
     layout.blocks.min(MAX_PENDING_TAGS) as usize
 }
 
-fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, threads: usize) -> LogConfig {
+/// Records carry data where the volume is opened so and they are large enough for it.
+fn log_carries(superblock: &Superblock, options: &OpenOptions) -> bool {
+    options.sync_log && superblock.layout.max_record() >= LEAST_RECORD_WITH_DATA
+}
+
+fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, options: &OpenOptions) -> LogConfig {
     let layout = &superblock.layout;
     LogConfig {
         offset: layout.log_offset().0,
@@ -258,6 +269,7 @@ fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, threads
         max_tags: max_pending_tags(layout),
         max_runs: MAX_PENDING_RUNS,
         max_requests,
-        threads,
+        threads: options.threads.max(1),
+        sync_log: log_carries(superblock, options),
     }
 }

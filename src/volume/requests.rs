@@ -4,10 +4,21 @@
 use super::Volume;
 use crate::{
     Admitted, BlockIndex, BlockRange, Buf, CheckpointerWork, Durability, Hint, Io, Latched, ReadError, RequestContext,
-    Storage, WriteError,
-    maintenance::checkpoint::{FLUSH_RECORD_DELAY, OWN_CONTEXT},
+    Storage, WriteBackId, WriteError,
+    log::Unsynced,
+    maintenance::checkpoint::{FLUSH_RECORD_DELAY, OWN_CONTEXT, WRITE_BACK_TICK},
     options::{Access, OnMismatch},
-    request::{fix::fix, range_lock::Mode, read::Reader, write::Writer},
+    request::{
+        fix::fix,
+        range_lock::Mode,
+        read::Reader,
+        write::{Holder, WriteBack, Writer},
+    },
+};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
 };
 
 impl Volume {
@@ -54,8 +65,8 @@ impl Volume {
         if result.is_ok() || !fixes {
             return (result, buf);
         }
-        let _guard = self.ranges.acquire(context.id, range, Mode::Exclusive).await;
-        fix(&reader, &self.writer(), io, context, range, buf).await
+        let guard = self.ranges.acquire(context.id, range, Mode::Exclusive).await;
+        fix(&reader, &self.writer(), io, context, &guard, buf).await
     }
 
     /// Writes `range` from the front of `buf`. [`Durable`](Durability::Durable): as if a
@@ -74,27 +85,45 @@ impl Volume {
         if self.request_bytes(range, &buf).is_none() {
             return (Err(WriteError::BadRange(range)), buf);
         }
-        let guard = self.ranges.acquire(context.id, range, Mode::Exclusive).await;
-        let (mut result, buf) = self.writer().write(io, context, range, buf).await;
+        let guard = self.ranges.acquire(context.id, range, Mode::Write).await;
+        let (mut result, buf) = self.writer().write(io, context, range, buf, Holder::Request(&guard)).await;
         drop(guard);
         if result.is_ok() && durability == Durability::Durable {
             // A durable data write would be on the medium, but the log would not know: after a
             // crash an older version would be taken for this one's place.
-            result = self.log.sync_data(io, context.id).await.map_err(WriteError::Latched);
+            result = self.log.sync_data(io, context.id, Unsynced::NotCarried).await.map_err(WriteError::Latched);
         }
         (result, buf)
     }
 
-    /// Admits the write of the context's next request, if its range is free: it may be answered at
-    /// once. `None`: write it [as usual](Self::write), which waits or says why not.
-    pub fn admit(&self, context: &RequestContext, range: BlockRange) -> Option<Admitted<'_>> {
+    /// Admits the write of the context's next request, if its range is free or held by writes that
+    /// are safe: it may be answered at once. One that is to be durable may be answered when it
+    /// [is](Self::wait_safe). `None`: write it [as usual](Self::write), which waits or says why not.
+    pub fn admit(&self, context: &RequestContext, range: BlockRange, durability: Durability) -> Option<Admitted<'_>> {
         self.writable(range).ok()?;
-        let guard = self.ranges.try_acquire(context.id, range, Mode::Exclusive)?;
-        self.admitted.admit(&self.log, guard)
+        if durability == Durability::Durable && !self.log.may_carry_data() {
+            return None;
+        }
+        let guard = self.ranges.try_acquire(context.id, range, Mode::Write)?;
+        self.admitted.admit(&self.log, guard, context.thread, durability)
     }
 
-    /// Writes what `context` has admitted, from the front of `buf`. Once it is in place, `clear`
-    /// clears what was kept of it. If the write fails, the volume is latched.
+    /// Waits until the admitted write with this id is safe: durable, if it was admitted to be. Fails
+    /// if the volume is read-only by then.
+    pub async fn wait_safe(&self, context: &mut RequestContext, id: WriteBackId) -> Result<(), WriteError> {
+        self.admitted.wait_safe(context.id, id).await;
+        self.log.latched().map_or(Ok(()), |why| Err(WriteError::Latched(why)))
+    }
+
+    /// No more writes of the contexts of `thread` are admitted: those that wait to be in place go
+    /// there.
+    pub fn end_write_back(&self, thread: usize) {
+        self.admitted.end_thread(thread);
+    }
+
+    /// Writes what `context` has admitted, from the front of `buf`. Once it is safe, `clear`
+    /// clears what was kept of it; it may be long until this ends. If the write fails, the volume is
+    /// latched.
     pub async fn write_back<S: Io>(
         &self,
         io: &S,
@@ -105,10 +134,18 @@ impl Volume {
     ) -> (Result<(), WriteError>, Buf) {
         debug_assert_eq!(context.id, admitted.request());
         let range = admitted.range();
-        let (result, buf) = match self.request_bytes(range, &buf) {
-            Some(_) => self.writer().write(io, context, range, buf).await,
+        let mut clear = Some(clear);
+        let mut clear = || clear.take().into_iter().for_each(|clear| clear());
+        let (mut result, buf) = match self.request_bytes(range, &buf) {
+            Some(_) => {
+                let holder = Holder::Admitted(WriteBack { admitted: &mut admitted, clear: &mut clear });
+                self.writer().write(io, context, range, buf, holder).await
+            }
             None => (Err(WriteError::BadRange(range)), buf),
         };
+        if result.is_ok() && admitted.durability() == Durability::Durable && !admitted.is_safe() {
+            result = self.log.sync_data(io, context.id, Unsynced::NotCarried).await.map_err(WriteError::Latched);
+        }
         context.counters.write_back_writes.add(result.is_ok().into());
         admitted.ended(result, clear);
         (result, buf)
@@ -134,8 +171,8 @@ impl Volume {
             // Nothing was written, so there is nothing to make durable.
             Access::ReadOnly if self.log.latched().is_none() => Ok(()),
             _ => {
-                self.admitted.wait_in_place(context.id).await;
-                self.log.sync_data(io, context.id).await.map_err(WriteError::Latched)
+                self.admitted.flush(context.id).await;
+                self.log.sync_data(io, context.id, Unsynced::NotCarried).await.map_err(WriteError::Latched)
             }
         }
     }
@@ -162,7 +199,12 @@ impl Volume {
 
     /// Completes when the checkpoint thread has something to do.
     pub async fn work_wanted(&self) -> CheckpointerWork {
-        self.log.wanted().await
+        let mut of_log = pin!(self.log.wanted());
+        poll_fn(|cx| match of_log.as_mut().poll(cx) {
+            Poll::Ready(work) => Poll::Ready(work),
+            Poll::Pending => self.admitted.poll_tick(cx.waker()).map(|()| CheckpointerWork::WriteBack),
+        })
+        .await
     }
 
     /// Does what [`Volume::work_wanted`] said. Only one thread calls this or [`Volume::checkpoint`].
@@ -170,8 +212,15 @@ impl Volume {
         match work {
             CheckpointerWork::Checkpoint => self.checkpoint(io).await,
             CheckpointerWork::FlushRecord => {
+                let next = self.log.next_record();
                 let _ = io.sleep(FLUSH_RECORD_DELAY).await;
-                self.log.write_flush_record(io).await
+                // One that came meanwhile has brought it along, or the next will.
+                if self.log.next_record() == next { self.log.write_flush_record(io).await } else { Ok(()) }
+            }
+            CheckpointerWork::WriteBack => {
+                let _ = io.sleep(WRITE_BACK_TICK).await;
+                self.admitted.tick();
+                Ok(())
             }
         }
     }
@@ -182,7 +231,7 @@ impl Volume {
         if self.opened.access == Access::ReadOnly {
             return Ok(());
         }
-        if let Some(applied) = self.checkpoints.run(io, &self.metadata, &self.log).await? {
+        if let Some(applied) = self.checkpoints.run(io, &self.metadata, &self.log, &self.admitted).await? {
             let counters = self.contexts.first_counters();
             counters.checkpoints.add(1);
             counters.pages_written.add(applied.pages_written);
@@ -198,7 +247,7 @@ impl Volume {
     /// together with an old block, must not make a crash of an orderly end.
     pub async fn close<S: Storage>(&self, io: &S) -> Result<(), Latched> {
         if self.opened.access == Access::ReadWrite {
-            self.log.sync_data(io, OWN_CONTEXT).await?;
+            self.log.sync_data(io, OWN_CONTEXT, Unsynced::Ended).await?;
             self.log.write_flush_record(io).await?;
             self.checkpoint(io).await?;
             // Where a full ring had no room for it, there is some now.

@@ -46,11 +46,13 @@ enum Awaited {
     One(WriteBackId),
 }
 
-/// An admitted write, for as long as it is not safe.
+/// By this an admitted write can be waited for until it is safe.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WriteBackId {
-    request: usize,
-    number: u64,
+    /// The context that it was admitted with.
+    pub request: usize,
+    /// Its number among all that were admitted.
+    pub number: u64,
 }
 
 /// An admitted write, and the thread that it is of.
@@ -96,13 +98,15 @@ pub struct Admitted<'v> {
 enum Stage {
     /// Nothing is decided.
     Admitted,
-    /// It waits: held, or parked.
-    Waits,
+    /// It waits, with nothing logged.
+    Held,
     /// On its way in place, with nobody to carry it.
     InPlace,
     /// It is to be carried.
     Carried,
-    /// It is safe: a durable record carries it.
+    /// It is safe, and waits.
+    Parked,
+    /// It is safe, and on its way in place.
     Safe,
 }
 
@@ -121,11 +125,11 @@ impl AdmittedWrites {
         }
     }
 
-    /// The memory for so many threads and requests.
-    pub(crate) fn memory_bytes_for(threads: usize, requests: usize) -> u64 {
+    /// The memory for so many requests.
+    pub(crate) fn memory_bytes_for(requests: usize) -> u64 {
         let own = (requests as u64).saturating_mul((size_of::<AtomicU64>() + size_of::<BlockRange>()) as u64);
         own.saturating_add(WaitList::<Awaited>::memory_bytes_for(requests))
-            .saturating_add(LazyWrites::memory_bytes_for(threads, requests))
+            .saturating_add(LazyWrites::memory_bytes_for(requests))
     }
 
     /// Admits a write of a thread, whose range is held: it may be answered at once, or when it is
@@ -277,7 +281,7 @@ impl Admitted<'_> {
             false => return false,
             true => match lazy.hold(self.place, bytes) {
                 Some(go_on) => go_on,
-                None => self.wait().await,
+                None => self.wait(Stage::Held).await,
             },
         };
         self.stage = if go_on == GoOn::Flush { Stage::Carried } else { Stage::InPlace };
@@ -285,13 +289,9 @@ impl Admitted<'_> {
     }
 
     /// Waits until it is told to go on, or somebody waits for its range.
-    async fn wait(&mut self) -> GoOn {
-        self.stage = Stage::Waits;
-        poll_fn(|cx| match self.poll_go_on(cx) {
-            Poll::Ready(go_on) => Poll::Ready(go_on),
-            Poll::Pending => Poll::Pending,
-        })
-        .await
+    async fn wait(&mut self, stage: Stage) -> GoOn {
+        self.stage = stage;
+        poll_fn(|cx| self.poll_go_on(cx)).await
     }
 
     fn poll_go_on(&self, cx: &Context<'_>) -> Poll<GoOn> {
@@ -319,7 +319,7 @@ impl Admitted<'_> {
         self.writes.end(self.place.request);
         self.guard.park();
         if self.writes.lazy.is_lazy() && self.writes.lazy.park(self.place, may_wait).is_none() {
-            self.wait().await;
+            self.wait(Stage::Parked).await;
             self.stage = Stage::Safe;
         }
     }
@@ -345,6 +345,11 @@ impl Admitted<'_> {
 
     pub(crate) fn guard(&self) -> &RangeGuard<'_> {
         &self.guard
+    }
+
+    /// Whether a durable record carries it.
+    pub(crate) fn is_safe(&self) -> bool {
+        self.stage == Stage::Safe
     }
 
     pub(crate) fn durability(&self) -> Durability {
@@ -377,11 +382,10 @@ impl Drop for Admitted<'_> {
             self.writes.fail(self.guard.range());
         }
         let lazy = &self.writes.lazy;
-        if self.stage == Stage::Waits {
-            // Its future was dropped.
-            let _ = lazy.stop_waiting(self.place);
-        }
-        if matches!(self.stage, Stage::Waits | Stage::InPlace) && lazy.is_lazy() {
+        // One that still waits has been dropped.
+        let waited = matches!(self.stage, Stage::Held | Stage::Parked).then(|| lazy.stop_waiting(self.place));
+        let set_out = self.stage == Stage::InPlace || self.stage == Stage::Held && waited == Some(GoOn::InPlace);
+        if set_out && lazy.is_lazy() {
             lazy.arrives(self.place.thread);
         }
         self.writes.end(self.guard.request());
@@ -412,13 +416,13 @@ mod tests {
 
     #[test]
     fn a_flush_waits_for_those_before_it_and_for_no_others() {
-        let writes = AdmittedWrites::new(4);
+        let writes = AdmittedWrites::new(1, 4, 0, false);
         let woken = Arc::new(Woken(AtomicBool::new(false)));
         let waker = Waker::from(woken.clone());
         let mut cx = Context::from_waker(&waker);
         writes.begin(2);
         writes.begin(0);
-        let mut flush = pin!(writes.wait_in_place(3));
+        let mut flush = pin!(writes.flush(3));
         assert!(flush.as_mut().poll(&mut cx).is_pending());
         writes.end(2);
         // A later write of a request whose earlier one was waited for.
@@ -431,10 +435,10 @@ mod tests {
 
     #[test]
     fn a_flush_that_is_dropped_makes_room_for_the_next_waiter() {
-        let writes = AdmittedWrites::new(2);
+        let writes = AdmittedWrites::new(1, 2, 0, false);
         writes.begin(0);
         for _ in 0..3 {
-            assert!(pin!(writes.wait_in_place(1)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert!(pin!(writes.flush(1)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
         }
         assert_eq!(writes.waiting.load(Ordering::SeqCst), 1);
         writes.end(0);
@@ -444,7 +448,7 @@ mod tests {
     #[test]
     fn only_blocks_of_failed_writes_are_unreadable() {
         let range = |first, count| BlockRange::new(BlockIndex(first), count);
-        let writes = AdmittedWrites::new(2);
+        let writes = AdmittedWrites::new(1, 2, 0, false);
         assert!(!writes.has_failed(range(0, 100)));
         writes.fail(range(7, 2));
         assert!(writes.has_failed(range(8, 1)) && writes.has_failed(range(0, 8)) && !writes.has_failed(range(9, 5)));

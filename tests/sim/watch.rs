@@ -42,11 +42,13 @@ pub struct Watch {
     logged: HashMap<Run, Vec<u64>>,
     /// Data writes under way: operation to epoch.
     writing: HashMap<u64, u64>,
-    /// Data syncs that began when nothing of the ending epoch was unwritten or under way.
-    clean_syncs: HashSet<u64>,
-    data_synced: bool,
-    /// The sync of the data device under way.
-    syncing: Option<u64>,
+    /// Data writes that have ended; how many had by the last one of each epoch, and by the last sync
+    /// when it began.
+    ended: u64,
+    ended_of: HashMap<u64, u64>,
+    synced: u64,
+    /// The sync of the data device under way, and how many data writes had ended when it began.
+    syncing: Option<(u64, u64)>,
     pub checkpoints: u64,
     pub data_writes: u64,
     /// Records that began while another was under way.
@@ -71,8 +73,9 @@ impl Watch {
             page_writes: HashSet::new(),
             logged: HashMap::new(),
             writing: HashMap::new(),
-            clean_syncs: HashSet::new(),
-            data_synced: false,
+            ended: 0,
+            ended_of: HashMap::new(),
+            synced: 0,
             syncing: None,
             checkpoints: 0,
             data_writes: 0,
@@ -97,7 +100,9 @@ impl Watch {
         match event {
             Trace::WriteStart { device: Device::Data, offset, len, .. } => self.data_starts(op, offset, len),
             Trace::WriteEnd { device: Device::Data, .. } | Trace::WriteFailed { device: Device::Data, .. } => {
-                self.writing.remove(&op);
+                let epoch = self.writing.remove(&op).expect("it has started");
+                self.ended += 1;
+                self.ended_of.insert(epoch, self.ended);
             }
             Trace::WriteStart { offset, len, durable, .. } if SUPERBLOCKS.contains(&offset) => {
                 assert!(durable && len == PAGE as usize, "a superblock write is durable");
@@ -169,9 +174,6 @@ impl Watch {
             };
             if record.epoch == self.superblock.epoch {
                 assert_eq!(self.stage, Stage::Idle, "a change of an epoch that has been drained");
-                // Whatever was synced before, this change was not.
-                self.data_synced = false;
-                self.clean_syncs.clear();
             }
             let zeros = matches!(entry, Logged::Zeros { .. });
             // Zeros have no data; a discard may follow, so they are only remembered.
@@ -183,16 +185,12 @@ impl Watch {
     }
 
     fn sync_starts(&mut self, op: u64, device: Device) {
-        let epoch = self.superblock.epoch;
         match device {
             Device::Data => {
                 // A page-cache write error is told to one sync only: two at a time, and the
                 // other would not know.
-                assert!(self.syncing.replace(op).is_none(), "a sync of the data device beside another");
-                let unsent = self.logged.values().flatten().any(|e| *e == epoch);
-                if !unsent && !self.writing.values().any(|e| *e == epoch) {
-                    self.clean_syncs.insert(op);
-                }
+                let beside = self.syncing.replace((op, self.ended));
+                assert!(beside.is_none(), "a sync of the data device beside another");
             }
             Device::Meta => {
                 if self.stage == Stage::Pages && self.page_writes.is_empty() {
@@ -203,11 +201,12 @@ impl Watch {
     }
 
     fn sync_ends(&mut self, op: u64, device: Device) {
-        if device == Device::Data {
-            assert_eq!(self.syncing.take(), Some(op));
-        }
         match device {
-            Device::Data if self.stage == Stage::Idle => self.data_synced |= self.clean_syncs.remove(&op),
+            Device::Data => {
+                let (began, ended) = self.syncing.take().expect("it has started");
+                assert_eq!(began, op);
+                self.synced = ended;
+            }
             Device::Meta if self.stage == Stage::Syncing(op) => self.stage = Stage::Synced,
             _ => {}
         }
@@ -216,10 +215,17 @@ impl Watch {
     fn page_starts(&mut self, op: u64, offset: u64) {
         assert!(!self.named.contains(&offset), "the slot at {offset} is named by a superblock on the disk");
         if self.stage == Stage::Idle {
-            assert!(self.data_synced, "a page is written before the data that it speaks of is synced");
+            assert!(self.data_is_synced(), "a page is written before the data that it speaks of is synced");
         }
         self.stage = Stage::Pages;
         self.page_writes.insert(op);
+    }
+
+    /// Whether all data of the epoch that ends has been sent, has ended and was synced then.
+    fn data_is_synced(&self) -> bool {
+        let epoch = self.superblock.epoch;
+        let mut unended = self.logged.values().flatten().chain(self.writing.values());
+        !unended.any(|e| *e == epoch) && self.ended_of.get(&epoch).is_none_or(|ended| *ended <= self.synced)
     }
 
     fn superblock_starts(&mut self, offset: u64) {
@@ -228,7 +234,7 @@ impl Watch {
             (Stage::Synced | Stage::Idle, true) | (Stage::CopyA, false) => {}
             (stage, _) => panic!("superblock copy at {offset} written while {stage:?}"),
         }
-        assert!(self.stage != Stage::Idle || self.data_synced, "a superblock before the data is synced");
+        assert!(self.stage != Stage::Idle || self.data_is_synced(), "a superblock before the data is synced");
     }
 
     fn superblock_ends(&mut self, disk: &Disk, offset: u64) {
@@ -236,8 +242,6 @@ impl Watch {
             self.stage = Stage::CopyA;
         } else {
             self.stage = Stage::Idle;
-            self.data_synced = false;
-            self.clean_syncs.clear();
             self.superblock = Superblock::newest(disk);
             self.checkpoints += 1;
         }

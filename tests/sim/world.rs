@@ -93,7 +93,7 @@ impl World {
         // One that is answered and fails latches the volume: not where failures are expected to pass.
         let may_admit = !durable && (self.distrust || self.io.disk().faults.data_writes == 0);
         let admitted = match may_admit && self.rng.borrow_mut().chance(60) {
-            true => self.volume.admit(&q.context, range),
+            true => self.volume.admit(&q.context, range, Durability::MayBeLost),
             false => None,
         };
         // The history's order is the order in which ranges are taken: at the first poll, which is

@@ -5,12 +5,12 @@ use super::{
     request::Request,
     shared::{Memory, Shared},
     transfer::Transfer,
-    write_back::WriteBack,
+    write_back::{Answer, WriteBack},
 };
 use crate::daemon::log::Event;
 use libublk::sys::ublksrv_io_desc;
 use std::mem;
-use ublk_integrity::{BlockTarget, Buf, Errno, Io};
+use ublk_integrity::{BlockTarget, Buf, Errno, Io, WriteBackId};
 
 impl<T: BlockTarget> Shared<T> {
     /// Serves the request of a descriptor. What the kernel is answered: the bytes that were moved,
@@ -27,7 +27,9 @@ impl<T: BlockTarget> Shared<T> {
         let result = match Request::parse(desc, self.shift) {
             Ok(request) => {
                 let answer = match write_back.admit(self, request, transfer, load) {
-                    Some(answer) => answer,
+                    Some(Ok(Answer::Now)) => Ok(()),
+                    Some(Ok(Answer::Safe(id))) => self.safe(request, id, memory).await,
+                    Some(Err(e)) => Err(e),
                     None => self.handle(request, transfer, io, memory).await,
                 };
                 answer.map(|()| request.success(self.shift))
@@ -38,6 +40,14 @@ impl<T: BlockTarget> Shared<T> {
             }
         };
         result.unwrap_or_else(|errno| -errno.0)
+    }
+
+    /// Waits until a write that was admitted is durable.
+    async fn safe(&self, request: Request, id: WriteBackId, memory: &mut Memory<T>) -> Result<(), Errno> {
+        self.target.wait_safe(&mut memory.context, id).await.map_err(|e| {
+            self.log.tell(Event::Write(request, e));
+            e.errno()
+        })
     }
 
     async fn handle(

@@ -137,7 +137,7 @@ async fn serve_tag<'t, T: BlockTarget>(
         load.answered();
         fetched = queue.submit_io_commit_cmd(tag, transfer.named(&memory.buf), code).await;
     }
-    write_back.tag_ends();
+    write_back.tag_ends(shared);
 }
 
 #[cfg(test)]

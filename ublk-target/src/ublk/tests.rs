@@ -17,7 +17,7 @@ use std::{
 };
 use ublk_integrity::{
     AdmittedWrite, BlockIndex, BlockRange, BlockTarget, Buf, Durability, Io, Latched, ReadError, RecordNumber,
-    WriteError,
+    WriteBackId, WriteError,
 };
 
 const BLOCK: usize = 512;
@@ -51,6 +51,9 @@ impl AdmittedWrite for Admitted<'_> {
     }
     fn first_not_durable(&self) -> RecordNumber {
         RecordNumber(7)
+    }
+    fn id(&self) -> WriteBackId {
+        WriteBackId { request: 0, number: self.1.first.0 }
     }
     fn withdraw(self) {
         self.0.call(format!("withdraw {}", self.1));
@@ -121,8 +124,8 @@ impl BlockTarget for Double {
         self.call("flush".into());
         ready(Err(WriteError::ReadOnly))
     }
-    fn admit<'t>(&'t self, _: &usize, range: BlockRange) -> Option<Admitted<'t>> {
-        self.call(format!("admit {range}"));
+    fn admit<'t>(&'t self, _: &usize, range: BlockRange, durability: Durability) -> Option<Admitted<'t>> {
+        self.call(format!("admit {range} {durability:?}"));
         Some(Admitted(self, range))
     }
     fn write_back<'t, S: Io>(
@@ -137,6 +140,13 @@ impl BlockTarget for Double {
         self.put(range, |i| buf[i]);
         clear();
         ready((Ok(()), buf))
+    }
+    fn wait_safe(&self, _: &mut usize, id: WriteBackId) -> impl Future<Output = Result<(), WriteError>> {
+        self.call(format!("wait for {}", id.number));
+        ready(if id.number == DAMAGED { Err(WriteError::ReadOnly) } else { Ok(()) })
+    }
+    fn end_write_back(&self, thread: usize) {
+        self.call(format!("end {thread}"));
     }
 }
 
@@ -225,11 +235,28 @@ fn a_small_write_is_answered_once_it_is_kept_and_written_back_afterwards() {
     wall.device.write_all_at(&[9; BLOCK], 0).unwrap();
     // Longer than what can be copied.
     let (code, calls) = wall.answer(&write_back, sys::UBLK_IO_OP_WRITE, 0, 2);
-    assert!(code < 0 && calls == ["admit 0-1", "withdraw 0-1"] && kept.count().unwrap() == 0, "{code} {calls:?}");
+    assert!(
+        code < 0 && calls == ["admit 0-1 MayBeLost", "withdraw 0-1"] && kept.count().unwrap() == 0,
+        "{code} {calls:?}"
+    );
     let (code, calls) = wall.answer(&write_back, sys::UBLK_IO_OP_WRITE, 5, 1);
-    assert!(code == 512 && calls == ["admit 5"] && kept.count().unwrap() == 1, "{code} {calls:?}");
-    write_back.tag_ends();
+    assert!(code == 512 && calls == ["admit 5 MayBeLost"] && kept.count().unwrap() == 1, "{code} {calls:?}");
+    write_back.tag_ends(&wall.shared);
     wall.offline.run(write_back.write(0, &wall.offline.io(), &wall.shared, &wall.load)).unwrap();
-    assert_eq!((wall.calls(), kept.count().unwrap()), (vec!["write back 5".to_owned()], 0));
+    assert_eq!((wall.calls(), kept.count().unwrap()), (vec!["end 0".to_owned(), "write back 5".to_owned()], 0));
     assert_eq!(wall.shared.target.blocks.lock().unwrap()[5 * BLOCK], 9);
+}
+
+#[test]
+fn a_write_that_must_be_durable_is_answered_once_it_is_safe() {
+    let wall = Wall::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (kept, part) = write_back_file::of_test(folder.path(), 2);
+    let write_back = WriteBack::new(&wall.shared, 0, 1, Some(part));
+    wall.device.write_all_at(&[9; BLOCK], 0).unwrap();
+    let fua = sys::UBLK_IO_OP_WRITE | sys::UBLK_IO_F_FUA;
+    let (code, calls) = wall.answer(&write_back, fua, 5, 1);
+    assert!(code == 512 && calls == ["admit 5 Durable", "wait for 5"], "{code} {calls:?}");
+    let (code, calls) = wall.answer(&write_back, fua, DAMAGED, 1);
+    assert!(code == -libc::EROFS && calls.len() == 2 && kept.count().unwrap() == 2, "{code} {calls:?}");
 }

@@ -1,6 +1,6 @@
 //! Write-back of one thread: small writes are answered once their bytes are in the thread's
-//! part of the write-back file. A task for each of its slots, a *writer*, then writes them
-//! in place from there.
+//! part of the write-back file; those that must be durable, once they are. A task for each of its
+//! slots, a *writer*, writes them in place from there.
 
 use super::{
     load::Load,
@@ -17,7 +17,7 @@ use std::{
     future::poll_fn,
     task::{Poll, Waker},
 };
-use ublk_integrity::{AdmittedWrite, BlockTarget, Durability, Errno, Io};
+use ublk_integrity::{AdmittedWrite, BlockTarget, Durability, Errno, Io, WriteBackId};
 
 /// A thread's writers, and the writes that they have been given. Without any, each write is
 /// answered when it is in place.
@@ -29,6 +29,16 @@ pub(super) struct WriteBack<'t, T: BlockTarget + 't> {
     heads: RefCell<Option<Heads>>,
     /// Request tags that may still bring writes.
     tags: Cell<usize>,
+    thread: usize,
+}
+
+/// When a write that was admitted is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Answer {
+    /// At once.
+    Now,
+    /// When it is safe.
+    Safe(WriteBackId),
 }
 
 /// What a writer is given to write.
@@ -54,6 +64,7 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
             idle: RefCell::new(idle),
             heads: RefCell::new(heads),
             tags: Cell::new(tags),
+            thread,
         }
     }
 
@@ -67,32 +78,36 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
         self.writers.iter_mut().filter_map(|writer| writer.get_mut().memory.as_mut())
     }
 
-    /// Admits a write if it is small, its range is free and nobody asked for its durability: its
-    /// bytes are fetched, and it may be answered. `None`: it is to be served as usual, and nothing
-    /// has been fetched.
+    /// Admits a write if it is small and its range is free: its bytes are fetched, and it may be
+    /// answered at once or when it is safe. `None`: it is to be served as usual, and nothing has been
+    /// fetched.
     pub(super) fn admit(
         &self,
         shared: &'t Shared<T>,
         request: Request,
         transfer: Transfer,
         load: &Load,
-    ) -> Option<Result<(), Errno>> {
-        let Request::Write { range, durability: Durability::MayBeLost } = request else { return None };
+    ) -> Option<Result<Answer, Errno>> {
+        let Request::Write { range, durability } = request else { return None };
         let bytes = request.success(shared.shift) as usize;
         let slot = *self.idle.borrow().last().filter(|_| bytes <= MOST_BYTES)?;
         let mut writer = self.writers[slot].borrow_mut();
         let memory = writer.memory.as_mut().expect("an idle writer's memory is here");
-        let admitted = shared.target.admit(&memory.context, range)?;
+        let admitted = shared.target.admit(&memory.context, range, durability)?;
         if let Err(e) = transfer.fetch(&mut memory.buf, bytes) {
             admitted.withdraw();
             return Some(Err(shared.not_copied(request, e)));
         }
+        let answer = match durability {
+            Durability::MayBeLost => Answer::Now,
+            Durability::Durable => Answer::Safe(admitted.id()),
+        };
         self.heads.borrow_mut().as_mut().expect("there are writers").keep(slot, range, admitted.first_not_durable());
         writer.admitted = Some(admitted);
         writer.waker.wake_by_ref();
         self.idle.borrow_mut().pop();
         load.admitted();
-        Some(Ok(()))
+        Some(Ok(answer))
     }
 
     /// The task of the writer of a slot.
@@ -131,9 +146,10 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
     }
 
     /// A request tag brings no more writes. After the last of them each writer ends once it is done.
-    pub(super) fn tag_ends(&self) {
+    pub(super) fn tag_ends(&self, shared: &Shared<T>) {
         self.tags.set(self.tags.get() - 1);
         if self.tags.get() == 0 {
+            shared.target.end_write_back(self.thread);
             self.writers.iter().for_each(|writer| writer.borrow().waker.wake_by_ref());
         }
     }
@@ -185,9 +201,9 @@ mod tests {
         let from = |device: RawFd, i: u64| Transfer::Asked { device, at: i * MOST_BYTES as u64 };
         let admit = |request, from| write_back.admit(&shared, request, from, &load);
 
-        let (soon, now) = (Durability::MayBeLost, Durability::Durable);
+        let (soon, durable) = (Durability::MayBeLost, Durability::Durable);
         let device = device.as_raw_fd();
-        assert_eq!(admit(request(0, 1, now), from(device, 0)), None, "it must be in place first");
+        assert_eq!(admit(request(0, 1, durable), from(device, 0)), None, "it must be in place first");
         assert_eq!(admit(request(0, 5, soon), from(device, 0)), None, "it is too large");
         assert_eq!(admit(Request::Flush, from(device, 0)), None);
         let unreadable = File::options().write(true).open("/dev/null").unwrap();
@@ -195,12 +211,12 @@ mod tests {
         assert_eq!((unfetched, kept.count().unwrap()), (Some(Err(Errno(libc::EBADF))), 0));
         assert!(shared.target.latched().is_none(), "nobody was promised anything");
 
-        assert_eq!(admit(request(0, 4, soon), from(device, 0)), Some(Ok(())));
+        assert_eq!(admit(request(0, 4, soon), from(device, 0)), Some(Ok(Answer::Now)));
         assert_eq!(admit(request(3, 2, soon), from(device, 1)), None, "the first holds one of its blocks");
-        assert_eq!(admit(request(9, 2, soon), from(device, 1)), Some(Ok(())));
+        assert_eq!(admit(request(9, 2, soon), from(device, 1)), Some(Ok(Answer::Now)));
         assert_eq!(admit(request(20, 1, soon), from(device, 2)), None, "all writers are busy");
         assert_eq!(kept.count().unwrap(), 2);
-        write_back.tag_ends();
+        write_back.tag_ends(&shared);
         let io = offline.io();
         (0..2).for_each(|writer| offline.run(write_back.write(writer, &io, &shared, &load)).unwrap());
         assert_eq!(kept.count().unwrap(), 0);

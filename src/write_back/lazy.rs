@@ -1,0 +1,282 @@
+//! Which admitted writes wait, though nothing keeps them from going on: those that others may make
+//! cheaper.
+//!
+//! - A write that has its tags is *held*, with nothing logged: if a flush comes next, one record
+//!   carries its data, and that record is all that the flush waits for.
+//! - A write that a durable record carries is *parked*: several go to their places together, and one
+//!   that is written again meanwhile need not go at all.
+//!
+//! Nobody waits for either without telling it. A held write goes on when a flush comes (its record
+//! carries it then), and otherwise in place at once: when a request waits for its range, when many
+//! are held, at the next tick, at the end. A parked write goes on when a request waits for its
+//! range, when half of its thread's writes are parked, when its epoch has ended, after some ticks,
+//! at the end.
+//!
+//! Writes are held only while none of their thread is on its way in place: a stream without flushes
+//! is not slowed down.
+
+use super::Place;
+use crate::sync::{AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering};
+use std::task::{Poll, Waker};
+
+/// Most bytes that one thread holds: a record carries no more.
+const MOST_HELD_BYTES: usize = 60 << 10;
+
+/// Ticks that a parked write waits. A held one waits for one; each at most one more.
+const PARKED_TICKS: usize = 4;
+
+/// Why a write that waits goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum GoOn {
+    /// A flush waits for it.
+    Flush = 1,
+    /// It is to be in place.
+    InPlace = 2,
+}
+
+/// A write that waits.
+#[derive(Clone, Copy)]
+struct Waiting {
+    /// Its request.
+    request: usize,
+    /// Its number among the admitted writes.
+    number: u64,
+    bytes: usize,
+}
+
+/// The admitted writes of one I/O thread.
+struct ThreadWrites {
+    /// Oldest first.
+    held: Vec<Waiting>,
+    held_bytes: usize,
+    /// Oldest first.
+    parked: Vec<Waiting>,
+    /// On their way in place, as no record carries them.
+    on_their_way: usize,
+    /// No more writes come: none waits any more.
+    ended: bool,
+}
+
+/// What a request that waits has been told.
+struct Told {
+    go_on: AtomicU8,
+    waker: Mutex<Option<Waker>>,
+}
+
+pub(super) struct LazyWrites {
+    /// By I/O thread.
+    threads: Vec<Mutex<ThreadWrites>>,
+    /// By request. Written under the mutex of the request's thread.
+    told: Vec<Told>,
+    /// The writes that a thread may have; half of them may be held, and half parked.
+    per_thread: usize,
+    /// Flushes have come that wait for all numbers below.
+    flushed_below: AtomicU64,
+    /// How many wait.
+    count: AtomicUsize,
+    /// Who gives the ticks, while none is due.
+    ticker: Mutex<Option<Waker>>,
+    /// The number that was next at each of the last ticks, newest first.
+    ticks: Mutex<[u64; PARKED_TICKS]>,
+}
+
+impl LazyWrites {
+    /// For so many threads, requests, and writes that each thread may have admitted: with less than
+    /// two none waits.
+    pub(super) fn new(threads: usize, requests: usize, per_thread: usize) -> Self {
+        // When one more is in it they go on.
+        let list = || Vec::with_capacity(per_thread / 2 + 1);
+        let thread =
+            |_| Mutex::new(ThreadWrites { held: list(), held_bytes: 0, parked: list(), on_their_way: 0, ended: false });
+        let told = |_| Told { go_on: AtomicU8::new(0), waker: Mutex::new(None) };
+        Self {
+            threads: (0..threads).map(thread).collect(),
+            told: (0..requests).map(told).collect(),
+            per_thread,
+            flushed_below: AtomicU64::new(0),
+            count: AtomicUsize::new(0),
+            ticker: Mutex::new(None),
+            ticks: Mutex::new([0; PARKED_TICKS]),
+        }
+    }
+
+    /// The memory for so many requests.
+    pub(super) fn memory_bytes_for(requests: usize) -> u64 {
+        (requests as u64).saturating_mul((2 * size_of::<Waiting>() + size_of::<Told>()) as u64)
+    }
+
+    /// Whether any write may wait.
+    pub(super) fn is_lazy(&self) -> bool {
+        self.per_thread >= 2
+    }
+
+    /// Holds a write of so many bytes, unless it is to go on at once.
+    pub(super) fn hold(&self, at: Place, bytes: usize) -> Option<GoOn> {
+        let mut thread = self.threads[at.thread].lock();
+        // Under the mutex: a flush sets this before it looks for those that are held.
+        if at.number < self.flushed_below.load(Ordering::SeqCst) {
+            return Some(GoOn::Flush);
+        }
+        if thread.ended || thread.on_their_way > 0 || thread.held_bytes + bytes > MOST_HELD_BYTES {
+            thread.on_their_way += 1;
+            drop(thread);
+            self.tell_held(at.thread, u64::MAX, GoOn::InPlace);
+            return Some(GoOn::InPlace);
+        }
+        thread.held_bytes += bytes;
+        thread.held.push(Waiting { request: at.request, number: at.number, bytes });
+        self.begin_wait(at.request);
+        let many = thread.held.len() > self.per_thread / 2;
+        drop(thread);
+        match many {
+            true => self.tell_held(at.thread, u64::MAX, GoOn::InPlace),
+            false => self.wake_ticker(),
+        }
+        None
+    }
+
+    /// Parks a write, unless it is to go on at once. `may_wait` is asked while nobody who looks for
+    /// parked writes can miss it.
+    pub(super) fn park(&self, at: Place, may_wait: impl FnOnce() -> bool) -> Option<GoOn> {
+        let mut thread = self.threads[at.thread].lock();
+        if thread.ended || !may_wait() {
+            return Some(GoOn::InPlace);
+        }
+        thread.parked.push(Waiting { request: at.request, number: at.number, bytes: 0 });
+        self.begin_wait(at.request);
+        let many = thread.parked.len() >= self.per_thread / 2;
+        drop(thread);
+        match many {
+            true => self.tell_parked(at.thread, u64::MAX),
+            false => self.wake_ticker(),
+        }
+        None
+    }
+
+    fn begin_wait(&self, request: usize) {
+        self.told[request].go_on.store(0, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What a write that waits has been told.
+    pub(super) fn poll_told(&self, request: usize, waker: &Waker) -> Poll<GoOn> {
+        let Told { go_on, waker: slot } = &self.told[request];
+        if go_on.load(Ordering::SeqCst) == 0 {
+            *slot.lock() = Some(waker.clone());
+        }
+        match go_on.load(Ordering::SeqCst) {
+            0 => Poll::Pending,
+            told if told == GoOn::Flush as u8 => Poll::Ready(GoOn::Flush),
+            _ => Poll::Ready(GoOn::InPlace),
+        }
+    }
+
+    /// A write stops to wait of its own accord. What it has been told counts, if it has.
+    pub(super) fn stop_waiting(&self, at: Place) -> GoOn {
+        let mut thread = self.threads[at.thread].lock();
+        let is_it = |waiting: &Waiting| waiting.request == at.request;
+        if let Some(i) = thread.held.iter().position(is_it) {
+            let waiting = thread.held.remove(i);
+            thread.held_bytes -= waiting.bytes;
+            thread.on_their_way += 1;
+        } else if let Some(i) = thread.parked.iter().position(is_it) {
+            thread.parked.remove(i);
+        } else {
+            drop(thread);
+            let told = self.poll_told(at.request, Waker::noop());
+            return if told == Poll::Ready(GoOn::Flush) { GoOn::Flush } else { GoOn::InPlace };
+        }
+        self.count.fetch_sub(1, Ordering::SeqCst);
+        GoOn::InPlace
+    }
+
+    /// A write that was to be carried goes in place all the same.
+    pub(super) fn sets_out(&self, thread: usize) {
+        self.threads[thread].lock().on_their_way += 1;
+    }
+
+    /// A write that was on its way in place has ended.
+    pub(super) fn arrives(&self, thread: usize) {
+        self.threads[thread].lock().on_their_way -= 1;
+    }
+
+    /// A flush waits for all writes below this number: those that are held, or will be, go on.
+    pub(super) fn flush(&self, below: u64) {
+        self.flushed_below.fetch_max(below, Ordering::SeqCst);
+        (0..self.threads.len()).for_each(|thread| self.tell_held(thread, below, GoOn::Flush));
+    }
+
+    /// All parked writes go on: an epoch has ended.
+    pub(super) fn hurry_parked(&self) {
+        (0..self.threads.len()).for_each(|thread| self.tell_parked(thread, u64::MAX));
+    }
+
+    /// No more writes of the thread come, so none waits any more.
+    pub(super) fn end(&self, thread: usize) {
+        self.threads[thread].lock().ended = true;
+        self.tell_held(thread, u64::MAX, GoOn::InPlace);
+        self.tell_parked(thread, u64::MAX);
+    }
+
+    /// Whether a tick is due. If not, the waker is called when one is.
+    pub(super) fn poll_tick(&self, waker: &Waker) -> Poll<()> {
+        if self.count.load(Ordering::SeqCst) == 0 {
+            *self.ticker.lock() = Some(waker.clone());
+        }
+        if self.count.load(Ordering::SeqCst) == 0 { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    fn wake_ticker(&self) {
+        let waker = self.ticker.lock().take();
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Time has passed: those that have waited long enough go on. `next` is the number that the next
+    /// write will have.
+    pub(super) fn tick(&self, next: u64) {
+        let (held_below, parked_below) = {
+            let mut ticks = self.ticks.lock();
+            let below = (ticks[0], ticks[PARKED_TICKS - 1]);
+            ticks.rotate_right(1);
+            ticks[0] = next;
+            below
+        };
+        for thread in 0..self.threads.len() {
+            self.tell_held(thread, held_below, GoOn::InPlace);
+            self.tell_parked(thread, parked_below);
+        }
+    }
+
+    fn tell_held(&self, thread: usize, below: u64, go_on: GoOn) {
+        self.tell(thread, go_on, |writes| {
+            let i = writes.held.iter().position(|waiting| waiting.number < below)?;
+            let waiting = writes.held.remove(i);
+            writes.held_bytes -= waiting.bytes;
+            if go_on == GoOn::InPlace {
+                writes.on_their_way += 1;
+            }
+            Some(waiting)
+        });
+    }
+
+    fn tell_parked(&self, thread: usize, below: u64) {
+        self.tell(thread, GoOn::InPlace, |writes| {
+            let i = writes.parked.iter().position(|waiting| waiting.number < below)?;
+            Some(writes.parked.remove(i))
+        });
+    }
+
+    /// Tells each that `take` takes out. One at a time, so that no waker is called under the mutex.
+    fn tell(&self, thread: usize, go_on: GoOn, mut take: impl FnMut(&mut ThreadWrites) -> Option<Waiting>) {
+        let next = || {
+            let mut writes = self.threads[thread].lock();
+            let waiting = take(&mut writes)?;
+            let told = &self.told[waiting.request];
+            told.go_on.store(go_on as u8, Ordering::SeqCst);
+            self.count.fetch_sub(1, Ordering::SeqCst);
+            Some(told.waker.lock().take())
+        };
+        std::iter::from_fn(next).flatten().for_each(Waker::wake);
+    }
+}
