@@ -40,7 +40,7 @@ impl Scene {
         let mut options = open_options(&mut rng);
         options.separate_meta = format.separate_meta;
         options.max_request_bytes = MAX_REQUEST;
-        options.max_requests = QUEUES + 2;
+        options.max_requests = 2 * QUEUES + 2;
         options.cache_bytes = [0, 1 << 20][rng.index(2)];
         Self { io, options, oracle: Rc::default(), next_version: Rc::default(), rng }
     }

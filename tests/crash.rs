@@ -35,7 +35,7 @@ fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
     let mut options = open_options(rng);
     options.separate_meta = format.separate_meta;
     options.max_request_bytes = MAX_REQUEST;
-    options.max_requests = QUEUES + 2;
+    options.max_requests = 2 * QUEUES + 2;
     options.cache_bytes = [0, 4096, 1 << 20][rng.index(3)];
     (io, options)
 }

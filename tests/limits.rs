@@ -217,7 +217,7 @@ fn a_request_larger_than_a_record_is_split() {
     let runs: Vec<_> = runs
         .iter()
         .map(|e| match e {
-            Logged::Tags { first, tags, .. } => (*first, tags.len()),
+            Logged::Tags { first, tags, .. } | Logged::Payload { first, tags, .. } => (*first, tags.len()),
             other => panic!("{other:?}"),
         })
         .collect();

@@ -16,7 +16,7 @@ use std::{
 };
 use ublk_integrity::{
     BlockIndex, BlockRange, Buf, ByteOffset, CounterValues, Device, Durability, Errno, Geometry, HintReceiver,
-    OpenOptions, Scheduler, Storage, hints,
+    OpenOptions, Scheduler, Storage, create::FormatOptions, hints,
 };
 
 /// What became of the thread that brings pages.
@@ -98,12 +98,15 @@ fn world(io: &SimStorage, options: &OpenOptions, seed: u64) -> World {
 fn serve(worker: Worker, channel: usize, cache_bytes: u64, seed: u64) -> CounterValues {
     const EACH: usize = 150;
     let (sender, receiver) = hints::channel(channel);
-    let io = formatted(&format_options(512), seed);
+    let io =
+        formatted(&FormatOptions { log_size: Some([320, 64][seed as usize % 2] << 10), ..format_options(512) }, seed);
     let options = OpenOptions {
         cache_bytes,
         hints: Some(sender),
-        max_requests: QUEUES + 2,
+        max_requests: 2 * QUEUES + 2,
         max_request_bytes: MAX_REQUEST,
+        sync_log: seed % 2 == 0,
+        write_back_slots: 4,
         ..open_options(&mut Rng::new(seed))
     };
     let world = world(&io, &options, seed);

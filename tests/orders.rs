@@ -22,9 +22,14 @@ fn separate() -> (FormatOptions, OpenOptions) {
 }
 
 fn watched(seed: u64) -> Watch {
-    let (format, mut options) = separate();
+    let (mut format, mut options) = separate();
     options.max_request_bytes = MAX_REQUEST;
-    options.max_requests = QUEUES + 1;
+    options.max_requests = 2 * QUEUES + 1;
+    if seed % 3 > 0 {
+        format.log_size = Some(512 << 10);
+        options.sync_log = true;
+        options.write_back_slots = [2, 4, 8][seed as usize / 3 % 3];
+    }
     options.cache_bytes = [0, 4096, 1 << 20][seed as usize % 3];
     let io: SimStorage = formatted(&format, seed);
     let volume = crate::sim::block_on(&io, open(&io, &crate::sim::key(), &options)).unwrap();

@@ -4,7 +4,7 @@ use super::{Rng, SimStorage, elsewhere};
 use std::{
     collections::BTreeSet,
     future::{Future, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::{Context, Poll, Wake, Waker},
 };
@@ -118,5 +118,31 @@ pub fn block_on_steps<T>(io: &SimStorage, future: impl Future<Output = T>, mut s
         steps = steps.checked_sub(1)?;
         assert!(io.in_flight() > 0, "deadlock: the future waits and no operation is under way");
         io.complete_any();
+    }
+}
+
+/// Runs both to their ends.
+pub async fn join<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+    let (mut a, mut b) = (pin!(a), pin!(b));
+    let mut results = (None, None);
+    std::future::poll_fn(|cx| {
+        if results.0.is_none() {
+            results.0 = ready(a.as_mut().poll(cx));
+        }
+        if results.1.is_none() {
+            results.1 = ready(b.as_mut().poll(cx));
+        }
+        match results.0.is_some() && results.1.is_some() {
+            true => Poll::Ready(results.0.take().zip(results.1.take()).expect("just seen")),
+            false => Poll::Pending,
+        }
+    })
+    .await
+}
+
+fn ready<T>(poll: Poll<T>) -> Option<T> {
+    match poll {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
     }
 }

@@ -81,6 +81,7 @@ impl Floors {
 fn logged_tag(entry: &Logged, block: u64, covered: &impl Fn(u64) -> bool) -> Option<[u8; 32]> {
     match entry {
         Logged::Tags { seq, first, tags } if covered(*seq) => tags.get(block.checked_sub(*first)? as usize).copied(),
+        Logged::Payload { first, tags, .. } => tags.get(block.checked_sub(*first)? as usize).copied(),
         Logged::Zeros { first, count, .. } if (*first..first + count).contains(&block) => Some([0; 32]),
         _ => None,
     }

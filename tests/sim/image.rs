@@ -156,9 +156,27 @@ pub struct Page {
 /// One logged change or flush.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Logged {
-    Tags { seq: u64, first: u64, tags: Vec<[u8; 32]> },
-    Zeros { seq: u64, first: u64, count: u64 },
-    Flush { highest: u64, except: Vec<u64> },
+    Tags {
+        seq: u64,
+        first: u64,
+        tags: Vec<[u8; 32]>,
+    },
+    Zeros {
+        seq: u64,
+        first: u64,
+        count: u64,
+    },
+    Flush {
+        highest: u64,
+        except: Vec<u64>,
+    },
+    /// Tags, and the blocks that they are of, one behind the other.
+    Payload {
+        seq: u64,
+        first: u64,
+        tags: Vec<[u8; 32]>,
+        blocks: Vec<u8>,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -210,15 +228,22 @@ fn record(superblock: &Superblock, ring: &[u8], at: usize) -> Option<Record> {
     }
     let mut entries = Vec::new();
     let mut rest = RECORD_HEADER;
+    let mut payload = bytes.next_multiple_of(superblock.physical as usize);
     for _ in 0..u16_at(body, 36) {
         let (kind, count) = (u32_at(body, rest), u64::from(u32_at(body, rest + 4)));
         let (first, seq) = (u64_at(body, rest + 8), u64_at(body, rest + 16));
         rest += 24;
         entries.push(match kind {
-            1 => {
+            1 | 4 => {
                 let tags = (0..count as usize).map(|i| body[rest + i * 32..][..32].try_into().unwrap()).collect();
                 rest += count as usize * 32;
-                Logged::Tags { seq, first, tags }
+                if kind == 1 {
+                    Logged::Tags { seq, first, tags }
+                } else {
+                    let blocks = ring[at + payload..][..(count * superblock.block_size) as usize].to_vec();
+                    payload += blocks.len();
+                    Logged::Payload { seq, first, tags, blocks }
+                }
             }
             2 => Logged::Zeros { seq, first, count },
             _ => {
@@ -233,7 +258,7 @@ fn record(superblock: &Superblock, ring: &[u8], at: usize) -> Option<Record> {
         number: u64_at(body, 16),
         position: u64_at(body, 24),
         offset: LOG_OFFSET + at as u64,
-        bytes: (bytes as u64).next_multiple_of(superblock.physical),
+        bytes: (payload as u64).next_multiple_of(superblock.physical),
         under_way: u16_at(body, 38).into(),
         entries,
     })

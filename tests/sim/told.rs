@@ -30,6 +30,8 @@ pub struct Told {
     recorded: Promises,
 }
 
+/// Bytes of a record that carries data, without that.
+const ENTRIES_BESIDE_PAYLOAD: u64 = 4096;
 /// More than any flush entry takes here.
 const ENTRY_BYTES: u64 = 24 + 8 * 100;
 
@@ -55,7 +57,7 @@ impl Told {
                 }
                 Trace::WriteEnd { device: Device::Meta, offset, .. } if ring.contains(&offset) => {
                     self.under_way.iter_mut().filter(|r| r.offset == offset).for_each(|r| r.durable = true);
-                    self.durable(&world.io.disk());
+                    self.durable(&world.io.disk(), &world.oracle.borrow());
                 }
                 _ => {}
             }
@@ -68,20 +70,40 @@ impl Told {
 
     /// A record that says nothing of flushes, though it had room to, comes after others that have
     /// said it all.
-    fn durable(&mut self, disk: &Disk) {
+    fn durable(&mut self, disk: &Disk, oracle: &Oracle) {
         while let Some(record) =
             self.under_way.front().is_some_and(|r| r.durable).then(|| self.under_way.pop_front()).flatten()
         {
             let entries = image::record_at(disk, &self.superblock, record.offset).expect("a record").entries;
             let bytes = |entry: &Logged| match entry {
-                Logged::Tags { tags, .. } => 24 + 32 * tags.len() as u64,
+                Logged::Tags { tags, .. } | Logged::Payload { tags, .. } => 24 + 32 * tags.len() as u64,
                 Logged::Zeros { .. } | Logged::Flush { .. } => 24,
             };
             let says = entries.iter().any(|entry| matches!(entry, Logged::Flush { .. }));
             let content: u64 = entries.iter().map(bytes).sum();
-            let had_room = record.room_in_ring && 104 + content + ENTRY_BYTES <= self.max_record();
+            let carries = entries.iter().any(|entry| matches!(entry, Logged::Payload { .. }));
+            let room = if carries { ENTRIES_BESIDE_PAYLOAD } else { self.max_record() };
+            let had_room = record.room_in_ring && 104 + content + ENTRY_BYTES <= room;
             if says || had_room {
-                self.recorded = record.promised;
+                self.recorded.extend(record.promised);
+            }
+            entries.iter().for_each(|entry| self.carried(entry, oracle));
+        }
+    }
+
+    /// A record that carries a block says by itself that it is durable.
+    fn carried(&mut self, entry: &Logged, oracle: &Oracle) {
+        let Logged::Payload { first, blocks, .. } = entry else { return };
+        let mut content = vec![0; self.superblock.block_size as usize];
+        for (block, bytes) in (*first..).zip(blocks.chunks_exact(content.len())) {
+            let same = |version: &u64| {
+                fill(BlockIndex(block), *version, &mut content);
+                content == bytes
+            };
+            let place = oracle.issued(BlockIndex(block)).iter().rposition(same).expect("somebody has written it");
+            if place > 0 {
+                let recorded = self.recorded.entry(block).or_default();
+                *recorded = place.max(*recorded);
             }
         }
     }

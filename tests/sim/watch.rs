@@ -25,6 +25,13 @@ enum Stage {
     CopyA,
 }
 
+/// A change of a run of blocks.
+struct Change {
+    epoch: u64,
+    /// What its record carries: such a write may be superseded, and is never sent then.
+    carried: Option<Vec<u8>>,
+}
+
 pub struct Watch {
     seen: usize,
     superblock: Superblock,
@@ -38,10 +45,10 @@ pub struct Watch {
     records: VecDeque<(u64, bool)>,
     stage: Stage,
     page_writes: HashSet<u64>,
-    /// Durable in the log, data not yet sent; with the epoch of each entry, oldest first.
-    logged: HashMap<Run, Vec<u64>>,
-    /// Data writes under way: operation to epoch.
-    writing: HashMap<u64, u64>,
+    /// Durable in the log, data not yet in place; oldest first.
+    logged: HashMap<Run, Vec<Change>>,
+    /// Data writes under way.
+    writing: HashMap<u64, Run>,
     /// Data writes that have ended; how many had by the last one of each epoch, and by the last sync
     /// when it began.
     ended: u64,
@@ -100,9 +107,7 @@ impl Watch {
         match event {
             Trace::WriteStart { device: Device::Data, offset, len, .. } => self.data_starts(op, offset, len),
             Trace::WriteEnd { device: Device::Data, .. } | Trace::WriteFailed { device: Device::Data, .. } => {
-                let epoch = self.writing.remove(&op).expect("it has started");
-                self.ended += 1;
-                self.ended_of.insert(epoch, self.ended);
+                self.data_ends(disk, op);
             }
             Trace::WriteStart { offset, len, durable, .. } if SUPERBLOCKS.contains(&offset) => {
                 assert!(durable && len == PAGE as usize, "a superblock write is durable");
@@ -134,11 +139,26 @@ impl Watch {
 
     fn data_starts(&mut self, op: u64, offset: u64, len: usize) {
         let run = self.run(offset, len as u64);
-        let entries = self.logged.get_mut(&run).filter(|entries| !entries.is_empty());
-        let epoch =
-            entries.unwrap_or_else(|| panic!("data of blocks {run:?} sent before its record is durable")).remove(0);
-        self.writing.insert(op, epoch);
+        let beside = self.writing.values().filter(|other| **other == run).count();
+        let logged = self.logged.get(&run).map_or(0, Vec::len);
+        assert!(logged > beside, "data of blocks {run:?} sent before its record is durable");
+        self.writing.insert(op, run);
         self.data_writes += 1;
+    }
+
+    fn data_ends(&mut self, disk: &Disk, op: u64) {
+        let run = self.writing.remove(&op).expect("it has started");
+        let (offset, len) = (self.superblock.block_offset(run.0), run.1 * self.superblock.block_size);
+        let content = disk.peek(Device::Data, offset, len as usize);
+        let changes = self.logged.get_mut(&run).expect("it was logged");
+        let carried = changes.iter().position(|change| change.carried.as_ref() == Some(&content));
+        let plain = || changes.iter().position(|change| change.carried.is_none());
+        let which = carried.or_else(plain).unwrap_or(0);
+        let epoch = changes[which].epoch;
+        // Those before it have been superseded.
+        changes.drain(..=which);
+        self.ended += 1;
+        self.ended_of.insert(epoch, self.ended);
     }
 
     fn record_starts(&mut self, offset: u64, bytes: u64) {
@@ -168,19 +188,21 @@ impl Watch {
         let record = image::record_at(disk, &self.superblock, offset).expect("what was written is a record");
         for entry in &record.entries {
             let run = match entry {
-                Logged::Tags { first, tags, .. } => (*first, tags.len() as u64),
+                Logged::Tags { first, tags, .. } | Logged::Payload { first, tags, .. } => (*first, tags.len() as u64),
                 Logged::Zeros { first, count, .. } => (*first, *count),
                 Logged::Flush { .. } => continue,
             };
             if record.epoch == self.superblock.epoch {
                 assert_eq!(self.stage, Stage::Idle, "a change of an epoch that has been drained");
             }
-            let zeros = matches!(entry, Logged::Zeros { .. });
             // Zeros have no data; a discard may follow, so they are only remembered.
-            let entries = self.logged.entry(run).or_default();
-            if !zeros {
-                entries.push(record.epoch);
-            }
+            let changes = self.logged.entry(run).or_default();
+            let carried = match entry {
+                Logged::Payload { blocks, .. } => Some(blocks.clone()),
+                Logged::Zeros { .. } => continue,
+                _ => None,
+            };
+            changes.push(Change { epoch: record.epoch, carried });
         }
     }
 
@@ -224,8 +246,9 @@ impl Watch {
     /// Whether all data of the epoch that ends has been sent, has ended and was synced then.
     fn data_is_synced(&self) -> bool {
         let epoch = self.superblock.epoch;
-        let mut unended = self.logged.values().flatten().chain(self.writing.values());
-        !unended.any(|e| *e == epoch) && self.ended_of.get(&epoch).is_none_or(|ended| *ended <= self.synced)
+        let mut plain = self.logged.values().flatten().filter(|change| change.carried.is_none());
+        !plain.any(|change| change.epoch == epoch)
+            && self.ended_of.get(&epoch).is_none_or(|ended| *ended <= self.synced)
     }
 
     fn superblock_starts(&mut self, offset: u64) {

@@ -2,7 +2,7 @@
 
 use super::{
     Disk, Executor, Rng, SimStorage, block_on, elsewhere,
-    exec::{Step, block_on_steps},
+    exec::{Step, block_on_steps, join},
     lab::with_checkpoints,
     oracle::{Oracle, VersionId, fill_all},
 };
@@ -36,6 +36,8 @@ pub struct World {
 /// One queue's memory.
 pub struct Queue {
     context: RequestContext,
+    /// Of the request that waits until an admitted write is durable.
+    waiter: RequestContext,
     buf: Option<Buf>,
 }
 
@@ -45,8 +47,9 @@ impl Queue {
     pub fn all(volume: &Volume) -> Vec<Self> {
         const OF_ONE: usize = 4;
         let context = |n| volume.context(usize::from(n >= OF_ONE));
-        let mut all: Vec<_> =
-            (0..QUEUES).map(|n| Self { context: context(n), buf: Some(Buf::new(MAX_REQUEST)) }).collect();
+        let mut all: Vec<_> = (0..QUEUES)
+            .map(|n| Self { context: context(n), waiter: context(n), buf: Some(Buf::new(MAX_REQUEST)) })
+            .collect();
         let (one, other) = all.split_at_mut(OF_ONE);
         for thread in [one, other] {
             RequestContext::work_together(thread.iter_mut().map(|queue| &mut queue.context));
@@ -91,19 +94,29 @@ impl World {
         let mut buf = q.buf.take().unwrap();
         fill_all(range, version, self.volume.block_size(), &mut buf);
         // One that is answered and fails latches the volume: not where failures are expected to pass.
-        let may_admit = !durable && (self.distrust || self.io.disk().faults.data_writes == 0);
+        let may_admit = self.distrust || self.io.disk().faults.data_writes == 0;
+        let durability = if durable { Durability::Durable } else { Durability::MayBeLost };
         let admitted = match may_admit && self.rng.borrow_mut().chance(60) {
-            true => self.volume.admit(&q.context, range, Durability::MayBeLost),
+            true => self.volume.admit(&q.context, range, durability),
             false => None,
         };
         // The history's order is the order in which ranges are taken: at the first poll, which is
         // now.
         let places = self.oracle.borrow_mut().issue(range, version);
         if let Some(admitted) = admitted {
-            self.oracle.borrow_mut().ack(range, &places, false);
+            if !durable {
+                self.oracle.borrow_mut().ack(range, &places, false);
+            }
             self.kept.borrow_mut().insert(range.first.0, (range, version));
             let clear = || _ = self.kept.borrow_mut().remove(&range.first.0);
-            let (result, buf) = self.volume.write_back(&self.io, &mut q.context, admitted, buf, clear).await;
+            let id = admitted.id();
+            let safe = async {
+                if durable && self.volume.wait_safe(&mut q.waiter, id).await.is_ok() {
+                    self.oracle.borrow_mut().ack(range, &places, true);
+                }
+            };
+            let write = self.volume.write_back(&self.io, &mut q.context, admitted, buf, clear);
+            let ((result, buf), ()) = join(write, safe).await;
             q.buf = Some(buf);
             match result {
                 Ok(()) => {}
@@ -112,7 +125,6 @@ impl World {
             }
             return;
         }
-        let durability = if durable { Durability::Durable } else { Durability::MayBeLost };
         let (result, buf) = self.volume.write(&self.io, &mut q.context, range, buf, durability).await;
         q.buf = Some(buf);
         let mut oracle = self.oracle.borrow_mut();
