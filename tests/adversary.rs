@@ -12,7 +12,7 @@ use crate::sim::{
     open_options,
     oracle::Oracle,
     reopen, tag_algorithm,
-    world::{MAX_REQUEST, QUEUES, World, compare, live, recover},
+    world::{MAX_REQUEST, QUEUES, World, compare, live, no_tail, recover},
 };
 use std::{cell::RefCell, rc::Rc};
 use ublk_integrity::{Device, OpenOptions, Volume};
@@ -53,6 +53,7 @@ impl Scene {
             rng: RefCell::new(Rng::new(self.rng.next())),
             next_version: self.next_version.clone(),
             kept: Rc::default(),
+            tail: no_tail(),
             distrust,
         }
     }

@@ -11,7 +11,7 @@ use crate::sim::{
     sick::open_sick,
     tag_algorithm,
     told::Told,
-    world::{Kept, MAX_REQUEST, QUEUES, World, compare, live, recover, replay},
+    world::{Kept, MAX_REQUEST, QUEUES, World, compare, live, no_tail, recover, replay},
 };
 use std::{
     cell::RefCell,
@@ -53,6 +53,7 @@ fn crash_after_every_write(seed: u64) -> u64 {
         rng: RefCell::new(Rng::new(rng.next())),
         next_version: Rc::default(),
         kept: Rc::default(),
+        tail: no_tail(),
         distrust: false,
     };
     let (mut writes, mut crashes, steps) = (io.disk().writes, 0, rng.below(600));
@@ -99,6 +100,7 @@ fn several_lives(seed: u64) -> u64 {
             rng: RefCell::new(Rng::new(rng.next())),
             next_version: next_version.clone(),
             kept: kept.clone(),
+            tail: no_tail(),
             distrust: false,
         };
         let steps = if rng.chance(20) { rng.below(3000) } else { rng.below(300) };

@@ -5,7 +5,7 @@ use crate::sim::{
     Executor, Lab, Rng, SimStorage,
     exec::{Step, yield_now},
     format_options, formatted, open_options, reopen,
-    world::{MAX_REQUEST, QUEUES, Queue, World},
+    world::{MAX_REQUEST, QUEUES, Queue, World, no_tail},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -87,6 +87,7 @@ fn world(io: &SimStorage, options: &OpenOptions, seed: u64) -> World {
         rng: RefCell::new(Rng::new(seed)),
         next_version: Rc::new(RefCell::new(1)),
         kept: Rc::default(),
+        tail: no_tail(),
         distrust: false,
     };
     let places = world.oracle.borrow_mut().issue(all, 1);
@@ -149,7 +150,7 @@ fn a_dead_worker_costs_hints_and_nothing_else() {
 #[test]
 fn a_worker_asleep_fills_the_channel_once() {
     for channel in [1, 4] {
-        let counters = serve(Worker::Asleep, channel, 0, 2);
+        let counters = serve(Worker::Asleep, channel, 0, 7);
         assert!(counters.hints_sent == channel as u64 && counters.hints_dropped > 0, "{counters:?}");
     }
 }

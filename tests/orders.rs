@@ -9,7 +9,7 @@ use crate::sim::{
     open_options,
     oracle::Oracle,
     watch::Watch,
-    world::{MAX_REQUEST, QUEUES, World, live},
+    world::{MAX_REQUEST, QUEUES, World, live, no_tail},
 };
 use std::{cell::RefCell, future::Future, rc::Rc};
 use ublk_integrity::{
@@ -21,7 +21,8 @@ fn separate() -> (FormatOptions, OpenOptions) {
     (format, OpenOptions { separate_meta: true, ..open_options(&mut Rng::new(1)) })
 }
 
-fn watched(seed: u64) -> Watch {
+/// And how many writes were carried, and superseded.
+fn watched(seed: u64) -> (Watch, [u64; 2]) {
     let (mut format, mut options) = separate();
     options.max_request_bytes = MAX_REQUEST;
     options.max_requests = 2 * QUEUES + 1;
@@ -40,27 +41,31 @@ fn watched(seed: u64) -> Watch {
         rng: RefCell::new(Rng::new(seed)),
         next_version: Rc::default(),
         kept: Rc::default(),
+        tail: no_tail(),
         distrust: false,
     };
     let mut watch = Watch::new(&io);
     // Writes that fail are resolved with a sync, and that has its order too.
     io.disk().faults.data_writes = [0, 5][seed as usize % 2];
     live(&world, seed, 6000, || watch.look(&io));
-    watch
+    let counters = world.volume.status().counters;
+    (watch, [counters.carried_writes, counters.superseded_writes])
 }
 
 #[test]
 fn random_requests_keep_every_order() {
-    let (mut checkpoints, mut writes, mut beside) = (0, 0, 0);
-    for seed in 0..12 {
+    let (mut checkpoints, mut writes, mut beside, mut carried) = (0, 0, 0, [0, 0]);
+    for seed in 0..18 {
         println!("seed {seed}");
-        let watch = watched(seed);
+        let (watch, of_seed) = watched(seed);
+        carried = [0, 1].map(|i| carried[i] + of_seed[i]);
         checkpoints += watch.checkpoints;
         writes += watch.data_writes;
         beside += watch.beside;
     }
-    let seen = checkpoints > 50 && writes > 3000 && beside > 50;
-    assert!(seen, "{checkpoints} checkpoints, {writes} data writes, {beside} records beside another: nothing was seen");
+    println!("{checkpoints} checkpoints, {writes} data writes, {beside} records beside another, {carried:?} carried");
+    assert!(checkpoints > 50 && writes > 3000 && beside > 50, "nothing was seen");
+    assert!(carried[0] > 100 && carried[1] > 0, "no record has carried anything");
 }
 
 fn lab() -> Lab {

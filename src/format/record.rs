@@ -301,6 +301,10 @@ impl RecordBuilder {
         let entries = self.used + ENTRY_BYTES + tags * TAG_BYTES + MAC_BYTES;
         entries <= PAYLOAD_AT && PAYLOAD_AT + self.payload + bytes <= self.buf.len()
     }
+    /// Whether it would fit a record of `max_record` bytes that has nothing else.
+    pub(crate) fn can_carry(max_record: usize, tags: usize, bytes: usize) -> bool {
+        RECORD_OVERHEAD + ENTRY_BYTES + tags * TAG_BYTES <= PAYLOAD_AT && PAYLOAD_AT + bytes <= max_record
+    }
     fn push(&mut self, raw: RawEntry, payload: &[u8]) {
         debug_assert!(self.fits(ENTRY_BYTES + payload.len()));
         for bytes in [raw.as_bytes(), payload] {

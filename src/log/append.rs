@@ -177,11 +177,15 @@ impl Log {
         result
     }
 
-    /// Whether the log is empty enough for data: tags, which everybody needs, keep a quarter of the
-    /// ring. So data never waits for space there.
+    /// Whether a record may carry the data of this change: it has room for it, and the log is empty
+    /// enough. Tags, which everybody needs, keep a quarter of the ring. So data never waits for space
+    /// there.
     fn may_carry(&self, s: &State, change: &Change<'_>) -> bool {
+        let Change::Payload { tags, blocks, .. } = change else { return false };
         let alone = change.alone(self.config.physical_block) + self.config.max_record as u64;
-        self.config.sync_log && (s.used() + alone) * 4 <= self.config.size * 3
+        self.config.sync_log
+            && RecordBuilder::can_carry(self.config.max_record, tags.len(), blocks.len())
+            && (s.used() + alone) * 4 <= self.config.size * 3
     }
 
     fn has_room(&self, s: &mut State, change: &Change<'_>, alone: u64) -> bool {

@@ -280,3 +280,96 @@ impl LazyWrites {
         std::iter::from_fn(next).flatten().for_each(Waker::wake);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: usize = 4096;
+
+    fn at(thread: usize, request: usize, number: u64) -> Place {
+        Place { thread, request, number }
+    }
+
+    fn told(lazy: &LazyWrites, request: usize) -> Option<GoOn> {
+        match lazy.poll_told(request, Waker::noop()) {
+            Poll::Ready(told) => Some(told),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_flush_tells_those_that_are_held_and_those_that_will_be() {
+        let lazy = LazyWrites::new(2, 8, 8);
+        assert_eq!(lazy.hold(at(0, 1, 1), BYTES), None);
+        assert_eq!(lazy.hold(at(1, 2, 2), BYTES), None);
+        assert_eq!(lazy.hold(at(0, 3, 5), BYTES), None);
+        lazy.flush(4);
+        assert_eq!([1, 2, 3].map(|request| told(&lazy, request)), [Some(GoOn::Flush), Some(GoOn::Flush), None]);
+        assert_eq!(lazy.hold(at(1, 4, 3), BYTES), Some(GoOn::Flush), "it was admitted before the flush came");
+        assert_eq!(lazy.hold(at(1, 5, 4), BYTES), None);
+    }
+
+    #[test]
+    fn none_is_held_beside_one_that_is_on_its_way() {
+        let lazy = LazyWrites::new(2, 8, 8);
+        assert_eq!(lazy.hold(at(0, 1, 1), BYTES), None);
+        assert_eq!(lazy.stop_waiting(at(0, 1, 1)), GoOn::InPlace, "somebody waits for its range");
+        assert_eq!(lazy.hold(at(0, 2, 2), BYTES), Some(GoOn::InPlace));
+        assert_eq!(lazy.hold(at(1, 3, 3), BYTES), None, "that is another thread");
+        lazy.arrives(0);
+        lazy.arrives(0);
+        assert_eq!(lazy.hold(at(0, 4, 4), BYTES), None);
+        lazy.sets_out(0);
+        assert_eq!(lazy.hold(at(0, 5, 5), BYTES), Some(GoOn::InPlace), "there was no room to carry one");
+        assert_eq!(told(&lazy, 4), Some(GoOn::InPlace));
+    }
+
+    #[test]
+    fn many_that_wait_go_on_together() {
+        let lazy = LazyWrites::new(1, 16, 4);
+        let held = [1, 2, 3].map(|n| lazy.hold(at(0, n, n as u64), BYTES));
+        assert_eq!((held, [1, 2, 3].map(|n| told(&lazy, n))), ([None; 3], [Some(GoOn::InPlace); 3]));
+        (0..3).for_each(|_| lazy.arrives(0));
+        assert_eq!(lazy.hold(at(0, 4, 4), MOST_HELD_BYTES), None);
+        assert_eq!(lazy.hold(at(0, 5, 5), BYTES), Some(GoOn::InPlace), "one record would not carry both");
+        assert_eq!(told(&lazy, 4), Some(GoOn::InPlace));
+        assert_eq!(lazy.park(at(0, 6, 6), || true), None);
+        assert_eq!(told(&lazy, 6), None);
+        assert_eq!(lazy.park(at(0, 7, 7), || true), None);
+        assert_eq!([6, 7].map(|n| told(&lazy, n)), [Some(GoOn::InPlace); 2]);
+        assert_eq!(lazy.park(at(0, 8, 8), || false), Some(GoOn::InPlace), "its epoch has ended");
+    }
+
+    #[test]
+    fn those_that_have_waited_long_enough_go_on() {
+        let lazy = LazyWrites::new(1, 8, 16);
+        assert!(lazy.poll_tick(Waker::noop()).is_pending(), "nobody waits");
+        lazy.hold(at(0, 1, 1), BYTES);
+        lazy.park(at(0, 2, 2), || true);
+        assert!(lazy.poll_tick(Waker::noop()).is_ready());
+        lazy.tick(3);
+        assert_eq!([1, 2].map(|n| told(&lazy, n)), [None; 2], "it may have been a moment");
+        lazy.tick(3);
+        assert_eq!([1, 2].map(|n| told(&lazy, n)), [Some(GoOn::InPlace), None]);
+        (0..PARKED_TICKS - 2).for_each(|_| lazy.tick(3));
+        assert_eq!(told(&lazy, 2), None);
+        lazy.tick(3);
+        assert_eq!(told(&lazy, 2), Some(GoOn::InPlace));
+        assert!(lazy.poll_tick(Waker::noop()).is_pending());
+    }
+
+    #[test]
+    fn at_the_end_none_waits() {
+        let lazy = LazyWrites::new(2, 8, 8);
+        lazy.hold(at(0, 1, 1), BYTES);
+        lazy.park(at(0, 2, 2), || true);
+        lazy.park(at(1, 3, 3), || true);
+        lazy.end(0);
+        assert_eq!([1, 2, 3].map(|n| told(&lazy, n)), [Some(GoOn::InPlace), Some(GoOn::InPlace), None]);
+        assert_eq!(lazy.hold(at(0, 4, 4), BYTES), Some(GoOn::InPlace));
+        assert_eq!(lazy.park(at(0, 5, 5), || true), Some(GoOn::InPlace));
+        lazy.hurry_parked();
+        assert_eq!(told(&lazy, 3), Some(GoOn::InPlace));
+    }
+}

@@ -6,7 +6,11 @@ use super::{
     lab::with_checkpoints,
     oracle::{Oracle, VersionId, fill_all},
 };
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
 use ublk_integrity::{
     BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, ReadError, RequestContext, Volume, WriteError,
     open::{OpenError, open},
@@ -29,8 +33,15 @@ pub struct World {
     pub rng: RefCell<Rng>,
     pub next_version: Rc<RefCell<VersionId>>,
     pub kept: Kept,
+    /// What was written last.
+    pub tail: Cell<BlockRange>,
     /// The devices misbehave: any request may fail, but what is read must still be right.
     pub distrust: bool,
+}
+
+/// Nothing was written.
+pub fn no_tail() -> Cell<BlockRange> {
+    Cell::new(BlockRange::new(BlockIndex(0), 0))
 }
 
 /// One queue's memory.
@@ -83,8 +94,18 @@ impl World {
         }
     }
 
+    /// Often the tail of a log: what was written last, or that and the block behind it.
+    fn range_to_write(&self) -> BlockRange {
+        let mut tail = self.tail.get();
+        tail.count += u64::from(self.rng.borrow_mut().chance(20));
+        let again = tail.count > 0 && tail.end() <= self.volume.blocks() && tail.count < 8;
+        let range = if again && self.rng.borrow_mut().chance(30) { tail } else { self.range() };
+        self.tail.set(range);
+        range
+    }
+
     async fn write(&self, q: &mut Queue) {
-        let range = self.range();
+        let range = self.range_to_write();
         let durable = self.rng.borrow_mut().chance(20);
         let version = {
             let mut next = self.next_version.borrow_mut();
