@@ -17,7 +17,7 @@ use std::{
 };
 use ublk_integrity::{
     Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, OpenOptions,
-    Phase, RequestContext, Scheduler, Storage, TagAlgorithm, Volume,
+    Phase, RequestContext, Scheduler, Storage, Volume,
     create::{FormatOptions, format, plan},
     open::open,
 };
@@ -209,14 +209,7 @@ fn main() {
 fn measure(requests: Requests) {
     let Requests { blocks, .. } = requests;
     assert!(blocks <= LARGEST && blocks.is_power_of_two(), "1, 2, 4, 8, 16 or 32 blocks, not {blocks}");
-    let options = FormatOptions {
-        block_size: BLOCK as u32,
-        size: Some(BLOCKS * BLOCK as u64),
-        log_size: None,
-        tag: TagAlgorithm::default(),
-        uuid: [1; 16],
-        separate_meta: false,
-    };
+    let options = FormatOptions { size: Some(BLOCKS * BLOCK as u64), ..FormatOptions::new(BLOCK as u32, [1; 16]) };
     let bytes = plan(&options).expect("a possible volume").data_device_bytes;
     let disk = Disk(vec![0; bytes as usize].into());
     let key = MasterKey::new(&[0x5a; 32]).expect("32 bytes are enough");

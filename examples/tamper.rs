@@ -4,20 +4,13 @@
 //! `cargo run --release --example tamper`
 
 use ublk_integrity::{
-    Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, MemoryStorage, OpenOptions, ReadError, TagAlgorithm,
+    Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, MemoryStorage, OpenOptions, ReadError,
     create::{FormatOptions, format, plan},
     open::open,
 };
 
 fn main() {
-    let options = FormatOptions {
-        block_size: 4096,
-        size: Some(1 << 20),
-        log_size: None,
-        tag: TagAlgorithm::default(),
-        uuid: *b"an example's own",
-        separate_meta: false,
-    };
+    let options = FormatOptions { size: Some(1 << 20), ..FormatOptions::new(4096, *b"an example's own") };
     let disk = MemoryStorage::new(vec![0; plan(&options).expect("a possible volume").data_device_bytes as usize], 4096);
     let key = MasterKey::new(&[7; 32]).expect("a key of 32 bytes");
     disk.run(format(&disk, &key, &options)).expect("formatted");

@@ -149,6 +149,9 @@ pub enum Latched {
     /// too many data writes have failed since the last checkpoint.
     #[error("a write was abandoned half done, or too many have failed")]
     Abandoned,
+    /// The volume was closed in good order.
+    #[error("the volume is closed")]
+    Closed,
     /// Opened so because a superblock copy can't be written.
     #[error("a superblock copy can't be written: {0}")]
     Superblock(DeviceError),

@@ -2,7 +2,7 @@
 
 use crate::{
     CounterValues, OnMismatch, TagAlgorithm,
-    format::{Layout, RawSuperblock, Superblock, uuid_text},
+    format::{LEAST_SYNC_LOG, Label, Layout, RawSuperblock, Superblock, uuid_text},
 };
 use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
@@ -28,6 +28,10 @@ pub struct VolumeInfo {
     pub metadata_bytes: u64,
     /// Whether the metadata lives on a device of its own.
     pub separate_meta: bool,
+    /// Bytes that the data device writes atomically as the user says, whatever it says itself.
+    pub assumed_atomic_bytes: Option<u32>,
+    /// The volume's name; empty where it has none.
+    pub label: Label,
 }
 
 impl VolumeInfo {
@@ -37,6 +41,15 @@ impl VolumeInfo {
     pub fn peek(superblock: &[u8]) -> Option<Self> {
         let (raw, _) = RawSuperblock::read_from_prefix(superblock).ok()?;
         raw.parse().ok().as_ref().map(Self::of)
+    }
+
+    /// The smallest tag log, in bytes, whose records can carry the data of small writes
+    /// ([`OpenOptions::sync_log`](crate::OpenOptions::sync_log)).
+    pub const LEAST_SYNC_LOG: u64 = LEAST_SYNC_LOG;
+
+    /// Whether the tag log is large enough for that.
+    pub fn fits_sync_log(&self) -> bool {
+        self.log_size >= LEAST_SYNC_LOG
     }
 
     pub(crate) fn layout(&self) -> Option<Layout> {
@@ -55,6 +68,8 @@ impl VolumeInfo {
             log_size: l.log_size,
             metadata_bytes: l.meta_device_bytes() - shared,
             separate_meta: l.separate_meta,
+            assumed_atomic_bytes: superblock.assumed_atomic_bytes(),
+            label: superblock.label(),
         }
     }
 }
@@ -99,6 +114,8 @@ pub struct Status {
     pub read_only: bool,
     /// The first failure, where one latched the volume read-only.
     pub latched: Option<String>,
+    /// Whether small writes that must be durable at once may lie in the log with their data.
+    pub sync_log: bool,
     /// What reads do with blocks that do not match.
     pub on_mismatch: OnMismatch,
     /// Bytes of the log in use.

@@ -2,15 +2,13 @@
 //!
 //! ```
 //! use ublk_integrity::{
-//!     Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, MemoryStorage, OpenOptions, ReadError, TagAlgorithm,
+//!     Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, MemoryStorage, OpenOptions, ReadError,
 //!     create::{FormatOptions, format, plan},
 //!     open::open,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let (tag, uuid) = (TagAlgorithm::default(), *b"an example's own");
-//! let options =
-//!     FormatOptions { block_size: 4096, size: Some(1 << 20), log_size: None, tag, uuid, separate_meta: false };
+//! let options = FormatOptions { size: Some(1 << 20), ..FormatOptions::new(4096, *b"an example's own") };
 //! let disk = MemoryStorage::new(vec![0; plan(&options)?.data_device_bytes as usize], 4096);
 //! let key = MasterKey::new(&[7; 32])?;
 //! disk.run(format(&disk, &key, &options))?;

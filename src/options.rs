@@ -72,6 +72,11 @@ pub struct OpenOptions {
     pub max_memory_bytes: u64,
     /// Whether the metadata was given as a device of its own.
     pub separate_meta: bool,
+    /// Whether records of the log may carry the data of small writes that must be durable at once,
+    /// if it is [large enough](crate::VolumeInfo::fits_sync_log). The superblock says so (format
+    /// version 2) until the volume is [closed](crate::Volume::close): programs that know version 1
+    /// alone open it again from then on.
+    pub sync_log: bool,
     /// What a read does with a block that does not match its tag.
     pub on_mismatch: OnMismatch,
     /// The first record of the log that was not durable when the volume was last known
@@ -86,8 +91,6 @@ pub struct OpenOptions {
     pub unread_log: UnreadLog,
     /// What becomes of blocks that can't be read.
     pub unreadable_blocks: UnreadableBlocks,
-    /// Whether records of the log may carry the data of small writes that must be durable at once.
-    pub sync_log: bool,
     /// Writes that each thread may have admitted at a time, as far as it is known: half of them may
     /// wait to be in place. 0: none waits.
     pub write_back_slots: usize,
@@ -111,12 +114,12 @@ impl OpenOptions {
             max_request_bytes: 1 << 20,
             max_memory_bytes: u64::MAX,
             separate_meta: false,
+            sync_log: false,
             on_mismatch: OnMismatch::Fail,
             first_not_durable: RecordNumber(0),
             expected_uuid: None,
             unread_log: UnreadLog::default(),
             unreadable_blocks: UnreadableBlocks::default(),
-            sync_log: false,
             write_back_slots: 0,
             open_id,
             hints: None,

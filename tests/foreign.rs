@@ -151,20 +151,26 @@ fn reserved_bytes_in_use_and_fields_that_no_version_allows() {
 }
 
 #[test]
-fn version_2_is_shown_and_not_served() {
-    for (bits, names) in [(0, "no features"), (1 << 1, "anchored"), (1 << 2 | 1 << 7, "key area, sync log")] {
+fn a_feature_that_is_not_served_is_shown_and_named() {
+    // With those that are served beside it.
+    for (bits, shown, unserved) in [
+        (1 << 1, "anchored", "anchored"),
+        (1 << 2 | 1 << 7, "key area, sync log", "key area"),
+        (1 << 1 | 1 << 5, "anchored, adopting", "anchored, adopting"),
+        (1 << 6, "releasing", "releasing"),
+    ] {
         let mut lab = Lab::new(&format_options(512), &options());
         lab.write(3, 1, 1);
         let edits = [version(2), flags(bits), edit(LABEL, "größer".as_bytes()), edit(340, &[0, 0x10])];
         SUPERBLOCKS.iter().for_each(|at| poke_signed(&mut lab, Device::Meta, *at, &edits));
         let error = refused(&lab, &options());
-        assert!(matches!(&error, OpenError::NotServed { features } if features == names), "{error}");
+        assert!(matches!(&error, OpenError::NotServed { features } if features == unserved), "{error}");
         let dump = block_on(&lab.io, open::dump(&lab.io)).unwrap();
         let fields = dump.version2.unwrap();
         assert_eq!((fields.label.to_string().as_str(), fields.assumed_atomic_bytes), ("größer", Some(4096)));
         assert_eq!(dump.volume.unwrap().size, 1 << 20);
         let features: Vec<_> = dump.copies[0].features.iter().map(ToString::to_string).collect();
-        assert_eq!(features.join(", "), if bits == 0 { "" } else { names });
+        assert_eq!(features.join(", "), shown);
         assert_eq!((dump.copies[1].version, dump.unknown), (Some(2), None));
     }
 }

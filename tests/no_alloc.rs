@@ -15,7 +15,7 @@ use std::{
 };
 use ublk_integrity::{
     Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
-    MasterKey, MemoryStorage, OpenOptions, Phase, RequestContext, Scheduler, Storage, TagAlgorithm, Volume,
+    MasterKey, MemoryStorage, OpenOptions, Phase, RequestContext, Scheduler, Storage, Volume,
     create::{FormatOptions, format},
     hints,
     open::open,
@@ -232,14 +232,8 @@ fn the_io_path_does_not_allocate() {
     // In release a million requests, in three volumes.
     let rounds = if cfg!(debug_assertions) { 5_000 } else { 1_000_000 / 3 / CLIENTS as u64 };
     let (key, io) = (MasterKey::new(&[1; 32]).unwrap(), Memory(MemoryStorage::new(vec![0; 16 << 20], 512)));
-    let mut options = FormatOptions {
-        block_size: BLOCK as u32,
-        size: Some(8 << 20),
-        log_size: Some(256 << 10),
-        tag: TagAlgorithm::HmacSha256,
-        uuid: [3; 16],
-        separate_meta: false,
-    };
+    let mut options =
+        FormatOptions { size: Some(8 << 20), log_size: Some(256 << 10), ..FormatOptions::new(BLOCK as u32, [3; 16]) };
     for (i, cache_bytes) in [0, 64 << 10, 4 << 20].into_iter().enumerate() {
         // A volume of its own, empty: the records of the last one mean nothing under another UUID.
         options.uuid = [i as u8; 16];

@@ -18,3 +18,4 @@ mod refusals;
 mod sick;
 mod sim;
 mod tamper;
+mod version2;

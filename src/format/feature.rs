@@ -72,6 +72,13 @@ impl Serialize for Feature {
     }
 }
 
+impl Feature {
+    /// Whether this program does what the feature asks for. It opens no volume with another.
+    pub(crate) fn is_served(self) -> bool {
+        matches!(self, Self::SeparateMeta | Self::SyncLog)
+    }
+}
+
 /// The flags of a superblock; all of them are known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Features(u32);
@@ -91,7 +98,33 @@ impl Features {
     pub(crate) fn has(self, feature: Feature) -> bool {
         self.0 & feature.bit() != 0
     }
+    pub(crate) fn with(self, feature: Feature) -> Self {
+        Self(self.0 | feature.bit())
+    }
+    pub(crate) fn without(self, feature: Feature) -> Self {
+        Self(self.0 & !feature.bit())
+    }
     pub(crate) fn iter(self) -> impl Iterator<Item = Feature> {
         Feature::ALL.into_iter().filter(move |feature| self.has(*feature))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_is_set_and_cleared_alone() {
+        for feature in Feature::ALL {
+            let others: Vec<_> = Feature::ALL.into_iter().filter(|other| *other != feature).collect();
+            assert_eq!(Features::of(&others).with(feature), Features::of(&Feature::ALL));
+            assert_eq!(Features::of(&Feature::ALL).without(feature), Features::of(&others));
+        }
+    }
+
+    #[test]
+    fn nothing_is_served_but_what_is_done() {
+        let served: Vec<_> = Feature::ALL.into_iter().filter(|feature| feature.is_served()).collect();
+        assert_eq!(served, [Feature::SeparateMeta, Feature::SyncLog]);
     }
 }

@@ -14,6 +14,9 @@ pub(crate) const MAX_VOLUME: u64 = 64 << 40;
 /// Smallest and largest tag log in bytes.
 pub(crate) const MIN_LOG: u64 = 64 << 10;
 pub(crate) const MAX_LOG: u64 = 1 << 30;
+/// The smallest log that may hold blocks, in bytes: its records have room for 4 KiB of entries and 16
+/// KiB of blocks.
+pub(crate) const LEAST_SYNC_LOG: u64 = 320 << 10;
 
 /// A page of the metadata; level 0 are the tag pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]

@@ -15,13 +15,14 @@ mod version2;
 pub use feature::Feature;
 pub(crate) use feature::Features;
 pub(crate) use identity::{Identity, RawIdentity};
-pub(crate) use layout::{Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId, tag_pages};
+pub(crate) use layout::{LEAST_SYNC_LOG, Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId, tag_pages};
 pub(crate) use page::{EntryState, TreeEntry, digest, digest_each};
 pub(crate) use places::{TAGS_PER_PAGE, TREE_FANOUT};
 pub(crate) use record::{ENTRY_BYTES, Entry, Link, RawRecord, RecordBuilder, RecordHead, RecordShape, VerifiedRecord};
 pub(crate) use superblock::{RawSuperblock, SUPERBLOCK_BYTES, Superblock, SuperblockError};
 pub use unknown::Unknown;
-pub use version2::{Label, Scrub, ScrubState, Version2};
+pub(crate) use version2::can_be_atomic;
+pub use version2::{BadLabel, Label, Scrub, ScrubState, Version2};
 
 /// Bytes of a tag page, a tree page, and of the place that a superblock copy or identity block takes.
 pub(crate) const PAGE_BYTES: usize = 4096;

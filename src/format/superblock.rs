@@ -1,7 +1,7 @@
 //! The superblock: the one place that names the current state of everything.
 
 use super::{
-    Feature, Features, Layout, LayoutError, Link, TAG_BYTES, TreeEntry, Unknown,
+    Feature, Features, Label, Layout, LayoutError, Link, TAG_BYTES, TreeEntry, Unknown,
     version2::{self, OF, RawVersion2, Version2, odd},
 };
 use crate::{
@@ -18,7 +18,8 @@ use zerocopy::{
 /// Bytes of the struct; it is written at the front of a zeroed 4096-byte page.
 pub(crate) const SUPERBLOCK_BYTES: usize = 512;
 const MAGIC: [u8; 8] = *b"UBLKINTG";
-/// Version 1 knows one flag, and has zeros where version 2 has more fields.
+/// Version 1 knows one flag, and has zeros where version 2 has more fields. It is what is written
+/// wherever it says enough: it is what older programs open.
 const VERSION_1: u32 = 1;
 const VERSION_2: u32 = 2;
 
@@ -238,6 +239,30 @@ impl Superblock {
         self.version2.map_or(separate, |(features, _)| features)
     }
 
+    /// The same with the sync log or without. Only an empty log goes without: a program that knows
+    /// none would take blocks in the live log for what nobody knows.
+    pub(crate) fn with_sync_log(self, sync_log: bool) -> Self {
+        let fields = self.version2.map_or_else(Version2::default, |(_, fields)| fields);
+        let features = self.features();
+        let features = if sync_log { features.with(Feature::SyncLog) } else { features.without(Feature::SyncLog) };
+        Self { version2: fields.if_needed(features), ..self }
+    }
+
+    /// Whether the live log may hold blocks.
+    pub(crate) fn has_sync_log(&self) -> bool {
+        self.features().has(Feature::SyncLog)
+    }
+
+    /// Bytes that the user says the data device writes atomically.
+    pub(crate) fn assumed_atomic_bytes(&self) -> Option<u32> {
+        self.version2.and_then(|(_, fields)| fields.assumed_atomic_bytes)
+    }
+
+    /// The volume's name; empty where it has none.
+    pub(crate) fn label(&self) -> Label {
+        self.version2.map_or_else(Label::default, |(_, fields)| fields.label)
+    }
+
     /// The bytes, with checksum and MAC. A superblock of version 1 where nothing of version 2 was
     /// read or set.
     pub(crate) fn seal(&self, keys: &Keys) -> RawSuperblock {
@@ -277,7 +302,7 @@ mod tests {
     use crate::{
         crypto::keys::MasterKey,
         format::{
-            Label, Scrub, ScrubState,
+            Scrub, ScrubState,
             places::{PageArea, Places},
         },
     };

@@ -1,5 +1,4 @@
-//! What version 2 adds to the superblock. Nothing writes it yet: it is read, shown, and sealed as
-//! it was read.
+//! What version 2 adds to the superblock. All of it that is read is sealed as it was read.
 
 use super::{
     Feature, Features, Unknown,
@@ -7,7 +6,7 @@ use super::{
 };
 use arrayvec::ArrayString;
 use serde::{Serialize, Serializer};
-use std::{fmt, mem::offset_of};
+use std::{fmt, mem::offset_of, str::FromStr};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout,
     little_endian::{U32, U64},
@@ -67,7 +66,7 @@ struct RawScrub {
 }
 
 /// The fields of version 2 that are neither features nor places.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Version2 {
     /// Blocks from the first on that a device taken in has tags for; 0 unless one is being taken in.
     pub adopted_blocks: u64,
@@ -77,6 +76,21 @@ pub struct Version2 {
     pub assumed_atomic_bytes: Option<u32>,
     /// The volume's name; empty where it has none.
     pub label: Label,
+}
+
+impl Version2 {
+    /// With these features, unless version 1 says as much: what is written is of the oldest version
+    /// that does.
+    pub(crate) fn if_needed(self, features: Features) -> Option<(Features, Self)> {
+        let needed = features.without(Feature::SeparateMeta) != Features::default() || self != Self::default();
+        needed.then_some((features, self))
+    }
+}
+
+/// Whether a device can be said to write so many bytes atomically: at least a sector, and no more
+/// than a block may have.
+pub(crate) fn can_be_atomic(bytes: u32) -> bool {
+    bytes.is_power_of_two() && (512..=4096).contains(&bytes)
 }
 
 /// A volume's name: at most 32 bytes of UTF-8 without control characters.
@@ -95,14 +109,40 @@ impl Serialize for Label {
     }
 }
 
+/// Why a text is no label.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BadLabel {
+    /// More than fits.
+    #[error("a label has at most {LABEL_BYTES} bytes, this has {0}")]
+    TooLong(usize),
+    /// Not fit to be shown.
+    #[error("a label has no control characters")]
+    Control,
+}
+
+impl FromStr for Label {
+    type Err = BadLabel;
+
+    fn from_str(text: &str) -> Result<Self, BadLabel> {
+        if text.contains(char::is_control) {
+            return Err(BadLabel::Control);
+        }
+        ArrayString::from(text).map(Self).map_err(|_| BadLabel::TooLong(text.len()))
+    }
+}
+
 impl Label {
+    /// Whether the volume has no name.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
     /// UTF-8 up to the first zero, and zeros from there on. A label is shown on terminals before
     /// anything is authenticated: no control characters.
     pub(super) fn parse(bytes: &[u8; LABEL_BYTES]) -> Option<Self> {
         let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(LABEL_BYTES);
         let text = std::str::from_utf8(&bytes[..len]).ok()?;
-        let clean = bytes[len..].iter().all(|byte| *byte == 0) && !text.contains(char::is_control);
-        clean.then(|| Self(ArrayString::from(text).expect("as long as the field")))
+        let clean = bytes[len..].iter().all(|byte| *byte == 0);
+        text.parse().ok().filter(|_| clean)
     }
     fn bytes(self) -> [u8; LABEL_BYTES] {
         let mut bytes = [0; LABEL_BYTES];
@@ -112,7 +152,7 @@ impl Label {
 }
 
 /// How far a verification of the whole volume is, or how it ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Scrub {
     /// Number of the pass.
     pub pass: u64,
@@ -129,11 +169,12 @@ pub struct Scrub {
 }
 
 /// Whether a verification of the whole volume runs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u32)]
 pub enum ScrubState {
     /// There was none.
+    #[default]
     None = 0,
     /// It runs, and goes on at the next open.
     Running = 1,
@@ -220,7 +261,7 @@ impl RawVersion2 {
         }
         let scrub = &self.scrub;
         let atomic = self.atomic.get();
-        if atomic != 0 && !(atomic.is_power_of_two() && (512..=4096).contains(&atomic)) {
+        if atomic != 0 && !can_be_atomic(atomic) {
             return Err(odd("assumed atomic size"));
         }
         Ok(Version2 {
@@ -262,5 +303,40 @@ impl RawVersion2 {
             }
             false => Err(odd("place of a region, where places are computed,")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_what_fits_and_can_be_shown() {
+        let longest = "é".repeat(LABEL_BYTES / 2);
+        for text in ["", "home", "a b", &longest] {
+            let label: Label = text.parse().unwrap();
+            assert_eq!((label.to_string().as_str(), label.is_empty()), (text, text.is_empty()));
+            assert_eq!(Label::parse(&label.bytes()), Some(label), "{text}");
+        }
+        assert_eq!(format!("{longest}a").parse::<Label>(), Err(BadLabel::TooLong(33)));
+        for text in ["a\0b", "a\n", "\x1b[2J", "\u{85}", "\x7f"] {
+            assert_eq!(text.parse::<Label>(), Err(BadLabel::Control), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn version_1_is_enough_where_nothing_is_said_besides() {
+        let (none, plain) = (Features::default(), Version2::default());
+        assert_eq!(plain.if_needed(none), None);
+        assert_eq!(plain.if_needed(none.with(Feature::SeparateMeta)), None);
+        let fields = [
+            Version2 { adopted_blocks: 1, ..plain },
+            Version2 { scrub: Scrub { pass: 1, ..Scrub::default() }, ..plain },
+            Version2 { assumed_atomic_bytes: Some(512), ..plain },
+            Version2 { label: "a".parse().unwrap(), ..plain },
+        ];
+        assert!(fields.into_iter().all(|fields| fields.if_needed(none) == Some((none, fields))));
+        let others = Feature::ALL.into_iter().filter(|feature| *feature != Feature::SeparateMeta);
+        assert!(others.map(|feature| none.with(feature)).all(|features| plain.if_needed(features).is_some()));
     }
 }

@@ -1,12 +1,18 @@
 //! Making a volume: superblocks only, whatever its size.
 
-pub use crate::info::VolumeInfo;
 use crate::{
     BelowSector, Buf, ByteOffset, Device, DeviceError, Durability, Epoch, MasterKey, RecordNumber, Storage,
     crypto::keys::{Keys, TagAlgorithm},
-    format::{Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, Superblock, TreeEntry},
+    format::{
+        Feature, Features, Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, Superblock, TreeEntry,
+        Version2, can_be_atomic,
+    },
     io::sectors::{refuse_blocks_below_sector, refuse_records_below_sector},
     lifecycle::superblocks::{SuperblockUpdate, publish},
+};
+pub use crate::{
+    format::{BadLabel, Label},
+    info::VolumeInfo,
 };
 use zerocopy::IntoBytes;
 
@@ -25,6 +31,11 @@ pub struct FormatOptions {
     pub uuid: [u8; 16],
     /// Whether the metadata lives on a device of its own.
     pub separate_meta: bool,
+    /// Bytes that the data device writes atomically whatever it says itself: 512, 1024, 2048 or
+    /// 4096. Trusted, and recorded in the volume.
+    pub assumed_atomic_bytes: Option<u32>,
+    /// The volume's name, for people; may be empty.
+    pub label: Label,
 }
 
 /// Why a volume can't be made.
@@ -33,9 +44,9 @@ pub enum FormatError {
     /// Not one of the four sizes.
     #[error("a block size of {0} bytes: must be 512, 1024, 2048 or 4096")]
     BlockSize(u32),
-    /// The block is larger than what the device writes atomically.
+    /// The block is larger than what the device says that it writes atomically.
     #[error(
-        "block size {block} is larger than the {device} bytes that the data device writes atomically; use --block-size {device}"
+        "block size {block} is larger than the {device} bytes that the data device says it writes atomically; use --block-size {device}, or --assume-atomic {block} if you know that it does"
     )]
     NotAtomic {
         /// What was asked for.
@@ -43,6 +54,19 @@ pub enum FormatError {
         /// The device's physical block size.
         device: u32,
     },
+    /// The block is larger than what the user says that the device writes atomically.
+    #[error(
+        "block size {block} is larger than the {assumed} bytes of --assume-atomic: lower the one or raise the other"
+    )]
+    NotAssumedAtomic {
+        /// What was asked for.
+        block: u32,
+        /// What the user says.
+        assumed: u32,
+    },
+    /// No device is said to write so many bytes atomically.
+    #[error("--assume-atomic of {0} bytes: must be 512, 1024, 2048 or 4096")]
+    AssumedAtomic(u32),
     /// Writing one page would put its neighbour at risk.
     #[error("the {device} writes {physical} bytes at a time; 4096 at most can be used safely")]
     PhysicalBlock {
@@ -98,6 +122,20 @@ pub const SIGNATURES: [(u64, [u8; 8], &str); 4] = [
 ];
 
 impl FormatOptions {
+    /// All that fits on one device.
+    pub fn new(block_size: u32, uuid: [u8; 16]) -> Self {
+        Self {
+            block_size,
+            size: None,
+            log_size: None,
+            tag: TagAlgorithm::default(),
+            uuid,
+            separate_meta: false,
+            assumed_atomic_bytes: None,
+            label: Label::default(),
+        }
+    }
+
     fn layout(&self, data: u64, meta: u64) -> Result<Layout, FormatError> {
         let meta_size = self.separate_meta.then_some(meta);
         let Some(size) = self.size else {
@@ -122,6 +160,29 @@ impl FormatOptions {
         })
     }
 
+    /// Refuses blocks that the data device may tear, and a unit of either device that is larger
+    /// than a page. Of the data device the user's word counts, and of the metadata device where
+    /// that is the same.
+    fn check_atomic(&self, data: u32, meta: u32) -> Result<(), FormatError> {
+        if let Some(assumed) = self.assumed_atomic_bytes.filter(|bytes| !can_be_atomic(*bytes)) {
+            return Err(FormatError::AssumedAtomic(assumed));
+        }
+        let of_meta = if self.separate_meta { None } else { self.assumed_atomic_bytes };
+        let units =
+            [(Device::Data, self.assumed_atomic_bytes.unwrap_or(data)), (Device::Meta, of_meta.unwrap_or(meta))];
+        for (device, physical) in units {
+            if physical > PAGE_BYTES as u32 {
+                return Err(FormatError::PhysicalBlock { device, physical });
+            }
+        }
+        let block = self.block_size;
+        match self.assumed_atomic_bytes {
+            Some(assumed) if block > assumed => Err(FormatError::NotAssumedAtomic { block, assumed }),
+            None if block > data => Err(FormatError::NotAtomic { block, device: data }),
+            _ => Ok(()),
+        }
+    }
+
     fn check_fits(&self, layout: &Layout, data: u64, meta: u64) -> Result<(), FormatError> {
         for (device, have, need) in
             [(Device::Data, data, layout.data_device_bytes()), (Device::Meta, meta, layout.meta_device_bytes())]
@@ -143,6 +204,8 @@ pub fn plan(options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
 
 /// The state of an empty volume: everything absent, nothing in the log.
 fn first_superblock(options: &FormatOptions, layout: Layout, physical_block: u32) -> Superblock {
+    let features = if options.separate_meta { Features::of(&[Feature::SeparateMeta]) } else { Features::default() };
+    let FormatOptions { assumed_atomic_bytes, label, .. } = *options;
     Superblock {
         uuid: options.uuid,
         layout,
@@ -154,7 +217,7 @@ fn first_superblock(options: &FormatOptions, layout: Layout, physical_block: u32
         record_number: RecordNumber(1),
         link: [0; 32],
         open_id: [0; 32],
-        version2: None,
+        version2: Version2 { assumed_atomic_bytes, label, ..Version2::default() }.if_needed(features),
     }
 }
 
@@ -166,17 +229,10 @@ pub fn plan_on<S: Storage>(io: &S, options: &FormatOptions) -> Result<VolumeInfo
 fn possible<S: Storage>(io: &S, options: &FormatOptions) -> Result<Superblock, FormatError> {
     let (data, meta) = (io.geometry(Device::Data), io.geometry(Device::Meta));
     let layout = options.layout(data.size, meta.size)?;
-    for (device, physical) in [(Device::Data, data.physical_block), (Device::Meta, meta.physical_block)] {
-        if physical > PAGE_BYTES as u32 {
-            return Err(FormatError::PhysicalBlock { device, physical });
-        }
-    }
-    let atomic = data.physical_block;
-    if options.block_size > atomic {
-        return Err(FormatError::NotAtomic { block: options.block_size, device: atomic });
-    }
+    options.check_atomic(data.physical_block, meta.physical_block)?;
     refuse_blocks_below_sector(io, options.block_size)?;
-    let padding = meta.physical_block.max(512);
+    // By what the device says, whatever it is trusted to do: records take no more room for it.
+    let padding = meta.physical_block.clamp(512, PAGE_BYTES as u32);
     refuse_records_below_sector(io, padding)?;
     Ok(first_superblock(options, layout, padding))
 }

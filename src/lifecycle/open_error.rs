@@ -11,12 +11,12 @@ pub enum OpenError {
     /// Something on the devices is whole, and not what this program knows.
     #[error(transparent)]
     Unknown(#[from] Unknown),
-    /// The volume is of a version that this program can show, but not serve.
+    /// The volume has features that this program can show, but not serve.
     #[error(
-        "the volume on the metadata device is of format version 2 ({features}): this program shows it (`dump`), but can't open it"
+        "the volume on the metadata device needs what this program does not do ({features}): `dump` shows it, a newer program opens it"
     )]
     NotServed {
-        /// What it needs, in words.
+        /// Those that are not served, in words.
         features: String,
     },
     /// Both copies fail their checksums.

@@ -95,7 +95,7 @@ impl VerifiedVolume {
             let (expected, found) = (uuid_text(&expected), uuid_text(&newest.superblock.uuid));
             return Err(OpenError::OtherVolume { expected, found });
         }
-        refuse_version_2(&newest.superblock)?;
+        refuse_unserved(&newest.superblock)?;
         check_devices(io, &newest, options).await?;
         Ok(Self { newest })
     }
@@ -163,7 +163,7 @@ impl RecoveredVolume {
         let first = self.undecided.first().map(|c| Latched::Undecided(c.block));
         let mut why = self.unread.map(|unread| Latched::Device(unread.why)).or(first);
         if why.is_none() && options.access == Access::ReadWrite {
-            match self.write_down(io, options.open_id).await {
+            match self.write_down(io, options).await {
                 Ok((superblock, applied)) => {
                     self.tree.root.store(superblock.root);
                     self.newest.superblock = superblock;
@@ -194,7 +194,7 @@ impl RecoveredVolume {
     }
 
     /// What was found goes to pages that nothing current names, then into the superblock.
-    async fn write_down<S: Storage>(&self, io: &S, open_id: [u8; 32]) -> Result<(Superblock, Applied), Latched> {
+    async fn write_down<S: Storage>(&self, io: &S, options: &OpenOptions) -> Result<(Superblock, Applied), Latched> {
         let Self { newest, head, tree, set, .. } = self;
         // Both copies must name the current state before anything that the older one names is
         // overwritten.
@@ -213,9 +213,11 @@ impl RecoveredVolume {
             log_begin: head.position,
             record_number: head.number,
             link: head.link,
-            open_id,
+            open_id: options.open_id,
             ..newest.superblock
         };
+        // What this log may hold is said before it holds anything.
+        let next = next.with_sync_log(options.sync_log && VolumeInfo::of(&next).fits_sync_log());
         let (moved, _) = publish(io, &newest.keys, SuperblockUpdate::MoveOn(&newest.superblock, &next), page).await;
         moved.map_err(Latched::Superblock)?;
         Ok((next, applied))
@@ -233,9 +235,15 @@ fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String
     let (data, meta) = (io.geometry(Device::Data).physical_block, io.geometry(Device::Meta).physical_block);
     let mut warnings = Vec::new();
     let block = superblock.layout.block_size;
-    if block > data {
+    // The user's word counts for what the data device does not tear, and for what a write leaves
+    // alone if that is less than the device says.
+    let assumed = superblock.assumed_atomic_bytes();
+    let atomic = assumed.unwrap_or(data);
+    let data = assumed.map_or(data, |bytes| bytes.min(data));
+    let meta = assumed.filter(|_| !superblock.layout.separate_meta).map_or(meta, |bytes| bytes.min(meta));
+    if block > atomic {
         warnings.push(format!(
-            "blocks of {block} bytes on a device that writes only {data} at once: a power cut may tear one, which then reads as an error"
+            "blocks of {block} bytes on a device that writes only {atomic} at once: a power cut may tear one, which then reads as an error"
         ));
     }
     if block < data {
@@ -252,15 +260,11 @@ fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String
     warnings
 }
 
-/// Version 2 is read and shown; nothing in this program does yet what its features ask for, or
-/// writes it.
-fn refuse_version_2(superblock: &Superblock) -> Result<(), OpenError> {
-    if superblock.version2.is_none() {
-        return Ok(());
-    }
-    let features: Vec<_> = superblock.features().iter().map(|feature| feature.to_string()).collect();
-    let features = if features.is_empty() { "no features".into() } else { features.join(", ") };
-    Err(OpenError::NotServed { features })
+/// Nothing in this program does yet what the other features ask for.
+fn refuse_unserved(superblock: &Superblock) -> Result<(), OpenError> {
+    let unserved = superblock.features().iter().filter(|feature| !feature.is_served());
+    let names: Vec<_> = unserved.map(|feature| feature.to_string()).collect();
+    if names.is_empty() { Ok(()) } else { Err(OpenError::NotServed { features: names.join(", ") }) }
 }
 
 /// There is no superblock: perhaps this is the data device of a volume whose metadata is elsewhere.

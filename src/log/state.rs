@@ -23,7 +23,7 @@ pub(crate) struct LogConfig {
     pub(crate) physical_block: usize,
     /// Largest record in bytes.
     pub(crate) max_record: usize,
-    /// Whether records may carry data.
+    /// Whether records may carry data: as the superblock says.
     pub(crate) sync_log: bool,
     pub(crate) key: MacKey,
     /// Most blocks with pending tags in one epoch.

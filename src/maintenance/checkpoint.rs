@@ -67,6 +67,30 @@ impl Checkpoints {
         result
     }
 
+    /// The last superblock, once a last checkpoint has left nothing in the log. Where the log might
+    /// hold blocks it is of a version again that says it does not, if nothing else needs another.
+    pub(crate) async fn close<S: Storage>(&self, io: &S, log: &Log) -> Result<(), Latched> {
+        if let Some(why) = log.latched() {
+            return Err(why);
+        }
+        let current = *self.superblock.lock();
+        if !current.has_sync_log() {
+            return Ok(());
+        }
+        let next = Superblock { epoch: current.epoch.next(), ..current }.with_sync_log(false);
+        let mut scratch = self.scratch.lock().take().expect("one checkpoint at a time");
+        let page = scratch.lend_page();
+        // Whatever comes of it, the log must not go on: it is of another epoch, and might hold more
+        // than this superblock says.
+        log.latch(Latched::Closed);
+        let (result, page) = publish(io, &self.keys, SuperblockUpdate::MoveOn(&current, &next), page).await;
+        scratch.give_back(page);
+        *self.scratch.lock() = Some(scratch);
+        result.map_err(Latched::Device)?;
+        *self.superblock.lock() = next;
+        Ok(())
+    }
+
     async fn try_run<S: Storage>(
         &self,
         io: &S,

@@ -89,8 +89,6 @@ impl Unsaved {
 
 /// Most blocks with pending tags in one epoch: 64 Ki × 2 sets × 2 (half full) × 48 bytes = 12 MiB.
 const MAX_PENDING_TAGS: u64 = 64 << 10;
-/// The smallest records that may carry data: 4 KiB of entries, and 16 KiB.
-const LEAST_RECORD_WITH_DATA: usize = 20 << 10;
 /// Most runs of zeros in one epoch.
 const MAX_PENDING_RUNS: usize = 4096;
 
@@ -134,7 +132,7 @@ impl Volume {
                 options.threads.max(1),
                 max_requests,
                 options.write_back_slots,
-                log_carries(&superblock, options),
+                superblock.has_sync_log(),
             ),
             checkpoints: Checkpoints::new(keys, superblock, scratch),
         }
@@ -188,6 +186,7 @@ impl Volume {
             volume: self.opened.info.clone(),
             read_only: self.opened.access == Access::ReadOnly || latched.is_some(),
             latched: latched.map(|why| why.to_string()),
+            sync_log: self.opened.access == Access::ReadWrite && self.log.may_carry_data(),
             on_mismatch: self.opened.on_mismatch,
             log_used,
             pending_tags: self.metadata.pending.iter().map(|set| set.len() as u64).sum(),
@@ -253,11 +252,6 @@ fn max_pending_tags(layout: &Layout) -> usize {
     layout.blocks.min(MAX_PENDING_TAGS) as usize
 }
 
-/// Records carry data where the volume is opened so and they are large enough for it.
-fn log_carries(superblock: &Superblock, options: &OpenOptions) -> bool {
-    options.sync_log && superblock.layout.max_record() >= LEAST_RECORD_WITH_DATA
-}
-
 fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, options: &OpenOptions) -> LogConfig {
     let layout = &superblock.layout;
     LogConfig {
@@ -270,6 +264,6 @@ fn log_config(superblock: &Superblock, keys: &Keys, max_requests: usize, options
         max_runs: MAX_PENDING_RUNS,
         max_requests,
         threads: options.threads.max(1),
-        sync_log: log_carries(superblock, options),
+        sync_log: superblock.has_sync_log(),
     }
 }

@@ -241,19 +241,22 @@ impl Volume {
     }
 
     /// The last checkpoint: after it a new open finds nothing to recover. No request may be in
-    /// flight.
+    /// flight. Opened with [`sync_log`](crate::OpenOptions::sync_log), the volume is of the older
+    /// format version again, and takes no more writes. Dropped without, it is as after a crash.
     ///
     /// The log is told first that all of it is durable: the superblock before the last, put back
     /// together with an old block, must not make a crash of an orderly end.
     pub async fn close<S: Storage>(&self, io: &S) -> Result<(), Latched> {
-        if self.opened.access == Access::ReadWrite {
-            self.log.sync_data(io, OWN_CONTEXT, Unsynced::Ended).await?;
-            self.log.write_flush_record(io).await?;
-            self.checkpoint(io).await?;
-            // Where a full ring had no room for it, there is some now.
-            self.log.write_flush_record(io).await?;
+        if self.opened.access == Access::ReadOnly || self.log.latched() == Some(Latched::Closed) {
+            return Ok(());
         }
-        self.checkpoint(io).await
+        self.log.sync_data(io, OWN_CONTEXT, Unsynced::Ended).await?;
+        self.log.write_flush_record(io).await?;
+        self.checkpoint(io).await?;
+        // Where a full ring had no room for it, there is some now.
+        self.log.write_flush_record(io).await?;
+        self.checkpoint(io).await?;
+        self.checkpoints.close(io, &self.log).await
     }
 
     fn reader(&self) -> Reader<'_> {

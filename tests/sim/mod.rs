@@ -36,14 +36,7 @@ pub fn key() -> MasterKey {
 }
 
 pub fn format_options(block_size: u32) -> FormatOptions {
-    FormatOptions {
-        block_size,
-        size: Some(1 << 20),
-        log_size: Some(64 << 10),
-        tag: TagAlgorithm::HmacSha256,
-        uuid: [9; 16],
-        separate_meta: false,
-    }
+    FormatOptions { size: Some(1 << 20), log_size: Some(64 << 10), ..FormatOptions::new(block_size, [9; 16]) }
 }
 
 /// Any, by the seed.

@@ -119,14 +119,8 @@ fn key() -> MasterKey {
 /// An empty volume; formatted once, copied for every schedule.
 pub fn formatted() -> Memory {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    let options = FormatOptions {
-        block_size: BLOCK as u32,
-        size: Some(1 << 20),
-        log_size: Some(64 << 10),
-        tag: TagAlgorithm::HmacSha256,
-        uuid: [3; 16],
-        separate_meta: false,
-    };
+    let options =
+        FormatOptions { size: Some(1 << 20), log_size: Some(64 << 10), ..FormatOptions::new(BLOCK as u32, [3; 16]) };
     let bytes = ublk_integrity::create::plan(&options).unwrap().data_device_bytes as usize;
     let image = IMAGE.get_or_init(|| {
         let io = Memory::new(vec![0; bytes]);

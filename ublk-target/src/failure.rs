@@ -200,7 +200,7 @@ impl From<Latched> for Failure {
 pub fn way_out(why: Latched) -> &'static str {
     match why {
         Latched::Undecided(_) => "it goes on once that can be read, and `add --decide-unreadable` gives such blocks up",
-        Latched::Abandoned => "`del` and `add` open it anew",
+        Latched::Abandoned | Latched::Closed => "`del` and `add` open it anew",
         Latched::Device(_) | Latched::WriteBack(_) | Latched::UnknownBlock(_) | Latched::Superblock(_) => {
             "mend or replace that device, and open it anew"
         }

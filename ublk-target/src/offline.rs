@@ -290,22 +290,12 @@ pub fn lanes(volume: &Volume) -> Vec<Lane> {
 /// For tests: a formatted volume in a file that goes with the first of these.
 #[cfg(test)]
 pub fn scratch() -> (tempfile::NamedTempFile, Offline, MasterKey) {
-    use ublk_integrity::{
-        TagAlgorithm,
-        create::{FormatOptions, format},
-    };
+    use ublk_integrity::create::{FormatOptions, format};
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(16 << 20).unwrap();
     let offline = Offline::with(Backings::open(file.path(), None, Use::Exclusive, Duration::ZERO).unwrap()).unwrap();
     let key = MasterKey::new(&[7; 32]).unwrap();
-    let layout = FormatOptions {
-        block_size: 4096,
-        size: Some(4 << 20),
-        log_size: None,
-        tag: TagAlgorithm::default(),
-        uuid: [2; 16],
-        separate_meta: false,
-    };
+    let layout = FormatOptions { size: Some(4 << 20), ..FormatOptions::new(4096, [2; 16]) };
     offline.run(format(&offline.io(), &key, &layout)).unwrap().unwrap();
     (file, offline, key)
 }

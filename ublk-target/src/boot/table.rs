@@ -1,6 +1,7 @@
 //! `/etc/ublk-integritytab`: which volumes the machine has, one in a line; docs/ublk-integritytab.md.
 
-use crate::{name::DeviceName, size::Size};
+use crate::{daemon::settings::SyncLog, name::DeviceName, size::Size};
+use clap::ValueEnum;
 use std::{
     collections::HashMap,
     fmt,
@@ -87,6 +88,8 @@ pub struct Options {
     pub queues: Option<u16>,
     /// Slots of each thread in the write-back file.
     pub write_back: Option<u16>,
+    /// Whether small writes that must be durable at once lie in the log with their data.
+    pub sync_log: Option<SyncLog>,
     /// Not by itself at boot, nor by `attach --all`.
     pub noauto: bool,
     /// The boot goes on without it.
@@ -243,7 +246,7 @@ impl Key {
     }
 }
 
-const KNOWN: &str = "meta=, read-only, discard, no-discard, cache=, queues=, write-back=, on-mismatch=fail, noauto, nofail, _netdev, x-initrd.attach and timeout=";
+const KNOWN: &str = "meta=, read-only, discard, no-discard, cache=, queues=, write-back=, sync-log=, on-mismatch=fail, noauto, nofail, _netdev, x-initrd.attach and timeout=";
 
 fn parse_options(words: &str) -> Result<Options, String> {
     let mut options = Options::default();
@@ -286,6 +289,7 @@ impl Options {
             "cache" => self.cache = Some(value()?.parse()?),
             "queues" => self.queues = Some(count(value()?, 1, 4096)?),
             "write-back" => self.write_back = Some(count(value()?, 0, 1024)?),
+            "sync-log" => self.sync_log = Some(sync_log(value()?)?),
             "on-mismatch" if value()? == "fail" => {}
             "on-mismatch" => return Err("only fail is allowed here: `add --on-mismatch` is for rescue".into()),
             "timeout" => self.timeout = Some(seconds(value()?)?),
@@ -305,6 +309,10 @@ fn meta(text: &str) -> Result<Place, String> {
 fn count(text: &str, least: u16, most: u16) -> Result<u16, String> {
     let count = text.parse().ok().filter(|count| (least..=most).contains(count));
     count.ok_or_else(|| format!("must be a number from {least} to {most}"))
+}
+
+fn sync_log(text: &str) -> Result<SyncLog, String> {
+    SyncLog::from_str(text, false).map_err(|_| "must be auto, on or off".into())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -387,7 +395,7 @@ mod tests {
 
     #[test]
     fn options_are_known_words() {
-        let all = "meta=PARTLABEL=m,read-only,no-discard,,cache=64M,queues=2,write-back=0,on-mismatch=fail,noauto,nofail,_netdev,x-initrd.attach,timeout=2min";
+        let all = "meta=PARTLABEL=m,read-only,no-discard,,cache=64M,queues=2,write-back=0,sync-log=off,on-mismatch=fail,noauto,nofail,_netdev,x-initrd.attach,timeout=2min";
         let expected = Options {
             meta: Some(Place::PartLabel("m".into())),
             read_only: true,
@@ -395,6 +403,7 @@ mod tests {
             cache: Some(Size(64 << 20)),
             queues: Some(2),
             write_back: Some(0),
+            sync_log: Some(SyncLog::Off),
             noauto: true,
             nofail: true,
             netdev: true,
@@ -412,6 +421,7 @@ mod tests {
             "queues=0",
             "queues=4097",
             "write-back=-1",
+            "sync-log=yes",
             "on-mismatch=fix",
             "on-mismatch=zero",
             "timeout=soon",

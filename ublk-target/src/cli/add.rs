@@ -8,7 +8,7 @@ use crate::{
         log::Sink,
         memory_budget::{Available, Purpose},
         peek::peek,
-        settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, Wanted},
+        settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, SyncLog, Wanted},
     },
     failure::{Context, Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
@@ -48,6 +48,11 @@ pub struct Args {
     /// What a read does with a block that does not match its tag
     #[arg(long, value_enum, default_value = "fail")]
     on_mismatch: Mismatch,
+    /// Let small writes that must be durable at once lie in the log with their data until they are
+    /// in place. Programs of before there was this open the volume only after it was ended in good
+    /// order
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    sync_log: SyncLog,
     /// Offer no discard, and pass none down
     #[arg(long)]
     no_discard: bool,
@@ -198,6 +203,7 @@ fn settings(
         discard: !args.no_discard,
         read_only,
         write_back: if read_only { 0 } else { defaults.counts.write_back },
+        sync_log: args.sync_log,
         verbose: args.verbose,
         recovery: !args.no_recovery,
         decide_unreadable: args.decide_unreadable,

@@ -180,6 +180,7 @@ fn option_words(options: &Options) -> Vec<OsString> {
         ("--cache", options.cache.map(|size| size.0.to_string())),
         ("--queues", options.queues.map(|count| count.to_string())),
         ("--write-back", options.write_back.map(|count| count.to_string())),
+        ("--sync-log", options.sync_log.map(|when| when.as_str().into())),
     ];
     let flags = flags.into_iter().filter(|(_, wanted)| *wanted).map(|(word, _)| OsString::from(word));
     let values = values.into_iter().filter_map(|(word, value)| Some([word.into(), OsString::from(value?)]));
@@ -192,10 +193,10 @@ mod tests {
 
     #[test]
     fn each_option_of_the_table_is_one_of_add() {
-        let line = "home /dev/null /k read-only,no-discard,cache=64M,queues=2,write-back=0,meta=/dev/zero";
+        let line = "home /dev/null /k read-only,no-discard,cache=64M,queues=2,write-back=0,sync-log=off,meta=/dev/zero";
         let table = Table::parse(line.as_bytes());
         let words = words(&table.entries[0]).unwrap();
-        let expected = "--or-recover --name home --data /dev/null --meta /dev/zero --key-file /k --read-only --no-discard --cache 67108864 --queues 2 --write-back 0";
+        let expected = "--or-recover --name home --data /dev/null --meta /dev/zero --key-file /k --read-only --no-discard --cache 67108864 --queues 2 --write-back 0 --sync-log off";
         assert_eq!(words.join(" ".as_ref()), expected);
         let args = parse(words).unwrap();
         assert!(args.or_recover && args.name.is_some_and(|name| name.as_str() == "home"));

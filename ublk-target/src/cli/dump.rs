@@ -63,11 +63,8 @@ fn lines(out: &mut Output, dump: &Dump) {
     }
 }
 
-fn describe_version2(out: &mut Output, Version2 { adopted_blocks, scrub, assumed_atomic_bytes, label }: &Version2) {
-    out.line(format_args!("label         {label}"));
-    if let Some(bytes) = assumed_atomic_bytes {
-        out.line(format_args!("atomic        {bytes} bytes, as the user says"));
-    }
+/// Beside what [`describe`] tells of every volume.
+fn describe_version2(out: &mut Output, Version2 { adopted_blocks, scrub, .. }: &Version2) {
     if *adopted_blocks > 0 {
         out.line(format_args!("adopted       {adopted_blocks} blocks"));
     }
@@ -82,8 +79,14 @@ fn describe_version2(out: &mut Output, Version2 { adopted_blocks, scrub, assumed
 /// The volume's description for a person.
 pub fn describe(out: &mut Output, volume: &VolumeInfo) {
     out.line(format_args!("uuid          {}", volume.uuid));
+    if !volume.label.is_empty() {
+        out.line(format_args!("label         {}", volume.label));
+    }
     out.line(format_args!("usable size   {} ({} bytes)", Size(volume.size), volume.size));
     out.line(format_args!("block size    {}", volume.block_size));
+    if let Some(bytes) = volume.assumed_atomic_bytes {
+        out.line(format_args!("atomic        {bytes} bytes, as the user says"));
+    }
     out.line(format_args!(
         "tags          {}",
         serde_json::to_value(volume.tag).ok().as_ref().and_then(|v| v.as_str()).unwrap_or("?")

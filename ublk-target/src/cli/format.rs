@@ -13,6 +13,7 @@ use crate::{
 };
 use serde::Serialize;
 use std::{
+    cmp::Ordering,
     fs::OpenOptions,
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -20,7 +21,7 @@ use std::{
 };
 use ublk_integrity::{
     Device, MasterKey, Storage,
-    create::{self, FormatOptions, VolumeInfo},
+    create::{self, FormatOptions, Label, VolumeInfo},
     open::{self, Dump},
 };
 
@@ -34,6 +35,13 @@ pub struct Args {
     /// Unit of integrity: 512, 1K, 2K or 4K [default: what the device writes atomically]
     #[arg(long, value_name = "SIZE")]
     block_size: Option<Size>,
+    /// Trust the data device to write so much atomically, whatever it says itself: 512, 1K, 2K or 4K.
+    /// Where it does not, a power cut tears blocks, which then read as errors
+    #[arg(long, value_name = "SIZE", value_parser = atomic_bytes)]
+    assume_atomic: Option<u32>,
+    /// Name of the volume, for people: at most 32 bytes
+    #[arg(long, value_name = "TEXT")]
+    label: Option<Label>,
     /// Usable size [default: all that fits]
     #[arg(long)]
     size: Option<Size>,
@@ -109,19 +117,40 @@ fn lines(volume: &VolumeInfo, done: &Done) -> Output {
 fn small_blocks(volume: &VolumeInfo) -> String {
     let share = 100.0 * volume.metadata_bytes as f64 / (volume.size + volume.metadata_bytes) as f64;
     format!(
-        "note          512-byte blocks give {share:.1} % to metadata, 4096-byte blocks 1.6 %. They need a device that writes 4096 bytes at once: a disk with such sectors (some can be switched), or a file. --meta puts metadata elsewhere"
+        "note          512-byte blocks give {share:.1} % to metadata, 4096-byte blocks 1.6 %. They need a device that writes 4096 bytes at once: a disk with such sectors (some can be switched), or a file. If you know that this one does, whatever it says: --assume-atomic 4096. --meta puts metadata elsewhere"
     )
+}
+
+fn atomic_bytes(text: &str) -> Result<u32, String> {
+    let bytes = text.parse::<Size>()?.0;
+    let known = [512, 1024, 2048, 4096].into_iter().find(|known| u64::from(*known) == bytes);
+    known.ok_or_else(|| "must be 512, 1K, 2K or 4K".into())
+}
+
+/// What is trusted where the device says something else.
+fn trusted(path: &Path, says: u32, assumed: u32) -> Option<String> {
+    let harm = match says.cmp(&assumed) {
+        Ordering::Equal => return None,
+        Ordering::Less => "a power cut tears blocks",
+        Ordering::Greater => "a power cut damages the neighbours of a block under way",
+    };
+    let path = path.display();
+    Some(format!(
+        "{path} says that it writes {says} bytes atomically, and is trusted to write {assumed} so (--assume-atomic): where it does not, {harm}, which then read as errors"
+    ))
 }
 
 fn options(args: &Args, physical_block: u32) -> FormatOptions {
     let block_size = args.block_size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
+    let atomic = args.assume_atomic.unwrap_or(physical_block).clamp(512, 4096);
     FormatOptions {
-        block_size: block_size.unwrap_or_else(|| physical_block.clamp(512, 4096)),
         size: args.size.map(|s| s.0),
         log_size: args.log_size.map(|s| s.0),
         tag: args.tag.into(),
-        uuid: uuid::Uuid::new_v4().into_bytes(),
         separate_meta: args.devices.meta.is_some(),
+        assumed_atomic_bytes: args.assume_atomic,
+        label: args.label.unwrap_or_default(),
+        ..FormatOptions::new(block_size.unwrap_or(atomic), uuid::Uuid::new_v4().into_bytes())
     }
 }
 
@@ -172,7 +201,8 @@ fn format(args: &Args, key: &MasterKey, wiped: &mut Vec<(PathBuf, String)>) -> O
         refuse_unknown(&offline)?;
         offline.backings().both().try_for_each(refuse_content)?;
     }
-    let options = options(args, io.geometry(Device::Data).physical_block);
+    let physical_block = io.geometry(Device::Data).physical_block;
+    let options = options(args, physical_block);
     // What can't be done destroys nothing.
     create::plan_on(&io, &options)?;
     let before = last_opens(&offline)?;
@@ -189,6 +219,9 @@ fn format(args: &Args, key: &MasterKey, wiped: &mut Vec<(PathBuf, String)>) -> O
             "this processor has no AES instructions: {} tags are slow here, `benchmark` shows how slow",
             options.tag
         ));
+    }
+    if let Some(line) = args.assume_atomic.and_then(|assumed| trusted(data, physical_block, assumed)) {
+        output::warn(line);
     }
     give_up_kept(&offline, &before)?;
     Ok(volume)

@@ -5,7 +5,7 @@ use super::{
     add::{launch, refuse_unstorable},
 };
 use crate::{
-    daemon::{Origin, Start, peek::peek, refuse_own_stack, state::State},
+    daemon::{Origin, Start, peek::peek, refuse_own_stack, settings::SyncLog, state::State},
     failure::{Exit, Failure, Outcome},
     key::{KeySource, OptionalKeyArgs},
     ublk,
@@ -23,6 +23,10 @@ pub struct Args {
     /// read-only until it can
     #[arg(long)]
     decide_unreadable: bool,
+    /// Whether small writes that must be durable at once lie in the log with their data [default:
+    /// what `add` was told]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    sync_log: Option<SyncLog>,
     /// Stay in the foreground, and log to standard error
     #[arg(long)]
     foreground: bool,
@@ -34,7 +38,9 @@ pub fn run(args: &Args) -> Outcome {
 
 /// Checks what can be checked before there is a daemon.
 pub fn prepare(args: &Args) -> Outcome<Start> {
-    start(args.device.number()?, args.key.source()?, args.decide_unreadable)
+    let mut start = start(args.device.number()?, args.key.source()?, args.decide_unreadable)?;
+    start.settings.sync_log = args.sync_log.unwrap_or(start.settings.sync_log);
+    Ok(start)
 }
 
 /// The same for a device of this number, with the key from `key` where that is given.

@@ -84,6 +84,8 @@ const KNOWN: &[(&str, &str)] = &[
     ("device", "{device}: {kernel_state}, {requests_under_way} requests under way"),
     ("daemon", "pid {pid}: {process_state}"),
     ("volume", "{uuid}, {size:size} in blocks of {block_size}"),
+    ("label", "{label}"),
+    ("atomic", "{assumed_atomic_bytes} bytes, as the user says"),
     ("data", "{data}"),
     ("metadata", "{meta}"),
 ];
@@ -94,6 +96,8 @@ const LINES: &[(&str, &str)] = &[
     ("name", "{name}"),
     ("device", "{device}, pid {pid}"),
     ("volume", "{uuid}, {size:size} in blocks of {block_size}, {tag}"),
+    ("label", "{label}"),
+    ("atomic", "{assumed_atomic_bytes} bytes, as the user says"),
     ("data", "{data}"),
     ("metadata", "{meta}"),
     ("state", "{state}"),
@@ -114,6 +118,7 @@ const LINES: &[(&str, &str)] = &[
         "log",
         "{log_used:size} of {log_size:size} in use, {log_records} records written; {pending_tags} tags pending, {checkpoints} checkpoints",
     ),
+    ("sync log", "{sync_log}"),
     (
         "queues",
         "{queues} of {depth} requests up to {max_io:size}, {threads} threads each, {hash_threads} that hash for them",
@@ -125,6 +130,7 @@ fn lines(status: &Value) -> Output {
     let mut out = Output::new();
     let mut shown = status.clone();
     shown["state"] = state(status).into();
+    shown["sync_log"] = if status["sync_log"] == true { "on" } else { "off" }.into();
     print_lines(&mut out, LINES, &shown);
     let found = serde_json::from_value(status["recovery"].clone()).unwrap_or_default();
     let data = Path::new(status["data"].as_str().unwrap_or_default());
@@ -134,13 +140,20 @@ fn lines(status: &Value) -> Output {
 }
 
 fn print_lines(out: &mut Output, lines: &[(&str, &str)], values: &Value) {
+    filled(lines, values).for_each(|line| out.line(line));
+}
+
+/// Each line that there is something to say in.
+fn filled<'a>(lines: &'a [(&str, &str)], values: &'a Value) -> impl Iterator<Item = String> + 'a {
     let is_there = |what: &str| match what {
         "metadata" => values["meta"].is_string(),
         "name" => values["name"].is_string(),
+        "label" => values["label"].as_str().is_some_and(|label| !label.is_empty()),
+        "atomic" => values["assumed_atomic_bytes"].is_u64(),
         _ => true,
     };
-    let lines = lines.iter().filter(|(what, _)| is_there(what));
-    lines.for_each(|(what, template)| out.line(format_args!("{what:<10}{}", fill(template, values))));
+    let lines = lines.iter().filter(move |(what, _)| is_there(what));
+    lines.map(|(what, template)| format!("{what:<10}{}", fill(template, values)))
 }
 
 fn fill(template: &str, values: &Value) -> String {
@@ -171,6 +184,18 @@ fn state(status: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn label_and_assumed_atomicity_are_shown_where_there_are_any() {
+        let has = |lines, values: &Value, wanted: &str| filled(lines, values).any(|line| line == wanted);
+        let some = json!({ "label": "home", "assumed_atomic_bytes": 4096, "sync_log": "on" });
+        let none = json!({ "label": "", "assumed_atomic_bytes": null });
+        for lines in [LINES, KNOWN] {
+            assert!(has(lines, &some, "label     home") && has(lines, &some, "atomic    4096 bytes, as the user says"));
+            assert!(!filled(lines, &none).any(|line| line.starts_with("label") || line.starts_with("atomic")));
+        }
+        assert!(has(LINES, &some, "sync log  on"));
+    }
 
     #[test]
     fn templates_are_filled() {

@@ -143,7 +143,7 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     let opened = Opened::volume(&settings, (&key, uuid), backings, write_back.into(), for_volume, accept)?;
     // The volume has derived its own.
     drop(key);
-    let volume = Identity::of(opened.volume.info());
+    let volume = opened.volume.info().clone();
     let warnings = warnings(&opened, &settings);
     tell_of(&opened, &warnings, &settings, reporter);
     let (open_id, latched) = (opened.open_id, opened.volume.latched().is_some());

@@ -19,12 +19,12 @@ use crate::{
 };
 use serde_json::{Value, json};
 use std::{process, sync::Arc};
-use ublk_integrity::{Volume, hex};
+use ublk_integrity::{Volume, create::VolumeInfo, hex};
 
 /// What is served, and where it comes from.
 pub(super) struct Served {
     pub(super) settings: Settings,
-    pub(super) volume: Identity,
+    pub(super) volume: VolumeInfo,
     pub(super) open_id: [u8; 32],
     pub(super) origin: Origin,
     /// Whether writes are refused: wanted so, or all that the volume can do.
@@ -65,7 +65,17 @@ impl Served {
 
     fn state(self, id: u32, mark: Option<Mark>) -> State {
         let Self { settings, volume, open_id, .. } = self;
-        State { id, pid: process::id(), mark, open_id: hex(&open_id), volume, ended: None, settings }
+        State {
+            id,
+            pid: process::id(),
+            mark,
+            open_id: hex(&open_id),
+            volume: Identity::of(&volume),
+            label: volume.label.to_string(),
+            assumed_atomic_bytes: volume.assumed_atomic_bytes,
+            ended: None,
+            settings,
+        }
     }
 }
 

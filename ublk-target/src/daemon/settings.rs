@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     device::is_same_device,
-    failure::{Outcome, with_paths},
+    failure::{Exit, Failure, Outcome, with_paths},
     key::KeySource,
     name::DeviceName,
     size::Size,
@@ -52,6 +52,10 @@ pub struct Settings {
     /// Small writes of each thread that may be answered before they are in place.
     #[serde(default)]
     pub write_back: u16,
+    /// Whether small writes that must be durable at once lie in the log with their data. `status`
+    /// has the outcome by the plain name.
+    #[serde(rename = "sync_log_option", default)]
+    pub sync_log: SyncLog,
     /// Whether checkpoints are logged too.
     pub verbose: bool,
     /// Whether the device waits for a new daemon when this one dies. `status` has a
@@ -147,6 +151,50 @@ impl Settings {
 
     fn most_memory(&self, volume: Option<&VolumeInfo>) -> u64 {
         most_memory(volume, self.counts(), self.max_io, self.cache)
+    }
+}
+
+/// Whether small writes that must be durable at once lie in the log with their data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum SyncLog {
+    /// Where there is write-back and the log is large enough
+    #[default]
+    Auto,
+    /// Refuse to start where that can't be
+    On,
+    /// Never: the volume stays of format version 1
+    Off,
+}
+
+impl SyncLog {
+    /// As the option's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+
+    /// The outcome for this volume, with so many slots of each thread in the write-back file.
+    pub fn decide(self, volume: &VolumeInfo, read_only: bool, write_back: usize) -> Outcome<bool> {
+        let (least, size) = (VolumeInfo::LEAST_SYNC_LOG, volume.log_size);
+        let why_not = match () {
+            () if read_only => Some("nothing is written to this device".into()),
+            () if write_back == 0 => Some("there is no write-back (--write-back), which it needs".into()),
+            () if !volume.fits_sync_log() => Some(format!(
+                "the tag log has {}, and {} at least are needed: `format --log-size`",
+                Size(size),
+                Size(least)
+            )),
+            () => None,
+        };
+        match (self, why_not) {
+            (Self::Off, _) | (Self::Auto, Some(_)) => Ok(false),
+            (Self::Auto | Self::On, None) => Ok(true),
+            (Self::On, Some(why)) => Err(Failure::new(Exit::Arguments, format_args!("--sync-log on: {why}"))),
+        }
     }
 }
 
@@ -269,8 +317,7 @@ impl Defaults {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::failure::Exit;
-    use ublk_integrity::{TagAlgorithm, create::FormatOptions};
+    use ublk_integrity::create::FormatOptions;
 
     #[test]
     fn defaults_fit_an_eighth_of_any_machine() {
@@ -324,14 +371,7 @@ pub(super) mod tests {
     }
 
     fn plan(block_size: u32, size: u64) -> VolumeInfo {
-        let options = FormatOptions {
-            block_size,
-            size: Some(size),
-            log_size: None,
-            tag: TagAlgorithm::default(),
-            uuid: [0; 16],
-            separate_meta: false,
-        };
+        let options = FormatOptions { size: Some(size), ..FormatOptions::new(block_size, [0; 16]) };
         ublk_integrity::create::plan(&options).unwrap()
     }
 
@@ -342,6 +382,30 @@ pub(super) mod tests {
             "verbose": false, "recovery": true,
         });
         serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn the_sync_log_needs_write_back_and_a_log_for_it() {
+        let of = |log_size| VolumeInfo { log_size, ..plan(4096, 1 << 30) };
+        let (large, small) = (of(320 << 10), of(316 << 10));
+        let possible =
+            [(&large, false, 1, true), (&large, true, 1, false), (&large, false, 0, false), (&small, false, 1, false)];
+        for (volume, read_only, write_back, possible) in possible {
+            let decide = |option: SyncLog| option.decide(volume, read_only, write_back).map_err(|failure| failure.exit);
+            assert_eq!(decide(SyncLog::Off), Ok(false));
+            assert_eq!(decide(SyncLog::Auto), Ok(possible));
+            assert_eq!(decide(SyncLog::On), if possible { Ok(true) } else { Err(Exit::Arguments) });
+        }
+        let said = SyncLog::On.decide(&small, false, 1).unwrap_err().message;
+        assert!(["--sync-log on", "316.00 KiB", "320.00 KiB"].iter().all(|word| said.contains(word)), "{said}");
+    }
+
+    #[test]
+    fn settings_of_before_there_was_a_sync_log_are_read() {
+        assert_eq!(settings().sync_log, SyncLog::Auto);
+        let now = serde_json::json!(Settings { sync_log: SyncLog::Off, ..settings() });
+        assert_eq!((now.get("sync_log"), &now["sync_log_option"]), (None, &"off".into()));
+        assert_eq!(serde_json::from_value::<Settings>(now).unwrap().sync_log, SyncLog::Off);
     }
 
     #[test]

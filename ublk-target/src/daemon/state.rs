@@ -39,6 +39,12 @@ pub struct State {
     /// What it serves: another volume must never take its place.
     #[serde(flatten)]
     pub volume: Identity,
+    /// The volume's name.
+    #[serde(default)]
+    pub label: String,
+    /// Bytes that its data device writes atomically as the user says.
+    #[serde(default)]
+    pub assumed_atomic_bytes: Option<u32>,
     /// Why the device ended otherwise than in good order: all that is left of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
@@ -188,7 +194,8 @@ impl State {
     pub fn of_test(id: u32) -> Self {
         let settings = super::settings::tests::settings();
         let volume = Identity { uuid: uuid::Uuid::nil().to_string(), size: 1 << 20, block_size: 4096 };
-        Self { id, pid: 1, mark: None, open_id: String::new(), volume, ended: None, settings }
+        let (open_id, label) = Default::default();
+        Self { id, pid: 1, mark: None, open_id, volume, label, assumed_atomic_bytes: None, ended: None, settings }
     }
 }
 

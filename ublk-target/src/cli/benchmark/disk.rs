@@ -116,14 +116,7 @@ pub fn try_scratch(folder: &Path, size: Size) -> Outcome {
 }
 
 fn options(size: u64, log_size: Option<u64>) -> FormatOptions {
-    FormatOptions {
-        block_size: BLOCK,
-        size: Some(size),
-        log_size,
-        tag: TagAlgorithm::default(),
-        uuid: uuid::Uuid::new_v4().into_bytes(),
-        separate_meta: false,
-    }
+    FormatOptions { size: Some(size), log_size, ..FormatOptions::new(BLOCK, uuid::Uuid::new_v4().into_bytes()) }
 }
 
 fn format_1t(folder: &Path) -> Outcome<f64> {

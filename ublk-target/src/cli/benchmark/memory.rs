@@ -44,14 +44,7 @@ struct Bench {
 
 impl Bench {
     fn new(tag: TagAlgorithm) -> Self {
-        let options = FormatOptions {
-            block_size: BLOCK,
-            size: Some(VOLUME),
-            log_size: None,
-            tag,
-            uuid: [1; 16],
-            separate_meta: false,
-        };
+        let options = FormatOptions { size: Some(VOLUME), tag, ..FormatOptions::new(BLOCK, [1; 16]) };
         let bytes = create::plan(&options).expect("a possible volume").data_device_bytes;
         let disk = MemoryStorage::new(vec![0; bytes as usize], BLOCK);
         let key = MasterKey::new(&[0x5a; 32]).expect("32 bytes are enough");
