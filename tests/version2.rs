@@ -1,7 +1,7 @@
 //! Format version 2: when a superblock is of it, and that nothing of it is lost.
 
 use crate::sim::{
-    Lab, Rng, SimStorage, block_on,
+    Disk, Lab, Rng, SimStorage, block_on,
     exec::block_on_steps,
     format_options,
     image::{self, SUPERBLOCK_BYTES, SUPERBLOCKS},
@@ -10,8 +10,8 @@ use crate::sim::{
 };
 use std::collections::BTreeSet;
 use ublk_integrity::{
-    Access, Device, Latched, OpenOptions, VolumeInfo, WriteError,
-    create::FormatOptions,
+    Access, Device, Latched, MemoryStorage, OpenOptions, VolumeInfo, WriteError,
+    create::{self, FormatError, FormatOptions},
     open::{self, Feature, OpenError},
 };
 
@@ -327,4 +327,68 @@ fn format_writes_version_2_only_where_version_1_says_too_little() {
         let volume = dump.volume.unwrap();
         assert_eq!((volume.label, volume.assumed_atomic_bytes), (format.label, format.assumed_atomic_bytes));
     }
+}
+
+/// A volume with blocks of this size on a disk that says it writes `physical` bytes atomically, and
+/// is trusted to write `assumed` so.
+fn made_on(physical: u32, block_size: u32, assumed: Option<u32>) -> Result<MemoryStorage, FormatError> {
+    let format = FormatOptions { assumed_atomic_bytes: assumed, ..format_options(block_size) };
+    let disk = MemoryStorage::new(vec![0xaa; create::plan(&format)?.data_device_bytes as usize], physical);
+    let before = disk.image();
+    let made = disk.run(create::format(&disk, &crate::sim::key(), &format));
+    assert!(made.is_ok() || disk.image() == before, "what can't be done destroys nothing");
+    made.map(|_| disk)
+}
+
+/// What an open on a disk that says it writes `physical` bytes atomically warns of.
+fn warnings(image: Vec<u8>, physical: u32) -> Vec<String> {
+    let disk = MemoryStorage::new(image, physical);
+    let volume = disk.run(open::open(&disk, &crate::sim::key(), &options(false))).unwrap();
+    volume.warnings().to_vec()
+}
+
+#[test]
+fn what_is_said_of_the_device_counts_whatever_it_says_itself() {
+    let refusal = |physical, block, assumed| match made_on(physical, block, assumed) {
+        Ok(_) => panic!("made"),
+        Err(error) => error.to_string(),
+    };
+    assert!(refusal(512, 4096, None).contains("--block-size 512, or --assume-atomic 4096"));
+    for physical in [512, 4096] {
+        let error = refusal(physical, 4096, Some(2048));
+        assert!(error.contains("4096 is larger than the 2048 bytes of --assume-atomic"), "{error}");
+    }
+    for assumed in [0, 1, 256, 513, 3000, 8192, u32::MAX] {
+        let error = refusal(4096, 512, Some(assumed));
+        assert!(error.contains(&format!("--assume-atomic of {assumed} bytes: must be")), "{error}");
+    }
+    assert!(refusal(16384, 4096, None).contains("16384"));
+    for (physical, block, assumed) in [(512, 4096, 4096), (512, 1024, 2048), (4096, 512, 512), (16384, 4096, 4096)] {
+        let image = made_on(physical, block, Some(assumed)).unwrap().image();
+        assert_eq!(u32_at(&image, ATOMIC), assumed);
+        assert_eq!(u32_at(&image, 56), physical.min(4096), "records are padded to what the device says");
+        assert_eq!(warnings(image, physical), [""; 0], "{physical} {block} {assumed}");
+    }
+    // The metadata's own device is another one: nothing was said of that.
+    let separate = FormatOptions { separate_meta: true, assumed_atomic_bytes: Some(4096), ..format_options(4096) };
+    let size = create::plan(&separate).unwrap();
+    let io = SimStorage::new(Disk::new(size.data_device_bytes, size.meta_device_bytes, 16384, 1));
+    let error = block_on(&io, create::format(&io, &crate::sim::key(), &separate)).unwrap_err();
+    assert!(matches!(error, FormatError::PhysicalBlock { device: Device::Meta, physical: 16384 }), "{error}");
+}
+
+#[test]
+fn on_another_disk_there_is_no_warning_of_what_is_trusted() {
+    let of = |made_on_physical, block, assumed, physical| {
+        warnings(made_on(made_on_physical, block, assumed).unwrap().image(), physical).join("; ")
+    };
+    assert!(of(4096, 4096, None, 512).contains("writes only 512 at once"));
+    assert_eq!(of(4096, 4096, Some(4096), 512), "");
+    assert!(of(4096, 512, None, 4096).contains("neighbours of a block"));
+    assert_eq!(of(4096, 512, Some(512), 4096), "");
+    // Trusted to write 4096, and saying so: then it writes no less.
+    assert!(of(4096, 512, Some(4096), 4096).contains("neighbours of a block"));
+    assert_eq!(of(512, 512, Some(4096), 512), "");
+    assert!(of(512, 4096, Some(4096), 4096).contains("the metadata device writes 4096 bytes at once"));
+    assert_eq!(of(512, 512, Some(512), 4096), "");
 }

@@ -288,3 +288,65 @@ fn without_util_linux_only_force_helps() {
     assert_eq!((forced.code, forced.err.lines().count()), (DONE, 1), "{}", forced.err);
     assert!(forced.err.contains("warning: disk: can't tell what it holds"), "{}", forced.err);
 }
+
+/// What a run that went well has printed.
+fn printed(run: &Run) -> String {
+    String::from_utf8(run.out.clone()).unwrap()
+}
+
+#[test]
+fn what_the_device_is_trusted_to_write_is_recorded_and_shown() {
+    let f = Folder::new();
+    // A file counts as writing 4096 bytes atomically.
+    let run = f.run("format --data disk --create --size 8M --assume-atomic 512 --key-file key");
+    assert_eq!((run.code, run.err.lines().count()), (DONE, 1), "{}", run.err);
+    let said =
+        "warning: disk says that it writes 4096 bytes atomically, and is trusted to write 512 so (--assume-atomic)";
+    assert!(run.err.contains(said) && run.err.contains("read as errors"), "{}", run.err);
+    let out = printed(&run);
+    assert!(out.contains("block size    512\natomic        512 bytes, as the user says\n"), "{out}");
+    assert!(printed(&f.run("dump --data disk").expect(DONE)).contains("atomic        512 bytes, as the user says\n"));
+    let dump = f.run("dump --data disk --json").expect(DONE).json();
+    assert_eq!((&dump["volume"]["assumed_atomic_bytes"], &dump["copies"][1]["version"]), (&512.into(), &2.into()));
+    // Such a volume is used like any other, and stays what it is.
+    fs::write(f.path("in"), vec![7; 8 << 20]).unwrap();
+    f.run("import --data disk --key-file key in").expect(DONE);
+    f.run("check --data disk --key-file key").expect(DONE);
+    f.run("export --data disk --key-file key out").expect(DONE);
+    assert!(fs::read(f.path("out")).unwrap() == fs::read(f.path("in")).unwrap());
+    assert_eq!(f.run("dump --data disk --json").expect(DONE).json()["version2"]["assumed_atomic_bytes"], 512);
+    // What the device says itself is no news.
+    f.run("format --data same --create --size 8M --assume-atomic 4K --key-file key").expect(DONE);
+    let plain = f.run("format --data plain --create --size 8M --key-file key --json").expect(DONE).json();
+    assert_eq!((&plain["assumed_atomic_bytes"], &plain["label"]), (&serde_json::Value::Null, &"".into()));
+    assert_eq!(f.run("dump --data plain --json").expect(DONE).json()["copies"][0]["version"], 1);
+}
+
+#[test]
+fn what_no_device_can_be_trusted_with_is_refused() {
+    let f = Folder::new();
+    for value in ["0", "256", "3000", "8K", "4G", "-1", "much"] {
+        let run = f.run(&format!("format --data disk --create --size 8M --key-file key --assume-atomic={value}"));
+        run.expect(ARGUMENTS).says("--assume-atomic").says(value);
+    }
+    let format = "format --data disk --create --size 8M --key-file key";
+    f.run(&format!("{format} --assume-atomic 1K --block-size 2K")).expect(ARGUMENTS).says("2048").says("1024");
+    assert!(!f.path("disk").exists(), "nothing half-made");
+}
+
+#[test]
+fn a_label_is_shown() {
+    let f = Folder::new();
+    let run = f.run("format --data disk --create --size 8M --label größer --key-file key").expect(DONE);
+    assert!(printed(&run).contains("\nlabel         größer\n"), "{}", printed(&run));
+    assert!(printed(&f.run("dump --data disk").expect(DONE)).contains("\nlabel         größer\n"));
+    let dump = f.run("dump --data disk --json").expect(DONE).json();
+    assert_eq!((&dump["volume"]["label"], &dump["version2"]["label"]), (&"größer".into(), &"größer".into()));
+    let long = "x".repeat(33);
+    for (label, says) in [(long.as_str(), "at most 32 bytes, this has 33"), ("a\u{7}b", "no control characters")] {
+        let mut command = f.command("format --data other --create --size 8M --key-file key --label");
+        Run::of(command.arg(label).output().unwrap()).expect(ARGUMENTS).says("--label").says(says);
+    }
+    assert!(!f.path("other").exists());
+    f.run("add --data disk --key-file key --sync-log maybe").expect(ARGUMENTS).says("--sync-log").says("auto");
+}
