@@ -76,6 +76,7 @@ impl Opened {
         let owner = Owner::of(&offline.backings().data)?;
         let verified = offline.verify(key, &options)?;
         accept(&verified.info())?;
+        options.write_back_slots = write_back;
         options.sync_log = settings.sync_log.decide(&verified.info(), settings.read_only, write_back)?;
         let left = to_put_in_place(&offline, &verified, settings.read_only, &open_id)?;
         let left = left.map(Left::of).transpose()?;
