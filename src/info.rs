@@ -82,17 +82,27 @@ pub const MAX_REPORTED_BLOCKS: usize = 1000;
 pub struct RecoveryReport {
     /// Records followed in the log.
     pub records: u64,
+    /// Records at the log's end that a power cut has torn: nobody was told that they are durable.
+    #[serde(default)]
+    pub torn_records: u64,
+    /// Whether what such a record says lies on the medium: it was durable once, and has been damaged
+    /// since. What was acknowledged by it may read as an older version.
+    #[serde(default)]
+    pub torn_was_durable: bool,
     /// Blocks that had log entries.
     pub blocks: u64,
-    /// Blocks settled without reading or with the newest tag (rows A and B).
+    /// Blocks settled without reading or with the newest tag (rows A, P1 and B).
     pub settled: u64,
-    /// Blocks whose newest writes never arrived: an older candidate (row C) or zeros (row D).
+    /// Blocks whose newest writes never arrived: an older candidate (rows C and P2) or zeros (row D).
     pub older: u64,
     /// Blocks that match no candidate: corrupt, lost or rolled back (row E).
     pub corrupt: u64,
     /// Blocks that could not be read, or whose tag page could not: undecided (row F).
     pub unreadable: u64,
-    /// The first of the blocks of rows C and D.
+    /// Blocks whose content lay in the log, and that were put in place (rows P1 and P2).
+    #[serde(default)]
+    pub placed: u64,
+    /// The first of the blocks of rows C, P2 and D.
     pub older_blocks: Vec<u64>,
     /// The first of the blocks of row E.
     pub corrupt_blocks: Vec<u64>,

@@ -93,6 +93,15 @@ impl Tagger {
         *tag != LOST_TAG && equal(tag, &self.tags_of([(block, data)])[0])
     }
 
+    /// Whether each of these consecutive blocks is what its tag says; one that says something else
+    /// than a block's content is proved by none.
+    pub(crate) fn proves_all(&self, tags: &[Tag], first: BlockIndex, data: &[u8]) -> bool {
+        let firsts = (first.0..).step_by(MAX_VERIFIED).map(BlockIndex);
+        let parts = tags.chunks(MAX_VERIFIED).zip(data.chunks(MAX_VERIFIED * self.block_size()));
+        !tags.contains(&ZERO_TAG)
+            && firsts.zip(parts).all(|(first, (tags, data))| self.mismatches(first, data, tags) == 0)
+    }
+
     /// Which of at most [`MAX_VERIFIED`] consecutive blocks do not match their tags: bit i for the
     /// i-th. Blocks that read as zeros have nothing to match; lost ones never match.
     pub(crate) fn mismatches(&self, first: BlockIndex, data: &[u8], tags: &[Tag]) -> u64 {

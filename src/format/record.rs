@@ -185,7 +185,7 @@ pub(crate) struct VerifiedRecord<'a> {
 
 impl<'a> VerifiedRecord<'a> {
     /// Bytes from the record's beginning to its payload.
-    fn payload_at(&self) -> usize {
+    pub(crate) fn payload_at(&self) -> usize {
         self.end.next_multiple_of(self.shape.padding)
     }
 

@@ -18,7 +18,10 @@ use crate::{
     lifecycle::{
         identity_block::{are_exchanged, read_identity},
         open_error::OpenError,
-        recovery::{BlockCandidates, Budget, Candidates, Settle, TooMuch, Unread, follow, undecided::Undecided},
+        recovery::{
+            BlockCandidates, Budget, Candidates, Placer, Settle, TooMuch, Torn, Unread, follow, in_log::InLog,
+            undecided::Undecided,
+        },
         superblocks::{Newest, SuperblockUpdate, publish, read_copies},
     },
     log::LogPoint,
@@ -46,7 +49,9 @@ pub struct VerifiedVolume {
 /// One whose log has been followed: what each block may rightly be is known.
 struct CrashedVolume {
     newest: Newest,
+    tagger: Arc<Tagger>,
     candidates: Candidates,
+    torn: Torn,
     head: LogPoint,
     unread: Option<Unread>,
     report: RecoveryReport,
@@ -61,9 +66,18 @@ struct RecoveredVolume {
     tagger: Arc<Tagger>,
     set: PendingSet,
     undecided: Vec<BlockCandidates<'static>>,
+    in_log: InLog,
     unread: Option<Unread>,
     report: RecoveryReport,
     warnings: Vec<String>,
+}
+
+/// What has been written down.
+struct WrittenDown {
+    superblock: Superblock,
+    applied: Applied,
+    /// Blocks put in place.
+    placed: u64,
 }
 
 impl VerifiedVolume {
@@ -121,7 +135,8 @@ impl VerifiedVolume {
         let (available, own) = (options.max_memory_bytes, most_memory_bytes(&newest.superblock, options));
         let left = available.checked_sub(own).ok_or(OpenError::Memory { needed: own, available })?;
         let candidates = Candidates::within(left);
-        let chain = follow(io, &newest, options.unread_log, candidates).await?;
+        let tagger = Arc::new(Tagger::new(&newest.keys, newest.superblock.tag, &newest.superblock.layout));
+        let chain = follow(io, &newest, &tagger, options.unread_log, candidates).await?;
         // Of what recovery skips nothing is known: the records that it followed count.
         if chain.followed_to < options.first_not_durable {
             return Err(OpenError::OlderState { next: chain.followed_to, least: options.first_not_durable });
@@ -130,18 +145,22 @@ impl VerifiedVolume {
         warnings.extend(chain.unreadable.map(|why| {
             format!("a part of the tag log that holds nothing can't be read, writing may fail there: {why}")
         }));
-        let report =
-            RecoveryReport { records: chain.records, superblock_repaired: newest.damaged, ..Default::default() };
+        let report = RecoveryReport {
+            records: chain.records,
+            torn_records: chain.torn.records,
+            superblock_repaired: newest.damaged,
+            ..Default::default()
+        };
         let head = LogPoint { link: options.open_id, ..chain.end };
-        Ok(CrashedVolume { newest, candidates: chain.candidates, head, unread: chain.unread, report, warnings })
+        let (candidates, torn, unread) = (chain.candidates, chain.torn, chain.unread);
+        Ok(CrashedVolume { newest, tagger, candidates, torn, head, unread, report, warnings })
     }
 }
 
 impl CrashedVolume {
     async fn recover<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<RecoveredVolume, OpenError> {
-        let Self { newest, candidates, head, unread, mut report, warnings } = self;
+        let Self { newest, tagger, candidates, torn, head, unread, mut report, warnings } = self;
         let superblock = &newest.superblock;
-        let tagger = Arc::new(Tagger::new(&newest.keys, superblock.tag, &superblock.layout));
         let cache = PageCache::new(options.cache_bytes);
         let tree = Tree { layout: superblock.layout, root: Root::new(superblock.root), cache };
         let settling = candidates.into_set_and_blocks(&superblock.layout);
@@ -149,9 +168,10 @@ impl CrashedVolume {
         let (set, settling, needed) = settling
             .map_err(|TooMuch { needed }| OpenError::Memory { needed: own.saturating_add(needed), available })?;
         let mut memory = Budget { taken: own.saturating_add(needed), available };
-        let settle = Settle::new(io, &tree, &tagger, &newest, options.unreadable_blocks);
-        let undecided = settle.all(&settling, &set, &mut memory, &mut report).await?;
-        Ok(RecoveredVolume { newest, head, tree, tagger, set, undecided, unread, report, warnings })
+        let mut settle = Settle::new(io, &tree, &tagger, &newest, options.unreadable_blocks);
+        let (undecided, in_log) = settle.all(&settling, &set, &mut memory, &mut report).await?;
+        report.torn_was_durable = settle.proves_any(&torn.tags, &set).await;
+        Ok(RecoveredVolume { newest, head, tree, tagger, set, undecided, in_log, unread, report, warnings })
     }
 }
 
@@ -163,8 +183,9 @@ impl RecoveredVolume {
         let first = self.undecided.first().map(|c| Latched::Undecided(c.block));
         let mut why = self.unread.map(|unread| Latched::Device(unread.why)).or(first);
         if why.is_none() && options.access == Access::ReadWrite {
-            match self.write_down(io, options).await {
-                Ok((superblock, applied)) => {
+            match self.write_down(io, options).await? {
+                Ok(WrittenDown { superblock, applied, placed }) => {
+                    self.report.placed = placed;
                     self.tree.root.store(superblock.root);
                     self.newest.superblock = superblock;
                     self.report.pages_lost = applied.pages_lost;
@@ -184,7 +205,8 @@ impl RecoveredVolume {
         let unread = self.unread.filter(|_| options.unread_log == UnreadLog::FailOlder);
         let newer_from = unread.map(|unread| unread.newer_from);
         let undecided = Undecided::new(std::mem::take(&mut self.undecided));
-        Ok(self.into_volume(Some(Unsaved { set, blocks, undecided, newer_from, why }), options))
+        let in_log = std::mem::replace(&mut self.in_log, InLog::with_capacity(0));
+        Ok(self.into_volume(Some(Unsaved { set, blocks, undecided, in_log, newer_from, why }), options))
     }
 
     fn into_volume(self, unsaved: Option<Unsaved>, options: &OpenOptions) -> Volume {
@@ -193,14 +215,43 @@ impl RecoveredVolume {
         Volume::new(Parts { superblock, keys, head, tree, tagger, report, warnings, unsaved }, options)
     }
 
-    /// What was found goes to pages that nothing current names, then into the superblock.
-    async fn write_down<S: Storage>(&self, io: &S, options: &OpenOptions) -> Result<(Superblock, Applied), Latched> {
-        let Self { newest, head, tree, set, .. } = self;
-        // Both copies must name the current state before anything that the older one names is
-        // overwritten.
+    /// What was found goes to pages that nothing current names, then into the superblock. Before
+    /// that, while the log still has them, blocks go to their places. The outer error: there is
+    /// nothing that could be served.
+    async fn write_down<S: Storage>(
+        &self,
+        io: &S,
+        options: &OpenOptions,
+    ) -> Result<Result<WrittenDown, Latched>, OpenError> {
+        let Self { newest, tree, tagger, set, in_log, .. } = self;
+        let page = match self.repair(io).await {
+            Ok(page) => page,
+            Err(latched) => return Ok(Err(latched)),
+        };
+        let placed = match Placer::new(io, tree, tagger, set, newest).all(in_log).await? {
+            Ok(placed) => placed,
+            Err(latched) => return Ok(Err(latched)),
+        };
+        let moved = self.move_on(io, options, page).await;
+        Ok(moved.map(|(superblock, applied)| WrittenDown { superblock, applied, placed }))
+    }
+
+    /// Both copies must name the current state before anything that the older one names is
+    /// overwritten.
+    async fn repair<S: Storage>(&self, io: &S) -> Result<Buf, Latched> {
+        let Self { newest, .. } = self;
         let repair = SuperblockUpdate::Repair(&newest.superblock, &newest.stale);
         let (repaired, page) = publish(io, &newest.keys, repair, Buf::new(PAGE_BYTES)).await;
-        repaired.map_err(Latched::Superblock)?;
+        repaired.map(|()| page).map_err(Latched::Superblock)
+    }
+
+    async fn move_on<S: Storage>(
+        &self,
+        io: &S,
+        options: &OpenOptions,
+        page: Buf,
+    ) -> Result<(Superblock, Applied), Latched> {
+        let Self { newest, head, tree, set, .. } = self;
         // Not the next epoch: the crashed life may have written pages and records of that one.
         let epoch = newest.superblock.epoch.next().next();
         let mut scratch = Scratch::new(&tree.layout, set.len(), set.runs());

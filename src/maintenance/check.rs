@@ -13,6 +13,9 @@ pub struct CheckReport {
     pub checked_blocks: u64,
     /// Of these, blocks that hold data (the rest reads as zeros).
     pub data_blocks: u64,
+    /// Of these, blocks that lie in the log and are good there: the next open for writing puts them in
+    /// place.
+    pub in_log: u64,
     /// Blocks that do not match their tags or can't be verified.
     pub bad_blocks: u64,
     /// Blocks that the device could not read.
@@ -115,6 +118,7 @@ async fn check_part<S: Io>(
     let (result, mut buf) = volume.read(io, context, part, buf).await;
     let zero = crate::format::ZERO_TAG;
     if result.is_ok() {
+        report.in_log += volume.blocks_in_log(part);
         report.data_blocks += context.tags.tags(part.count).iter().filter(|t| **t != zero).count() as u64;
         return buf;
     }
@@ -123,7 +127,10 @@ async fn check_part<S: Io>(
         let result;
         (result, buf) = volume.read(io, context, one, buf).await;
         match result {
-            Ok(()) => report.data_blocks += u64::from(context.tags.tags(1)[0] != zero),
+            Ok(()) => {
+                report.in_log += volume.blocks_in_log(one);
+                report.data_blocks += u64::from(context.tags.tags(1)[0] != zero);
+            }
             Err(e) => {
                 report.data_blocks += 1;
                 report.add(one, &e);

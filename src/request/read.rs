@@ -9,6 +9,7 @@ use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, Io, OnMismatch, PageName, ReadError,
     crypto::{keys::equal, tagger::MAX_VERIFIED},
     format::{LOST_TAG, ZERO_TAG},
+    lifecycle::recovery::in_log::{InLog, LogSectors},
     metadata::{Metadata, tree::CacheUse},
 };
 
@@ -16,6 +17,8 @@ use crate::{
 pub(crate) struct Reader<'v> {
     pub(crate) metadata: &'v Metadata,
     pub(crate) hasher: &'v Hasher,
+    /// Blocks that are not in place yet.
+    pub(crate) in_log: &'v InLog,
     pub(crate) on_mismatch: OnMismatch,
 }
 
@@ -82,6 +85,9 @@ impl Reader<'_> {
             buf[..bytes].fill(0);
             return (Ok(Fetched { bad_page: None }), buf);
         }
+        if self.in_log.within(range).next().is_some() {
+            return self.fetch_with_log(io, context, range, complete, buf).await;
+        }
         let offset = self.metadata.layout().block_offset(range.first);
         let data = io.read(Device::Data, offset, buf, 0..bytes);
         // The data read is in flight: only now is there time for hints.
@@ -102,6 +108,48 @@ impl Reader<'_> {
             Err(e) if needed => Err(e),
             _ => pages.map(|bad_page| Fetched { bad_page }),
         };
+        (result, buf)
+    }
+
+    /// The same where some of the blocks are not in place yet: each of those comes from the log, and a
+    /// bad sector in its place is nobody's.
+    async fn fetch_with_log<S: Io>(
+        &self,
+        io: &S,
+        context: &mut RequestContext,
+        range: BlockRange,
+        complete: bool,
+        mut buf: Buf,
+    ) -> (Result<Fetched, DeviceError>, Buf) {
+        let pages = match complete {
+            true => Ok(None),
+            false => self.metadata.lookup_missing(io, context, range, TagSide::New).await,
+        };
+        let bs = self.metadata.block_size();
+        let mut result = pages.map(|bad_page| Fetched { bad_page });
+        let mut from = range.first.0;
+        let in_log = self.in_log.within(range).map(|(block, at)| (block.0, Some(at)));
+        for (block, at) in in_log.chain([(range.end(), None)]) {
+            let part = (from - range.first.0) as usize..(block - range.first.0) as usize;
+            let needed = context.tags.tags(range.count)[part.clone()].iter().any(|tag| *tag != ZERO_TAG);
+            if needed {
+                let offset = self.metadata.layout().block_offset(BlockIndex(from));
+                let (read, bytes) = (part.start * bs..part.end * bs, part.len() * bs);
+                let data;
+                (data, buf) = io.read(Device::Data, offset, buf, read).await;
+                let failed = |errno| DeviceError::new("read", Device::Data, offset, bytes, errno);
+                result = data.map_err(failed).and(result);
+            }
+            if let Some(at) = at {
+                let sectors = LogSectors::of(io, at, bs);
+                let (read, page) = sectors.read(io, context.pages.lend()).await;
+                buf[part.end * bs..(part.end + 1) * bs].copy_from_slice(&page[sectors.block.clone()]);
+                context.pages.give_back(page);
+                let failed = |errno| DeviceError::new("read", Device::Meta, sectors.offset, sectors.len, errno);
+                result = read.map_err(failed).and(result);
+            }
+            from = block + 1;
+        }
         (result, buf)
     }
 

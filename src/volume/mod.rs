@@ -8,7 +8,7 @@ use crate::{
     crypto::{keys::Keys, tagger::Tagger},
     format::{Layout, Superblock},
     info::{RecoveryReport, Status, VolumeInfo},
-    lifecycle::recovery::undecided::Undecided,
+    lifecycle::recovery::{in_log::InLog, undecided::Undecided},
     log::{Log, LogConfig, LogPoint},
     maintenance::checkpoint::Checkpoints,
     metadata::{Metadata, hints::Hints, page_cache::PageCache, pending::PendingSet, tree::Tree, tree_update::Scratch},
@@ -52,6 +52,8 @@ struct Opened {
     /// find, sorted.
     overlay: Vec<BlockIndex>,
     undecided: Undecided,
+    /// Read-only: blocks that are read from the log.
+    in_log: InLog,
     /// Rescue: what no change from this one on names may be older than what was last written.
     newer_from: Option<Seq>,
 }
@@ -76,6 +78,7 @@ pub(crate) struct Unsaved {
     /// The blocks of `set` and of `undecided`, sorted.
     pub(crate) blocks: Vec<BlockIndex>,
     pub(crate) undecided: Undecided,
+    pub(crate) in_log: InLog,
     pub(crate) newer_from: Option<Seq>,
     /// Why it is not, unless nothing was to be written.
     pub(crate) why: Option<Latched>,
@@ -83,7 +86,8 @@ pub(crate) struct Unsaved {
 
 impl Unsaved {
     fn nothing(set: PendingSet) -> Self {
-        Self { set, blocks: Vec::new(), undecided: Undecided::new(Vec::new()), newer_from: None, why: None }
+        let (undecided, in_log) = (Undecided::new(Vec::new()), InLog::with_capacity(0));
+        Self { set, blocks: Vec::new(), undecided, in_log, newer_from: None, why: None }
     }
 }
 
@@ -120,7 +124,7 @@ impl Volume {
                 warnings,
                 overlay: unsaved.blocks,
                 undecided: unsaved.undecided,
-
+                in_log: unsaved.in_log,
                 newer_from: unsaved.newer_from,
             },
             contexts,
@@ -201,6 +205,12 @@ impl Volume {
     /// formatted for: one line each.
     pub fn warnings(&self) -> &[String] {
         &self.opened.warnings
+    }
+
+    /// How many blocks of a range lie in the log and are not in place yet: read-only volumes have
+    /// such blocks.
+    pub(crate) fn blocks_in_log(&self, range: BlockRange) -> u64 {
+        self.opened.in_log.within(range).count() as u64
     }
 
     /// What recovery found when the volume was opened.

@@ -1,7 +1,7 @@
 //! The operations of an open volume, each in the order in which `docs/architecture.md` lists its
 //! steps.
 
-use super::Volume;
+use super::{Opened, Volume};
 use crate::{
     Admitted, BlockIndex, BlockRange, Buf, CheckpointerWork, Durability, Hint, Io, Latched, ReadError, RequestContext,
     Storage, WriteBackId, WriteError,
@@ -44,7 +44,10 @@ impl Volume {
             return (Err(ReadError::NotInPlace(range)), buf);
         }
         let (decided, buf) = match undecided {
-            true => self.opened.undecided.decide(io, &self.metadata, self.hasher.tagger(), context, range, buf).await,
+            true => {
+                let Opened { undecided, in_log, .. } = &self.opened;
+                undecided.decide(io, &self.metadata, self.hasher.tagger(), in_log, context, range, buf).await
+            }
             false => (Ok(()), buf),
         };
         if let Err(e) = decided {
@@ -260,7 +263,8 @@ impl Volume {
     }
 
     fn reader(&self) -> Reader<'_> {
-        Reader { metadata: &self.metadata, hasher: &self.hasher, on_mismatch: self.opened.on_mismatch }
+        let Opened { in_log, on_mismatch, .. } = &self.opened;
+        Reader { metadata: &self.metadata, hasher: &self.hasher, in_log, on_mismatch: *on_mismatch }
     }
 
     fn writer(&self) -> Writer<'_> {

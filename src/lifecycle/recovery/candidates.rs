@@ -1,7 +1,8 @@
 //! Which tags each block may rightly carry.
 
+use super::in_log::InLog;
 use crate::{
-    BlockIndex, BlockRange, Seq,
+    BlockIndex, BlockRange, ByteOffset, Seq,
     format::{Entry, Layout, Tag},
     lifecycle::open_error::OpenError,
     metadata::{pending::PendingSet, tree_update::Scratch},
@@ -16,10 +17,21 @@ pub(crate) struct Logged {
     pub(crate) tag: Tag,
 }
 
+/// Where the blocks of a payload entry lie on the metadata device.
+struct Payload {
+    seq: Seq,
+    first: BlockIndex,
+    at: ByteOffset,
+}
+
 /// Everything that the log says, as far as memory goes.
 pub(crate) struct Candidates {
+    /// Those of payload entries too.
     tags: Vec<Logged>,
     zeros: Vec<(BlockRange, Seq)>,
+    payloads: Vec<Payload>,
+    /// Blocks in all of these.
+    payload_blocks: usize,
     /// The last flush entry. Earlier ones say nothing more: a number that the last one lists was in
     /// flight or failed at every earlier one that could have covered it.
     flushed: Option<(Seq, HashSet<u64>)>,
@@ -56,14 +68,14 @@ fn bytes_of<T>(list: &Vec<T>) -> u64 {
     (list.capacity() * size_of::<T>()) as u64
 }
 
-/// Makes room for `more` in a list, a quarter at a time, where it and what is there `beside` it
+/// Makes room for `more` in a list, a quarter at a time, where it and the others, `all` together,
 /// take no more than `may_take` bytes. While a list moves it is there twice.
-fn make_room<T>(list: &mut Vec<T>, more: usize, beside: u64, may_take: u64) -> Result<(), TooMuch> {
+fn make_room<T>(list: &mut Vec<T>, more: usize, all: u64, may_take: u64) -> Result<(), TooMuch> {
     let (len, capacity) = (list.len(), list.capacity());
     if capacity - len >= more {
         return Ok(());
     }
-    let takes = |wanted: usize| beside + bytes_of(list) + (wanted * size_of::<T>()) as u64;
+    let takes = |wanted: usize| all + (wanted * size_of::<T>()) as u64;
     let ample = (len + more).max(capacity + capacity / 4 + 1024);
     let wanted = if takes(ample) <= may_take { ample } else { len + more };
     let needed = takes(wanted);
@@ -76,6 +88,8 @@ fn make_room<T>(list: &mut Vec<T>, more: usize, beside: u64, may_take: u64) -> R
 pub(crate) enum Oldest {
     /// A logged tag: the first of the list.
     Logged,
+    /// The same, and the block itself lies here in the log.
+    Payload(ByteOffset),
     Zeros,
     /// The tag in the tree.
     Checkpointed,
@@ -86,62 +100,107 @@ pub(crate) enum Oldest {
 pub(crate) struct BlockCandidates<'a> {
     pub(crate) block: BlockIndex,
     pub(crate) oldest: Oldest,
-    /// Never empty.
-    pub(crate) logged: Cow<'a, [Logged]>,
+    /// Logged tags: first those that are candidates no more, and from `base` on, one at least, those
+    /// that are.
+    all: Cow<'a, [Logged]>,
+    base: usize,
+    /// Whether zeros are among what is no candidate any more.
+    pub(crate) shadows_zeros: bool,
 }
 
 impl BlockCandidates<'_> {
+    /// Its logged tags; never empty.
+    pub(crate) fn logged(&self) -> &[Logged] {
+        &self.all[self.base..]
+    }
+    /// Logged tags of what is older than the oldest candidate. They prove nothing to be
+    /// current, and explain what lies on the medium where the newer never arrived.
+    pub(crate) fn shadowed(&self) -> &[Logged] {
+        &self.all[..self.base]
+    }
     pub(crate) fn newest(&self) -> &Logged {
-        self.logged.last().expect("a block is here because it was logged")
+        self.all.last().expect("a block is here because it was logged")
     }
     /// Whether there is nothing to choose.
     pub(crate) fn is_single(&self) -> bool {
-        self.oldest == Oldest::Logged && self.logged.len() == 1
+        matches!(self.oldest, Oldest::Logged | Oldest::Payload(_)) && self.logged().len() == 1
     }
     /// Bytes that it takes when it is kept.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        (size_of::<Self>() + self.logged.len() * size_of::<Logged>()) as u64
+        (size_of::<Self>() + self.kept().len() * size_of::<Logged>()) as u64
     }
     /// The same, to be kept when the log is not.
     pub(crate) fn into_owned(self) -> BlockCandidates<'static> {
-        BlockCandidates { logged: Cow::Owned(self.logged.into_owned()), ..self }
+        let all = self.kept().to_vec();
+        let base = all.len() - self.logged().len();
+        BlockCandidates { all: Cow::Owned(all), base, ..self }
+    }
+    /// What is shadowed is only asked for where the log has something to put in its place.
+    fn kept(&self) -> &[Logged] {
+        if matches!(self.oldest, Oldest::Payload(_)) { &self.all } else { self.logged() }
     }
 }
 
 impl Candidates {
     /// None yet, of at most so many bytes.
     pub(crate) fn within(may_take: u64) -> Self {
-        Self { tags: Vec::new(), zeros: Vec::new(), flushed: None, may_take, too_much: None }
+        Self {
+            tags: Vec::new(),
+            zeros: Vec::new(),
+            payloads: Vec::new(),
+            payload_blocks: 0,
+            flushed: None,
+            may_take,
+            too_much: None,
+        }
     }
 
-    /// Once something has found no room, nothing more is taken.
-    pub(crate) fn add(&mut self, entry: Entry<'_>) {
+    fn memory_bytes(&self) -> u64 {
+        bytes_of(&self.tags) + bytes_of(&self.zeros) + bytes_of(&self.payloads)
+    }
+
+    /// Once something has found no room, nothing more is taken. The blocks of a payload entry
+    /// lie at `at` on the metadata device.
+    pub(crate) fn add(&mut self, entry: &Entry<'_>, at: ByteOffset) {
         if self.too_much.is_some() {
             return;
         }
-        let (tags, zeros, may_take) = (bytes_of(&self.tags), bytes_of(&self.zeros), self.may_take);
-        let room = match &entry {
-            Entry::Tags { tags: new, .. } | Entry::Payload { tags: new, .. } => {
-                make_room(&mut self.tags, new.len(), zeros, may_take)
-            }
-            Entry::Zeros { .. } => make_room(&mut self.zeros, 1, tags, may_take),
-            // One list, of at most a record's size, in the place of the one before.
-            Entry::Flush { .. } => Ok(()),
-        };
-        if let Err(too_much) = room {
+        if let Err(too_much) = self.make_room_for(entry) {
             self.too_much = Some(too_much);
             return;
         }
         match entry {
-            Entry::Tags { seq, first, tags } | Entry::Payload { seq, first, tags, .. } => {
-                let logged = |(i, tag): (usize, &Tag)| Logged { block: BlockIndex(first.0 + i as u64), seq, tag: *tag };
-                self.tags.extend(tags.iter().enumerate().map(logged));
+            Entry::Tags { seq, first, tags } => self.add_tags(*seq, *first, tags),
+            Entry::Payload { seq, first, tags, .. } => {
+                self.payloads.push(Payload { seq: *seq, first: *first, at });
+                self.payload_blocks += tags.len();
+                self.add_tags(*seq, *first, tags);
             }
-            Entry::Zeros { seq, range } => self.zeros.push((range, seq)),
+            Entry::Zeros { seq, range } => self.zeros.push((*range, *seq)),
             Entry::Flush { highest, except } => {
-                self.flushed = Some((highest, except.iter().map(|n| n.get()).collect()));
+                self.flushed = Some((*highest, except.iter().map(|n| n.get()).collect()));
             }
         }
+    }
+
+    fn make_room_for(&mut self, entry: &Entry<'_>) -> Result<(), TooMuch> {
+        let (all, may_take) = (self.memory_bytes(), self.may_take);
+        match entry {
+            Entry::Tags { tags, .. } => make_room(&mut self.tags, tags.len(), all, may_take),
+            Entry::Payload { tags, .. } => {
+                make_room(&mut self.tags, tags.len(), all, may_take)?;
+                let all = self.memory_bytes();
+                make_room(&mut self.payloads, 1, all, may_take)
+            }
+            Entry::Zeros { .. } => make_room(&mut self.zeros, 1, all, may_take),
+            // One list, of at most a record's size, in the place of the one before.
+            Entry::Flush { .. } => Ok(()),
+        }
+    }
+
+    fn add_tags(&mut self, seq: Seq, first: BlockIndex, tags: &[Tag]) {
+        let logged = |(i, tag): (usize, &Tag)| Logged { block: BlockIndex(first.0 + i as u64), seq, tag: *tag };
+        self.tags.extend(tags.iter().enumerate().map(logged));
     }
 
     fn covered(&self, seq: Seq) -> bool {
@@ -154,12 +213,13 @@ impl Candidates {
         if let Some(too_much) = self.too_much {
             return Err(too_much);
         }
-        // In place: no number is on a block twice.
+        // In place: no number is on a block twice, and none is that of two changes.
         self.tags.sort_unstable_by_key(|t| (t.block, t.seq));
+        self.payloads.sort_unstable_by_key(|p| p.seq);
         let blocks = self.tags.chunk_by(|a, b| a.block == b.block).count().max(1);
         let runs = 2 * self.zeros.len() + 1;
-        let needed = bytes_of(&self.tags)
-            + bytes_of(&self.zeros)
+        let needed = self.memory_bytes()
+            + InLog::memory_bytes_for(self.payload_blocks)
             + PendingSet::memory_bytes_for(blocks, runs)
             + (blocks * size_of::<BlockCandidates<'_>>()) as u64
             + Scratch::memory_bytes(layout, blocks, runs);
@@ -170,33 +230,53 @@ impl Candidates {
         for (range, seq) in &self.zeros {
             set.insert_run(*range, *seq);
         }
-        Ok((set, Settling(self), needed))
+        Ok((set, Settling { log: self, block_size: layout.block_size.into() }, needed))
     }
 }
 
 /// The log's content, sorted by block.
-pub(crate) struct Settling(Candidates);
+pub(crate) struct Settling {
+    log: Candidates,
+    block_size: u64,
+}
 
 impl Settling {
-    /// Each block that has logged tags newer than any zeros over it.
+    /// An empty list for all blocks that may lie in the log.
+    pub(crate) fn in_log(&self) -> InLog {
+        InLog::with_capacity(self.log.payload_blocks)
+    }
+
+    /// Each block that has logged tags newer than any zeros over it, in order.
     pub(crate) fn blocks<'a>(&'a self, set: &'a PendingSet) -> impl Iterator<Item = BlockCandidates<'a>> {
-        let log = &self.0;
+        let log = &self.log;
         log.tags.chunk_by(|a, b| a.block == b.block).filter_map(move |all| {
             let block = all[0].block;
             // Zeros are done once logged; before any tag is put in, the set knows zeros only.
             let zeros = set.zeros_at(block);
+            // So is payload.
+            let payload = all.iter().rev().find_map(|t| Some((t.seq, self.payload_at(t)?)));
             let covered = all.iter().rev().map(|t| t.seq).find(|seq| log.covered(*seq));
-            // Everything older than `base` is out.
-            let base = zeros.max(covered);
-            let from = base.map_or(0, |base| all.partition_point(|t| t.seq < base));
-            let logged = &all[from..];
-            let oldest = match base {
-                None => Oldest::Checkpointed,
-                Some(base) if zeros == Some(base) => Oldest::Zeros,
-                Some(_) => Oldest::Logged,
+            // Everything older than `newest` is out.
+            let newest = zeros.max(covered).max(payload.map(|(seq, _)| seq));
+            let base = newest.map_or(0, |newest| all.partition_point(|t| t.seq < newest));
+            let oldest = match (newest, payload) {
+                (None, _) => Oldest::Checkpointed,
+                _ if newest == zeros => Oldest::Zeros,
+                (_, Some((seq, at))) if newest == Some(seq) => Oldest::Payload(at),
+                _ => Oldest::Logged,
             };
-            (!logged.is_empty()).then_some(BlockCandidates { block, oldest, logged: Cow::Borrowed(logged) })
+            let shadows_zeros = zeros.is_some() && oldest != Oldest::Zeros;
+            let all = Cow::Borrowed(all);
+            (base < all.len()).then_some(BlockCandidates { block, oldest, all, base, shadows_zeros })
         })
+    }
+
+    /// Where the block of this tag lies in the log, if it was logged with it.
+    fn payload_at(&self, t: &Logged) -> Option<ByteOffset> {
+        let payloads = &self.log.payloads;
+        let payload = payloads.get(payloads.partition_point(|p| p.seq < t.seq)).filter(|p| p.seq == t.seq)?;
+        let before = t.block.0.checked_sub(payload.first.0)?;
+        Some(ByteOffset(payload.at.0 + before * self.block_size))
     }
 }
 
@@ -215,9 +295,13 @@ mod tests {
         let fill = |may_take: u64| {
             let mut candidates = Candidates::within(may_take);
             for seq in 1..=1000 {
-                candidates.add(logged(seq, &tags));
-                candidates.add(Entry::Zeros { seq: Seq(seq), range: BlockRange::new(BlockIndex(0), 1) });
-                assert!(bytes_of(&candidates.tags) + bytes_of(&candidates.zeros) <= may_take);
+                let payload =
+                    Entry::Payload { seq: Seq(seq), first: BlockIndex(9), tags: &tags[..1], blocks: &[0; 512] };
+                let zeros = Entry::Zeros { seq: Seq(seq), range: BlockRange::new(BlockIndex(0), 1) };
+                [logged(seq, &tags), payload, zeros]
+                    .iter()
+                    .for_each(|entry| candidates.add(entry, ByteOffset(1 << 20)));
+                assert!(candidates.memory_bytes() <= may_take);
             }
             candidates.into_set_and_blocks(&layout).map(|_| ())
         };

@@ -2,9 +2,9 @@
 
 use super::{Candidates, patience::Effort, ring::Ring};
 use crate::{
-    ByteOffset, Device, DeviceError, Epoch, Errno, RecordNumber, Seq, Storage,
-    crypto::keys::Keys,
-    format::{RawRecord, RecordHead, RecordShape, Superblock, VerifiedRecord},
+    BlockIndex, ByteOffset, Device, DeviceError, Epoch, Errno, RecordNumber, Seq, Storage,
+    crypto::{keys::Keys, tagger::Tagger},
+    format::{Entry, Feature, RawRecord, RecordHead, RecordShape, Superblock, Tag, Unknown, VerifiedRecord},
     lifecycle::{open_error::OpenError, superblocks::Newest},
     log::{LogPoint, RECORDS_IN_FLIGHT, next_position},
     options::UnreadLog,
@@ -30,6 +30,16 @@ pub(crate) struct Chain {
     /// A place of the ring that can't be read and where the chain does not go on: a warning.
     pub(crate) unreadable: Option<DeviceError>,
     pub(crate) unread: Option<Unread>,
+    pub(crate) torn: Torn,
+}
+
+/// Records whose MAC holds, and whose payload is not what its tags say: a crash has torn their write.
+#[derive(Default)]
+pub(crate) struct Torn {
+    pub(crate) records: u64,
+    /// Of the one where the chain ends. Where the medium proves one of them, that record was durable
+    /// once: its data is sent afterwards.
+    pub(crate) tags: Vec<(BlockIndex, Tag)>,
 }
 
 /// Records that could not be read, of a log that is followed all the same.
@@ -50,6 +60,7 @@ pub(crate) struct Unread {
 pub(crate) async fn follow<S: Storage>(
     io: &S,
     newest: &Newest,
+    tagger: &Tagger,
     unread: UnreadLog,
     mut candidates: Candidates,
 ) -> Result<Chain, OpenError> {
@@ -59,9 +70,11 @@ pub(crate) async fn follow<S: Storage>(
         ring: Ring::new(io, newest, effort),
         superblock,
         keys,
+        tagger,
         epoch: superblock.epoch,
         end: LogPoint { position: superblock.log_begin, number: superblock.record_number, link: superblock.link },
         false_bytes: 0,
+        torn: Torn::default(),
     };
     let (mut records, mut missed, mut looks) = (0, None, 0);
     loop {
@@ -69,12 +82,17 @@ pub(crate) async fn follow<S: Storage>(
             Step::Record(record, bytes) => {
                 let VerifiedRecord { head, link, .. } = record;
                 let end = LogPoint { position: head.position + bytes, number: RecordNumber(head.number.0 + 1), link };
+                let mut blocks_at = superblock.layout.log_offset().0 + head.position % superblock.layout.log_size;
+                blocks_at += record.payload_at() as u64;
                 for entry in record.entries() {
                     let entry = entry?.within(&superblock.layout)?;
                     if let (Some(Unread { newer_from, .. }), Some(seq)) = (&mut missed, entry.seq()) {
                         *newer_from = seq.min(*newer_from);
                     }
-                    candidates.add(entry);
+                    candidates.add(&entry, ByteOffset(blocks_at));
+                    if let Entry::Payload { blocks, .. } = entry {
+                        blocks_at += blocks.len() as u64;
+                    }
                 }
                 (walk.epoch, walk.end) = (head.epoch, end);
                 records += 1;
@@ -102,7 +120,7 @@ pub(crate) async fn follow<S: Storage>(
     let number = walk.after_stranded().await?;
     let unreadable = walk.ring.first_unreadable().filter(|_| missed.is_none());
     let end = LogPoint { number, ..walk.end };
-    Ok(Chain { candidates, records, end, followed_to, unreadable, unread: missed })
+    Ok(Chain { candidates, records, end, followed_to, unreadable, unread: missed, torn: walk.torn })
 }
 
 /// What is found where the chain would go on.
@@ -119,11 +137,20 @@ struct Walk<'a, S: Storage> {
     ring: Ring<'a, S>,
     superblock: &'a Superblock,
     keys: &'a Keys,
+    tagger: &'a Tagger,
     /// Of the last record.
     epoch: Epoch,
     end: LogPoint,
     /// Bytes of false records that were hashed.
     false_bytes: u64,
+    torn: Torn,
+}
+
+/// A record somewhere in the ring.
+struct Stranded {
+    head: RecordHead,
+    /// What of its payload proves something else than its tags, or can't be read, was never relied on.
+    is_whole: bool,
 }
 
 impl<S: Storage> Walk<'_, S> {
@@ -131,8 +158,7 @@ impl<S: Storage> Walk<'_, S> {
         RecordShape {
             padding: self.superblock.physical_block as usize,
             block_size: self.superblock.layout.block_size as usize,
-            // Nothing writes any yet.
-            payload: false,
+            payload: self.superblock.features().has(Feature::SyncLog),
         }
     }
 
@@ -164,7 +190,7 @@ impl<S: Storage> Walk<'_, S> {
         if let Some(why) = self.ring.unreadable(at..at + RawRecord::HEAD_BYTES) {
             return Ok(Step::Unreadable(why));
         }
-        let bytes = self.ring.from(at).await?;
+        let bytes = self.ring.read_before(at);
         let is_next = |head: &RecordHead| {
             head.number == self.end.number && head.link == self.end.link && head.position == position
         };
@@ -176,7 +202,7 @@ impl<S: Storage> Walk<'_, S> {
         }
         let epochs = self.epoch..=self.superblock.epoch.next();
         let (key, shape) = (self.keys.log(), self.shape());
-        let Some(record) = RawRecord::verify(self.ring.from(at).await?, key, shape) else {
+        let Some(record) = RawRecord::verify(self.ring.read_before(at), key, shape) else {
             return Ok(Step::End);
         };
         // A record of a later epoch than the one after the superblock's can't be: its predecessor's
@@ -185,7 +211,14 @@ impl<S: Storage> Walk<'_, S> {
             return Err(OpenError::Tampered { what: "tag log" });
         }
         let bytes = record.padded()? as u64;
-        Ok(Step::Record(record, bytes))
+        if let Some(why) = self.ring.unreadable(at..at + bytes) {
+            return Ok(Step::Unreadable(why));
+        }
+        // A record is whole or nothing, and so is a change: no part of it is taken.
+        match is_whole(&record, self.tagger, self.superblock)? {
+            true => Ok(Step::Record(record, bytes)),
+            false => Ok(Step::End),
+        }
     }
 
     /// Goes on at the next record of this life that can be read; `false` where there is none. Only
@@ -194,7 +227,7 @@ impl<S: Storage> Walk<'_, S> {
         let step = u64::from(self.superblock.physical_block);
         let from = self.end.position + step;
         for position in (from..self.lap_end()).step_by(step as usize) {
-            let Some(head) = self.record_at(position, self.end.number).await? else { continue };
+            let Some(Stranded { head, .. }) = self.record_at(position, self.end.number).await? else { continue };
             if head.position == position && (self.epoch..=self.superblock.epoch.next()).contains(&head.epoch) {
                 self.end = LogPoint { position, number: head.number, link: head.link };
                 return Ok(true);
@@ -205,6 +238,9 @@ impl<S: Storage> Walk<'_, S> {
 
     /// Looks for records behind the end of the chain, where one is missing; returns the
     /// number to go on with.
+    ///
+    /// One that is torn is not missing, wherever it lies: its write never ended. What its header
+    /// says of those before it is true all the same.
     ///
     /// A crash may lose a record and leave one that was sent before the lost one was durable.
     /// Nothing hangs on the one that it leaves, for the data that it speaks of was never sent. Any
@@ -219,8 +255,8 @@ impl<S: Storage> Walk<'_, S> {
             if self.ring.has_had_enough() {
                 break;
             }
-            let Some(head) = self.record_at(position, expected).await? else { continue };
-            if head.number == expected || head.follows_durable(expected) {
+            let Some(Stranded { head, is_whole }) = self.record_at(position, expected).await? else { continue };
+            if (head.number == expected && is_whole) || head.follows_durable(expected) {
                 return Err(OpenError::Tampered {
                     what: "tag log (it holds a record newer than the superblock allows)",
                 });
@@ -234,19 +270,53 @@ impl<S: Storage> Walk<'_, S> {
     }
 
     /// The record at the place of `position`, if there is one with a number of at least `from`.
-    async fn record_at(&mut self, position: u64, from: RecordNumber) -> Result<Option<RecordHead>, OpenError> {
-        let shape = self.shape();
+    async fn record_at(&mut self, position: u64, from: RecordNumber) -> Result<Option<Stranded>, OpenError> {
+        let (shape, at) = (self.shape(), position % self.ring.size());
         // No record is larger than these bytes, whatever its header claims: what is
-        // hashed here is bounded.
-        let bytes = self.ring.from(position % self.ring.size()).await?;
-        let Some((_, len)) = RawRecord::claim(bytes).filter(|(head, _)| head.number >= from) else { return Ok(None) };
-        let verified = RawRecord::verify(bytes, self.keys.log(), shape).map(|record| record.head);
-        if verified.is_none() {
+        // hashed here is bounded. Payload may look like a header: it is none of this place, unless
+        // whoever wrote it knew where it would come to lie.
+        self.ring.from(at).await?;
+        let bytes = self.ring.read_before(at);
+        let is_of_place =
+            |head: &RecordHead| head.number >= from && head.position % self.superblock.layout.log_size == at;
+        let Some((_, len)) = RawRecord::claim(bytes).filter(|(head, _)| is_of_place(head)) else { return Ok(None) };
+        let Some(record) = RawRecord::verify(bytes, self.keys.log(), shape) else {
             self.false_bytes += len as u64;
             if self.false_bytes > MOST_FALSE_RINGS * self.ring.size() {
                 return Err(OpenError::Tampered { what: "tag log (it is full of false records)" });
             }
+            return Ok(None);
+        };
+        // What makes no sense is not torn: somebody has written it.
+        let is_whole = is_whole(&record, self.tagger, self.superblock).unwrap_or(true);
+        let len = record.padded().unwrap_or(len);
+        let is_torn = !is_whole && self.ring.unreadable(at..at + len as u64).is_none();
+        self.torn.records += u64::from(is_torn);
+        if is_torn && record.head.number == self.end.number && record.head.link == self.end.link {
+            self.torn.tags = payload_tags(&record);
         }
-        Ok(verified)
+        Ok(Some(Stranded { head: record.head, is_whole }))
     }
+}
+
+/// Whether each block of a record's payload is what its tag says.
+fn is_whole(record: &VerifiedRecord<'_>, tagger: &Tagger, superblock: &Superblock) -> Result<bool, Unknown> {
+    let mut whole = true;
+    for entry in record.entries() {
+        if let Entry::Payload { first, tags, blocks, .. } = entry?.within(&superblock.layout)? {
+            whole &= tagger.proves_all(tags, first, blocks);
+        }
+    }
+    Ok(whole)
+}
+
+/// The blocks and tags of its payload.
+fn payload_tags(record: &VerifiedRecord<'_>) -> Vec<(BlockIndex, Tag)> {
+    let mut all = Vec::new();
+    for entry in record.entries() {
+        if let Ok(Entry::Payload { first, tags, .. }) = entry {
+            all.extend((first.0..).map(BlockIndex).zip(tags.iter().copied()));
+        }
+    }
+    all
 }

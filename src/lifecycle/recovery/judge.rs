@@ -2,7 +2,7 @@
 
 use super::candidates::{BlockCandidates, Oldest};
 use crate::{
-    BlockIndex, Seq, Storage,
+    BlockIndex, ByteOffset, Seq, Storage,
     crypto::tagger::Tagger,
     format::{LOST_TAG, TAG_BYTES, Tag, ZERO_TAG},
     metadata::tree::{CacheUse, CacheWalk, Found, LoadError, Missing, PageBufs, Tree},
@@ -13,13 +13,19 @@ use crate::{
 pub(crate) enum Row {
     /// One candidate only: settled without reading.
     A,
+    /// The same, and it lies in the log: it goes to its place.
+    P1,
     /// The data proves the newest candidate.
     B,
     /// The data proves an older candidate: the newer writes never arrived.
     C(Seq, Tag),
     /// The data proves none and the oldest candidate is zeros: the data never arrived.
     D,
-    /// The data proves none: corrupt, lost or rolled back.
+    /// The data proves none, but what lies there is older than the oldest candidate, and that lies in
+    /// the log: the newer data never arrived, and the oldest goes to its place.
+    P2,
+    /// The data proves none: corrupt, lost or rolled back. So is data that nothing explains where
+    /// the oldest candidate lies in the log (row P3): an older version is not passed off as it.
     E,
 }
 
@@ -27,17 +33,31 @@ impl Row {
     /// Whether the data has proved none of the candidates: that is evidence only if
     /// the same is read twice.
     pub(crate) fn proves_nothing(self) -> bool {
-        matches!(self, Row::D | Row::E)
+        matches!(self, Row::D | Row::P2 | Row::E)
     }
 
     /// The block's tag from now on, and the number of the change that it is of. [`Seq`]
     /// 0: of none in the log.
     pub(crate) fn choice(self, c: &BlockCandidates<'_>) -> (Seq, Tag) {
         match self {
-            Row::A | Row::B | Row::E => (c.newest().seq, c.newest().tag),
+            Row::A | Row::P1 | Row::B | Row::E => (c.newest().seq, c.newest().tag),
             Row::C(seq, tag) => (seq, tag),
             Row::D => (Seq(0), ZERO_TAG),
+            Row::P2 => (c.logged()[0].seq, c.logged()[0].tag),
         }
+    }
+
+    /// Where the block lies in the log, if it is to be had from there.
+    pub(crate) fn in_log(self, c: &BlockCandidates<'_>) -> Option<ByteOffset> {
+        match (self, c.oldest) {
+            (Row::P1 | Row::P2, Oldest::Payload(at)) => Some(at),
+            _ => None,
+        }
+    }
+
+    /// That of a block of which there is nothing to choose.
+    pub(crate) fn of_single(c: &BlockCandidates<'_>) -> Option<Self> {
+        c.is_single().then_some(if c.oldest == Oldest::Logged { Row::A } else { Row::P1 })
     }
 }
 
@@ -45,7 +65,7 @@ impl Row {
 /// the tree might decide.
 pub(crate) fn judge_by_log(tagger: &Tagger, c: &BlockCandidates<'_>, data: &[u8]) -> Option<Row> {
     let proves = |tag: &Tag| tagger.proves(tag, c.block, data);
-    let mut newest_first = c.logged.iter().rev();
+    let mut newest_first = c.logged().iter().rev();
     if newest_first.next().is_some_and(|newest| proves(&newest.tag)) {
         return Some(Row::B);
     }
@@ -55,7 +75,8 @@ pub(crate) fn judge_by_log(tagger: &Tagger, c: &BlockCandidates<'_>, data: &[u8]
     match c.oldest {
         Oldest::Logged => Some(Row::E),
         Oldest::Zeros => Some(Row::D),
-        Oldest::Checkpointed => None,
+        Oldest::Payload(_) if c.shadows_zeros || c.shadowed().iter().any(|older| proves(&older.tag)) => Some(Row::P2),
+        Oldest::Payload(_) | Oldest::Checkpointed => None,
     }
 }
 
@@ -72,15 +93,18 @@ pub(crate) async fn judge<S: Storage>(
     if let Some(row) = judge_by_log(tagger, c, data) {
         return Ok(row);
     }
-    Ok(match checkpointed(io, tree, pages, c.block).await? {
-        ZERO_TAG => Row::D,
-        tag if tagger.proves(&tag, c.block, data) => Row::C(Seq(0), tag),
+    let tag = checkpointed(io, tree, pages, c.block).await?;
+    Ok(match c.oldest {
+        Oldest::Payload(_) if tag == ZERO_TAG || tagger.proves(&tag, c.block, data) => Row::P2,
+        Oldest::Payload(_) => Row::E,
+        _ if tag == ZERO_TAG => Row::D,
+        _ if tagger.proves(&tag, c.block, data) => Row::C(Seq(0), tag),
         _ => Row::E,
     })
 }
 
 /// The tag of a block in the tree.
-async fn checkpointed<S: Storage>(
+pub(super) async fn checkpointed<S: Storage>(
     io: &S,
     tree: &Tree,
     pages: &mut PageBufs,

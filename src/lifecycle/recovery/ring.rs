@@ -57,12 +57,20 @@ impl<'a, S: Storage> Ring<'a, S> {
     /// The bytes from place `at` on that a record which begins there may have. What
     /// can't be read is zeros.
     pub(super) async fn from(&mut self, at: u64) -> Result<&[u8], OpenError> {
-        let most = (self.layout.max_record() as u64).min(self.size() - at) as usize;
-        if at < self.at || at + most as u64 > self.at + self.held as u64 {
+        if at < self.at || at + self.most(at) as u64 > self.at + self.held as u64 {
             self.move_to(at).await?;
         }
+        Ok(self.read_before(at))
+    }
+
+    /// The same bytes once more, of the place that was read last.
+    pub(super) fn read_before(&self, at: u64) -> &[u8] {
         let begin = (at - self.at) as usize;
-        Ok(&self.window[begin..begin + most])
+        &self.window[begin..begin + self.most(at)]
+    }
+
+    fn most(&self, at: u64) -> usize {
+        (self.layout.max_record() as u64).min(self.size() - at) as usize
     }
 
     /// What is read next comes from the device.

@@ -1,13 +1,15 @@
 //! Looking at the data: one tag for each block that the log names, or none yet.
 
 use super::{
-    candidates::{BlockCandidates, Budget, Settling},
-    judge::{Row, judge, judge_by_log},
+    candidates::{BlockCandidates, Budget, Oldest, Settling},
+    in_log::InLog,
+    judge::{Row, checkpointed, judge, judge_by_log},
     patience::{Effort, Patience},
 };
 use crate::{
-    Buf, Device, DeviceError, Errno, Storage,
+    BlockIndex, Buf, Device, DeviceError, Errno, Storage,
     crypto::tagger::Tagger,
+    format::Tag,
     info::{MAX_REPORTED_BLOCKS, RecoveryReport},
     lifecycle::{open_error::OpenError, superblocks::Newest},
     metadata::{
@@ -58,15 +60,15 @@ impl<'a, S: Storage> Settle<'a, S> {
 
     /// Chooses a tag for every block that the log names, and puts it into `set`. Returns those of
     /// which nothing can be said: no decision is made without evidence (row F) unless the rule says
-    /// so. `memory` is taken for them.
+    /// so. `memory` is taken for them. And those that are to be had from the log.
     pub(crate) async fn all(
-        mut self,
+        &mut self,
         settling: &Settling,
         set: &PendingSet,
         memory: &mut Budget,
         report: &mut RecoveryReport,
-    ) -> Result<Vec<BlockCandidates<'static>>, OpenError> {
-        let mut undecided = Vec::new();
+    ) -> Result<(Vec<BlockCandidates<'static>>, InLog), OpenError> {
+        let (mut undecided, mut in_log) = (Vec::new(), settling.in_log());
         let mut blocks = settling.blocks(set).peekable();
         while blocks.peek().is_some() {
             // Where each may take long to fail, no more are waited for than must be.
@@ -79,18 +81,50 @@ impl<'a, S: Storage> Settle<'a, S> {
                     (Some(row), _) => {
                         let (seq, tag) = row.choice(&c);
                         set.insert(c.block, seq, &tag);
+                        if let Some(at) = row.in_log(&c) {
+                            in_log.push(c.block, Some(at));
+                        }
                     }
                     (None, UnreadableBlocks::TakeNewest) => {
                         set.insert(c.block, c.newest().seq, &c.newest().tag);
                     }
                     (None, UnreadableBlocks::KeepUndecided) => {
                         memory.take(c.memory_bytes())?;
+                        if matches!(c.oldest, Oldest::Payload(_)) {
+                            in_log.push(c.block, None);
+                        }
                         undecided.push(c.into_owned());
                     }
                 }
             }
         }
-        Ok(undecided)
+        Ok((undecided, in_log))
+    }
+
+    /// Whether the medium proves one of these tags, and the block is to have another: the record
+    /// that says so was durable once, for data is sent afterwards. A block that can't be had proves
+    /// nothing.
+    pub(crate) async fn proves_any(&mut self, tags: &[(BlockIndex, Tag)], set: &PendingSet) -> bool {
+        let Self { io, tree, tagger, pages, bufs, .. } = self;
+        for (block, tag) in tags {
+            let chosen = match set.lookup(*block) {
+                Some((_, chosen)) => chosen,
+                None => match checkpointed(*io, tree, pages, *block).await {
+                    Ok(chosen) => chosen,
+                    Err(_) => return false,
+                },
+            };
+            let (buf, bs) = (std::mem::replace(&mut bufs[0], Buf::none()), tagger.block_size());
+            let read;
+            (read, bufs[0]) = io.read(Device::Data, tree.layout.block_offset(*block), buf, 0..bs).await;
+            if read.is_err() {
+                return false;
+            }
+            if chosen != *tag && tagger.proves(tag, *block, &bufs[0]) {
+                return true;
+            }
+        }
+        false
     }
 
     /// The row of each block; `None` is row F.
@@ -100,7 +134,7 @@ impl<'a, S: Storage> Settle<'a, S> {
         let mut rows = Vec::with_capacity(batch.len());
         for (i, read) in reads.into_iter().enumerate() {
             rows.push(match read {
-                None => Some(Row::A),
+                None => Row::of_single(&batch[i]),
                 Some(Ok(())) => self.judge(&bufs[i], &batch[i]).await?,
                 Some(Err(_)) => None,
             });
@@ -216,8 +250,8 @@ impl RecoveryReport {
     /// Counts one block; `None` is row F.
     fn count(&mut self, block: u64, row: Option<Row>) {
         let (count, list) = match row {
-            Some(Row::A | Row::B) => (&mut self.settled, None),
-            Some(Row::C(..) | Row::D) => (&mut self.older, Some(&mut self.older_blocks)),
+            Some(Row::A | Row::P1 | Row::B) => (&mut self.settled, None),
+            Some(Row::C(..) | Row::D | Row::P2) => (&mut self.older, Some(&mut self.older_blocks)),
             Some(Row::E) => (&mut self.corrupt, Some(&mut self.corrupt_blocks)),
             None => (&mut self.unreadable, Some(&mut self.unreadable_blocks)),
         };

@@ -4,6 +4,7 @@
 
 use super::{
     candidates::BlockCandidates,
+    in_log::InLog,
     judge::{Row, judge},
 };
 use crate::{
@@ -62,6 +63,7 @@ impl Undecided {
         io: &S,
         metadata: &Metadata,
         tagger: &Tagger,
+        in_log: &InLog,
         context: &mut RequestContext,
         range: BlockRange,
         mut buf: Buf,
@@ -74,13 +76,17 @@ impl Undecided {
             }
             let data = &buf[..metadata.block_size()];
             let judged = judge(io, &metadata.tree, tagger, &mut context.pages, &c, data).await;
-            let (seq, tag) = match judged {
-                Ok(row) => match confirm(io, metadata, row, &c, context, data).await {
-                    Ok(()) => row.choice(&c),
-                    Err(e) => return (Err(e), buf),
-                },
+            let row = match judged {
+                Ok(row) => row,
                 Err(e) => return (Err(undecidable(c.block, e)), buf),
             };
+            if let Err(e) = confirm(io, metadata, row, &c, context, data).await {
+                return (Err(e), buf);
+            }
+            if let Some(at) = row.in_log(&c) {
+                in_log.decided(c.block, at);
+            }
+            let (seq, tag) = row.choice(&c);
             metadata.pending[0].insert(c.block, seq, &tag);
             self.decided(c.block);
         }
