@@ -341,10 +341,28 @@ fn a_log_full_of_false_records_is_refused_before_all_are_hashed() {
     // A number far ahead, and the size of the largest record.
     head[16..24].copy_from_slice(&(1u64 << 62).to_le_bytes());
     head[32..36].copy_from_slice(&(60u32 << 10).to_le_bytes());
-    for at in (8192..1 << 20).step_by(512) {
+    for at in (8192_u64..1 << 20).step_by(512) {
+        head[24..32].copy_from_slice(&at.to_le_bytes());
         lab.poke(Device::Meta, crate::sim::image::LOG_OFFSET + at, &head);
     }
     assert!(matches!(lab.reopened(), Err(OpenError::Tampered { .. })));
+}
+
+/// What lies in the log as payload is chosen by whoever writes to the volume: a header that names
+/// another place is not looked at.
+#[test]
+fn what_looks_like_records_of_other_places_is_not_hashed() {
+    let format = FormatOptions { log_size: Some(1 << 20), size: Some(4 << 20), ..format_options(512) };
+    let mut lab = Lab::new(&format, &options());
+    lab.write(7, 1, 1);
+    let mut head = lab.peek(Device::Meta, lab.records()[0].offset, 72);
+    head[16..24].copy_from_slice(&(1u64 << 62).to_le_bytes());
+    head[32..36].copy_from_slice(&(60u32 << 10).to_le_bytes());
+    for at in (8192_u64..1 << 20).step_by(512) {
+        head[24..32].copy_from_slice(&(at + 512).to_le_bytes());
+        lab.poke(Device::Meta, crate::sim::image::LOG_OFFSET + at, &head);
+    }
+    assert!(lab.reopened().unwrap().reads_as(7, 1));
 }
 
 #[test]

@@ -331,8 +331,17 @@ fn every_bit_of_a_log_record_and_every_swap_of_two() {
     for (i, a) in records.iter().enumerate() {
         for b in records.iter().skip(i + 1) {
             let (x, y) = (lab.peek(Device::Meta, a.offset, 512), lab.peek(Device::Meta, b.offset, 512));
+            // A record counts at its own place only. With the last two exchanged the log has lost its
+            // end, which it can't tell; but what they said is missing where it is read.
+            let is_end = i + 2 == records.len();
             lab.with_poked(Device::Meta, a.offset, &y, |lab| {
-                lab.with_poked(Device::Meta, b.offset, &x, |lab| assert!(open_and_read(lab).is_err()));
+                lab.with_poked(Device::Meta, b.offset, &x, |lab| match is_end {
+                    true => assert!(detected(
+                        &mut Lab::open(SimStorage::new(lab.disk().fork(7)), &options()).unwrap(),
+                        newer
+                    )),
+                    false => assert!(open_and_read(lab).is_err()),
+                });
                 assert!(open_and_read(lab).is_err(), "record {} twice", b.number);
             });
         }

@@ -95,9 +95,6 @@ impl Features {
     pub(crate) fn bits(self) -> u32 {
         self.0
     }
-    pub(crate) fn without(self, others: Self) -> Self {
-        Self(self.0 & !others.0)
-    }
     pub(crate) fn has(self, feature: Feature) -> bool {
         self.0 & feature.bit() != 0
     }
