@@ -19,16 +19,49 @@ use std::{
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
 };
-use ublk_integrity::{OpenOptions, check::check};
+use ublk_integrity::{OpenOptions, Volume, check::check};
 
 /// Blocks that were exchanged while the power was off.
 static EXCHANGED: AtomicU64 = AtomicU64::new(0);
+
+/// What the sync log has had to do.
+static CARRIED: Seen = Seen::new();
+
+struct Seen {
+    carried: AtomicU64,
+    superseded: AtomicU64,
+    placed: AtomicU64,
+    torn: AtomicU64,
+}
+
+impl Seen {
+    const fn new() -> Self {
+        const NONE: AtomicU64 = AtomicU64::new(0);
+        Self { carried: NONE, superseded: NONE, placed: NONE, torn: NONE }
+    }
+    /// A life has ended, or a recovery.
+    fn add(&self, volume: &Volume) {
+        let (counters, recovery) = (volume.status().counters, volume.recovery());
+        self.carried.fetch_add(counters.carried_writes, Ordering::Relaxed);
+        self.superseded.fetch_add(counters.superseded_writes, Ordering::Relaxed);
+        self.placed.fetch_add(recovery.placed, Ordering::Relaxed);
+        self.torn.fetch_add(recovery.torn_records, Ordering::Relaxed);
+    }
+    fn all(&self) -> [u64; 4] {
+        [&self.carried, &self.superseded, &self.placed, &self.torn].map(|n| n.load(Ordering::Relaxed))
+    }
+}
 
 /// An empty volume of the seed's choice, and how to open it.
 fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
     let mut format = format_options(512 << rng.below(4));
     format.tag = tag_algorithm(seed);
     format.separate_meta = rng.chance(30);
+    // Records are large enough to carry blocks from 320 KiB on.
+    let sync_log = rng.chance(60);
+    if sync_log {
+        format.log_size = Some([320, 512, 1024][rng.index(3)] << 10);
+    }
     let io = formatted(&format, seed);
     let info = ublk_integrity::create::plan(&format).unwrap();
     io.disk().set_data_from(info.data_device_bytes - info.size);
@@ -37,6 +70,8 @@ fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
     options.max_request_bytes = MAX_REQUEST;
     options.max_requests = 2 * QUEUES + 2;
     options.cache_bytes = [0, 4096, 1 << 20][rng.index(3)];
+    options.sync_log = sync_log && rng.chance(90);
+    options.write_back_slots = [0, 2, 4, 8][rng.index(4)];
     (io, options)
 }
 
@@ -72,6 +107,7 @@ fn crash_after_every_write(seed: u64) -> u64 {
             copy.disk().power_cut();
         }
         let volume = recover(&copy, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
+        CARRIED.add(&volume);
         compare(&volume, &copy, &mut oracle);
         if rng.chance(20) {
             let exchanged = told.exchange(&io, &world.oracle.borrow(), &options, &mut rng);
@@ -79,6 +115,7 @@ fn crash_after_every_write(seed: u64) -> u64 {
         }
         crashes += 1;
     });
+    CARRIED.add(&world.volume);
     crashes
 }
 
@@ -107,6 +144,7 @@ fn several_lives(seed: u64) -> u64 {
         let mut told = Told::new(&io);
         live(&world, rng.next(), steps, || told.look(&world));
         io.disk().trace = None;
+        CARRIED.add(&world.volume);
         drop(world);
         let faults = std::mem::take(&mut io.disk().faults);
         let crash = if rng.chance(70) {
@@ -192,6 +230,9 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
     });
     let minutes = start.elapsed().as_secs_f64() / 60.0;
     println!("{total} crash points, {:.0} a minute", total as f64 / minutes);
+    let [carried, superseded, placed, torn] = CARRIED.all();
+    println!("{carried} writes carried, {superseded} superseded; recovery placed {placed} blocks, {torn} torn records");
+    assert!(total < 3000 || [carried, superseded, placed, torn].iter().all(|n| *n > 0), "the sync log had nothing to do");
 }
 
 #[test]
