@@ -11,6 +11,7 @@ mod limits;
 mod liveness;
 mod model;
 mod orders;
+mod payload;
 mod prefetch;
 mod recorded;
 mod recovery;
