@@ -3,7 +3,10 @@
 mod disk;
 mod lanes;
 mod memory;
+mod pattern;
 mod tags;
+mod traffic;
+mod write_back;
 
 use crate::{
     cli::tag_name::TagName,
@@ -185,21 +188,44 @@ fn print_memory(out: &mut Output, memory: &[MemorySpeed]) {
 fn print_disk(report: &DiskReport) -> Output {
     let mut out = Output::new();
     out.line(format_args!(
-        "\n{:<30}{:>8}{:>14}{:>14}{:>14}{:>12}{:>8}",
+        "\n{:<36}{:>8}{:>14}{:>14}{:>14}{:>12}{:>8}",
         "disk", "threads", "plain", "tags alone", "verified", "verified/s", "ratio"
     ));
     for speed in &report.disk {
-        let DiskSpeed { pattern, threads, request_bytes, plain, tags, verified } = speed;
+        let DiskSpeed { pattern, threads, request_bytes, plain, tags, verified, .. } = speed;
         let (requests, ratio) = (verified / *request_bytes as f64, verified / plain);
         let (plain, tags, verified) = (rate(*plain), rate(*tags), rate(*verified));
         out.line(format_args!(
-            "{pattern:<30}{threads:>8}{plain:>14}{tags:>14}{verified:>14}{requests:>12.0}{ratio:>8.2}"
+            "{pattern:<36}{threads:>8}{plain:>14}{tags:>14}{verified:>14}{requests:>12.0}{ratio:>8.2}"
         ));
     }
+    print_requests(&mut out, &report.disk);
     out.line(format_args!("\nformat of a sparse 1 TiB volume: {:.3} s", report.format_1t_seconds));
     let (writes, seconds) = (report.crash_writes, report.open_after_crash_seconds);
     out.line(format_args!("open after a crash with {writes} random 4 KiB writes in the log: {seconds:.3} s"));
     out
+}
+
+/// What a request takes besides time.
+fn print_requests(out: &mut Output, disk: &[DiskSpeed]) {
+    out.line(format_args!(
+        "\n{:<36}{:>8}{:>14}{:>14}{:>14}{:>12}{:>8}",
+        "of each request", "threads", "processor,", "verified", "metadata", "written", "syncs"
+    ));
+    out.line(format_args!("{:>58}{:>28}", "plain", "reads"));
+    let some = |figure: Option<f64>, end: &str| figure.map_or_else(String::new, |figure| format!("{figure:.2}{end}"));
+    for speed in disk {
+        let DiskSpeed { pattern, threads, .. } = speed;
+        let (plain, verified) = (speed.plain_processor_seconds * 1e6, speed.verified_processor_seconds * 1e6);
+        let (plain, verified) = (format!("{plain:.1} µs"), format!("{verified:.1} µs"));
+        let (reads, written) = (some(speed.metadata_reads_per_read, ""), some(speed.written_per_byte, " ×"));
+        let syncs = some(speed.syncs_per_write, "");
+        out.line(format_args!("{pattern:<36}{threads:>8}{plain:>14}{verified:>14}{reads:>14}{written:>12}{syncs:>8}"));
+    }
+    for cold in disk.iter().filter(|speed| speed.pattern.contains("cold")) {
+        let (pattern, ratio) = (cold.pattern, cold.to_plain_with_metadata());
+        out.line(format_args!("\n{pattern}, to plain with as many reads: {ratio:.2}"));
+    }
 }
 
 fn rate(bytes_per_second: f64) -> String {

@@ -279,7 +279,7 @@ const LOWER: &str = "lower --queues, --threads-per-queue, --hash-threads, --dept
 
 /// Slots of each thread in the write-back file, by default: as many as keep a thread busy that
 /// nobody waits for.
-const DEFAULT_WRITE_BACK: u16 = 32;
+pub const DEFAULT_WRITE_BACK: u16 = 32;
 
 impl Defaults {
     /// At most 1/8 of the machine's memory, from 512 MiB on, and no more than is `available`, down

@@ -1,21 +1,27 @@
 //! The verified path on a real disk beside plain I/O on the same file, and opening after a crash.
 
 use super::{
-    lanes::{Lane, Pattern, Run, Target, Until, lanes},
+    lanes::{Found, Lane, Run, Target, Until, lanes},
+    pattern::{Act, Pattern, Places},
     tags::{TagBench, median},
+    traffic::{Asked, Counted, Traffic},
 };
 use crate::{
+    checkpoints::{self, Stop},
+    daemon::settings::DEFAULT_WRITE_BACK,
     device::{Backings, Use},
-    event_loop::HashPool,
-    failure::{Context, Exit, Failure, Outcome},
+    event_loop::{HashPool, OwnRing},
+    failure::{Context, Exit, Failure, Outcome, no_ring},
     offline::Offline,
     random::random,
     size::Size,
+    write_back_file::MOST_BYTES,
 };
 use serde::Serialize;
 use std::{
     fs::File,
     path::Path,
+    process, thread,
     time::{Duration, Instant},
 };
 use ublk_integrity::{
@@ -28,20 +34,36 @@ const BLOCK: u32 = 4096;
 /// Bytes of the largest request.
 pub const LARGEST: usize = 1 << 20;
 
-const fn pattern(name: &'static str, request: usize, depth: usize, random: bool, write: bool) -> Pattern {
-    Pattern { name, request, depth, random, write }
+const fn pattern(name: &'static str, act: Act, places: Places, request: usize, depth: usize) -> Pattern {
+    Pattern { name, act, places, request, depth }
 }
 
-const PATTERNS: [Pattern; 6] = [
-    pattern("read 4K random, depth 1", 4 << 10, 1, true, false),
-    pattern("read 4K random, depth 32", 4 << 10, 32, true, false),
-    pattern("read 1M sequential, depth 32", 1 << 20, 32, false, false),
-    pattern("write 4K random, depth 1", 4 << 10, 1, true, true),
-    pattern("write 4K random, depth 32", 4 << 10, 32, true, true),
-    pattern("write 1M sequential, depth 32", 1 << 20, 32, false, true),
+const PATTERNS: [Pattern; 11] = [
+    pattern("read 4K random, depth 1", Act::Read, Places::Scattered, 4 << 10, 1),
+    pattern("read 4K random, depth 32", Act::Read, Places::Scattered, 4 << 10, 32),
+    pattern("read 1M sequential, depth 32", Act::Read, Places::InOrder, 1 << 20, 32),
+    pattern("write 4K random, depth 1", Act::Write, Places::Scattered, 4 << 10, 1),
+    pattern("write 4K random, depth 32", Act::Write, Places::Scattered, 4 << 10, 32),
+    pattern("write 1M sequential, depth 32", Act::Write, Places::InOrder, 1 << 20, 32),
+    pattern("write 4K fsync, depth 1", Act::WriteFlush, Places::Scattered, 4 << 10, 1),
+    // As PostgreSQL writes the last page of its log.
+    pattern("write 4K fsync, depth 1, rewritten", Act::WriteFlush, Places::EachTwice, 4 << 10, 1),
+    // As SQLite does, whose frames are a little larger than a page.
+    pattern("write 8K fsync, overlapping tail", Act::WriteFlush, Places::HalfOver, 8 << 10, 1),
+    pattern("write 4K FUA, depth 1", Act::WriteFua, Places::Scattered, 4 << 10, 1),
+    pattern("fsync mix, 4 jobs", Act::ReadWriteFlush, Places::Scattered, 4 << 10, 4),
 ];
-const FILL: Pattern = pattern("fill", LARGEST, 8, false, true);
+/// With a cache far smaller than the tags.
+const COLD: Pattern = pattern("read 4K random, cold, depth 32", Act::Read, Places::Scattered, 4 << 10, 32);
+const FILL: Pattern = pattern("fill", Act::Write, Places::InOrder, LARGEST, 8);
 const DEEPEST: usize = 32;
+
+/// Bytes of cached metadata, more than there is.
+const CACHE: u64 = 64 << 20;
+/// Bytes of a tag.
+const TAG: u64 = 32;
+/// The tags are so many times as large as the cache for cold reads, which also holds tree pages.
+const COLD_SHARE: u64 = 16;
 
 /// Turns of each pattern: plain, the tags alone and verified, one after the other, all of the same
 /// length: what else a machine does comes and goes by the second, and must not spoil more of one
@@ -66,6 +88,24 @@ pub struct DiskSpeed {
     /// Of the tags alone, as many blocks at a time, by one thread.
     pub tags: f64,
     pub verified: f64,
+    /// What all threads use of the processors for a request.
+    pub plain_processor_seconds: f64,
+    pub verified_processor_seconds: f64,
+    /// Reads of metadata that a verified read takes.
+    pub metadata_reads_per_read: Option<f64>,
+    /// Bytes written to the device for a byte that was to be written: data, log and checkpoints.
+    pub written_per_byte: Option<f64>,
+    /// Syncs of the device that a verified write takes, those of checkpoints with it. A durable
+    /// write is none.
+    pub syncs_per_write: Option<f64>,
+}
+
+impl DiskSpeed {
+    /// A speed relative to plain requests, each with as many more as there are metadata reads: what
+    /// a cold read can't do without.
+    pub fn to_plain_with_metadata(&self) -> f64 {
+        self.verified / self.plain * (1.0 + self.metadata_reads_per_read.unwrap_or_default())
+    }
 }
 
 /// What a disk was found to do.
@@ -96,9 +136,10 @@ pub fn measure(folder: &Path, size: Size, tag: TagAlgorithm, time: Duration, thr
         turn: time / TURNS,
         threads,
         hashing: HashPool::new(threads - 1),
+        traffic: Traffic::default(),
     };
     bench.fill_holes(file_bytes)?;
-    let disk = bench.patterns(&bench.new_volume(&usual)?)?;
+    let disk = bench.patterns(bench.new_volume(&usual)?)?;
     let open_after_crash_seconds = bench.open_after_crash(&crash)?;
     Ok(DiskReport { disk, format_1t_seconds, crash_writes: CRASH_WRITES, open_after_crash_seconds })
 }
@@ -151,6 +192,8 @@ struct Bench {
     /// Most threads.
     threads: usize,
     hashing: HashPool,
+    /// Of the volume.
+    traffic: Traffic,
 }
 
 /// An open volume and its key.
@@ -164,13 +207,13 @@ impl Bench {
     fn new_volume(&self, options: &FormatOptions) -> Outcome<Opened> {
         let key = MasterKey::new(&random::<32>()?)?;
         self.offline.run(create::format(&self.offline.io(), &key, options))??;
-        Ok(Opened { volume: self.open(&key)?, key, tag: options.tag })
+        Ok(Opened { volume: self.open(&key, CACHE)?, key, tag: options.tag })
     }
 
-    fn open(&self, key: &MasterKey) -> Outcome<Volume> {
+    fn open(&self, key: &MasterKey, cache_bytes: u64) -> Outcome<Volume> {
         let options = OpenOptions {
-            cache_bytes: 64 << 20,
-            max_requests: DEEPEST,
+            cache_bytes,
+            max_requests: DEEPEST + usize::from(DEFAULT_WRITE_BACK),
             max_request_bytes: LARGEST,
             hash_threads: Some(self.hashing.threads()),
             ..OpenOptions::new(Access::ReadWrite, random()?)
@@ -182,50 +225,88 @@ impl Bench {
     /// which would be measured until the log and the tree have been everywhere.
     fn fill_holes(&self, bytes: u64) -> Outcome {
         let lanes = &mut lanes(None, FILL.depth, LARGEST);
-        self.run_over(bytes, &FILL, Target::Plain(0), lanes, 1, Until::Moved(bytes)).map(drop)
+        let run = Run { size: bytes, ..self.run(&FILL, Target::Plain(0), 1, Until::Moved(bytes)) };
+        run.measure(lanes, &mut []).map(drop)
     }
 
     /// All patterns, plain and through the volume in turns. What is read has been written before.
-    fn patterns(&self, opened: &Opened) -> Outcome<Vec<DiskSpeed>> {
-        let volume = &opened.volume;
-        let (mut plain, mut verified) = (lanes(None, DEEPEST, LARGEST), lanes(Some(volume), DEEPEST, LARGEST));
-        let (target, turn) = (Target::Volume(volume), Until::Elapsed(self.turn));
-        self.run(&FILL, target, &mut verified, 1, Until::Moved(self.size))?;
-        let mut one = |pattern: &Pattern, threads: usize| {
-            let mut tags = TagBench::new(opened.tag, BLOCK, pattern.request / BLOCK as usize, LARGEST);
-            let (mut speeds, mut plain_speeds, mut tag_speeds) = (Vec::new(), Vec::new(), Vec::new());
+    fn patterns(&self, opened: Opened) -> Outcome<Vec<DiskSpeed>> {
+        let mut memory = Memory::new(&opened.volume);
+        let fill = self.run(&FILL, Target::Volume(&opened.volume), 1, Until::Moved(self.size));
+        self.beside_checkpoints(&opened.volume, || fill.measure(&mut memory.verified[..FILL.depth], &mut []))?;
+        let several = self.threads > 1;
+        // One request at a time needs one thread, and so do those that wait for a sync.
+        let runs = PATTERNS.iter().flat_map(|pattern| {
+            let more = several && self.threads <= pattern.depth && !pattern.act.is_durable();
+            [Some((pattern, 1)), more.then_some((pattern, self.threads))].into_iter().flatten()
+        });
+        let mut speeds: Vec<_> = runs
+            .map(|(pattern, threads)| self.turns(&opened, &mut memory, pattern, threads))
+            .collect::<Outcome<_>>()?;
+        drop(memory);
+        let Opened { volume, key, tag } = opened;
+        drop(volume);
+        let tags = self.size / u64::from(BLOCK) * TAG;
+        let cold = Opened { volume: self.open(&key, tags / COLD_SHARE)?, key, tag };
+        speeds.push(self.turns(&cold, &mut Memory::new(&cold.volume), &COLD, 1)?);
+        Ok(speeds)
+    }
+
+    /// One pattern, in turns, beside one checkpoint thread.
+    fn turns(&self, opened: &Opened, memory: &mut Memory, pattern: &Pattern, threads: usize) -> Outcome<DiskSpeed> {
+        let Memory { plain, verified, slots } = memory;
+        let mut tags = TagBench::new(opened.tag, BLOCK, pattern.request / BLOCK as usize, LARGEST);
+        let (mut plain_turns, mut tag_speeds, mut turns) = (Vec::new(), Vec::new(), Vec::new());
+        let turn = Until::Elapsed(self.turn);
+        let apart = Traffic::default();
+        let plainly = Run { traffic: &apart, ..self.run(pattern, self.plain, threads, turn) };
+        let run = self.run(pattern, Target::Volume(&opened.volume), threads, turn);
+        let before = self.traffic.so_far();
+        let asked = self.beside_checkpoints(&opened.volume, || {
             for _ in 0..TURNS {
-                plain_speeds.push(self.run(pattern, self.plain, &mut plain, threads, turn)?);
+                plain_turns.push(plainly.measure(&mut plain[..pattern.depth], &mut [])?);
                 tag_speeds.push(tags.measure(self.turn).bytes_per_second);
-                speeds.push(self.run(pattern, target, &mut verified, threads, turn)?);
+                turns.push(run.measure(&mut verified[..pattern.depth], slots)?);
             }
-            Ok(DiskSpeed {
-                pattern: pattern.name,
-                threads,
-                request_bytes: pattern.request,
-                plain: median(&mut plain_speeds),
-                tags: median(&mut tag_speeds),
-                verified: median(&mut speeds),
-            })
+            // Before the last checkpoint, which would not come so early.
+            Ok(self.traffic.so_far() - before)
+        })?;
+        Ok(speed(pattern, threads, median(&mut tag_speeds), &plain_turns, &turns, asked))
+    }
+
+    /// Does the work while another thread makes checkpoints, as in the daemon, and one more at the
+    /// end.
+    fn beside_checkpoints<T>(&self, volume: &Volume, work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+        let (stop, traffic) = (Stop::default(), &self.traffic);
+        let (backings, files) = self.offline.handles();
+        let make_checkpoints = || {
+            let ring = backings.descriptors().and_then(OwnRing::new).map_err(|e| no_ring(&e))?;
+            let io = Counted { io: ring.storage(files), traffic };
+            let done = ring.block_on(checkpoints::run(volume, &io, &stop, |_| {})).doing("io_uring failed")?;
+            Ok(done?)
         };
-        let counts = if self.threads > 1 { &[1, self.threads][..] } else { &[1] };
-        // One request at a time needs one thread.
-        let runs = PATTERNS.iter().flat_map(|p| counts.iter().filter(|n| **n <= p.depth).map(move |n| (p, *n)));
-        runs.map(|(pattern, threads)| one(pattern, threads)).collect()
+        thread::scope(|scope| {
+            let checkpoints = scope.spawn(make_checkpoints);
+            let done = work();
+            stop.set();
+            let ended = checkpoints.join().unwrap_or_else(|_| process::abort());
+            done.and_then(|done| ended.map(|()| done))
+        })
     }
 
     /// Seconds to open a volume that was left with [`CRASH_WRITES`] random writes in its
     /// log and no checkpoint.
     fn open_after_crash(&self, options: &FormatOptions) -> Outcome<f64> {
         let Opened { volume, key, .. } = self.new_volume(options)?;
-        let writes = pattern("write 4K random, depth 32", 4 << 10, DEEPEST, true, true);
+        let writes = pattern("write 4K random, depth 32", Act::Write, Places::Scattered, 4 << 10, DEEPEST);
         let mut lanes = lanes(Some(&volume), DEEPEST, LARGEST);
         let total = Until::Moved(CRASH_WRITES * writes.request as u64);
-        self.run(&writes, Target::Unattended(&volume), &mut lanes, 1, total)?;
+        let unsynced = Run { synced: false, ..self.run(&writes, Target::Volume(&volume), 1, total) };
+        unsynced.measure(&mut lanes, &mut [])?;
         drop(lanes);
         drop(volume);
         let begin = Instant::now();
-        let volume = self.open(&key)?;
+        let volume = self.open(&key, CACHE)?;
         let seconds = begin.elapsed().as_secs_f64();
         let found = volume.recovery();
         // Several writes of one block count once.
@@ -235,28 +316,52 @@ impl Bench {
         Ok(seconds)
     }
 
-    fn run(
-        &self,
-        pattern: &Pattern,
-        target: Target<'_>,
-        lanes: &mut [Lane],
-        threads: usize,
-        until: Until,
-    ) -> Outcome<f64> {
-        self.run_over(self.size, pattern, target, lanes, threads, until)
-    }
-
-    fn run_over(
-        &self,
-        size: u64,
-        pattern: &Pattern,
-        target: Target<'_>,
-        lanes: &mut [Lane],
-        threads: usize,
-        until: Until,
-    ) -> Outcome<f64> {
+    /// A run of a pattern on all bytes.
+    fn run<'a>(&'a self, pattern: &'a Pattern, target: Target<'a>, threads: usize, until: Until) -> Run<'a> {
         let (backings, files) = self.offline.handles();
-        let run = Run { pattern, target, size, until, threads, hashing: &self.hashing, backings, files };
-        run.measure(&mut lanes[..pattern.depth])
+        let (size, hashing, traffic) = (self.size, &self.hashing, &self.traffic);
+        Run { pattern, target, size, until, synced: true, threads, hashing, backings, files, traffic }
+    }
+}
+
+/// The memory of all requests.
+struct Memory {
+    plain: Vec<Lane>,
+    verified: Vec<Lane>,
+    /// For writes that are answered early: as many as a thread of the daemon has.
+    slots: Vec<Lane>,
+}
+
+impl Memory {
+    fn new(volume: &Volume) -> Self {
+        Self {
+            plain: lanes(None, DEEPEST, LARGEST),
+            verified: lanes(Some(volume), DEEPEST, LARGEST),
+            slots: lanes(Some(volume), DEFAULT_WRITE_BACK.into(), MOST_BYTES),
+        }
+    }
+}
+
+/// What the turns of a pattern come to: medians of speeds, sums of all else.
+fn speed(pattern: &Pattern, threads: usize, tags: f64, plain: &[Found], verified: &[Found], asked: Asked) -> DiskSpeed {
+    let request = pattern.request as f64;
+    let speed = |turns: &[Found]| median(&mut turns.iter().map(|t| t.bytes as f64 / t.seconds).collect::<Vec<_>>());
+    let bytes = |turns: &[Found]| turns.iter().map(|turn| turn.bytes).sum::<u64>() as f64;
+    let processor = |turns: &[Found]| turns.iter().map(|t| t.processor_seconds).sum::<f64>() * request / bytes(turns);
+    let (reads, writes) = pattern.act.requests();
+    let each = bytes(verified) / request / (reads + writes) as f64;
+    let of = |requests: u64, count: u64| (requests > 0).then(|| count as f64 / (each * requests as f64));
+    DiskSpeed {
+        pattern: pattern.name,
+        threads,
+        request_bytes: pattern.request,
+        plain: speed(plain),
+        tags,
+        verified: speed(verified),
+        plain_processor_seconds: processor(plain),
+        verified_processor_seconds: processor(verified),
+        metadata_reads_per_read: of(reads, asked.metadata_reads),
+        written_per_byte: of(writes, asked.written).map(|bytes| bytes / request),
+        syncs_per_write: of(writes, asked.syncs),
     }
 }

@@ -1,13 +1,19 @@
 //! Requests of one pattern on one thread, plain or through a volume; others may hash for it.
 
+use super::{
+    pattern::{Act, Pattern, Places},
+    traffic::{Counted, Traffic},
+    write_back::WriteBack,
+};
 use crate::{
-    checkpoints::{self, Stop},
     device::Backings,
-    event_loop::{
-        HashPool, OwnRing,
-        ring::{DeviceFiles, RingStorage},
-    },
+    event_loop::{HashPool, OwnRing, ring::DeviceFiles},
     failure::{Context, Exit, Failure, Outcome, no_ring},
+};
+use futures_util::future::Either;
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike,
 };
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -15,18 +21,9 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use ublk_integrity::{BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, RequestContext, Storage, Volume};
-
-/// One way to use a disk.
-pub struct Pattern {
-    pub name: &'static str,
-    /// Bytes of a request.
-    pub request: usize,
-    /// Requests under way.
-    pub depth: usize,
-    pub random: bool,
-    pub write: bool,
-}
+use ublk_integrity::{
+    BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, RequestContext, Storage, Volume,
+};
 
 /// When a run ends.
 #[derive(Clone, Copy)]
@@ -39,14 +36,18 @@ pub enum Until {
 /// What one of the requests under way owns.
 pub struct Lane {
     context: Option<RequestContext>,
-    buf: Buf,
+    pub buf: Buf,
 }
 
 impl Lane {
     /// # Panics
     /// Where it was not made for a volume.
-    fn context(&mut self) -> &mut RequestContext {
+    pub fn context(&mut self) -> &mut RequestContext {
         self.context.as_mut().expect("this lane was made for the volume")
+    }
+
+    pub fn take_buf(&mut self) -> Buf {
+        std::mem::replace(&mut self.buf, Buf::none())
     }
 }
 
@@ -63,8 +64,6 @@ pub fn lanes(volume: Option<&Volume>, count: usize, largest: usize) -> Vec<Lane>
 #[derive(Clone, Copy)]
 pub enum Target<'a> {
     Volume(&'a Volume),
-    /// A volume for which nobody makes checkpoints meanwhile.
-    Unattended(&'a Volume),
     /// The data device itself, from this offset on.
     Plain(u64),
 }
@@ -76,6 +75,9 @@ pub struct Run<'a> {
     /// Bytes that are read and written: whole requests.
     pub size: u64,
     pub until: Until,
+    /// Whether writes count only once a sync has ended that comes after them: what a cache has
+    /// taken is not written.
+    pub synced: bool,
     /// One for requests; the others hash for it.
     pub threads: usize,
     /// The way to those.
@@ -83,14 +85,26 @@ pub struct Run<'a> {
     /// For the ring of each.
     pub backings: &'a Backings,
     pub files: DeviceFiles,
+    pub traffic: &'a Traffic,
+}
+
+/// What a run has found.
+pub struct Found {
+    /// Of requests, either way.
+    pub bytes: u64,
+    pub seconds: f64,
+    /// What all threads of the process have used of the processors.
+    pub processor_seconds: f64,
 }
 
 /// What the lanes of a run share.
 #[derive(Default)]
 struct Progress {
-    begin: OnceCell<Instant>,
+    begin: OnceCell<(Instant, f64)>,
     next: Cell<u64>,
     moved: Cell<u64>,
+    /// When the last request was answered, and what had been used of the processors by then.
+    ended: Cell<(f64, f64)>,
     failed: RefCell<Option<Failure>>,
 }
 
@@ -102,42 +116,46 @@ impl Progress {
         }
     }
 
+    /// Time counts from the first call.
+    fn begin(&self) -> (Instant, f64) {
+        *self.begin.get_or_init(|| (Instant::now(), processor_seconds()))
+    }
+
     fn elapsed(&self) -> Duration {
-        self.begin.get_or_init(Instant::now).elapsed()
+        self.begin().0.elapsed()
+    }
+
+    fn end(&self) {
+        let (begin, used) = self.begin();
+        self.ended.set((begin.elapsed().as_secs_f64(), processor_seconds() - used));
     }
 }
 
 impl Run<'_> {
-    /// Bytes per second, with as many requests under way as there are lanes. Writes count once a
-    /// sync has ended that comes after them: what a cache has taken is not written.
-    pub fn measure(&self, lanes: &mut [Lane]) -> Outcome<f64> {
+    /// Runs the pattern, with as many requests under way as there are lanes. `slots` is the memory
+    /// for writes that are answered early.
+    pub fn measure(&self, lanes: &mut [Lane], slots: &mut [Lane]) -> Outcome<Found> {
         let progress = Progress::default();
-        let stop = Stop::default();
-        let seconds = thread::scope(|scope| {
-            // As in the daemon, on a thread and a ring of their own.
-            let checkpoints = match self.target {
-                Target::Volume(volume) => Some(scope.spawn(|| self.make_checkpoints(volume, &stop))),
-                Target::Unattended(_) | Target::Plain(_) => None,
-            };
-            let requests = self.requests(lanes, &progress);
-            let synced = self.sync(&mut lanes[0]);
-            let seconds = progress.elapsed().as_secs_f64();
-            stop.set();
-            let ended = checkpoints.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|_| std::process::abort()));
-            requests.and(synced).and(ended).map(|()| seconds)
-        })?;
-        progress.failed.into_inner().map_or(Ok(progress.moved.into_inner() as f64 / seconds), Err)
+        self.requests(lanes, slots, &progress)?;
+        // Otherwise the last answer is the end, whatever is left to do.
+        if self.synced && self.pattern.act.writes() && !self.pattern.act.is_durable() {
+            self.sync(&mut lanes[0])?;
+            progress.end();
+        }
+        let (seconds, processor_seconds) = progress.ended.get();
+        let found = Found { bytes: progress.moved.get(), seconds, processor_seconds };
+        progress.failed.into_inner().map_or(Ok(found), Err)
     }
 
     /// All requests, with threads beside this one that hash for them.
-    fn requests(&self, lanes: &mut [Lane], progress: &Progress) -> Outcome {
+    fn requests(&self, lanes: &mut [Lane], slots: &mut [Lane], progress: &Progress) -> Outcome {
         let (running, end) = crossbeam_channel::bounded(0);
         thread::scope(|scope| {
             for _ in 1..self.threads {
                 let (worker, end) = (self.hashing.worker(), &end);
                 scope.spawn(move || worker.hash_until(end));
             }
-            let done = self.on_this_thread(lanes, progress);
+            let done = self.on_this_thread(lanes, slots, progress);
             drop(running);
             done
         })
@@ -147,102 +165,156 @@ impl Run<'_> {
         self.backings.descriptors().and_then(OwnRing::new).map_err(|e| no_ring(&e))
     }
 
-    fn sync(&self, lane: &mut Lane) -> Outcome {
-        if !self.pattern.write {
-            return Ok(());
-        }
-        let ring = self.ring()?;
-        let io = ring.storage(self.files);
-        let synced = ring.block_on(async {
-            match self.target {
-                Target::Volume(volume) => Ok(volume.flush(&io, lane.context()).await?),
-                Target::Plain(_) => {
-                    io.sync(Device::Data).await.map_err(|e| Failure::new(Exit::Device, format_args!("plain sync: {e}")))
-                }
-                // Left as by a power cut.
-                Target::Unattended(_) => Ok(()),
-            }
-        });
-        synced.doing("io_uring failed")?
+    fn counted(&self, ring: &OwnRing) -> Counted<'_> {
+        Counted { io: ring.storage(self.files), traffic: self.traffic }
     }
 
-    fn on_this_thread(&self, lanes: &mut [Lane], progress: &Progress) -> Outcome {
+    fn sync(&self, lane: &mut Lane) -> Outcome {
+        let ring = self.ring()?;
+        ring.block_on(self.flush(&self.counted(&ring), lane)).doing("io_uring failed")?
+    }
+
+    fn on_this_thread(&self, lanes: &mut [Lane], slots: &mut [Lane], progress: &Progress) -> Outcome {
         let ring = self.ring()?;
         // Refused, it only costs time.
-        let _ = ring.register(lanes.iter_mut().map(|lane| &mut lane.buf));
-        RequestContext::work_together(lanes.iter_mut().filter_map(|lane| lane.context.as_mut()));
-        // Time counts from here.
-        progress.elapsed();
-        let io = ring.storage(self.files);
-        let requests = lanes.iter_mut().map(|lane| progress.keep(self.lane(&io, lane, progress)));
-        ring.run_together(requests, Some(self.hashing)).doing("io_uring failed")
+        let _ = ring.register(lanes.iter_mut().chain(&mut *slots).map(|lane| &mut lane.buf));
+        RequestContext::work_together(lanes.iter_mut().chain(&mut *slots).filter_map(|lane| lane.context.as_mut()));
+        progress.begin();
+        let io = self.counted(&ring);
+        let write_back = WriteBack::new(slots, lanes.len());
+        let requests = lanes.iter_mut().map(|lane| Either::Left(self.lane(&io, lane, &write_back, progress)));
+        let slots = write_back.slots().filter_map(|slot| match self.target {
+            Target::Volume(volume) => Some(Either::Right(write_back.write(slot, volume, &io))),
+            Target::Plain(_) => None,
+        });
+        let tasks = requests.chain(slots).map(|task| progress.keep(task));
+        ring.run_together(tasks, Some(self.hashing)).doing("io_uring failed")
     }
 
-    fn make_checkpoints(&self, volume: &Volume, stop: &Stop) -> Outcome {
-        let ring = self.ring()?;
-        let io = ring.storage(self.files);
-        let done = ring.block_on(checkpoints::run(volume, &io, stop, |_| {})).doing("io_uring failed")?;
-        Ok(done?)
+    async fn lane<'s>(
+        &'s self,
+        io: &Counted<'_>,
+        lane: &mut Lane,
+        write_back: &WriteBack<'s>,
+        progress: &Progress,
+    ) -> Outcome {
+        let done = self.turns(io, lane, write_back, progress).await;
+        progress.end();
+        write_back.lane_ends();
+        done
     }
 
-    async fn lane(&self, io: &RingStorage, lane: &mut Lane, progress: &Progress) -> Outcome {
-        let request = self.pattern.request as u64;
-        let places = self.size / request;
+    async fn turns<'s>(
+        &'s self,
+        io: &Counted<'_>,
+        lane: &mut Lane,
+        write_back: &WriteBack<'s>,
+        progress: &Progress,
+    ) -> Outcome {
+        let Pattern { act, places, request, .. } = *self.pattern;
+        let request = request as u64;
+        let (reads, writes) = act.requests();
+        let bytes = (reads + writes) * request;
         loop {
             let turn = progress.next.replace(progress.next.get() + 1);
             let done = match self.until {
                 Until::Elapsed(time) => progress.elapsed() >= time,
-                Until::Moved(bytes) => turn * request >= bytes,
+                Until::Moved(all) => turn * bytes >= all,
             };
             if done {
                 return Ok(());
             }
-            let place = if self.pattern.random { scatter(turn) } else { turn } % places;
-            match self.target {
-                Target::Volume(volume) | Target::Unattended(volume) => {
-                    verified(self.pattern, volume, io, lane, place * request).await?
+            let at = places.at(turn, request, self.size);
+            match act {
+                Act::Read => self.read(io, lane, at).await?,
+                Act::Write => self.write(io, lane, at, Durability::MayBeLost).await?,
+                Act::WriteFua => self.write(io, lane, at, Durability::Durable).await?,
+                Act::WriteFlush => self.write_flush(io, lane, at, write_back).await?,
+                Act::ReadWriteFlush => {
+                    self.read(io, lane, Places::Scattered.at(!turn, request, self.size)).await?;
+                    self.write_flush(io, lane, at, write_back).await?;
                 }
-                Target::Plain(from) => plain(self.pattern, io, lane, from + place * request).await?,
             }
-            progress.moved.set(progress.moved.get() + request);
+            progress.moved.set(progress.moved.get() + bytes);
         }
+    }
+
+    /// An fsync of one write, as the daemon sees it: a small write is answered early, and the flush
+    /// comes once the answer has gone out.
+    async fn write_flush<'s>(
+        &'s self,
+        io: &Counted<'_>,
+        lane: &mut Lane,
+        at: u64,
+        write_back: &WriteBack<'s>,
+    ) -> Outcome {
+        let early = match self.target {
+            Target::Volume(volume) => {
+                write_back.admit(volume, self.blocks(volume, at), &lane.buf[..self.pattern.request])
+            }
+            Target::Plain(_) => false,
+        };
+        match early {
+            // The thread goes on to its ring and back, as with the answer to a request.
+            true => _ = io.sleep(Duration::ZERO).await,
+            false => self.write(io, lane, at, Durability::MayBeLost).await?,
+        }
+        self.flush(io, lane).await
+    }
+
+    async fn write(&self, io: &Counted<'_>, lane: &mut Lane, at: u64, durability: Durability) -> Outcome {
+        let buf = lane.take_buf();
+        match self.target {
+            Target::Volume(volume) => {
+                let result;
+                (result, lane.buf) = volume.write(io, lane.context(), self.blocks(volume, at), buf, durability).await;
+                Ok(result?)
+            }
+            Target::Plain(from) => {
+                let (at, part) = (ByteOffset(from + at), 0..self.pattern.request);
+                let result;
+                (result, lane.buf) = io.write(Device::Data, at, buf, part, durability).await;
+                result.map_err(|e| plain_failed("write", at, e))
+            }
+        }
+    }
+
+    async fn read(&self, io: &Counted<'_>, lane: &mut Lane, at: u64) -> Outcome {
+        let buf = lane.take_buf();
+        match self.target {
+            Target::Volume(volume) => {
+                let result;
+                (result, lane.buf) = volume.read(io, lane.context(), self.blocks(volume, at), buf).await;
+                Ok(result?)
+            }
+            Target::Plain(from) => {
+                let at = ByteOffset(from + at);
+                let result;
+                (result, lane.buf) = io.read(Device::Data, at, buf, 0..self.pattern.request).await;
+                result.map_err(|e| plain_failed("read", at, e))
+            }
+        }
+    }
+
+    async fn flush(&self, io: &Counted<'_>, lane: &mut Lane) -> Outcome {
+        match self.target {
+            Target::Volume(volume) => Ok(volume.flush(io, lane.context()).await?),
+            Target::Plain(from) => io.sync(Device::Data).await.map_err(|e| plain_failed("sync", ByteOffset(from), e)),
+        }
+    }
+
+    fn blocks(&self, volume: &Volume, at: u64) -> BlockRange {
+        let block = volume.block_size() as u64;
+        BlockRange::new(BlockIndex(at / block), self.pattern.request as u64 / block)
     }
 }
 
-async fn verified(pattern: &Pattern, volume: &Volume, io: &RingStorage, lane: &mut Lane, at: u64) -> Outcome {
-    let buf = std::mem::replace(&mut lane.buf, Buf::none());
-    let context = lane.context();
-    let block = volume.block_size() as u64;
-    let range = BlockRange::new(BlockIndex(at / block), pattern.request as u64 / block);
-    let result: Outcome;
-    (result, lane.buf) = match pattern.write {
-        true => {
-            let (result, buf) = volume.write(io, context, range, buf, Durability::MayBeLost).await;
-            (result.map_err(Failure::from), buf)
-        }
-        false => {
-            let (result, buf) = volume.read(io, context, range, buf).await;
-            (result.map_err(Failure::from), buf)
-        }
-    };
-    result
+fn plain_failed(what: &str, at: ByteOffset, e: Errno) -> Failure {
+    Failure::new(Exit::Device, format_args!("plain {what} at {}: {e}", at.0))
 }
 
-async fn plain(pattern: &Pattern, io: &RingStorage, lane: &mut Lane, at: u64) -> Outcome {
-    let buf = std::mem::replace(&mut lane.buf, Buf::none());
-    let part = 0..pattern.request;
-    let transfer = match pattern.write {
-        true => io.write(Device::Data, ByteOffset(at), buf, part, Durability::MayBeLost),
-        false => io.read(Device::Data, ByteOffset(at), buf, part),
-    };
-    let result;
-    (result, lane.buf) = transfer.await;
-    result.map_err(|e| Failure::new(Exit::Device, format_args!("plain I/O at {at}: {e}")))
-}
-
-/// Spreads consecutive numbers over all of u64 (the finalizer of a 64-bit hash; no two collide).
-fn scatter(n: u64) -> u64 {
-    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    n ^ (n >> 31)
+fn processor_seconds() -> f64 {
+    // Can't fail for this process.
+    let used = getrusage(UsageWho::RUSAGE_SELF).map(|usage| usage.user_time() + usage.system_time());
+    used.map_or(0.0, |time| time.num_microseconds() as f64 / 1e6)
 }
