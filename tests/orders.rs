@@ -3,6 +3,7 @@
 
 use crate::sim::{
     Lab, Rng, SimStorage,
+    answered::{BeforeAnswer, Beside},
     disk::Trace,
     format_options, formatted,
     image::Logged,
@@ -137,6 +138,51 @@ fn a_fua_write_is_a_write_and_a_flush_of_its_own_which_the_next_record_tells() {
     assert_eq!(told(&lab), Some((2, 0)), "one of its own, where no other comes");
     let trace = lab.traced(|lab| lab.try_flush().unwrap());
     assert_eq!(trace, [], "nothing is left to flush");
+}
+
+/// A small write as the daemon does it: admitted, and so answered, before it is written back.
+fn admitted<'a>(lab: &'a Lab, beside: &mut Beside<'a>, block: u64, blocks: u64) {
+    let Lab { io, volume, .. } = lab;
+    let mut context = volume.context(0);
+    let admitted = volume.admit(&context, BlockRange::new(BlockIndex(block), blocks)).expect("its range is free");
+    beside.spawn(async move {
+        let buf = Buf::new(blocks as usize * volume.block_size());
+        volume.write_back(io, &mut context, admitted, buf, || ()).await.0.unwrap();
+    });
+}
+
+/// What is waited for at an fsync: the flush that follows such a write at once. It is the same where
+/// the block is written again at once, as the tail of a log is.
+#[test]
+fn an_fsync_of_a_small_write_is_three_operations_in_series() {
+    let lab = lab();
+    let (mut beside, mut context) = (Beside::default(), lab.volume.context(0));
+    for _ in 0..2 {
+        admitted(&lab, &mut beside, 3, 1);
+        let (flushed, seen) = beside.answer(&lab.io, lab.volume.flush(&lab.io, &mut context));
+        flushed.unwrap();
+        let record_data_sync = BeforeAnswer { in_series: 3, durable_writes: 1, other_writes: 1, syncs: 1, reads: 0 };
+        assert_eq!(seen, record_data_sync);
+    }
+    beside.end(&lab.io);
+}
+
+/// ext4 writes the blocks of its journal, then the commit block with PREFLUSH and FUA: a flush, and
+/// a durable write.
+#[test]
+fn a_commit_of_a_journal_is_six_operations_in_series() {
+    let lab = lab();
+    let (mut beside, mut context) = (Beside::default(), lab.volume.context(0));
+    (0..4).for_each(|n| admitted(&lab, &mut beside, 100 + 2 * n, 2));
+    let Lab { io, volume, .. } = &lab;
+    let commit = async {
+        volume.flush(io, &mut context).await.unwrap();
+        let range = BlockRange::new(BlockIndex(108), 1);
+        volume.write(io, &mut context, range, Buf::new(512), Durability::Durable).await.0.unwrap();
+    };
+    let ((), seen) = beside.answer(io, commit);
+    beside.end(io);
+    assert_eq!((seen.in_series, seen.syncs, seen.reads), (6, 2, 0), "record, data, sync; and once more: {seen:?}");
 }
 
 #[test]

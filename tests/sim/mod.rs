@@ -2,6 +2,7 @@
 #![allow(unreachable_pub)] // a program of tests has no outside
 
 pub mod craft;
+pub mod answered;
 pub mod disk;
 pub mod elsewhere;
 pub mod exec;
