@@ -207,6 +207,16 @@ fn the_benchmark_measures_and_leaves_nothing_behind() {
     };
     assert!(speeds("tags", "bytes_per_second").iter().all(|s| *s > 0.0));
     assert!(speeds("disk", "verified").iter().chain(&speeds("disk", "plain")).all(|s| *s > 0.0));
+    let rows = |what: &str| -> Vec<serde_json::Value> {
+        let rows = report["disk"].as_array().unwrap().iter();
+        rows.filter(|row| row["pattern"].as_str().unwrap().contains(what)).cloned().collect()
+    };
+    let synced = rows("fsync");
+    assert_eq!(synced.len(), 4);
+    assert!(synced.iter().all(|row| row["written_per_byte"].as_f64().unwrap() > 1.0), "{synced:?}");
+    let cold = &rows("cold")[0];
+    assert!(cold["metadata_reads_per_read"].as_f64().unwrap() > 0.5, "{cold:?}");
+    assert!(cold["written_per_byte"].is_null(), "{cold:?}");
     assert_eq!(fs::read_dir(f.dir.path()).unwrap().count(), 1, "only the key is there");
     f.run("benchmark --data nowhere").expect(DEVICE);
     f.run("benchmark --time 0").expect(ARGUMENTS);

@@ -318,3 +318,40 @@ fn processor_seconds() -> f64 {
     let used = getrusage(UsageWho::RUSAGE_SELF).map(|usage| usage.user_time() + usage.system_time());
     used.map_or(0.0, |time| time.num_microseconds() as f64 / 1e6)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offline::{Opening, scratch};
+    use ublk_integrity::open::Access;
+
+    #[test]
+    fn a_synced_write_takes_the_daemons_way_and_each_byte_written_for_it_is_counted() {
+        const WRITES: u64 = 60;
+        let (_file, offline, key) = scratch();
+        let volume = offline.open_volume(&key, Opening::new(Access::ReadWrite, None)).unwrap();
+        let (backings, files) = offline.handles();
+        let (traffic, hashing) = (Traffic::default(), HashPool::new(0));
+        let pattern = Pattern { name: "", act: Act::ReadWriteFlush, places: Places::InOrder, request: 4096, depth: 2 };
+        let run = Run {
+            pattern: &pattern,
+            target: Target::Volume(&volume),
+            size: 4 << 20,
+            until: Until::Moved(WRITES * 2 * 4096),
+            synced: true,
+            threads: 1,
+            hashing: &hashing,
+            backings,
+            files,
+            traffic: &traffic,
+        };
+        let found = run.measure(&mut lanes(Some(&volume), 2, 4096), &mut lanes(Some(&volume), 3, 4096)).unwrap();
+        assert_eq!(found.bytes, WRITES * 2 * 4096);
+        assert!(found.seconds > 0.0 && found.processor_seconds > 0.0);
+        let (asked, counters) = (traffic.so_far(), volume.status().counters);
+        assert_eq!((counters.reads, counters.writes, counters.flushes), (WRITES, WRITES, WRITES));
+        assert_eq!(counters.write_back_writes, WRITES, "no place is written twice, and there are slots enough");
+        assert_eq!(asked.written, counters.log_bytes + WRITES * 4096, "nobody made a checkpoint");
+        assert!((1..=WRITES).contains(&asked.syncs));
+    }
+}
