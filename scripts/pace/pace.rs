@@ -7,7 +7,8 @@
 //! It is loaded twice (`scripts/vm -P`). As a plugin of qemu (its manual, "QEMU TCG Plugins") it
 //! holds each processor back to an instruction in `PACE` nanoseconds of the host. By `LD_PRELOAD`
 //! it gives qemu a clock that runs `PACE` times as slowly, so that timers, sleeps and a drive's
-//! latency keep their relation to instructions. Where the emulator is slower than that for longer
+//! latency keep their relation to instructions. A flush of one of qemu's disks takes as long as
+//! `PACE_FLUSH` says. Where the emulator is slower than that for longer
 //! than `CATCH_UP`, instructions take longer; how much is said at the end.
 
 use libc::{c_char, c_int, c_long, c_uint, c_void, pollfd, sigset_t, timespec};
@@ -245,4 +246,18 @@ pub unsafe extern "C" fn ppoll(files: *mut pollfd, count: u64, limit: *const tim
     let slow = slow.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the caller's, and a timespec that lives until the end.
     unsafe { libc::syscall(libc::SYS_ppoll, files, count, slow, mask, MASK) as c_int }
+}
+
+/// Takes `PACE_FLUSH` nanoseconds of the guest's more: how qemu flushes a disk. The file is in
+/// memory, and would take none.
+///
+/// # Safety
+/// As fdatasync(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fdatasync(file: c_int) -> c_int {
+    static TAKES: OnceLock<u64> = OnceLock::new();
+    let takes = *TAKES.get_or_init(|| std::env::var("PACE_FLUSH").ok().and_then(|ns| ns.parse().ok()).unwrap_or(0));
+    std::thread::sleep(std::time::Duration::from_nanos(takes.saturating_mul(pace())));
+    // SAFETY: the caller's.
+    unsafe { libc::syscall(libc::SYS_fdatasync, file) as c_int }
 }
