@@ -232,7 +232,10 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
     println!("{total} crash points, {:.0} a minute", total as f64 / minutes);
     let [carried, superseded, placed, torn] = CARRIED.all();
     println!("{carried} writes carried, {superseded} superseded; recovery placed {placed} blocks, {torn} torn records");
-    assert!(total < 3000 || [carried, superseded, placed, torn].iter().all(|n| *n > 0), "the sync log had nothing to do");
+    assert!(
+        total < 3000 || [carried, superseded, placed, torn].iter().all(|n| *n > 0),
+        "the sync log had nothing to do"
+    );
 }
 
 #[test]

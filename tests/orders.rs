@@ -144,7 +144,9 @@ fn a_fua_write_is_a_write_and_a_flush_of_its_own_which_the_next_record_tells() {
 fn admitted<'a>(lab: &'a Lab, beside: &mut Beside<'a>, block: u64, blocks: u64) {
     let Lab { io, volume, .. } = lab;
     let mut context = volume.context(0);
-    let admitted = volume.admit(&context, BlockRange::new(BlockIndex(block), blocks)).expect("its range is free");
+    let admitted = volume
+        .admit(&context, BlockRange::new(BlockIndex(block), blocks), Durability::MayBeLost)
+        .expect("its range is free");
     beside.spawn(async move {
         let buf = Buf::new(blocks as usize * volume.block_size());
         volume.write_back(io, &mut context, admitted, buf, || ()).await.0.unwrap();

@@ -196,29 +196,31 @@ struct Bench {
     traffic: Traffic,
 }
 
-/// An open volume and its key.
-struct Opened {
-    volume: Volume,
+/// A volume, which each pattern opens anew: the last checkpoint of the one before has ended its life.
+struct Formatted {
     key: MasterKey,
     tag: TagAlgorithm,
+    cache: u64,
 }
 
 impl Bench {
-    fn new_volume(&self, options: &FormatOptions) -> Outcome<Opened> {
+    fn new_volume(&self, options: &FormatOptions) -> Outcome<Formatted> {
         let key = MasterKey::new(&random::<32>()?)?;
         self.offline.run(create::format(&self.offline.io(), &key, options))??;
-        Ok(Opened { volume: self.open(&key, CACHE)?, key, tag: options.tag })
+        Ok(Formatted { key, tag: options.tag, cache: CACHE })
     }
 
-    fn open(&self, key: &MasterKey, cache_bytes: u64) -> Outcome<Volume> {
+    fn open(&self, formatted: &Formatted) -> Outcome<Volume> {
         let options = OpenOptions {
-            cache_bytes,
+            cache_bytes: formatted.cache,
+            sync_log: true,
+            write_back_slots: DEFAULT_WRITE_BACK.into(),
             max_requests: DEEPEST + usize::from(DEFAULT_WRITE_BACK),
             max_request_bytes: LARGEST,
             hash_threads: Some(self.hashing.threads()),
             ..OpenOptions::new(Access::ReadWrite, random()?)
         };
-        Ok(self.offline.run(open(&self.offline.io(), key, &options))??)
+        Ok(self.offline.run(open(&self.offline.io(), &formatted.key, &options))??)
     }
 
     /// Writes all of the file once: the first write to a hole has the file system write much else,
@@ -230,43 +232,41 @@ impl Bench {
     }
 
     /// All patterns, plain and through the volume in turns. What is read has been written before.
-    fn patterns(&self, opened: Opened) -> Outcome<Vec<DiskSpeed>> {
-        let mut memory = Memory::new(&opened.volume);
-        let fill = self.run(&FILL, Target::Volume(&opened.volume), 1, Until::Moved(self.size));
-        self.beside_checkpoints(&opened.volume, || fill.measure(&mut memory.verified[..FILL.depth], &mut []))?;
+    fn patterns(&self, formatted: Formatted) -> Outcome<Vec<DiskSpeed>> {
+        let volume = self.open(&formatted)?;
+        let mut memory = Memory::new(&volume);
+        let fill = self.run(&FILL, Target::Volume(&volume), 1, Until::Moved(self.size));
+        self.beside_checkpoints(&volume, || fill.measure(&mut memory.verified[..FILL.depth], &mut []))?;
+        drop((memory, volume));
         let several = self.threads > 1;
         // One request at a time needs one thread, and so do those that wait for a sync.
         let runs = PATTERNS.iter().flat_map(|pattern| {
             let more = several && self.threads <= pattern.depth && !pattern.act.is_durable();
             [Some((pattern, 1)), more.then_some((pattern, self.threads))].into_iter().flatten()
         });
-        let mut speeds: Vec<_> = runs
-            .map(|(pattern, threads)| self.turns(&opened, &mut memory, pattern, threads))
-            .collect::<Outcome<_>>()?;
-        drop(memory);
-        let Opened { volume, key, tag } = opened;
-        drop(volume);
+        let mut speeds: Vec<_> =
+            runs.map(|(pattern, threads)| self.turns(&formatted, pattern, threads)).collect::<Outcome<_>>()?;
         let tags = self.size / u64::from(BLOCK) * TAG;
-        let cold = Opened { volume: self.open(&key, tags / COLD_SHARE)?, key, tag };
-        speeds.push(self.turns(&cold, &mut Memory::new(&cold.volume), &COLD, 1)?);
+        speeds.push(self.turns(&Formatted { cache: tags / COLD_SHARE, ..formatted }, &COLD, 1)?);
         Ok(speeds)
     }
 
     /// One pattern, in turns, beside one checkpoint thread.
-    fn turns(&self, opened: &Opened, memory: &mut Memory, pattern: &Pattern, threads: usize) -> Outcome<DiskSpeed> {
-        let Memory { plain, verified, slots } = memory;
-        let mut tags = TagBench::new(opened.tag, BLOCK, pattern.request / BLOCK as usize, LARGEST);
+    fn turns(&self, formatted: &Formatted, pattern: &Pattern, threads: usize) -> Outcome<DiskSpeed> {
+        let volume = self.open(formatted)?;
+        let Memory { mut plain, mut verified, mut slots } = Memory::new(&volume);
+        let mut tags = TagBench::new(formatted.tag, BLOCK, pattern.request / BLOCK as usize, LARGEST);
         let (mut plain_turns, mut tag_speeds, mut turns) = (Vec::new(), Vec::new(), Vec::new());
         let turn = Until::Elapsed(self.turn);
         let apart = Traffic::default();
         let plainly = Run { traffic: &apart, ..self.run(pattern, self.plain, threads, turn) };
-        let run = self.run(pattern, Target::Volume(&opened.volume), threads, turn);
+        let run = self.run(pattern, Target::Volume(&volume), threads, turn);
         let before = self.traffic.so_far();
-        let asked = self.beside_checkpoints(&opened.volume, || {
+        let asked = self.beside_checkpoints(&volume, || {
             for _ in 0..TURNS {
                 plain_turns.push(plainly.measure(&mut plain[..pattern.depth], &mut [])?);
                 tag_speeds.push(tags.measure(self.turn).bytes_per_second);
-                turns.push(run.measure(&mut verified[..pattern.depth], slots)?);
+                turns.push(run.measure(&mut verified[..pattern.depth], &mut slots)?);
             }
             // Before the last checkpoint, which would not come so early.
             Ok(self.traffic.so_far() - before)
@@ -297,7 +297,8 @@ impl Bench {
     /// Seconds to open a volume that was left with [`CRASH_WRITES`] random writes in its
     /// log and no checkpoint.
     fn open_after_crash(&self, options: &FormatOptions) -> Outcome<f64> {
-        let Opened { volume, key, .. } = self.new_volume(options)?;
+        let formatted = self.new_volume(options)?;
+        let volume = self.open(&formatted)?;
         let writes = pattern("write 4K random, depth 32", Act::Write, Places::Scattered, 4 << 10, DEEPEST);
         let mut lanes = lanes(Some(&volume), DEEPEST, LARGEST);
         let total = Until::Moved(CRASH_WRITES * writes.request as u64);
@@ -306,7 +307,7 @@ impl Bench {
         drop(lanes);
         drop(volume);
         let begin = Instant::now();
-        let volume = self.open(&key, CACHE)?;
+        let volume = self.open(&formatted)?;
         let seconds = begin.elapsed().as_secs_f64();
         let found = volume.recovery();
         // Several writes of one block count once.

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, RequestContext, Storage, Volume,
+    BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, RequestContext, Storage, Volume, WriteBackId,
 };
 
 /// When a run ends.
@@ -228,7 +228,7 @@ impl Run<'_> {
             match act {
                 Act::Read => self.read(io, lane, at).await?,
                 Act::Write => self.write(io, lane, at, Durability::MayBeLost).await?,
-                Act::WriteFua => self.write(io, lane, at, Durability::Durable).await?,
+                Act::WriteFua => self.write_fua(io, lane, at, write_back).await?,
                 Act::WriteFlush => self.write_flush(io, lane, at, write_back).await?,
                 Act::ReadWriteFlush => {
                     self.read(io, lane, Places::Scattered.at(!turn, request, self.size)).await?;
@@ -248,18 +248,38 @@ impl Run<'_> {
         at: u64,
         write_back: &WriteBack<'s>,
     ) -> Outcome {
-        let early = match self.target {
-            Target::Volume(volume) => {
-                write_back.admit(volume, self.blocks(volume, at), &lane.buf[..self.pattern.request])
-            }
-            Target::Plain(_) => false,
-        };
-        match early {
+        match self.admit(lane, at, write_back, Durability::MayBeLost) {
             // The thread goes on to its ring and back, as with the answer to a request.
-            true => _ = io.sleep(Duration::ZERO).await,
-            false => self.write(io, lane, at, Durability::MayBeLost).await?,
+            Some(_) => _ = io.sleep(Duration::ZERO).await,
+            None => self.write(io, lane, at, Durability::MayBeLost).await?,
         }
         self.flush(io, lane).await
+    }
+
+    /// A durable write, as the daemon does it: a small one is answered once it is safe.
+    async fn write_fua<'s>(
+        &'s self,
+        io: &Counted<'_>,
+        lane: &mut Lane,
+        at: u64,
+        write_back: &WriteBack<'s>,
+    ) -> Outcome {
+        match (self.target, self.admit(lane, at, write_back, Durability::Durable)) {
+            (Target::Volume(volume), Some(id)) => Ok(volume.wait_safe(lane.context(), id).await?),
+            _ => self.write(io, lane, at, Durability::Durable).await,
+        }
+    }
+
+    /// Has a write answered early, where there is a volume, and its range and a slot are free.
+    fn admit<'s>(
+        &'s self,
+        lane: &Lane,
+        at: u64,
+        write_back: &WriteBack<'s>,
+        durability: Durability,
+    ) -> Option<WriteBackId> {
+        let Target::Volume(volume) = self.target else { return None };
+        write_back.admit(volume, self.blocks(volume, at), &lane.buf[..self.pattern.request], durability)
     }
 
     async fn write(&self, io: &Counted<'_>, lane: &mut Lane, at: u64, durability: Durability) -> Outcome {

@@ -8,7 +8,7 @@ use std::{
     future::poll_fn,
     task::{Poll, Waker},
 };
-use ublk_integrity::{Admitted, BlockRange, Io, Volume};
+use ublk_integrity::{Admitted, BlockRange, Durability, Io, Volume, WriteBackId};
 
 /// The slots of one thread.
 pub struct WriteBack<'r> {
@@ -38,17 +38,24 @@ impl<'r> WriteBack<'r> {
     }
 
     /// Copies the bytes and admits the write, if its range and a slot are free: it counts as
-    /// answered.
-    pub fn admit(&self, volume: &'r Volume, range: BlockRange, bytes: &[u8]) -> bool {
-        let Some(index) = self.idle.borrow().last().copied() else { return false };
+    /// answered, or does so once it is safe.
+    pub fn admit(
+        &self,
+        volume: &'r Volume,
+        range: BlockRange,
+        bytes: &[u8],
+        durability: Durability,
+    ) -> Option<WriteBackId> {
+        let index = self.idle.borrow().last().copied()?;
         let mut slot = self.slots[index].borrow_mut();
         let memory = slot.memory.as_mut().expect("an idle slot's memory is here");
-        let Some(admitted) = volume.admit(memory.context(), range) else { return false };
+        let admitted = volume.admit(memory.context(), range, durability)?;
+        let id = admitted.id();
         memory.buf[..bytes.len()].copy_from_slice(bytes);
         slot.admitted = Some(admitted);
         slot.waker.wake_by_ref();
         self.idle.borrow_mut().pop();
-        true
+        Some(id)
     }
 
     /// The task of a slot.
