@@ -69,6 +69,13 @@ fn random_requests_keep_every_order() {
     assert!(carried[0] > 100 && carried[1] > 0, "no record has carried anything");
 }
 
+/// One whose log may carry small synchronous writes.
+fn lab_with_sync_log() -> Lab {
+    let (format, options) = separate();
+    let format = FormatOptions { log_size: Some(320 << 10), ..format };
+    Lab::new(&format, &OpenOptions { sync_log: true, write_back_slots: 32, ..options })
+}
+
 fn lab() -> Lab {
     let (format, options) = separate();
     Lab::new(&format, &options)
@@ -156,7 +163,7 @@ fn admitted<'a>(lab: &'a Lab, beside: &mut Beside<'a>, block: u64, blocks: u64) 
 /// What is waited for at an fsync: the flush that follows such a write at once. It is the same where
 /// the block is written again at once, as the tail of a log is.
 #[test]
-fn an_fsync_of_a_small_write_is_three_operations_in_series() {
+fn without_a_sync_log_an_fsync_of_a_small_write_is_three_operations_in_series() {
     let lab = lab();
     let (mut beside, mut context) = (Beside::default(), lab.volume.context(0));
     for _ in 0..2 {
@@ -172,7 +179,7 @@ fn an_fsync_of_a_small_write_is_three_operations_in_series() {
 /// ext4 writes the blocks of its journal, then the commit block with PREFLUSH and FUA: a flush, and
 /// a durable write.
 #[test]
-fn a_commit_of_a_journal_is_six_operations_in_series() {
+fn without_a_sync_log_a_commit_of_a_journal_is_six_operations_in_series() {
     let lab = lab();
     let (mut beside, mut context) = (Beside::default(), lab.volume.context(0));
     (0..4).for_each(|n| admitted(&lab, &mut beside, 100 + 2 * n, 2));
@@ -185,6 +192,70 @@ fn a_commit_of_a_journal_is_six_operations_in_series() {
     let ((), seen) = beside.answer(io, commit);
     beside.end(io);
     assert_eq!((seen.in_series, seen.syncs, seen.reads), (6, 2, 0), "record, data, sync; and once more: {seen:?}");
+}
+
+/// One durable write: nothing else is on either device between the write and the flush's answer.
+const RECORD: BeforeAnswer = BeforeAnswer { in_series: 1, durable_writes: 1, other_writes: 0, syncs: 0, reads: 0 };
+
+#[test]
+fn an_fsync_of_a_small_write_is_one_durable_write() {
+    let lab = lab_with_sync_log();
+    let (mut beside, mut context) = (Beside::default(), lab.volume.context(0));
+    // The same block again, and one that covers half of it.
+    for (block, blocks) in [(3, 2), (3, 2), (4, 2)] {
+        admitted(&lab, &mut beside, block, blocks);
+        let (flushed, seen) = beside.answer(&lab.io, lab.volume.flush(&lab.io, &mut context));
+        flushed.unwrap();
+        assert_eq!(seen, RECORD);
+    }
+    lab.volume.end_write_back(0);
+    beside.end(&lab.io);
+    let counters = lab.volume.status().counters;
+    assert_eq!((counters.carried_writes, counters.superseded_writes), (3, 1));
+}
+
+#[test]
+fn a_commit_of_a_journal_is_two_durable_writes() {
+    let lab = lab_with_sync_log();
+    let (mut beside, mut context) = (Beside::default(), lab.volume.context(0));
+    (0..4).for_each(|n| admitted(&lab, &mut beside, 100 + 2 * n, 2));
+    let (flushed, seen) = beside.answer(&lab.io, lab.volume.flush(&lab.io, &mut context));
+    flushed.unwrap();
+    assert_eq!(seen, RECORD);
+    let mut writer = lab.volume.context(0);
+    let range = BlockRange::new(BlockIndex(108), 1);
+    let commit = lab.volume.admit(&writer, range, Durability::Durable).expect("its range is free");
+    let id = commit.id();
+    let Lab { io, volume, .. } = &lab;
+    beside.spawn(async move {
+        volume.write_back(io, &mut writer, commit, Buf::new(512), || ()).await.0.unwrap();
+    });
+    let (safe, seen) = beside.answer(io, volume.wait_safe(&mut context, id));
+    safe.unwrap();
+    assert_eq!(seen, RECORD);
+    volume.end_write_back(0);
+    beside.end(io);
+}
+
+/// What no record carries is synced; what one carries is not, before a checkpoint.
+#[test]
+fn a_flush_syncs_only_what_no_record_carries() {
+    let mut lab = lab_with_sync_log();
+    lab.write(50, 1, 1);
+    {
+        let (mut beside, mut context) = (Beside::default(), lab.volume.context(0));
+        admitted(&lab, &mut beside, 3, 1);
+        let (flushed, seen) = beside.answer(&lab.io, lab.volume.flush(&lab.io, &mut context));
+        flushed.unwrap();
+        assert_eq!((seen.in_series, seen.durable_writes, seen.other_writes, seen.syncs), (2, 1, 0, 1));
+        lab.volume.end_write_back(0);
+        beside.end(&lab.io);
+    }
+    let syncs = |trace: Vec<Trace>| trace.iter().filter(|t| **t == Trace::SyncEnd(Device::Data)).count();
+    let flush = lab.traced(|lab| lab.try_flush().unwrap());
+    assert_eq!(syncs(flush), 0, "it is in place, and its record is still there");
+    let checkpoint = lab.traced(|lab| lab.checkpoint());
+    assert_eq!(syncs(checkpoint), 1, "its record is not, afterwards");
 }
 
 #[test]

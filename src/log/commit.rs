@@ -133,8 +133,15 @@ impl Log {
         let offset = ByteOffset(self.config.offset + head.position % self.config.size);
         let write = io.write(Device::Meta, offset, buf, part, Durability::Durable);
         let end = LogPoint { position: head.position + bytes as u64, number: RecordNumber(head.number.0 + 1), link };
-        let wake = self
-            .sealed(carries, SealedRecord { epoch: head.epoch, last, end, bytes: bytes as u64, content, done: false });
+        let wake = self.sealed(SealedRecord {
+            epoch: head.epoch,
+            last,
+            end,
+            bytes: bytes as u64,
+            content,
+            carries,
+            done: false,
+        });
         wake.into_iter().flatten().for_each(Waker::wake);
         let (result, buf) = write.await;
         let result =
@@ -150,12 +157,9 @@ impl Log {
     }
 
     /// The record's MAC is known: the next may be sealed.
-    fn sealed(&self, carries: bool, record: SealedRecord) -> Next {
+    fn sealed(&self, record: SealedRecord) -> Next {
         let mut s = self.state.lock();
         s.sealing = false;
-        // Damage to the last record of all looks as if a crash had torn it. Where it carries data
-        // another one follows soon, be it with what an earlier one has said already.
-        s.sync.unlogged |= carries;
         debug_assert!(s.sealed.len() < s.sealed.capacity());
         s.head = record.end;
         s.sealed.push_back(record);
@@ -175,6 +179,9 @@ impl Log {
         while s.sealed.front().is_some_and(|record| record.done) {
             let record = s.sealed.pop_front().expect("just seen");
             s.durable = record.last;
+            // Damage to the last record of all looks as if a crash had torn it. Where it carries data
+            // one follows that is sealed from now on, be it with what an earlier one has said.
+            s.sync.unlogged |= record.carries;
             s.of(record.epoch).end = Some(record.end);
             s.records += 1;
             s.record_bytes += record.bytes;

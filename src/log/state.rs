@@ -99,6 +99,8 @@ pub(super) struct SealedRecord {
     pub(super) bytes: u64,
     /// Bytes without it.
     pub(super) content: usize,
+    /// Whether it carries data.
+    pub(super) carries: bool,
     /// It is durable, but one before it is not yet.
     pub(super) done: bool,
 }

@@ -259,12 +259,18 @@ impl RangeGuard<'_> {
     }
 
     /// Parks the lock, which is granted: what is written is durable in the log, and goes to its place
-    /// later. Writes that wait for it go on.
+    /// later. Writes that wait for it go on: it is contended no more, if nobody else waits.
     pub(crate) fn park(&self) {
+        let contended = &self.ranges.waiters[self.request].contended;
+        // Who comes after this sets it again, or is in the queue below.
+        contended.store(false, Ordering::SeqCst);
         for shard in self.ranges.shards_of(self.range) {
             let mut queue = self.ranges.shards[shard].0.lock();
             let i = queue.position(self.request);
             queue.requests[i].parked = true;
+            if queue.requests[i + 1..].iter().any(|later| later.waits_for(&queue.requests[i])) {
+                contended.store(true, Ordering::SeqCst);
+            }
             self.ranges.grant(shard, queue, self.range);
         }
     }
@@ -475,7 +481,17 @@ mod tests {
         waits.hurry_earlier();
         assert!(lazy[..39].iter().all(|guard| poll(guard).is_ready()) && poll(&lazy[39]).is_pending());
         drop((waits, lazy));
-        assert!(poll(&r.enqueue(3, range(3, 1), Mode::Write)).is_pending(), "that was another request");
+        let next = r.enqueue(3, range(3, 1), Mode::Write);
+        assert!(poll(&next).is_pending(), "that was another request");
+        let write = r.enqueue(4, range(3, 1), Mode::Write);
+        write.hurry_earlier();
+        assert!(poll(&next).is_ready());
+        next.park();
+        assert!(held(&write) && poll(&next).is_pending(), "a write needs it parked, not in place");
+        let read = r.enqueue(5, range(3, 1), Mode::Shared);
+        read.hurry_earlier();
+        next.park();
+        assert!(poll(&next).is_ready(), "a read needs it in place");
     }
 
     const CONTEXTS: usize = 6;
