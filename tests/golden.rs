@@ -1,15 +1,19 @@
 //! Volumes of every format version that there has been, opened for ever.
 //!
-//! `tests/golden/*.pages` are small volumes as they lay on the disk after a power cut: 8 bytes of
-//! offset and 4096 bytes of content for each page that is not all zeros. `GOLDEN_WRITE=1` makes the
-//! files that are not there; one that is there is never written again.
+//! `tests/golden/*.pages` are small volumes as they lay on the disk after a power cut, or after an
+//! orderly end: 8 bytes of offset and 4096 bytes of content for each page that is not all zeros.
+//! `GOLDEN_WRITE=1` makes the files that are not there; one that is there is never written again.
 
-use crate::sim::{Disk, Lab, Rng, SimStorage, format_options, lab::content, open_options, oracle::VersionId};
+use crate::sim::{Disk, Lab, Rng, SimStorage, block_on, format_options, lab::content, open_options, oracle::VersionId};
 use std::{
     fs,
     path::{Path, PathBuf},
 };
-use ublk_integrity::{Device, OpenOptions, TagAlgorithm, create::FormatOptions};
+use ublk_integrity::{
+    Device, OpenOptions, TagAlgorithm, VolumeInfo,
+    create::FormatOptions,
+    open::{Feature, dump},
+};
 
 const PAGE: usize = 4096;
 
@@ -17,13 +21,28 @@ pub(crate) struct Golden {
     name: &'static str,
     block_size: u32,
     tag: TagAlgorithm,
+    version: u32,
+    /// Whether it ended in good order.
+    closed: bool,
+}
+
+const fn version_1(name: &'static str, block_size: u32, tag: TagAlgorithm) -> Golden {
+    Golden { name, block_size, tag, version: 1, closed: false }
 }
 
 pub(crate) const VERSION_1: [Golden; 3] = [
-    Golden { name: "v1-hmac-sha256-4096", block_size: 4096, tag: TagAlgorithm::HmacSha256 },
-    Golden { name: "v1-blake3-512", block_size: 512, tag: TagAlgorithm::Blake3 },
-    Golden { name: "v1-aegis-128x2-4096", block_size: 4096, tag: TagAlgorithm::Aegis128X2 },
+    version_1("v1-hmac-sha256-4096", 4096, TagAlgorithm::HmacSha256),
+    version_1("v1-blake3-512", 512, TagAlgorithm::Blake3),
+    version_1("v1-aegis-128x2-4096", 4096, TagAlgorithm::Aegis128X2),
 ];
+
+/// With a sync log that holds no blocks, a label, and a device that is trusted.
+pub(crate) const SYNC_LOG_CRASHED: Golden =
+    Golden { name: "v2-sync-log-crashed", block_size: 512, tag: TagAlgorithm::HmacSha256, version: 2, closed: false };
+/// The same after an orderly end: without the feature, for the label of version 2.
+const SYNC_LOG_CLOSED: Golden = Golden { name: "v2-sync-log-closed", closed: true, ..SYNC_LOG_CRASHED };
+
+const ALL: [&Golden; 5] = [&VERSION_1[0], &VERSION_1[1], &VERSION_1[2], &SYNC_LOG_CRASHED, &SYNC_LOG_CLOSED];
 
 /// First block, blocks, version: in pages, in the log only, zeroed again, written once more.
 const WRITES: [(u64, u64, VersionId); 4] = [(0, 3, 1), (130, 2, 2), (1, 1, 3), (200, 1, 4)];
@@ -31,8 +50,14 @@ const WRITES: [(u64, u64, VersionId); 4] = [(0, 3, 1), (130, 2, 2), (1, 1, 3), (
 const CONTENT: [(u64, VersionId); 7] = [(0, 1), (1, 3), (2, 0), (130, 2), (131, 2), (200, 4), (201, 0)];
 
 fn options(golden: &Golden) -> (FormatOptions, OpenOptions) {
-    let format = FormatOptions { tag: golden.tag, ..format_options(golden.block_size) };
-    let open = OpenOptions { open_id: [7; 32], ..open_options(&mut Rng::new(1)) };
+    let mut format = FormatOptions { tag: golden.tag, ..format_options(golden.block_size) };
+    let mut open = OpenOptions { open_id: [7; 32], ..open_options(&mut Rng::new(1)) };
+    if golden.version == 2 {
+        format.log_size = Some(VolumeInfo::LEAST_SYNC_LOG);
+        format.label = "golden".parse().unwrap();
+        format.assumed_atomic_bytes = Some(4096);
+        open.sync_log = true;
+    }
     (format, open)
 }
 
@@ -63,6 +88,9 @@ fn made_today(golden: &Golden) -> Vec<u8> {
     let (format, open) = options(golden);
     let mut lab = Lab::new(&format, &open);
     fill(&mut lab);
+    if golden.closed {
+        block_on(&lab.io, lab.volume.close(&lab.io)).unwrap();
+    }
     let size = ublk_integrity::create::plan(&format).unwrap().data_device_bytes as usize;
     let image = lab.peek(Device::Data, 0, size);
     let mut pages = Vec::new();
@@ -104,16 +132,24 @@ pub(crate) fn image_of(golden: &Golden) -> (SimStorage, OpenOptions) {
 }
 
 #[test]
-fn volumes_of_version_1_open_and_hold_what_was_written() {
-    for golden in &VERSION_1 {
+fn volumes_of_every_version_open_and_hold_what_was_written() {
+    for golden in ALL {
         if std::env::var_os("GOLDEN_WRITE").is_some() && !path(golden).exists() {
             fs::write(path(golden), made_today(golden)).unwrap();
         }
         let (io, open) = image_of(golden);
+        let dump = block_on(&io, dump(&io)).unwrap();
+        assert!(dump.copies.iter().all(|copy| copy.version == Some(golden.version)), "{}", golden.name);
+        let may_hold_blocks = dump.copies.iter().all(|copy| copy.features == [Feature::SyncLog]);
+        assert_eq!(may_hold_blocks, golden.version == 2 && !golden.closed, "{}", golden.name);
         let mut lab = Lab::open(io, &open).unwrap();
+        let expected = options(golden).0;
+        let info = lab.volume.info();
+        assert_eq!((info.label, info.assumed_atomic_bytes), (expected.label, expected.assumed_atomic_bytes));
         let found = lab.volume.recovery().clone();
         // Zeros are settled by the log alone and not counted.
-        assert_eq!((found.blocks, found.settled), (2, 2), "{}: {found:?}", golden.name);
+        let logged = if golden.closed { 0 } else { 2 };
+        assert_eq!((found.blocks, found.settled), (logged, logged), "{}: {found:?}", golden.name);
         for (block, version) in CONTENT {
             let expected = match version {
                 0 => vec![0; golden.block_size as usize],
@@ -127,7 +163,7 @@ fn volumes_of_version_1_open_and_hold_what_was_written() {
 /// Not a must for ever, but a byte that changes unasked is a format that changes unasked.
 #[test]
 fn today_the_same_requests_make_the_same_bytes() {
-    for golden in &VERSION_1 {
+    for golden in ALL {
         let pages = fs::read(path(golden)).unwrap_or_default();
         assert!(made_today(golden) == pages, "{}: the bytes on the disk have changed", golden.name);
     }

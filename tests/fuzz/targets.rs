@@ -19,7 +19,7 @@
 #![allow(unreachable_pub)] // a program of tests has no outside
 
 use crate::{
-    golden::{self, VERSION_1, may_read_as},
+    golden::{self, SYNC_LOG_CRASHED, VERSION_1, may_read_as},
     sim::{
         Lab, Rng, SimStorage, block_on, format_options,
         image::{self, LOG_OFFSET, PAGE, Page, SUPERBLOCK_BYTES, SUPERBLOCKS, Superblock},
@@ -123,7 +123,10 @@ struct Image {
 }
 
 thread_local! {
-    static IMAGES: Vec<Image> = VERSION_1.iter().map(golden::image_of).chain([separate()]).map(Image::new).collect();
+    static IMAGES: Vec<Image> = {
+        let others = [separate(), golden::image_of(&SYNC_LOG_CRASHED)];
+        VERSION_1.iter().map(golden::image_of).chain(others).map(Image::new).collect()
+    };
 }
 
 /// No version has a golden image with two devices: today's code makes one.
@@ -269,7 +272,7 @@ impl Target {
         let Some((&[image, bits], changes)) = script.split_first_chunk() else { return Reached::new() };
         IMAGES.with(|images| {
             // All others have no identity block.
-            let image = if self == Self::Identity { images.len() - 1 } else { usize::from(image) % images.len() };
+            let image = if self == Self::Identity { VERSION_1.len() } else { usize::from(image) % images.len() };
             let image = &images[image];
             let io = SimStorage::new(image.io.disk().fork(1));
             self.change(&io, image, bits, Script(changes));
