@@ -9,11 +9,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
-use ublk_integrity::{
-    Device, OpenOptions, TagAlgorithm, VolumeInfo,
-    create::FormatOptions,
-    open::{Feature, dump},
-};
+use ublk_integrity::{Device, OpenOptions, TagAlgorithm, VolumeInfo, create::FormatOptions};
 
 const PAGE: usize = 4096;
 
@@ -137,12 +133,12 @@ fn volumes_of_every_version_open_and_hold_what_was_written() {
         if std::env::var_os("GOLDEN_WRITE").is_some() && !path(golden).exists() {
             fs::write(path(golden), made_today(golden)).unwrap();
         }
-        let (io, open) = image_of(golden);
-        let dump = block_on(&io, dump(&io)).unwrap();
+        let (io, opening) = image_of(golden);
+        let dump = block_on(&io, ublk_integrity::open::dump(&io)).unwrap();
         assert!(dump.copies.iter().all(|copy| copy.version == Some(golden.version)), "{}", golden.name);
-        let may_hold_blocks = dump.copies.iter().all(|copy| copy.features == [Feature::SyncLog]);
+        let may_hold_blocks = dump.copies.iter().all(|copy| copy.features == [ublk_integrity::open::Feature::SyncLog]);
         assert_eq!(may_hold_blocks, golden.version == 2 && !golden.closed, "{}", golden.name);
-        let mut lab = Lab::open(io, &open).unwrap();
+        let mut lab = Lab::open(io, &opening).unwrap();
         let expected = options(golden).0;
         let info = lab.volume.info();
         assert_eq!((info.label, info.assumed_atomic_bytes), (expected.label, expected.assumed_atomic_bytes));
