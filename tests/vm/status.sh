@@ -7,6 +7,10 @@ add -n 5
 [ "$disk" = /dev/ublkb5 ] || die "asked for 5, got $disk"
 ui list
 ui list --json | jq -e '.[0].id == 5 and .[0].pid > 0'
+# Of each superblock copy: its format version, and what a program must know.
+versions() { ui dump --data $data --json | jq -c '[.copies[] | [.version, .features]]'; }
+ui status -n "$id" --json | jq -e '.sync_log and .sync_log_option == "auto"'
+[ "$(versions)" = '[[2,["sync_log"]],[2,["sync_log"]]]' ] || die "the sync log is not said: $(versions)"
 writes=$(counter writes) reads=$(counter reads)
 for block in 1 2 3; do mark_block "$disk" $block x; done
 for block in 1 2 3 4; do [ "$(read_block "$disk" $block)" = ok ]; done
@@ -24,6 +28,19 @@ before=$(head -c 1M $data | sha256sum)
 ui dump --data $data
 [ "$(head -c 1M $data | sha256sum)" = "$before" ] || die 'dump wrote'
 remove
+[ "$(versions)" = '[[1,[]],[1,[]]]' ] || die "no older program opens what was ended in good order: $(versions)"
+add --sync-log off
+ui status -n "$id" | grep -qx 'sync log  off'
+[ "$(versions)" = '[[1,[]],[1,[]]]' ] || die "written for a sync log that is off: $(versions)"
+remove
+step 'a label and a trusted disk are shown'
+format --force --label box --assume-atomic 512
+add
+ui status -n "$id" | grep -qx 'label     box'
+ui status -n "$id" | grep -qx 'atomic    512 bytes, as the user says'
+ui list --json | jq -e '.[0].label == "box" and .[0].assumed_atomic_bytes == 512'
+remove
+ui add --data $data --key-file $key --write-back 0 --sync-log on && die 'a sync log without write-back'
 step 'read only'
 add --read-only
 [ "$(cat /sys/block/"${disk#/dev/}"/ro)" = 1 ] || die 'not read only'
