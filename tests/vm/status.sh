@@ -33,19 +33,19 @@ add --sync-log off
 ui status -n "$id" | grep -qx 'sync log  off'
 [ "$(versions)" = '[[1,[]],[1,[]]]' ] || die "written for a sync log that is off: $(versions)"
 remove
+step 'read only'
+add --read-only
+[ "$(cat /sys/block/"${disk#/dev/}"/ro)" = 1 ] || die 'not read only'
+[ "$(read_block "$disk" 1)" = ok ]
+remove
 step 'a label and a trusted disk are shown'
-format --force --label box --assume-atomic 512
+format --label box --assume-atomic 512
 add
 ui status -n "$id" | grep -qx 'label     box'
 ui status -n "$id" | grep -qx 'atomic    512 bytes, as the user says'
 ui list --json | jq -e '.[0].label == "box" and .[0].assumed_atomic_bytes == 512'
 remove
 ui add --data $data --key-file $key --write-back 0 --sync-log on && die 'a sync log without write-back'
-step 'read only'
-add --read-only
-[ "$(cat /sys/block/"${disk#/dev/}"/ro)" = 1 ] || die 'not read only'
-[ "$(read_block "$disk" 1)" = ok ]
-remove
 
 step 'a volume that was not closed, read by all that write nothing'
 linear small /dev/vdb 64
