@@ -108,7 +108,7 @@ const LINES: &[(&str, &str)] = &[
     ("reads", "{reads} ({read_bytes:size})"),
     (
         "writes",
-        "{writes} ({written_bytes:size}), {write_back_writes} answered early, {failed_writes} failed; {zeroes} zeroes, {flushes} flushes",
+        "{writes} ({written_bytes:size}), {write_back_writes} answered early, {carried_writes} carried by the log, {failed_writes} failed; {zeroes} zeroes, {flushes} flushes",
     ),
     (
         "cache",
