@@ -36,14 +36,23 @@ impl Stop {
     }
 }
 
-/// Makes checkpoints when they are wanted and every few seconds; a last one when `stop` is set.
-/// `tell` hears of each and of the failure that ends them.
+/// What becomes of the volume when its checkpoints are asked to stop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AtStop {
+    /// It is [closed](Volume::close).
+    Close,
+    /// It goes on to be served.
+    GoOn,
+}
+
+/// Makes checkpoints when they are wanted and every few seconds, until `stop` is set. `tell` hears of
+/// each and of the failure that ends them.
 ///
 /// A checkpoint that has begun is never dropped: this ends only between two.
 pub async fn run<S: Storage>(
     volume: &Volume,
     io: &S,
-    stop: &Stop,
+    (stop, at_stop): (&Stop, AtStop),
     tell: impl Fn(Result<CheckpointerWork, Latched>),
 ) -> Result<(), Latched> {
     let mut period = pin!(io.sleep(PERIOD).fuse());
@@ -52,7 +61,10 @@ pub async fn run<S: Storage>(
             let mut wanted = pin!(volume.work_wanted().fuse());
             let mut stopped = pin!(stop.wait().fuse());
             futures_util::select_biased! {
-                () = stopped => return volume.close(io).await,
+                () = stopped => return match at_stop {
+                    AtStop::Close => volume.close(io).await,
+                    AtStop::GoOn => volume.checkpoint(io).await,
+                },
                 work = wanted => work,
                 _ = period => {
                     period.set(io.sleep(PERIOD).fuse());
@@ -86,7 +98,7 @@ mod interleavings {
             let stop = Arc::new(Stop::default());
             let worker = {
                 let (volume, io, stop) = (volume.clone(), io.clone(), stop.clone());
-                thread::spawn(move || block_on(run(&volume, &io, &stop, |done| _ = done.unwrap())))
+                thread::spawn(move || block_on(run(&volume, &io, (&stop, AtStop::Close), |done| _ = done.unwrap())))
             };
             let writers = [0, 1].map(|block| {
                 let (volume, io) = (volume.clone(), io.clone());
@@ -115,7 +127,7 @@ mod interleavings {
             let stop = Arc::new(Stop::default());
             let worker = {
                 let (volume, io, stop) = (volume.clone(), io.clone(), stop.clone());
-                thread::spawn(move || block_on(run(&volume, &io, &stop, |done| _ = done.unwrap())))
+                thread::spawn(move || block_on(run(&volume, &io, (&stop, AtStop::Close), |done| _ = done.unwrap())))
             };
             write(&volume, &io, range(0, 1), 1).unwrap();
             stop.set();

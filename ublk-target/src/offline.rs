@@ -2,7 +2,7 @@
 //! of their own.
 
 use crate::{
-    checkpoints::{self, Stop},
+    checkpoints::{self, AtStop, Stop},
     daemon::memory_budget::{Available, Purpose},
     device::{Backing, Backings, Use},
     event_loop::{
@@ -244,7 +244,12 @@ impl Offline {
     }
 
     /// Runs `work` while checkpoints make room for what it writes, and one more at the end.
-    pub fn run_with_checkpoints<T>(&self, volume: &Volume, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    pub fn run_with_checkpoints<T>(
+        &self,
+        volume: &Volume,
+        at_end: AtStop,
+        work: impl Future<Output = Outcome<T>>,
+    ) -> Outcome<T> {
         let io = self.io();
         let stop = Stop::default();
         let working = async {
@@ -252,7 +257,7 @@ impl Offline {
             stop.set();
             result
         };
-        let (result, closed) = self.run(join(working, checkpoints::run(volume, &io, &stop, |_| {})))?;
+        let (result, closed) = self.run(join(working, checkpoints::run(volume, &io, (&stop, at_end), |_| {})))?;
         let result = result?;
         closed?;
         Ok(result)

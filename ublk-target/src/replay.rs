@@ -1,6 +1,7 @@
 //! Replays the write-back file of a daemon that was killed: writes in place what it had answered.
 
 use crate::{
+    checkpoints::AtStop,
     failure::{Context, Failure, Outcome},
     offline::Offline,
     write_back_file::{MOST_BYTES, Slot, WriteBackFile},
@@ -43,7 +44,7 @@ impl Left {
         }
         let what = self.what();
         let (io, mut failure) = (offline.io(), None);
-        let written = offline.run_with_checkpoints(volume, async {
+        let written = offline.run_with_checkpoints(volume, AtStop::GoOn, async {
             let (mut context, mut buf, mut written) = (volume.context(0), Buf::new(MOST_BYTES), Vec::new());
             for (slot, range) in self.writes.iter().copied() {
                 self.file.read(slot, &mut buf).doing(&what)?;

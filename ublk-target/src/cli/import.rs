@@ -2,6 +2,7 @@
 
 use super::{DeviceArgs, ExpectedArgs, check::refuse_latched, export::is_zero, progress};
 use crate::{
+    checkpoints::AtStop,
     device::Use,
     event_loop::ring::RingStorage,
     failure::{Context, Exit, Failure, Outcome},
@@ -72,7 +73,7 @@ pub fn run(args: &Args) -> Outcome {
         name(&args.input)
     ));
     let bar = progress::bar(size);
-    let written = offline.run_with_checkpoints(&volume, async {
+    let written = offline.run_with_checkpoints(&volume, AtStop::Close, async {
         let mut lanes = lanes(&volume);
         while input.at < size {
             let mut batch = Vec::with_capacity(LANES);

@@ -3,7 +3,7 @@
 
 use super::log::{Event, Log};
 use crate::{
-    checkpoints::{self, Stop},
+    checkpoints::{self, AtStop, Stop},
     device::Backings,
     event_loop::{HashPool, OwnRing, ring::DeviceFiles},
     threads::named,
@@ -48,7 +48,7 @@ pub fn start_checkpoints(
             Ok(_) => {}
             Err(latched) => log.tell(Event::Latched(latched)),
         };
-        let done = ring.block_on(checkpoints::run(&volume, &io, &stop, tell));
+        let done = ring.block_on(checkpoints::run(&volume, &io, (&stop, AtStop::Close), tell));
         done.expect("a ring that worked goes on working")
     })?;
     started.recv().unwrap_or_else(|_| Err(io::Error::other("the checkpoint thread died")))?;

@@ -7,7 +7,7 @@ use super::{
     traffic::{Asked, Counted, Traffic},
 };
 use crate::{
-    checkpoints::{self, Stop},
+    checkpoints::{self, AtStop, Stop},
     daemon::settings::DEFAULT_WRITE_BACK,
     device::{Backings, Use},
     event_loop::{HashPool, OwnRing},
@@ -282,7 +282,9 @@ impl Bench {
         let make_checkpoints = || {
             let ring = backings.descriptors().and_then(OwnRing::new).map_err(|e| no_ring(&e))?;
             let io = Counted { io: ring.storage(files), traffic };
-            let done = ring.block_on(checkpoints::run(volume, &io, &stop, |_| {})).doing("io_uring failed")?;
+            let done = ring
+                .block_on(checkpoints::run(volume, &io, (&stop, AtStop::Close), |_| {}))
+                .doing("io_uring failed")?;
             Ok(done?)
         };
         thread::scope(|scope| {
