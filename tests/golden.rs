@@ -4,12 +4,20 @@
 //! orderly end: 8 bytes of offset and 4096 bytes of content for each page that is not all zeros.
 //! `GOLDEN_WRITE=1` makes the files that are not there; one that is there is never written again.
 
-use crate::sim::{Disk, Lab, Rng, SimStorage, block_on, format_options, lab::content, open_options, oracle::VersionId};
+use crate::sim::{
+    Disk, Lab, Rng, SimStorage, block_on,
+    craft::{Next, append},
+    format_options,
+    image::{self, Logged, Superblock},
+    lab::content,
+    open_options,
+    oracle::VersionId,
+};
 use std::{
     fs,
     path::{Path, PathBuf},
 };
-use ublk_integrity::{Device, OpenOptions, TagAlgorithm, VolumeInfo, create::FormatOptions};
+use ublk_integrity::{BlockIndex, Device, OpenOptions, TagAlgorithm, VolumeInfo, create::FormatOptions};
 
 const PAGE: usize = 4096;
 
@@ -67,6 +75,38 @@ pub(crate) fn fill(lab: &mut Lab) {
     lab.zero(2, 1);
     lab.flush();
     lab.write(fourth.0, fourth.1, fourth.2);
+}
+
+/// A volume with a sync log: blocks that lie in the log alone, the newest and under newer tags whose
+/// data never arrived, others that are in place.
+pub(crate) fn with_payload() -> (SimStorage, OpenOptions) {
+    let format = FormatOptions { log_size: Some(320 << 10), ..format_options(512) };
+    let options = OpenOptions { sync_log: true, ..open_options(&mut Rng::new(1)) };
+    let mut lab = Lab::new(&format, &options);
+    fill(&mut lab);
+    let log = |writes: &[(u64, u64, bool)]| {
+        let mut disk = lab.disk();
+        let (superblock, next) = (Superblock::newest(&disk), Next::of(&disk));
+        let entry = |(seq, (first, version, with_blocks)): (u64, &(u64, u64, bool))| {
+            let blocks = content(512, *first, *version);
+            let tags = vec![image::tag(&superblock, BlockIndex(*first), &blocks)];
+            match with_blocks {
+                true => Logged::Payload { seq, first: *first, tags, blocks },
+                false => Logged::Tags { seq, first: *first, tags },
+            }
+        };
+        let entries: Vec<_> = (next.seq..).zip(writes).map(entry).collect();
+        append(&mut disk, 0, &entries)
+    };
+    log(&[(130, 2, true), (131, 2, true)]);
+    log(&[(0, 1, true), (200, 4, true)]);
+    log(&[(1, 1, true)]);
+    log(&[(1, 3, false), (131, 2, false)]);
+    log(&[(130, 2, true)]);
+    for (block, bytes) in [(1, content(512, 1, 1)), (130, vec![0xee; 512]), (200, vec![0xee; 512])] {
+        lab.poke(Device::Data, lab.block_offset(block), &bytes);
+    }
+    (lab.io, options)
 }
 
 /// Whether the block may read so after a crash: as one of the versions that were written, or as

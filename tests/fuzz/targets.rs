@@ -6,7 +6,7 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 1 | which image: one of the golden ones, or one whose metadata is on a device of its own |
+//! | 1 | which image: one of the golden ones, one whose metadata is on a device of its own, or one whose log holds blocks |
 //! | 1 | bits: what is made good again after the changes, and how the volume is opened |
 //! | 4 + n, repeated | a change: area, operation and width, place (two bytes, little-endian), value |
 //!
@@ -124,7 +124,7 @@ struct Image {
 
 thread_local! {
     static IMAGES: Vec<Image> = {
-        let others = [separate(), golden::image_of(&SYNC_LOG_CRASHED)];
+        let others = [separate(), golden::image_of(&SYNC_LOG_CRASHED), golden::with_payload()];
         VERSION_1.iter().map(golden::image_of).chain(others).map(Image::new).collect()
     };
 }

@@ -324,10 +324,29 @@ pub fn sign_log(disk: &mut Disk, superblock: &Superblock) {
         disk.poke(Device::Meta, LOG_OFFSET + at as u64, &record);
         link = record[bytes - 32..].try_into().unwrap();
         at += bytes.next_multiple_of(superblock.physical as usize);
+        at += payload_bytes(&record, superblock.block_size).next_multiple_of(superblock.physical) as usize;
         if at >= ring.len() {
             return;
         }
     }
+}
+
+/// Bytes of the blocks that a record's entries name, as far as those make sense.
+fn payload_bytes(record: &[u8], block_size: u64) -> u64 {
+    let (mut rest, mut payload) = (&record[RECORD_HEADER..record.len() - 32], 0);
+    for _ in 0..u16_at(record, 36) {
+        let Some((entry, behind)) = rest.split_at_checked(24) else { break };
+        let (kind, count) = (u32_at(entry, 0), u32_at(entry, 4) as usize);
+        let listed = match kind {
+            1 | 4 => count * 32,
+            2 => 0,
+            _ => count * 8,
+        };
+        let Some(behind) = behind.get(listed..) else { break };
+        payload += if kind == 4 { count as u64 * block_size } else { 0 };
+        rest = behind;
+    }
+    payload
 }
 
 /// Makes the digests of these pages good, in the pages above them and in both superblock copies.

@@ -15,8 +15,10 @@ pub fn recovery(report: &RecoveryReport) -> Vec<String> {
 /// The figures in one line, where there was something in the log.
 pub fn summary(report: &RecoveryReport) -> Option<String> {
     (report.records > 0).then(|| {
+        // What volumes without a sync log never have is not said of them.
+        let placed = if report.placed > 0 { format!(", {} put in place", report.placed) } else { String::new() };
         format!(
-            "recovery of the data device: {} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable",
+            "recovery of the data device: {} log records, {} blocks: {} settled, {} with writes that never arrived, {} corrupt, {} unreadable{placed}",
             report.records, report.blocks, report.settled, report.older, report.corrupt, report.unreadable
         )
     })
@@ -36,6 +38,9 @@ pub fn findings(report: &RecoveryReport) -> Vec<String> {
         if count > 0 {
             lines.push(format!("recovery of the data device: {what}: {}", named(count, blocks)));
         }
+    }
+    if report.torn_was_durable {
+        lines.push("recovery: the last log record on the metadata device is damaged, and was durable once: what was acknowledged with it may read as an older version".into());
     }
     if report.pages_lost > 0 {
         lines.push(format!(
@@ -77,5 +82,8 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[1].ends_with("never flushed: blocks 7"), "{}", lines[1]);
         assert!(lines[2].ends_with("118, 119 and 30 more"), "{}", lines[2]);
+        let report = RecoveryReport { placed: 2, torn_was_durable: true, ..report };
+        let lines = recovery(&report);
+        assert!(lines[0].ends_with("unreadable, 2 put in place") && lines[3].contains("durable once"), "{lines:?}");
     }
 }

@@ -106,10 +106,11 @@ fn lines(report: &CheckReport, recovery: &RecoveryReport, block_size: u64, named
     if report.truncated {
         out.line("bad: more runs are not listed");
     }
-    let CheckReport { blocks, checked_blocks, data_blocks, bad_blocks, unreadable_blocks, .. } = report;
+    let CheckReport { blocks, checked_blocks, data_blocks, in_log, bad_blocks, unreadable_blocks, .. } = report;
+    let in_log = if *in_log > 0 { format!(" ({in_log} of them in the log)") } else { String::new() };
     let checked = if report.is_whole() { String::new() } else { format!(" ({checked_blocks} checked)") };
     out.line(format_args!(
-        "{blocks} blocks{checked}, {data_blocks} hold data, {bad_blocks} bad, {unreadable_blocks} unreadable"
+        "{blocks} blocks{checked}, {data_blocks} hold data{in_log}, {bad_blocks} bad, {unreadable_blocks} unreadable"
     ));
     out
 }
