@@ -19,4 +19,5 @@ mod refusals;
 mod sick;
 mod sim;
 mod tamper;
+mod torn;
 mod version2;

@@ -44,10 +44,7 @@ impl Volume {
             return (Err(ReadError::NotInPlace(range)), buf);
         }
         let (decided, buf) = match undecided {
-            true => {
-                let Opened { undecided, in_log, .. } = &self.opened;
-                undecided.decide(io, &self.metadata, self.hasher.tagger(), in_log, context, range, buf).await
-            }
+            true => self.opened.undecided.decide(io, &self.reader(), context, range, buf).await,
             false => (Ok(()), buf),
         };
         if let Err(e) = decided {

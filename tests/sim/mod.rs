@@ -10,6 +10,7 @@ pub mod faults;
 pub mod floors;
 pub mod image;
 pub mod lab;
+pub mod logged;
 pub mod oracle;
 pub mod rng;
 pub mod sick;

@@ -127,7 +127,7 @@ impl BlockCandidates<'_> {
     }
     /// Bytes that it takes when it is kept.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        (size_of::<Self>() + self.kept().len() * size_of::<Logged>()) as u64
+        (size_of::<Self>() + size_of_val(self.kept())) as u64
     }
     /// The same, to be kept when the log is not.
     pub(crate) fn into_owned(self) -> BlockCandidates<'static> {

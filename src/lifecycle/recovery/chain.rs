@@ -4,7 +4,7 @@ use super::{Candidates, patience::Effort, ring::Ring};
 use crate::{
     BlockIndex, ByteOffset, Device, DeviceError, Epoch, Errno, RecordNumber, Seq, Storage,
     crypto::{keys::Keys, tagger::Tagger},
-    format::{Entry, Feature, RawRecord, RecordHead, RecordShape, Superblock, Tag, Unknown, VerifiedRecord},
+    format::{Entry, Feature, Layout, RawRecord, RecordHead, RecordShape, Superblock, Tag, Unknown, VerifiedRecord},
     lifecycle::{open_error::OpenError, superblocks::Newest},
     log::{LogPoint, RECORDS_IN_FLIGHT, next_position},
     options::UnreadLog,
@@ -82,18 +82,7 @@ pub(crate) async fn follow<S: Storage>(
             Step::Record(record, bytes) => {
                 let VerifiedRecord { head, link, .. } = record;
                 let end = LogPoint { position: head.position + bytes, number: RecordNumber(head.number.0 + 1), link };
-                let mut blocks_at = superblock.layout.log_offset().0 + head.position % superblock.layout.log_size;
-                blocks_at += record.payload_at() as u64;
-                for entry in record.entries() {
-                    let entry = entry?.within(&superblock.layout)?;
-                    if let (Some(Unread { newer_from, .. }), Some(seq)) = (&mut missed, entry.seq()) {
-                        *newer_from = seq.min(*newer_from);
-                    }
-                    candidates.add(&entry, ByteOffset(blocks_at));
-                    if let Entry::Payload { blocks, .. } = entry {
-                        blocks_at += blocks.len() as u64;
-                    }
-                }
+                take(&record, &superblock.layout, &mut candidates, &mut missed)?;
                 (walk.epoch, walk.end) = (head.epoch, end);
                 records += 1;
             }
@@ -121,6 +110,29 @@ pub(crate) async fn follow<S: Storage>(
     let unreadable = walk.ring.first_unreadable().filter(|_| missed.is_none());
     let end = LogPoint { number, ..walk.end };
     Ok(Chain { candidates, records, end, followed_to, unreadable, unread: missed, torn: walk.torn })
+}
+
+/// Adds what a record says to the candidates; `missed` is told which changes come after what could not
+/// be read.
+fn take(
+    record: &VerifiedRecord<'_>,
+    layout: &Layout,
+    candidates: &mut Candidates,
+    missed: &mut Option<Unread>,
+) -> Result<(), Unknown> {
+    let place = record.head.position % layout.log_size + record.payload_at() as u64;
+    let mut blocks_at = layout.log_offset().0 + place;
+    for entry in record.entries() {
+        let entry = entry?.within(layout)?;
+        if let (Some(Unread { newer_from, .. }), Some(seq)) = (&mut *missed, entry.seq()) {
+            *newer_from = seq.min(*newer_from);
+        }
+        candidates.add(&entry, ByteOffset(blocks_at));
+        if let Entry::Payload { blocks, .. } = entry {
+            blocks_at += blocks.len() as u64;
+        }
+    }
+    Ok(())
 }
 
 /// What is found where the chain would go on.
@@ -215,7 +227,7 @@ impl<S: Storage> Walk<'_, S> {
             return Ok(Step::Unreadable(why));
         }
         // A record is whole or nothing, and so is a change: no part of it is taken.
-        match is_whole(&record, self.tagger, self.superblock)? {
+        match is_whole(&record, self.tagger, &self.superblock.layout)? {
             true => Ok(Step::Record(record, bytes)),
             false => Ok(Step::End),
         }
@@ -288,7 +300,7 @@ impl<S: Storage> Walk<'_, S> {
             return Ok(None);
         };
         // What makes no sense is not torn: somebody has written it.
-        let is_whole = is_whole(&record, self.tagger, self.superblock).unwrap_or(true);
+        let is_whole = is_whole(&record, self.tagger, &self.superblock.layout).unwrap_or(true);
         let len = record.padded().unwrap_or(len);
         let is_torn = !is_whole && self.ring.unreadable(at..at + len as u64).is_none();
         self.torn.records += u64::from(is_torn);
@@ -300,10 +312,10 @@ impl<S: Storage> Walk<'_, S> {
 }
 
 /// Whether each block of a record's payload is what its tag says.
-fn is_whole(record: &VerifiedRecord<'_>, tagger: &Tagger, superblock: &Superblock) -> Result<bool, Unknown> {
+fn is_whole(record: &VerifiedRecord<'_>, tagger: &Tagger, layout: &Layout) -> Result<bool, Unknown> {
     let mut whole = true;
     for entry in record.entries() {
-        if let Entry::Payload { first, tags, blocks, .. } = entry?.within(&superblock.layout)? {
+        if let Entry::Payload { first, tags, blocks, .. } = entry?.within(layout)? {
             whole &= tagger.proves_all(tags, first, blocks);
         }
     }

@@ -4,14 +4,12 @@
 
 use super::{
     candidates::BlockCandidates,
-    in_log::InLog,
     judge::{Row, judge},
 };
 use crate::{
     BlockIndex, BlockRange, Buf, Device, DeviceError, Errno, ReadError, Storage,
-    crypto::tagger::Tagger,
     metadata::{Metadata, tree::LoadError},
-    request::context::RequestContext,
+    request::{context::RequestContext, read::Reader},
     sync::{AtomicUsize, Mutex, Ordering},
 };
 use std::collections::BTreeMap;
@@ -61,13 +59,12 @@ impl Undecided {
     pub(crate) async fn decide<S: Storage>(
         &self,
         io: &S,
-        metadata: &Metadata,
-        tagger: &Tagger,
-        in_log: &InLog,
+        reader: &Reader<'_>,
         context: &mut RequestContext,
         range: BlockRange,
         mut buf: Buf,
     ) -> (Result<(), ReadError>, Buf) {
+        let Reader { metadata, hasher, in_log, .. } = reader;
         while let Some(c) = self.first_in(range).and_then(|block| self.candidates(block)) {
             let read;
             (read, buf) = read_block(io, metadata, c.block, buf).await;
@@ -75,7 +72,7 @@ impl Undecided {
                 return (Err(e), buf);
             }
             let data = &buf[..metadata.block_size()];
-            let judged = judge(io, &metadata.tree, tagger, &mut context.pages, &c, data).await;
+            let judged = judge(io, &metadata.tree, hasher.tagger(), &mut context.pages, &c, data).await;
             let row = match judged {
                 Ok(row) => row,
                 Err(e) => return (Err(undecidable(c.block, e)), buf),
