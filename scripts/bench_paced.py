@@ -29,7 +29,7 @@ def report_paced(folder, bars):
     p99 = ["p99_read_us", "p99_write_us", "p99_sync_us"]
     cells = medians(folder / "paced.csv", ["disk", "workload", "target"], ["iops", *p99])
     times = medians(folder / "paced-disks.csv", ["disk"], ["read_us", "write_us", "flush_us"])
-    text = "\n## By the clock of a paced guest\n\n" + SEVERAL.format(**guest_of(folder)).capitalize() + ".\n"
+    text = "\n## By the clock of a paced guest\n\nMeasured " + SEVERAL.format(**guest_of(folder)) + ".\n"
     for disk in dict.fromkeys(k[0] for k in cells):
         at = {w: {t: cells[disk, w, t] for t in SHORT if (disk, w, t) in cells} for d, w, _ in cells if d == disk}
         targets = [t for t in SHORT if any(t in row for row in at.values())]
