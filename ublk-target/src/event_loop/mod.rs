@@ -7,7 +7,7 @@
 //!
 //!   phase        what                                            delays a request by at most
 //!   reap         completions wake their tasks                    the time of a look at memory
-//!   run          ready tasks run, in scheduling passes           500 µs (BATCH), or one task
+//!   run          ready tasks run, until none is                  500 µs (BATCH), or one task
 //!   hash batch   waiting hash jobs run: small ones side by       the rest of the 500 µs, and one job
 //!                side, then large ones until the time is up
 //!   seal record  the first writer seals one log record for all   what one record takes to seal
@@ -46,9 +46,6 @@ use ublk_integrity::HashJob;
 /// How long a batch runs tasks and hash jobs before what they have started goes out: a task that
 /// waits for the first of many requests need not wait until all of them are hashed.
 const BATCH: Duration = Duration::from_micros(500);
-
-/// Scheduling passes between two looks at the ring.
-const PASSES: usize = 8;
 
 /// Tasks between two looks at the clock where none was charged.
 const TASKS_A_LOOK: u32 = 8;
@@ -96,14 +93,8 @@ impl<Reap: Fn(), Expected: Fn() -> usize> EventLoop<'_, '_, Reap, Expected> {
     /// left, all that has been started goes out.
     fn run(&self, clock: &Clock<'_>) -> io::Result<()> {
         loop {
-            // Tasks that wake each other get a few passes, so that what they submit goes out
-            // together; not more, for what they wait for may be in the ring.
-            for _ in 0..PASSES {
-                let enough = || self.ops.is_urgent() || clock.is_up_after_a_task();
-                if self.executor.run_until(enough) || !self.executor.has_ready() {
-                    break;
-                }
-            }
+            let enough = || self.ops.is_urgent() || clock.is_up_after_a_task();
+            while !self.executor.run_until(enough) && self.executor.has_ready() {}
             if !self.should_poll() || clock.is_up() {
                 return Ok(());
             }
