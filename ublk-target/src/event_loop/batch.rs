@@ -24,9 +24,6 @@ pub struct Batch {
     inner: RefCell<Vec<Waker>>,
     runnable: Cell<usize>,
     charged: Cell<bool>,
-    /// A hash job has come since a task last hashed. As a rule that task hashed with all that
-    /// waited, so only a job that has come later may still gain from others beside it.
-    fresh_job: Cell<bool>,
 }
 
 impl Batch {
@@ -39,7 +36,6 @@ impl Batch {
             inner: RefCell::default(),
             runnable: Cell::new(0),
             charged: Cell::new(false),
-            fresh_job: Cell::new(false),
         })
     }
 
@@ -58,7 +54,6 @@ impl Batch {
             let task = self.task.get();
             if !std::mem::replace(&mut waits, true) {
                 waiting.insert(task);
-                self.fresh_job.set(self.fresh_job.get() || phase == Phase::Hash);
             }
             // A task may be woken for something else meanwhile.
             if !waiting.contains(task) {
@@ -71,11 +66,9 @@ impl Batch {
         })
     }
 
-    /// Notes that the task that runs has hashed, which takes long. As a rule its hash batch had all
-    /// jobs that waited.
+    /// Notes that the task that runs has hashed, which takes long.
     pub fn charge(&self) {
         self.charged.set(true);
-        self.fresh_job.set(false);
     }
 
     /// Whether a task has been charged since this was last asked.
@@ -83,9 +76,9 @@ impl Batch {
         self.charged.take()
     }
 
-    /// Whether hash jobs wait that gain from more beside them.
+    /// Whether hash jobs wait, which gain from more beside them.
     pub(super) fn benefits_from_batching(&self) -> bool {
-        self.fresh_job.get() && self.waiting_for(Phase::Hash).len() > 0
+        self.waiting_for(Phase::Hash).len() > 0
     }
 
     /// Notes which task runs, its waker, and how many other tasks could run.

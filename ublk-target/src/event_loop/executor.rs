@@ -417,16 +417,6 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_has_been_batched_benefits_no_more() {
-        let (bell, batch) = (doorbell(), Batch::new(2));
-        let mut exec = Executor::new(2, &bell, &batch);
-        exec.spawn(batch.boundary(Phase::Hash));
-        exec.spawn(async { batch.charge() });
-        exec.run_ready();
-        assert!(!batch.benefits_from_batching() && !exec.may_sleep());
-    }
-
-    #[test]
     fn the_batch_boundary_reaches_futures_that_are_not_polled_with_their_task() {
         // More than a joined few, which are.
         const MANY: usize = 100;
