@@ -1,6 +1,9 @@
 //! The loop and its ring on a real file.
 
-use super::{BATCH, OwnRing, ring::DeviceFiles};
+use super::{
+    BATCH, Batch, EventLoop, Executor, OwnRing,
+    ring::{DeviceFiles, EnterWait},
+};
 use crate::huge::LargeApart;
 use std::{
     alloc::{GlobalAlloc, Layout},
@@ -89,6 +92,21 @@ fn before_large_hash_jobs_that_are_left_all_that_has_been_started_goes_out() {
         };
         let requests: [Pin<Box<dyn Future<Output = ()>>>; 3] = [Box::pin(long()), Box::pin(long()), Box::pin(short)];
         ring.run_together(requests, None).unwrap();
+    });
+}
+
+#[test]
+fn a_look_at_the_ring_that_brings_nothing_is_the_last_of_a_batch() {
+    with_file(|ring, files, _| {
+        let (batch, looks) = (Batch::new(1), Cell::new(0));
+        let mut executor = Executor::new(1, ring.ops.doorbell(), &batch);
+        executor.spawn(batch.boundary(Phase::Hash));
+        // The ring's memory says that something has come, and goes on to.
+        drop(ring.storage(files).sync(Device::Data));
+        ring.ops.enter(EnterWait::One).unwrap();
+        let reap = || looks.set(looks.get() + 1);
+        EventLoop { executor: &executor, ops: &ring.ops, reap, expected: || 1, hash_pool: None }.drive().unwrap();
+        assert_eq!(looks.get(), 1);
     });
 }
 
