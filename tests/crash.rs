@@ -25,30 +25,20 @@ use ublk_integrity::{OpenOptions, Volume, check::check};
 static EXCHANGED: AtomicU64 = AtomicU64::new(0);
 
 /// What the sync log has had to do.
-static CARRIED: Seen = Seen::new();
+static SEEN: Seen = Seen([const { AtomicU64::new(0) }; 4]);
 
-struct Seen {
-    carried: AtomicU64,
-    superseded: AtomicU64,
-    placed: AtomicU64,
-    torn: AtomicU64,
-}
+/// Writes that were carried and superseded, blocks that recovery has placed, and torn records.
+struct Seen([AtomicU64; 4]);
 
 impl Seen {
-    const fn new() -> Self {
-        const NONE: AtomicU64 = AtomicU64::new(0);
-        Self { carried: NONE, superseded: NONE, placed: NONE, torn: NONE }
-    }
     /// A life has ended, or a recovery.
     fn add(&self, volume: &Volume) {
         let (counters, recovery) = (volume.status().counters, volume.recovery());
-        self.carried.fetch_add(counters.carried_writes, Ordering::Relaxed);
-        self.superseded.fetch_add(counters.superseded_writes, Ordering::Relaxed);
-        self.placed.fetch_add(recovery.placed, Ordering::Relaxed);
-        self.torn.fetch_add(recovery.torn_records, Ordering::Relaxed);
+        let now = [counters.carried_writes, counters.superseded_writes, recovery.placed, recovery.torn_records];
+        self.0.iter().zip(now).for_each(|(all, more)| _ = all.fetch_add(more, Ordering::Relaxed));
     }
     fn all(&self) -> [u64; 4] {
-        [&self.carried, &self.superseded, &self.placed, &self.torn].map(|n| n.load(Ordering::Relaxed))
+        self.0.each_ref().map(|n| n.load(Ordering::Relaxed))
     }
 }
 
@@ -107,7 +97,7 @@ fn crash_after_every_write(seed: u64) -> u64 {
             copy.disk().power_cut();
         }
         let volume = recover(&copy, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
-        CARRIED.add(&volume);
+        SEEN.add(&volume);
         compare(&volume, &copy, &mut oracle);
         if rng.chance(20) {
             let exchanged = told.exchange(&io, &world.oracle.borrow(), &options, &mut rng);
@@ -115,7 +105,7 @@ fn crash_after_every_write(seed: u64) -> u64 {
         }
         crashes += 1;
     });
-    CARRIED.add(&world.volume);
+    SEEN.add(&world.volume);
     crashes
 }
 
@@ -144,7 +134,7 @@ fn several_lives(seed: u64) -> u64 {
         let mut told = Told::new(&io);
         live(&world, rng.next(), steps, || told.look(&world));
         io.disk().trace = None;
-        CARRIED.add(&world.volume);
+        SEEN.add(&world.volume);
         drop(world);
         let faults = std::mem::take(&mut io.disk().faults);
         let crash = if rng.chance(70) {
@@ -230,7 +220,7 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
     });
     let minutes = start.elapsed().as_secs_f64() / 60.0;
     println!("{total} crash points, {:.0} a minute", total as f64 / minutes);
-    let [carried, superseded, placed, torn] = CARRIED.all();
+    let [carried, superseded, placed, torn] = SEEN.all();
     println!("{carried} writes carried, {superseded} superseded; recovery placed {placed} blocks, {torn} torn records");
     assert!(
         total < 3000 || [carried, superseded, placed, torn].iter().all(|n| *n > 0),

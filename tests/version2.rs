@@ -230,9 +230,9 @@ fn of_two_versions_the_newer_epoch_counts_whichever_copy_it_is() {
         assert!(dump.copies.iter().all(|copy| copy.version == Some(1)), "both are made equal");
     }
     // A damaged copy of either version is passed over, and made good.
-    for damaged in 0..2 {
+    for damaged in SUPERBLOCKS {
         let io = SimStorage::new(lab.disk().fork(1));
-        io.disk().poke(Device::Meta, SUPERBLOCKS[damaged] + 200, &[0xaa; 8]);
+        io.disk().poke(Device::Meta, damaged + 200, &[0xaa; 8]);
         let mut lab = Lab::open(io, &options(true)).unwrap();
         assert!(lab.volume.recovery().superblock_repaired && lab.reads_as(3, 2));
         assert_eq!(version_and_flags(&lab.io), (2, SYNC_LOG));
