@@ -1,6 +1,7 @@
 //! `benchmark`: how fast tags are made here, and what verification costs on a disk.
 
 mod disk;
+mod lane;
 mod lanes;
 mod memory;
 mod pattern;

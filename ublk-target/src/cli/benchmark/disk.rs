@@ -1,7 +1,8 @@
 //! The verified path on a real disk beside plain I/O on the same file, and opening after a crash.
 
 use super::{
-    lanes::{Found, Lane, Run, Target, Until, lanes},
+    lane::{Lane, lanes},
+    lanes::{Found, Run, Target, Until},
     pattern::{Act, Pattern, Places},
     tags::{TagBench, median},
     traffic::{Asked, Counted, Traffic},

@@ -1,6 +1,7 @@
 //! Requests of one pattern on one thread, plain or through a volume; others may hash for it.
 
 use super::{
+    lane::Lane,
     pattern::{Act, Pattern, Places},
     traffic::{Counted, Traffic},
     write_back::WriteBack,
@@ -31,33 +32,6 @@ pub enum Until {
     Elapsed(Duration),
     /// So many bytes have been moved.
     Moved(u64),
-}
-
-/// What one of the requests under way owns.
-pub struct Lane {
-    context: Option<RequestContext>,
-    pub buf: Buf,
-}
-
-impl Lane {
-    /// # Panics
-    /// Where it was not made for a volume.
-    pub fn context(&mut self) -> &mut RequestContext {
-        self.context.as_mut().expect("this lane was made for the volume")
-    }
-
-    pub fn take_buf(&mut self) -> Buf {
-        std::mem::replace(&mut self.buf, Buf::none())
-    }
-}
-
-/// So many lanes, of requests of up to `largest` bytes.
-pub fn lanes(volume: Option<&Volume>, count: usize, largest: usize) -> Vec<Lane> {
-    let lane = |mut buf: Buf| {
-        buf.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 251) as u8 + 1);
-        Lane { context: volume.map(|v| v.context(0)), buf }
-    };
-    Buf::several(count, largest).into_iter().map(lane).collect()
 }
 
 /// Where requests go.
@@ -341,7 +315,7 @@ fn processor_seconds() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::lane::lanes, *};
     use crate::offline::{Opening, scratch};
     use ublk_integrity::open::Access;
 

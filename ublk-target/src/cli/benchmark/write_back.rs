@@ -1,7 +1,7 @@
 //! Small writes as the daemon does them (`ublk/write_back.rs`): answered once their bytes are in a
 //! slot, written back by the slot's own task.
 
-use super::lanes::Lane;
+use super::lane::Lane;
 use crate::failure::Outcome;
 use std::{
     cell::{Cell, RefCell},
