@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, RequestContext, Storage, Volume, WriteBackId,
+    BlockIndex, BlockRange, ByteOffset, Device, Durability, Errno, RequestContext, Storage, Volume, WriteBackId,
 };
 
 /// When a run ends.
