@@ -96,20 +96,26 @@ term_twice() { # PID
   kill -TERM "$1"
 }
 
-# The byte offset at which a file or device first holds this string.
+# The byte offset at which a file or device holds this string, in its place: the tag log before it may hold the block, too.
+# A block may hold the string many times.
 where_is() { # FILE STRING
   python3 - "$@" <<'P'
 import sys
 name, wanted = sys.argv[1], sys.argv[2].encode()
-at, tail = 0, b""
+at, tail, begin, last = 0, b"", None, -5000
 with open(name, "rb", buffering=0) as f:
     while piece := f.read(1 << 20):
         window = tail + piece
-        if (found := window.find(wanted)) >= 0:
-            sys.exit(print(at - len(tail) + found))
+        found = window.find(wanted)
+        while found >= 0:
+            here = at - len(tail) + found
+            if here > last + 4096:
+                begin = here
+            last = here
+            found = window.find(wanted, found + 1)
         at += len(piece)
         tail = window[1 - len(wanted):]
-sys.exit(f"{name} does not hold {wanted}")
+sys.exit(print(begin) if begin is not None else f"{name} does not hold {wanted}")
 P
 }
 # Flip the lowest bit of one byte behind everyone's back.
