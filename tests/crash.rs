@@ -157,6 +157,7 @@ fn several_lives(seed: u64) -> u64 {
             crash(&mut io.disk());
         }
         volume = recover(&io, &options, &mut rng, crash).expect("recovery does not refuse");
+        SEEN.add(&volume);
         if setting("CRASH_SEED").is_some() {
             println!("{faults:?}, {steps} steps: {:?}", volume.recovery());
         }
