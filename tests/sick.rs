@@ -226,8 +226,8 @@ fn data_that_comes_wrong_once_is_not_written_down() {
         seen += copy.volume.status().undecided_blocks;
         assert_eq!(copy.volume.recovery().older + copy.volume.recovery().corrupt, 0, "seed {seed}");
         // What is wrong while it is served is an error, and nothing but that.
-        for block in 8..28 {
-            assert!(copy.read(block).map_or(true, |bytes| bytes == content(512, block, 2)), "seed {seed}");
+        for (block, version) in (8..28).map(|block| (block, 2)).chain((40..60).map(|block| (block, 3))) {
+            assert!(copy.read(block).map_or(true, |bytes| bytes == content(512, block, version)), "seed {seed}");
         }
         copy.disk().faults.garbled = 0;
         assert!(copy.range_reads_as(8, 20, 2) && copy.range_reads_as(40, 20, 3), "seed {seed}");

@@ -161,7 +161,7 @@ struct Walk<'a, S: Storage> {
 /// A record somewhere in the ring.
 struct Stranded {
     head: RecordHead,
-    /// What of its payload proves something else than its tags, or can't be read, was never relied on.
+    /// Whether its payload is what its tags say. What can't be read is not.
     is_whole: bool,
 }
 
