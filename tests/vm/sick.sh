@@ -67,8 +67,8 @@ format
 add
 mark_block "$disk" 7 checkpointed
 echo 3 >/proc/sys/vm/drop_caches
-at=$(($(where_is /dev/vda checkpointed) / 512))
 remove
+at=$(($(where_is /dev/vda checkpointed) / 512))
 add --write-back 0
 # Not flushed.
 head -c 4096 <(yes newest) | dd of="$disk" bs=4096 seek=7 oflag=direct iflag=fullblock conv=notrunc status=none

@@ -9,6 +9,8 @@ at=$(where_is $data an-old-version)
 home=$((at / 4096))
 dd if=$data of=/run/old bs=4096 skip=$home count=1 iflag=direct status=none
 mark_block "$disk" 100 a-new-version
+# Who reads it waits until it is in place.
+[ "$(read_block "$disk" 100)" = ok ]
 step 'the old version, put back'
 dd if=/run/old of=$data bs=4096 seek=$home count=1 oflag=direct conv=notrunc status=none
 [ "$(read_block "$disk" 100)" = "$EILSEQ" ] || die 'an old version was served'
