@@ -36,9 +36,12 @@ const LARGEST: u64 = 32;
 const DEEPEST: usize = 32;
 /// Blocks that cold requests go to: one to a tag page of the smallest volume that is measured.
 const COLD_PLACES: u64 = 2048;
-/// Bytes of the cache of cold reads: of 1 GiB it holds all tree pages and an eighth of the tag pages,
-/// of 8 TiB as many tree pages as it may.
-const COLD_CACHE: u64 = 1 << 20;
+
+/// Bytes of the cache of cold reads of a volume of `size` bytes: an eighth of the tags of 1 GiB, and a
+/// four thousandth of those of 8 TiB, where the tree above the tag pages' parents fits into it.
+fn cold_cache(size: u64) -> u64 {
+    (size >> 10).clamp(1 << 20, 16 << 20)
+}
 
 /// A disk in memory, of which only what was written takes any. Each operation takes two polls, so
 /// that requests meet. (Not the library's, which older ones do not have.)
@@ -48,7 +51,7 @@ struct Disk {
     chunks: RefCell<HashMap<u64, Box<[u8; CHUNK]>>>,
 }
 
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 8 << 10;
 
 impl Disk {
     fn new(size: u64) -> Self {
@@ -285,7 +288,7 @@ fn measure(bench: &Bench) {
     let key = MasterKey::new(&[0x5a; 32]).expect("32 bytes are enough");
     block_on(format(&disk, &key, &options)).expect("memory does not fail");
     let options = OpenOptions {
-        cache_bytes: if cold { COLD_CACHE } else { 4 << 20 },
+        cache_bytes: if cold { cold_cache(size) } else { 4 << 20 },
         max_requests: DEEPEST,
         max_request_bytes: LARGEST as usize * BLOCK,
         ..OpenOptions::new(Access::ReadWrite, [2; 32])

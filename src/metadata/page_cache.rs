@@ -4,6 +4,12 @@
 //! never answer. Hits take no lock and write nothing but a "used" mark that is set once: two
 //! threads that hit the same page do not disturb each other. A thread that loses a race for a frame
 //! does not cache its page. Only pages that have verified are put in.
+//!
+//! Two kinds of page share a set, and neither takes a frame of the other: *upper* pages, which are
+//! those of level 2 and above, and the pages below them. A page of level 2 is on the way to 2 GiB of
+//! 4 KiB blocks, and there are 64 times as many of each level as of the one above it. So upper pages
+//! are few, all reads need some, and reads that jump about a large volume bring a page of either
+//! lower level each, which would push them out. Upper pages have at most three quarters of a set.
 
 use crate::{
     Epoch,
@@ -24,6 +30,9 @@ struct Frame {
     /// Second-chance mark (1) and "brought by a hint, not used yet" (2).
     marks: AtomicU8,
 }
+
+/// Pages of this level and above are upper ones.
+const UPPER: u8 = 2;
 
 const USED: u8 = 1;
 const HINTED: u8 = 2;
@@ -46,6 +55,11 @@ pub(crate) struct PageCache {
 
 fn name(page: PageId) -> u64 {
     (u64::from(page.level) << 56 | page.index) + 1
+}
+
+/// Whether a frame of this name holds an upper page.
+fn is_upper(name: u64) -> bool {
+    name > u64::from(UPPER) << 56
 }
 
 impl PageCache {
@@ -139,7 +153,7 @@ impl PageCache {
         }
         let name = name(page);
         let Some(set) = self.set(name) else { return };
-        let i = self.victim(set, name);
+        let Some(i) = self.victim(set, name) else { return };
         let f = &self.frames[i];
         let version = f.version.load(Ordering::Relaxed);
         let taken = version & 1 == 0
@@ -157,26 +171,46 @@ impl PageCache {
         f.version.store(version + 2, Ordering::Release);
     }
 
-    /// An older version of the same page, else an empty frame, else the first without a second
-    /// chance.
-    fn victim(&self, set: usize, name: u64) -> usize {
+    /// An older version of the same page, else an empty frame, else the first of its kind without a
+    /// second chance. None, where races have left the other kind all frames.
+    fn victim(&self, set: usize, name: u64) -> Option<usize> {
         let first = set * self.ways;
         let frames = &self.frames[first..first + self.ways];
-        let here = |wanted: u64| frames.iter().position(|f| f.name.load(Ordering::Relaxed) == wanted);
-        if let Some(way) = here(name).or_else(|| here(0)) {
-            return first + way;
+        let names = || frames.iter().map(|f| f.name.load(Ordering::Relaxed));
+        if let Some(way) = names().position(|here| here == name) {
+            return Some(first + way);
+        }
+        let uppers = names().filter(|here| is_upper(*here)).count();
+        let full = uppers >= self.most_upper();
+        let may_take = |here: u64| match is_upper(name) {
+            _ if self.ways == 1 => true,
+            true => is_upper(here) == full,
+            false => !is_upper(here),
+        };
+        if let Some(way) = names().position(|here| here == 0 && may_take(here)) {
+            return Some(first + way);
         }
         let mut way = usize::from(self.hands[set].load(Ordering::Relaxed)) % self.ways;
-        for _ in 0..self.ways {
+        let mut found = None;
+        // Once around takes all second chances, so that the second time there is one without.
+        for _ in 0..2 * self.ways {
             let f = &frames[way];
-            if f.marks.load(Ordering::Relaxed) & USED == 0 {
-                break;
+            if may_take(f.name.load(Ordering::Relaxed)) {
+                found = Some(first + way);
+                if f.marks.load(Ordering::Relaxed) & USED == 0 {
+                    break;
+                }
+                f.marks.store(0, Ordering::Relaxed);
             }
-            f.marks.store(0, Ordering::Relaxed);
             way = (way + 1) % self.ways;
         }
         self.hands[set].store(((way + 1) % self.ways) as u8, Ordering::Relaxed);
-        first + way
+        found
+    }
+
+    /// Frames of a set that upper pages may have.
+    fn most_upper(&self) -> usize {
+        self.ways - (self.ways / 4).max(1)
     }
 }
 
@@ -216,6 +250,43 @@ mod tests {
             c.put(page(i), Epoch(1), &bytes, false);
         }
         assert!(c.holds(page(5), Epoch(1)), "a used page gets a second chance");
+    }
+
+    #[test]
+    fn tag_pages_never_push_out_upper_pages_nor_those_the_last_tag_pages() {
+        for frames in [2, 3, 8, 64] {
+            let c = PageCache::new(frames * 4096);
+            let page = |level, index| PageId { level, index };
+            let held = |level: u8, count| (0..count).filter(|i| c.holds(page(level, *i), Epoch(1))).count();
+            let put = |level, index| c.put(page(level, index), Epoch(1), &[level; 4096], false);
+            // Used ones, so that second chances do not decide.
+            let lower = |from: u64| {
+                for i in from..from + 1000 {
+                    put((i % 2) as u8, i);
+                    c.get(page((i % 2) as u8, i), Epoch(1), 0, &mut [0; 8]);
+                }
+            };
+            lower(0);
+            (0..frames / 8 + 1).for_each(|i| put(2 + (i % 3) as u8, i));
+            let before: Vec<_> = (2..5).map(|level| held(level, frames)).collect();
+            assert!(before[0] > 0, "they take the place of lower ones");
+            lower(1000);
+            assert_eq!((2..5).map(|level| held(level, frames)).collect::<Vec<_>>(), before);
+            (0..1000).for_each(|i| put(2, i));
+            let (uppers, sets) = (held(2, 1000) + held(3, 1000) + held(4, 1000), c.hands.len());
+            assert_eq!(uppers, sets * c.most_upper());
+            let lowers = held(0, 2000) + held(1, 2000);
+            assert_eq!(lowers, sets * (c.ways - c.most_upper()), "tag pages have the rest");
+        }
+    }
+
+    #[test]
+    fn a_single_frame_is_for_all() {
+        let c = PageCache::new(4096);
+        for level in [0, 3, 0] {
+            c.put(PageId { level, index: 1 }, Epoch(1), &[0; 4096], false);
+            assert!(c.holds(PageId { level, index: 1 }, Epoch(1)));
+        }
     }
 
     #[test]
