@@ -9,7 +9,10 @@ use crate::{
     BlockIndex, BlockRange, DeviceError, PageName, RequestContext, Storage,
     format::{LOST_TAG, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, tag_pages},
     io::retry::{READ, retry},
-    metadata::tree::{CacheUse, CacheWalk, Found, LoadError, Missing},
+    metadata::{
+        load::Missing,
+        tree::{CacheUse, CacheWalk, Found, LoadError},
+    },
     request::context::{TagBuf, TagSide},
 };
 use std::{ops::Range, time::Duration};

@@ -3,6 +3,7 @@
 
 pub(crate) mod changes;
 pub mod hints;
+pub(crate) mod load;
 pub(crate) mod lookup;
 mod next_data;
 pub(crate) mod page_cache;

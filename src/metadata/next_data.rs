@@ -2,7 +2,8 @@
 
 use super::{
     Metadata,
-    tree::{CacheUse, CacheWalk, Found, LoadError, Missing},
+    load::Missing,
+    tree::{CacheUse, CacheWalk, Found, LoadError},
 };
 use crate::{BlockIndex, BlockRange, Storage, format::TAGS_PER_PAGE, request::context::RequestContext};
 

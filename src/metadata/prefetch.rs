@@ -8,7 +8,10 @@ use super::Metadata;
 use crate::{
     Hint, RequestContext, Storage,
     format::TAGS_PER_PAGE,
-    metadata::tree::{CacheUse, CacheWalk, Missing},
+    metadata::{
+        load::Missing,
+        tree::{CacheUse, CacheWalk},
+    },
     sync::Ordering,
 };
 

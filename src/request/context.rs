@@ -5,7 +5,7 @@ use crate::{
     counters::ThreadCounters,
     format::{PAGE_BYTES, Tag, ZERO_TAG},
     log::Requester,
-    metadata::tree::PageBufs,
+    metadata::load::PageBufs,
     request::hash_batch::BatchHandle,
     sync::{AtomicUsize, Ordering},
 };

@@ -5,7 +5,10 @@ use crate::{
     BlockIndex, ByteOffset, Seq, Storage,
     crypto::tagger::Tagger,
     format::{LOST_TAG, TAG_BYTES, Tag, ZERO_TAG},
-    metadata::tree::{CacheUse, CacheWalk, Found, LoadError, Missing, PageBufs, Tree},
+    metadata::{
+        load::{Missing, PageBufs},
+        tree::{CacheUse, CacheWalk, Found, LoadError, Tree},
+    },
 };
 
 /// A row of the recovery table, see `docs/crash-safety.md`.

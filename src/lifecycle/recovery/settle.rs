@@ -13,8 +13,9 @@ use crate::{
     info::{MAX_REPORTED_BLOCKS, RecoveryReport},
     lifecycle::{open_error::OpenError, superblocks::Newest},
     metadata::{
+        load::PageBufs,
         pending::PendingSet,
-        tree::{LoadError, PageBufs, Tree},
+        tree::{LoadError, Tree},
     },
     options::UnreadableBlocks,
 };
