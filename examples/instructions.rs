@@ -324,7 +324,7 @@ fn lanes(volume: &Volume) -> Vec<Lane> {
 #[test]
 fn it_runs() {
     let bench = |write, cold, size| Bench {
-        requests: Requests { write, blocks: 1, count: 64, apart: 0 },
+        requests: Requests { write, blocks: 1, count: COLD_PLACES, apart: 0 },
         depth: 32,
         tag: TagAlgorithm::default(),
         cold,
