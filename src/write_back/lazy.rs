@@ -106,13 +106,16 @@ impl LazyWrites {
         (requests as u64).saturating_mul((2 * size_of::<Waiting>() + size_of::<Told>()) as u64)
     }
 
-    /// Whether any write may wait.
-    pub(super) fn is_lazy(&self) -> bool {
+    /// Whether any write may wait. If not, none is counted either.
+    fn is_lazy(&self) -> bool {
         self.per_thread >= 2
     }
 
     /// Holds a write of so many bytes, unless it is to go on at once.
     pub(super) fn hold(&self, at: Place, bytes: usize) -> Option<GoOn> {
+        if !self.is_lazy() {
+            return Some(GoOn::InPlace);
+        }
         let mut thread = self.threads[at.thread].lock();
         // Under the mutex: a flush sets this before it looks for those that are held.
         if at.number < self.flushed_below.load(Ordering::SeqCst) {
@@ -139,6 +142,9 @@ impl LazyWrites {
     /// Parks a write, unless it is to go on at once. `may_wait` is asked while nobody who looks for
     /// parked writes can miss it.
     pub(super) fn park(&self, at: Place, may_wait: impl FnOnce() -> bool) -> Option<GoOn> {
+        if !self.is_lazy() {
+            return Some(GoOn::InPlace);
+        }
         let mut thread = self.threads[at.thread].lock();
         if thread.ended || !may_wait() {
             return Some(GoOn::InPlace);
@@ -193,12 +199,16 @@ impl LazyWrites {
 
     /// A write that was to be carried goes in place all the same.
     pub(super) fn sets_out(&self, thread: usize) {
-        self.threads[thread].lock().on_their_way += 1;
+        if self.is_lazy() {
+            self.threads[thread].lock().on_their_way += 1;
+        }
     }
 
     /// A write that was on its way in place has ended.
     pub(super) fn arrives(&self, thread: usize) {
-        self.threads[thread].lock().on_their_way -= 1;
+        if self.is_lazy() {
+            self.threads[thread].lock().on_their_way -= 1;
+        }
     }
 
     /// A flush waits for all writes below this number: those that are held, or will be, go on.

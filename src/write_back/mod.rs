@@ -177,7 +177,7 @@ impl AdmittedWrites {
         let oldest = self.oldest();
         let take = || {
             let mut waiters = self.waiters.lock();
-            let request = waiters.find(0, |awaited| self.has_come(awaited, oldest))?;
+            let request = waiters.find(0, |awaited| self.has_come(awaited, || oldest))?;
             let waker = waiters.take_waker(request);
             waiters.remove(request);
             self.waiting.store(waiters.len(), Ordering::SeqCst);
@@ -193,9 +193,9 @@ impl AdmittedWrites {
         numbers.filter(|number| *number != NONE).min().unwrap_or(u64::MAX)
     }
 
-    fn has_come(&self, awaited: Awaited, oldest: u64) -> bool {
+    fn has_come(&self, awaited: Awaited, oldest: impl FnOnce() -> u64) -> bool {
         match awaited {
-            Awaited::AllBelow(below) => below <= oldest,
+            Awaited::AllBelow(below) => below <= oldest(),
             Awaited::One(id) => self.in_flight[id.request].load(Ordering::SeqCst) != id.number,
         }
     }
@@ -216,12 +216,13 @@ impl AdmittedWrites {
     }
 
     async fn wait(&self, request: usize, awaited: Awaited) {
+        let has_come = || self.has_come(awaited, || self.oldest());
         poll_fn(|cx| {
-            if self.has_come(awaited, self.oldest()) {
+            if has_come() {
                 return Poll::Ready(());
             }
             self.note_waiter(request, awaited, cx.waker());
-            if self.has_come(awaited, self.oldest()) { Poll::Ready(()) } else { Poll::Pending }
+            if has_come() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -275,11 +276,9 @@ impl Admitted<'_> {
     /// Waits for a flush, with its tags made and nothing logged, unless it is to go on. Whether a
     /// record is to carry so many bytes of it.
     pub(crate) async fn hold(&mut self, bytes: usize) -> bool {
-        let (lazy, durable) = (&self.writes.lazy, self.durability == Durability::Durable);
-        let go_on = match lazy.is_lazy() {
-            _ if durable => GoOn::Flush,
-            false => return false,
-            true => match lazy.hold(self.place, bytes) {
+        let go_on = match self.durability {
+            Durability::Durable => GoOn::Flush,
+            Durability::MayBeLost => match self.writes.lazy.hold(self.place, bytes) {
                 Some(go_on) => go_on,
                 None => self.wait(Stage::Held).await,
             },
@@ -304,7 +303,7 @@ impl Admitted<'_> {
 
     /// Its change has its place in the log: carried or not.
     pub(crate) fn appended(&mut self, change: &Appended<'_>) {
-        if self.stage == Stage::Carried && !change.carried && self.writes.lazy.is_lazy() {
+        if self.stage == Stage::Carried && !change.carried {
             self.writes.lazy.sets_out(self.place.thread);
             self.stage = Stage::InPlace;
         }
@@ -318,7 +317,7 @@ impl Admitted<'_> {
         self.stage = Stage::Safe;
         self.writes.end(self.place.request);
         self.guard.park();
-        if self.writes.lazy.is_lazy() && self.writes.lazy.park(self.place, may_wait).is_none() {
+        if self.writes.lazy.park(self.place, may_wait).is_none() {
             self.wait(Stage::Parked).await;
             self.stage = Stage::Safe;
         }
@@ -385,7 +384,7 @@ impl Drop for Admitted<'_> {
         // One that still waits has been dropped.
         let waited = matches!(self.stage, Stage::Held | Stage::Parked).then(|| lazy.stop_waiting(self.place));
         let set_out = self.stage == Stage::InPlace || self.stage == Stage::Held && waited == Some(GoOn::InPlace);
-        if set_out && lazy.is_lazy() {
+        if set_out {
             lazy.arrives(self.place.thread);
         }
         self.writes.end(self.guard.request());
