@@ -1,17 +1,16 @@
 //! Log records: a chain in which each link is the MAC of the record before.
 
-use super::{Layout, TAG_BYTES, Tag, Unknown};
+use super::{Layout, Tag, Unknown};
 use crate::{
-    BlockIndex, BlockRange, Buf, Epoch, RecordNumber, Seq,
+    BlockIndex, BlockRange, Epoch, RecordNumber, Seq,
     crypto::keys::{Mac, MacKey},
 };
-use std::ops::Range;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout,
     little_endian::{U16, U32, U64},
 };
 
-const MAGIC: [u8; 8] = *b"UBLKILOG";
+pub(super) const MAGIC: [u8; 8] = *b"UBLKILOG";
 /// What a record expects to come after: the MAC of the record before, or the link in the superblock.
 pub(crate) type Link = Mac;
 
@@ -19,16 +18,12 @@ pub(crate) type Link = Mac;
 pub(crate) const ENTRY_BYTES: usize = size_of::<RawEntry>();
 /// Bytes of a record besides its entries: header and MAC, 72 + 32.
 pub(crate) const RECORD_OVERHEAD: usize = size_of::<RawRecord>() + MAC_BYTES;
-const MAC_BYTES: usize = 32;
+pub(super) const MAC_BYTES: usize = 32;
 
-const KIND_TAGS: u32 = 1;
-const KIND_ZEROS: u32 = 2;
-const KIND_FLUSH: u32 = 3;
-const KIND_PAYLOAD: u32 = 4;
-
-/// Where payload gathers in a record's buffer: what records are padded to is never larger. Header,
-/// entries and MAC of a record with payload end here at the latest.
-const PAYLOAD_AT: usize = 4096;
+pub(super) const KIND_TAGS: u32 = 1;
+pub(super) const KIND_ZEROS: u32 = 2;
+pub(super) const KIND_FLUSH: u32 = 3;
+pub(super) const KIND_PAYLOAD: u32 = 4;
 
 /// Header of a record: 8 magic + 8 epoch + 8 number + 8 position + 4 bytes + 2 entries + 2 under
 /// way + 32 link = 72 bytes. Entries follow, then the MAC over all before it; the rest, up to the
@@ -36,23 +31,23 @@ const PAYLOAD_AT: usize = 4096;
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct RawRecord {
-    magic: [u8; 8],
-    epoch: U64,
-    number: U64,
+    pub(super) magic: [u8; 8],
+    pub(super) epoch: U64,
+    pub(super) number: U64,
     /// Bytes ever written to the ring before this record: a record moved elsewhere does not verify.
-    position: U64,
+    pub(super) position: U64,
     /// Header, entries and MAC.
-    bytes: U32,
-    entries: U16,
-    under_way: U16,
-    link: Link,
+    pub(super) bytes: U32,
+    pub(super) entries: U16,
+    pub(super) under_way: U16,
+    pub(super) link: Link,
 }
 const _: () = assert!(size_of::<RawRecord>() == 72);
 
 /// 4 kind + 4 count + 8 first block (flush: highest number) + 8 number = 24 bytes.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
-struct RawEntry {
+pub(super) struct RawEntry {
     kind: U32,
     /// Blocks, or for a flush the numbers that are listed.
     count: U32,
@@ -63,7 +58,7 @@ const _: () = assert!(size_of::<RawEntry>() == 24);
 
 impl RawEntry {
     /// Of a change to blocks.
-    fn of(kind: u32, count: u64, first: BlockIndex, seq: Seq) -> Self {
+    pub(super) fn of(kind: u32, count: u64, first: BlockIndex, seq: Seq) -> Self {
         Self { kind: U32::new(kind), count: U32::new(count as u32), first: U64::new(first.0), seq: U64::new(seq.0) }
     }
 }
@@ -265,146 +260,14 @@ impl<'a> Iterator for EntryReader<'a> {
     }
 }
 
-/// A record being gathered in a preallocated buffer. All its entries belong to one epoch.
-pub(crate) struct RecordBuilder {
-    buf: Buf,
-    /// Header and entries, from the buffer's beginning on.
-    used: usize,
-    entries: u16,
-    /// Bytes of payload, from [`PAYLOAD_AT`] on.
-    payload: usize,
-}
-
-impl RecordBuilder {
-    pub(crate) fn new(buf: Buf) -> Self {
-        Self { buf, used: size_of::<RawRecord>(), entries: 0, payload: 0 }
-    }
-    /// Whether nothing has been gathered.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries == 0
-    }
-    /// Bytes of what has been gathered, header included, payload not.
-    pub(crate) fn content(&self) -> usize {
-        self.used
-    }
-    /// Whether an entry of this many bytes, [`ENTRY_BYTES`] included, still fits.
-    pub(crate) fn fits(&self, entry: usize) -> bool {
-        let room = if self.has_payload() { PAYLOAD_AT } else { self.buf.len() };
-        self.used + entry + MAC_BYTES <= room
-    }
-    /// Whether some of it is payload.
-    pub(crate) fn has_payload(&self) -> bool {
-        self.payload > 0
-    }
-    /// Whether a payload entry of so many tags, and its blocks of so many bytes together, still fit.
-    pub(crate) fn fits_payload(&self, tags: usize, bytes: usize) -> bool {
-        let entries = self.used + ENTRY_BYTES + tags * TAG_BYTES + MAC_BYTES;
-        entries <= PAYLOAD_AT && PAYLOAD_AT + self.payload + bytes <= self.buf.len()
-    }
-    /// Whether it would fit a record of `max_record` bytes that has nothing else.
-    pub(crate) fn can_carry(max_record: usize, tags: usize, bytes: usize) -> bool {
-        RECORD_OVERHEAD + ENTRY_BYTES + tags * TAG_BYTES <= PAYLOAD_AT && PAYLOAD_AT + bytes <= max_record
-    }
-    fn push(&mut self, raw: RawEntry, payload: &[u8]) {
-        debug_assert!(self.fits(ENTRY_BYTES + payload.len()));
-        for bytes in [raw.as_bytes(), payload] {
-            self.buf[self.used..self.used + bytes.len()].copy_from_slice(bytes);
-            self.used += bytes.len();
-        }
-        self.entries += 1;
-    }
-    pub(crate) fn push_tags(&mut self, seq: Seq, first: BlockIndex, tags: &[Tag]) {
-        self.push(RawEntry::of(KIND_TAGS, tags.len() as u64, first, seq), tags.as_flattened());
-    }
-    /// There is at least one block; `blocks` are as many as `tags`.
-    pub(crate) fn push_payload(&mut self, seq: Seq, first: BlockIndex, tags: &[Tag], blocks: &[u8]) {
-        debug_assert!(!tags.is_empty() && self.fits_payload(tags.len(), blocks.len()));
-        self.push(RawEntry::of(KIND_PAYLOAD, tags.len() as u64, first, seq), tags.as_flattened());
-        let at = PAYLOAD_AT + self.payload;
-        self.buf[at..at + blocks.len()].copy_from_slice(blocks);
-        self.payload += blocks.len();
-    }
-    /// The run's count must fit 32 bits.
-    pub(crate) fn push_zeros(&mut self, seq: Seq, range: BlockRange) {
-        self.push(RawEntry::of(KIND_ZEROS, range.count, range.first, seq), &[]);
-    }
-    /// `except` lists at most as many numbers as [`Self::fits`] was asked for, by
-    /// [`flush_bytes`](Self::flush_bytes).
-    pub(crate) fn push_flush(&mut self, highest: Seq, except: impl Iterator<Item = Seq>) {
-        let at = self.used;
-        self.push(
-            RawEntry { kind: U32::new(KIND_FLUSH), count: U32::ZERO, first: U64::new(highest.0), seq: U64::ZERO },
-            &[],
-        );
-        let mut count = 0;
-        for seq in except {
-            self.buf[self.used..self.used + 8].copy_from_slice(&seq.0.to_le_bytes());
-            self.used += 8;
-            count += 1;
-        }
-        self.buf[at + 4..at + 8].copy_from_slice(&u32::to_le_bytes(count));
-    }
-    /// Header, MAC and padding: the buffer, which of its bytes to write, and the record's MAC.
-    pub(crate) fn seal(mut self, head: &RecordHead, padding: usize, key: &MacKey) -> (Buf, Range<usize>, Link) {
-        let raw = RawRecord {
-            magic: MAGIC,
-            epoch: U64::new(head.epoch.0),
-            number: U64::new(head.number.0),
-            position: U64::new(head.position),
-            bytes: U32::new((self.used + MAC_BYTES) as u32),
-            entries: U16::new(self.entries),
-            under_way: U16::new(head.under_way),
-            link: head.link,
-        };
-        self.buf[..size_of::<RawRecord>()].copy_from_slice(raw.as_bytes());
-        let mac = key.sign(&self.buf[..self.used]);
-        let padded = self.padded(padding);
-        let front = self.padded_front(padding);
-        // The entries move up to the payload: they are few, and it is large.
-        let from = if self.has_payload() { PAYLOAD_AT - front } else { 0 };
-        if from > 0 {
-            self.buf.copy_within(..self.used, from);
-        }
-        let end = from + self.used;
-        self.buf[end..end + MAC_BYTES].copy_from_slice(&mac);
-        self.buf[end + MAC_BYTES..from + front].fill(0);
-        self.buf[from + front + self.payload..from + padded].fill(0);
-        (self.buf, from..from + padded, mac)
-    }
-    /// Header, entries and MAC, padded.
-    fn padded_front(&self, padding: usize) -> usize {
-        (self.used + MAC_BYTES).next_multiple_of(padding)
-    }
-    /// Bytes that the record takes in the ring as it stands, with its payload.
-    pub(crate) fn padded(&self, padding: usize) -> usize {
-        self.padded_front(padding) + self.payload.next_multiple_of(padding)
-    }
-    /// Bytes that a record with this one entry takes in the ring.
-    pub(crate) fn padded_alone(entry: usize, padding: usize) -> usize {
-        (RECORD_OVERHEAD + entry).next_multiple_of(padding)
-    }
-    /// The same for a payload entry of so many tags, and its blocks of so many bytes together.
-    pub(crate) fn padded_alone_payload(tags: usize, bytes: usize, padding: usize) -> usize {
-        Self::padded_alone(ENTRY_BYTES + tags * TAG_BYTES, padding) + bytes.next_multiple_of(padding)
-    }
-    /// The most tags that one record of `max_record` bytes can carry in one entry.
-    pub(crate) fn max_tags(max_record: usize) -> usize {
-        (max_record - RECORD_OVERHEAD - ENTRY_BYTES) / TAG_BYTES
-    }
-    /// Bytes of a flush entry that lists so many numbers.
-    pub(crate) fn flush_bytes(listed: usize) -> usize {
-        ENTRY_BYTES + listed * size_of::<U64>()
-    }
-    /// The most numbers that a flush entry can list in a record of `max_record` bytes.
-    pub(crate) fn max_listed(max_record: usize) -> usize {
-        (max_record - RECORD_OVERHEAD - ENTRY_BYTES) / size_of::<U64>()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::keys::{Keys, MasterKey};
+    use crate::{
+        Buf,
+        crypto::keys::{Keys, MasterKey},
+        format::{RecordBuilder, TAG_BYTES},
+    };
 
     const HEAD: RecordHead =
         RecordHead { epoch: Epoch(3), number: RecordNumber(9), position: 512, under_way: 2, link: [5; 32] };
@@ -446,8 +309,9 @@ mod tests {
 
     /// Three blocks in two entries, with others between.
     fn with_payload() -> RecordBuilder {
-        let mut b = RecordBuilder::new(Buf::new(16 << 10));
-        b.buf.fill(0xee);
+        let mut buf = Buf::new(16 << 10);
+        buf.fill(0xee);
+        let mut b = RecordBuilder::new(buf);
         assert!(!b.has_payload());
         b.push_flush(Seq(2), [Seq(1)].into_iter());
         let content = b.content();
