@@ -1,7 +1,11 @@
 //! What an open refuses, and what it must not believe: damaged logs, superblocks put back.
 
 use crate::sim::{
-    Disk, Lab, Rng, SimStorage, block_on, format_options, image::SUPERBLOCKS, key, lab::content, open_options,
+    Disk, Lab, Rng, SimStorage, block_on, format_options,
+    image::{LOG_OFFSET, SUPERBLOCKS},
+    key,
+    lab::content,
+    open_options,
 };
 use ublk_integrity::{
     Access, Device, OpenOptions, ReadError,
@@ -164,4 +168,50 @@ fn an_orderly_end_leaves_nothing_in_the_log() {
     let mut lab = lab.reopened().unwrap();
     assert_eq!(lab.volume.recovery().records, 0);
     assert!(lab.reads_as(7, 1));
+}
+
+/// A log with one record, and all over it headers that look like records, each as far behind the
+/// place that it names.
+fn with_false_records(behind: u64) -> Lab {
+    let format = FormatOptions { log_size: Some(1 << 20), size: Some(4 << 20), ..format_options(512) };
+    let mut lab = Lab::new(&format, &options());
+    lab.write(7, 1, 1);
+    let mut head = lab.peek(Device::Meta, lab.records()[0].offset, 72);
+    // A number far ahead, and the size of the largest record.
+    head[16..24].copy_from_slice(&(1u64 << 62).to_le_bytes());
+    head[32..36].copy_from_slice(&(60u32 << 10).to_le_bytes());
+    for at in (8192_u64..1 << 20).step_by(512) {
+        head[24..32].copy_from_slice(&(at + behind).to_le_bytes());
+        lab.poke(Device::Meta, LOG_OFFSET + at, &head);
+    }
+    lab
+}
+
+#[test]
+fn a_log_full_of_false_records_is_refused_before_all_are_hashed() {
+    assert!(matches!(with_false_records(0).reopened(), Err(OpenError::Tampered { .. })));
+}
+
+/// What lies in the log as payload is chosen by whoever writes to the volume: a header that names
+/// another place is not looked at.
+#[test]
+fn what_looks_like_records_of_other_places_is_not_hashed() {
+    assert!(with_false_records(512).reopened().unwrap().reads_as(7, 1));
+}
+
+#[test]
+fn the_log_of_a_volume_that_was_formatted_over_is_no_obstacle() {
+    let format = FormatOptions { log_size: Some(256 << 10), ..format_options(512) };
+    let mut lab = Lab::new(&format, &options());
+    // Records one behind the other, all of its ring.
+    for i in 0..450 {
+        lab.write(i % 64, 1, i);
+    }
+    let io = lab.io.clone();
+    drop(lab);
+    let format = FormatOptions { uuid: [5; 16], ..format };
+    block_on(&io, create::format(&io, &key(), &format)).unwrap();
+    let mut lab = Lab::open(io, &options()).unwrap();
+    lab.write(7, 1, 1000);
+    assert!(lab.reopened().unwrap().reads_as(7, 1000));
 }

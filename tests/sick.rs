@@ -331,57 +331,6 @@ fn another_volume_is_refused_before_anything_is_written() {
     assert!(Lab::open(io, &OpenOptions { expected_uuid: Some([9; 16]), ..options }).is_ok());
 }
 
-#[test]
-fn a_log_full_of_false_records_is_refused_before_all_are_hashed() {
-    let format = FormatOptions { log_size: Some(1 << 20), size: Some(4 << 20), ..format_options(512) };
-    let mut lab = Lab::new(&format, &options());
-    lab.write(7, 1, 1);
-    let offset = lab.records()[0].offset;
-    let mut head = lab.peek(Device::Meta, offset, 72);
-    // A number far ahead, and the size of the largest record.
-    head[16..24].copy_from_slice(&(1u64 << 62).to_le_bytes());
-    head[32..36].copy_from_slice(&(60u32 << 10).to_le_bytes());
-    for at in (8192_u64..1 << 20).step_by(512) {
-        head[24..32].copy_from_slice(&at.to_le_bytes());
-        lab.poke(Device::Meta, crate::sim::image::LOG_OFFSET + at, &head);
-    }
-    assert!(matches!(lab.reopened(), Err(OpenError::Tampered { .. })));
-}
-
-/// What lies in the log as payload is chosen by whoever writes to the volume: a header that names
-/// another place is not looked at.
-#[test]
-fn what_looks_like_records_of_other_places_is_not_hashed() {
-    let format = FormatOptions { log_size: Some(1 << 20), size: Some(4 << 20), ..format_options(512) };
-    let mut lab = Lab::new(&format, &options());
-    lab.write(7, 1, 1);
-    let mut head = lab.peek(Device::Meta, lab.records()[0].offset, 72);
-    head[16..24].copy_from_slice(&(1u64 << 62).to_le_bytes());
-    head[32..36].copy_from_slice(&(60u32 << 10).to_le_bytes());
-    for at in (8192_u64..1 << 20).step_by(512) {
-        head[24..32].copy_from_slice(&(at + 512).to_le_bytes());
-        lab.poke(Device::Meta, crate::sim::image::LOG_OFFSET + at, &head);
-    }
-    assert!(lab.reopened().unwrap().reads_as(7, 1));
-}
-
-#[test]
-fn the_log_of_a_volume_that_was_formatted_over_is_no_obstacle() {
-    let format = FormatOptions { log_size: Some(256 << 10), ..format_options(512) };
-    let mut lab = Lab::new(&format, &options());
-    // Records one behind the other, all of its ring.
-    for i in 0..450 {
-        lab.write(i % 64, 1, i);
-    }
-    let io = lab.io.clone();
-    drop(lab);
-    let format = FormatOptions { uuid: [5; 16], ..format };
-    block_on(&io, ublk_integrity::create::format(&io, &crate::sim::key(), &format)).unwrap();
-    let mut lab = Lab::open(io, &options()).unwrap();
-    lab.write(7, 1, 1000);
-    assert!(lab.reopened().unwrap().reads_as(7, 1000));
-}
-
 /// One transfer of the log brings one wrong bit; the medium is well. The record that it hits is not
 /// the log's end.
 #[test]
