@@ -96,26 +96,20 @@ term_twice() { # PID
   kill -TERM "$1"
 }
 
-# The byte offset at which a file or device holds this string, in its place: the tag log before it may hold the block, too.
-# A block may hold the string many times.
-where_is() { # FILE STRING
+# The byte offset of the block with this mark (mark_block's) in its place: the last one, as the tag log before it may hold
+# the block, too. Only whole blocks count: a test before may have left a file on the disk that says the same somewhere.
+where_is() { # FILE MARK
   python3 - "$@" <<'P'
 import sys
-name, wanted = sys.argv[1], sys.argv[2].encode()
-at, tail, begin, last = 0, b"", None, -5000
-with open(name, "rb", buffering=0) as f:
-    while piece := f.read(1 << 20):
-        window = tail + piece
-        found = window.find(wanted)
-        while found >= 0:
-            here = at - len(tail) + found
-            if here > last + 4096:
-                begin = here
-            last = here
-            found = window.find(wanted, found + 1)
+name, mark = sys.argv[1], sys.argv[2].encode() + b"\n"
+block = (mark * 4096)[:4096]
+at, place = 0, None
+with open(name, "rb", buffering=1 << 20) as f:
+    while piece := f.read(4096):
+        if piece == block:
+            place = at
         at += len(piece)
-        tail = window[1 - len(wanted):]
-sys.exit(print(begin) if begin is not None else f"{name} does not hold {wanted}")
+sys.exit(print(place) if place is not None else f"{name} holds no block of {mark}")
 P
 }
 # Flip the lowest bit of one byte behind everyone's back.

@@ -6,9 +6,7 @@ add
 step 'mark blocks 7, 1000 and 20000'
 for block in 6 7 8 999 1000 1001 20000; do mark_block "$disk" $block "block-$block-of-the-device"; done
 remove
-at=$(where_is $data block-1000-of-the-device)
-
-home=$((at / 4096 * 4096))
+home=$(where_is $data block-1000-of-the-device)
 
 step 'one bit of block 1000 flipped'
 flip_bit $data $((home + 77))
@@ -27,7 +25,7 @@ remove
 check_closed
 
 step 'block 7 where block 8 belongs'
-home7=$(($(where_is $data block-7-of-the-device) / 4096 * 4096))
+home7=$(where_is $data block-7-of-the-device)
 dd if=$data of=$data bs=4096 skip=$((home7 / 4096)) seek=$((home7 / 4096 + 1)) count=1 conv=notrunc,fsync status=none
 add
 [ "$(read_block "$disk" 8)" = "$EILSEQ" ] || die 'block 7 was taken for block 8'
