@@ -83,10 +83,13 @@ impl Layout {
         &self.places
     }
 
-    /// The log for a volume of `size` bytes: 1/32 of it or up to twice as much, a power of two from
-    /// 256 KiB to 64 MiB.
+    /// The log for a volume of `size` bytes, a power of two: an eighth of it, or up to twice as much,
+    /// from 256 KiB to 32 MiB; where a 32nd is more, that, up to 128 MiB. Each small synchronous
+    /// write takes two pages of it, and the fewer checkpoints there are, the fewer pages of tags are
+    /// written for them.
     pub(crate) fn default_log_size(size: u64) -> u64 {
-        (size / 32).clamp(256 << 10, 64 << 20).next_power_of_two()
+        let small = (size / 8).clamp(256 << 10, 32 << 20);
+        small.max((size / 32).min(128 << 20)).next_power_of_two()
     }
 
     /// The largest volume that fits: on one device of `data` bytes, or with its metadata on another

@@ -48,7 +48,7 @@ pub struct Args {
     /// Make files, sparse, of --data and --meta where there is nothing yet
     #[arg(long, requires = "size")]
     create: bool,
-    /// Size of the log that makes writes crash-safe [default: by the volume's size]
+    /// Size of the log that makes writes crash-safe [default: by the volume's size, 128M at most]
     #[arg(long, value_name = "SIZE")]
     log_size: Option<Size>,
     /// How blocks are signed
