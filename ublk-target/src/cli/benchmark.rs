@@ -5,6 +5,7 @@ mod lane;
 mod lanes;
 mod memory;
 mod pattern;
+mod pinned;
 mod tags;
 mod traffic;
 mod write_back;

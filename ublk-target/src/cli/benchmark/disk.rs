@@ -4,6 +4,7 @@ use super::{
     lane::{Lane, lanes},
     lanes::{Found, Run, Target, Until},
     pattern::{Act, Pattern, Places},
+    pinned::Pinned,
     tags::{TagBench, median},
     traffic::{Asked, Counted, Traffic},
 };
@@ -264,7 +265,9 @@ impl Bench {
         let run = self.run(pattern, Target::Volume(&volume), threads, turn);
         let before = self.traffic.so_far();
         let asked = self.beside_checkpoints(&volume, || {
-            for _ in 0..TURNS {
+            for turn in 0..TURNS {
+                // Threads beside it would be pinned, too.
+                let _pinned = (threads == 1).then(|| Pinned::at(turn as usize)).flatten();
                 plain_turns.push(plainly.measure(&mut plain[..pattern.depth], &mut [])?);
                 tag_speeds.push(tags.measure(self.turn).bytes_per_second);
                 turns.push(run.measure(&mut verified[..pattern.depth], &mut slots)?);

@@ -134,6 +134,8 @@ impl Op {
                 };
                 opcode::Fallocate::new(number, *len).offset(at.0).mode(mode).build()
             }
+            // A timer takes the kernel longer than all else that a thread does to its ring.
+            Work::Sleep(time) if time.is_zero() => return Some(opcode::Nop::new().build()),
             Work::Sleep(time) => {
                 *self.timeout = (*time).into();
                 // Is on no file.
