@@ -58,6 +58,13 @@ pub trait BlockTarget: Send + Sync {
         range: BlockRange,
         buf: Buf,
     ) -> impl Future<Output = (Result<(), ReadError>, Buf)>;
+    /// Reads `range` from the bytes that the caller keeps of an admitted write. `copy` gets where the
+    /// first of them [is kept](AdmittedWrite::kept_at), and says whether it has copied them. `false`:
+    /// what was copied is to be forgotten, and `range` [read](Self::read).
+    fn read_kept(&self, context: &Self::Context, range: BlockRange, copy: impl FnOnce(u64) -> bool) -> bool {
+        let _ = (context, range, copy);
+        false
+    }
     /// Writes `range` from the front of `buf`, as durable as is asked for.
     fn write<S: Io>(
         &self,
@@ -81,7 +88,8 @@ pub trait BlockTarget: Send + Sync {
 
     /// Admits a write to the write-back cache, if its range is free: it may be answered once its
     /// bytes are kept; one that is to be durable, once it is [safe](Self::wait_safe). Until it is
-    /// written back, reads of the range wait for it. Flushes wait until it is safe.
+    /// written back, reads of the range wait for it, or are served from
+    /// [what is kept](Self::read_kept). Flushes wait until it is safe.
     /// `None`: it is to be [written](Self::write) first.
     fn admit<'t>(
         &'t self,
@@ -119,6 +127,10 @@ pub trait AdmittedWrite {
     fn first_not_durable(&self) -> RecordNumber;
     /// By this it can be waited for until it is safe.
     fn id(&self) -> WriteBackId;
+    /// Says where the caller keeps its bytes, unchanged until the write back has ended.
+    fn kept_at(&self, at: u64) {
+        let _ = at;
+    }
     /// Releases the range: the write has not been answered.
     fn withdraw(self);
 }
@@ -154,6 +166,9 @@ impl BlockTarget for Volume {
         buf: Buf,
     ) -> impl Future<Output = (Result<(), ReadError>, Buf)> {
         self.read(io, context, range, buf)
+    }
+    fn read_kept(&self, context: &RequestContext, range: BlockRange, copy: impl FnOnce(u64) -> bool) -> bool {
+        self.read_kept(context, range, copy)
     }
     fn write<S: Io>(
         &self,
@@ -212,6 +227,9 @@ impl AdmittedWrite for Admitted<'_> {
     }
     fn id(&self) -> WriteBackId {
         self.id()
+    }
+    fn kept_at(&self, at: u64) {
+        self.kept_at(at);
     }
     fn withdraw(self) {
         self.withdraw();

@@ -14,7 +14,7 @@ use shuttle::{
     future::block_on,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     thread,
 };
@@ -90,6 +90,49 @@ fn writes_zeros_and_flushes_across_epoch_switches() {
         let found = volume.recovery();
         assert_eq!((found.older, found.corrupt), (0, 0), "{found:?}");
         assert_eq!((read(&volume, &io, range(0, 1)), read(&volume, &io, range(1, 1))), (2, 0));
+    });
+}
+
+#[test]
+fn reads_of_a_block_that_is_being_written_find_what_was_answered_or_newer() {
+    /// What another write has put where the bytes of one that is in place were kept.
+    const USED_AGAIN: u8 = 99;
+    check(|| {
+        let io = formatted();
+        let volume = opened(&io, 1);
+        let (memory, answered) = (Arc::new(AtomicU8::new(0)), Arc::new(AtomicU8::new(0)));
+        let writer = {
+            let (memory, answered) = (memory.clone(), answered.clone());
+            with(&volume, &io, move |v, io| {
+                let mut context = v.context(0);
+                for version in [1, 2] {
+                    let Some(admitted) = v.admit(&context, range(0, 1), Durability::MayBeLost) else { continue };
+                    memory.store(version, Ordering::SeqCst);
+                    admitted.kept_at(0);
+                    answered.store(version, Ordering::SeqCst);
+                    let mut buf = Buf::new(BLOCK);
+                    buf.fill(version);
+                    block_on(v.write_back(io, &mut context, admitted, buf, || ())).0.unwrap();
+                    memory.store(USED_AGAIN, Ordering::SeqCst);
+                }
+                write(v, io, range(0, 1), 3).unwrap();
+                answered.store(3, Ordering::SeqCst);
+            })
+        };
+        let context = volume.context(0);
+        for _ in 0..3 {
+            let before = answered.load(Ordering::SeqCst);
+            let mut found = 0;
+            let mut copy = |_: u64| {
+                found = memory.load(Ordering::SeqCst);
+                true
+            };
+            if !volume.read_kept(&context, range(0, 1), &mut copy) {
+                found = read(&volume, &io, range(0, 1));
+            }
+            assert!((before..=3).contains(&found), "{found}, though {before} had been answered");
+        }
+        writer.join().unwrap();
     });
 }
 

@@ -53,11 +53,45 @@ impl Iterator for ShardSet {
     }
 }
 
+/// A write that was admitted and is not in place, whose bytes the caller keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct KeptWrite {
+    /// Its blocks.
+    pub(crate) range: BlockRange,
+    /// Where its bytes are, as the caller has said.
+    pub(crate) at: u64,
+    /// Its number among all that were admitted.
+    number: u64,
+}
+
+/// What an admitted write means to a read of its blocks before it is in place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    /// The write was not admitted: it is answered once it is in place, and its lock is released.
+    No,
+    /// It may have been answered, so nothing older may be read.
+    Admitted,
+    /// The same, and its bytes can be had.
+    Kept(KeptWrite),
+}
+
+/// Which admitted writes a read finds before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum AdmittedBefore {
+    /// None.
+    None,
+    /// The newest has all blocks of the read, and its bytes can be had.
+    Kept(KeptWrite),
+    /// Others.
+    Some,
+}
+
 /// A request in the queue of a shard.
 struct LockRequest {
     request: usize,
     range: BlockRange,
     mode: Mode,
+    admission: Admission,
     /// Nothing before it in this shard's queue is in its way.
     granted: bool,
     /// What it writes is durable in the log, and not in place yet.
@@ -169,7 +203,7 @@ impl RangeLocks {
 
     /// Waits until the request holds the range.
     pub(crate) async fn acquire(&self, request: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
-        let guard = self.enqueue(request, range, mode);
+        let guard = self.enqueue(request, range, mode, Admission::No);
         if !guard.is_granted() {
             guard.hurry_earlier();
         }
@@ -179,8 +213,30 @@ impl RangeLocks {
 
     /// The range at once, or nothing. The attempt delays no other request.
     pub(crate) fn try_acquire(&self, request: usize, range: BlockRange, mode: Mode) -> Option<RangeGuard<'_>> {
-        let guard = self.enqueue(request, range, mode);
+        let guard = self.enqueue(request, range, mode, Admission::No);
         guard.is_granted().then_some(guard)
+    }
+
+    /// The same for a write that is to be admitted.
+    pub(crate) fn try_acquire_admitted(&self, request: usize, range: BlockRange) -> Option<RangeGuard<'_>> {
+        let guard = self.enqueue(request, range, Mode::Write, Admission::Admitted);
+        guard.is_granted().then_some(guard)
+    }
+
+    /// Which admitted writes of these blocks are not in place. Those that were not admitted don't
+    /// count: they have not been answered, and a read may come before them.
+    pub(crate) fn admitted_before(&self, range: BlockRange) -> AdmittedBefore {
+        // All at once: the newest is the same in each, or there is a newer one in some.
+        let queues = self.lock_all(range);
+        let newest = queues.iter().map(|queue| {
+            let admitted = |lock: &&LockRequest| lock.admission != Admission::No && lock.range.overlaps(range);
+            match queue.requests.iter().rev().find(admitted).map(|lock| lock.admission) {
+                None => AdmittedBefore::None,
+                Some(Admission::Kept(kept)) if kept.range.covers(range) => AdmittedBefore::Kept(kept),
+                Some(_) => AdmittedBefore::Some,
+            }
+        });
+        newest.reduce(|a, b| if a == b { a } else { AdmittedBefore::Some }).unwrap_or(AdmittedBefore::None)
     }
 
     fn shards_of(&self, range: BlockRange) -> ShardSet {
@@ -197,11 +253,11 @@ impl RangeLocks {
         self.shards_of(range).map(|shard| self.shards[shard].0.lock()).collect()
     }
 
-    fn enqueue(&self, request: usize, range: BlockRange, mode: Mode) -> RangeGuard<'_> {
+    fn enqueue(&self, request: usize, range: BlockRange, mode: Mode, admission: Admission) -> RangeGuard<'_> {
         let mut queues = self.lock_all(range);
         let (mut waiting, mut behind) = (0, false);
         for queue in &mut queues {
-            let mut lock = LockRequest { request, range, mode, granted: false, parked: false };
+            let mut lock = LockRequest { request, range, mode, admission, granted: false, parked: false };
             let mut earlier = queue.requests.iter().filter(|earlier| earlier.conflicts(&lock)).peekable();
             behind |= earlier.peek().is_some();
             lock.granted = !earlier.any(|earlier| lock.waits_for(earlier));
@@ -256,6 +312,15 @@ impl RangeGuard<'_> {
 
     pub(crate) fn range(&self) -> BlockRange {
         self.range
+    }
+
+    /// Says where the bytes of an admitted write are, until this is released.
+    pub(crate) fn kept(&self, number: u64, at: u64) {
+        let kept = Admission::Kept(KeptWrite { range: self.range, at, number });
+        for queue in &mut self.ranges.lock_all(self.range) {
+            let i = queue.position(self.request);
+            queue.requests[i].admission = kept;
+        }
     }
 
     /// Parks the lock, which is granted: what is written is durable in the log, and goes to its place
@@ -386,11 +451,11 @@ mod tests {
     #[test]
     fn readers_share_writers_do_not_and_order_is_kept() {
         let r = RangeLocks::new(8, 4);
-        let a = r.enqueue(0, range(0, 4), Mode::Shared);
-        let b = r.enqueue(1, range(2, 4), Mode::Shared);
-        let w = r.enqueue(2, range(3, 1), Mode::Exclusive);
-        let late = r.enqueue(3, range(3, 1), Mode::Shared);
-        let far = r.enqueue(4, range(100, 1), Mode::Exclusive);
+        let a = r.enqueue(0, range(0, 4), Mode::Shared, Admission::No);
+        let b = r.enqueue(1, range(2, 4), Mode::Shared, Admission::No);
+        let w = r.enqueue(2, range(3, 1), Mode::Exclusive, Admission::No);
+        let late = r.enqueue(3, range(3, 1), Mode::Shared, Admission::No);
+        let far = r.enqueue(4, range(100, 1), Mode::Exclusive, Admission::No);
         assert!(held(&a) && held(&b) && !held(&w) && !held(&late) && held(&far));
         drop(a);
         assert!(!held(&w));
@@ -401,11 +466,38 @@ mod tests {
     }
 
     #[test]
+    fn a_read_finds_the_newest_admitted_write_and_passes_others() {
+        let r = RangeLocks::new(8, 1);
+        let _writing = r.enqueue(0, range(0, 3), Mode::Write, Admission::No);
+        let waiting = r.enqueue(1, range(0, 3), Mode::Write, Admission::No);
+        assert_eq!(r.admitted_before(range(0, 3)), AdmittedBefore::None, "neither has been answered");
+        drop((_writing, waiting));
+        let a = r.try_acquire_admitted(2, range(0, 3)).unwrap();
+        assert_eq!(r.admitted_before(range(2, 1)), AdmittedBefore::Some, "its bytes are not there yet");
+        a.kept(7, 100);
+        let kept = AdmittedBefore::Kept(KeptWrite { range: range(0, 3), at: 100, number: 7 });
+        assert_eq!([range(0, 3), range(2, 1)].map(|of| r.admitted_before(of)), [kept; 2]);
+        assert_eq!(r.admitted_before(range(2, 2)), AdmittedBefore::Some, "only a part of it");
+        assert_eq!(r.admitted_before(range(3, 9)), AdmittedBefore::None);
+        a.park();
+        let b = r.try_acquire_admitted(3, range(2, 2)).unwrap();
+        b.kept(8, 200);
+        let newer = KeptWrite { range: range(2, 2), at: 200, number: 8 };
+        assert_eq!(r.admitted_before(range(2, 1)), AdmittedBefore::Kept(newer));
+        assert_eq!(r.admitted_before(range(1, 2)), AdmittedBefore::Some, "of two");
+        assert_eq!(r.admitted_before(range(0, 2)), kept);
+        drop(b);
+        assert_eq!(r.admitted_before(range(1, 2)), kept);
+        drop(a);
+        assert_eq!(r.admitted_before(range(1, 2)), AdmittedBefore::None);
+    }
+
+    #[test]
     fn a_waiter_that_gives_up_lets_others_pass() {
         let r = RangeLocks::new(4, 1);
-        let a = r.enqueue(0, range(0, 4), Mode::Shared);
-        let w = r.enqueue(1, range(0, 4), Mode::Exclusive);
-        let b = r.enqueue(2, range(0, 4), Mode::Shared);
+        let a = r.enqueue(0, range(0, 4), Mode::Shared, Admission::No);
+        let w = r.enqueue(1, range(0, 4), Mode::Exclusive, Admission::No);
+        let b = r.enqueue(2, range(0, 4), Mode::Shared, Admission::No);
         assert!(held(&a) && !held(&b));
         drop(w);
         assert!(held(&b));
@@ -414,26 +506,26 @@ mod tests {
     #[test]
     fn ranges_that_share_a_shard_conflict_only_where_they_overlap() {
         let r = RangeLocks::new(4, 1);
-        let all = r.enqueue(0, range(0, 1 << 40), Mode::Exclusive);
-        let far = r.enqueue(1, range(SHARDS as u64 * 5 - 1, 2), Mode::Shared);
-        let none = r.enqueue(2, range(7, 0), Mode::Exclusive);
+        let all = r.enqueue(0, range(0, 1 << 40), Mode::Exclusive, Admission::No);
+        let far = r.enqueue(1, range(SHARDS as u64 * 5 - 1, 2), Mode::Shared, Admission::No);
+        let none = r.enqueue(2, range(7, 0), Mode::Exclusive, Admission::No);
         assert!(held(&all) && !held(&far) && held(&none));
         drop(all);
         assert!(held(&far));
-        let beside = r.enqueue(3, range(SHARDS as u64 * 4 - 1, 2), Mode::Exclusive);
+        let beside = r.enqueue(3, range(SHARDS as u64 * 4 - 1, 2), Mode::Exclusive, Admission::No);
         assert!(held(&beside), "the same shards, other blocks");
     }
 
     #[test]
     fn a_write_passes_parked_ones_and_reaches_the_medium_after_them() {
         let r = RangeLocks::new(8, 1);
-        let first = r.enqueue(0, range(0, 2), Mode::Write);
-        let second = r.enqueue(1, range(1, 2), Mode::Write);
+        let first = r.enqueue(0, range(0, 2), Mode::Write, Admission::No);
+        let second = r.enqueue(1, range(1, 2), Mode::Write, Admission::No);
         assert!(held(&first) && !held(&second));
         first.park();
         assert!(held(&second), "what it waited for is durable in the log");
-        let reader = r.enqueue(2, range(0, 1), Mode::Shared);
-        let third = r.enqueue(3, range(0, 3), Mode::Write);
+        let reader = r.enqueue(2, range(0, 1), Mode::Shared, Admission::No);
+        let third = r.enqueue(3, range(0, 3), Mode::Write, Admission::No);
         assert!(!held(&reader) && !held(&third), "reads don't pass, and nobody passes them");
         assert!(second.become_exclusive() && !held(&second));
         second.park();
@@ -451,7 +543,7 @@ mod tests {
         let locks = [(0, 2), (1, 2), (0, 3)].into_iter().enumerate();
         let [first, second, third]: [_; 3] = locks
             .map(|(i, (from, count))| {
-                let lock = r.enqueue(i, range(from, count), Mode::Write);
+                let lock = r.enqueue(i, range(from, count), Mode::Write, Admission::No);
                 lock.park();
                 lock
             })
@@ -462,7 +554,7 @@ mod tests {
         assert!(first.is_superseded() && second.is_superseded() && !third.is_superseded());
         drop(third);
         assert!(!first.is_superseded(), "the second has one of its blocks alone");
-        let fourth = r.enqueue(3, range(1, 2), Mode::Write);
+        let fourth = r.enqueue(3, range(1, 2), Mode::Write, Admission::No);
         assert!(held(&fourth) && !second.is_superseded(), "it is not parked yet");
         fourth.park();
         assert!(second.is_superseded() && !first.is_superseded());
@@ -473,22 +565,22 @@ mod tests {
         let r = RangeLocks::new(64, 1);
         let poll = |guard: &RangeGuard<'_>| guard.poll_contended(&Context::from_waker(Waker::noop()));
         // More than are told at once.
-        let lazy: Vec<_> = (0..40).map(|i| r.enqueue(i, range(i as u64, 1), Mode::Write)).collect();
+        let lazy: Vec<_> = (0..40).map(|i| r.enqueue(i, range(i as u64, 1), Mode::Write, Admission::No)).collect();
         assert!(lazy.iter().all(|guard| poll(guard).is_pending()));
         assert!(r.try_acquire(50, range(3, 1), Mode::Write).is_none());
         assert!(poll(&lazy[3]).is_pending(), "nobody waits");
-        let waits = r.enqueue(50, range(0, 39), Mode::Exclusive);
+        let waits = r.enqueue(50, range(0, 39), Mode::Exclusive, Admission::No);
         waits.hurry_earlier();
         assert!(lazy[..39].iter().all(|guard| poll(guard).is_ready()) && poll(&lazy[39]).is_pending());
         drop((waits, lazy));
-        let next = r.enqueue(3, range(3, 1), Mode::Write);
+        let next = r.enqueue(3, range(3, 1), Mode::Write, Admission::No);
         assert!(poll(&next).is_pending(), "that was another request");
-        let write = r.enqueue(4, range(3, 1), Mode::Write);
+        let write = r.enqueue(4, range(3, 1), Mode::Write, Admission::No);
         write.hurry_earlier();
         assert!(poll(&next).is_ready());
         next.park();
         assert!(held(&write) && poll(&next).is_pending(), "a write needs it parked, not in place");
-        let read = r.enqueue(5, range(3, 1), Mode::Shared);
+        let read = r.enqueue(5, range(3, 1), Mode::Shared, Admission::No);
         read.hurry_earlier();
         next.park();
         assert!(poll(&next).is_ready(), "a read needs it in place");
@@ -524,8 +616,9 @@ mod tests {
                     }
                     (None, _) => {
                         let mode = [Mode::Shared, Mode::Write, Mode::Exclusive][kind];
-                        let guard = r.enqueue(request, range(first, count), mode);
-                        let lock = LockRequest { request, range: range(first, count), mode, granted: false, parked: false };
+                        let guard = r.enqueue(request, range(first, count), mode, Admission::No);
+                        let (range, admission) = (range(first, count), Admission::No);
+                        let lock = LockRequest { request, range, mode, admission, granted: false, parked: false };
                         match count {
                             0 => prop_assert!(held(&guard), "no blocks are in nobody's way"),
                             _ => queue.push(lock),
@@ -565,7 +658,7 @@ mod interleavings {
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || hold(&shared, request))
             });
-            drop(shared.0.enqueue(2, blocks, Mode::Exclusive));
+            drop(shared.0.enqueue(2, blocks, Mode::Exclusive, Admission::No));
             hold(&shared, 2);
             others.into_iter().for_each(|thread| thread.join().unwrap());
         };

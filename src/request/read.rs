@@ -33,9 +33,33 @@ struct Verdict {
     first_bad: Option<BlockIndex>,
     /// Blocks that had something to prove.
     verified: u64,
+    /// Blocks that are bad.
+    mismatches: u64,
 }
 
 impl Reader<'_> {
+    /// Reads and verifies without holding the range, while writes of it may be under way that have
+    /// not been answered. `true`: each block is what it was at some moment meanwhile, for its tag
+    /// was the current one then. Otherwise nothing is known.
+    pub(crate) async fn try_read<S: Io>(
+        &self,
+        io: &S,
+        context: &mut RequestContext,
+        range: BlockRange,
+        buf: Buf,
+    ) -> (bool, Buf) {
+        let (fetched, buf) = self.fetch(io, context, range, buf).await;
+        if fetched.is_err() {
+            return (false, buf);
+        }
+        let (verdict, buf) = self.judge(io, context, range, buf).await;
+        let proven = verdict.first_bad.is_none();
+        if proven {
+            context.counters.blocks_verified.add(verdict.verified);
+        }
+        (proven, buf)
+    }
+
     /// Compares what was fetched with its tags. Fails with the first bad block, unless bad blocks
     /// read as zeros.
     pub(crate) async fn verify<S: Io>(
@@ -43,9 +67,25 @@ impl Reader<'_> {
         io: &S,
         context: &mut RequestContext,
         range: BlockRange,
-        mut buf: Buf,
+        buf: Buf,
         fetched: Fetched,
     ) -> (Result<(), ReadError>, Buf) {
+        let (verdict, buf) = self.judge(io, context, range, buf).await;
+        context.counters.blocks_verified.add(verdict.verified);
+        context.counters.mismatches.add(verdict.mismatches);
+        match (verdict.first_bad, self.on_mismatch) {
+            (None, _) | (_, OnMismatch::Zero) => (Ok(()), buf),
+            (Some(block), _) => (Err(read_error(block, fetched.bad_page)), buf),
+        }
+    }
+
+    async fn judge<S: Io>(
+        &self,
+        io: &S,
+        context: &mut RequestContext,
+        range: BlockRange,
+        mut buf: Buf,
+    ) -> (Verdict, Buf) {
         // Only where each block has something to prove: tags that nobody asks for would be made too.
         let tags = context.tags.tags(range.count);
         let made = range.count > 0 && tags.iter().all(|tag| ![ZERO_TAG, LOST_TAG].contains(tag));
@@ -61,10 +101,7 @@ impl Reader<'_> {
         if !made && verdict.verified > 0 {
             io.charge();
         }
-        match (verdict.first_bad, self.on_mismatch) {
-            (None, _) | (_, OnMismatch::Zero) => (Ok(()), buf),
-            (Some(block), _) => (Err(read_error(block, fetched.bad_page)), buf),
-        }
+        (verdict, buf)
     }
 
     /// Brings the data into `buf` and the tags into the context.
@@ -178,9 +215,7 @@ impl Reader<'_> {
             }
             mismatches += u64::from(bad.count_ones());
         }
-        context.counters.blocks_verified.add(verified);
-        context.counters.mismatches.add(mismatches);
-        Verdict { first_bad, verified }
+        Verdict { first_bad, verified, mismatches }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     options::{Access, OnMismatch},
     request::{
         fix::fix,
-        range_lock::Mode,
+        range_lock::{AdmittedBefore, Mode},
         read::Reader,
         write::{Holder, WriteBack, Writer},
     },
@@ -39,7 +39,19 @@ impl Volume {
         // Alone where a tag is to be chosen: nobody may look for it meanwhile.
         let undecided = self.opened.undecided.first_in(range).is_some();
         let mode = if undecided { Mode::Exclusive } else { Mode::Shared };
-        let guard = self.ranges.acquire(context.id, range, mode).await;
+        let (guard, buf) = match self.ranges.try_acquire(context.id, range, mode) {
+            Some(guard) => (guard, buf),
+            None => {
+                let (proven, buf) = match undecided {
+                    true => (false, buf),
+                    false => self.try_read(io, context, range, buf).await,
+                };
+                if proven {
+                    return (Ok(()), buf);
+                }
+                (self.ranges.acquire(context.id, range, mode).await, buf)
+            }
+        };
         if self.admitted.has_failed(range) {
             return (Err(ReadError::NotInPlace(range)), buf);
         }
@@ -67,6 +79,33 @@ impl Volume {
         }
         let guard = self.ranges.acquire(context.id, range, Mode::Exclusive).await;
         fix(&reader, &self.writer(), io, context, &guard, buf).await
+    }
+
+    /// Reads a block though a write of it is under way: one that has not been answered may come later.
+    /// Of several blocks some might be read before the write and some after it. `false`: that can't
+    /// be, or the write came between, and the read has to wait for it.
+    async fn try_read<S: Io>(&self, io: &S, context: &mut RequestContext, range: BlockRange, buf: Buf) -> (bool, Buf) {
+        let waits = range.count != 1
+            || self.ranges.admitted_before(range) != AdmittedBefore::None
+            || self.admitted.has_failed(range)
+            || self.opened.may_be_older(range, &self.metadata);
+        if waits { (false, buf) } else { self.reader().try_read(io, context, range, buf).await }
+    }
+
+    /// Reads `range` from the bytes that the caller keeps of its newest write, where that was admitted
+    /// and is not in place. `copy` gets where the first of them [is kept](Admitted::kept_at), and says
+    /// whether it has copied them. `false`: what was copied is to be forgotten, and `range`
+    /// [read](Self::read).
+    pub fn read_kept(&self, context: &RequestContext, range: BlockRange, copy: impl FnOnce(u64) -> bool) -> bool {
+        let before = self.ranges.admitted_before(range);
+        let AdmittedBefore::Kept(kept) = before else { return false };
+        let from = kept.at + (range.first.0 - kept.range.first.0) * self.block_size() as u64;
+        // While it is not in place nobody has used its memory again. Nor had it a successor: that may
+        // have been answered while this was copied.
+        let read = copy(from) && self.ranges.admitted_before(range) == before;
+        context.counters.reads.add(read.into());
+        context.counters.read_bytes.add(if read { range.count * self.block_size() as u64 } else { 0 });
+        read
     }
 
     /// Writes `range` from the front of `buf`. [`Durable`](Durability::Durable): as if a
@@ -104,7 +143,7 @@ impl Volume {
         if durability == Durability::Durable && !self.log.may_carry_data() {
             return None;
         }
-        let guard = self.ranges.try_acquire(context.id, range, Mode::Write)?;
+        let guard = self.ranges.try_acquire_admitted(context.id, range)?;
         self.admitted.admit(&self.log, guard, context.thread, durability)
     }
 

@@ -273,6 +273,12 @@ impl Admitted<'_> {
         self.guard.range()
     }
 
+    /// Says where the caller keeps its bytes, unchanged until the [write back](crate::Volume::write_back)
+    /// has ended: reads of its blocks can be served [from there](crate::Volume::read_kept).
+    pub fn kept_at(&self, at: u64) {
+        self.guard.kept(self.place.number, at);
+    }
+
     /// Waits for a flush, with its tags made and nothing logged, unless it is to go on. Whether a
     /// record is to carry so many bytes of it.
     pub(crate) async fn hold(&mut self, bytes: usize) -> bool {

@@ -21,6 +21,9 @@ pub const QUEUES: usize = 6;
 pub const MAX_REQUEST: usize = 64 << 10;
 const BLOCKS_IN_PLAY: u64 = 300;
 
+/// Where the bytes of a version are kept: below are those of its blocks.
+const KEPT_SHIFT: u32 = 20;
+
 /// Writes that were answered and are not in place, by their first block: memory that outlives the
 /// daemon, not the machine.
 pub type Kept = Rc<RefCell<BTreeMap<u64, (BlockRange, VersionId)>>>;
@@ -129,6 +132,7 @@ impl World {
                 self.oracle.borrow_mut().ack(range, &places, false);
             }
             self.kept.borrow_mut().insert(range.first.0, (range, version));
+            admitted.kept_at(u64::from(version) << KEPT_SHIFT);
             let clear = || _ = self.kept.borrow_mut().remove(&range.first.0);
             let id = admitted.id();
             let safe = async {
@@ -183,8 +187,18 @@ impl World {
     async fn read(&self, q: &mut Queue) {
         let range = self.range();
         let start: Vec<_> = range.blocks().map(|b| self.oracle.borrow_mut().before(b)).collect();
-        let buf = q.buf.take().unwrap();
-        let (result, buf) = self.volume.read(&self.io, &mut q.context, range, buf).await;
+        let mut buf = q.buf.take().unwrap();
+        let bs = self.volume.block_size();
+        // Those that were kept are not yet in place, and their bytes what the version says.
+        let mut copy = |at: u64| {
+            fill_all(range, (at >> KEPT_SHIFT) as VersionId, bs, &mut buf);
+            true
+        };
+        let kept = self.rng.borrow_mut().chance(70) && self.volume.read_kept(&q.context, range, &mut copy);
+        let (result, buf) = match kept {
+            true => (Ok(()), buf),
+            false => self.volume.read(&self.io, &mut q.context, range, buf).await,
+        };
         match result {
             Ok(()) => {
                 let blocks = buf.chunks_exact(self.volume.block_size());

@@ -7,10 +7,10 @@ use super::{
     transfer::Transfer,
     write_back::{Answer, WriteBack},
 };
-use crate::daemon::log::Event;
+use crate::{daemon::log::Event, write_back_file::MOST_BYTES};
 use libublk::sys::ublksrv_io_desc;
 use std::mem;
-use ublk_integrity::{BlockTarget, Buf, Errno, Io, WriteBackId};
+use ublk_integrity::{BlockRange, BlockTarget, Buf, Errno, Io, WriteBackId};
 
 impl<T: BlockTarget> Shared<T> {
     /// Serves the request of a descriptor. What the kernel is answered: the bytes that were moved,
@@ -50,6 +50,13 @@ impl<T: BlockTarget> Shared<T> {
         })
     }
 
+    /// Reads what was written last from the write-back file, where it is not in place yet.
+    fn read_kept(&self, context: &T::Context, range: BlockRange, buf: &mut Buf, bytes: usize) -> bool {
+        let Some(mapped) = &self.write_back_file else { return false };
+        let Some(buf) = buf.get_mut(..bytes).filter(|_| bytes <= MOST_BYTES) else { return false };
+        self.target.read_kept(context, range, |at| mapped.file.read_at(buf, at).is_ok())
+    }
+
     async fn handle(
         &self,
         request: Request,
@@ -60,6 +67,9 @@ impl<T: BlockTarget> Shared<T> {
         let (target, context) = (&*self.target, &mut memory.context);
         let bytes = request.success(self.shift) as usize;
         let result = match request {
+            Request::Read(range) if self.read_kept(context, range, &mut memory.buf, bytes) => {
+                return transfer.give(&memory.buf, bytes).map_err(|e| self.not_copied(request, e));
+            }
             Request::Read(range) => {
                 let (result, buf) = target.read(io, context, range, mem::replace(&mut memory.buf, Buf::none())).await;
                 memory.buf = buf;

@@ -103,6 +103,9 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
             Durability::Durable => Answer::Safe(admitted.id()),
         };
         self.heads.borrow_mut().as_mut().expect("there are writers").keep(slot, range, admitted.first_not_durable());
+        if let Some(mapped) = &shared.write_back_file {
+            admitted.kept_at(mapped.file.bytes_at(self.thread, slot));
+        }
         writer.admitted = Some(admitted);
         writer.waker.wake_by_ref();
         self.idle.borrow_mut().pop();

@@ -251,6 +251,16 @@ impl WriteBackFile {
         self.file.read_exact_at(buf, slot.bytes)
     }
 
+    /// Where the bytes in a slot of a thread begin.
+    pub fn bytes_at(&self, thread: usize, slot: usize) -> u64 {
+        self.layout.bytes_at(thread, slot)
+    }
+
+    /// Reads bytes at such a place, whoever writes them meanwhile: what is read may be anything then.
+    pub fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, at)
+    }
+
     /// Marks a slot as free: its write is in place.
     pub fn clear(&self, slot: Slot) -> io::Result<()> {
         self.file.write_all_at(FREE.as_bytes(), slot.head)
