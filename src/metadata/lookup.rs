@@ -1,19 +1,22 @@
 //! From blocks to tags: pending first, then the tree.
 //!
 //! The order matters: a checkpoint publishes the new root *before* it empties the pending set, so
-//! a lookup that reads the pending tags first and loads the root afterwards misses nothing. The range
-//! guard that the caller holds keeps the blocks' own tags still meanwhile.
+//! a lookup that reads the pending tags first and loads the root afterwards misses nothing. A range
+//! guard keeps the blocks' own tags still meanwhile. Without one each tag that is found was the
+//! current one at some moment of the lookup, or is [`LOST_TAG`] where it was just being changed.
 
 use super::Metadata;
 use crate::{
     BlockIndex, BlockRange, DeviceError, PageName, RequestContext, Storage,
     format::{LOST_TAG, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, tag_pages},
     io::retry::{READ, retry},
+    metadata::pending::PendingSet,
     metadata::{
         load::Missing,
         tree::{CacheUse, CacheWalk, Found, LoadError},
     },
     request::context::{TagBuf, TagSide},
+    sync::{Ordering, fence},
 };
 use std::{ops::Range, time::Duration};
 
@@ -55,15 +58,24 @@ struct Hold<'a>(&'a Metadata);
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        self.0.holds.fetch_sub(1, crate::sync::Ordering::AcqRel);
+        self.0.holds.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl Metadata {
     fn pending_tag(&self, block: BlockIndex) -> Option<Tag> {
-        // The newer entry, whichever set it is in: both share one run of sequence numbers.
-        let [a, b] = [self.pending[0].lookup(block), self.pending[1].lookup(block)];
-        a.into_iter().chain(b).max_by_key(|(seq, _)| *seq).map(|(_, tag)| tag)
+        let generations = || self.pending.each_ref().map(PendingSet::generation);
+        loop {
+            let before = generations();
+            // The newer entry, whichever set it is in: both share one run of sequence numbers.
+            let [a, b] = self.pending.each_ref().map(|set| set.lookup(block));
+            fence(Ordering::Acquire);
+            // One that was emptied in between may have had the newer: then the tree has it, and the
+            // other may have an older one, from before it was emptied itself.
+            if generations() == before {
+                return a.into_iter().chain(b).max_by_key(|(seq, _)| *seq).map(|(_, tag)| tag);
+            }
+        }
     }
 
     fn lookup_pending(&self, range: BlockRange, into: &mut TagBuf, places: Range<usize>) {
@@ -168,7 +180,7 @@ impl Metadata {
             }
             self.lookup_pending(range, context.side(side), places.clone());
             if attempt >= STALE_RETRIES && hold.is_none() {
-                self.holds.fetch_add(1, crate::sync::Ordering::AcqRel);
+                self.holds.fetch_add(1, Ordering::AcqRel);
                 hold = Some(Hold(self));
             }
         }
@@ -217,7 +229,7 @@ impl Metadata {
     /// Waits, for a bounded time, for lookups that had to begin anew because of the last checkpoints.
     pub(crate) async fn wait_for_holds<S: Storage>(&self, io: &S) {
         for _ in 0..100 {
-            if self.holds.load(crate::sync::Ordering::Acquire) == 0 {
+            if self.holds.load(Ordering::Acquire) == 0 {
                 return;
             }
             let _ = io.sleep(Duration::from_millis(10)).await;

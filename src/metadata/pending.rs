@@ -1,19 +1,23 @@
 //! Pending tags: what was logged in one epoch and is not yet in a tag page.
 //!
 //! There are two sets, chosen by the parity of the epoch. A set is a hash table of fixed size that
-//! is read without a lock: a request that reads or writes a block's entry holds a range guard on
-//! the block, so an entry is never read while it is written. What the guards do not cover is the
-//! checkpoint emptying a set; for that the generation is looked at before and after.
+//! is read without a lock. Who writes a block's entry holds a range guard on the block; who reads it
+//! need not, so an entry says by its number whether it is being written. The checkpoint may be
+//! emptying a set meanwhile; for that the generation is looked at before and after.
 
 use crate::{
     BlockIndex, BlockRange, Seq,
-    format::{TAG_BYTES, Tag, ZERO_TAG},
+    format::{LOST_TAG, TAG_BYTES, Tag, ZERO_TAG},
     sync::{AtomicU64, AtomicUsize, Mutex, Ordering, fence},
 };
+
+/// In the place of a number: the entry is free, or its tag is being written.
+const BEING_WRITTEN: u64 = u64::MAX;
 
 struct Entry {
     /// Block + 1; 0 where free.
     key: AtomicU64,
+    /// The number of its change, or [`BEING_WRITTEN`].
     seq: AtomicU64,
     tag: [AtomicU64; TAG_BYTES / 8],
 }
@@ -51,7 +55,7 @@ impl PendingSet {
         let size = (tags * 2).next_power_of_two();
         let entry = || Entry {
             key: AtomicU64::new(0),
-            seq: AtomicU64::new(0),
+            seq: AtomicU64::new(BEING_WRITTEN),
             tag: std::array::from_fn(|_| AtomicU64::new(0)),
         };
         Self {
@@ -115,10 +119,12 @@ impl PendingSet {
             })
             .expect("pending space was reserved");
         let e = &self.table[place];
-        e.seq.store(seq.0, Ordering::Relaxed);
+        e.seq.store(BEING_WRITTEN, Ordering::Relaxed);
+        fence(Ordering::Release);
         for (word, bytes) in e.tag.iter().zip(tag.chunks_exact(8)) {
             word.store(u64::from_le_bytes(bytes.try_into().expect("8 bytes")), Ordering::Relaxed);
         }
+        e.seq.store(seq.0, Ordering::Release);
         if new {
             let n = self.count.fetch_add(1, Ordering::AcqRel);
             self.used[n].store(place as u64, Ordering::Release);
@@ -160,6 +166,16 @@ impl PendingSet {
         tag
     }
 
+    /// The number and the tag of an entry; one that nothing matches while it is being written.
+    fn entry_at(&self, place: usize) -> (Seq, Tag) {
+        let seq = &self.table[place].seq;
+        let before = seq.load(Ordering::Acquire);
+        let tag = self.tag_at(place);
+        fence(Ordering::Acquire);
+        let whole = before != BEING_WRITTEN && seq.load(Ordering::Relaxed) == before;
+        if whole { (Seq(before), tag) } else { (Seq(BEING_WRITTEN), LOST_TAG) }
+    }
+
     fn lookup_tag(&self, block: BlockIndex) -> Option<(Seq, Tag)> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
@@ -168,7 +184,7 @@ impl PendingSet {
             match self.table[i].key.load(Ordering::Acquire) {
                 0 => return None,
                 key if key == block.0 + 1 => {
-                    return Some((Seq(self.table[i].seq.load(Ordering::Relaxed)), self.tag_at(i)));
+                    return Some(self.entry_at(i));
                 }
                 _ => {}
             }
@@ -184,7 +200,13 @@ impl PendingSet {
         run_over(&self.runs.lock(), block)
     }
 
-    /// The newest thing this set knows of a block; the caller holds a range guard on it.
+    /// How often the set has been emptied, twice; odd while it is being emptied.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The newest thing this set knows of a block. Without a range guard on the block that may be
+    /// [`LOST_TAG`], where it is just being changed.
     ///
     /// While the set is emptied its content is in the tree already, so "nothing here" is right then.
     pub(crate) fn lookup(&self, block: BlockIndex) -> Option<(Seq, Tag)> {
@@ -242,7 +264,9 @@ impl PendingSet {
         self.generation.store(generation + 1, Ordering::Relaxed);
         fence(Ordering::Release);
         for used in &self.used[..self.len()] {
-            self.table[used.load(Ordering::Relaxed) as usize].key.store(0, Ordering::Relaxed);
+            let entry = &self.table[used.load(Ordering::Relaxed) as usize];
+            entry.seq.store(BEING_WRITTEN, Ordering::Relaxed);
+            entry.key.store(0, Ordering::Relaxed);
         }
         self.count.store(0, Ordering::Release);
         self.runs.lock().clear();

@@ -72,7 +72,7 @@ enum Admission {
     /// It may have been answered, so nothing older may be read.
     Admitted,
     /// The same, and its bytes can be had.
-    Kept(KeptWrite),
+    Kept { at: u64, number: u64 },
 }
 
 /// Which admitted writes a read finds before it.
@@ -230,9 +230,13 @@ impl RangeLocks {
         let queues = self.lock_all(range);
         let newest = queues.iter().map(|queue| {
             let admitted = |lock: &&LockRequest| lock.admission != Admission::No && lock.range.overlaps(range);
-            match queue.requests.iter().rev().find(admitted).map(|lock| lock.admission) {
+            match queue.requests.iter().rev().find(admitted) {
                 None => AdmittedBefore::None,
-                Some(Admission::Kept(kept)) if kept.range.covers(range) => AdmittedBefore::Kept(kept),
+                Some(LockRequest { admission: Admission::Kept { at, number }, range: kept, .. })
+                    if kept.covers(range) =>
+                {
+                    AdmittedBefore::Kept(KeptWrite { range: *kept, at: *at, number: *number })
+                }
                 Some(_) => AdmittedBefore::Some,
             }
         });
@@ -316,10 +320,9 @@ impl RangeGuard<'_> {
 
     /// Says where the bytes of an admitted write are, until this is released.
     pub(crate) fn kept(&self, number: u64, at: u64) {
-        let kept = Admission::Kept(KeptWrite { range: self.range, at, number });
         for queue in &mut self.ranges.lock_all(self.range) {
             let i = queue.position(self.request);
-            queue.requests[i].admission = kept;
+            queue.requests[i].admission = Admission::Kept { at, number };
         }
     }
 

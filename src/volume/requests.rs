@@ -97,8 +97,15 @@ impl Volume {
     /// whether it has copied them. `false`: what was copied is to be forgotten, and `range`
     /// [read](Self::read).
     pub fn read_kept(&self, context: &RequestContext, range: BlockRange, copy: impl FnOnce(u64) -> bool) -> bool {
+        if !self.metadata.layout().contains(range) {
+            return false;
+        }
         let before = self.ranges.admitted_before(range);
         let AdmittedBefore::Kept(kept) = before else { return false };
+        // A newer one may have failed, and left: only then is this the newest that is still there.
+        if self.admitted.has_failed(range) {
+            return false;
+        }
         let from = kept.at + (range.first.0 - kept.range.first.0) * self.block_size() as u64;
         // While it is not in place nobody has used its memory again. Nor had it a successor: that may
         // have been answered while this was copied.

@@ -132,7 +132,7 @@ impl World {
                 self.oracle.borrow_mut().ack(range, &places, false);
             }
             self.kept.borrow_mut().insert(range.first.0, (range, version));
-            admitted.kept_at(u64::from(version) << KEPT_SHIFT);
+            admitted.kept_at(version << KEPT_SHIFT);
             let clear = || _ = self.kept.borrow_mut().remove(&range.first.0);
             let id = admitted.id();
             let safe = async {
@@ -191,7 +191,7 @@ impl World {
         let bs = self.volume.block_size();
         // Those that were kept are not yet in place, and their bytes what the version says.
         let mut copy = |at: u64| {
-            fill_all(range, (at >> KEPT_SHIFT) as VersionId, bs, &mut buf);
+            fill_all(range, at >> KEPT_SHIFT, bs, &mut buf);
             true
         };
         let kept = self.rng.borrow_mut().chance(70) && self.volume.read_kept(&q.context, range, &mut copy);
