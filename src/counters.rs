@@ -4,11 +4,16 @@ use crate::sync::{AtomicU64, Ordering};
 use serde::Serialize;
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+    ($(#[doc = $doc:literal] $name:ident),* $(,)?) => {
         /// Values of the counters at one moment, since the volume was opened.
         #[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
         pub struct CounterValues {
-            $($(#[$doc])* pub $name: u64,)*
+            $(#[doc = $doc] pub $name: u64,)*
+        }
+
+        impl CounterValues {
+            /// All of them: the name of the field, and in words what it counts.
+            pub const ALL: &'static [(&'static str, &'static str)] = &[$((stringify!($name), $doc)),*];
         }
 
         /// One I/O thread's counters.
@@ -31,11 +36,11 @@ counters! {
     reads,
     /// Write requests.
     writes,
-    /// Of those the ones that were answered before they were in place.
+    /// Writes answered before they were in place.
     write_back_writes,
-    /// Of those the ones that a record of the log has carried.
+    /// Writes that a record of the log has carried with their data.
     carried_writes,
-    /// Of those the ones that were written again before they were in place, and never were.
+    /// Writes that were written again before they were in place, and never were.
     superseded_writes,
     /// Discard and write-zeroes requests.
     zeroes,
@@ -51,7 +56,7 @@ counters! {
     mismatches,
     /// Times that a damaged metadata page was met.
     bad_pages,
-    /// Blocks accepted and signed anew in "fix" mode.
+    /// Blocks accepted and signed anew by `--on-mismatch fix`.
     fixed_blocks,
     /// Tag pages found in the cache.
     cache_hits,

@@ -20,6 +20,13 @@ counter blocks_verified
 [ "$(counter mismatches)" = 0 ]
 for name in cache_hits cache_misses hints_sent hints_dropped hints_used checkpoints; do counter $name; done
 ui status -n "$id"
+step 'one word of health, and every metric of the page'
+[ "$(ui status -x)" = 'all devices are ok' ] || die 'not ok'
+[ "$(ui status | tail -n 1)" = 'health    ok' ] || die 'no health'
+ui metrics >/run/metrics
+grep -o 'ublk_integrity_[a-z_]*' docs/metrics.md | sort -u | while read -r name; do
+  grep -q "^${name}[ {]" /run/metrics || die "no $name"
+done
 step 'dump needs no key and writes nothing'
 # The daemon itself does, for as long as there is something to checkpoint.
 settled() { [ "$(counter pending_tags)" = 0 ]; }
@@ -56,6 +63,9 @@ for block in 1 2 3; do mark_block "$disk" $block "block-$block-logged"; done
 pid=$(daemon)
 kill -9 "$pid"
 wait_for gone "$pid"
+refused 5 ui status -x
+grep -q "^$disk: failed: its daemon (pid $pid) is dead: .recover -n $id. or .del -n $id.$" /run/out || die "$(cat /run/out)"
+ui metrics | grep -q '^ublk_integrity_up{.*} 0$' || die 'a dead daemon is up'
 ui del -n "$id"
 dirty() { check_clean --json | jq -e '.recovery.records > 0' >/dev/null; }
 dirty || die 'nothing was left in the log: the test shows nothing'

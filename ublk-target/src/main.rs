@@ -5,7 +5,7 @@
 //!        ├─ add, recover ──> daemon ──> opening ──> serving ──> ublk ──────────┤
 //!        │                     │                     │           └─ I/O threads, a task a tag
 //!        │                     │                     └─ threads: log, checkpoint, prefetch, hashing
-//!        └─ status ──> control socket                                          │
+//!        └─ status, metrics ──> watch ──> control sockets                       │
 //!                                                                              ▼
 //!          device (backing devices) <── event_loop/ring <── the library, run by event_loop
 //! ```
@@ -20,6 +20,7 @@
 //!   offline.rs       volumes without ublk: a pipeline of requests on a ring of its own
 //!   checkpoints.rs   the loop of the checkpoint thread
 //!   event_loop/      poll batches, tasks, hash pool; ring/ is the library's Storage on io_uring
+//!   watch/           all devices, from outside: their health, metrics
 //!   device/          backing devices: opened, locked, who uses them, what they already hold
 //!   key.rs           the master key; key_hint.rs, hashing.rs, random.rs, size.rs, name.rs: values
 //!   failure.rs       one line for a person, one exit code; output.rs, report.rs, notice.rs: words
@@ -66,6 +67,7 @@ mod threads;
 mod ublk;
 mod unnamed;
 mod wait;
+mod watch;
 mod write_back_file;
 
 /// Gives the request buffers and the page cache huge pages, and all else to the system's

@@ -35,6 +35,16 @@ impl Output {
         writeln!(self.0, "{line}").expect("a string takes everything");
     }
 
+    /// All lines of another.
+    pub fn append(&mut self, other: Self) {
+        self.0 += &other.0;
+    }
+
+    /// Itself behind some text.
+    pub fn after(self, text: &str) -> Self {
+        Self(text.to_owned() + &self.0)
+    }
+
     /// Writes it out, all at once.
     pub fn print(self) -> Outcome {
         bytes(self.0.as_bytes())
@@ -47,6 +57,14 @@ impl Output {
             (Err(found), Ok(())) => Err(found),
             (Ok(()), printed) => printed,
         }
+    }
+}
+
+#[cfg(test)]
+impl Output {
+    /// What would be written.
+    pub fn text(&self) -> &str {
+        &self.0
     }
 }
 

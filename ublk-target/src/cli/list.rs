@@ -1,11 +1,6 @@
 //! `list`: the devices.
 
-use crate::{
-    daemon::state::State,
-    failure::Outcome,
-    output::Output,
-    ublk::{self, Whose},
-};
+use crate::{daemon::state::State, failure::Outcome, output::Output, ublk};
 use serde_json::json;
 
 /// List the devices of ublk-integrity
@@ -19,7 +14,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let devices: Vec<_> = State::all()
         .into_iter()
-        .map(|state| (state.is_alive(), has_device(&state), state))
+        .map(|state| (state.is_alive(), state.has_device(), state))
         .filter(|(alive, exists, _)| *alive || *exists)
         .collect();
     if args.json {
@@ -43,9 +38,4 @@ pub fn run(args: &Args) -> Outcome {
         out.line(format_args!("{}: {name}{data}{meta} ({daemon})", device.display()));
     }
     out.print()
-}
-
-/// Whether the kernel has the device yet. Who may not ask it whose that is goes by the number.
-fn has_device(state: &State) -> bool {
-    state.whose().map_or_else(|_| ublk::exists(state.id), |whose| whose == Whose::Ours)
 }

@@ -15,6 +15,7 @@ mod generator;
 mod import;
 mod keygen;
 mod list;
+mod metrics;
 mod names;
 mod new_file;
 mod progress;
@@ -67,6 +68,7 @@ enum Command {
     Detach(detach::Args),
     List(list::Args),
     Status(status::Args),
+    Metrics(metrics::Args),
     #[command(hide = true)]
     Stop(stop::Args),
     #[command(hide = true)]
@@ -107,6 +109,18 @@ pub struct OneDevice {
     number: Option<NamedDevice>,
 }
 
+/// One of our devices, or all.
+#[derive(Args, Debug)]
+#[group(id = "device", multiple = false)]
+pub struct AnyDevice {
+    /// The device: its number, its path like /dev/ublkb0, its name, or the UUID of its volume; all where none is named
+    #[arg(value_name = "DEVICE", value_parser = named_device)]
+    named: Option<NamedDevice>,
+    /// The same
+    #[arg(short, long, value_name = "DEVICE", value_parser = named_device)]
+    number: Option<NamedDevice>,
+}
+
 /// How it is named.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NamedDevice {
@@ -119,6 +133,13 @@ impl OneDevice {
     /// Its number. Of a volume, that of the one device that is made of it.
     pub fn number(&self) -> Outcome<u32> {
         self.named.as_ref().or(self.number.as_ref()).expect("one is required").number(State::all())
+    }
+}
+
+impl AnyDevice {
+    /// The number of the one that is named.
+    pub fn number(&self) -> Outcome<Option<u32>> {
+        self.named.as_ref().or(self.number.as_ref()).map(|device| device.number(State::all())).transpose()
     }
 }
 
@@ -235,6 +256,7 @@ impl Command {
             Self::Detach(args) => detach::run(args),
             Self::List(args) => list::run(args),
             Self::Status(args) => status::run(args),
+            Self::Metrics(args) => metrics::run(args),
             Self::Stop(args) => stop::run(args),
             Self::Claimed(args) => claimed::run(args),
             Self::Recover(args) => recover::run(args),
@@ -351,11 +373,11 @@ mod tests {
         let several = NamedDevice::Volume(other).number(all()).unwrap_err();
         assert!(several.message.contains("/dev/ublkb1, /dev/ublkb3"), "{several}");
         assert_eq!(NamedDevice::Volume(uuid).number(Vec::new()).unwrap_err().exit, Exit::Device);
-        for line in ["status 7", "status -n 7", "recover /dev/ublkb7", "del 7", "del -n ublkb7", "del -a"] {
+        for line in ["status", "status 7", "status -n 7", "recover /dev/ublkb7", "del 7", "del -n ublkb7", "del -a"] {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_ok(), "{line}");
         }
-        for line in ["status", "status 7 -n 7", "del", "del 7 -a", "del 7 -n 7", "recover"] {
+        for line in ["status 7 -n 7", "del", "del 7 -a", "del 7 -n 7", "recover"] {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_err(), "{line}");
         }

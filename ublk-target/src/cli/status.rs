@@ -1,66 +1,165 @@
-//! `status`: state and counters of a device.
+//! `status`: state, counters and health of devices.
 
 use crate::{
-    daemon::{
-        client::{self, Unanswered},
-        protocol::{ANSWERS_WITHIN, Request},
-        state::{State, socket_path},
-    },
+    daemon::{protocol::ANSWERS_WITHIN, state::State},
     failure::{Exit, Failure, Outcome, with_paths},
-    output::Output,
+    output::{self, Output},
     report,
     size::Size,
     ublk,
+    watch::{
+        health::{self, Health},
+        survey::{self, Daemon, Seen},
+    },
 };
 use serde_json::{Value, json};
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
-/// Show state and counters of a device
+/// Show state, counters and health of a device, or of all
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    device: super::OneDevice,
+    device: super::AnyDevice,
+    /// Only what is not ok, a line each; exits with 4 for what has failed, 5 for what waits, 6 for what was found
+    #[arg(short = 'x', long)]
+    unhealthy: bool,
+    /// Show it again and again, every 2 seconds or so many
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2", value_parser = period)]
+    watch: Option<Duration>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["watch", "unhealthy"])]
     json: bool,
 }
 
+/// Seconds between two looks.
+fn period(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be seconds from 0.1 to 3600".into())
+}
+
 pub fn run(args: &Args) -> Outcome {
-    let number = args.device.number()?;
-    let state = State::load(number)?;
-    if !state.is_alive() {
-        let message = format!("the daemon of device {number} (pid {}) is dead: {}", state.pid, state.remedy());
-        return Err(Failure::new(Exit::Device, message));
+    let Some(period) = args.watch else {
+        let (out, verdict) = look(args)?;
+        return out.print_with(verdict);
+    };
+    let clear = if io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+    loop {
+        // A device that ends, or does not answer for once, is shown as it is.
+        let (out, verdict) = look(args).unwrap_or_else(|failure| (Output::new(), Err(failure)));
+        out.after(clear).print()?;
+        verdict.unwrap_or_else(output::tell);
+        thread::sleep(period);
     }
-    match client::ask(&socket_path(number), &Request::Status {}) {
-        Ok(status) if args.json => Output::json(&status).print(),
-        Ok(status) => lines(&status).print(),
-        Err(Unanswered::Failed(failure)) => Err(failure),
-        Err(Unanswered::Late) => {
-            let known = known(&state);
-            let out = if args.json {
-                Output::json(&known)
-            } else {
-                let mut out = Output::new();
-                print_lines(&mut out, KNOWN, &known);
-                out
-            };
+}
+
+/// What there is to show, and what comes of it.
+fn look(args: &Args) -> Outcome<(Output, Outcome)> {
+    let one = args.device.number()?;
+    let devices: Vec<_> = match one {
+        Some(number) => vec![seen(number)?],
+        None => survey::all(),
+    };
+    let devices: Vec<_> = devices.into_iter().map(|seen| (Health::of(&seen), seen)).collect();
+    match (one, &devices[..]) {
+        _ if args.unhealthy => Ok(unhealthy(&devices)),
+        (Some(_), [(health, seen)]) => one_device(seen, health, args.json),
+        _ if args.json => {
+            let all: Vec<_> = devices.iter().map(|(health, seen)| json_of(seen, health)).collect();
+            Ok((Output::json(&all), Ok(())))
+        }
+        _ => Ok((all_devices(&devices), Ok(()))),
+    }
+}
+
+fn seen(number: u32) -> Outcome<Seen> {
+    survey::look(State::load(number)?).ok_or_else(|| {
+        Failure::new(
+            Exit::Device,
+            format_args!("device {number} is gone: `ublk-integrity list` shows those that are there"),
+        )
+    })
+}
+
+/// One device must answer.
+fn one_device(seen: &Seen, health: &Health, json: bool) -> Outcome<(Output, Outcome)> {
+    let (number, pid) = (seen.state.id, seen.state.pid);
+    let verdict = match &seen.daemon {
+        Daemon::Answers(_) => Ok(()),
+        Daemon::Unasked(failure) => return Err(Failure::new(failure.exit, failure)),
+        Daemon::Dead => {
+            let message = format!("the daemon of device {number} (pid {pid}) is dead: {}", seen.state.remedy());
+            return Err(Failure::new(Exit::Device, message));
+        }
+        Daemon::Late => {
+            let seconds = ANSWERS_WITHIN.as_secs();
             let message = format!(
-                "the daemon of device {number} (pid {}) has not answered within {} s: this is what is known without it",
-                state.pid,
-                ANSWERS_WITHIN.as_secs()
+                "the daemon of device {number} (pid {pid}) has not answered within {seconds} s: this is what is known without it"
             );
-            out.print_with(Err(Failure::new(Exit::Busy, message)))
+            Err(Failure::new(Exit::Busy, message))
+        }
+    };
+    let out = if json { Output::json(&json_of(seen, health)) } else { lines(seen, health) };
+    Ok((out, verdict))
+}
+
+fn all_devices(devices: &[(Health, Seen)]) -> Output {
+    let mut out = Output::new();
+    for (i, (health, seen)) in devices.iter().enumerate() {
+        if i > 0 {
+            out.line("");
+        }
+        out.append(lines(seen, health));
+    }
+    out
+}
+
+/// Only what is not ok; and one exit code for all.
+fn unhealthy(devices: &[(Health, Seen)]) -> (Output, Outcome) {
+    let mut out = Output::new();
+    let ill: Vec<_> = devices.iter().filter(|(health, _)| *health != Health::Ok).collect();
+    for (health, Seen { state, .. }) in &ill {
+        let name = state.settings.name.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
+        out.line(format_args!("{}{name}: {health}", ublk::block_path(state.id).display()));
+    }
+    let verdict = health::worst(ill.iter().map(|(health, _)| health)).map(|exit| {
+        Failure::new(
+            exit,
+            format_args!("{} of {} devices not ok: `ublk-integrity status` shows more", ill.len(), devices.len()),
+        )
+    });
+    match verdict {
+        Some(failure) => (out, Err(failure)),
+        None => {
+            out.line(if devices.is_empty() { "no devices" } else { "all devices are ok" });
+            (out, Ok(()))
         }
     }
 }
 
+fn json_of(seen: &Seen, health: &Health) -> Value {
+    let mut all = match &seen.daemon {
+        Daemon::Answers(status) => status.clone(),
+        _ => known(seen),
+    };
+    all["health"] = health.json();
+    all
+}
+
 /// What can be known of a device without its daemon: from the state file and the kernel.
-fn known(state: &State) -> Value {
+fn known(seen: &Seen) -> Value {
+    let state = &seen.state;
     let mut known = json!(state);
     known["device"] = json!(ublk::block_path(state.id));
     known["kernel_state"] = json!(ublk::kernel_state(state.id).unwrap_or("unknown"));
-    known["process_state"] = json!(process_state(state.pid));
+    // Its number may be another's by now.
+    let process = if matches!(seen.daemon, Daemon::Dead) { "dead".into() } else { process_state(state.pid) };
+    known["process_state"] = json!(process);
     known["requests_under_way"] = json!(requests_under_way(state.id));
     known
 }
@@ -126,17 +225,26 @@ const LINES: &[(&str, &str)] = &[
     ("memory", "{daemon_memory_bytes:size}"),
 ];
 
-fn lines(status: &Value) -> Output {
+/// A device for people; its health last.
+fn lines(seen: &Seen, health: &Health) -> Output {
     let mut out = Output::new();
+    match &seen.daemon {
+        Daemon::Answers(status) => print_status(&mut out, status),
+        _ => print_lines(&mut out, KNOWN, &known(seen)),
+    }
+    out.line(format_args!("{:<10}{health}", "health"));
+    out
+}
+
+fn print_status(out: &mut Output, status: &Value) {
     let mut shown = status.clone();
     shown["state"] = state(status).into();
     shown["sync_log"] = if status["sync_log"] == true { "on" } else { "off" }.into();
-    print_lines(&mut out, LINES, &shown);
+    print_lines(out, LINES, &shown);
     let found = serde_json::from_value(status["recovery"].clone()).unwrap_or_default();
     let data = Path::new(status["data"].as_str().unwrap_or_default());
     let named = |line: &String| with_paths(line, data, status["meta"].as_str().map(Path::new));
     report::recovery(&found).iter().map(named).for_each(|line| out.line(line));
-    out
 }
 
 fn print_lines(out: &mut Output, lines: &[(&str, &str)], values: &Value) {
@@ -195,6 +303,45 @@ mod tests {
             assert!(!filled(lines, &none).any(|line| line.starts_with("label") || line.starts_with("atomic")));
         }
         assert!(has(LINES, &some, "sync log  on"));
+    }
+
+    #[test]
+    fn only_what_is_not_ok_is_said_and_the_worst_decides() {
+        let devices = |all: &[Value]| {
+            let seen = all.iter().zip(0..).map(|(more, id)| Seen::answering(id, more));
+            seen.map(|seen| (Health::of(&seen), seen)).collect::<Vec<_>>()
+        };
+        let (ok, found, latched) = (json!({}), json!({ "mismatches": 2 }), json!({ "latched": "a sync failed" }));
+        let (out, verdict) = unhealthy(&devices(&[ok.clone(), ok.clone()]));
+        assert!(verdict.is_ok() && out.text() == "all devices are ok\n");
+        assert_eq!(unhealthy(&devices(&[])).0.text(), "no devices\n");
+        let (out, verdict) = unhealthy(&devices(&[ok.clone(), found.clone()]));
+        assert_eq!(out.text(), "/dev/ublkb1: degraded: 2 mismatches\n");
+        let failure = verdict.unwrap_err();
+        assert!(failure.exit == Exit::Integrity && failure.message.starts_with("1 of 2 devices"), "{failure}");
+        let (out, verdict) = unhealthy(&devices(&[latched, ok, found]));
+        assert_eq!((out.text().lines().count(), verdict.unwrap_err().exit), (2, Exit::Device));
+    }
+
+    #[test]
+    fn each_device_ends_with_its_health() {
+        let seen = Seen::answering(0, &json!({ "bad_pages": 1 }));
+        let health = Health::of(&seen);
+        assert!(lines(&seen, &health).text().ends_with("\nhealth    degraded: 1 damaged pages met\n"));
+        assert_eq!(json_of(&seen, &health)["health"], json!({ "word": "degraded", "why": "1 damaged pages met" }));
+        let dead = Seen { daemon: Daemon::Dead, ..seen };
+        let text = lines(&dead, &Health::of(&dead)).text().to_owned();
+        assert!(text.contains("daemon    pid 1: dead\n") && text.contains("\nhealth    failed: its daemon"), "{text}");
+        let two = all_devices(&[(Health::Ok, Seen::answering(0, &json!({}))), (Health::Ok, dead)]);
+        assert_eq!(two.text().matches("\n\n").count(), 1);
+    }
+
+    #[test]
+    fn periods_have_limits() {
+        assert_eq!(period("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["0", "-1", "NaN", "1e9", "often"] {
+            assert!(period(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{
     device::stack,
     failure::{Context, Exit, Failure, Outcome},
     run_dir::{FOLDER, make_folder},
-    ublk::{Mark, Proof, Whose},
+    ublk::{self, Mark, Proof, Whose},
     wait::LONGEST,
 };
 use nix::fcntl::Flock;
@@ -166,6 +166,11 @@ impl State {
     /// Whose the kernel's device of this number is.
     pub fn whose(&self) -> Outcome<Whose> {
         self.proof().whose()
+    }
+
+    /// Whether the kernel has the device yet. Who may not ask it whose that is goes by the number.
+    pub fn has_device(&self) -> bool {
+        self.whose().map_or_else(|_| ublk::exists(self.id), |whose| whose == Whose::Ours)
     }
 
     /// What to do about a daemon that is dead.

@@ -8,6 +8,7 @@ mod foreign;
 mod format;
 mod harness;
 mod output;
+mod watch;
 mod words;
 
 use copies::content;
@@ -49,7 +50,10 @@ fn bad_arguments_are_one_line_and_exit_1() {
         "format --data disk --key x --create --size 8M",
         "del",
         "del -n 1 -a",
-        "status",
+        "status -x --json",
+        "status --watch=0",
+        "metrics --listen 0.0.0.0:9926",
+        "metrics --listen unix:x --textfile x",
         "keygen",
     ] {
         f.run(args).expect(ARGUMENTS);

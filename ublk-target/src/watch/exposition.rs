@@ -1,0 +1,307 @@
+//! Metrics as text, for those who collect them.
+//!
+//! OpenMetrics 1.0 has types that say what is meant, units and an end. The older text format of
+//! Prometheus has none of these, and readers that know it alone refuse a file with a type that they
+//! do not know: node_exporter's textfile collector is one.
+
+use std::fmt::Write;
+
+/// The text's format.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dialect {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// The text format of Prometheus, 0.0.4.
+    Prometheus,
+}
+
+impl Dialect {
+    /// What HTTP calls it.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// What the numbers of a family are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// Only grows, until its daemon ends.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// 1, and labels that say something.
+    Info,
+    /// 1 for the state that it is in, 0 for the others.
+    StateSet,
+}
+
+/// Metrics that differ in their labels alone.
+pub(super) struct Family {
+    /// Without what the kind adds to it.
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    /// In words, for people.
+    pub(super) help: &'static str,
+    pub(super) samples: Vec<Sample>,
+}
+
+/// One number.
+pub(super) struct Sample {
+    pub(super) labels: Vec<(&'static str, String)>,
+    pub(super) value: u64,
+}
+
+impl Family {
+    /// The name of its samples.
+    pub(super) fn sample_name(&self) -> String {
+        let suffix = match self.kind {
+            Kind::Counter => "_total",
+            Kind::Info => "_info",
+            Kind::Gauge | Kind::StateSet => "",
+        };
+        format!("{}{suffix}", self.name)
+    }
+
+    /// Its unit is the last word of its name, where that is one.
+    fn unit(&self) -> Option<&'static str> {
+        ["bytes", "seconds"].into_iter().find(|unit| self.name.ends_with(&format!("_{unit}")))
+    }
+
+    fn head(&self, dialect: Dialect) -> String {
+        let (name, kind) = match (dialect, self.kind) {
+            (Dialect::OpenMetrics, Kind::Info) => (self.name.clone(), "info"),
+            (Dialect::OpenMetrics, Kind::StateSet) => (self.name.clone(), "stateset"),
+            (Dialect::OpenMetrics, Kind::Counter) => (self.name.clone(), "counter"),
+            (Dialect::Prometheus, Kind::Counter) => (self.sample_name(), "counter"),
+            (_, Kind::Gauge) | (Dialect::Prometheus, _) => (self.sample_name(), "gauge"),
+        };
+        let unit = self.unit().filter(|_| dialect == Dialect::OpenMetrics);
+        let unit = unit.map_or_else(String::new, |unit| format!("# UNIT {name} {unit}\n"));
+        format!("# TYPE {name} {kind}\n{unit}# HELP {name} {}\n", self.help)
+    }
+}
+
+/// All of it. Families without a sample are left out.
+pub(super) fn text(families: &[Family], dialect: Dialect) -> String {
+    let mut text = String::new();
+    for family in families.iter().filter(|family| !family.samples.is_empty()) {
+        text += &family.head(dialect);
+        let name = family.sample_name();
+        for Sample { labels, value } in &family.samples {
+            let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+            writeln!(text, "{name}{labels} {value}").expect("a string takes everything");
+        }
+    }
+    if dialect == Dialect::OpenMetrics {
+        text += "# EOF\n";
+    }
+    text
+}
+
+/// A label's value: whatever a path or a name may hold.
+fn escaped(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
+#[cfg(test)]
+pub(super) mod grammar {
+    //! Whether a text is what its format allows. Written from the formats' descriptions, not from
+    //! the code above.
+
+    use super::Dialect;
+    use std::collections::BTreeSet;
+
+    fn is_name(text: &str) -> bool {
+        !text.is_empty()
+            && !text.starts_with(|c: char| c.is_ascii_digit())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    }
+
+    type Labels = Vec<(String, String)>;
+
+    /// `name="value",…}` and what follows it.
+    fn labels(mut text: &str) -> Result<(Labels, &str), String> {
+        let mut found = Vec::new();
+        loop {
+            let (name, rest) = text.split_once("=\"").ok_or("a label without a value")?;
+            if !is_name(name) {
+                return Err(format!("{name:?} is no label"));
+            }
+            let (mut value, mut chars) = (String::new(), rest.char_indices());
+            let end = loop {
+                match chars.next().ok_or("a value without an end")? {
+                    (at, '"') => break at,
+                    (_, '\\') => match chars.next() {
+                        Some((_, c @ ('\\' | '"' | 'n'))) => value.push(c),
+                        other => return Err(format!("escape {other:?}")),
+                    },
+                    (_, '\n') => return Err("a line end in a value".into()),
+                    (_, c) => value.push(c),
+                }
+            };
+            found.push((name.to_owned(), value));
+            match rest[end + 1..].chars().next() {
+                Some(',') => text = &rest[end + 2..],
+                Some('}') => return Ok((found, &rest[end + 2..])),
+                other => return Err(format!("{other:?} behind a label")),
+            }
+        }
+    }
+
+    /// The samples' names. Fails with the line that is wrong.
+    pub(crate) fn check(text: &str, dialect: Dialect) -> Result<BTreeSet<String>, String> {
+        let body = match dialect {
+            Dialect::OpenMetrics => text.strip_suffix("# EOF\n").ok_or("no end")?,
+            Dialect::Prometheus => text,
+        };
+        if !body.is_empty() && !body.ends_with('\n') {
+            return Err("the last line has no end".into());
+        }
+        let (mut families, mut series, mut names) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut family, mut kind) = (String::new(), String::new());
+        for line in body.lines() {
+            let wrong = |why: &str| Err(format!("{why}: {line}"));
+            if let Some(comment) = line.strip_prefix("# ") {
+                let mut words = comment.splitn(3, ' ');
+                let (what, name, rest) = (words.next(), words.next().unwrap_or(""), words.next().unwrap_or(""));
+                match what {
+                    Some("TYPE") => {
+                        let known: &[_] = match dialect {
+                            Dialect::OpenMetrics => &["counter", "gauge", "info", "stateset"],
+                            Dialect::Prometheus => &["counter", "gauge"],
+                        };
+                        if !is_name(name) || !known.contains(&rest) || !families.insert(name.to_owned()) {
+                            return wrong("no new family of a known type");
+                        }
+                        (family, kind) = (name.to_owned(), rest.to_owned());
+                    }
+                    Some("UNIT") if dialect == Dialect::OpenMetrics => {
+                        if name != family || !family.ends_with(&format!("_{rest}")) {
+                            return wrong("not the unit that the name ends with");
+                        }
+                    }
+                    Some("HELP") if name == family && !rest.is_empty() && !rest.contains(['\\', '"']) => {}
+                    _ => return wrong("no such comment"),
+                }
+                continue;
+            }
+            let end = line.find(['{', ' ']).ok_or("no value")?;
+            let (name, rest) = line.split_at(end);
+            let (labels, value) = match rest.strip_prefix('{') {
+                Some(rest) => labels(rest)?,
+                None => (Vec::new(), rest),
+            };
+            let expected = match (dialect, kind.as_str()) {
+                (Dialect::OpenMetrics, "counter") => format!("{family}_total"),
+                (Dialect::OpenMetrics, "info") => format!("{family}_info"),
+                _ => family.clone(),
+            };
+            if name != expected || dialect == Dialect::Prometheus && kind == "counter" && !name.ends_with("_total") {
+                return wrong("not a sample of its family");
+            }
+            let states = labels.iter().filter(|(name, _)| *name == family).count();
+            if (kind == "stateset") != (states == 1) && dialect == Dialect::OpenMetrics {
+                return wrong("a state set has one label of its name");
+            }
+            let distinct: BTreeSet<_> = labels.iter().map(|(name, _)| name).collect();
+            if distinct.len() != labels.len() || !series.insert((name.to_owned(), labels.clone())) {
+                return wrong("twice");
+            }
+            match value.strip_prefix(' ').map(str::parse::<f64>) {
+                Some(Ok(value)) if value.is_finite() && value >= 0.0 => {}
+                _ => return wrong("no value"),
+            }
+            names.insert(name.to_owned());
+        }
+        Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn families() -> Vec<Family> {
+        let sample = |labels: &[(&'static str, &str)], value| Sample {
+            labels: labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
+            value,
+        };
+        let family = |name: &str, kind, samples| Family { name: name.into(), kind, help: "What it is.", samples };
+        vec![
+            family("a_read_bytes", Kind::Counter, vec![sample(&[("device", "ublkb0")], 7)]),
+            family("a_depth", Kind::Gauge, vec![sample(&[], 3)]),
+            family("a_device", Kind::Info, vec![sample(&[("path", "/dev/\"odd\\name\n")], 1)]),
+            family(
+                "a_health",
+                Kind::StateSet,
+                vec![sample(&[("a_health", "ok")], 1), sample(&[("a_health", "ill")], 0)],
+            ),
+            family("a_nothing", Kind::Gauge, vec![]),
+        ]
+    }
+
+    #[test]
+    fn the_text_is_what_each_format_says() {
+        let open = text(&families(), Dialect::OpenMetrics);
+        let wanted = "\
+# TYPE a_read_bytes counter
+# UNIT a_read_bytes bytes
+# HELP a_read_bytes What it is.
+a_read_bytes_total{device=\"ublkb0\"} 7
+# TYPE a_depth gauge
+# HELP a_depth What it is.
+a_depth 3
+# TYPE a_device info
+# HELP a_device What it is.
+a_device_info{path=\"/dev/\\\"odd\\\\name\\n\"} 1
+# TYPE a_health stateset
+# HELP a_health What it is.
+a_health{a_health=\"ok\"} 1
+a_health{a_health=\"ill\"} 0
+# EOF
+";
+        assert_eq!(open, wanted);
+        let old = text(&families(), Dialect::Prometheus);
+        assert!(old.contains("# TYPE a_read_bytes_total counter\n") && old.contains("# TYPE a_device_info gauge\n"));
+        assert!(!old.contains("UNIT") && !old.contains("EOF") && !old.contains("stateset"), "{old}");
+        for dialect in [Dialect::OpenMetrics, Dialect::Prometheus] {
+            let names = grammar::check(&text(&families(), dialect), dialect).unwrap();
+            assert_eq!(
+                names.into_iter().collect::<Vec<_>>(),
+                ["a_depth", "a_device_info", "a_health", "a_read_bytes_total"]
+            );
+            assert!(grammar::check(&text(&[], dialect), dialect).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_strict() {
+        let open = |text: &str| grammar::check(text, Dialect::OpenMetrics);
+        let old = |text: &str| grammar::check(text, Dialect::Prometheus);
+        for wrong in [
+            "# TYPE a counter\na 1\n# EOF\n",
+            "# TYPE a counter\na_total 1\n",
+            "# TYPE a gauge\n# UNIT a bytes\na 1\n# EOF\n",
+            "# TYPE a gauge\na 1\na 1\n# EOF\n",
+            "# TYPE a gauge\na{x=\"1\",x=\"2\"} 1\n# EOF\n",
+            "# TYPE a gauge\na{x=\"\\x\"} 1\n# EOF\n",
+            "# TYPE a gauge\na 1\n# TYPE a gauge\na{x=\"2\"} 1\n# EOF\n",
+            "# TYPE a gauge\nb 1\n# EOF\n",
+            "# TYPE a stateset\na{state=\"ok\"} 1\n# EOF\n",
+            "# TYPE a gauge\na NaN\n# EOF\n",
+            "# TYPE a gauge\na  1\n# EOF\n",
+            "# TYPE a histogram\na 1\n# EOF\n",
+        ] {
+            assert!(open(wrong).is_err(), "{wrong}");
+        }
+        for wrong in
+            ["# TYPE a counter\na 1\n", "# TYPE a info\na 1\n", "# UNIT a_bytes bytes\n", "# TYPE a gauge\na 1"]
+        {
+            assert!(old(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Whether a device is well: one word, why not, and one exit code.
+
+use super::survey::{Daemon, Seen};
+use crate::{daemon::protocol::ANSWERS_WITHIN, failure::Exit};
+use serde_json::{Value, json};
+use std::fmt;
+
+/// How a device is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// Nothing is wrong.
+    Ok,
+    /// It serves, and somebody should look at it: why.
+    Degraded(String),
+    /// It does not serve as it should: why, and what a script is told.
+    Failed(Exit, String),
+}
+
+/// The words, from well to ill.
+pub const WORDS: [&str; 3] = ["ok", "degraded", "failed"];
+
+/// Fields of a status that count what must not be, and what they count.
+const FINDINGS: &[(&str, &str)] = &[
+    ("/mismatches", "mismatches"),
+    ("/bad_pages", "damaged pages met"),
+    ("/pages_lost", "pages lost"),
+    ("/undecided_blocks", "undecided blocks"),
+    ("/fixed_blocks", "blocks fixed"),
+    ("/failed_writes", "failed writes"),
+    ("/log_lines_dropped", "lines of the log dropped"),
+    ("/recovery/corrupt", "blocks found corrupt at recovery"),
+    ("/recovery/pages_lost", "pages lost at recovery"),
+];
+
+impl Health {
+    /// Of a device.
+    pub fn of(seen: &Seen) -> Self {
+        match &seen.daemon {
+            Daemon::Answers(status) => Self::of_status(status),
+            Daemon::Late => {
+                let pid = seen.state.pid;
+                let why = format!("its daemon (pid {pid}) has not answered within {} s", ANSWERS_WITHIN.as_secs());
+                Self::Failed(Exit::Busy, why)
+            }
+            Daemon::Unasked(failure) => Self::Failed(failure.exit, failure.message.clone()),
+            Daemon::Dead => {
+                // What waits goes on with the next daemon; without recovery nothing does.
+                let exit = if seen.state.settings.recovery { Exit::Busy } else { Exit::Device };
+                Self::Failed(exit, format!("its daemon (pid {}) is dead: {}", seen.state.pid, seen.state.remedy()))
+            }
+        }
+    }
+
+    fn of_status(status: &Value) -> Self {
+        if let Some(why) = status["latched"].as_str() {
+            return Self::Failed(Exit::Device, format!("read-only since a failure: {why}"));
+        }
+        let count = |field: &str| status.pointer(field).and_then(Value::as_u64).unwrap_or(0);
+        let counted = FINDINGS.iter().filter(|(field, _)| count(field) > 0);
+        let mut why: Vec<_> = counted.map(|(field, what)| format!("{} {what}", count(field))).collect();
+        if let Some(other) = status["on_mismatch"].as_str().filter(|what| *what != "fail") {
+            why.push(format!("--on-mismatch {other}"));
+        }
+        if status["recovery"]["torn_was_durable"] == true {
+            why.push("a log record that was durable once is damaged".into());
+        }
+        if why.is_empty() { Self::Ok } else { Self::Degraded(why.join(", ")) }
+    }
+
+    /// In one word.
+    pub fn word(&self) -> &'static str {
+        let [ok, degraded, failed] = WORDS;
+        match self {
+            Self::Ok => ok,
+            Self::Degraded(_) => degraded,
+            Self::Failed(..) => failed,
+        }
+    }
+
+    /// Why it is not well.
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Self::Ok => None,
+            Self::Degraded(why) | Self::Failed(_, why) => Some(why),
+        }
+    }
+
+    /// What a script is told; `None` of one that is well.
+    pub fn exit(&self) -> Option<Exit> {
+        match self {
+            Self::Ok => None,
+            Self::Degraded(_) => Some(Exit::Integrity),
+            Self::Failed(exit, _) => Some(*exit),
+        }
+    }
+
+    /// For `--json`.
+    pub fn json(&self) -> Value {
+        json!({ "word": self.word(), "why": self.why() })
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())?;
+        self.why().map_or(Ok(()), |why| write!(f, ": {why}"))
+    }
+}
+
+/// One exit code for all: what no longer serves comes before what waits, and that before what was
+/// found.
+pub fn worst<'h>(all: impl IntoIterator<Item = &'h Health>) -> Option<Exit> {
+    all.into_iter().filter_map(Health::exit).max_by_key(|exit| match exit {
+        Exit::Integrity => 0,
+        Exit::Busy => 1,
+        _ => 2,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Failure;
+
+    fn of(more: &Value) -> Health {
+        Health::of(&Seen::answering(3, more))
+    }
+
+    #[test]
+    fn what_must_not_be_degrades() {
+        assert_eq!(of(&json!({})), Health::Ok);
+        assert_eq!(of(&json!({ "mismatches": 0, "reads": 7, "recovery": { "older": 3 } })), Health::Ok);
+        for (field, what) in FINDINGS {
+            let more = match field.strip_prefix("/recovery/") {
+                Some(name) => json!({ "recovery": { name: 5 } }),
+                None => json!({ &field[1..]: 5 }),
+            };
+            let health = of(&more);
+            assert_eq!((health.word(), health.exit()), ("degraded", Some(Exit::Integrity)), "{field}");
+            assert_eq!(health.to_string(), format!("degraded: 5 {what}"));
+        }
+        let several = of(&json!({ "mismatches": 2, "bad_pages": 1, "on_mismatch": "zero" }));
+        assert_eq!(several.to_string(), "degraded: 2 mismatches, 1 damaged pages met, --on-mismatch zero");
+        assert_eq!(of(&json!({ "recovery": { "torn_was_durable": true } })).word(), "degraded");
+    }
+
+    #[test]
+    fn what_does_not_serve_has_failed() {
+        let latched = of(&json!({ "latched": "write of /dev/a failed", "mismatches": 4 }));
+        assert_eq!(latched.to_string(), "failed: read-only since a failure: write of /dev/a failed");
+        assert_eq!(latched.exit(), Some(Exit::Device));
+        let seen = |daemon| Seen { daemon, ..Seen::answering(3, &json!({})) };
+        assert_eq!(Health::of(&seen(Daemon::Late)).exit(), Some(Exit::Busy));
+        let denied = Failure::new(Exit::KeyOrPermission, "can't reach it");
+        assert_eq!(Health::of(&seen(Daemon::Unasked(denied))).exit(), Some(Exit::KeyOrPermission));
+        let mut dead = seen(Daemon::Dead);
+        for (recovery, exit, remedy) in [(true, Exit::Busy, "recover -n 3"), (false, Exit::Device, "del -n 3")] {
+            dead.state.settings.recovery = recovery;
+            let health = Health::of(&dead);
+            assert_eq!((health.word(), health.exit()), ("failed", Some(exit)));
+            assert!(health.to_string().contains(remedy), "{health}");
+        }
+    }
+
+    #[test]
+    fn the_worst_decides_for_all() {
+        let (degraded, waits) = (Health::Degraded("x".into()), Health::Failed(Exit::Busy, "x".into()));
+        let failed = Health::Failed(Exit::Device, "x".into());
+        assert_eq!(worst([&Health::Ok, &Health::Ok]), None);
+        assert_eq!(worst([&Health::Ok, &degraded]), Some(Exit::Integrity));
+        assert_eq!(worst([&waits, &degraded]), Some(Exit::Busy));
+        assert_eq!(worst([&waits, &failed, &degraded]), Some(Exit::Device));
+    }
+}

@@ -1,0 +1,75 @@
+//! All devices, each asked once, at the same time: one that does not answer holds no other up.
+
+use crate::{
+    daemon::{
+        client::{self, Unanswered},
+        protocol::Request,
+        state::{State, socket_path},
+    },
+    failure::Failure,
+};
+use serde_json::Value;
+use std::thread;
+
+/// A device as it was found.
+pub struct Seen {
+    /// What its state file says.
+    pub state: State,
+    /// What its daemon says.
+    pub daemon: Daemon,
+}
+
+/// What the daemon of a device says.
+#[derive(Debug)]
+pub enum Daemon {
+    /// State and counters.
+    Answers(Value),
+    /// It lives, and has not answered in time.
+    Late,
+    /// It lives, and can't be asked.
+    Unasked(Failure),
+    /// It is dead, and the kernel has the device yet.
+    Dead,
+}
+
+/// Looks at all devices.
+pub fn all() -> Vec<Seen> {
+    thread::scope(|scope| {
+        let looks: Vec<_> = State::all().into_iter().map(|state| scope.spawn(|| look(state))).collect();
+        looks.into_iter().filter_map(|look| look.join().ok().flatten()).collect()
+    })
+}
+
+/// Looks at one; `None` if it is gone.
+pub fn look(state: State) -> Option<Seen> {
+    let daemon = ask(&state).or_else(|| state.has_device().then_some(Daemon::Dead))?;
+    Some(Seen { state, daemon })
+}
+
+/// What the daemon says, if it lives.
+fn ask(state: &State) -> Option<Daemon> {
+    if !state.is_alive() {
+        return None;
+    }
+    match client::ask(&socket_path(state.id), &Request::Status {}) {
+        Ok(status) => Some(Daemon::Answers(status)),
+        Err(Unanswered::Late) => Some(Daemon::Late),
+        // It may have ended while it was asked.
+        Err(Unanswered::Failed(failure)) => state.is_alive().then_some(Daemon::Unasked(failure)),
+    }
+}
+
+#[cfg(test)]
+impl Seen {
+    /// A device whose daemon answers with this, and what each answer has.
+    pub fn answering(id: u32, more: &Value) -> Self {
+        let state = State::of_test(id);
+        let mut status = serde_json::json!(state);
+        status["on_mismatch"] = "fail".into();
+        status["read_only"] = false.into();
+        for (name, value) in more.as_object().expect("fields") {
+            status[name] = value.clone();
+        }
+        Self { state, daemon: Daemon::Answers(status) }
+    }
+}
