@@ -6,6 +6,7 @@ mod bad_runs;
 mod benchmark;
 mod check;
 pub mod claimed;
+mod completions;
 mod del;
 mod detach;
 mod dump;
@@ -15,6 +16,7 @@ mod generator;
 mod import;
 mod keygen;
 mod list;
+mod manual;
 mod metrics;
 mod names;
 mod new_file;
@@ -35,7 +37,7 @@ use crate::{
     offline::Offline,
     output,
 };
-use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use std::{
     ffi::OsString,
     fs::Metadata,
@@ -80,6 +82,9 @@ enum Command {
     Export(export::Args),
     Import(import::Args),
     Benchmark(benchmark::Args),
+    Completions(completions::Args),
+    #[command(hide = true)]
+    Manual(manual::Args),
     #[command(hide = true)]
     Generator(generator::Args),
     #[command(hide = true)]
@@ -265,6 +270,8 @@ impl Command {
             Self::Export(args) => export::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Import(args) => import::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Benchmark(args) => benchmark::run(args),
+            Self::Completions(args) => completions::run(args, &Cli::command()),
+            Self::Manual(args) => manual::run(args, Cli::command()),
             Self::Generator(args) => generator::run(args),
             Self::UdevProbe(args) => udev_probe::run(args),
         }
@@ -338,7 +345,6 @@ fn usage_line(e: &clap::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn a_device_is_a_number_or_a_path() {

@@ -7,6 +7,7 @@ mod errors;
 mod foreign;
 mod format;
 mod harness;
+mod manual;
 mod output;
 mod watch;
 mod words;
