@@ -16,6 +16,12 @@ for block in 6 7 8 999 1001 20000 5; do
   [ "$(read_block "$disk" $block)" = ok ] || die "block $block: $(read_block "$disk" $block)"
 done
 [ "$(counter mismatches)" -ge 1 ] || die 'status counted no mismatch'
+step 'it is told: as an event, by a word of health, in the metrics'
+told() { ui events --class mismatch | grep -q "$data: .*block 1000 does not match its tag"; }
+wait_for told
+refused 6 ui status -x
+grep -q "^$disk: degraded: .* mismatches$" /run/out || die "$(cat /run/out)"
+ui metrics | grep -q '^ublk_integrity_mismatches_total{.*} [1-9]' || die 'no metric has it'
 step 'a read of many blocks, one of them bad, fails'
 [ "$(read_block "$disk" 3 1M)" = "$EILSEQ" ] || die 'a large read over it'
 step 'writing it anew heals it'

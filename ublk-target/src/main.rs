@@ -21,6 +21,7 @@
 //!   checkpoints.rs   the loop of the checkpoint thread
 //!   event_loop/      poll batches, tasks, hash pool; ring/ is the library's Storage on io_uring
 //!   watch/           all devices, from outside: their health, metrics
+//!   event/           what somebody should hear of: its classes, files, and who follows them
 //!   device/          backing devices: opened, locked, who uses them, what they already hold
 //!   key.rs           the master key; key_hint.rs, hashing.rs, random.rs, size.rs, name.rs: values
 //!   failure.rs       one line for a person, one exit code; output.rs, report.rs, notice.rs: words
@@ -41,6 +42,7 @@ mod checkpoints;
 mod cli;
 mod daemon;
 mod device;
+mod event;
 mod event_loop;
 mod failure;
 mod hashing;

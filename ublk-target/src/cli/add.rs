@@ -141,7 +141,7 @@ pub fn prepare(args: &Args) -> Outcome<Start> {
 /// Runs the daemon here or in a process of its own.
 pub fn launch(start: Start, foreground: bool) -> Outcome {
     let (reporter, sink) = if foreground {
-        (Reporter::terminal(), Sink::Stderr)
+        (Reporter::terminal(), Sink::foreground())
     } else {
         os::close_inherited().doing("can't close inherited descriptors")?;
         match launch::fork()? {
@@ -151,7 +151,7 @@ pub fn launch(start: Start, foreground: bool) -> Outcome {
                 drop(start);
                 return daemon.outcome(&what);
             }
-            Side::Daemon(reporter) => (reporter, Sink::syslog()),
+            Side::Daemon(reporter) => (reporter, Sink::system()),
         }
     };
     // Told by the reporter.

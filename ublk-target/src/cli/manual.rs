@@ -126,6 +126,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "ublk-integrity metrics --textfile /var/lib/prometheus/node-exporter/ublk-integrity.prom",
         ],
     ),
+    ("events", &["ublk-integrity events --follow --class mismatch"]),
+    (
+        "monitor",
+        &[
+            "ublk-integrity monitor --command /etc/ublk-integrity/on-event --test",
+            "systemctl enable --now ublk-integrity-monitor",
+        ],
+    ),
     ("recover", &["ublk-integrity recover home --key-file home.key"]),
     ("dump", &["ublk-integrity dump --data /dev/vdb --json"]),
     ("check", &["ublk-integrity check --data /dev/vdb --key-file home.key"]),

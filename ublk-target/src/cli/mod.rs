@@ -10,6 +10,7 @@ mod completions;
 mod del;
 mod detach;
 mod dump;
+mod events;
 mod export;
 mod format;
 mod generator;
@@ -18,6 +19,7 @@ mod keygen;
 mod list;
 mod manual;
 mod metrics;
+mod monitor;
 mod names;
 mod new_file;
 mod progress;
@@ -71,6 +73,8 @@ enum Command {
     List(list::Args),
     Status(status::Args),
     Metrics(metrics::Args),
+    Events(events::Args),
+    Monitor(monitor::Args),
     #[command(hide = true)]
     Stop(stop::Args),
     #[command(hide = true)]
@@ -262,6 +266,8 @@ impl Command {
             Self::List(args) => list::run(args),
             Self::Status(args) => status::run(args),
             Self::Metrics(args) => metrics::run(args),
+            Self::Events(args) => events::run(args),
+            Self::Monitor(args) => monitor::run(args),
             Self::Stop(args) => stop::run(args),
             Self::Claimed(args) => claimed::run(args),
             Self::Recover(args) => recover::run(args),

@@ -129,7 +129,7 @@ fn serve(command: Command, reporter: Reporter) -> Outcome {
     };
     let started = prepared.and_then(|start| launch::leave_session().map(|()| start));
     match started {
-        Ok(start) => daemon::run(start, reporter, Sink::syslog()),
+        Ok(start) => daemon::run(start, reporter, Sink::system()),
         Err(failure) => {
             reporter.failed(&failure);
             Err(failure)

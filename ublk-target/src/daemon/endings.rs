@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     cli::stop::{self, When},
+    event::Severity,
     failure::{Exit, Failure},
     notice::Notice,
     ublk,
@@ -38,7 +39,7 @@ pub fn abort_on_panic() {
         // Whoever reads standard error may wait for our device: this ends us even so.
         alarm::set(WORDS);
         told(panic);
-        Sink::syslog().line(panic);
+        Sink::system().line(Severity::Crit, panic);
         process::abort();
     }));
 }

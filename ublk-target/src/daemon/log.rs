@@ -1,31 +1,30 @@
 //! What the daemon has to say. Queue threads never write a line themselves: stderr, syslog or the
 //! file system behind them may wait for this very device.
 
+use super::burst::Bursts;
+pub use super::sink::Sink;
 use crate::{
+    event::{About, Class, EventFile, Record},
+    run_dir::FOLDER,
     threads::named,
     ublk::{Request, UnknownRequest},
 };
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use nix::sys::signal::Signal;
 use std::{
-    fmt,
-    io::{self, Write},
-    os::unix::net::UnixDatagram,
+    fmt, io,
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use ublk_integrity::{BlockRange, Errno, Latched, ReadError, WriteError};
 
 /// Events that may wait to be written.
 const CAPACITY: usize = 1024;
-
-/// How long the system log may take for a line, before that is given up.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Something worth a line. Plain values: the text is made by the thread that writes it.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +49,40 @@ pub enum Event {
     StopIsSlow,
     /// Asked once more.
     StopsNow,
+}
+
+impl Event {
+    /// What kind it is.
+    fn class(&self) -> Class {
+        match self {
+            Self::Read(_, ReadError::Mismatch { .. }) => Class::Mismatch,
+            Self::Read(_, ReadError::BadPage { .. }) => Class::BadPage,
+            Self::Read(..) => Class::ReadFailed,
+            Self::Write(..) | Self::NotCopied(..) => Class::WriteFailed,
+            Self::UnknownRequest(_) => Class::Refused,
+            Self::Latched(_) => Class::Latched,
+            Self::Checkpoint => Class::Checkpoint,
+            Self::SignalIgnored(_) | Self::StopWaits | Self::StopIsSlow | Self::StopsNow => Class::Stopping,
+        }
+    }
+
+    /// Blocks that it is about.
+    fn blocks(&self) -> Option<BlockRange> {
+        match self {
+            Self::Read(range, _) => Some(*range),
+            Self::Write(request, _) | Self::NotCopied(request, _) => request.range(),
+            _ => None,
+        }
+    }
+
+    fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Read(_, e) => Some(e.errno()),
+            Self::Write(_, e) => Some(e.errno()),
+            Self::NotCopied(_, e) => Some(*e),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Event {
@@ -83,15 +116,17 @@ pub struct Log {
 impl Log {
     /// Starts the thread that writes, `first` where nobody has been told it yet. `words` puts into
     /// each line what the device is.
-    pub fn start(sink: Sink, first: Vec<String>, words: impl Fn(&str) -> String + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        outlet: impl Into<Outlet>,
+        first: Vec<String>,
+        words: impl Fn(&str) -> String + Send + 'static,
+    ) -> io::Result<Self> {
         let (events, receiver) = crossbeam_channel::bounded(CAPACITY);
         let dropped = Arc::new(AtomicU64::new(0));
-        let seen = Arc::clone(&dropped);
+        let writer = Writer { outlet: outlet.into(), dropped: Arc::clone(&dropped), reported: 0, words };
         named("log").spawn(move || {
-            if !matches!(sink, Sink::Stderr) {
-                first.iter().for_each(|line| sink.line(&words(line)));
-            }
-            write_lines(&receiver, &sink, &seen, words);
+            first.iter().for_each(|line| writer.tell(Class::Opening, line, |_| {}));
+            writer.run(&receiver);
         })?;
         Ok(Self { events, dropped })
     }
@@ -121,67 +156,93 @@ impl Log {
     }
 }
 
-fn write_lines(events: &Receiver<Event>, sink: &Sink, dropped: &AtomicU64, words: impl Fn(&str) -> String) {
-    let mut reported = 0;
-    for event in events {
-        sink.line(&words(&event.to_string()));
-        let now = dropped.load(Ordering::Relaxed);
-        if now > reported && events.is_empty() {
-            sink.line(&words(&format!("{} more messages were dropped", now - reported)));
-            reported = now;
-        }
+/// Where lines go, and what they are about.
+pub struct Outlet {
+    sink: Sink,
+    about: About,
+    file: Option<EventFile>,
+}
+
+impl Outlet {
+    /// Those of a volume's daemon.
+    pub(super) fn of(sink: Sink, about: About) -> Self {
+        let file = EventFile::of(Path::new(FOLDER), &about.volume);
+        Self { sink, about, file: Some(file) }
     }
 }
 
-/// Where lines go.
-pub enum Sink {
-    /// Standard error.
-    Stderr,
-    /// The system log, over its socket.
-    Syslog {
-        /// None where there is no system log.
-        socket: Option<UnixDatagram>,
-        /// Name and pid in front of each line.
-        tag: String,
-    },
+/// Of nothing in particular.
+impl From<Sink> for Outlet {
+    fn from(sink: Sink) -> Self {
+        Self { sink, about: About::default(), file: None }
+    }
 }
 
-impl Sink {
-    /// The system log, lines marked with the device's name.
-    pub fn syslog() -> Self {
-        Self::socket(Path::new("/dev/log"))
-    }
+/// What the thread has.
+struct Writer<W> {
+    outlet: Outlet,
+    /// Events that found no room, and how many of them have been told.
+    dropped: Arc<AtomicU64>,
+    reported: u64,
+    words: W,
+}
 
-    fn socket(path: &Path) -> Self {
-        let connect = || {
-            let socket = UnixDatagram::unbound()?;
-            // It may never read again: where it writes to our device, and that is what ails.
-            socket.set_write_timeout(Some(PATIENCE))?;
-            socket.connect(path)?;
-            io::Result::Ok(socket)
-        };
-        Self::Syslog { socket: connect().ok(), tag: format!("ublk-integrity[{}]", std::process::id()) }
-    }
-
-    /// Writes one line; a failure has nowhere to be told.
-    pub fn line(&self, what: &dyn fmt::Display) {
-        /// Facility "daemon" (3), severity "warning" (4).
-        const PRIORITY: u32 = 3 * 8 + 4;
-        match self {
-            // Unlike `eprintln`, no panic where nobody reads any more.
-            Self::Stderr => drop(writeln!(io::stderr(), "ublk-integrity: {what}")),
-            Self::Syslog { socket: Some(socket), tag } => {
-                let _ = socket.send(format!("<{PRIORITY}>{tag}: {what}").as_bytes());
+impl<W: Fn(&str) -> String> Writer<W> {
+    /// Writes until nobody can tell anything any more.
+    fn run(mut self, events: &Receiver<Event>) {
+        let mut bursts = Bursts::new();
+        loop {
+            let event = match bursts.due() {
+                Some(due) => events.recv_deadline(due),
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let now = Instant::now();
+            bursts.take_due(now).iter().for_each(|(count, last)| self.event(last, *count));
+            match event {
+                Ok(event) => bursts.admit(event.class(), event, now).iter().for_each(|event| self.event(event, 1)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-            Self::Syslog { socket: None, .. } => {}
+            self.count_dropped(events);
         }
+        bursts.take_all().iter().for_each(|(count, last)| self.event(last, *count));
+    }
+
+    /// One event, or one for many.
+    fn event(&self, event: &Event, count: u64) {
+        let text = if count == 1 { event.to_string() } else { format!("{count} more like this: {event}") };
+        self.tell(event.class(), &text, |record| {
+            record.count = count;
+            record.first_block = event.blocks().map(|range| range.first.0);
+            record.blocks = event.blocks().map(|range| range.count);
+            record.errno = event.errno().map(|errno| errno.0);
+        });
+    }
+
+    fn count_dropped(&mut self, events: &Receiver<Event>) {
+        let now = self.dropped.load(Ordering::Relaxed);
+        if now > self.reported && events.is_empty() {
+            let more = now - self.reported;
+            self.tell(Class::Dropped, &format!("{more} more messages were dropped"), |record| record.count = more);
+            self.reported = now;
+        }
+    }
+
+    fn tell(&self, class: Class, text: &str, add: impl FnOnce(&mut Record)) {
+        let mut record = Record::new(class, &self.outlet.about, (self.words)(text));
+        add(&mut record);
+        // Whoever looks at standard error has been told what was found at opening.
+        if class != Class::Opening || !matches!(self.outlet.sink, Sink::Stderr) {
+            self.outlet.sink.write(class, &record);
+        }
+        self.outlet.file.iter().for_each(|file| file.add(&record));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{sync::mpsc, time::Instant};
+    use std::os::unix::net::UnixDatagram;
 
     #[test]
     fn each_line_of_the_system_log_names_the_device() {
@@ -191,7 +252,7 @@ mod tests {
         let named = |text: &str| {
             format!("/dev/a: {}", crate::failure::with_paths(text, Path::new("/dev/a"), Some(Path::new("/dev/b"))))
         };
-        let log = Log::start(Sink::socket(&path), vec!["recovery of the data device".into()], named).unwrap();
+        let log = Log::start(Sink::syslog(&path), vec!["recovery of the data device".into()], named).unwrap();
         let (device, offset) = (ublk_integrity::Device::Meta, ublk_integrity::ByteOffset(4096));
         let failed = ublk_integrity::DeviceError { op: "write", device, offset, len: 512, errno: Errno::EIO };
         log.tell(Event::Latched(Latched::Device(failed)));
@@ -209,22 +270,31 @@ mod tests {
     }
 
     #[test]
-    fn a_system_log_that_stands_still_holds_nobody_up() {
+    fn a_flood_is_counted_in_the_file_of_events() {
         let folder = tempfile::tempdir().unwrap();
-        let _never_read = UnixDatagram::bind(folder.path().join("log")).unwrap();
-        let sink = Sink::socket(&folder.path().join("log"));
-        assert!(matches!(sink, Sink::Syslog { socket: Some(_), .. }));
-        let (ended, end) = mpsc::channel();
-        thread::spawn(move || {
-            // As many as find room, and one that finds none.
-            let waits = |_: &i32| {
-                let begun = Instant::now();
-                sink.line(&"text");
-                begun.elapsed() > PATIENCE / 2
-            };
-            ended.send((0..1_000_000).find(waits)).unwrap();
-        });
-        let first = end.recv_timeout(Duration::from_secs(60)).expect("a line came back");
-        assert!(first.is_some_and(|lines| lines > 0), "the socket was full at last");
+        let about = About { volume: "uuid".into(), name: Some("home".into()), data: "/dev/a".into(), pid: 7 };
+        let outlet = Outlet { sink: Sink::Stderr, about, file: Some(EventFile::of(folder.path(), "uuid")) };
+        let log = Log::start(outlet, Vec::new(), str::to_owned).unwrap();
+        let block = ublk_integrity::BlockIndex(5);
+        for _ in 0..500 {
+            log.tell(Event::Read(BlockRange::new(block, 2), ReadError::Mismatch { block }));
+        }
+        log.tell(Event::StopsNow);
+        // Its last line, with what has been held, comes when nobody has the sending end.
+        drop(log);
+        let records = || crate::event::Feed::of(folder.path()).take();
+        let begun = Instant::now();
+        while records().iter().map(|record| record.count).sum::<u64>() < 501 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", records());
+            thread::sleep(Duration::from_millis(10));
+        }
+        let records = records();
+        assert_eq!(records.len(), 10 + 1 + 1, "{records:?}");
+        let last = records.last().unwrap();
+        assert_eq!(
+            (last.class.as_str(), last.count, last.first_block, last.blocks),
+            ("mismatch", 490, Some(5), Some(2))
+        );
+        assert_eq!((last.errno, last.name.as_deref(), last.pid), (Some(libc::EILSEQ), Some("home"), 7));
     }
 }

@@ -9,6 +9,7 @@
 //! ```
 
 mod birth;
+mod burst;
 pub mod client;
 mod control;
 mod counts;
@@ -28,12 +29,14 @@ mod refusals;
 mod serving;
 pub mod settings;
 mod signals;
+mod sink;
 pub mod state;
 pub mod workers;
 
 use crate::{
     checkpoints::Stop,
     device::{Backings, Use},
+    event::About,
     failure::{Context, Exit, Failure, Outcome, with_paths},
     interrupt, report,
     ublk::{BlockShift, Device, Shared},
@@ -43,7 +46,7 @@ use crate::{
 pub use birth::clear_stillborn;
 pub use endings::abort_on_panic;
 use launch::Reporter;
-use log::{Event, Log, Sink};
+use log::{Event, Log, Outlet, Sink};
 use memory_budget::{Promise, Purpose};
 use nix::sys::signal::Signal;
 use opening::Opened;
@@ -235,7 +238,13 @@ impl Running {
         let first_lines = report::recovery(opened.volume.recovery()).into_iter().chain(warnings).collect();
         let (data, for_log) = (settings.data.display().to_string(), settings.clone());
         let words = move |text: &str| format!("{data}: {}", for_log.named(text));
-        let log = Log::start(sink, first_lines, words).doing("can't start the log thread")?;
+        let about = About {
+            volume: opened.volume.info().uuid.clone(),
+            name: settings.name.as_ref().map(|name| name.as_str().to_owned()),
+            data: settings.data.display().to_string(),
+            pid: process::id(),
+        };
+        let log = Log::start(Outlet::of(sink, about), first_lines, words).doing("can't start the log thread")?;
         let stop = Arc::new(Stop::default());
         let checkpoints = workers::start_checkpoints(&opened.volume, &opened.backings, &stop, &log, settings.verbose)
             .doing("can't start the checkpoint thread")?;

@@ -73,6 +73,16 @@ impl BlockShift {
 }
 
 impl Request {
+    /// The blocks that it is about.
+    pub fn range(&self) -> Option<BlockRange> {
+        match self {
+            Self::Read(range) | Self::Write { range, .. } | Self::Discard(range) | Self::WriteZeroes { range, .. } => {
+                Some(*range)
+            }
+            Self::Flush => None,
+        }
+    }
+
     /// Reads the kernel's descriptor of a request.
     pub fn parse(desc: &ublksrv_io_desc, shift: BlockShift) -> Result<Self, UnknownRequest> {
         let operation = (desc.op_flags & 0xff) as u8;

@@ -4,6 +4,7 @@
 mod boot;
 mod copies;
 mod errors;
+mod events;
 mod foreign;
 mod format;
 mod harness;
