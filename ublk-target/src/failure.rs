@@ -2,13 +2,15 @@
 
 use crate::{key_hint::newline_hint, size::Size};
 use nix::sys::resource::{Resource, getrlimit};
+use serde::Serialize;
 use std::{fmt, io, path::Path, process::ExitCode};
 use ublk_integrity::{
     Device, DeviceError, Errno, KeyLength, Latched, ReadError, WriteError, create::FormatError, open::OpenError,
 };
 
 /// Exit codes, those of cryptsetup and one more.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Exit {
     /// The arguments make no sense.

@@ -5,11 +5,20 @@
 
 use crate::failure::{Exit, Failure, Outcome, plain};
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::{
     fmt,
     fs::File,
     io::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
 };
+
+/// By which `--json` is to be read (docs/json.md). Another number means that a field that was there
+/// has gone or means something else.
+const SCHEMA: u32 = 1;
+
+static EXPECTS_JSON: AtomicBool = AtomicBool::new(false);
+static HAS_SPOKEN: AtomicBool = AtomicBool::new(false);
 
 /// What a command has to say on standard output; nothing is out before it is printed.
 #[derive(Default)]
@@ -22,10 +31,15 @@ impl Output {
         Self::default()
     }
 
-    /// A value as JSON.
+    /// A value as JSON; an object says by which schema it is to be read.
     pub fn json(value: &impl Serialize) -> Self {
+        let mut value = serde_json::to_value(value).expect("plain data");
+        match &mut value {
+            Value::Array(all) => all.iter_mut().for_each(mark),
+            one => mark(one),
+        }
         let mut output = Self::new();
-        output.line(serde_json::to_string_pretty(value).expect("plain data"));
+        output.line(format_args!("{value:#}"));
         output
     }
 
@@ -60,6 +74,25 @@ impl Output {
     }
 }
 
+fn mark(value: &mut Value) {
+    if let Value::Object(fields) = value {
+        fields.insert("schema".into(), SCHEMA.into());
+    }
+}
+
+/// Notes whether standard output is for a program that reads JSON.
+pub fn expects_json(is_so: bool) {
+    EXPECTS_JSON.store(is_so, Ordering::Relaxed);
+}
+
+/// A failure for that program, if nothing else was said to it.
+pub fn tell_json(failure: &Failure) {
+    if EXPECTS_JSON.load(Ordering::Relaxed) && !HAS_SPOKEN.load(Ordering::Relaxed) {
+        let error = json!({ "exit": failure.exit as u8, "kind": failure.exit, "message": failure.message });
+        let _ = Output::json(&json!({ "error": error })).print();
+    }
+}
+
 #[cfg(test)]
 impl Output {
     /// What would be written.
@@ -70,6 +103,7 @@ impl Output {
 
 /// Bytes as they are, to standard output.
 pub fn bytes(bytes: &[u8]) -> Outcome {
+    HAS_SPOKEN.store(true, Ordering::Relaxed);
     // Not through `stdout()` itself, whose buffer would keep a copy: it may be a key.
     let out = nix::unistd::dup(io::stdout()).map(File::from).map_err(io::Error::from);
     out.and_then(|mut out| out.write_all(bytes)).map_err(|e| unwritable("standard output", &e))

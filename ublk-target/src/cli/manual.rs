@@ -135,6 +135,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("recover", &["ublk-integrity recover home --key-file home.key"]),
+    ("doctor", &["ublk-integrity doctor"]),
     ("dump", &["ublk-integrity dump --data /dev/vdb --json"]),
     ("check", &["ublk-integrity check --data /dev/vdb --key-file home.key"]),
     ("export", &["ublk-integrity export --data /dev/vdb --key-file home.key content.img"]),

@@ -9,6 +9,7 @@ pub mod claimed;
 mod completions;
 mod del;
 mod detach;
+mod doctor;
 mod dump;
 mod events;
 mod export;
@@ -80,6 +81,7 @@ enum Command {
     #[command(hide = true)]
     Claimed(claimed::Args),
     Recover(recover::Args),
+    Doctor(doctor::Args),
     Dump(dump::Args),
     #[command(visible_alias = "verify")]
     Check(check::Args),
@@ -240,6 +242,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
     if generator::is_caller(args) {
         return generator::run_for_systemd(args);
     }
+    output::expects_json(args.iter().any(|arg| arg.to_str() == Some("--json")));
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -271,6 +274,7 @@ impl Command {
             Self::Stop(args) => stop::run(args),
             Self::Claimed(args) => claimed::run(args),
             Self::Recover(args) => recover::run(args),
+            Self::Doctor(args) => doctor::run(args),
             Self::Dump(args) => dump::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Check(args) => check::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Export(args) => export::run(args).map_err(|failure| args.devices.failure(failure)),
@@ -309,6 +313,7 @@ fn exit_code(done: Outcome) -> ExitCode {
         Err(failure) => {
             if !failure.message.is_empty() {
                 output::tell(&failure);
+                output::tell_json(&failure);
             }
             failure.exit.into()
         }

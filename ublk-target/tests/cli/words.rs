@@ -81,19 +81,51 @@ fn the_json_is_what_its_page_says() {
     let mut look = |args: &str, code| fields(&f.run(args).expect(code).json(), &mut found);
     look("format --data disk --create --size 8M --key-file key --json", DONE);
     look("dump --data disk --json", DONE);
+    look("dump --data nowhere --json", DEVICE);
     fs::write(f.path("in"), vec![7; 8 << 20]).unwrap();
     f.run("import --data disk --key-file key in").expect(DONE);
     let payload = f.payload_offset("disk", 8 << 20);
     f.flip_bit("disk", payload);
     look("check --data disk --key-file key --json", INTEGRITY);
     look("benchmark --data . --size 8M --time 0.02 --json", DONE);
+    fields(&serde_json::from_slice(&f.command("doctor --json").output().unwrap().stdout).unwrap(), &mut found);
     for name in &found {
         assert!(page.contains(&format!("`{name}`")), "`{name}` is not in docs/json.md");
     }
     // And nothing that is not there: all names in back quotes that look like fields.
     let words = page.split('`').skip(1).step_by(2).filter(|word| word.contains('_') && !word.contains('-'));
-    let not_here = ["bad_page", "may_be_older", "not_in_place", "sync_log", "sync_log_option"];
+    let not_here = ["bad_page", "may_be_older", "not_in_place", "sync_log", "sync_log_option", "key_or_permission"];
     for word in words.filter(|word| !not_here.contains(word)) {
         assert!(found.contains(word), "docs/json.md has `{word}`, which nothing prints");
     }
+}
+
+#[test]
+fn programs_are_told_of_failures_too() {
+    let f = Folder::with_volume();
+    f.run("keygen other").expect(DONE);
+    fs::write(f.path("short"), "short").unwrap();
+    for (args, code, kind) in [
+        ("check --json --data disk --key-file other", KEY, "key_or_permission"),
+        ("check --json --data nowhere --key-file key", DEVICE, "device"),
+        ("dump --json", ARGUMENTS, "arguments"),
+        ("format --json --data disk --key-file key", BUSY, "busy"),
+        ("status --json -n 4999", DEVICE, "device"),
+        ("nonsense --json", ARGUMENTS, "arguments"),
+    ] {
+        let run = f.run(args).expect(code);
+        let said = run.json();
+        assert_eq!(said["schema"], 1, "{args}");
+        assert_eq!((&said["error"]["exit"], &said["error"]["kind"]), (&code.into(), &kind.into()), "{args}");
+        let message = said["error"]["message"].as_str().unwrap();
+        assert_eq!(run.err, format!("ublk-integrity: {message}\n"), "{args}");
+    }
+    // One object in all: where there is a report it says what was found.
+    f.flip_bit("disk", f.payload_offset("disk", 8 << 20));
+    fs::write(f.path("in"), vec![7; 8 << 20]).unwrap();
+    f.run("import --data disk --key-file key in").expect(DONE);
+    f.flip_bit("disk", f.payload_offset("disk", 8 << 20));
+    let report = f.run("check --json --data disk --key-file key").expect(INTEGRITY).json();
+    assert_eq!((&report["schema"], &report["bad_blocks"]), (&1.into(), &1.into()));
+    assert!(f.run("check --data nowhere --key-file key").expect(DEVICE).out.is_empty(), "people are told once");
 }

@@ -1,0 +1,228 @@
+//! `doctor`: what this machine has of what the program needs, and what to do about the rest.
+
+use crate::{
+    boot::table::{TABLE, Table},
+    event_loop::OwnRing,
+    failure::{Exit, Failure, Outcome, no_ring, plain},
+    output::Output,
+    ublk,
+    watch::{
+        health::{self, Health},
+        survey,
+    },
+};
+use serde::Serialize;
+use std::{env, fs, io::ErrorKind, path::Path};
+
+/// Say what this machine has of what serving devices takes, and what to do about the rest
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was looked at.
+#[derive(Serialize)]
+struct Finding {
+    what: &'static str,
+    state: State,
+    /// What is there, or missing.
+    found: String,
+    /// What to do.
+    remedy: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Ok,
+    /// It works without, but less well.
+    Note,
+    /// No device can be served like this, or one is not well.
+    Bad,
+}
+
+#[derive(Serialize)]
+struct Report<'f> {
+    findings: &'f [Finding],
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let root = Path::new("/");
+    let findings = [
+        kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()),
+        driver(),
+        io_uring(),
+        wipefs(env::var_os("PATH").iter().flat_map(env::split_paths).any(|folder| folder.join("wipefs").exists())),
+        installed(root, "udev rules", "udev/rules.d/61-ublk-integrity.rules", "run/udev/control"),
+        installed(
+            root,
+            "systemd's generator",
+            "systemd/system-generators/ublk-integrity-generator",
+            "run/systemd/system",
+        ),
+        group(&fs::read_to_string("/etc/group").unwrap_or_default()),
+        table(Path::new(TABLE)),
+        devices(),
+    ];
+    let out = if args.json { Output::json(&Report { findings: &findings }) } else { lines(&findings) };
+    let bad = findings.iter().filter(|finding| finding.state == State::Bad).count();
+    let verdict = match bad {
+        0 => Ok(()),
+        _ => {
+            Err(Failure::new(Exit::Device, format_args!("{bad} of {} things are not as they must be", findings.len())))
+        }
+    };
+    out.print_with(verdict)
+}
+
+fn lines(findings: &[Finding]) -> Output {
+    let mut out = Output::new();
+    for Finding { what, state, found, remedy } in findings {
+        let mark = match state {
+            State::Ok => "ok  ",
+            State::Note => "note",
+            State::Bad => "BAD ",
+        };
+        let remedy = remedy.as_ref().map_or_else(String::new, |remedy| format!(": {remedy}"));
+        out.line(format_args!("{mark}  {what:<20}{found}{remedy}"));
+    }
+    out
+}
+
+impl Finding {
+    fn new(what: &'static str, state: State, found: impl ToString) -> Self {
+        Self { what, state, found: found.to_string(), remedy: None }
+    }
+
+    fn but(self, remedy: impl ToString) -> Self {
+        Self { remedy: Some(remedy.to_string()), ..self }
+    }
+}
+
+fn kernel(release: &str) -> Finding {
+    let release = release.trim();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let found = |state| Finding::new("kernel", state, format_args!("Linux {release}"));
+    match version {
+        (6, 1..) | (7.., _) if version >= (6, 16) => found(State::Ok),
+        (6, 5..) => found(State::Ok).but("from 6.16 on threads can share a queue"),
+        (6, 1..) => found(State::Note).but("before 6.5 no write is answered before it is in place"),
+        _ => found(State::Bad).but("devices are served from 6.1 on; the other commands work from 5.19 on"),
+    }
+}
+
+fn driver() -> Finding {
+    match ublk::need_driver() {
+        Ok(()) => Finding::new("ublk", State::Ok, "the driver is there"),
+        Err(failure) => Finding::new("ublk", State::Bad, failure),
+    }
+}
+
+fn io_uring() -> Finding {
+    match OwnRing::new(Vec::new()) {
+        Ok(_) => Finding::new("io_uring", State::Ok, "it is there"),
+        Err(e) => Finding::new("io_uring", State::Bad, no_ring(&e)),
+    }
+}
+
+fn wipefs(is_there: bool) -> Finding {
+    match is_there {
+        true => Finding::new("wipefs", State::Ok, "`format` can tell what a device holds"),
+        false => Finding::new("wipefs", State::Note, "not in PATH")
+            .but("without it only `format --force` formats; it is in util-linux"),
+    }
+}
+
+/// Something that a package installs where there is who reads it.
+fn installed(root: &Path, what: &'static str, file: &str, reader: &str) -> Finding {
+    if !root.join(reader).exists() {
+        return Finding::new(what, State::Ok, "nobody here reads any");
+    }
+    let places = ["usr/lib", "lib", "usr/local/lib", "etc"];
+    match places.iter().map(|place| root.join(place).join(file)).find(|path| path.exists()) {
+        Some(path) => Finding::new(what, State::Ok, path.display()),
+        None => Finding::new(what, State::Note, "not installed").but("scripts/install or the Debian package brings it"),
+    }
+}
+
+fn group(file: &str) -> Finding {
+    match file.lines().any(|line| line.starts_with("ublk-integrity:")) {
+        true => Finding::new("group", State::Ok, "members of ublk-integrity may ask the daemons"),
+        false => Finding::new("group", State::Note, "only root may ask the daemons")
+            .but("`groupadd --system ublk-integrity` lets others, and counts for devices that are added then"),
+    }
+}
+
+fn table(path: &Path) -> Finding {
+    let shown = path.display();
+    match fs::read(path).map(|bytes| Table::parse(&bytes)) {
+        Ok(table) => match table.bad.first() {
+            None => Finding::new("table", State::Ok, format_args!("{shown} has {} volumes", table.entries.len())),
+            Some(bad) => Finding::new("table", State::Bad, format_args!("{shown}: {bad}")),
+        },
+        Err(e) if e.kind() == ErrorKind::NotFound => Finding::new("table", State::Ok, format_args!("no {shown}")),
+        Err(e) => Finding::new("table", State::Bad, format_args!("can't read {shown}: {}", plain(&e))),
+    }
+}
+
+fn devices() -> Finding {
+    let health: Vec<_> = survey::all().iter().map(Health::of).collect();
+    let ill = health.iter().filter(|health| **health != Health::Ok).count();
+    match health::worst(&health) {
+        None => Finding::new("devices", State::Ok, format_args!("{}, all ok", health.len())),
+        Some(_) => Finding::new("devices", State::Bad, format_args!("{ill} of {} not ok", health.len()))
+            .but("`ublk-integrity status -x` says which"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_judged_by_its_version() {
+        for (release, state) in [
+            ("6.16.3+deb13-amd64\n", State::Ok),
+            ("7.0.0-rc1", State::Ok),
+            ("6.12.41", State::Ok),
+            ("6.1.0-40-amd64", State::Note),
+            ("5.19.0", State::Bad),
+            ("6.0.1", State::Bad),
+            ("", State::Bad),
+        ] {
+            assert_eq!(kernel(release).state, state, "{release}");
+        }
+        assert!(kernel("6.16.0").remedy.is_none() && kernel("6.12.0").remedy.is_some());
+    }
+
+    #[test]
+    fn what_nobody_reads_need_not_be_there() {
+        let root = tempfile::tempdir().unwrap();
+        let look = || installed(root.path(), "rules", "udev/rules.d/x.rules", "run/udev/control");
+        assert_eq!(look().state, State::Ok);
+        fs::create_dir_all(root.path().join("run/udev")).unwrap();
+        fs::write(root.path().join("run/udev/control"), "").unwrap();
+        assert!(look().state == State::Note && look().remedy.is_some());
+        fs::create_dir_all(root.path().join("usr/local/lib/udev/rules.d")).unwrap();
+        fs::write(root.path().join("usr/local/lib/udev/rules.d/x.rules"), "").unwrap();
+        assert!(look().state == State::Ok && look().found.ends_with("usr/local/lib/udev/rules.d/x.rules"));
+    }
+
+    #[test]
+    fn a_bad_line_of_the_table_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tab");
+        assert_eq!(table(&path).state, State::Ok);
+        fs::write(&path, "home /dev/a\n").unwrap();
+        assert!(table(&path).found.ends_with("tab has 1 volumes"));
+        fs::write(&path, "home /dev/a\nwrong\n").unwrap();
+        assert!(table(&path).state == State::Bad && table(&path).found.contains("line 2"));
+        assert_eq!(
+            (group("root:x:0:\nublk-integrity:x:9:").state, group("ublk-integrity2:x:9:").state),
+            (State::Ok, State::Note)
+        );
+    }
+}
