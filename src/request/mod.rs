@@ -3,6 +3,7 @@
 pub(crate) mod context;
 pub(crate) mod fix;
 pub(crate) mod hash_batch;
+pub(crate) mod lock_queue;
 pub(crate) mod range_lock;
 pub(crate) mod read;
 pub(crate) mod write;

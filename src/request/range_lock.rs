@@ -14,6 +14,7 @@
 //! mutexes of all of them meanwhile. That makes it one step: of two requests the same one is first
 //! in every shard that both touch.
 
+use super::lock_queue::{Admission, AdmittedBefore, LockQueue, LockRequest, Mode};
 use crate::{
     BlockRange,
     sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering},
@@ -23,17 +24,6 @@ use std::{
     future::poll_fn,
     task::{Context, Poll, Waker},
 };
-
-/// How a range is held.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Mode {
-    /// Reads: together with other reads.
-    Shared,
-    /// Writes: alone, but that parked locks before it don't matter until it becomes exclusive.
-    Write,
-    /// Whatever looks at the medium or changes it: alone.
-    Exclusive,
-}
 
 /// How many shards there are: a bit for each in [`ShardSet`].
 const SHARDS: usize = 16;
@@ -50,98 +40,6 @@ impl Iterator for ShardSet {
         let shard = self.0.trailing_zeros() as usize;
         self.0 &= self.0.wrapping_sub(1);
         (shard < SHARDS).then_some(shard)
-    }
-}
-
-/// A write that was admitted and is not in place, whose bytes the caller keeps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct KeptWrite {
-    /// Its blocks.
-    pub(crate) range: BlockRange,
-    /// Where its bytes are, as the caller has said.
-    pub(crate) at: u64,
-    /// Its number among all that were admitted.
-    number: u64,
-}
-
-/// What an admitted write means to a read of its blocks before it is in place.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Admission {
-    /// The write was not admitted: it is answered once it is in place, and its lock is released.
-    No,
-    /// It may have been answered, so nothing older may be read.
-    Admitted,
-    /// The same, and its bytes can be had.
-    Kept { at: u64, number: u64 },
-}
-
-/// Which admitted writes a read finds before it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum AdmittedBefore {
-    /// None.
-    None,
-    /// The newest has all blocks of the read, and its bytes can be had.
-    Kept(KeptWrite),
-    /// Others.
-    Some,
-}
-
-/// A request in the queue of a shard.
-struct LockRequest {
-    request: usize,
-    range: BlockRange,
-    mode: Mode,
-    admission: Admission,
-    /// Nothing before it in this shard's queue is in its way.
-    granted: bool,
-    /// What it writes is durable in the log, and not in place yet.
-    parked: bool,
-}
-
-impl LockRequest {
-    /// Whether they can't both touch the medium.
-    fn conflicts(&self, other: &Self) -> bool {
-        (self.mode != Mode::Shared || other.mode != Mode::Shared) && self.range.overlaps(other.range)
-    }
-
-    /// Whether it must wait for one that came earlier.
-    fn waits_for(&self, earlier: &Self) -> bool {
-        self.conflicts(earlier) && !(self.mode == Mode::Write && earlier.parked)
-    }
-}
-
-/// The lock requests of a shard, in the order in which they came.
-struct LockQueue {
-    requests: Vec<LockRequest>,
-    /// How many of them are not granted.
-    waiting: usize,
-}
-
-impl LockQueue {
-    /// # Panics
-    /// When the request is not in this queue.
-    fn position(&self, request: usize) -> usize {
-        self.requests.iter().position(|lock| lock.request == request).expect("it leaves once")
-    }
-
-    /// Whether the lock at `i` must wait.
-    fn must_wait(&self, i: usize) -> bool {
-        self.requests[..i].iter().any(|earlier| self.requests[i].waits_for(earlier))
-    }
-
-    /// Grants a lock that need not wait any more, of those that overlap `range`.
-    fn grant_next(&mut self, range: BlockRange) -> Option<usize> {
-        if self.waiting == 0 {
-            return None;
-        }
-        let free = |i: usize| {
-            let lock = &self.requests[i];
-            !lock.granted && lock.range.overlaps(range) && !self.must_wait(i)
-        };
-        let next = (0..self.requests.len()).find(|i| free(*i))?;
-        self.waiting -= 1;
-        self.requests[next].granted = true;
-        Some(self.requests[next].request)
     }
 }
 
@@ -228,18 +126,7 @@ impl RangeLocks {
     pub(crate) fn admitted_before(&self, range: BlockRange) -> AdmittedBefore {
         // All at once: the newest is the same in each, or there is a newer one in some.
         let queues = self.lock_all(range);
-        let newest = queues.iter().map(|queue| {
-            let admitted = |lock: &&LockRequest| lock.admission != Admission::No && lock.range.overlaps(range);
-            match queue.requests.iter().rev().find(admitted) {
-                None => AdmittedBefore::None,
-                Some(LockRequest { admission: Admission::Kept { at, number }, range: kept, .. })
-                    if kept.covers(range) =>
-                {
-                    AdmittedBefore::Kept(KeptWrite { range: *kept, at: *at, number: *number })
-                }
-                Some(_) => AdmittedBefore::Some,
-            }
-        });
+        let newest = queues.iter().map(|queue| queue.admitted_before(range));
         newest.reduce(|a, b| if a == b { a } else { AdmittedBefore::Some }).unwrap_or(AdmittedBefore::None)
     }
 
@@ -440,7 +327,7 @@ impl Drop for RangeGuard<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::lock_queue::KeptWrite, *};
     use crate::BlockIndex;
     use proptest::prelude::*;
 

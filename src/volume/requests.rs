@@ -10,7 +10,7 @@ use crate::{
     options::{Access, OnMismatch},
     request::{
         fix::fix,
-        range_lock::{AdmittedBefore, Mode},
+        lock_queue::{AdmittedBefore, Mode},
         read::Reader,
         write::{Holder, WriteBack, Writer},
     },
@@ -29,7 +29,7 @@ impl Volume {
         io: &S,
         context: &mut RequestContext,
         range: BlockRange,
-        buf: Buf,
+        mut buf: Buf,
     ) -> (Result<(), ReadError>, Buf) {
         let Some(bytes) = self.request_bytes(range, &buf) else {
             return (Err(ReadError::BadRange(range)), buf);
@@ -39,18 +39,19 @@ impl Volume {
         // Alone where a tag is to be chosen: nobody may look for it meanwhile.
         let undecided = self.opened.undecided.first_in(range).is_some();
         let mode = if undecided { Mode::Exclusive } else { Mode::Shared };
-        let (guard, buf) = match self.ranges.try_acquire(context.id, range, mode) {
-            Some(guard) => (guard, buf),
-            None => {
-                let (proven, buf) = match undecided {
-                    true => (false, buf),
-                    false => self.try_read(io, context, range, buf).await,
-                };
-                if proven {
-                    return (Ok(()), buf);
-                }
-                (self.ranges.acquire(context.id, range, mode).await, buf)
+        // Of several blocks some might be read before a write and some after it.
+        let may_pass = range.count == 1 && !undecided;
+        let free = if may_pass { self.ranges.try_acquire(context.id, range, mode) } else { None };
+        if may_pass && free.is_none() {
+            let proven;
+            (proven, buf) = self.try_read(io, context, range, buf).await;
+            if proven {
+                return (Ok(()), buf);
             }
+        }
+        let guard = match free {
+            Some(guard) => guard,
+            None => self.ranges.acquire(context.id, range, mode).await,
         };
         if self.admitted.has_failed(range) {
             return (Err(ReadError::NotInPlace(range)), buf);
@@ -82,11 +83,9 @@ impl Volume {
     }
 
     /// Reads a block though a write of it is under way: one that has not been answered may come later.
-    /// Of several blocks some might be read before the write and some after it. `false`: that can't
-    /// be, or the write came between, and the read has to wait for it.
+    /// `false`: that can't be, or the write came between, and the read has to wait for it.
     async fn try_read<S: Io>(&self, io: &S, context: &mut RequestContext, range: BlockRange, buf: Buf) -> (bool, Buf) {
-        let waits = range.count != 1
-            || self.ranges.admitted_before(range) != AdmittedBefore::None
+        let waits = self.ranges.admitted_before(range) != AdmittedBefore::None
             || self.admitted.has_failed(range)
             || self.opened.may_be_older(range, &self.metadata);
         if waits { (false, buf) } else { self.reader().try_read(io, context, range, buf).await }
