@@ -6,11 +6,17 @@
 #[cfg(not(shuttle))]
 pub use {
     futures_util::task::AtomicWaker,
-    std::sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    std::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 #[cfg(shuttle)]
 pub use {
-    shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    shuttle::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     waker::AtomicWaker,
 };
 

@@ -27,9 +27,11 @@ mod progress;
 mod recover;
 mod status;
 pub mod stop;
+mod successor;
 mod tag_name;
 mod ublksrv;
 mod udev_probe;
+mod upgrade;
 
 use crate::{
     daemon::state::State,
@@ -82,6 +84,7 @@ enum Command {
     Claimed(claimed::Args),
     Recover(recover::Args),
     Doctor(doctor::Args),
+    Upgrade(upgrade::Args),
     Dump(dump::Args),
     #[command(visible_alias = "verify")]
     Check(check::Args),
@@ -273,8 +276,10 @@ impl Command {
             Self::Monitor(args) => monitor::run(args),
             Self::Stop(args) => stop::run(args),
             Self::Claimed(args) => claimed::run(args),
+            Self::Recover(args) if args.successor => successor::run(args),
             Self::Recover(args) => recover::run(args),
             Self::Doctor(args) => doctor::run(args),
+            Self::Upgrade(args) => upgrade::run(args),
             Self::Dump(args) => dump::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Check(args) => check::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Export(args) => export::run(args).map_err(|failure| args.devices.failure(failure)),
@@ -390,11 +395,11 @@ mod tests {
         let several = NamedDevice::Volume(other).number(all()).unwrap_err();
         assert!(several.message.contains("/dev/ublkb1, /dev/ublkb3"), "{several}");
         assert_eq!(NamedDevice::Volume(uuid).number(Vec::new()).unwrap_err().exit, Exit::Device);
-        for line in ["status", "status 7", "status -n 7", "recover /dev/ublkb7", "del 7", "del -n ublkb7", "del -a"] {
+        for line in ["status", "status 7", "status -n 7", "recover /dev/ublkb7", "upgrade -n 7", "upgrade -a --binary x", "del 7", "del -n ublkb7", "del -a"] {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_ok(), "{line}");
         }
-        for line in ["status 7 -n 7", "del", "del 7 -a", "del 7 -n 7", "recover"] {
+        for line in ["status 7 -n 7", "del", "del 7 -a", "del 7 -n 7", "recover", "upgrade", "upgrade 7 -a"] {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_err(), "{line}");
         }

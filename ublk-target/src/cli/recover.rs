@@ -16,9 +16,9 @@ use uuid::Uuid;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    device: OneDevice,
+    pub(super) device: OneDevice,
     #[command(flatten)]
-    key: OptionalKeyArgs,
+    pub(super) key: OptionalKeyArgs,
     /// Take the newest tag of a block that recovery can't read, instead of opening
     /// read-only until it can
     #[arg(long)]
@@ -30,6 +30,9 @@ pub struct Args {
     /// Stay in the foreground, and log to standard error
     #[arg(long)]
     foreground: bool,
+    /// What `upgrade` starts: follow the daemon that the device has, when that has ended
+    #[arg(long, hide = true)]
+    pub(super) successor: bool,
 }
 
 pub fn run(args: &Args) -> Outcome {
@@ -52,11 +55,20 @@ pub(super) fn start(number: u32, key: Option<KeySource>, decide_unreadable: bool
     }
     if !ublk::exists(number) {
         state.remove();
+    }
+    let mut start = of(state, key)?;
+    start.settings.decide_unreadable = decide_unreadable;
+    Ok(start)
+}
+
+/// What a daemon needs that follows another, dead or not.
+pub(super) fn of(state: State, key: Option<KeySource>) -> Outcome<Start> {
+    let number = state.id;
+    if !ublk::exists(number) {
         return Err(Failure::new(Exit::Device, format_args!("device {number} is gone: `add` makes a new one")));
     }
     let uuid = state.volume.uuid.parse::<Uuid>().ok().map(Uuid::into_bytes);
     let mut settings = state.settings;
-    settings.decide_unreadable = decide_unreadable;
     if !settings.recovery {
         return Err(Failure::new(
             Exit::Device,

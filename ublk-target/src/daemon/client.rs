@@ -1,5 +1,5 @@
 //! Asking a daemon, which may be stopped, stuck or gone: no question takes longer than
-//! [`ANSWERS_WITHIN`].
+//! [`ANSWERS_WITHIN`], or what is said with it.
 
 use super::protocol::{ANSWERS_WITHIN, MOST_BYTES, Request};
 use crate::failure::{Exit, Failure, plain};
@@ -12,6 +12,7 @@ use nix::{
 };
 use serde_json::Value;
 use std::{
+    fmt::Display,
     io::{self, ErrorKind, Read, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
     path::Path,
@@ -29,25 +30,36 @@ pub enum Unanswered {
 
 /// The answer of the daemon whose socket is at `path`.
 pub fn ask(path: &Path, request: &Request) -> Result<Value, Unanswered> {
-    let context = format!("can't reach the daemon at {}", path.display());
-    let failed =
-        |why: &dyn std::fmt::Display| Unanswered::Failed(Failure::new(Exit::Device, format_args!("{context}: {why}")));
-    let line = exchange(path, request).map_err(|e| match e.kind() {
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => Unanswered::Late,
-        ErrorKind::PermissionDenied => {
-            Unanswered::Failed(Failure::new(Exit::KeyOrPermission, format_args!("{context}: {}", plain(&e))))
-        }
-        _ => failed(&plain(&e)),
-    })?;
-    let answer: Value = serde_json::from_slice(&line).map_err(|e| failed(&e))?;
+    let answer = answer(ANSWERS_WITHIN, path, request)?;
     match answer["error"].as_str() {
-        Some(why) => Err(failed(&why)),
+        Some(why) => Err(failed(path, &why)),
         None => Ok(answer),
     }
 }
 
-fn exchange(path: &Path, request: &Request) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + ANSWERS_WITHIN;
+/// The same where the daemon may take so long, and may have an `error` to say.
+pub fn answer(limit: Duration, path: &Path, request: &Request) -> Result<Value, Unanswered> {
+    let line = exchange(limit, path, request).map_err(|e| match e.kind() {
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => Unanswered::Late,
+        ErrorKind::PermissionDenied => {
+            let what = format!("{}: {}", cant_reach(path), plain(&e));
+            Unanswered::Failed(Failure::new(Exit::KeyOrPermission, what))
+        }
+        _ => failed(path, &plain(&e)),
+    })?;
+    serde_json::from_slice(&line).map_err(|e| failed(path, &e))
+}
+
+fn failed(path: &Path, why: &dyn Display) -> Unanswered {
+    Unanswered::Failed(Failure::new(Exit::Device, format_args!("{}: {why}", cant_reach(path))))
+}
+
+fn cant_reach(path: &Path) -> String {
+    format!("can't reach the daemon at {}", path.display())
+}
+
+fn exchange(limit: Duration, path: &Path, request: &Request) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + limit;
     let mut stream = connected(path)?;
     let mut text = serde_json::to_vec(request).expect("plain data");
     text.push(b'\n');

@@ -33,14 +33,19 @@ const MOST_CLIENTS: usize = 16;
 /// How long a client may take for a request, and for taking its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Starts answering for device `id`.
-pub fn serve(id: u32, status: impl Fn() -> Value + Send + 'static) -> io::Result<()> {
+/// Starts answering for device `id`. `hand_over` gets the connection of whoever takes the device
+/// over, and answers by itself.
+pub fn serve(
+    id: u32,
+    status: impl Fn() -> Value + Send + 'static,
+    hand_over: impl Fn(UnixStream) + Send + 'static,
+) -> io::Result<()> {
     let path = state::socket_path(id);
     let _ = fs::remove_file(&path);
     let listener = UnixListener::bind(&path)?;
     admit_readers(&path)?;
     listener.set_nonblocking(true)?;
-    let server = Server { listener, clients: Vec::new(), status };
+    let server = Server { listener, clients: Vec::new(), status, hand_over };
     named("control").spawn(move || server.run())?;
     Ok(())
 }
@@ -62,19 +67,20 @@ fn group_in(file: &str, name: &str) -> Option<u32> {
     groups.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten())
 }
 
-struct Server<F> {
+struct Server<S, H> {
     listener: UnixListener,
     clients: Vec<Client>,
-    status: F,
+    status: S,
+    hand_over: H,
 }
 
-impl<F: Fn() -> Value> Server<F> {
+impl<S: Fn() -> Value, H: Fn(UnixStream)> Server<S, H> {
     fn run(mut self) {
         loop {
             self.wait();
             self.accept();
-            let status = &self.status;
-            let answer = |line: &[u8], root| answer(line, root, status);
+            let (status, hand_over) = (&self.status, &self.hand_over);
+            let answer = |line: &[u8], client: &Client| answer(line, client, status, hand_over);
             self.clients.retain_mut(|client| client.is_in_time() && client.go_on(answer));
         }
     }
@@ -159,9 +165,9 @@ impl Client {
     }
 
     /// Goes on as far as that is possible without waiting, by one request at most; `false`
-    /// where it is over. Nothing more is read before an answer has been taken, so nobody
-    /// can make us keep many.
-    fn go_on(&mut self, answer: impl Fn(&[u8], bool) -> Value) -> bool {
+    /// where it is over, or somebody else answers. Nothing more is read before an answer
+    /// has been taken, so nobody can make us keep many.
+    fn go_on(&mut self, answer: impl Fn(&[u8], &Self) -> Option<Value>) -> bool {
         while self.unsent.is_empty() && !self.received.contains(&b'\n') {
             match self.receive() {
                 Ok(0) => return false,
@@ -180,7 +186,8 @@ impl Client {
         if self.unsent.is_empty() {
             let end = self.received.iter().position(|byte| *byte == b'\n').expect("looked for");
             let request: Vec<u8> = self.received.drain(..=end).collect();
-            self.unsent = line(&answer(&request, self.root));
+            let Some(answer) = answer(&request, self) else { return false };
+            self.unsent = line(&answer);
         }
         match self.send() {
             Ok(true) => self.deadline = Instant::now() + PATIENCE,
@@ -211,17 +218,24 @@ impl Client {
     }
 }
 
-/// What a request is answered with.
-fn answer(line: &[u8], root: bool, status: impl Fn() -> Value) -> Value {
+/// What a request is answered with; `None` where somebody else does that.
+fn answer(line: &[u8], client: &Client, status: impl Fn() -> Value, hand_over: impl Fn(UnixStream)) -> Option<Value> {
     let request = match Request::parse(line) {
         Ok(request) => request,
-        Err(why) => return error(why),
+        Err(why) => return Some(error(why)),
     };
-    if let Err(why) = permit(request.changes(), root) {
-        return error(why);
+    if let Err(why) = permit(request.changes(), client.root) {
+        return Some(error(why));
     }
     match request {
-        Request::Status {} => status(),
+        Request::Status {} => Some(status()),
+        Request::HandOver {} => match client.stream.try_clone() {
+            Ok(stream) => {
+                hand_over(stream);
+                None
+            }
+            Err(e) => Some(error(format!("can't pass the connection on: {e}"))),
+        },
     }
 }
 
@@ -237,6 +251,7 @@ mod tests {
     use std::io::{BufRead, BufReader};
 
     const STATUS: &[u8] = b"{\"verb\":\"status\"}\n";
+    const HAND_OVER: &[u8] = b"{\"verb\":\"hand-over\"}\n";
 
     /// A server in a thread, and where it listens.
     fn started(status: impl Fn() -> Value + Send + 'static) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -244,7 +259,9 @@ mod tests {
         let path = dir.path().join("0.sock");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let server = Server { listener, clients: Vec::new(), status };
+        // Whoever takes over hears that it is over.
+        let hand_over = |mut client: UnixStream| client.write_all(b"{\"closed\":true}\n").unwrap();
+        let server = Server { listener, clients: Vec::new(), status, hand_over };
         std::thread::spawn(move || server.run());
         (dir, path)
     }
@@ -314,8 +331,26 @@ mod tests {
         for (changes, root) in [(true, true), (false, false), (false, true)] {
             assert!(permit(changes, root).is_ok());
         }
-        let denied = answer(STATUS, false, || json!({ "reads": 1 }));
-        assert_eq!(denied["reads"], 1, "reading is for all who can connect");
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let mut client = Client::new(stream).unwrap();
+        client.root = false;
+        let ask = |line: &[u8]| answer(line, &client, || json!({ "reads": 1 }), |_| panic!("not root's")).unwrap();
+        assert_eq!(ask(STATUS)["reads"], 1, "reading is for all who can connect");
+        assert!(ask(HAND_OVER)["error"].as_str().unwrap().contains("root"));
+    }
+
+    #[test]
+    fn who_takes_the_device_over_is_answered_by_somebody_else() {
+        let (_dir, path) = started(|| json!({ "reads": 3 }));
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let mut client = connected(&path);
+        assert_eq!(ask(&mut client, HAND_OVER), json!({ "closed": true }));
+        let mut text = String::new();
+        assert_eq!(client.read_line(&mut text).unwrap(), 0, "and that was all");
+        assert_eq!(ask(&mut connected(&path), STATUS)["reads"], 3, "others go on");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Becoming a daemon, and telling whoever waits for us how it went.
 //!
 //! The daemon writes lines to a pipe: `I text` and `W text` for people, at last `L number` (live) or
-//! `F code text` (failed). The command that was typed reads them, and exits with what it reads.
+//! `F code text` (failed). The command that was typed reads them, and exits with what it reads. One
+//! that is to follow a daemon which still lives says `R version` before: it is ready.
 
 use super::notify::Notify;
 use crate::{
@@ -36,7 +37,7 @@ use std::{
 enum Listener {
     /// A person, at our own stdout and stderr.
     Terminal,
-    /// The command that forked us.
+    /// The command that started us.
     Parent(File),
     /// A ublksrv tool, which wants a number on its eventfd.
     Ublksrv(File),
@@ -69,6 +70,12 @@ impl Reporter {
         Self::new(Listener::Ublksrv(descriptor))
     }
 
+    /// For a process that somebody has started with a pipe as its output, to be a daemon.
+    pub fn successor() -> Outcome<Self> {
+        let pipe = io::stdout().as_fd().try_clone_to_owned().doing("can't keep the pipe to whoever started us")?;
+        Ok(Self::new(Listener::Parent(File::from(pipe))))
+    }
+
     fn new(listener: Listener) -> Self {
         Self { listener: Mutex::new(listener), done: AtomicBool::new(false), notify: Notify::nobody() }
     }
@@ -81,6 +88,11 @@ impl Reporter {
     /// A line about what is not as it should be.
     pub fn warn(&self, text: &str) {
         self.line('W', text);
+    }
+
+    /// Everything that can be done beforehand is done.
+    pub fn ready(&self) {
+        self.line('R', env!("CARGO_PKG_VERSION"));
     }
 
     /// The device answers.
@@ -173,7 +185,7 @@ pub fn fork() -> Outcome<Side> {
     match os::fork_single_threaded().doing("can't fork")? {
         ForkResult::Parent { child } => {
             drop(write);
-            Ok(Side::Parent(Listening { pipe: read, daemon: child }))
+            Ok(Side::Parent(Listening::of(read, child)))
         }
         ForkResult::Child => {
             drop(read);
@@ -205,7 +217,7 @@ pub fn leave_session() -> Outcome {
 }
 
 /// Puts /dev/null on descriptors 0 to 2.
-pub(super) fn null_stdio() -> Outcome {
+pub fn null_stdio() -> Outcome {
     let what = "can't open /dev/null";
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").doing(what)?;
     dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).doing(what)
@@ -219,37 +231,73 @@ fn is_silent(pipe: &File) -> bool {
 
 /// The command's end of the pipe.
 pub struct Listening {
-    pipe: OwnedFd,
+    lines: BufReader<File>,
     daemon: Pid,
 }
 
+/// What a daemon says that counts.
+enum Word {
+    Ready(String),
+    Live(String),
+}
+
 impl Listening {
-    /// Passes lines on until the outcome comes. `what` it opens.
-    pub fn outcome(self, what: &str) -> Outcome {
-        let (pipe, daemon) = (File::from(self.pipe), self.daemon);
-        if is_silent(&pipe) {
+    /// To the daemon that has the other end of this pipe, a child of ours.
+    pub fn of(pipe: OwnedFd, daemon: Pid) -> Self {
+        Self { lines: BufReader::new(File::from(pipe)), daemon }
+    }
+
+    /// Passes lines on until the outcome comes, and prints the device's path. `what` it opens.
+    pub fn outcome(mut self, what: &str) -> Outcome {
+        let path = self.live(what)?;
+        let mut out = Output::new();
+        out.line(&path);
+        out.print().doing(format_args!("{path} is there, but"))
+    }
+
+    /// Passes lines on until the device answers. Its path.
+    pub fn live(&mut self, what: &str) -> Outcome<String> {
+        let daemon = self.daemon;
+        if self.lines.buffer().is_empty() && is_silent(self.lines.get_ref()) {
             output::tell(format_args!(
                 "waiting for the daemon (pid {daemon}) to open {what}, as long as that goes on: `kill {daemon}` gives it up"
             ));
         }
-        for line in BufReader::new(pipe).lines() {
-            let line = line.doing("can't hear from the daemon")?;
-            match line.split_at_checked(2) {
+        loop {
+            match self.word()? {
+                Some(Word::Live(number)) => return Ok(format!("/dev/ublkb{number}")),
+                Some(Word::Ready(_)) => {}
+                None => return Err(died(daemon)),
+            }
+        }
+    }
+
+    /// Passes lines on until the daemon is ready to follow another. The version of its program;
+    /// `None` where it has ended without a word.
+    pub fn ready(&mut self) -> Outcome<Option<String>> {
+        Ok(match self.word()? {
+            Some(Word::Ready(version)) => Some(version),
+            _ => None,
+        })
+    }
+
+    fn word(&mut self) -> Outcome<Option<Word>> {
+        let mut line = String::new();
+        while self.lines.read_line(&mut line).doing("can't hear from the daemon")? > 0 {
+            match line.trim_end_matches('\n').split_at_checked(2) {
                 Some(("I ", text)) => output::tell(text),
                 Some(("W ", text)) => output::warn(text),
-                Some(("L ", number)) => {
-                    let mut out = Output::new();
-                    out.line(format_args!("/dev/ublkb{number}"));
-                    return out.print().doing(format_args!("/dev/ublkb{number} is there, but"));
-                }
+                Some(("R ", version)) => return Ok(Some(Word::Ready(version.into()))),
+                Some(("L ", number)) => return Ok(Some(Word::Live(number.into()))),
                 Some(("F ", rest)) => {
                     let (code, text) = rest.split_once(' ').unwrap_or((rest, ""));
                     return Err(Failure::new(Exit::from_code(code.parse().unwrap_or(4)), text));
                 }
                 _ => {}
             }
+            line.clear();
         }
-        Err(died(daemon))
+        Ok(None)
     }
 }
 

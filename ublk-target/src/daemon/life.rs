@@ -33,31 +33,29 @@ enum Held {
 impl Life {
     /// That of the daemon `pid` whose lock is at `path`; `None` if it is dead.
     pub(super) fn of(path: &Path, pid: u32) -> Option<Self> {
-        let held = match File::open(path) {
+        let life = Self(match File::open(path) {
             Ok(file) => Held::Lock(file),
             Err(_) => Held::Process(Pid::from_raw(i32::try_from(pid).ok().filter(|pid| *pid > 0)?)),
-        };
-        Self(held).goes_on()
+        });
+        life.goes_on().then_some(life)
     }
 
-    fn goes_on(self) -> Option<Self> {
-        match self.0 {
-            Held::Lock(file) => match Flock::lock(file, FlockArg::LockSharedNonblock) {
-                Err((file, Errno::EWOULDBLOCK)) => Some(Self(Held::Lock(file))),
-                _ => None,
-            },
-            Held::Process(pid) => (kill(pid, None) != Err(Errno::ESRCH)).then_some(self),
+    /// Whether the daemon still lives.
+    pub fn goes_on(&self) -> bool {
+        match &self.0 {
+            Held::Lock(file) => file.try_clone().is_ok_and(|file| {
+                matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
+            }),
+            Held::Process(pid) => kill(*pid, None) != Err(Errno::ESRCH),
         }
     }
 
     /// Waits until the daemon has ended; `false` if it still lives when the wait is over.
     pub fn wait_for_end(self, wait: &mut Wait) -> bool {
-        let mut life = self;
-        while let Some(still) = life.goes_on() {
+        while self.goes_on() {
             if !wait.pause() {
                 return false;
             }
-            life = still;
         }
         true
     }

@@ -49,6 +49,10 @@ pub enum Event {
     StopIsSlow,
     /// Asked once more.
     StopsNow,
+    /// Another daemon wants the device.
+    HandOver,
+    /// And does not get it: so much was under way all the time.
+    TooBusy(u64),
 }
 
 impl Event {
@@ -63,6 +67,7 @@ impl Event {
             Self::Latched(_) => Class::Latched,
             Self::Checkpoint => Class::Checkpoint,
             Self::SignalIgnored(_) | Self::StopWaits | Self::StopIsSlow | Self::StopsNow => Class::Stopping,
+            Self::HandOver | Self::TooBusy(_) => Class::Stopping,
         }
     }
 
@@ -102,6 +107,10 @@ impl fmt::Display for Event {
                 "the kernel has not stopped the device yet: requests may wait for its disks; a third signal ends the daemon without them",
             ),
             Self::StopsNow => f.write_str("a second signal: the device is stopped, whoever uses it"),
+            Self::HandOver => f.write_str("the device is handed over: requests wait for the next daemon"),
+            Self::TooBusy(requests) => {
+                write!(f, "too busy to be handed over, {requests} under way: the device goes on as before")
+            }
         }
     }
 }

@@ -6,17 +6,20 @@
 //!     ─> threads: log, checkpoint, prefetch ─> serving: ublk device added and started, control socket
 //!     ─> queues serve … signal, `stop` or another tool's del ─> queues down
 //!     ─> last checkpoint ─> device deleted ─> state removed ─> locks released by exit
+//!     or: … `upgrade` ─> hand_over: requests wait ─> last checkpoint ─> exit; the device stays for the next daemon
 //! ```
 
 mod birth;
 mod burst;
 pub mod client;
+mod closing;
 mod control;
 mod counts;
 mod endings;
+mod hand_over;
 mod harden;
 pub mod launch;
-mod life;
+pub mod life;
 mod links;
 pub mod log;
 pub mod memory_budget;
@@ -39,12 +42,14 @@ use crate::{
     event::About,
     failure::{Context, Exit, Failure, Outcome, with_paths},
     interrupt, report,
-    ublk::{BlockShift, Device, Shared},
+    ublk::{BlockShift, Device, Gate, Shared},
     wait,
     write_back_file::{self, writes},
 };
 pub use birth::clear_stillborn;
+use closing::Closing;
 pub use endings::abort_on_panic;
+pub use hand_over::RESTS_WITHIN;
 use launch::Reporter;
 use log::{Event, Log, Outlet, Sink};
 use memory_budget::{Promise, Purpose};
@@ -55,8 +60,8 @@ use serving::{Served, serve_device};
 use settings::Settings;
 use signals::{Signals, block_heedless};
 use state::{Identity, OwnState};
-use std::{process, sync::Arc, thread::JoinHandle};
-use ublk_integrity::{Latched, MasterKey, Volume, create::VolumeInfo};
+use std::{process, sync::Arc};
+use ublk_integrity::{MasterKey, Volume, create::VolumeInfo};
 
 /// A new device, or one whose daemon has died.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,7 +157,7 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     let (open_id, latched) = (opened.open_id, opened.volume.latched().is_some());
     let running = Running::start(opened, warnings, &settings, sink)?;
     let what = Served { read_only: settings.read_only || latched, settings, volume, open_id, origin, write_back };
-    let served = serve_device(what, &running.backings, &running.shared, reporter, &signals);
+    let served = serve_device(what, &running, reporter, &signals);
     reporter.stopping();
     running.close(served)
 }
@@ -228,8 +233,7 @@ fn tell_of(opened: &Opened, warnings: &[String], settings: &Settings, reporter: 
 struct Running {
     backings: Backings,
     shared: Arc<Shared<Volume>>,
-    stop: Arc<Stop>,
-    checkpoints: JoinHandle<Result<(), Latched>>,
+    closing: Arc<Closing>,
     log: Log,
 }
 
@@ -252,6 +256,7 @@ impl Running {
             workers::start_prefetch(&opened.volume, &opened.backings, hints, 0)
                 .doing("can't start the prefetch thread")?;
         }
+        let counts = settings.counts();
         let shared = Arc::new(Shared {
             shift: BlockShift::of(opened.volume.info().block_size),
             target: opened.volume,
@@ -259,15 +264,15 @@ impl Running {
             discard: settings.discard,
             write_back_file: opened.write_back_file,
             hashing: opened.hashing,
+            gate: Gate::new(counts.io_threads() as usize, counts.requests() as usize),
             log: log.clone(),
         });
-        Ok(Self { backings: opened.backings, shared, stop, checkpoints, log })
+        Ok(Self { backings: opened.backings, shared, closing: Arc::new(Closing::of(stop, checkpoints)), log })
     }
 
     /// The last checkpoint, and with it the end of all that is left of the device.
     fn close(self, served: Outcome<(Device, OwnState)>) -> Outcome {
-        self.stop.set();
-        let last = self.checkpoints.join().unwrap_or_else(|_| process::abort());
+        let last = self.closing.close();
         let (device, state) = served?;
         let kept = self.shared.write_back_file.as_ref().map_or(Ok(0), |mapped| mapped.file.retire());
         // The node goes only now: whoever waits for it finds a clean superblock.

@@ -18,10 +18,12 @@ pub const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 pub enum Request {
     /// State and counters.
     Status {},
+    /// To end, and leave the device to another daemon. Answered when it is over.
+    HandOver {},
 }
 
 /// All of them, by the word that asks.
-const VERBS: &[&str] = &["status"];
+const VERBS: &[&str] = &["status", "hand-over"];
 
 impl Request {
     /// From a line. What is wrong is told in words for whoever asked.
@@ -42,6 +44,7 @@ impl Request {
     pub(super) fn changes(&self) -> bool {
         match self {
             Self::Status {} => false,
+            Self::HandOver {} => true,
         }
     }
 }

@@ -1,10 +1,11 @@
 //! From an open volume to a device that is served until it is stopped.
 
 use super::{
-    Origin,
+    Origin, Running,
     birth::{Birth, clear_stillborn},
     control,
     endings::Watchdog,
+    hand_over::HandOver,
     launch::Reporter,
     links,
     settings::Settings,
@@ -13,7 +14,6 @@ use super::{
 };
 use crate::{
     cli::stop,
-    device::Backings,
     failure::{Context, Outcome},
     ublk::{self, Device, Mark, Shape, Shared},
 };
@@ -68,6 +68,7 @@ impl Served {
         State {
             id,
             pid: process::id(),
+            version: Some(env!("CARGO_PKG_VERSION").into()),
             mark,
             open_id: hex(&open_id),
             volume: Identity::of(&volume),
@@ -85,8 +86,7 @@ impl Served {
 /// that may fail is done before it is touched.
 pub(super) fn serve_device(
     what: Served,
-    backings: &Backings,
-    shared: &Arc<Shared<Volume>>,
+    running: &Running,
     reporter: &Arc<Reporter>,
     signals: &Arc<Signals>,
 ) -> Outcome<(Device, OwnState)> {
@@ -111,7 +111,7 @@ pub(super) fn serve_device(
     let state = what.state(device.number(), mark);
     let own_state = state.clone().publish()?;
     birth.into_iter().for_each(Birth::registered);
-    match start_and_serve(&device, origin, state, backings, shared, reporter, signals) {
+    match start_and_serve(&device, origin, state, running, reporter, signals) {
         Ok(()) => Ok((device, own_state)),
         Err(failure) => {
             if matches!(origin, Origin::New(_)) {
@@ -126,16 +126,17 @@ fn start_and_serve(
     device: &Device,
     origin: Origin,
     state: State,
-    backings: &Backings,
-    shared: &Arc<Shared<Volume>>,
+    running: &Running,
     reporter: &Arc<Reporter>,
     signals: &Arc<Signals>,
 ) -> Outcome {
-    let number = state.id;
+    let (number, shared) = (state.id, &running.shared);
     let live = state.clone();
     let name = state.settings.name.clone();
+    let hand_over = Arc::new(HandOver::of(running, &state.settings));
     let answers = Answers { state, shared: Arc::clone(shared) };
-    control::serve(number, move || answers.status()).doing("can't open the control socket")?;
+    control::serve(number, move || answers.status(), move |client| hand_over.begin(client))
+        .doing("can't open the control socket")?;
     let starting = Watchdog::start("START_DEV", reporter, move || {
         if matches!(origin, Origin::New(_)) {
             // From outside: this process is about to end.
@@ -143,7 +144,7 @@ fn start_and_serve(
         }
     });
     let (reporter, signals, log) = (Arc::clone(reporter), Arc::clone(signals), shared.log.clone());
-    device.run(&backings.fds(), shared, move || {
+    device.run(&running.backings.fds(), shared, move || {
         starting.disarm();
         signals.live(live, log);
         links::announce(number, name.as_ref());

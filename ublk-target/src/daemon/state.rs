@@ -30,6 +30,9 @@ pub struct State {
     pub id: u32,
     /// The daemon.
     pub pid: u32,
+    /// The version of its program; older ones do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// What the kernel remembers the device by; older versions have left none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<Mark>,
@@ -200,7 +203,18 @@ impl State {
         let settings = super::settings::tests::settings();
         let volume = Identity { uuid: uuid::Uuid::nil().to_string(), size: 1 << 20, block_size: 4096 };
         let (open_id, label) = Default::default();
-        Self { id, pid: 1, mark: None, open_id, volume, label, assumed_atomic_bytes: None, ended: None, settings }
+        Self {
+            id,
+            pid: 1,
+            version: None,
+            mark: None,
+            open_id,
+            volume,
+            label,
+            assumed_atomic_bytes: None,
+            ended: None,
+            settings,
+        }
     }
 }
 

@@ -21,7 +21,7 @@ impl<T: BlockTarget> Shared<T> {
         transfer: Transfer,
         io: &impl Io,
         memory: &mut Memory<T>,
-        load: &Load,
+        load: &Load<'_>,
         write_back: &WriteBack<'t, T>,
     ) -> i32 {
         let result = match Request::parse(desc, self.shift) {

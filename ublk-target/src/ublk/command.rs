@@ -96,6 +96,12 @@ pub(super) fn try_stop(number: u32) -> io::Result<()> {
     send(sys::UBLK_U_CMD_TRY_STOP_DEV, number, &mut [])
 }
 
+/// START_USER_RECOVERY: "busy" as long as the kernel has not noticed that the daemon before has
+/// ended.
+pub(super) fn start_recovery(number: u32) -> io::Result<()> {
+    send(sys::UBLK_U_CMD_START_USER_RECOVERY, number, &mut [])
+}
+
 /// DEL_DEV. The plain one waits in the kernel for the last opener, for ever if that is a mount;
 /// kernels before 6.9 know only that, and nothing else is a reason to wait.
 pub(super) fn delete(number: u32) -> io::Result<()> {

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
     os,
+    wait::LONGEST,
 };
 use libublk::{
     UblkError, UblkFlags,
@@ -31,6 +32,8 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 use ublk_integrity::BlockTarget;
 
@@ -41,7 +44,8 @@ const TARGET_NAME: &str = "integrity";
 const MAX_ZEROES_SECTORS: u32 = 1 << 21;
 /// What is being done when a device gets a new daemon.
 const TAKE_OVER: &str = "can't take the device over";
-const NOT_TWICE: i32 = -libc::EINVAL;
+/// Between two looks whether the kernel has noticed that the daemon before has ended.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What the kernel is told about a device.
 #[derive(Clone, Debug)]
@@ -107,11 +111,15 @@ impl Device {
     }
 
     fn begin_recovery(&self) -> Outcome {
-        match self.ctrl.start_user_recover() {
-            // Begun already, by a daemon that went no further: the kernel says so with "invalid
-            // argument".
-            Ok(_) | Err(UblkError::UringIOError(NOT_TWICE) | UblkError::OtherError(NOT_TWICE)) => Ok(()),
-            Err(e) => Err(failure(TAKE_OVER, &e)),
+        let begun = Instant::now();
+        loop {
+            match command::start_recovery(self.number()) {
+                // libublk would look ten times a second, and requests wait.
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) && begun.elapsed() < LONGEST => thread::sleep(PAUSE),
+                // Begun already, by a daemon that went no further.
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
+                done => return done.doing(TAKE_OVER),
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 mod answer;
 mod command;
 mod control;
+mod gate;
 mod load;
 mod mark;
 mod queue;
@@ -17,6 +18,7 @@ mod write_back;
 pub use control::{
     Device, Proof, Shape, Whose, block_path, delete_marked, exists, kernel_state, need_driver, shares_queues,
 };
+pub use gate::Gate;
 pub use mark::Mark;
 pub use request::{BlockShift, Request, UnknownRequest};
 pub use run_folder::secure_run_folder;

@@ -62,7 +62,7 @@ fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Resul
     let (ops, batch) =
         (Ops::new(Port::Kept(|f| with_task_io_ring_mut(f)), tasks * OPS_PER_REQUEST)?, Batch::new(tasks));
     let io = RingStorage::new(Rc::clone(&ops), Rc::clone(&batch), shared.files);
-    let load = Load::default();
+    let load = Load::of(shared.gate.of_thread(thread));
     let mut memories: Vec<_> = Buf::several(tags, device.dev_info.max_io_buf_bytes as usize)
         .into_iter()
         .map(|buf| Memory { context: shared.target.context(thread), buf })
@@ -126,13 +126,13 @@ async fn serve_tag<'t, T: BlockTarget>(
     mut memory: Memory<T>,
     io: &RingStorage,
     shared: &'t Shared<T>,
-    load: &Load,
+    load: &Load<'_>,
     write_back: &WriteBack<'t, T>,
 ) {
     let transfer = Transfer::of(queue, tag);
     let mut fetched = queue.submit_io_prep_cmd(tag, transfer.named(&memory.buf), -1, None).await;
     while fetched.is_ok() {
-        load.fetched();
+        shared.gate.enter(load).await;
         let code = shared.answer(queue.get_iod(tag), transfer, io, &mut memory, load, write_back).await;
         load.answered();
         fetched = queue.submit_io_commit_cmd(tag, transfer.named(&memory.buf), code).await;

@@ -1,6 +1,9 @@
 //! What the queues share, and what each request has.
 
-use super::request::{BlockShift, Request};
+use super::{
+    gate::Gate,
+    request::{BlockShift, Request},
+};
 use crate::{
     daemon::log::{Event, Log},
     event_loop::{HashPool, ring::DeviceFiles},
@@ -23,6 +26,8 @@ pub struct Shared<T> {
     pub write_back_file: Option<MappedFile>,
     /// The hash workers.
     pub hashing: HashPool,
+    /// What each request passes first.
+    pub gate: Gate,
     /// Where failures are told.
     pub log: Log,
 }

@@ -1,7 +1,7 @@
 //! The wall between ublk and what serves its requests: a double stands in the place of a volume, a
 //! file in that of the character device. No kernel device is made.
 
-use super::{BlockShift, Shared, load::Load, shared::Memory, transfer::Transfer, write_back::WriteBack};
+use super::{BlockShift, Gate, Shared, load::Load, shared::Memory, transfer::Transfer, write_back::WriteBack};
 use crate::{
     daemon::log::{Log, Sink},
     event_loop::HashPool,
@@ -14,6 +14,8 @@ use std::{
     future::{Future, ready},
     os::{fd::AsRawFd, unix::fs::FileExt},
     sync::{Arc, Mutex},
+    thread,
+    time::Duration,
 };
 use ublk_integrity::{
     AdmittedWrite, BlockIndex, BlockRange, BlockTarget, Buf, Durability, Io, Latched, ReadError, RecordNumber,
@@ -155,7 +157,6 @@ struct Wall {
     shared: Shared<Double>,
     offline: Offline,
     device: File,
-    load: Load,
 }
 
 impl Wall {
@@ -170,9 +171,14 @@ impl Wall {
             discard: true,
             write_back_file: None,
             hashing: HashPool::new(0),
+            gate: Gate::new(1, 1),
             log: Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap(),
         };
-        Self { shared, offline, device: tempfile::tempfile().unwrap(), load: Load::default() }
+        Self { shared, offline, device: tempfile::tempfile().unwrap() }
+    }
+
+    fn load(&self) -> Load<'_> {
+        Load::of(self.shared.gate.of_thread(0))
     }
 
     /// What the kernel is answered, and what the target was asked meanwhile.
@@ -186,11 +192,13 @@ impl Wall {
         let desc = ublksrv_io_desc { op_flags: op, start_sector: first, nr_sectors: sectors, ..Default::default() };
         let transfer = Transfer::Asked { device: self.device.as_raw_fd(), at: 0 };
         let mut memory = Memory { context: 0, buf: Buf::new(MOST_BYTES) };
-        self.load.fetched();
-        let io = self.offline.io();
-        let code = self.shared.answer(&desc, transfer, &io, &mut memory, &self.load, write_back);
-        let code = self.offline.run(code).unwrap();
-        self.load.answered();
+        let (io, load) = (self.offline.io(), self.load());
+        let served = async {
+            self.shared.gate.enter(&load).await;
+            self.shared.answer(&desc, transfer, &io, &mut memory, &load, write_back).await
+        };
+        let code = self.offline.run(served).unwrap();
+        load.answered();
         assert_eq!(memory.buf.len(), MOST_BYTES, "the buffer came back");
         (code, self.calls())
     }
@@ -242,7 +250,7 @@ fn a_small_write_is_answered_once_it_is_kept_and_written_back_afterwards() {
     let (code, calls) = wall.answer(&write_back, sys::UBLK_IO_OP_WRITE, 5, 1);
     assert!(code == 512 && calls == ["admit 5 MayBeLost"] && kept.count().unwrap() == 1, "{code} {calls:?}");
     write_back.tag_ends(&wall.shared);
-    wall.offline.run(write_back.write(0, &wall.offline.io(), &wall.shared, &wall.load)).unwrap();
+    wall.offline.run(write_back.write(0, &wall.offline.io(), &wall.shared, &wall.load())).unwrap();
     assert_eq!((wall.calls(), kept.count().unwrap()), (vec!["end 0".to_owned(), "write back 5".to_owned()], 0));
     assert_eq!(wall.shared.target.blocks.lock().unwrap()[5 * BLOCK], 9);
 }
@@ -259,4 +267,41 @@ fn a_write_that_must_be_durable_is_answered_once_it_is_safe() {
     assert!(code == 512 && calls == ["admit 5 Durable", "wait for 5"], "{code} {calls:?}");
     let (code, calls) = wall.answer(&write_back, fua, DAMAGED, 1);
     assert!(code == -libc::EROFS && calls.len() == 2 && kept.count().unwrap() == 2, "{code} {calls:?}");
+}
+
+#[test]
+fn a_request_that_waits_at_the_gate_is_served_when_that_opens() {
+    let wall = Wall::new();
+    let write_back = WriteBack::new(&wall.shared, 0, 1, None);
+    wall.device.write_all_at(&[7; BLOCK], 0).unwrap();
+    let (gate, target) = (&wall.shared.gate, &wall.shared.target);
+    let closed = gate.close(Duration::ZERO).ok().unwrap();
+    thread::scope(|s| {
+        s.spawn(move || {
+            // Until there is one that waits, and a moment more.
+            while gate.waiting_count() == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            thread::sleep(Duration::from_millis(20));
+            assert!(target.calls.lock().unwrap().is_empty(), "served behind a closed gate");
+            drop(closed);
+        });
+        assert_eq!(wall.answer(&write_back, sys::UBLK_IO_OP_WRITE, 8, 1), (512, vec!["write 8 MayBeLost".to_owned()]));
+    });
+}
+
+#[test]
+fn what_was_answered_early_is_in_place_before_the_gate_is_closed() {
+    let wall = Wall::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (kept, part) = write_back_file::of_test(folder.path(), 1);
+    let write_back = WriteBack::new(&wall.shared, 0, 1, Some(part));
+    wall.device.write_all_at(&[9; BLOCK], 0).unwrap();
+    assert_eq!(wall.answer(&write_back, sys::UBLK_IO_OP_WRITE, 5, 1).0, 512);
+    assert_eq!(wall.shared.gate.close(Duration::from_millis(20)).err(), Some(1));
+    write_back.tag_ends(&wall.shared);
+    wall.offline.run(write_back.write(0, &wall.offline.io(), &wall.shared, &wall.load())).unwrap();
+    let closed = wall.shared.gate.close(Duration::from_secs(60));
+    assert!(closed.is_ok() && kept.count().unwrap() == 0);
+    assert_eq!(wall.shared.target.blocks.lock().unwrap()[5 * BLOCK], 9);
 }

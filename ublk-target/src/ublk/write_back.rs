@@ -86,7 +86,7 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
         shared: &'t Shared<T>,
         request: Request,
         transfer: Transfer,
-        load: &Load,
+        load: &Load<'_>,
     ) -> Option<Result<Answer, Errno>> {
         let Request::Write { range, durability } = request else { return None };
         let bytes = request.success(shared.shift) as usize;
@@ -114,7 +114,7 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
     }
 
     /// The task of the writer of a slot.
-    pub(super) async fn write(&self, slot: usize, io: &impl Io, shared: &'t Shared<T>, load: &Load) {
+    pub(super) async fn write(&self, slot: usize, io: &impl Io, shared: &'t Shared<T>, load: &Load<'_>) {
         while let Some((admitted, Memory { mut context, buf })) = self.next(slot).await {
             let range = admitted.range();
             let clear = || self.heads.borrow_mut().as_mut().expect("there are writers").clear(slot);
@@ -160,7 +160,10 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::request::BlockShift, *};
+    use super::{
+        super::{gate::Gate, request::BlockShift},
+        *,
+    };
     use crate::{
         daemon::log::{Log, Sink},
         event_loop::HashPool,
@@ -192,12 +195,13 @@ mod tests {
             discard: false,
             write_back_file: None,
             hashing: HashPool::new(0),
+            gate: Gate::new(1, 1),
             log,
         };
         let folder = tempfile::tempdir().unwrap();
         let (kept, part) = write_back_file::of_test(folder.path(), 2);
         let write_back = WriteBack::new(&shared, 0, 1, Some(part));
-        let load = Load::default();
+        let load = Load::of(shared.gate.of_thread(0));
         // In the place of a character device: a file with the bytes of three requests.
         let mut device = tempfile::tempfile().unwrap();
         (1..=3).for_each(|i| device.write_all(&[i; MOST_BYTES]).unwrap());

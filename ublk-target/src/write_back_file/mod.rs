@@ -84,6 +84,24 @@ fn waiting_in(folder: &Path, id: &str) -> usize {
     left_unlocked(folder, id).and_then(|kept| kept.count().ok()).unwrap_or(0)
 }
 
+/// Refuses what the open of that id keeps if this program would not know how to put it in place. It
+/// may be in use.
+pub fn refuse_unknown(id: &str) -> Outcome {
+    refuse_unknown_in(Path::new(FOLDER), id)
+}
+
+fn refuse_unknown_in(folder: &Path, id: &str) -> Outcome {
+    let Ok(path) = fs::read_link(link_named(folder, id)) else { return Ok(()) };
+    match opened(&path) {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            let (path, why) = (path.display(), plain(&e));
+            let message = format!("{path}, which keeps answered writes, can't be read by this program: {why}");
+            Err(Failure::new(Exit::Device, message))
+        }
+    }
+}
+
 /// What the open of that id has left, if no daemon has it.
 fn left_unlocked(folder: &Path, id: &str) -> Option<WriteBackFile> {
     let path = fs::read_link(link_named(folder, id)).ok()?;

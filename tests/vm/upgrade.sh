@@ -1,0 +1,166 @@
+#!/bin/bash
+# upgrade - another program takes a mounted device over under load: no error; one that can't leaves it to the program of before
+# vm: on=newest,6.12 cpus=4
+. tests/vm/lib.sh
+modprobe dm-delay
+linear lower /dev/vda
+data=/dev/mapper/lower
+program=/run/ublk-integrity-before
+cp "$ublk_integrity" $program # in memory: it can be removed while it runs
+mkdir -p /mnt/t
+syslog
+# The device is served by another daemon than PID, or by the same.
+followed() { [ "$(daemon)" != "$1" ] || die 'no new daemon'; gone "$1" || die "the daemon before, $1, lives"; }
+same() { [ "$(daemon)" = "$1" ] || die "daemon $(daemon), not $1"; }
+upgrade() { ui upgrade -n "$id" | tee /run/line; }
+# A program that passes for a new one: SCRIPT, in which $real is the true one.
+fake() {
+  printf '#!/bin/bash\nreal=%s\n%s\n' "$ublk_integrity" "$1" >/run/fake
+  chmod +x /run/fake
+}
+# Writes alone take so long.
+slow() { table lower "0 $(blockdev --getsz /dev/vda) delay /dev/vda 0 0 /dev/vda 0 $1"; } # MILLISECONDS
+fast() { table lower "0 $(blockdev --getsz /dev/vda) linear /dev/vda 0"; }
+
+format
+add
+step 'a file system under fio --verify'
+mkfs.ext4 -q "$disk"
+mount "$disk" /mnt/t
+start_load command fio --name=load --directory=/mnt/t --ioengine=libaio --time_based --runtime=1d --trigger-file=/run/end \
+  --aux-path=/run --output=/run/fio --output-format=json --direct=1 --rw=randrw --bsrange=4k-64k --iodepth=8 --numjobs=2 --size=24M \
+  --verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64 --fsync=16
+goes_on
+longest=0 rounds=${FULL:+20}
+for round in $(seq "${rounds:-4}"); do
+  pid=$(daemon)
+  goes_on 100
+  wait_for busy # or the test shows nothing
+  upgrade
+  followed "$pid"
+  waited=$(sed -n 's/.*requests waited \(.*\) s$/\1/p' /run/line)
+  longest=$(printf '%s\n' "$longest" "$waited" | sort -g | tail -n 1)
+done
+goes_on
+end_fio
+slowest=$(jq '[.jobs[] | .read.clat_ns.max, .write.clat_ns.max, .sync.lat_ns.max // 0] | max / 1e9' /run/fio)
+step "$round upgrades: the longest wait $longest s, the slowest request of fio $slowest s"
+[ "$(counter mismatches)" = 0 ] || die 'mismatches'
+umount /mnt/t
+e2fsck -fn "$disk" || die 'the file system is damaged'
+remove
+check_closed
+
+step 'under a writer that knows the version of each block'
+"$program" add --data $data --key-file $key >/run/path
+disk=$(cat /run/path)
+id=${disk#/dev/ublkb}
+start_writer 0 8
+pid=$(daemon)
+step 'what can not serve is found out beforehand, and the device goes on'
+ui keygen /run/another-key
+refused 2 ui upgrade -n "$id" --key-file /run/another-key
+fake 'exit 3'
+refused 4 ui upgrade -n "$id" --binary /run/fake
+same "$pid"
+goes_on
+step 'one that dies when it is its turn: the program of before serves on, though its file is gone'
+rm $program
+ui list | grep -q 'runs .* replaced.*`upgrade' || die "list: $(ui list)"
+fake 'echo R 9.9.9; read -r end; exit 1'
+refused_fallen_back() { # CODE
+  local code=0
+  ui upgrade -n "$id" --binary /run/fake 2>/run/err || code=$?
+  sed 's/^/    | /' /run/err
+  [ $code = "$1" ] || die "exit code $code, not $1"
+  grep -q "^ublk-integrity: $disk is served by the program of before" /run/err || die 'it is not said who serves'
+}
+refused_fallen_back 4
+followed "$pid"
+readlink "/proc/$(daemon)/exe" | grep -q "$program" || die "$(readlink "/proc/$(daemon)/exe") serves"
+goes_on
+step 'one that fails after its superblock'
+epoch() { ui dump --data $data --json | jq '[.copies[].epoch] | max'; }
+pid=$(daemon) before=$(epoch)
+# libublk's folder is needed when the volume is open. It is back before the program of before needs it.
+# shellcheck disable=SC2016 # of the script that is made
+fake 'mv /run/ublksrvd /run/away; touch /run/ublksrvd
+"$real" "$@"; code=$?
+rm /run/ublksrvd; mv /run/away /run/ublksrvd; exit $code'
+refused_fallen_back 5 # a file is there
+followed "$pid"
+[ "$(epoch)" -gt $((before + 1)) ] || die 'it has written no superblock: the test shows nothing'
+goes_on
+step 'a busy device is refused, and goes on'
+pid=$(daemon)
+slow 8000
+wait_for writing
+refused 5 ui upgrade -n "$id"
+grep -q 'busy' /run/err || die 'refused for another reason'
+same "$pid"
+fast
+goes_on
+step 'the daemon is killed while it hands over'
+slow 3000
+wait_for writing
+before=$(grep -c 'the device is handed over' /run/syslog)
+handing_over() { [ "$(grep -c 'the device is handed over' /run/syslog)" -gt "$before" ]; }
+upgrade & upgrade=$!
+wait_for handing_over
+kill -9 "$pid"
+fast
+wait $upgrade || die 'the upgrade failed'
+followed "$pid"
+goes_on
+step 'a daemon of before there was an upgrade'
+pid=$(daemon)
+socket=/run/ublk-integrity/$id.sock
+rm "$socket"
+python3 - "$socket" <<'P' & old=$!
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1])
+s.listen()
+client = s.accept()[0]
+client.recv(4096)
+client.sendall(b'{"error":"this daemon (version 0.1.0) knows no hand-over: it knows status"}\n')
+P
+wait_for test -S "$socket"
+upgrade 2>/run/err
+grep -q 'too old to hand over' /run/err || die 'it is not said'
+wait $old
+followed "$pid"
+goes_on
+step 'all devices: each that another program serves'
+cp "$ublk_integrity" $program
+ui format --data /dev/vdb --key-file $key --force >/dev/null
+$program add --data /dev/vdb --key-file $key >/run/path
+pid=$(daemon)
+ui upgrade --all | tee /run/line
+grep -qx 'upgraded 1, up to date 1, not upgraded 0' /run/line || die 'not one of two'
+same "$pid"
+ui upgrade --all | grep -qx 'upgraded 0, up to date 2, not upgraded 0' || die 'done twice'
+ui del -n "$(sed 's/[^0-9]//g' /run/path)"
+goes_on
+end_writer
+[ "$(counter mismatches)" = 0 ] || die 'mismatches'
+remove
+check_closed
+add
+check_versions
+remove
+step 'without recovery'
+add --no-recovery
+refused 4 ui upgrade -n "$id"
+[ "$(read_block "$disk" 1)" = ok ] || die 'block 1'
+remove
+if [ -n "${FULL:-}" ]; then
+  step 'one that never serves'
+  add
+  fake 'echo R 9.9.9; read -r end; exec sleep 1000'
+  refused_fallen_back 4
+  [ "$(read_block "$disk" 1)" = ok ] || die 'block 1'
+  remove
+fi
+no_syslog
+unlinear lower

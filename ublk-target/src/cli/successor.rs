@@ -1,0 +1,122 @@
+//! `recover --successor`, not in the help: the daemon that is to follow one which still serves.
+//! `upgrade` has started it, hears it on its standard output, and holds its standard input open.
+//!
+//! All that can be done beside the other daemon is done before that is asked to end, so this is
+//! `upgrade`'s preflight, too: by the program that is to serve, with what it is to serve with.
+
+use super::recover::{self, Args};
+use crate::{
+    daemon::{
+        self, Start,
+        launch::{self, Reporter},
+        life::Life,
+        log::Sink,
+        state::{Identity, State},
+    },
+    device::Use,
+    failure::{Context, Exit, Failure, Outcome},
+    key::KeySource,
+    offline::Offline,
+    os, ublk, write_back_file,
+};
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::wait::{WaitStatus, waitpid},
+    unistd::ForkResult,
+};
+use std::{io, os::fd::AsFd, process};
+use ublk_integrity::{Access, OpenOptions};
+
+/// Milliseconds between two looks whether the other daemon has ended: requests wait.
+const PAUSE: u8 = 2;
+
+pub(super) fn run(args: &Args) -> Outcome {
+    os::close_inherited().doing("can't close inherited descriptors")?;
+    launch::leave_session()?;
+    let reporter = Reporter::successor()?;
+    let prepared = prepare(args, &reporter);
+    let (start, life) = prepared.inspect_err(|failure| reporter.failed(failure)).map_err(Failure::told)?;
+    reporter.ready();
+    if !has_ended(&life) {
+        return Err(Failure::new(Exit::Interrupted, "").told());
+    }
+    launch::null_stdio()?;
+    daemon::run(start, reporter, Sink::system()).map_err(Failure::told)
+}
+
+/// All that can be done and all that can fail before the daemon that serves has ended.
+fn prepare(args: &Args, reporter: &Reporter) -> Outcome<(Start, Life)> {
+    ublk::need_driver()?;
+    let number = args.device.number()?;
+    let state = State::load(number)?;
+    let Some(life) = state.watch() else {
+        let message = format!("the daemon of device {number} (pid {}) is dead: {}", state.pid, state.remedy());
+        return Err(Failure::new(Exit::Device, message));
+    };
+    write_back_file::refuse_unknown(&state.open_id)?;
+    let volume = state.volume.clone();
+    let key = args.key.source()?;
+    if key == Some(KeySource::Stdin) {
+        return Err(Failure::new(Exit::Arguments, "the key can't come from a pipe here: give it with --key-file FILE"));
+    }
+    let start = recover::of(state, key)?;
+    verify_elsewhere(&start, &volume, reporter)?;
+    Ok((start, life))
+}
+
+/// Whether the key is the volume's, and the volume of a format that this program serves: by a
+/// process of its own, for one that has used a ring has threads of the kernel for a while.
+fn verify_elsewhere(start: &Start, volume: &Identity, reporter: &Reporter) -> Outcome {
+    match os::fork_single_threaded().doing("can't fork")? {
+        ForkResult::Child => {
+            let verified = os::guard_secrets().doing("can't guard the key").and_then(|()| verify(start, volume));
+            process::exit(match verified {
+                Ok(()) => 0,
+                Err(failure) => {
+                    reporter.failed(&failure);
+                    failure.exit as i32
+                }
+            })
+        }
+        ForkResult::Parent { child } => match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, 0)) => Ok(()),
+            // It has told why.
+            Ok(WaitStatus::Exited(_, code)) => Err(Failure::new(Exit::from_code(code as u8), "").told()),
+            _ => Err(Failure::new(Exit::Device, "the process that was to look at the volume has died")),
+        },
+    }
+}
+
+/// Beside the daemon that serves it: nothing is locked, nothing written.
+fn verify(start: &Start, volume: &Identity) -> Outcome {
+    let settings = &start.settings;
+    let offline = Offline::open(&settings.data, settings.meta.as_deref(), Use::Unlocked)?;
+    let options = OpenOptions {
+        separate_meta: settings.meta.is_some(),
+        expected_uuid: start.uuid,
+        ..OpenOptions::new(Access::ReadOnly, [0; 32])
+    };
+    let verified = offline.verify(&start.key, &options);
+    let verified = verified.map_err(|failure| Failure { message: settings.named(&failure.message), ..failure })?;
+    if Identity::of(&verified.info()) == *volume {
+        return Ok(());
+    }
+    let path = settings.meta_path().display();
+    Err(Failure::new(Exit::Device, format_args!("{path} holds another volume than the one that is served")))
+}
+
+/// Waits until the daemon has ended. `false` where whoever started us wants no successor any more,
+/// and the daemon goes on.
+fn has_ended(life: &Life) -> bool {
+    let input = io::stdin();
+    loop {
+        let waits = poll(&mut [PollFd::new(input.as_fd(), PollFlags::POLLIN)], PAUSE);
+        // After that look: where both have come, the device has no daemon.
+        if !life.goes_on() {
+            return true;
+        }
+        if waits != Ok(0) && waits != Err(nix::Error::EINTR) {
+            return false;
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The program that is to serve, and its daemons.
+
+use crate::{
+    daemon::launch::Listening,
+    failure::{Context, Exit, Failure, Outcome},
+    key::KeySource,
+    notice::Notice,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    ffi::OsString,
+    fmt::Display,
+    fs::{self, Metadata},
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// How long the successor may take until it is ready. It waits for a device for half of that at most.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long it may take until it serves, before the program of before gets the device.
+const SERVES_WITHIN: Duration = Duration::from_secs(60);
+/// How long it may take to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// The program.
+pub(super) struct NewProgram {
+    /// What is started.
+    path: PathBuf,
+    /// What it is called.
+    name: String,
+    file: Metadata,
+    /// Where the key is, as an option.
+    key: Vec<OsString>,
+}
+
+impl NewProgram {
+    /// That of a path; this one, where there is none.
+    pub(super) fn of(path: Option<&Path>, key: Option<KeySource>) -> Outcome<Self> {
+        let name = path.map_or_else(|| "the new program".into(), |path| path.display().to_string());
+        let path = path.unwrap_or(Path::new("/proc/self/exe"));
+        let what = format!("can't use {}", path.display());
+        let file = path.metadata().doing(&what)?;
+        // One without a slash would be looked for elsewhere.
+        Ok(Self { path: std::path::absolute(path).doing(&what)?, name, file, key: key_words(key)? })
+    }
+
+    /// What it is called.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the key is, as an option of a command.
+    pub(super) fn key(&self) -> &[OsString] {
+        &self.key
+    }
+
+    /// Whether a process runs it.
+    pub(super) fn is_run_by(&self, pid: u32) -> bool {
+        let runs = fs::metadata(format!("/proc/{pid}/exe"));
+        runs.is_ok_and(|runs| (runs.dev(), runs.ino()) == (self.file.dev(), self.file.ino()))
+    }
+
+    /// Starts one that is to follow the daemon of device `id`.
+    pub(super) fn start(&self, id: u32) -> Outcome<Successor> {
+        let mut command = Command::new(&self.path);
+        command.args(["recover", "--successor", "-n", &id.to_string()]).args(&self.key);
+        let started = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = started.doing(format_args!("can't start {}", self.name))?;
+        let pipe = child.stdout.take().expect("asked for");
+        let listening = Listening::of(OwnedFd::from(pipe), Pid::from_raw(child.id() as i32));
+        Ok(Successor { child, listening, name: self.name.clone() })
+    }
+}
+
+/// Both programs may need it.
+fn key_words(key: Option<KeySource>) -> Outcome<Vec<OsString>> {
+    Ok(match key {
+        None => Vec::new(),
+        Some(KeySource::File(path)) => vec!["--key-file".into(), path.into()],
+        Some(KeySource::Keyring(name)) => vec!["--key".into(), format!("keyring:{name}").into()],
+        Some(KeySource::Stdin) => {
+            let message = "a key from a pipe is read once, and two programs may need it: give it with --key-file FILE";
+            return Err(Failure::new(Exit::Arguments, message));
+        }
+    })
+}
+
+/// A daemon that is to follow another. It gives up if this is dropped before that has ended.
+pub(super) struct Successor {
+    child: Child,
+    listening: Listening,
+    name: String,
+}
+
+impl Successor {
+    /// Waits until it has done all that can be done beforehand. The version of its program.
+    pub(super) fn ready(&mut self) -> Outcome<String> {
+        let begun = Instant::now();
+        let ready = {
+            let _limit = self.killed_after(READY_WITHIN);
+            self.listening.ready()
+        };
+        ready?.ok_or_else(|| {
+            let name = &self.name;
+            late(begun, READY_WITHIN, format_args!("{name} was not ready")).unwrap_or_else(|| {
+                let message = format!("{name} ended before it was ready: is it a ublk-integrity that knows `upgrade`?");
+                Failure::new(Exit::Device, message)
+            })
+        })
+    }
+
+    /// Waits until it serves, now that the daemon before has ended. `what` it opens.
+    pub(super) fn serve(&mut self, what: &str) -> Outcome {
+        // It looks at once whether that is so.
+        drop(self.child.stdin.take());
+        let begun = Instant::now();
+        let _limit = self.killed_after(SERVES_WITHIN);
+        let served = self.listening.live(what).map(drop);
+        served.map_err(|failure| late(begun, SERVES_WITHIN, "it did not serve").unwrap_or(failure))
+    }
+
+    /// Waits for the end of one that does not serve.
+    pub(super) fn end(mut self) {
+        let _limit = self.killed_after(ENDS_WITHIN);
+        let _ = self.child.wait();
+    }
+
+    fn killed_after(&self, limit: Duration) -> Notice {
+        // Nobody else has its number before it was waited for.
+        let pid = Pid::from_raw(self.child.id() as i32);
+        Notice::after(limit, move || drop(kill(pid, Signal::SIGKILL)))
+    }
+}
+
+/// What is said of one that was killed for what it had not done in time.
+fn late(begun: Instant, limit: Duration, what: impl Display) -> Option<Failure> {
+    let message = format!("{what} within {} s", limit.as_secs());
+    (begun.elapsed() >= limit).then(|| Failure::new(Exit::Device, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_goes_to_both_programs_or_to_none() {
+        let words = |key| key_words(key).map(|words| words.join(" ".as_ref())).map_err(|failure| failure.exit);
+        assert_eq!(words(None).unwrap(), "");
+        assert_eq!(words(Some(KeySource::File("/k".into()))).unwrap(), "--key-file /k");
+        assert_eq!(words(Some(KeySource::Keyring("k".into()))).unwrap(), "--key keyring:k");
+        assert_eq!(words(Some(KeySource::Stdin)), Err(Exit::Arguments));
+    }
+
+    /// A program that does what the shell is told.
+    fn program(script: &str) -> (tempfile::TempDir, NewProgram) {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let new = NewProgram::of(Some(&path), None).unwrap();
+        (dir, new)
+    }
+
+    #[test]
+    fn a_successor_is_heard_until_it_serves() {
+        let (_dir, new) = program("echo \"R $*\"; read word; echo 'I it opens'; echo L 7");
+        let mut successor = new.start(7).unwrap();
+        assert_eq!(successor.ready().unwrap(), "recover --successor -n 7");
+        successor.serve("it").unwrap();
+        successor.end();
+    }
+
+    #[test]
+    fn one_that_can_not_serve_says_why_or_is_found_out() {
+        let ready = |script| {
+            let (_dir, new) = program(script);
+            let failure = new.start(7).unwrap().ready().unwrap_err();
+            (failure.exit, failure.message)
+        };
+        assert_eq!(ready("echo F 2 wrong key; exit 2"), (Exit::KeyOrPermission, "wrong key".into()));
+        let (exit, message) = ready("exit 3");
+        assert!(exit == Exit::Device && message.contains("/program ended before it was ready"), "{message}");
+        let (_dir, new) = program("echo R 1; read word; exit 1");
+        let mut successor = new.start(7).unwrap();
+        successor.ready().unwrap();
+        assert_eq!(successor.serve("it").unwrap_err().exit, Exit::Device, "it has died without a word");
+    }
+}

@@ -1,0 +1,199 @@
+//! Handing the device over: this daemon comes to rest, closes the volume and ends. The device stays,
+//! with the requests that wait in it, for the next daemon to `recover`.
+//!
+//! ```text
+//!   gate closed ─> requests and early writes under way end ─> volume closed, write-back file gone ─> answer ─> exit
+//!        └─ too busy, or nobody takes over: gate open, as if nothing had been
+//! ```
+//!
+//! Wherever it is cut short, disk and /run are as SIGKILL may leave them at that moment.
+
+use super::{
+    Running,
+    closing::Closing,
+    log::Event,
+    protocol::{error, line},
+    settings::Settings,
+};
+use crate::{threads::named, ublk::Shared};
+use nix::sys::socket::{MsgFlags, recv};
+use serde_json::{Value, json};
+use std::{
+    io::Write,
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use ublk_integrity::Volume;
+
+/// How long requests under way may take to end.
+pub const RESTS_WITHIN: Duration = Duration::from_secs(5);
+/// How long whoever asked may take for the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What can be handed over.
+pub(super) struct HandOver {
+    settings: Settings,
+    shared: Arc<Shared<Volume>>,
+    closing: Arc<Closing>,
+    asked: AtomicBool,
+}
+
+impl HandOver {
+    pub(super) fn of(running: &Running, settings: &Settings) -> Self {
+        let (shared, closing) = (Arc::clone(&running.shared), Arc::clone(&running.closing));
+        Self { settings: settings.clone(), shared, closing, asked: AtomicBool::new(false) }
+    }
+
+    /// Hands the device over to the next daemon, which `client` will start, in a thread of its own.
+    /// `client` is answered when it is over.
+    pub(super) fn begin(self: &Arc<Self>, client: UnixStream) {
+        let this = Arc::clone(self);
+        // Without a thread for it the connection closes without an answer.
+        let _ = named("hand over").spawn(move || this.run(&client));
+    }
+
+    fn run(&self, client: &UnixStream) {
+        let _ = client.set_nonblocking(false).and_then(|()| client.set_write_timeout(Some(PATIENCE)));
+        if self.asked.swap(true, Ordering::SeqCst) {
+            return say(client, &error("it is being handed over already"));
+        }
+        let why = match self.close(client, RESTS_WITHIN) {
+            Ok(answer) => {
+                say(client, &answer);
+                process::exit(0);
+            }
+            Err(why) => why,
+        };
+        self.asked.store(false, Ordering::SeqCst);
+        say(client, &error(why));
+    }
+
+    /// Comes to rest and closes the volume: from then on nothing is served. Or says why not, and the
+    /// device goes on.
+    fn close(&self, client: &UnixStream, limit: Duration) -> Result<Value, String> {
+        let (shared, log) = (&self.shared, &self.shared.log);
+        if let Some(why) = shared.target.latched() {
+            let why = self.settings.named(&why.to_string());
+            return Err(format!("its volume is read-only since a failure ({why}): `del` and `add` open it anew"));
+        }
+        log.tell(Event::HandOver);
+        let gate = shared.gate.close(limit).map_err(|under_way| {
+            log.tell(Event::TooBusy(under_way));
+            let requests = if under_way == 1 { "request" } else { "requests" };
+            format!("it was busy for {} s ({under_way} {requests} under way): try again", limit.as_secs())
+        })?;
+        if has_gone(client) {
+            return Err("nobody takes it over".into());
+        }
+        // Nobody comes by it any more.
+        std::mem::forget(gate);
+        Ok(self.end_volume())
+    }
+
+    /// What a failure leaves is what SIGKILL would: the next daemon recovers it.
+    fn end_volume(&self) -> Value {
+        let closed = self.closing.close();
+        let kept = self.shared.write_back_file.as_ref().map_or(Ok(0), |mapped| mapped.file.retire());
+        json!({ "closed": closed.is_ok(), "kept_writes": kept.ok() })
+    }
+}
+
+/// Whether whoever asked is there no more.
+fn has_gone(client: &UnixStream) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    !matches!(recv(client.as_raw_fd(), &mut [0], flags), Ok(1) | Err(nix::Error::EAGAIN))
+}
+
+fn say(mut client: &UnixStream, answer: &Value) {
+    let _ = client.write_all(&line(answer));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        checkpoints::Stop,
+        daemon::{
+            log::{Log, Sink},
+            settings, workers,
+        },
+        event_loop::HashPool,
+        offline::{Offline, Opening, scratch},
+        ublk::{BlockShift, Gate},
+    };
+    use ublk_integrity::{Access, BlockIndex, BlockRange, Buf, Durability, MasterKey};
+
+    const SOON: Duration = Duration::from_millis(20);
+
+    fn served(offline: &Offline, key: &MasterKey) -> HandOver {
+        let volume = Arc::new(offline.open_volume(key, Opening::new(Access::ReadWrite, None)).unwrap());
+        let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();
+        let (stop, (backings, files)) = (Arc::new(Stop::default()), offline.handles());
+        let checkpoints = workers::start_checkpoints(&volume, backings, &stop, &log, false).unwrap();
+        let shared = Arc::new(Shared {
+            target: volume,
+            files,
+            shift: BlockShift::of(4096),
+            discard: false,
+            write_back_file: None,
+            hashing: HashPool::new(0),
+            gate: Gate::new(1, 4),
+            log,
+        });
+        let closing = Arc::new(Closing::of(stop, checkpoints));
+        HandOver { settings: settings::tests::settings(), shared, closing, asked: AtomicBool::new(false) }
+    }
+
+    fn write(offline: &Offline, hand_over: &HandOver) {
+        let volume = &hand_over.shared.target;
+        let (range, mut context) = (BlockRange::new(BlockIndex(3), 1), volume.context(0));
+        let io = offline.io();
+        let write = volume.write(&io, &mut context, range, Buf::new(4096), Durability::MayBeLost);
+        offline.run(write).unwrap().0.unwrap();
+    }
+
+    #[test]
+    fn a_busy_device_goes_on_and_so_does_one_that_nobody_takes_over() {
+        let (_file, offline, key) = scratch();
+        let hand_over = served(&offline, &key);
+        let (client, other) = UnixStream::pair().unwrap();
+        hand_over.shared.gate.of_test(true);
+        let why = hand_over.close(&client, SOON).unwrap_err();
+        assert!(why.contains("busy") && why.contains("1 request under way"), "{why}");
+        hand_over.shared.gate.of_test(false);
+        drop(other);
+        assert!(hand_over.close(&client, SOON).unwrap_err().contains("nobody"));
+        write(&offline, &hand_over);
+        assert!(hand_over.shared.gate.close(SOON).is_ok(), "it was open again");
+        hand_over.closing.close().unwrap();
+    }
+
+    #[test]
+    fn what_is_handed_over_is_closed_and_takes_nothing_more() {
+        let (_file, offline, key) = scratch();
+        let hand_over = served(&offline, &key);
+        write(&offline, &hand_over);
+        let (client, _other) = UnixStream::pair().unwrap();
+        assert_eq!(hand_over.close(&client, SOON), Ok(json!({ "closed": true, "kept_writes": 0 })));
+        assert_eq!(hand_over.shared.gate.close(Duration::ZERO).err(), None, "nothing is under way");
+        drop(hand_over);
+        let volume = offline.open_volume(&key, Opening::new(Access::ReadWrite, None)).unwrap();
+        assert_eq!(volume.recovery().records, 0, "there is nothing to recover");
+    }
+
+    #[test]
+    fn a_connection_that_was_closed_is_seen() {
+        let (client, other) = UnixStream::pair().unwrap();
+        assert!(!has_gone(&client));
+        (&other).write_all(b"more\n").unwrap();
+        assert!(!has_gone(&client));
+        let (client, other) = UnixStream::pair().unwrap();
+        drop(other);
+        assert!(has_gone(&client));
+    }
+}
