@@ -58,6 +58,10 @@ impl Feature {
             Self::HeaderCopy => "header copy",
         }
     }
+    /// Its name as one word, for programs.
+    pub(super) fn word(self) -> String {
+        self.name().replace(' ', "_")
+    }
 }
 
 impl fmt::Display for Feature {
@@ -68,7 +72,7 @@ impl fmt::Display for Feature {
 
 impl Serialize for Feature {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.name().replace(' ', "_"))
+        serializer.serialize_str(&self.word())
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod feature;
 mod identity;
+mod known;
 mod layout;
 mod page;
 mod places;
@@ -16,6 +17,7 @@ mod version2;
 pub use feature::Feature;
 pub(crate) use feature::Features;
 pub(crate) use identity::{Identity, RawIdentity};
+pub use known::KnownFormat;
 pub(crate) use layout::{LEAST_SYNC_LOG, Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId, tag_pages};
 pub(crate) use page::{EntryState, TreeEntry, digest, digest_each};
 pub(crate) use places::{TAGS_PER_PAGE, TREE_FANOUT};

@@ -20,8 +20,8 @@ pub(crate) const SUPERBLOCK_BYTES: usize = 512;
 const MAGIC: [u8; 8] = *b"UBLKINTG";
 /// Version 1 knows one flag, and has zeros where version 2 has more fields. It is what is written
 /// wherever it says enough: it is what older programs open.
-const VERSION_1: u32 = 1;
-const VERSION_2: u32 = 2;
+pub(super) const VERSION_1: u32 = 1;
+pub(super) const VERSION_2: u32 = 2;
 
 /// The bytes of a superblock copy; says nothing about their truth.
 ///

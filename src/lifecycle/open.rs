@@ -8,7 +8,7 @@ use crate::{
     lifecycle::{identity_block::read_identity, superblocks::read_copies},
 };
 pub use crate::{
-    format::{BadLabel, Feature, Label, Scrub, ScrubState, Unknown, Version2},
+    format::{BadLabel, Feature, KnownFormat, Label, Scrub, ScrubState, Unknown, Version2},
     info::{MAX_REPORTED_BLOCKS, RecoveryReport},
     lifecycle::open_error::OpenError,
     lifecycle::staged::VerifiedVolume,

@@ -17,6 +17,7 @@ mod format;
 mod generator;
 mod import;
 mod keygen;
+mod known_format;
 mod list;
 mod manual;
 mod metrics;
@@ -85,6 +86,8 @@ enum Command {
     Recover(recover::Args),
     Doctor(doctor::Args),
     Upgrade(upgrade::Args),
+    #[command(hide = true)]
+    KnownFormat,
     Dump(dump::Args),
     #[command(visible_alias = "verify")]
     Check(check::Args),
@@ -280,6 +283,7 @@ impl Command {
             Self::Recover(args) => recover::run(args),
             Self::Doctor(args) => doctor::run(args),
             Self::Upgrade(args) => upgrade::run(args),
+            Self::KnownFormat => known_format::run(),
             Self::Dump(args) => dump::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Check(args) => check::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Export(args) => export::run(args).map_err(|failure| args.devices.failure(failure)),
@@ -395,7 +399,17 @@ mod tests {
         let several = NamedDevice::Volume(other).number(all()).unwrap_err();
         assert!(several.message.contains("/dev/ublkb1, /dev/ublkb3"), "{several}");
         assert_eq!(NamedDevice::Volume(uuid).number(Vec::new()).unwrap_err().exit, Exit::Device);
-        for line in ["status", "status 7", "status -n 7", "recover /dev/ublkb7", "upgrade -n 7", "upgrade -a --binary x", "del 7", "del -n ublkb7", "del -a"] {
+        for line in [
+            "status",
+            "status 7",
+            "status -n 7",
+            "recover /dev/ublkb7",
+            "upgrade -n 7",
+            "upgrade -a --binary x",
+            "del 7",
+            "del -n ublkb7",
+            "del -a",
+        ] {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_ok(), "{line}");
         }

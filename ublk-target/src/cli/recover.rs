@@ -10,6 +10,7 @@ use crate::{
     key::{KeySource, OptionalKeyArgs},
     ublk,
 };
+use ublk_integrity::open::KnownFormat;
 use uuid::Uuid;
 
 /// Give a device whose daemon has died a new one; requests that waited go on
@@ -33,6 +34,13 @@ pub struct Args {
     /// What `upgrade` starts: follow the daemon that the device has, when that has ended
     #[arg(long, hide = true)]
     pub(super) successor: bool,
+    /// What of the format the program of that daemon serves, as its `known-format` says
+    #[arg(long, value_name = "JSON", requires = "successor", value_parser = known_format, hide = true)]
+    pub(super) known_format: Option<KnownFormat>,
+}
+
+fn known_format(text: &str) -> Result<KnownFormat, String> {
+    serde_json::from_str(text).map_err(|e| e.to_string())
 }
 
 pub fn run(args: &Args) -> Outcome {

@@ -11,6 +11,7 @@ use crate::{
         launch::{self, Reporter},
         life::Life,
         log::Sink,
+        settings::{Settings, SyncLog},
         state::{Identity, State},
     },
     device::Use,
@@ -25,7 +26,7 @@ use nix::{
     unistd::ForkResult,
 };
 use std::{io, os::fd::AsFd, process};
-use ublk_integrity::{Access, OpenOptions};
+use ublk_integrity::{Access, OpenOptions, open::KnownFormat};
 
 /// Milliseconds between two looks whether the other daemon has ended: requests wait.
 const PAUSE: u8 = 2;
@@ -59,9 +60,18 @@ fn prepare(args: &Args, reporter: &Reporter) -> Outcome<(Start, Life)> {
     if key == Some(KeySource::Stdin) {
         return Err(Failure::new(Exit::Arguments, "the key can't come from a pipe here: give it with --key-file FILE"));
     }
-    let start = recover::of(state, key)?;
+    let mut start = recover::of(state, key)?;
+    leave_readable(&mut start.settings, args.known_format.as_ref());
     verify_elsewhere(&start, &volume, reporter)?;
     Ok((start, life))
+}
+
+/// Should this daemon fail, the program of before gets the volume back: nothing is set in it that that
+/// does not know. One that can't say what it knows has told by what it has asked for itself.
+fn leave_readable(settings: &mut Settings, before: Option<&KnownFormat>) {
+    if before.is_some_and(|before| !before.serves_sync_log()) {
+        settings.sync_log = SyncLog::Off;
+    }
 }
 
 /// Whether the key is the volume's, and the volume of a format that this program serves: by a
@@ -118,5 +128,24 @@ fn has_ended(life: &Life) -> bool {
         if waits != Ok(0) && waits != Err(nix::Error::EINTR) {
             return false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_set_in_the_volume_that_the_program_of_before_does_not_know() {
+        let own = KnownFormat::own();
+        let with = |before: Option<&KnownFormat>| {
+            let mut settings = State::of_test(0).settings;
+            settings.sync_log = SyncLog::Auto;
+            leave_readable(&mut settings, before);
+            settings.sync_log
+        };
+        assert_eq!(with(Some(&own)), SyncLog::Auto);
+        assert_eq!(with(None), SyncLog::Auto, "it has asked for it");
+        assert_eq!(with(Some(&KnownFormat { versions: vec![1], ..own })), SyncLog::Off);
     }
 }

@@ -48,7 +48,8 @@ impl<'s> DaemonBefore<'s> {
             return Err(Failure::new(Exit::Device, message));
         };
         if !state.settings.recovery {
-            let message = format!("it was added with --no-recovery, and ends with its daemon: `del -n {id}`, then `add`");
+            let message =
+                format!("it was added with --no-recovery, and ends with its daemon: `del -n {id}`, then `add`");
             return Err(Failure::new(Exit::Device, message));
         }
         if let Some(unit) = unit_of(pid) {
@@ -57,13 +58,20 @@ impl<'s> DaemonBefore<'s> {
             );
             return Err(Failure::new(Exit::Busy, message));
         }
-        let program = File::open(format!("/proc/{pid}/exe")).doing(format_args!("can't open the program of pid {pid}"))?;
+        let program =
+            File::open(format!("/proc/{pid}/exe")).doing(format_args!("can't open the program of pid {pid}"))?;
         Ok(Self { state, life, program })
     }
 
     /// The version of its program.
     pub(super) fn version(&self) -> &str {
         self.state.version.as_deref().unwrap_or("an older version")
+    }
+
+    /// What of the format its program says that it serves; older ones can't say.
+    pub(super) fn known_format(&self) -> Option<String> {
+        let known = self.command().arg("known-format").stdout(Stdio::piped()).stderr(Stdio::null()).output().ok()?;
+        String::from_utf8(known.stdout).ok().filter(|_| known.status.success())
     }
 
     /// Has it end, and the device wait for the next: in good order, or by SIGKILL where it is too
@@ -133,11 +141,16 @@ impl<'s> DaemonBefore<'s> {
     /// Has its program recover the device, with this key where one is given. What goes wrong has
     /// been said then.
     pub(super) fn recover(&self, key: &[OsString]) -> bool {
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()));
+        let mut command = self.command();
         command.args(["recover", "-n", &self.state.id.to_string()]).args(key);
-        // Out of reach of the terminal's signals, as we are by now.
-        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).status();
-        status.is_ok_and(|status| status.success())
+        command.stdout(Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+
+    /// Its program, out of reach of the terminal's signals.
+    fn command(&self) -> Command {
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()));
+        command.stdin(Stdio::null()).process_group(0);
+        command
     }
 }
 
@@ -160,7 +173,8 @@ mod tests {
 
     #[test]
     fn only_the_main_process_of_a_unit_is_one() {
-        let (environment, words) = (b"A=b\0NOTIFY_SOCKET=/run/systemd/notify\0", b"@ublk-integrity\0attach\0--foreground\0a\0");
+        let (environment, words) =
+            (b"A=b\0NOTIFY_SOCKET=/run/systemd/notify\0", b"@ublk-integrity\0attach\0--foreground\0a\0");
         let group = "0::/system.slice/system-ublk.slice/ublk-integrity@a.service\n";
         assert_eq!(unit_in(environment, words, group).as_deref(), Some("ublk-integrity@a.service"));
         assert_eq!(unit_in(b"A=b\0", words, group), None, "nobody waits for its word");

@@ -65,10 +65,12 @@ impl NewProgram {
         runs.is_ok_and(|runs| (runs.dev(), runs.ino()) == (self.file.dev(), self.file.ino()))
     }
 
-    /// Starts one that is to follow the daemon of device `id`.
-    pub(super) fn start(&self, id: u32) -> Outcome<Successor> {
+    /// Starts one that is to follow the daemon of device `id`, whose program knows so much of the
+    /// format, where it can say.
+    pub(super) fn start(&self, id: u32, known_format: Option<String>) -> Outcome<Successor> {
         let mut command = Command::new(&self.path);
         command.args(["recover", "--successor", "-n", &id.to_string()]).args(&self.key);
+        command.args(known_format.into_iter().flat_map(|known| ["--known-format".into(), known]));
         let started = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = started.doing(format_args!("can't start {}", self.name))?;
         let pipe = child.stdout.take().expect("asked for");
@@ -133,7 +135,7 @@ impl Successor {
     fn killed_after(&self, limit: Duration) -> Notice {
         // Nobody else has its number before it was waited for.
         let pid = Pid::from_raw(self.child.id() as i32);
-        Notice::after(limit, move || drop(kill(pid, Signal::SIGKILL)))
+        Notice::after(limit, move || _ = kill(pid, Signal::SIGKILL))
     }
 }
 
@@ -170,7 +172,7 @@ mod tests {
     #[test]
     fn a_successor_is_heard_until_it_serves() {
         let (_dir, new) = program("echo \"R $*\"; read word; echo 'I it opens'; echo L 7");
-        let mut successor = new.start(7).unwrap();
+        let mut successor = new.start(7, None).unwrap();
         assert_eq!(successor.ready().unwrap(), "recover --successor -n 7");
         successor.serve("it").unwrap();
         successor.end();
@@ -180,14 +182,14 @@ mod tests {
     fn one_that_can_not_serve_says_why_or_is_found_out() {
         let ready = |script| {
             let (_dir, new) = program(script);
-            let failure = new.start(7).unwrap().ready().unwrap_err();
+            let failure = new.start(7, None).unwrap().ready().unwrap_err();
             (failure.exit, failure.message)
         };
         assert_eq!(ready("echo F 2 wrong key; exit 2"), (Exit::KeyOrPermission, "wrong key".into()));
         let (exit, message) = ready("exit 3");
         assert!(exit == Exit::Device && message.contains("/program ended before it was ready"), "{message}");
         let (_dir, new) = program("echo R 1; read word; exit 1");
-        let mut successor = new.start(7).unwrap();
+        let mut successor = new.start(7, None).unwrap();
         successor.ready().unwrap();
         assert_eq!(successor.serve("it").unwrap_err().exit, Exit::Device, "it has died without a word");
     }

@@ -22,7 +22,7 @@ pub(super) fn take_over(state: &State, new: &NewProgram) -> Result<String, Undon
     let (id, device) = (state.id, ublk::block_path(state.id).display().to_string());
     let stays = |failure: Failure| failure.context(format_args!("{device} goes on as before"));
     let before = DaemonBefore::of(state).map_err(|failure| failure.context(&device))?;
-    let mut successor = new.start(id).map_err(stays)?;
+    let mut successor = new.start(id, before.known_format()).map_err(stays)?;
     let version = successor.ready().map_err(stays)?;
     // From here on to the end, whatever asks us to stop: else nobody might serve.
     let _held = HeldSignals::hold();
@@ -36,7 +36,8 @@ pub(super) fn take_over(state: &State, new: &NewProgram) -> Result<String, Undon
     // It lets go of the devices first.
     successor.end();
     if before.recover(new.key()) {
-        let context = format!("{device} is served by the program of before, {}: {} could not take over", waited(), new.name());
+        let context =
+            format!("{device} is served by the program of before, {}: {} could not take over", waited(), new.name());
         return Err(why.context(context).into());
     }
     let message = format!(
