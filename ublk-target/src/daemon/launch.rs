@@ -4,8 +4,9 @@
 //! `F code text` (failed). The command that was typed reads them, and exits with what it reads. One
 //! that is to follow a daemon which still lives says `R version` before: it is ready.
 
-use super::notify::Notify;
+use super::{notify::Notify, sink::Sink};
 use crate::{
+    event::Severity,
     failure::{Context, Exit, Failure, Outcome},
     os,
     output::{self, Output},
@@ -23,14 +24,14 @@ use nix::{
 };
 use std::{
     fs::{File, OpenOptions},
-    io::{self, BufRead, BufReader, Write},
+    io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Who waits to hear that the device is live.
@@ -124,7 +125,12 @@ impl Reporter {
         self.notify.status(&failure.to_string());
         match &mut *self.listener() {
             Listener::Terminal => drop(writeln!(io::stderr(), "ublk-integrity: {failure}")),
-            Listener::Parent(pipe) => drop(writeln!(pipe, "F {} {failure}", failure.exit as u8)),
+            Listener::Parent(pipe) => {
+                // Whoever waited may have gone, and left the device to us.
+                if writeln!(pipe, "F {} {failure}", failure.exit as u8).is_err() {
+                    Sink::system().line(Severity::Crit, failure);
+                }
+            }
             Listener::Ublksrv(eventfd) => {
                 let _ = writeln!(io::stderr(), "ublk-integrity: {failure}");
                 drop(eventfd.write_all(&UBLKSRV_FAILED.to_ne_bytes()));
@@ -223,15 +229,21 @@ pub fn null_stdio() -> Outcome {
     dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).doing(what)
 }
 
-/// Whether the daemon says nothing for two seconds. How long an open takes depends on the devices
-/// and the log; what can stand still in it is watched by the daemon itself.
-fn is_silent(pipe: &File) -> bool {
-    poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], PollTimeout::from(2000u16)) == Ok(0)
+/// How long a daemon may say nothing, which `late` is said of then. One that opens a volume has a line
+/// whenever its devices have answered for a while.
+#[derive(Clone, Copy)]
+pub struct Silence {
+    /// So long.
+    pub most: Duration,
+    /// What it has not done.
+    pub late: &'static str,
 }
 
-/// The command's end of the pipe.
+/// The command's end of the pipe. Whoever has the other end may leave it to others, and stay silent:
+/// nothing here waits for the end of the pipe.
 pub struct Listening {
-    lines: BufReader<File>,
+    pipe: File,
+    received: Vec<u8>,
     daemon: Pid,
 }
 
@@ -244,27 +256,29 @@ enum Word {
 impl Listening {
     /// To the daemon that has the other end of this pipe, a child of ours.
     pub fn of(pipe: OwnedFd, daemon: Pid) -> Self {
-        Self { lines: BufReader::new(File::from(pipe)), daemon }
+        Self { pipe: File::from(pipe), received: Vec::new(), daemon }
     }
 
     /// Passes lines on until the outcome comes, and prints the device's path. `what` it opens.
     pub fn outcome(mut self, what: &str) -> Outcome {
-        let path = self.live(what)?;
+        let path = self.live(what, None)?;
         let mut out = Output::new();
         out.line(&path);
         out.print().doing(format_args!("{path} is there, but"))
     }
 
     /// Passes lines on until the device answers. Its path.
-    pub fn live(&mut self, what: &str) -> Outcome<String> {
+    pub fn live(&mut self, what: &str, silence: Option<Silence>) -> Outcome<String> {
         let daemon = self.daemon;
-        if self.lines.buffer().is_empty() && is_silent(self.lines.get_ref()) {
+        // How long an open takes depends on the devices and the log; what can stand still in it is
+        // watched by the daemon itself.
+        if self.received.is_empty() && !self.speaks_within(Some(WORD_AFTER)) {
             output::tell(format_args!(
                 "waiting for the daemon (pid {daemon}) to open {what}, as long as that goes on: `kill {daemon}` gives it up"
             ));
         }
         loop {
-            match self.word()? {
+            match self.word(silence)? {
                 Some(Word::Live(number)) => return Ok(format!("/dev/ublkb{number}")),
                 Some(Word::Ready(_)) => {}
                 None => return Err(died(daemon)),
@@ -274,17 +288,16 @@ impl Listening {
 
     /// Passes lines on until the daemon is ready to follow another. The version of its program;
     /// `None` where it has ended without a word.
-    pub fn ready(&mut self) -> Outcome<Option<String>> {
-        Ok(match self.word()? {
+    pub fn ready(&mut self, silence: Silence) -> Outcome<Option<String>> {
+        Ok(match self.word(Some(silence))? {
             Some(Word::Ready(version)) => Some(version),
             _ => None,
         })
     }
 
-    fn word(&mut self) -> Outcome<Option<Word>> {
-        let mut line = String::new();
-        while self.lines.read_line(&mut line).doing("can't hear from the daemon")? > 0 {
-            match line.trim_end_matches('\n').split_at_checked(2) {
+    fn word(&mut self, silence: Option<Silence>) -> Outcome<Option<Word>> {
+        while let Some(line) = self.line(silence)? {
+            match line.split_at_checked(2) {
                 Some(("I ", text)) => output::tell(text),
                 Some(("W ", text)) => output::warn(text),
                 Some(("R ", version)) => return Ok(Some(Word::Ready(version.into()))),
@@ -295,9 +308,49 @@ impl Listening {
                 }
                 _ => {}
             }
-            line.clear();
         }
         Ok(None)
+    }
+
+    /// The next line; `None` where there is none any more.
+    fn line(&mut self, silence: Option<Silence>) -> Outcome<Option<String>> {
+        let begun = Instant::now();
+        loop {
+            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
+            }
+            let left = silence.map(|silence| silence.most.saturating_sub(begun.elapsed()));
+            if let (false, Some(silence)) = (self.speaks_within(left), silence) {
+                let message = format!("{}, and has said nothing for {} s", silence.late, silence.most.as_secs());
+                return Err(Failure::new(Exit::Device, message));
+            }
+            let mut bytes = [0; 4096];
+            match self.pipe.read(&mut bytes) {
+                Ok(0) => return Ok(None),
+                Ok(count) => self.received.extend_from_slice(&bytes[..count]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e).doing("can't hear from the daemon"),
+            }
+        }
+    }
+
+    /// Whether there is something to read, or the end of it, within this time.
+    fn speaks_within(&self, time: Option<Duration>) -> bool {
+        let until = time.map(|time| Instant::now() + time);
+        loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            // Up, so that nobody is looked at a moment too early.
+            let timeout = left.map_or(PollTimeout::NONE, |left| {
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+            });
+            match poll(&mut [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) if left.is_some_and(|left| left.is_zero()) => return false,
+                Ok(0) | Err(nix::Error::EINTR) => {}
+                // What is wrong with it is found out by who reads.
+                _ => return true,
+            }
+        }
     }
 }
 
@@ -333,5 +386,22 @@ mod tests {
             // Waited for already.
             let _ = daemon.wait();
         }
+    }
+
+    #[test]
+    fn a_line_is_heard_in_parts_and_silence_has_an_end_though_the_pipe_has_none() {
+        let (read, write) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+        let mut listening = Listening::of(read, Pid::from_raw(1));
+        let silence = Silence { most: Duration::from_millis(30), late: "it is late" };
+        let mut pipe = File::from(write);
+        pipe.write_all(b"R 1.2.3\nL").unwrap();
+        assert_eq!(listening.ready(silence).unwrap().as_deref(), Some("1.2.3"));
+        let begun = Instant::now();
+        let late = listening.ready(silence).unwrap_err();
+        assert!(late.message.starts_with("it is late") && begun.elapsed() >= silence.most, "{late}");
+        pipe.write_all(b" 7\n").unwrap();
+        assert_eq!(listening.live("it", Some(silence)).unwrap(), "/dev/ublkb7");
+        drop(pipe);
+        assert_eq!(listening.ready(silence).unwrap(), None);
     }
 }

@@ -1,31 +1,30 @@
 //! The program that is to serve, and its daemons.
 
 use crate::{
-    daemon::launch::Listening,
+    daemon::launch::{Listening, Silence},
     failure::{Context, Exit, Failure, Outcome},
     key::KeySource,
-    notice::Notice,
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::unistd::Pid;
 use std::{
     ffi::OsString,
-    fmt::Display,
     fs::{self, Metadata},
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
-/// How long the successor may take until it is ready. It waits for a device for half of that at most.
-const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How long it may take until it serves, before the program of before gets the device.
-const SERVES_WITHIN: Duration = Duration::from_secs(60);
+/// How long the successor may be silent until it is ready. It waits for a device for half of that at
+/// most.
+const READY: Silence = Silence { most: Duration::from_secs(60), late: "the new program was not ready" };
+/// How long it may be silent until it serves, before the program of before gets the device.
+const SERVES: Silence = Silence { most: Duration::from_secs(60), late: "the new program did not serve" };
 /// How long it may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// Between two looks whether it has.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// The program.
 pub(super) struct NewProgram {
@@ -102,17 +101,11 @@ pub(super) struct Successor {
 impl Successor {
     /// Waits until it has done all that can be done beforehand. The version of its program.
     pub(super) fn ready(&mut self) -> Outcome<String> {
-        let begun = Instant::now();
-        let ready = {
-            let _limit = self.killed_after(READY_WITHIN);
-            self.listening.ready()
-        };
-        ready?.ok_or_else(|| {
-            let name = &self.name;
-            late(begun, READY_WITHIN, format_args!("{name} was not ready")).unwrap_or_else(|| {
-                let message = format!("{name} ended before it was ready: is it a ublk-integrity that knows `upgrade`?");
-                Failure::new(Exit::Device, message)
-            })
+        let name = &self.name;
+        let ready = self.listening.ready(READY)?;
+        ready.ok_or_else(|| {
+            let message = format!("{name} ended before it was ready: is it a ublk-integrity that knows `upgrade`?");
+            Failure::new(Exit::Device, message)
         })
     }
 
@@ -120,29 +113,30 @@ impl Successor {
     pub(super) fn serve(&mut self, what: &str) -> Outcome {
         // It looks at once whether that is so.
         drop(self.child.stdin.take());
+        self.listening.live(what, Some(SERVES)).map(drop)
+    }
+
+    /// Has it end: it does not serve, and is not to. Whether it has.
+    pub(super) fn end(mut self) -> bool {
+        drop(self.child.stdin.take());
+        // One that has failed ends by itself, and gives the volume back in good order.
+        if self.ends_within(ENDS_WITHIN) {
+            return true;
+        }
+        let _ = self.child.kill();
+        self.ends_within(ENDS_WITHIN)
+    }
+
+    fn ends_within(&mut self, limit: Duration) -> bool {
         let begun = Instant::now();
-        let _limit = self.killed_after(SERVES_WITHIN);
-        let served = self.listening.live(what).map(drop);
-        served.map_err(|failure| late(begun, SERVES_WITHIN, "it did not serve").unwrap_or(failure))
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if begun.elapsed() >= limit {
+                return false;
+            }
+            thread::sleep(PAUSE);
+        }
+        true
     }
-
-    /// Waits for the end of one that does not serve.
-    pub(super) fn end(mut self) {
-        let _limit = self.killed_after(ENDS_WITHIN);
-        let _ = self.child.wait();
-    }
-
-    fn killed_after(&self, limit: Duration) -> Notice {
-        // Nobody else has its number before it was waited for.
-        let pid = Pid::from_raw(self.child.id() as i32);
-        Notice::after(limit, move || _ = kill(pid, Signal::SIGKILL))
-    }
-}
-
-/// What is said of one that was killed for what it had not done in time.
-fn late(begun: Instant, limit: Duration, what: impl Display) -> Option<Failure> {
-    let message = format!("{what} within {} s", limit.as_secs());
-    (begun.elapsed() >= limit).then(|| Failure::new(Exit::Device, message))
 }
 
 #[cfg(test)]
@@ -175,7 +169,7 @@ mod tests {
         let mut successor = new.start(7, None).unwrap();
         assert_eq!(successor.ready().unwrap(), "recover --successor -n 7");
         successor.serve("it").unwrap();
-        successor.end();
+        assert!(successor.end());
     }
 
     #[test]
