@@ -2,7 +2,10 @@
 
 use super::stop::{self, When};
 use crate::{
-    daemon::{clear_stillborn, state::State},
+    daemon::{
+        clear_stillborn,
+        state::{Change, State},
+    },
     device::Backings,
     failure::{Context, Exit, Failure, Outcome},
     output,
@@ -56,6 +59,9 @@ pub(super) fn end_all(states: &[State], force: bool) -> Outcome {
 
 fn end(state: &State, force: bool) -> Outcome {
     refuse_foreign(state)?;
+    let _change = Change::end(state.id)?;
+    // It may have another daemon by now.
+    let state = &state.anew();
     stop_device(state, force)?;
     let ended = remove_remains(state)?;
     if !State::all().iter().any(|other| other.is_alive() && other.settings.shared_device(&state.settings).is_some()) {

@@ -65,14 +65,15 @@ impl Life {
 /// own, and whoever waited for that would otherwise hold one that nobody can find.
 pub(super) fn lock_current(path: &Path) -> io::Result<Flock<File>> {
     // Held for moments by those who look, and until its end by a daemon whose device is gone already.
-    lock_current_within(path, &mut Wait::up_to(LONGEST, format_args!("the lock on {}", path.display())))
+    let mut wait = Wait::up_to(LONGEST, format_args!("the lock on {}", path.display()));
+    lock_current_within(path, FlockArg::LockExclusiveNonblock, &mut wait)
 }
 
-/// The same, as long as `wait` allows.
-pub(super) fn lock_current_within(path: &Path, wait: &mut Wait) -> io::Result<Flock<File>> {
+/// The same of either kind, as long as `wait` allows.
+pub(super) fn lock_current_within(path: &Path, how: FlockArg, wait: &mut Wait) -> io::Result<Flock<File>> {
     loop {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        let file = lock_within(file, FlockArg::LockExclusiveNonblock, wait)?;
+        let file = lock_within(file, how, wait)?;
         if is_current(&file, path) {
             return Ok(file);
         }
@@ -86,7 +87,8 @@ pub(super) fn lock_of_dead(path: &Path) -> Option<Flock<File>> {
     is_current(&file, path).then_some(file)
 }
 
-fn is_current(file: &File, path: &Path) -> bool {
+/// Whether an opened file is the one that its name leads to.
+pub(super) fn is_current(file: &File, path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|ours| ours.ino() == there.ino()))
 }
 
@@ -118,7 +120,8 @@ mod tests {
         let held = lock_current(&path).unwrap();
         assert_eq!(held.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let begun = Instant::now();
-        let second = lock_current_within(&path, &mut Wait::up_to(Duration::from_millis(200), "it"));
+        let mut wait = Wait::up_to(Duration::from_millis(200), "it");
+        let second = lock_current_within(&path, FlockArg::LockExclusiveNonblock, &mut wait);
         assert_eq!(second.unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(begun.elapsed() < Duration::from_secs(20));
     }

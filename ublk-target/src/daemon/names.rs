@@ -9,7 +9,7 @@ use crate::{
     ublk::Whose,
     wait::{LONGEST, Wait},
 };
-use nix::fcntl::Flock;
+use nix::fcntl::{Flock, FlockArg};
 use std::{
     fs::{self, File},
     io,
@@ -55,7 +55,8 @@ fn claim_in(folder: &Path, name: &DeviceName, origin: Origin) -> io::Result<Name
     let path = folder.join(format!("name-{name}"));
     // One that was killed may hold it for a moment yet.
     let patience = if matches!(origin, Origin::New(_)) { Duration::ZERO } else { LONGEST };
-    let lock = life::lock_current_within(&path, &mut Wait::up_to(patience, format_args!("the name {name}")))?;
+    let mut wait = Wait::up_to(patience, format_args!("the name {name}"));
+    let lock = life::lock_current_within(&path, FlockArg::LockExclusiveNonblock, &mut wait)?;
     Ok(Name { path, _lock: lock })
 }
 

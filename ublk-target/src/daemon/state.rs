@@ -2,7 +2,7 @@
 //! read, and beside it the lock that says that the daemon lives.
 
 use super::{
-    life::{Life, lock_current, lock_of_dead},
+    life::{Life, is_current, lock_current, lock_current_within, lock_of_dead},
     links,
     settings::Settings,
 };
@@ -11,15 +11,16 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     run_dir::{FOLDER, make_folder},
     ublk::{self, Mark, Proof, Whose},
-    wait::LONGEST,
+    wait::{LONGEST, Wait},
 };
-use nix::fcntl::Flock;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 use ublk_integrity::create::VolumeInfo;
 
@@ -78,6 +79,53 @@ impl Identity {
 pub struct OwnState {
     lock: Flock<File>,
     state: State,
+}
+
+/// The right to end a device, or to give it another daemon. A daemon that a signal stops asks nobody:
+/// it hands nothing over.
+pub struct Change {
+    lock: Flock<File>,
+    path: PathBuf,
+}
+
+impl Change {
+    /// That to end device `id`. Several commands may have that, and none the other one meanwhile.
+    pub fn end(id: u32) -> Outcome<Self> {
+        Self::begin(id, FlockArg::LockSharedNonblock)
+    }
+
+    /// That to give device `id` another daemon. One command has it.
+    pub fn follow(id: u32) -> Outcome<Self> {
+        Self::begin(id, FlockArg::LockExclusiveNonblock)
+    }
+
+    fn begin(id: u32, how: FlockArg) -> Outcome<Self> {
+        Self::at(file_of(id, "change"), how, LONGEST).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => {
+                let (path, seconds) = (file_of(id, "change"), LONGEST.as_secs());
+                let path = path.display();
+                let message = format!(
+                    "/dev/ublkb{id}: another `upgrade` or `del` has held {path} for {seconds} s: `fuser {path}` names it; try again when it has ended"
+                );
+                Failure::new(Exit::Busy, message)
+            }
+            _ => Failure::io(format_args!("can't lock {}", file_of(id, "change").display()), &e),
+        })
+    }
+
+    fn at(path: PathBuf, how: FlockArg, limit: Duration) -> io::Result<Self> {
+        let mut wait = Wait::up_to(limit, format_args!("another command that holds {}", path.display()));
+        Ok(Self { lock: lock_current_within(&path, how, &mut wait)?, path })
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        // Whoever else holds it takes it away, and whoever waits looks whether it is still there.
+        if self.lock.relock(FlockArg::LockExclusiveNonblock).is_ok() && is_current(&self.lock, &self.path) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 fn file_of(id: u32, suffix: &str) -> PathBuf {
@@ -187,6 +235,12 @@ impl State {
         Self::load(self.id).is_ok_and(|now| now.pid == self.pid)
     }
 
+    /// What its file says by now, if that still speaks of the same device.
+    pub fn anew(&self) -> Self {
+        let now = Self::load(self.id).ok().filter(|now| now.volume == self.volume);
+        now.unwrap_or_else(|| self.clone())
+    }
+
     /// Forgets a device that is gone, unless its number has a new owner, who holds the lock.
     pub fn remove(&self) {
         let lock = file_of(self.id, "lock");
@@ -277,6 +331,27 @@ impl OwnState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_ended_or_followed_and_the_lock_for_that_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.change");
+        let begin = |how, milliseconds| Change::at(path.clone(), how, Duration::from_millis(milliseconds));
+        let (end, follow) = (FlockArg::LockSharedNonblock, FlockArg::LockExclusiveNonblock);
+        let (first, second) = (begin(end, 0).unwrap(), begin(end, 0).unwrap());
+        assert_eq!(begin(follow, 20).err().map(|e| e.kind()), Some(io::ErrorKind::WouldBlock));
+        drop(first);
+        assert!(begin(follow, 20).is_err(), "the other one holds it yet");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| begin(follow, 60_000).unwrap());
+            std::thread::sleep(Duration::from_millis(50));
+            drop(second);
+            let follower = waiting.join().unwrap();
+            assert!(begin(end, 20).is_err() && begin(follow, 20).is_err(), "it is on the file that others find");
+            drop(follower);
+        });
+        assert!(!path.exists());
+    }
 
     #[test]
     fn what_lies_on_another_comes_first() {

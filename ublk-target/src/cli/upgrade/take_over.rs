@@ -10,7 +10,7 @@
 
 use super::{Undone, daemon_before::DaemonBefore, new_program::NewProgram};
 use crate::{
-    daemon::state::State,
+    daemon::state::{Change, State},
     failure::{Exit, Failure},
     os, ublk,
 };
@@ -21,6 +21,7 @@ use std::time::Instant;
 pub(super) fn take_over(state: &State, new: &NewProgram) -> Result<String, Undone> {
     let (id, device) = (state.id, ublk::block_path(state.id).display().to_string());
     let stays = |failure: Failure| failure.context(format_args!("{device} goes on as before"));
+    let _change = Change::follow(id)?;
     let before = DaemonBefore::of(state).map_err(|failure| failure.context(&device))?;
     let mut successor = new.start(id, before.known_format()).map_err(stays)?;
     let version = successor.ready().map_err(stays)?;
