@@ -22,7 +22,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, AsRawFd, FromRawFd, RawFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::Path,
@@ -256,6 +256,24 @@ pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> io::Result<Mma
     // one asks for the lock first, which the daemon holds until its threads, and with them
     // the mappings, are gone.
     unsafe { MmapOptions::new().offset(offset).len(len).map_mut(&**file) }
+}
+
+/// A descriptor of a process, which stays that one's whoever gets its number (`pidfd_open(2)`).
+pub fn open_process(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    let opened = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+    let descriptor = Errno::result(opened)? as RawFd;
+    // SAFETY: it was opened just now, and nothing else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Sends SIGKILL to it.
+pub fn kill_process(process: &OwnedFd) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: takes integers and no information about the signal.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, none, 0) };
+    Errno::result(sent)?;
+    Ok(())
 }
 
 /// Reads from a file known by its number (pread(2)), without an error into the whole of `buf`.

@@ -1,5 +1,8 @@
 //! `recover --successor`, not in the help: the daemon that is to follow one which still serves.
-//! `upgrade` has started it, hears it on its standard output, and holds its standard input open.
+//! `upgrade` has started it, hears it on its standard output, and holds its standard input open as
+//! long as it is there. Where it is not, the daemon is asked: one that hands over is followed,
+//! however long its volume takes to close. So whatever becomes of `upgrade`, a device that is handed
+//! over has a daemon afterwards.
 //!
 //! All that can be done beside the other daemon is done before that is asked to end, so this is
 //! `upgrade`'s preflight, too: by the program that is to serve, with what it is to serve with.
@@ -7,12 +10,13 @@
 use super::recover::{self, Args};
 use crate::{
     daemon::{
-        self, Start,
+        self, Start, client,
         launch::{self, Reporter},
         life::Life,
         log::Sink,
+        protocol::Request,
         settings::{Settings, SyncLog},
-        state::{Identity, State},
+        state::{Identity, State, socket_path},
     },
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
@@ -25,20 +29,27 @@ use nix::{
     sys::wait::{WaitStatus, waitpid},
     unistd::ForkResult,
 };
-use std::{io, os::fd::AsFd, process};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    process, thread,
+    time::Duration,
+};
 use ublk_integrity::{Access, OpenOptions, open::KnownFormat};
 
 /// Milliseconds between two looks whether the other daemon has ended: requests wait.
 const PAUSE: u8 = 2;
+/// Between two questions to a daemon whether it hands over yet.
+const BETWEEN_QUESTIONS: Duration = Duration::from_millis(50);
 
 pub(super) fn run(args: &Args) -> Outcome {
     os::close_inherited().doing("can't close inherited descriptors")?;
     launch::leave_session()?;
     let reporter = Reporter::successor()?;
     let prepared = prepare(args, &reporter);
-    let (start, life) = prepared.inspect_err(|failure| reporter.failed(failure)).map_err(Failure::told)?;
+    let (number, start, life) = prepared.inspect_err(|failure| reporter.failed(failure)).map_err(Failure::told)?;
     reporter.ready();
-    if !has_ended(&life) {
+    if !outlives(|| life.goes_on(), io::stdin().as_fd(), || serves_on(number)) {
         return Err(Failure::new(Exit::Interrupted, "").told());
     }
     launch::null_stdio()?;
@@ -46,7 +57,7 @@ pub(super) fn run(args: &Args) -> Outcome {
 }
 
 /// All that can be done and all that can fail before the daemon that serves has ended.
-fn prepare(args: &Args, reporter: &Reporter) -> Outcome<(Start, Life)> {
+fn prepare(args: &Args, reporter: &Reporter) -> Outcome<(u32, Start, Life)> {
     ublk::need_driver()?;
     let number = args.device.number()?;
     let state = State::load(number)?;
@@ -63,7 +74,7 @@ fn prepare(args: &Args, reporter: &Reporter) -> Outcome<(Start, Life)> {
     let mut start = recover::of(state, key)?;
     leave_readable(&mut start.settings, args.known_format.as_ref());
     verify_elsewhere(&start, &volume, reporter)?;
-    Ok((start, life))
+    Ok((number, start, life))
 }
 
 /// Should this daemon fail, the program of before gets the volume back: nothing is set in it that that
@@ -115,25 +126,52 @@ fn verify(start: &Start, volume: &Identity) -> Outcome {
     Err(Failure::new(Exit::Device, format_args!("{path} holds another volume than the one that is served")))
 }
 
-/// Waits until the daemon has ended. `false` where whoever started us wants no successor any more,
-/// and the daemon goes on.
-fn has_ended(life: &Life) -> bool {
-    let input = io::stdin();
+/// Waits until the daemon lives no more. `false` where it goes on, and whoever has started us is gone
+/// or wants no successor any more. As long as a daemon does not say that it goes on, it may not.
+fn outlives(lives: impl Fn() -> bool, starter: BorrowedFd<'_>, serves_on: impl Fn() -> bool) -> bool {
+    let mut is_there = true;
     loop {
-        let waits = poll(&mut [PollFd::new(input.as_fd(), PollFlags::POLLIN)], PAUSE);
+        if is_there {
+            let waits = poll(&mut [PollFd::new(starter, PollFlags::POLLIN)], PAUSE);
+            is_there = matches!(waits, Ok(0) | Err(nix::Error::EINTR));
+        }
         // After that look: where both have come, the device has no daemon.
-        if !life.goes_on() {
+        if !lives() {
             return true;
         }
-        if waits != Ok(0) && waits != Err(nix::Error::EINTR) {
-            return false;
+        if !is_there {
+            if serves_on() {
+                return false;
+            }
+            thread::sleep(BETWEEN_QUESTIONS);
         }
     }
+}
+
+/// Whether the daemon says that it serves the device, and hands nothing over.
+fn serves_on(number: u32) -> bool {
+    client::ask(&socket_path(number), &Request::Status {}).is_ok_and(|status| status["handing_over"] != true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{cell::Cell, os::unix::net::UnixStream};
+
+    #[test]
+    fn a_daemon_that_hands_over_is_followed_whatever_becomes_of_who_has_started_us() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let after = |looks: u32| {
+            let left = Cell::new(looks);
+            move || left.replace(left.get().saturating_sub(1)) > 0
+        };
+        assert!(outlives(after(3), ours.as_fd(), || panic!("asked though `upgrade` is there")));
+        drop(theirs);
+        assert!(outlives(after(3), ours.as_fd(), || false), "it is closing, or does not answer");
+        assert!(outlives(|| false, ours.as_fd(), || panic!("asked though it is dead")));
+        let hands_over = after(2);
+        assert!(!outlives(|| true, ours.as_fd(), || !hands_over()), "it has given that up, and goes on");
+    }
 
     #[test]
     fn nothing_is_set_in_the_volume_that_the_program_of_before_does_not_know() {

@@ -1,7 +1,7 @@
 //! Asking a daemon, which may be stopped, stuck or gone: no question takes longer than
 //! [`ANSWERS_WITHIN`], or what is said with it.
 
-use super::protocol::{ANSWERS_WITHIN, MOST_BYTES, Request};
+use super::protocol::{ANSWERS_WITHIN, HandOver, MOST_BYTES, Request};
 use crate::failure::{Exit, Failure, plain};
 use nix::{
     errno::Errno,
@@ -14,6 +14,7 @@ use serde_json::Value;
 use std::{
     fmt::Display,
     io::{self, ErrorKind, Read, Write},
+    net::Shutdown,
     os::{fd::AsRawFd, unix::net::UnixStream},
     path::Path,
     time::{Duration, Instant},
@@ -30,24 +31,55 @@ pub enum Unanswered {
 
 /// The answer of the daemon whose socket is at `path`.
 pub fn ask(path: &Path, request: &Request) -> Result<Value, Unanswered> {
-    let answer = answer(ANSWERS_WITHIN, path, request)?;
+    let deadline = Instant::now() + ANSWERS_WITHIN;
+    let answer = asked(path, request).and_then(|mut stream| answer(&mut stream, deadline));
+    let answer = parsed(path, &answer.map_err(|e| unanswered(path, &e))?)?;
     match answer["error"].as_str() {
         Some(why) => Err(failed(path, &why)),
         None => Ok(answer),
     }
 }
 
-/// The same where the daemon may take so long, and may have an `error` to say.
-pub fn answer(limit: Duration, path: &Path, request: &Request) -> Result<Value, Unanswered> {
-    let line = exchange(limit, path, request).map_err(|e| match e.kind() {
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => Unanswered::Late,
+/// How a daemon that was asked to hand over has answered within `limit`, if it has. Where it has not,
+/// it can no more: nobody listens then, and it goes on. The process of that daemon is `pid`.
+pub fn hand_over(limit: Duration, path: &Path, pid: u32) -> Result<HandOver, Unanswered> {
+    let deadline = Instant::now() + limit;
+    let asked = asked(path, &Request::HandOver {});
+    let line = asked.and_then(|mut stream| match answer(&mut stream, deadline) {
+        Err(e) if is_late(&e) => given_up(&mut stream)?.ok_or(e),
+        done => done,
+    });
+    let line = line.map_err(|e| unanswered(path, &e))?;
+    Ok(HandOver::of(&parsed(path, &line)?, pid))
+}
+
+/// Listens no more. What has been said before this, if anything: what comes later the other side can't
+/// say, and knows that.
+fn given_up(stream: &mut UnixStream) -> io::Result<Option<Vec<u8>>> {
+    stream.shutdown(Shutdown::Read)?;
+    let said = answer(stream, Instant::now() + ANSWERS_WITHIN)?;
+    Ok((!said.is_empty()).then_some(said))
+}
+
+fn is_late(e: &io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
+}
+
+fn unanswered(path: &Path, e: &io::Error) -> Unanswered {
+    match e.kind() {
+        _ if is_late(e) => Unanswered::Late,
         ErrorKind::PermissionDenied => {
-            let what = format!("{}: {}", cant_reach(path), plain(&e));
+            let what = format!("{}: {}", cant_reach(path), plain(e));
             Unanswered::Failed(Failure::new(Exit::KeyOrPermission, what))
         }
-        _ => failed(path, &plain(&e)),
-    })?;
-    serde_json::from_slice(&line).map_err(|e| failed(path, &e))
+        _ => failed(path, &plain(e)),
+    }
+}
+
+/// The first line of an answer; more may follow.
+fn parsed(path: &Path, answer: &[u8]) -> Result<Value, Unanswered> {
+    let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    serde_json::from_slice(line).map_err(|e| failed(path, &e))
 }
 
 fn failed(path: &Path, why: &dyn Display) -> Unanswered {
@@ -58,8 +90,8 @@ fn cant_reach(path: &Path) -> String {
     format!("can't reach the daemon at {}", path.display())
 }
 
-fn exchange(limit: Duration, path: &Path, request: &Request) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + limit;
+/// A connection by which that was asked.
+fn asked(path: &Path, request: &Request) -> io::Result<UnixStream> {
     let mut stream = connected(path)?;
     let mut text = serde_json::to_vec(request).expect("plain data");
     text.push(b'\n');
@@ -68,6 +100,11 @@ fn exchange(limit: Duration, path: &Path, request: &Request) -> io::Result<Vec<u
         Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
         done => done?,
     }
+    Ok(stream)
+}
+
+/// At least a line, or all until the other side closes.
+fn answer(stream: &mut UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     let mut bytes = [0; 4096];
     loop {
@@ -82,7 +119,7 @@ fn exchange(limit: Duration, path: &Path, request: &Request) -> io::Result<Vec<u
             Err(e) if e.kind() == ErrorKind::ConnectionReset && !answer.is_empty() => return Ok(answer),
             Err(e) => return Err(e),
         }
-        if answer.ends_with(b"\n") {
+        if answer.contains(&b'\n') {
             return Ok(answer);
         }
         if answer.len() > MOST_BYTES || left.is_zero() {
@@ -172,5 +209,38 @@ mod tests {
         assert_eq!(status().unwrap()["reads"], 4);
         assert!(matches!(status(), Err(Unanswered::Failed(failure)) if failure.exit == Exit::Device));
         assert!(matches!(ask(&dir.path().join("none"), &Request::Status {}), Err(Unanswered::Failed(_))));
+    }
+
+    #[test]
+    fn a_hand_over_that_is_given_up_can_not_come_and_one_that_came_is_heard() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let begin = |limit: u64| {
+            let path = path.clone();
+            let asked = thread::spawn(move || hand_over(Duration::from_millis(limit), &path, 7));
+            (listener.accept().unwrap().0, asked)
+        };
+        let (mut client, asked) = begin(60_000);
+        client.write_all(b"{\"closing\":true}\n{\"closed\":true}\n").unwrap();
+        assert_eq!(asked.join().unwrap().unwrap(), HandOver::Closing);
+
+        let (mut client, asked) = begin(20);
+        assert!(matches!(asked.join().unwrap(), Err(Unanswered::Late)));
+        assert!(client.write_all(b"{\"closing\":true}\n").is_err(), "it knows that nobody waits");
+
+        let (client, asked) = begin(60_000);
+        drop(client);
+        assert!(matches!(asked.join().unwrap(), Err(Unanswered::Failed(_))), "it may be dying");
+    }
+
+    #[test]
+    fn what_was_said_before_nobody_listened_is_found() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"{\"closing\":true}\n").unwrap();
+        assert_eq!(given_up(&mut ours).unwrap().unwrap(), b"{\"closing\":true}\n");
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        assert_eq!(given_up(&mut ours).unwrap(), None);
+        assert!(theirs.write_all(b"{\"closing\":true}\n").is_err(), "though our end is open yet");
     }
 }

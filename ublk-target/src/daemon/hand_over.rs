@@ -2,9 +2,12 @@
 //! with the requests that wait in it, for the next daemon to `recover`.
 //!
 //! ```text
-//!   gate closed ─> requests and early writes under way end ─> volume closed, write-back file gone ─> answer ─> exit
-//!        └─ too busy, or nobody takes over: gate open, as if nothing had been
+//!   gate closed ─> requests and early writes under way end ─> "closing" ─> volume closed, write-back file gone ─> answer ─> exit
+//!        └─ too busy, nobody takes over, a signal, a failure: gate open, as if nothing had been
 //! ```
+//!
+//! Whether "closing" could be said decides. Whoever asked can give up until then, by closing its end,
+//! and nobody after that: it knows which of both came first, and so do we.
 //!
 //! Wherever it is cut short, disk and /run are as SIGKILL may leave them at that moment.
 
@@ -14,13 +17,13 @@ use super::{
     log::Event,
     protocol::{error, line},
     settings::Settings,
+    signals::Signals,
 };
 use crate::{threads::named, ublk::Shared};
-use nix::sys::socket::{MsgFlags, recv};
 use serde_json::{Value, json};
 use std::{
     io::Write,
-    os::{fd::AsRawFd, unix::net::UnixStream},
+    os::unix::net::UnixStream,
     process,
     sync::{
         Arc,
@@ -40,13 +43,25 @@ pub(super) struct HandOver {
     settings: Settings,
     shared: Arc<Shared<Volume>>,
     closing: Arc<Closing>,
+    signals: Arc<Signals>,
     asked: AtomicBool,
 }
 
 impl HandOver {
-    pub(super) fn of(running: &Running, settings: &Settings) -> Self {
+    pub(super) fn of(running: &Running, settings: &Settings, signals: &Arc<Signals>) -> Self {
         let (shared, closing) = (Arc::clone(&running.shared), Arc::clone(&running.closing));
-        Self { settings: settings.clone(), shared, closing, asked: AtomicBool::new(false) }
+        Self {
+            settings: settings.clone(),
+            shared,
+            closing,
+            signals: Arc::clone(signals),
+            asked: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether somebody has asked, and it is not refused yet.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.asked.load(Ordering::SeqCst)
     }
 
     /// Hands the device over to the next daemon, which `client` will start, in a thread of its own.
@@ -60,7 +75,8 @@ impl HandOver {
     fn run(&self, client: &UnixStream) {
         let _ = client.set_nonblocking(false).and_then(|()| client.set_write_timeout(Some(PATIENCE)));
         if self.asked.swap(true, Ordering::SeqCst) {
-            return say(client, &error("it is being handed over already"));
+            say(client, &error("it is being handed over already"));
+            return;
         }
         let why = match self.close(client, RESTS_WITHIN) {
             Ok(answer) => {
@@ -76,23 +92,36 @@ impl HandOver {
     /// Comes to rest and closes the volume: from then on nothing is served. Or says why not, and the
     /// device goes on.
     fn close(&self, client: &UnixStream, limit: Duration) -> Result<Value, String> {
-        let (shared, log) = (&self.shared, &self.shared.log);
-        if let Some(why) = shared.target.latched() {
-            let why = self.settings.named(&why.to_string());
-            return Err(format!("its volume is read-only since a failure ({why}): `del` and `add` open it anew"));
-        }
+        let log = &self.shared.log;
+        self.refuse()?;
         log.tell(Event::HandOver);
-        let gate = shared.gate.close(limit).map_err(|under_way| {
+        let gate = self.shared.gate.close(limit).map_err(|under_way| {
             log.tell(Event::TooBusy(under_way));
             let requests = if under_way == 1 { "request" } else { "requests" };
             format!("it was busy for {} s ({under_way} {requests} under way): try again", limit.as_secs())
         })?;
-        if has_gone(client) {
-            return Err("nobody takes it over".into());
-        }
+        let why = |why: String| {
+            log.tell(Event::NotHandedOver);
+            why
+        };
+        // What was under way may have failed.
+        self.refuse().map_err(why)?;
+        self.signals.leave(|| say(client, &json!({ "closing": true }))).map_err(str::to_owned).map_err(why)?;
         // Nobody comes by it any more.
         std::mem::forget(gate);
         Ok(self.end_volume())
+    }
+
+    /// What no daemon can follow, or should.
+    fn refuse(&self) -> Result<(), String> {
+        self.signals.may_leave()?;
+        if !self.settings.recovery {
+            return Err("it was added with --no-recovery, and ends with its daemon".into());
+        }
+        self.shared.target.latched().map_or(Ok(()), |why| {
+            let why = self.settings.named(&why.to_string());
+            Err(format!("its volume is read-only since a failure ({why}): `del` and `add` open it anew"))
+        })
     }
 
     /// What a failure leaves is what SIGKILL would: the next daemon recovers it.
@@ -103,14 +132,9 @@ impl HandOver {
     }
 }
 
-/// Whether whoever asked is there no more.
-fn has_gone(client: &UnixStream) -> bool {
-    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    !matches!(recv(client.as_raw_fd(), &mut [0], flags), Ok(1) | Err(nix::Error::EAGAIN))
-}
-
-fn say(mut client: &UnixStream, answer: &Value) {
-    let _ = client.write_all(&line(answer));
+/// Whether that could be said: not to one that is gone, or listens no more.
+fn say(mut client: &UnixStream, answer: &Value) -> bool {
+    client.write_all(&line(answer)).is_ok()
 }
 
 #[cfg(test)]
@@ -120,11 +144,17 @@ mod tests {
         checkpoints::Stop,
         daemon::{
             log::{Log, Sink},
-            settings, workers,
+            settings,
+            state::State,
+            workers,
         },
         event_loop::HashPool,
         offline::{Offline, Opening, scratch},
         ublk::{BlockShift, Gate},
+    };
+    use std::{
+        io::{BufRead, BufReader},
+        net::Shutdown,
     };
     use ublk_integrity::{Access, BlockIndex, BlockRange, Buf, Durability, MasterKey};
 
@@ -146,7 +176,16 @@ mod tests {
             log,
         });
         let closing = Arc::new(Closing::of(stop, checkpoints));
-        HandOver { settings: settings::tests::settings(), shared, closing, asked: AtomicBool::new(false) }
+        let signals = Signals::of_test();
+        signals.live(State::of_test(0), shared.log.clone());
+        let settings = Settings { recovery: true, ..settings::tests::settings() };
+        HandOver { settings, shared, closing, signals, asked: AtomicBool::new(false) }
+    }
+
+    fn first_line(client: UnixStream) -> String {
+        let mut line = String::new();
+        BufReader::new(client).read_line(&mut line).unwrap();
+        line
     }
 
     fn write(offline: &Offline, hand_over: &HandOver) {
@@ -166,6 +205,9 @@ mod tests {
         let why = hand_over.close(&client, SOON).unwrap_err();
         assert!(why.contains("busy") && why.contains("1 request under way"), "{why}");
         hand_over.shared.gate.of_test(false);
+        // It listens no more: what was not said by then is said never.
+        other.shutdown(Shutdown::Read).unwrap();
+        assert!(hand_over.close(&client, SOON).unwrap_err().contains("nobody"));
         drop(other);
         assert!(hand_over.close(&client, SOON).unwrap_err().contains("nobody"));
         write(&offline, &hand_over);
@@ -178,22 +220,49 @@ mod tests {
         let (_file, offline, key) = scratch();
         let hand_over = served(&offline, &key);
         write(&offline, &hand_over);
-        let (client, _other) = UnixStream::pair().unwrap();
+        let (client, other) = UnixStream::pair().unwrap();
         assert_eq!(hand_over.close(&client, SOON), Ok(json!({ "closed": true, "kept_writes": 0 })));
+        assert_eq!(first_line(other), "{\"closing\":true}\n", "from then on it can't be given up");
         assert_eq!(hand_over.shared.gate.close(Duration::ZERO).err(), None, "nothing is under way");
+        assert!(hand_over.signals.may_leave().is_err(), "no signal stops the next daemon's device");
         drop(hand_over);
         let volume = offline.open_volume(&key, Opening::new(Access::ReadWrite, None)).unwrap();
         assert_eq!(volume.recovery().records, 0, "there is nothing to recover");
     }
 
     #[test]
-    fn a_connection_that_was_closed_is_seen() {
+    fn whoever_asked_may_go_once_it_has_heard_that_the_volume_is_closed() {
+        let (_file, offline, key) = scratch();
+        let hand_over = served(&offline, &key);
         let (client, other) = UnixStream::pair().unwrap();
-        assert!(!has_gone(&client));
-        (&other).write_all(b"more\n").unwrap();
-        assert!(!has_gone(&client));
+        let going = std::thread::spawn(move || drop(first_line(other)));
+        assert!(hand_over.close(&client, SOON).is_ok());
+        going.join().unwrap();
+        assert!(!say(&client, &json!({})), "and nobody minds");
+    }
+
+    #[test]
+    fn what_none_can_follow_is_refused_and_so_is_what_a_signal_stops() {
+        let (_file, offline, key) = scratch();
         let (client, other) = UnixStream::pair().unwrap();
-        drop(other);
-        assert!(has_gone(&client));
+        let mut hand_over = served(&offline, &key);
+        hand_over.settings.recovery = false;
+        assert!(hand_over.close(&client, SOON).unwrap_err().contains("--no-recovery"));
+        hand_over.settings.recovery = true;
+        // While it comes to rest.
+        hand_over.shared.gate.of_test(true);
+        let why = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| hand_over.close(&client, Duration::from_secs(60)));
+            std::thread::sleep(SOON);
+            hand_over.signals.come_in_test();
+            hand_over.shared.gate.of_test(false);
+            asked.join().unwrap().unwrap_err()
+        });
+        assert!(why.contains("a signal"), "{why}");
+        write(&offline, &hand_over);
+        assert!(hand_over.close(&client, SOON).unwrap_err().contains("a signal"));
+        drop(client);
+        assert_eq!(first_line(other), "", "it was never closing");
+        hand_over.closing.close().unwrap();
     }
 }

@@ -53,6 +53,8 @@ pub enum Event {
     HandOver,
     /// And does not get it: so much was under way all the time.
     TooBusy(u64),
+    /// And does not get it, for another reason.
+    NotHandedOver,
 }
 
 impl Event {
@@ -67,7 +69,7 @@ impl Event {
             Self::Latched(_) => Class::Latched,
             Self::Checkpoint => Class::Checkpoint,
             Self::SignalIgnored(_) | Self::StopWaits | Self::StopIsSlow | Self::StopsNow => Class::Stopping,
-            Self::HandOver | Self::TooBusy(_) => Class::Stopping,
+            Self::HandOver | Self::TooBusy(_) | Self::NotHandedOver => Class::Stopping,
         }
     }
 
@@ -108,6 +110,7 @@ impl fmt::Display for Event {
             ),
             Self::StopsNow => f.write_str("a second signal: the device is stopped, whoever uses it"),
             Self::HandOver => f.write_str("the device is handed over: requests wait for the next daemon"),
+            Self::NotHandedOver => f.write_str("not handed over: the device goes on as before"),
             Self::TooBusy(requests) => {
                 write!(f, "too busy to be handed over, {requests} under way: the device goes on as before")
             }

@@ -18,7 +18,8 @@ pub const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 pub enum Request {
     /// State and counters.
     Status {},
-    /// To end, and leave the device to another daemon. Answered when it is over.
+    /// To end, and leave the device to another daemon. Answered when nobody can give that up any
+    /// more, and when it is over.
     HandOver {},
 }
 
@@ -52,6 +53,40 @@ impl Request {
 /// An answer that says what is wrong.
 pub(super) fn error(why: impl Into<String>) -> Value {
     json!({ "error": why.into() })
+}
+
+/// Whether an error says that a daemon knows no such verb: what [`Request::parse`] says of it.
+fn knows_no(error: &str, verb: &str) -> bool {
+    let rest = error.strip_prefix("this daemon (version ").and_then(|rest| rest.split_once(')'));
+    rest.is_some_and(|(_, rest)| rest.starts_with(&format!(" knows no {verb}: it knows ")))
+}
+
+/// What a daemon makes of a hand-over, as far as its first line says.
+#[derive(PartialEq, Eq, Debug)]
+pub enum HandOver {
+    /// It comes: the daemon is about to end.
+    Closing,
+    /// It does not: the daemon goes on.
+    Refused(String),
+    /// The daemon knows nothing of that.
+    Unknown,
+}
+
+impl HandOver {
+    /// From an answer. `pid`: of the daemon, which one of before there were requests says of itself
+    /// to whoever connects.
+    pub(super) fn of(answer: &Value, pid: u32) -> Self {
+        match answer["error"].as_str() {
+            Some(why) if knows_no(why, "hand-over") => Self::Unknown,
+            Some(why) => Self::Refused(why.to_owned()),
+            None if answer["closing"] == true => Self::Closing,
+            None if answer["pid"] == pid => Self::Unknown,
+            None => {
+                let said: String = answer.to_string().chars().take(200).collect();
+                Self::Refused(format!("its daemon has answered what is not understood: {said}"))
+            }
+        }
+    }
 }
 
 /// A value as a line. A longer one than the other side would read is replaced by an error.
@@ -89,6 +124,20 @@ mod tests {
         assert!(wrong(r#"{"verb":"status","rate":3}"#).contains("rate"), "never passed over");
         let deep = "[".repeat(MOST_BYTES);
         assert!(wrong(&deep).contains("JSON"));
+    }
+
+    #[test]
+    fn only_a_daemon_that_says_so_knows_no_hand_over() {
+        let of = |answer: Value| HandOver::of(&answer, 7);
+        let unknown = Request::parse(br#"{"verb":"scrub"}"#).unwrap_err().replace("scrub", "hand-over");
+        assert_eq!(of(error(unknown)), HandOver::Unknown);
+        assert_eq!(of(json!({ "id": 0, "pid": 7, "reads": 1 })), HandOver::Unknown, "it says its status");
+        assert_eq!(of(json!({ "closing": true })), HandOver::Closing);
+        for other in
+            [error("it was busy, and knows no rest"), json!({ "pid": 8 }), json!({ "closing": 1 }), json!(null)]
+        {
+            assert!(matches!(of(other.clone()), HandOver::Refused(_)), "{other}");
+        }
     }
 
     #[test]

@@ -133,8 +133,8 @@ fn start_and_serve(
     let (number, shared) = (state.id, &running.shared);
     let live = state.clone();
     let name = state.settings.name.clone();
-    let hand_over = Arc::new(HandOver::of(running, &state.settings));
-    let answers = Answers { state, shared: Arc::clone(shared) };
+    let hand_over = Arc::new(HandOver::of(running, &state.settings, signals));
+    let answers = Answers { state, shared: Arc::clone(shared), hand_over: Arc::clone(&hand_over) };
     control::serve(number, move || answers.status(), move |client| hand_over.begin(client))
         .doing("can't open the control socket")?;
     let starting = Watchdog::start("START_DEV", reporter, move || {
@@ -156,6 +156,7 @@ fn start_and_serve(
 struct Answers {
     state: State,
     shared: Arc<Shared<Volume>>,
+    hand_over: Arc<HandOver>,
 }
 
 impl Answers {
@@ -166,6 +167,7 @@ impl Answers {
             "device": ublk::block_path(self.state.id),
             "daemon_memory_bytes": memory,
             "log_lines_dropped": self.shared.log.dropped(),
+            "handing_over": self.hand_over.is_under_way(),
         });
         for part in [more, json!(self.shared.target.status())] {
             if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {

@@ -6,6 +6,7 @@
 //!   opening    what is under way on the devices ends first, or is cut off: recovery may be, at any moment
 //!   starting   the kernel makes the device: the signal is remembered until that answers
 //!   live       the device is stopped, as soon as nobody uses it
+//!   left       the device is the next daemon's: nothing is stopped any more
 //! ```
 
 use super::{
@@ -46,6 +47,21 @@ enum Phase {
     Ended,
     Starting,
     Live(Box<State>, Log),
+    /// A signal came: the device is stopped, or will be.
+    Stopping(Log),
+    /// The device is to be another daemon's.
+    Left,
+}
+
+impl Phase {
+    fn may_leave(&self) -> Result<(), &'static str> {
+        match self {
+            Self::Live(..) => Ok(()),
+            Self::Opening | Self::Ended | Self::Starting => Err("it is being started yet"),
+            Self::Stopping(_) => Err("a signal has asked its daemon to stop it"),
+            Self::Left => Err("it is another daemon's already"),
+        }
+    }
 }
 
 /// The thread that takes signals, as the daemon sees it.
@@ -100,6 +116,23 @@ impl Signals {
         self.changed.notify_all();
     }
 
+    /// Whether the device can be left to another daemon: why not, in words.
+    pub fn may_leave(&self) -> Result<(), &'static str> {
+        self.phase().may_leave()
+    }
+
+    /// Leaves the device to another daemon, as soon as `say` has told that: between the two no
+    /// signal comes. From then on none stops the device.
+    pub fn leave(&self, say: impl FnOnce() -> bool) -> Result<(), &'static str> {
+        let mut phase = self.phase();
+        phase.may_leave()?;
+        if !say() {
+            return Err("nobody takes it over");
+        }
+        *phase = Phase::Left;
+        Ok(())
+    }
+
     /// Whether there is a device, or nearly one. Else there never will be.
     fn is_too_late_to_end(&self) -> bool {
         let mut phase = self.phase();
@@ -132,16 +165,20 @@ impl Signals {
         process::exit(Exit::Interrupted as i32)
     }
 
-    /// Waits for the device, with a word if it does not answer yet.
+    /// Waits for the device, with a word if it does not answer yet. From then on it is to be stopped.
+    /// Never returns where it was left to another daemon: this process is about to end.
     fn wait_until_live(&self, word: impl FnOnce()) -> (State, Log) {
         let mut phase = self.phase();
         let mut word = Some(word);
         loop {
-            if let Phase::Live(state, log) = &*phase {
-                return ((**state).clone(), log.clone());
-            }
-            if let Some(word) = word.take() {
-                word();
+            match &*phase {
+                Phase::Live(state, log) => {
+                    let (state, log) = ((**state).clone(), log.clone());
+                    *phase = Phase::Stopping(log.clone());
+                    return (state, log);
+                }
+                Phase::Left => {}
+                _ => word.take().into_iter().for_each(|word| word()),
             }
             phase = self.changed.wait(phase).unwrap_or_else(PoisonError::into_inner);
         }
@@ -171,7 +208,7 @@ impl Signals {
                 Ok(signal) if HEEDLESS.contains(&signal) => {
                     let ignored = Event::SignalIgnored(signal);
                     match &*self.phase() {
-                        Phase::Live(_, log) => log.tell(ignored),
+                        Phase::Live(_, log) | Phase::Stopping(log) => log.tell(ignored),
                         _ => wait::tell(&ignored.to_string()),
                     }
                 }
@@ -184,12 +221,29 @@ impl Signals {
 }
 
 #[cfg(test)]
+impl Signals {
+    /// Those of a daemon that opens, without a thread that takes them.
+    pub fn of_test() -> Arc<Self> {
+        Arc::new(Self { phase: Mutex::new(Phase::Opening), changed: Condvar::new() })
+    }
+
+    /// A signal has come.
+    pub fn come_in_test(&self) {
+        drop(self.wait_until_live(|| {}));
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::{super::log::Sink, *};
     use std::{sync::mpsc, time::Duration};
 
     fn signals() -> Arc<Signals> {
-        Arc::new(Signals { phase: Mutex::new(Phase::Opening), changed: Condvar::new() })
+        Signals::of_test()
+    }
+
+    fn log() -> Log {
+        Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap()
     }
 
     #[test]
@@ -214,9 +268,29 @@ mod tests {
         assert_eq!(told.recv(), Ok(0), "it is told");
         assert!(told.recv_timeout(Duration::from_millis(100)).is_err(), "there is no device to stop yet");
         let state = State::of_test(7);
-        signals.live(state, Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap());
+        signals.live(state, log());
         assert_eq!(told.recv(), Ok(7));
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_device_is_left_or_stopped_and_never_both() {
+        let signals = signals();
+        assert!(signals.leave(|| panic!("said")).unwrap_err().contains("started"));
+        signals.begin_start().unwrap();
+        assert!(signals.may_leave().is_err(), "the kernel is making it");
+        signals.live(State::of_test(7), log());
+        assert!(signals.leave(|| false).is_err(), "nobody heard it");
+        assert_eq!(signals.may_leave(), Ok(()), "it goes on");
         signals.wait_until_live(|| panic!("told though there is nothing to wait for"));
+        assert!(signals.leave(|| panic!("said")).unwrap_err().contains("stop"));
+
+        let signals = Signals::of_test();
+        signals.live(State::of_test(7), log());
+        assert_eq!(signals.leave(|| true), Ok(()));
+        assert!(signals.leave(|| panic!("said")).is_err() && signals.may_leave().is_err());
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || tell.send(signals.wait_until_live(|| panic!("told")).0.id));
+        assert!(told.recv_timeout(Duration::from_millis(100)).is_err(), "a signal stops nothing any more");
     }
 }

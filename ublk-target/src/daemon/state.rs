@@ -241,6 +241,12 @@ impl State {
         now.unwrap_or_else(|| self.clone())
     }
 
+    /// The process that serves it in place of this state's, if another does.
+    pub fn follower(&self) -> Option<u32> {
+        let now = Self::load(self.id).ok()?;
+        (now.pid != self.pid && now.ended.is_none() && now.is_alive()).then_some(now.pid)
+    }
+
     /// Forgets a device that is gone, unless its number has a new owner, who holds the lock.
     pub fn remove(&self) {
         let lock = file_of(self.id, "lock");

@@ -1,32 +1,34 @@
 //! The daemon that serves until now, and its program.
 
-use super::Undone;
+use super::{Device, Undone};
 use crate::{
     daemon::{
-        RESTS_WITHIN, client,
+        RESTS_WITHIN,
+        client::{self, Unanswered},
         life::Life,
-        protocol::Request,
+        protocol::HandOver,
         state::{State, socket_path},
     },
     failure::{Context, Exit, Failure, Outcome},
     notice::Notice,
-    output, ublk,
+    os, output, ublk,
     wait::{LONGEST, WORD_AFTER},
-};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
 };
 use std::{
     ffi::OsString,
-    fs::{self, File},
-    os::{fd::AsRawFd, unix::process::CommandExt},
+    fs::{self, File, Metadata},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::MetadataExt, process::CommandExt},
+    },
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-/// How long it may take to close the volume and end.
+/// How long the requests under way may take, and the daemon to say so.
+const ANSWERS_WITHIN: Duration = RESTS_WITHIN.saturating_add(Duration::from_secs(5));
+/// How long it may take to close the volume and end, before the successor waits for that alone.
 const ENDS_WITHIN: Duration = LONGEST;
 /// Between two looks whether it is.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -35,32 +37,48 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub(super) struct DaemonBefore<'s> {
     state: &'s State,
     life: Life,
+    process: OwnedFd,
     /// Its program, which may have no name any more.
     program: File,
 }
 
 impl<'s> DaemonBefore<'s> {
-    /// That of a device, if it can be followed by another.
+    /// That of a device.
     pub(super) fn of(state: &'s State) -> Outcome<Self> {
-        let (id, pid) = (state.id, state.pid);
-        let Some(life) = state.watch() else {
-            let message = format!("its daemon (pid {pid}) is dead: {}", state.remedy());
-            return Err(Failure::new(Exit::Device, message));
-        };
-        if !state.settings.recovery {
+        let pid = state.pid;
+        let dead = || Failure::new(Exit::Device, format_args!("its daemon (pid {pid}) is dead: {}", state.remedy()));
+        let life = state.watch().ok_or_else(dead)?;
+        let process = os::open_process(pid).doing(format_args!("can't open pid {pid}"))?;
+        let program =
+            File::open(format!("/proc/{pid}/exe")).doing(format_args!("can't open the program of pid {pid}"))?;
+        // It lives yet, so nobody else has had its number when we opened these.
+        if !life.goes_on() || !state.is_current() {
+            return Err(dead());
+        }
+        Ok(Self { state, life, process, program })
+    }
+
+    /// Whether it runs this file.
+    pub(super) fn runs(&self, file: &Metadata) -> bool {
+        let runs = self.program.metadata();
+        runs.is_ok_and(|runs| (runs.dev(), runs.ino()) == (file.dev(), file.ino()))
+    }
+
+    /// Refuses what no other daemon can follow, or must not.
+    pub(super) fn refuse(&self) -> Outcome {
+        let State { id, pid, settings, .. } = self.state;
+        if !settings.recovery {
             let message =
                 format!("it was added with --no-recovery, and ends with its daemon: `del -n {id}`, then `add`");
             return Err(Failure::new(Exit::Device, message));
         }
-        if let Some(unit) = unit_of(pid) {
+        if let Some(unit) = unit_of(*pid) {
             let message = format!(
                 "systemd started its daemon and starts the next one, too: `systemctl kill --signal=SIGKILL {unit}` has it do so, with the program that is installed"
             );
             return Err(Failure::new(Exit::Busy, message));
         }
-        let program =
-            File::open(format!("/proc/{pid}/exe")).doing(format_args!("can't open the program of pid {pid}"))?;
-        Ok(Self { state, life, program })
+        Ok(())
     }
 
     /// The version of its program.
@@ -80,37 +98,37 @@ impl<'s> DaemonBefore<'s> {
         let (id, pid) = (self.state.id, self.state.pid);
         let device = ublk::block_path(id);
         let device = device.display();
-        let limit = RESTS_WITHIN + ENDS_WITHIN;
         let (rests, ends) = (RESTS_WITHIN.as_secs(), ENDS_WITHIN.as_secs());
         let word = format!(
             "waiting for the requests of {device}, at most {rests} s, and for its daemon (pid {pid}) to close the volume, at most {ends} s"
         );
         let _word = Notice::after(WORD_AFTER, move || output::tell(word));
         let goes_on = |why: &str| Failure::new(Exit::Busy, format_args!("{device} goes on as before: {why}"));
-        let unanswered = match client::answer(limit, &socket_path(id), &Request::HandOver {}) {
-            Ok(answer) => match answer["error"].as_str() {
-                Some(why) if !why.contains("knows no") => return Err(goes_on(why).into()),
-                None if answer["closed"].is_boolean() => None,
-                // One that knows no requests sends what it knows to whoever connects.
-                _ => {
-                    self.kill();
-                    None
-                }
-            },
-            Err(why) => Some(why),
+        let unanswered = match client::hand_over(ANSWERS_WITHIN, &socket_path(id), pid) {
+            Ok(HandOver::Closing) => None,
+            Ok(HandOver::Unknown) => {
+                self.kill();
+                None
+            }
+            Ok(HandOver::Refused(why)) => return Err(goes_on(&why).into()),
+            // Nobody listens any more: it can't hand over later.
+            Err(Unanswered::Late) => {
+                let seconds = ANSWERS_WITHIN.as_secs();
+                return Err(goes_on(&format!("its daemon (pid {pid}) has not answered within {seconds} s")).into());
+            }
+            // It may be dying.
+            Err(Unanswered::Failed(failure)) => Some(failure),
         };
-        // One that has not answered may be dying.
         if self.has_ended_within(ENDS_WITHIN) {
             return Ok(());
         }
         Err(match unanswered {
-            Some(client::Unanswered::Failed(failure)) => goes_on(&failure.message).exiting(failure.exit).into(),
-            _ => {
-                let seconds = limit.as_secs();
+            Some(failure) => goes_on(&failure.message).exiting(failure.exit).into(),
+            None => {
                 let message = format!(
-                    "{device} waits for its daemon (pid {pid}), which has not closed the volume within {seconds} s: its disks may stand still; when it has ended: `recover -n {id}`"
+                    "{device} waits for its daemon (pid {pid}), which has not closed the volume within {ends} s: its disks may stand still. The new one follows by itself as soon as that ends; `kill -9 {pid}` ends it now, and nothing is lost"
                 );
-                Undone { failure: Failure::new(Exit::Device, message), waits: true }
+                Undone { failure: Failure::new(Exit::Device, message), device: Device::IsClosed }
             }
         })
     }
@@ -121,10 +139,8 @@ impl<'s> DaemonBefore<'s> {
             "the daemon of {} (pid {pid}) is too old to hand over: it is killed, and the device recovered; nothing is lost",
             device.display()
         ));
-        // Still the one that holds the lock: nobody else has its number.
-        if self.state.is_alive() {
-            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
-        }
+        // Gone already where that fails.
+        let _ = os::kill_process(&self.process);
     }
 
     fn has_ended_within(&self, limit: Duration) -> bool {
@@ -157,14 +173,14 @@ impl<'s> DaemonBefore<'s> {
 /// The unit that a daemon is the main process of: systemd would take its end for the unit's.
 fn unit_of(pid: u32) -> Option<String> {
     let read = |what: &str| fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
-    unit_in(&read("environ"), &read("cmdline"), &String::from_utf8_lossy(&read("cgroup")))
+    unit_in(&read("cmdline"), &String::from_utf8_lossy(&read("cgroup")))
 }
 
-fn unit_in(environment: &[u8], command_line: &[u8], groups: &str) -> Option<String> {
-    let notifies = environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(b"NOTIFY_SOCKET="));
+/// One that stays in the foreground, whether or not systemd waits for its word.
+fn unit_in(command_line: &[u8], groups: &str) -> Option<String> {
     let stays = command_line.split(|byte| *byte == 0).any(|word| word == b"--foreground");
     let unit = groups.lines().find_map(|line| line.rsplit('/').next().filter(|name| name.ends_with(".service")))?;
-    (notifies && stays).then(|| unit.to_owned())
+    stays.then(|| unit.to_owned())
 }
 
 #[cfg(test)]
@@ -173,12 +189,34 @@ mod tests {
 
     #[test]
     fn only_the_main_process_of_a_unit_is_one() {
-        let (environment, words) =
-            (b"A=b\0NOTIFY_SOCKET=/run/systemd/notify\0", b"@ublk-integrity\0attach\0--foreground\0a\0");
+        let words = b"@ublk-integrity\0attach\0--foreground\0a\0";
         let group = "0::/system.slice/system-ublk.slice/ublk-integrity@a.service\n";
-        assert_eq!(unit_in(environment, words, group).as_deref(), Some("ublk-integrity@a.service"));
-        assert_eq!(unit_in(b"A=b\0", words, group), None, "nobody waits for its word");
-        assert_eq!(unit_in(environment, b"ublk-integrity\0add\0", group), None, "it has left its caller");
-        assert_eq!(unit_in(environment, words, "0::/user.slice/session-1.scope\n"), None);
+        assert_eq!(unit_in(words, group).as_deref(), Some("ublk-integrity@a.service"));
+        assert_eq!(unit_in(b"ublk-integrity\0add\0", group), None, "it has left its caller");
+        assert_eq!(unit_in(words, "0::/user.slice/session-1.scope\n"), None);
+    }
+
+    #[test]
+    fn a_program_is_known_by_its_file() {
+        let mut state = State::of_test(u32::MAX);
+        state.pid = std::process::id();
+        let own = "/proc/self/exe";
+        let before = DaemonBefore {
+            life: state.watch().expect("this process lives"),
+            process: os::open_process(state.pid).unwrap(),
+            program: File::open(own).unwrap(),
+            state: &state,
+        };
+        assert!(before.runs(&fs::metadata(own).unwrap()) && !before.runs(&fs::metadata("/proc/self/cmdline").unwrap()));
+        assert!(!before.has_ended_within(PAUSE));
+    }
+
+    #[test]
+    fn only_the_process_that_was_opened_is_killed() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = os::open_process(child.id()).unwrap();
+        os::kill_process(&process).unwrap();
+        assert!(!child.wait().unwrap().success());
+        assert!(os::kill_process(&process).is_err(), "whoever has its number now");
     }
 }

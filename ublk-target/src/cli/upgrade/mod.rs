@@ -35,13 +35,23 @@ pub struct Args {
 /// Why a device is not served by the new program.
 struct Undone {
     failure: Failure,
-    /// Whether nobody serves it now.
-    waits: bool,
+    device: Device,
+}
+
+/// Who serves it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Device {
+    /// Nobody, until somebody does something about it.
+    Waits,
+    /// Nobody, until its daemon has closed the volume: then the new one.
+    IsClosed,
+    /// Whoever has served it, or another program than was wanted.
+    Served,
 }
 
 impl From<Failure> for Undone {
     fn from(failure: Failure) -> Self {
-        Self { failure, waits: false }
+        Self { failure, device: Device::Served }
     }
 }
 
@@ -50,42 +60,70 @@ pub fn run(args: &Args) -> Outcome {
     match &args.device {
         // --all is in the same group, so that there may be a device without a name.
         Some(device) if !args.all => {
-            let done = take_over(&State::load(device.number()?)?, &new).map_err(|undone| undone.failure)?;
-            say(done)
+            let done = take_over(device.number()?, &new, false).map_err(|undone| undone.failure)?;
+            done.map_or(Ok(()), say)
         }
         _ => all(&new),
     }
 }
 
-/// One after the other, each whatever becomes of the others. What is served by the program already
-/// stays as it is.
+/// One after the other, those that lie on others first. What is served by the program already stays
+/// as it is, and so do all after one that nobody serves: what has befallen it may befall them.
 fn all(new: &NewProgram) -> Outcome {
-    let (mut upgraded, mut already, mut undone) = (0, 0, Vec::new());
-    for state in State::all().iter().filter(|state| state.is_alive() || ublk::exists(state.id)) {
-        if state.is_alive() && new.is_run_by(state.pid) {
-            already += 1;
-            continue;
+    let states = State::all_top_down().into_iter().filter(|state| state.is_alive() || ublk::exists(state.id));
+    let devices: Vec<u32> = states.map(|state| state.id).collect();
+    let tally = one_by_one(&devices, |id| take_over(id, new, true))?;
+    let mut out = Output::new();
+    out.line(tally.in_words());
+    out.print_with(worst(tally.undone).map_or(Ok(()), |one| Err(one.failure.told())))
+}
+
+/// How it went with several devices.
+#[derive(Default)]
+struct Tally {
+    upgraded: usize,
+    already: usize,
+    undone: Vec<Undone>,
+    left_alone: usize,
+}
+
+impl Tally {
+    fn in_words(&self) -> String {
+        let mut words =
+            format!("upgraded {}, up to date {}, not upgraded {}", self.upgraded, self.already, self.undone.len());
+        if self.left_alone > 0 {
+            words += &format!(", not tried {}", self.left_alone);
         }
-        match take_over(state, new) {
-            Ok(line) => {
-                upgraded += 1;
+        words
+    }
+}
+
+fn one_by_one(devices: &[u32], take_over: impl Fn(u32) -> Result<Option<String>, Undone>) -> Outcome<Tally> {
+    let mut tally = Tally::default();
+    for (tried, id) in devices.iter().enumerate() {
+        match take_over(*id) {
+            Ok(None) => tally.already += 1,
+            Ok(Some(line)) => {
+                tally.upgraded += 1;
                 say(line)?;
             }
             Err(one) => {
                 output::tell(&one.failure);
-                undone.push(one);
+                let is_served = one.device == Device::Served;
+                tally.undone.push(one);
+                if !is_served {
+                    tally.left_alone = devices.len() - tried - 1;
+                    break;
+                }
             }
         }
     }
-    let summary = format!("upgraded {upgraded}, up to date {already}, not upgraded {}", undone.len());
-    let mut out = Output::new();
-    out.line(summary);
-    out.print_with(worst(undone).map_or(Ok(()), |one| Err(one.failure.told())))
+    Ok(tally)
 }
 
 /// A device that nobody serves is worst, then the first that was refused.
 fn worst(mut undone: Vec<Undone>) -> Option<Undone> {
-    undone.sort_by_key(|one| !one.waits);
+    undone.sort_by_key(|one| one.device);
     undone.into_iter().next()
 }
 
@@ -102,10 +140,32 @@ mod tests {
 
     #[test]
     fn a_device_that_nobody_serves_is_worst() {
-        let one = |exit, waits| Undone { failure: Failure::new(exit, ""), waits };
+        let one = |exit, device| Undone { failure: Failure::new(exit, ""), device };
         let exit_of = |undone| worst(undone).map(|one| one.failure.exit);
-        assert_eq!(exit_of(vec![one(Exit::Busy, false), one(Exit::Device, true)]), Some(Exit::Device));
-        assert_eq!(exit_of(vec![one(Exit::Busy, false), one(Exit::KeyOrPermission, false)]), Some(Exit::Busy));
+        assert_eq!(
+            exit_of(vec![one(Exit::Busy, Device::Served), one(Exit::Device, Device::Waits)]),
+            Some(Exit::Device)
+        );
+        assert_eq!(
+            exit_of(vec![one(Exit::Busy, Device::Served), one(Exit::KeyOrPermission, Device::Served)]),
+            Some(Exit::Busy)
+        );
         assert_eq!(exit_of(Vec::new()), None);
+    }
+    #[test]
+    fn after_one_that_nobody_serves_no_other_is_tried() {
+        let failed = |device| Err(Undone { failure: Failure::new(Exit::Device, "it failed"), device });
+        let tally = |second: Device| {
+            let done = one_by_one(&[4, 5, 6, 7], |id| match id {
+                4 => Ok(None),
+                5 => failed(second),
+                _ => Ok(Some(format!("device {id}"))),
+            });
+            done.unwrap().in_words()
+        };
+        assert_eq!(tally(Device::Served), "upgraded 2, up to date 1, not upgraded 1");
+        for second in [Device::Waits, Device::IsClosed] {
+            assert_eq!(tally(second), "upgraded 0, up to date 1, not upgraded 1, not tried 2");
+        }
     }
 }

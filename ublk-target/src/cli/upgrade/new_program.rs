@@ -8,8 +8,8 @@ use crate::{
 use nix::unistd::Pid;
 use std::{
     ffi::OsString,
-    fs::{self, Metadata},
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    fs::Metadata,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -58,10 +58,9 @@ impl NewProgram {
         &self.key
     }
 
-    /// Whether a process runs it.
-    pub(super) fn is_run_by(&self, pid: u32) -> bool {
-        let runs = fs::metadata(format!("/proc/{pid}/exe"));
-        runs.is_ok_and(|runs| (runs.dev(), runs.ino()) == (self.file.dev(), self.file.ino()))
+    /// Its file.
+    pub(super) fn file(&self) -> &Metadata {
+        &self.file
     }
 
     /// Starts one that is to follow the daemon of device `id`, whose program knows so much of the
@@ -91,7 +90,8 @@ fn key_words(key: Option<KeySource>) -> Outcome<Vec<OsString>> {
     })
 }
 
-/// A daemon that is to follow another. It gives up if this is dropped before that has ended.
+/// A daemon that is to follow another. Where this is dropped it asks that one by itself whether it
+/// goes on, and ends if so.
 pub(super) struct Successor {
     child: Child,
     listening: Listening,
@@ -127,6 +127,12 @@ impl Successor {
         self.ends_within(ENDS_WITHIN)
     }
 
+    /// Ends it at once, before it has had anything in hand.
+    pub(super) fn dismiss(mut self) {
+        let _ = self.child.kill();
+        self.ends_within(ENDS_WITHIN);
+    }
+
     fn ends_within(&mut self, limit: Duration) -> bool {
         let begun = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) {
@@ -154,7 +160,7 @@ mod tests {
 
     /// A program that does what the shell is told.
     fn program(script: &str) -> (tempfile::TempDir, NewProgram) {
-        use std::os::unix::fs::PermissionsExt;
+        use std::{fs, os::unix::fs::PermissionsExt};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program");
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();

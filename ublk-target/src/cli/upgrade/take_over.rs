@@ -3,49 +3,96 @@
 //! ```text
 //!   successor started: all that can be looked at beforehand; it is ready, and nothing has happened yet
 //!     ─> the daemon hands over, or is killed where it is too old for that │ busy: it goes on, the successor ends
-//!     ─> the successor serves
-//!          └─ it can't: the program of before, whose file is still open here, recovers the device
-//!               └─ nor can that: the device waits, as after any death of a daemon
+//!          │  from here on nobody gives up: what goes wrong ends with a daemon, or with what to type
+//!          ├─ it closes its volume for too long: the successor stays, and follows when that ends
+//!          └─> the successor serves
+//!               └─ it can't: the program of before, whose file is still open here, recovers the device
+//!                    └─ nor can that: the device waits, as after any death of a daemon
 //! ```
 
-use super::{Undone, daemon_before::DaemonBefore, new_program::NewProgram};
+use super::{Device, Undone, daemon_before::DaemonBefore, new_program::NewProgram};
 use crate::{
     daemon::state::{Change, State},
     failure::{Exit, Failure},
-    os, ublk,
+    os, output, ublk,
 };
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use std::time::Instant;
 
-/// Gives the device a daemon of the new program. A line about it.
-pub(super) fn take_over(state: &State, new: &NewProgram) -> Result<String, Undone> {
-    let (id, device) = (state.id, ublk::block_path(state.id).display().to_string());
+/// Gives the device a daemon of the new program. A line about it; `None` where it has one already,
+/// and `new_only` says to leave that alone.
+pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Option<String>, Undone> {
+    let device = ublk::block_path(id).display().to_string();
     let stays = |failure: Failure| failure.context(format_args!("{device} goes on as before"));
+    State::load(id)?;
     let _change = Change::follow(id)?;
-    let before = DaemonBefore::of(state).map_err(|failure| failure.context(&device))?;
+    // It may have another daemon since then.
+    let state = State::load(id)?;
+    let before = DaemonBefore::of(&state).map_err(|failure| failure.context(&device))?;
+    if new_only && before.runs(new.file()) {
+        return Ok(None);
+    }
+    before.refuse().map_err(|failure| failure.context(&device))?;
     let mut successor = new.start(id, before.known_format()).map_err(stays)?;
-    let version = successor.ready().map_err(stays)?;
-    // From here on to the end, whatever asks us to stop: else nobody might serve.
+    let version = match successor.ready() {
+        Ok(version) => version,
+        Err(failure) => {
+            successor.dismiss();
+            return Err(stays(failure).into());
+        }
+    };
+    // To the end, whatever asks us to stop: else nobody might serve.
     let _held = HeldSignals::hold();
     let begun = Instant::now();
-    before.end()?;
+    if let Err(undone) = before.end() {
+        match undone.device {
+            // Nobody serves it until the successor does.
+            Device::IsClosed => drop(successor),
+            _ => successor.dismiss(),
+        }
+        return Err(undone);
+    }
+    let died = || Failure::new(Exit::Device, "it died as soon as it served; the system log may tell why");
     let served = successor.serve(&state.settings.paths_in_words());
+    let served = served.and_then(|()| state.follower().map(drop).ok_or_else(died));
     let waited = || format!("requests waited {:.2} s", begun.elapsed().as_secs_f64());
     let Err(why) = served else {
-        return Ok(format!("{device}: {} → {version}, {}", before.version(), waited()));
+        return Ok(Some(format!("{device}: {} → {version}, {}", before.version(), waited())));
     };
     // It lets go of the devices first.
-    successor.end();
-    if before.recover(new.key()) {
+    if !successor.end() {
+        output::warn(format_args!("the new daemon of {device} was killed, and has not ended yet"));
+    }
+    if state.follower().is_none() && before.recover(new.key()) {
         let context =
             format!("{device} is served by the program of before, {}: {} could not take over", waited(), new.name());
         return Err(why.context(context).into());
     }
-    let message = format!(
-        "{device} waits for a daemon: {} could not serve it ({why}), nor could the program of before (see above): `recover -n {id}`",
-        new.name()
-    );
-    Err(Undone { failure: Failure::new(Exit::Device, message), waits: true })
+    Err(nobody_or_another(&state, new.name(), &why))
+}
+
+/// Neither program serves it as far as we know: whether another daemon does, and else what to type.
+fn nobody_or_another(state: &State, new: &str, why: &Failure) -> Undone {
+    let device = ublk::block_path(state.id);
+    let device = device.display();
+    if let Some(pid) = state.follower() {
+        let message = format!("{device} has another daemon (pid {pid}) by now, which is not what was wanted: {why}");
+        return Failure::new(why.exit, message).into();
+    }
+    let (exists, kernel_state) = (ublk::exists(state.id), ublk::kernel_state(state.id));
+    let what = what_to_type(state.id, exists, kernel_state);
+    let message =
+        format!("{device} {what}: {new} could not serve it ({why}), nor could the program of before (see above)");
+    Undone { failure: Failure::new(Exit::Device, message), device: Device::Waits }
+}
+
+/// What has become of a device without a daemon, and what to do.
+fn what_to_type(id: u32, exists: bool, kernel_state: Option<&str>) -> String {
+    match kernel_state {
+        _ if !exists => "is gone, somebody has ended it: `add` makes a new one".into(),
+        Some("stopped") => format!("was stopped by somebody: `del -n {id}`, then `add`"),
+        _ => format!("waits for a daemon: `recover -n {id}`"),
+    }
 }
 
 /// Signals that would end us, held back as long as this lives.
@@ -61,5 +108,18 @@ impl HeldSignals {
 impl Drop for HeldSignals {
     fn drop(&mut self) {
         let _ = self.0.thread_set_mask();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_type_depends_on_what_the_kernel_has_left() {
+        assert!(what_to_type(7, true, Some("waits for a daemon")).ends_with("`recover -n 7`"));
+        assert!(what_to_type(7, true, None).ends_with("`recover -n 7`"));
+        assert!(what_to_type(7, true, Some("stopped")).contains("`del -n 7`"));
+        assert!(what_to_type(7, false, None).contains("`add`"));
     }
 }
