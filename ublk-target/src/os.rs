@@ -1,7 +1,7 @@
 //! System calls that have no safe wrapper elsewhere.
 
 use io_uring::{IoUring, opcode, squeue, types};
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{Mmap, MmapMut, MmapOptions};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -258,6 +258,14 @@ pub fn map_shared(file: &Flock<File>, offset: u64, len: usize) -> io::Result<Mma
     unsafe { MmapOptions::new().offset(offset).len(len).map_mut(&**file) }
 }
 
+/// The whole of a file, in memory and locked there as long as this lives.
+pub fn hold_in_memory(file: &File) -> io::Result<Mmap> {
+    // SAFETY: nobody looks at the bytes, whoever changes them.
+    let held = unsafe { MmapOptions::new().populate().map(file) }?;
+    lock_pages(&held)?;
+    Ok(held)
+}
+
 /// A descriptor of a process, which stays that one's whoever gets its number (`pidfd_open(2)`).
 pub fn open_process(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes integers only.
@@ -374,6 +382,13 @@ mod tests {
         set_disposition(Signal::SIGUSR2, SigHandler::SigIgn);
         assert_eq!(heeded(&signals), Signal::SIGWINCH.into());
         set_disposition(Signal::SIGUSR2, SigHandler::SigDfl);
+    }
+
+    #[test]
+    fn a_file_is_held_in_memory_as_it_is() {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, b"program").unwrap();
+        assert_eq!(hold_in_memory(&file).unwrap()[..], *b"program");
     }
 
     #[test]

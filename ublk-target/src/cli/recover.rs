@@ -6,10 +6,11 @@ use super::{
 };
 use crate::{
     daemon::{Origin, Start, peek::peek, refuse_own_stack, settings::SyncLog, state::State},
-    failure::{Exit, Failure, Outcome},
+    failure::{Context, Exit, Failure, Outcome},
     key::{KeySource, OptionalKeyArgs},
     ublk,
 };
+use nix::sys::signal::SigSet;
 use ublk_integrity::open::KnownFormat;
 use uuid::Uuid;
 
@@ -44,6 +45,8 @@ fn known_format(text: &str) -> Result<KnownFormat, String> {
 }
 
 pub fn run(args: &Args) -> Outcome {
+    // `upgrade` holds signals back when it calls the program of before.
+    SigSet::empty().thread_set_mask().doing("can't let signals through")?;
     launch(prepare(args)?, args.foreground)
 }
 

@@ -13,6 +13,7 @@ use crate::{
         self, Start, client,
         launch::{self, Reporter},
         life::Life,
+        lock_memory,
         log::Sink,
         protocol::Request,
         settings::{Settings, SyncLog},
@@ -48,6 +49,8 @@ pub(super) fn run(args: &Args) -> Outcome {
     let reporter = Reporter::successor()?;
     let prepared = prepare(args, &reporter);
     let (number, start, life) = prepared.inspect_err(|failure| reporter.failed(failure)).map_err(Failure::told)?;
+    // Requests wait from when we are ready on, those for our own pages among them.
+    lock_memory(|warning| reporter.warn(&warning));
     reporter.ready();
     if !outlives(|| life.goes_on(), io::stdin().as_fd(), || serves_on(number)) {
         return Err(Failure::new(Exit::Interrupted, "").told());

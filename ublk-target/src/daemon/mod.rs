@@ -50,6 +50,7 @@ pub use birth::clear_stillborn;
 use closing::Closing;
 pub use endings::abort_on_panic;
 pub use hand_over::RESTS_WITHIN;
+pub use harden::lock_memory;
 use launch::Reporter;
 use log::{Event, Log, Outlet, Sink};
 use memory_budget::{Promise, Purpose};

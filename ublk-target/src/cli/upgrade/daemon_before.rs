@@ -14,9 +14,11 @@ use crate::{
     os, output, ublk,
     wait::{LONGEST, WORD_AFTER},
 };
+use memmap2::Mmap;
 use std::{
     ffi::OsString,
     fs::{self, File, Metadata},
+    io,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{fs::MetadataExt, process::CommandExt},
@@ -90,6 +92,24 @@ impl<'s> DaemonBefore<'s> {
     pub(super) fn known_format(&self) -> Option<String> {
         let known = self.command().arg("known-format").stdout(Stdio::piped()).stderr(Stdio::null()).output().ok()?;
         String::from_utf8(known.stdout).ok().filter(|_| known.status.success())
+    }
+
+    /// Puts a process where this one is accounted for and ends: not with whoever calls us, whose
+    /// session or unit may end.
+    pub(super) fn take_in(&self, pid: u32) -> io::Result<()> {
+        let groups = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup"));
+        let (its, ours) = (groups(self.state.pid)?, groups(pid)?);
+        match unified_group(&its) {
+            Some(group) if unified_group(&ours) != Some(group) => {
+                fs::write(format!("/sys/fs/cgroup{group}/cgroup.procs"), pid.to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Its program, in memory: where it lies on the device itself it can't be read when it is needed.
+    pub(super) fn hold_program(&self) -> io::Result<Mmap> {
+        os::hold_in_memory(&self.program)
     }
 
     /// Has it end, and the device wait for the next: in good order, or by SIGKILL where it is too
@@ -183,6 +203,11 @@ fn unit_in(command_line: &[u8], groups: &str) -> Option<String> {
     stays.then(|| unit.to_owned())
 }
 
+/// The path of a control group in the one hierarchy, out of a process's /proc/PID/cgroup.
+fn unified_group(groups: &str) -> Option<&str> {
+    groups.lines().find_map(|line| line.strip_prefix("0::")).filter(|group| group.starts_with('/'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +219,12 @@ mod tests {
         assert_eq!(unit_in(words, group).as_deref(), Some("ublk-integrity@a.service"));
         assert_eq!(unit_in(b"ublk-integrity\0add\0", group), None, "it has left its caller");
         assert_eq!(unit_in(words, "0::/user.slice/session-1.scope\n"), None);
+    }
+
+    #[test]
+    fn a_control_group_is_that_of_the_one_hierarchy() {
+        assert_eq!(unified_group("1:name=systemd:/a\n0::/b c/d.scope\n"), Some("/b c/d.scope"));
+        assert_eq!(unified_group("4:memory:/a\n"), None);
     }
 
     #[test]

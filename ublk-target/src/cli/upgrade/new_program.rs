@@ -99,6 +99,11 @@ pub(super) struct Successor {
 }
 
 impl Successor {
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until it has done all that can be done beforehand. The version of its program.
     pub(super) fn ready(&mut self) -> Outcome<String> {
         let name = &self.name;

@@ -12,7 +12,10 @@
 
 use super::{Device, Undone, daemon_before::DaemonBefore, new_program::NewProgram};
 use crate::{
-    daemon::state::{Change, State},
+    daemon::{
+        lock_memory,
+        state::{Change, State},
+    },
     failure::{Exit, Failure},
     os, output, ublk,
 };
@@ -34,6 +37,9 @@ pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Opt
     }
     before.refuse().map_err(|failure| failure.context(&device))?;
     let mut successor = new.start(id, before.known_format()).map_err(stays)?;
+    if let Err(e) = before.take_in(successor.pid()) {
+        output::warn(format_args!("the new daemon of {device} stays in the control group of this command: {e}"));
+    }
     let version = match successor.ready() {
         Ok(version) => version,
         Err(failure) => {
@@ -41,6 +47,12 @@ pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Opt
             return Err(stays(failure).into());
         }
     };
+    // Requests wait from here on, those for our own pages among them.
+    lock_memory(output::warn);
+    let held = before.hold_program();
+    if let Err(e) = &held {
+        output::warn(format_args!("can't hold the program of before in memory: {e}"));
+    }
     // To the end, whatever asks us to stop: else nobody might serve.
     let _held = HeldSignals::hold();
     let begun = Instant::now();
