@@ -10,6 +10,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, all: &clap::Command) -> Outcome {
+    output::bytes(&script(args.shell, all))
+}
+
+fn script(shell: Shell, all: &clap::Command) -> Vec<u8> {
     // Commands that are not in the help are for programs.
     let visible = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
     let name = all.get_name();
@@ -18,6 +22,22 @@ pub fn run(args: &Args, all: &clap::Command) -> Outcome {
         .args(all.get_arguments().cloned())
         .subcommands(visible);
     let mut text = Vec::new();
-    generate(args.shell, &mut command, name, &mut text);
-    output::bytes(&text)
+    generate(shell, &mut command, name, &mut text);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn each_command_that_is_in_the_help_is_completed_and_no_other() {
+        let all = crate::cli::Cli::command();
+        let text = String::from_utf8(script(Shell::Fish, &all)).unwrap();
+        for command in all.get_subcommands() {
+            let offered = text.contains(&format!("-a \"{}\"", command.get_name()));
+            assert_eq!(offered, !command.is_hide_set(), "{}", command.get_name());
+        }
+    }
 }

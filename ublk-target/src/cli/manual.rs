@@ -135,6 +135,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("recover", &["ublk-integrity recover home --key-file home.key"]),
+    ("upgrade", &["ublk-integrity upgrade home", "ublk-integrity upgrade --all"]),
     ("doctor", &["ublk-integrity doctor"]),
     ("dump", &["ublk-integrity dump --data /dev/vdb --json"]),
     ("check", &["ublk-integrity check --data /dev/vdb --key-file home.key"]),
@@ -148,11 +149,23 @@ const EXAMPLES: &[(&str, &[&str])] = &[
 mod tests {
     use super::*;
     use crate::failure::Exit;
+    use clap::CommandFactory;
 
     #[test]
     fn what_is_no_request_is_none() {
         assert_eq!(escaped(".so x"), "\\&.so x");
         assert_eq!(escaped("a \\ --b"), "a \\e \\-\\-b");
+    }
+
+    #[test]
+    fn each_command_that_is_in_the_help_has_an_example() {
+        let program = crate::cli::Cli::command();
+        let visible = program.get_subcommands().filter(|command| !command.is_hide_set());
+        for command in visible {
+            let name = command.get_name();
+            let lines = EXAMPLES.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, lines)| lines);
+            assert!(lines.iter().all(|line| line.contains(name)) && !lines.is_empty(), "{name}");
+        }
     }
 
     #[test]
