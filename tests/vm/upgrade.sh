@@ -112,6 +112,20 @@ fast
 wait $upgrade || die 'the upgrade failed'
 followed "$pid"
 goes_on
+step 'the command is killed while the daemon closes the volume: the new one follows all the same'
+pid=$(daemon)
+slow 1000
+wait_for writing
+before=$(grep -c 'the volume is closed, for the next daemon' /run/syslog)
+closing() { [ "$(grep -c 'the volume is closed, for the next daemon' /run/syslog)" -gt "$before" ]; }
+"$ublk_integrity" upgrade -n "$id" & upgrade=$!
+wait_for closing
+kill -9 $upgrade
+fast
+followed_soon() { [ "$(daemon)" != "$pid" ]; }
+wait_for followed_soon
+followed "$pid"
+goes_on
 step 'a daemon of before there was an upgrade'
 pid=$(daemon)
 socket=/run/ublk-integrity/$id.sock

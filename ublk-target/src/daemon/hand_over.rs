@@ -107,6 +107,7 @@ impl HandOver {
         // What was under way may have failed.
         self.refuse().map_err(why)?;
         self.signals.leave(|| say(client, &json!({ "closing": true }))).map_err(str::to_owned).map_err(why)?;
+        log.tell(Event::Left);
         // Nobody comes by it any more.
         std::mem::forget(gate);
         Ok(self.end_volume())

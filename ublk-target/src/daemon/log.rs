@@ -55,6 +55,8 @@ pub enum Event {
     TooBusy(u64),
     /// And does not get it, for another reason.
     NotHandedOver,
+    /// And gets it, whatever becomes of whoever has asked.
+    Left,
 }
 
 impl Event {
@@ -69,7 +71,7 @@ impl Event {
             Self::Latched(_) => Class::Latched,
             Self::Checkpoint => Class::Checkpoint,
             Self::SignalIgnored(_) | Self::StopWaits | Self::StopIsSlow | Self::StopsNow => Class::Stopping,
-            Self::HandOver | Self::TooBusy(_) | Self::NotHandedOver => Class::Stopping,
+            Self::HandOver | Self::TooBusy(_) | Self::NotHandedOver | Self::Left => Class::Stopping,
         }
     }
 
@@ -110,6 +112,7 @@ impl fmt::Display for Event {
             ),
             Self::StopsNow => f.write_str("a second signal: the device is stopped, whoever uses it"),
             Self::HandOver => f.write_str("the device is handed over: requests wait for the next daemon"),
+            Self::Left => f.write_str("the volume is closed, for the next daemon to open it"),
             Self::NotHandedOver => f.write_str("not handed over: the device goes on as before"),
             Self::TooBusy(requests) => {
                 write!(f, "too busy to be handed over, {requests} under way: the device goes on as before")
