@@ -118,9 +118,13 @@ slow 1000
 wait_for writing
 before=$(grep -c 'the volume is closed, for the next daemon' /run/syslog)
 closing() { [ "$(grep -c 'the volume is closed, for the next daemon' /run/syslog)" -gt "$before" ]; }
-"$ublk_integrity" upgrade -n "$id" & upgrade=$!
-wait_for closing
-kill -9 $upgrade
+# On a slow machine it may be too busy, and the command be over.
+killed_while_closing() {
+  "$ublk_integrity" upgrade -n "$id" & upgrade=$!
+  until gone $upgrade || closing; do sleep 0.1; done
+  closing && kill -9 $upgrade
+}
+wait_for killed_while_closing
 fast
 followed_soon() { [ "$(daemon)" != "$pid" ]; }
 wait_for followed_soon
