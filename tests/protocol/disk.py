@@ -70,11 +70,11 @@ class Disk:
             yield
 
 
-def write_page(d, root, b, v):                      # to the slot that nothing current names
+def write_page(d, root, b, v, in_place=False):      # to the slot that nothing current names
     slot = 1 - root[b][0] if b in root else 0
-    if bug("same_slot") and b in root:
+    if (bug("same_slot") or in_place) and b in root:
         slot = root[b][0]
-    d.slot[b][slot].append(v)
+    d.slot[b][slot] += [("torn", "page"), v]
     root[b] = (slot, v)
     yield
 

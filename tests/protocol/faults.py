@@ -60,6 +60,7 @@ BUGS = dict(
     ck_mute="a checkpoint that has nothing to sync tells the log nothing",
     silent_checkpoint="the sync of a checkpoint makes no flush entry",
     same_slot="a page is written over the slot that is current",
+    touch_in_place="a page that has rotted is written over the slot that is current",
     no_meta_sync="the superblock does not wait for the pages",
     one_sb="one copy of the superblock is written",
     # recovery

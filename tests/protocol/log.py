@@ -9,7 +9,7 @@ class Log:
 
     def __init__(n, d, u, sb, seq):
         n.d, n.u, n.sb, n.epoch, n.seq = d, u, sb, sb["epoch"], seq
-        n.active, n.frozen, n.root = {}, None, dict(sb["root"])
+        n.active, n.frozen, n.root, n.touched = {}, None, dict(sb["root"]), set()
         n.inflight, n.failed, n.carried = {}, {}, set()         # numbers: with their epochs, failed ones too
         n.locks, n.kept = [], {}
         n.gathers, n.way, n.pos, n.link, n.tail = [], [], sb["tail"], sb["link"], sb["tail"]
