@@ -3,7 +3,7 @@
 use crate::{BlockIndex, BlockRange, ByteOffset, Device, Errno};
 
 /// Which page of the metadata, for messages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
 pub struct PageName {
     /// 0 for tag pages, 1 and up for the hash tree.
     pub level: u8,
@@ -81,7 +81,7 @@ pub enum ReadError {
 }
 
 /// What is wrong with a run of blocks: a [`ReadError`] without the place.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum BadReason {
     /// See [`ReadError::Mismatch`].

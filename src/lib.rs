@@ -40,7 +40,7 @@
 //!   metadata/     tags: pending ones, the hash tree, its page cache, prefetch hints
 //!   log/          append, group commit, flush
 //!   write_back.rs small writes that are answered before they are written back
-//!   maintenance/  checkpoint, check
+//!   maintenance/  checkpoint, check, scrub
 //!   lifecycle/    format, superblocks, staged open, recovery
 //!   format/       what lies on the devices, byte by byte
 //!   crypto/       keys, tags, SHA-256 side by side
@@ -133,7 +133,7 @@ pub use io::{
 };
 pub use lifecycle::{create, open};
 pub use log::CheckpointerWork;
-pub use maintenance::check;
+pub use maintenance::{check, scrub};
 pub use metadata::hints::{self, Hint, HintReceiver, HintSender};
 pub use options::{Access, OnMismatch, OpenOptions};
 pub use request::{

@@ -23,7 +23,10 @@ use std::{
     pin::pin,
     task::Poll,
 };
-use ublk_integrity::{Buf, Durability, HashThreads, OpenOptions, RequestContext, Volume, hints};
+use ublk_integrity::{
+    Buf, Durability, HashThreads, OpenOptions, RequestContext, Volume, hints,
+    scrub::{Scrub, ScrubControl},
+};
 
 /// Runs `f` on a thread of its own.
 fn with<T: Send + 'static>(
@@ -139,6 +142,24 @@ fn reads_of_a_block_that_is_being_written_find_what_was_answered_or_newer() {
             assert!((before..=5).contains(&found), "{found}, though {before} had been answered");
         }
         writer.join().unwrap();
+    });
+}
+
+#[test]
+fn a_pass_beside_a_writer_that_comes_and_goes_finds_nothing_bad() {
+    check(|| {
+        let io = formatted();
+        let volume = opened(&io, 1);
+        write(&volume, &io, range(0, 1), 1).unwrap();
+        // In between it is what it was before: what is looked at may have changed all the same.
+        let writer = with(&volume, &io, |v, io| [2, 1, 2].map(|fill| write(v, io, range(0, 1), fill).unwrap()));
+        let checkpoints = with(&volume, &io, |v, io| [(); 2].map(|()| block_on(v.checkpoint(io)).unwrap()));
+        let control = ScrubControl::new(Scrub::default(), None);
+        block_on(volume.scrub(&io, &control, |finding| panic!("a false alarm: {finding}")));
+        let report = control.report();
+        assert!(report.is_clean() && report.verified_blocks + report.unsettled_blocks == 1, "{report:?}");
+        writer.join().unwrap();
+        checkpoints.join().unwrap();
     });
 }
 

@@ -16,6 +16,7 @@ mod prefetch;
 mod recorded;
 mod recovery;
 mod refusals;
+mod scrub;
 mod sick;
 mod sim;
 mod tamper;

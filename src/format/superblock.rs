@@ -2,7 +2,7 @@
 
 use super::{
     Feature, Features, Label, Layout, LayoutError, Link, TAG_BYTES, TreeEntry, Unknown,
-    version2::{self, OF, RawVersion2, Version2, odd},
+    version2::{self, OF, RawVersion2, Scrub, Version2, odd},
 };
 use crate::{
     Epoch, RecordNumber,
@@ -245,7 +245,20 @@ impl Superblock {
         let fields = self.version2.map_or_else(Version2::default, |(_, fields)| fields);
         let features = self.features();
         let features = if sync_log { features.with(Feature::SyncLog) } else { features.without(Feature::SyncLog) };
-        Self { version2: fields.if_needed(features), ..self }
+        // How far a scrub was is not worth that older programs don't open it.
+        let fields =
+            Version2 { scrub: Scrub::default(), ..fields }.if_needed(features).map(|(features, _)| (features, fields));
+        Self { version2: fields, ..self }
+    }
+
+    /// How far the last verification of the volume is; `None` in version 1, which has no place for it.
+    pub(crate) fn scrub(&self) -> Option<Scrub> {
+        self.version2.map(|(_, fields)| fields.scrub)
+    }
+
+    /// The same with another, where there is a place for it.
+    pub(crate) fn with_scrub(self, scrub: Scrub) -> Self {
+        Self { version2: self.version2.map(|(features, fields)| (features, Version2 { scrub, ..fields })), ..self }
     }
 
     /// Whether the live log may hold blocks.
@@ -302,7 +315,7 @@ mod tests {
     use crate::{
         crypto::keys::MasterKey,
         format::{
-            Scrub, ScrubState,
+            ScrubState,
             places::{PageArea, Places},
         },
     };

@@ -5,7 +5,7 @@ use super::{
     places::{PageArea, Places},
 };
 use arrayvec::ArrayString;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use std::{fmt, mem::offset_of, str::FromStr};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout,
@@ -169,7 +169,7 @@ pub struct Scrub {
 }
 
 /// Whether a verification of the whole volume runs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u32)]
 pub enum ScrubState {

@@ -8,7 +8,7 @@ use std::{fmt, future::Future, ops::Range, time::Duration};
 
 /// Which of the volume's two backing devices. Where data and metadata live on one device,
 /// both name it, at the same offsets.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Device {
     /// Holds the blocks.
@@ -40,7 +40,7 @@ pub enum Durability {
 }
 
 /// A Linux error number from a device, as in `errno(3)`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Errno(pub i32);
 

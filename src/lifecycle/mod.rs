@@ -1,7 +1,7 @@
 //! From bare devices to an open volume.
 
 pub mod create;
-mod identity_block;
+pub(crate) mod identity_block;
 pub mod open;
 pub(crate) mod open_error;
 pub(crate) mod recovery;

@@ -28,6 +28,7 @@ use crate::{
     metadata::{
         page_cache::PageCache,
         pending::PendingSet,
+        rescued::Rescued,
         root::Root,
         tree::Tree,
         tree_update::{Applied, Scratch, apply},
@@ -162,7 +163,7 @@ impl CrashedVolume {
         let Self { newest, tagger, candidates, torn, head, unread, mut report, warnings } = self;
         let superblock = &newest.superblock;
         let cache = PageCache::new(options.cache_bytes);
-        let tree = Tree { layout: superblock.layout, root: Root::new(superblock.root), cache };
+        let tree = Tree { layout: superblock.layout, root: Root::new(superblock.root), cache, rescued: Rescued::new() };
         let settling = candidates.into_set_and_blocks(&superblock.layout);
         let (own, available) = (most_memory_bytes(superblock, options), options.max_memory_bytes);
         let (set, settling, needed) = settling

@@ -117,6 +117,12 @@ impl Log {
         Ok(())
     }
 
+    /// The newest flush entry is to be logged once more: an epoch that changes nothing gets a record by that, and
+    /// can be checkpointed.
+    pub(crate) fn say_durable_again(&self) {
+        self.state.lock().sync.unlogged = true;
+    }
+
     /// Puts the unlogged flush entry into the record that gathers, if there is one and it fits
     /// beside so many bytes of `others`. Where it does not fit, the next record is tried.
     pub(super) fn push_flush_entry(&self, s: &mut State, others: usize) {

@@ -2,13 +2,13 @@
 
 use super::sync_state::{MAX_FAILED, SyncState};
 use crate::{
-    Buf, Epoch, Latched, RecordNumber, Seq,
+    Buf, ByteOffset, Epoch, Latched, RecordNumber, Seq,
     crypto::keys::MacKey,
     format::{Link, RecordBuilder},
     sync::Mutex,
     wait_list::WaitList,
 };
-use std::{collections::VecDeque, task::Waker};
+use std::{collections::VecDeque, ops::Range, task::Waker};
 
 /// Log writes in flight at a time: while one is being written, the next is gathered, sealed and sent.
 pub(crate) const RECORDS_IN_FLIGHT: usize = 2;
@@ -320,6 +320,18 @@ impl Log {
                 return;
             }
         }
+    }
+
+    /// The part of the ring in use, as positions: bytes ever written to it.
+    pub(crate) fn live(&self) -> Range<u64> {
+        let s = self.state.lock();
+        s.tail..s.head.position
+    }
+
+    /// Where on the metadata device a position is, and how many bytes follow it up to the ring's end.
+    pub(crate) fn place(&self, position: u64) -> (ByteOffset, u64) {
+        let at = position % self.config.size;
+        (ByteOffset(self.config.offset + at), self.config.size - at)
     }
 
     pub(super) fn wake_front(&self) {

@@ -1,7 +1,7 @@
 //! Verifying every block: returns a report, prints nothing.
 
 use crate::{BadReason, BlockIndex, BlockRange, Buf, Io, ReadError, Volume, request::context::RequestContext};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 
 /// What [`check`] found.
@@ -30,7 +30,7 @@ pub struct CheckReport {
 pub const MAX_REPORTED_RUNS: usize = 10_000;
 
 /// A run of bad blocks.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BadRun {
     /// The blocks.
     pub range: BlockRange,

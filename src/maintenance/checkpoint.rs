@@ -10,14 +10,14 @@
 use crate::{
     Device, DeviceError, Epoch, Latched, Storage,
     crypto::keys::Keys,
-    format::Superblock,
+    format::{Scrub, Superblock},
     lifecycle::superblocks::{SuperblockUpdate, publish},
     log::{Log, Unfinished, Unsynced},
     metadata::{
         Metadata,
         tree_update::{Applied, Scratch, apply},
     },
-    sync::Mutex,
+    sync::{AtomicBool, Mutex, Ordering},
     write_back::AdmittedWrites,
 };
 use std::time::Duration;
@@ -36,13 +36,58 @@ pub(crate) struct Checkpoints {
     keys: Keys,
     /// As both copies have it.
     superblock: Mutex<Superblock>,
+    /// How far a scrub is, for the next superblock.
+    scrub: Mutex<Option<Scrub>>,
+    /// Somebody needs the next one, though nothing has changed.
+    wanted: AtomicBool,
     /// Its memory, while none runs.
     scratch: Mutex<Option<Scratch>>,
 }
 
 impl Checkpoints {
     pub(crate) fn new(keys: Keys, superblock: Superblock, scratch: Scratch) -> Self {
-        Self { keys, superblock: Mutex::new(superblock), scratch: Mutex::new(Some(scratch)) }
+        Self {
+            keys,
+            superblock: Mutex::new(superblock),
+            scrub: Mutex::new(None),
+            wanted: AtomicBool::new(false),
+            scratch: Mutex::new(Some(scratch)),
+        }
+    }
+
+    /// The superblock that both copies hold, or did before the checkpoint that is under way.
+    pub(crate) fn superblock(&self) -> Superblock {
+        *self.superblock.lock()
+    }
+
+    /// How far a scrub is, for the next superblock to say.
+    pub(crate) fn note_scrub(&self, scrub: Scrub) {
+        *self.scrub.lock() = Some(scrub);
+    }
+
+    /// Makes the next checkpoint one that moves the superblock on, though nothing has changed: so both copies of it
+    /// are written, and the log is free.
+    pub(crate) fn want(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether there is to be a checkpoint, though nothing has changed: the superblock is to say more of a scrub than
+    /// it does (one of version 1 says nothing of it), or something has rotted.
+    pub(crate) fn is_wanted(&self, metadata: &Metadata) -> bool {
+        let noted = *self.scrub.lock();
+        let unsaid = noted.is_some_and(|noted| self.superblock().scrub().is_some_and(|said| said != noted));
+        let wanted = self.wanted.swap(false, Ordering::SeqCst);
+        unsaid || wanted || !metadata.tree.rescued.is_empty()
+    }
+
+    /// Whether no checkpoint is at work on pages or copies.
+    pub(crate) fn are_resting(&self) -> bool {
+        self.scratch.lock().is_some()
+    }
+
+    /// The volume's keys.
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// Moves the pending tags into pages and tree, and the superblock on. `None` where nothing was
@@ -144,10 +189,13 @@ impl Checkpoints {
         let current = *self.superblock.lock();
         let next =
             Superblock { epoch, root, log_begin: end.position, record_number: end.number, link: end.link, ..current };
+        let noted = *self.scrub.lock();
+        let next = noted.map_or(next, |noted| next.with_scrub(noted));
         let page = scratch.lend_page();
         let (result, page) = publish(io, &self.keys, SuperblockUpdate::MoveOn(&current, &next), page).await;
         scratch.give_back(page);
         result.map_err(Latched::Device)?;
+        metadata.tree.rescued.forget(scratch.rescued());
         Ok((next, applied))
     }
 }

@@ -2,3 +2,4 @@
 
 pub mod check;
 pub(crate) mod checkpoint;
+pub mod scrub;

@@ -63,7 +63,8 @@ impl Drop for Hold<'_> {
 }
 
 impl Metadata {
-    fn pending_tag(&self, block: BlockIndex) -> Option<Tag> {
+    /// The newest pending tag of a block; [`LOST_TAG`] where it is just being changed.
+    pub(crate) fn pending_tag(&self, block: BlockIndex) -> Option<Tag> {
         let generations = || self.pending.each_ref().map(PendingSet::generation);
         loop {
             let before = generations();

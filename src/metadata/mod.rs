@@ -9,6 +9,7 @@ mod next_data;
 pub(crate) mod page_cache;
 pub(crate) mod pending;
 mod prefetch;
+pub(crate) mod rescued;
 pub(crate) mod root;
 pub(crate) mod tree;
 pub(crate) mod tree_update;

@@ -244,11 +244,16 @@ impl PendingSet {
     /// The first block at or after `from` with a tag here. Looks at all of them: for
     /// tools, not for requests.
     pub(crate) fn next(&self, from: BlockIndex) -> Option<BlockIndex> {
+        self.blocks().filter(|block| *block >= from).min()
+    }
+
+    /// All blocks with a tag here, in any order.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = BlockIndex> {
         let blocks = self.used[..self.len()].iter().map(|place| {
             let place = place.load(Ordering::Acquire) as usize;
             self.table[place].key.load(Ordering::Acquire).wrapping_sub(1)
         });
-        blocks.filter(|b| *b >= from.0 && *b != u64::MAX).min().map(BlockIndex)
+        blocks.filter(|block| *block != u64::MAX).map(BlockIndex)
     }
 
     /// The tag itself.

@@ -10,6 +10,7 @@ use crate::{
     format::{EntryState, Layout, PageId, TREE_FANOUT, TreeEntry},
     metadata::{
         page_cache::{Lookup, PageCache},
+        rescued::Rescued,
         root::Root,
     },
 };
@@ -20,6 +21,7 @@ pub(crate) struct Tree {
     pub(crate) layout: Layout,
     pub(crate) root: Root,
     pub(crate) cache: PageCache,
+    pub(crate) rescued: Rescued,
 }
 
 /// What a tree entry leads to.

@@ -3,7 +3,8 @@
 //! Down: which pages are touched, and what their current entries are. Up: each touched page is
 //! loaded, verified, changed, and written to the slot that is *not* current; its parent's entry then
 //! names the new slot. Until a superblock names the new root, everything the old root names is
-//! untouched. Work goes in batches, so that the device always has several requests.
+//! untouched. A page that has rotted is written anew, as it is, with those above it
+//! ([`Rescued`](super::rescued::Rescued)). Work goes in batches, so that the device always has several requests.
 
 use crate::{
     Buf, Device, DeviceError, Durability, Epoch, Errno, Latched, Storage,
@@ -16,6 +17,7 @@ use crate::{
         changes::{Changes, Effect},
         page_cache::Lookup,
         pending::{PendingSet, PendingTag, ZeroRun},
+        rescued::MOST_RESCUED,
         tree::Tree,
     },
 };
@@ -38,6 +40,8 @@ struct Touched {
 pub(crate) struct Scratch {
     tags: Vec<PendingTag>,
     runs: Vec<ZeroRun>,
+    /// Those that have rotted.
+    rescued: Vec<PageId>,
     /// By level.
     touched: Vec<Vec<Touched>>,
     bufs: Vec<Option<Buf>>,
@@ -50,6 +54,7 @@ impl Scratch {
         Self {
             tags: Vec::with_capacity(max_tags),
             runs: Vec::with_capacity(max_runs),
+            rescued: Vec::with_capacity(MOST_RESCUED),
             touched: (0..layout.levels()).map(at_level).collect(),
             bufs: (0..BATCH).map(|_| Some(Buf::new(PAGE_BYTES))).collect(),
         }
@@ -61,9 +66,13 @@ impl Scratch {
     pub(crate) fn give_back(&mut self, page: Buf) {
         self.bufs[0] = Some(page);
     }
-    /// Each tag touches a page at most, each run the two at its ends.
+    /// The pages that the last [`apply`] has written because they had rotted.
+    pub(crate) fn rescued(&self) -> &[PageId] {
+        &self.rescued
+    }
+    /// Each tag touches a page at most, each run the two at its ends, each that has rotted one.
     fn most_at(layout: &Layout, level: usize, max_tags: usize, max_runs: usize) -> usize {
-        layout.pages_in(level as u8).min((max_tags + 2 * max_runs) as u64) as usize
+        layout.pages_in(level as u8).min((max_tags + 2 * max_runs + MOST_RESCUED) as u64) as usize
     }
     pub(crate) fn memory_bytes(layout: &Layout, max_tags: usize, max_runs: usize) -> u64 {
         let touched: usize = (0..layout.levels()).map(|l| Self::most_at(layout, l, max_tags, max_runs)).sum();
@@ -100,13 +109,14 @@ pub(crate) async fn apply<S: Storage>(
     old_root: TreeEntry,
     epoch: Epoch,
 ) -> Result<(TreeEntry, Applied), Latched> {
-    let Scratch { tags, runs, touched, bufs } = scratch;
+    let Scratch { tags, runs, rescued, touched, bufs } = scratch;
     set.sorted(tags, runs);
+    tree.rescued.list(rescued);
     let changes = Changes::new(tags, runs);
-    let mut job = Job { io, tree, set, changes, epoch, bufs, applied: Applied::default() };
+    let mut job = Job { io, tree, set, changes, rescued, epoch, bufs, applied: Applied::default() };
     let top = tree.layout.root_page();
     touched.iter_mut().for_each(Vec::clear);
-    match job.changes.effect(tree.layout.blocks_under(top)) {
+    match job.effect(top) {
         Effect::None => return Ok((old_root, job.applied)),
         Effect::Vanish => return Ok((TreeEntry::ABSENT, job.applied)),
         Effect::Change => touched[usize::from(top.level)].push(Touched { index: 0, entry: old_root, lost: false }),
@@ -127,12 +137,24 @@ struct Job<'a, S> {
     tree: &'a Tree,
     set: &'a PendingSet,
     changes: Changes<'a>,
+    rescued: &'a [PageId],
     epoch: Epoch,
     bufs: &'a mut [Option<Buf>],
     applied: Applied,
 }
 
 impl<S: Storage> Job<'_, S> {
+    /// What becomes of a page: one that has rotted is changed at least, and so are those above it.
+    fn effect(&self, page: PageId) -> Effect {
+        let is_above = |rotten: &PageId| {
+            rotten.level <= page.level && rotten.index >> (6 * u32::from(page.level - rotten.level)) == page.index
+        };
+        match self.changes.effect(self.tree.layout.blocks_under(page)) {
+            Effect::None if self.rescued.iter().any(is_above) => Effect::Change,
+            effect => effect,
+        }
+    }
+
     /// Finds the touched children of the touched pages of one level.
     async fn descend(&mut self, level: u8, here: &mut [Touched], below: &mut Vec<Touched>) -> Result<(), Latched> {
         for batch in here.chunks_mut(BATCH) {
@@ -149,7 +171,7 @@ impl<S: Storage> Job<'_, S> {
                 let first = page.index * TREE_FANOUT;
                 for index in first..children.min(first + TREE_FANOUT) {
                     let child = PageId { level: level - 1, index };
-                    if self.changes.effect(self.tree.layout.blocks_under(child)) == Effect::Change {
+                    if self.effect(child) == Effect::Change {
                         below.push(Touched { index, entry: old((index - first) as usize), lost: false });
                     }
                 }
@@ -274,7 +296,8 @@ impl<S: Storage> Job<'_, S> {
                 }
             };
             let mut buf = self.bufs[i].take().expect("one batch at a time");
-            if self.tree.cache.get(id, page.entry.epoch(), 0, &mut buf) != Lookup::Miss {
+            let cached = self.tree.cache.get(id, page.entry.epoch(), 0, &mut buf) != Lookup::Miss;
+            if cached || self.tree.rescued.get(id, &page.entry.digest, &mut buf) {
                 bases[i] = Some(Base::Page);
                 self.bufs[i] = Some(buf);
                 continue;

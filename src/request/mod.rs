@@ -5,5 +5,6 @@ pub(crate) mod fix;
 pub(crate) mod hash_batch;
 pub(crate) mod lock_queue;
 pub(crate) mod range_lock;
+pub(crate) mod range_watch;
 pub(crate) mod read;
 pub(crate) mod write;

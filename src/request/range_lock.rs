@@ -14,7 +14,10 @@
 //! mutexes of all of them meanwhile. That makes it one step: of two requests the same one is first
 //! in every shard that both touch.
 
-use super::lock_queue::{Admission, AdmittedBefore, LockQueue, LockRequest, Mode};
+use super::{
+    lock_queue::{Admission, AdmittedBefore, LockQueue, LockRequest, Mode},
+    range_watch::{RangeWatch, Watches},
+};
 use crate::{
     BlockRange,
     sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering},
@@ -63,6 +66,7 @@ pub(crate) struct RangeLocks {
     shards: Vec<Shard>,
     /// By request.
     waiters: Vec<Waiter>,
+    watches: Watches,
     /// Binary logarithm of the blocks of a stripe.
     stripe: u32,
 }
@@ -90,6 +94,7 @@ impl RangeLocks {
         Self {
             shards: (0..SHARDS).map(shard).collect(),
             waiters: (0..requests).map(waiter).collect(),
+            watches: Watches::new(),
             stripe: max_blocks.next_power_of_two().trailing_zeros(),
         }
     }
@@ -130,6 +135,17 @@ impl RangeLocks {
         newest.reduce(|a, b| if a == b { a } else { AdmittedBefore::Some }).unwrap_or(AdmittedBefore::None)
     }
 
+    /// Watches a range without a lock on it. Who holds it or waits for it, but to read, disturbs the watch.
+    /// So does who comes later.
+    pub(crate) fn watch(&self, range: BlockRange) -> RangeWatch<'_> {
+        let watch = self.watches.begin(range);
+        let changes = |lock: &LockRequest| lock.mode != Mode::Shared && lock.range.overlaps(range);
+        if self.lock_all(range).iter().any(|queue| queue.requests.iter().any(changes)) {
+            watch.disturb();
+        }
+        watch
+    }
+
     fn shards_of(&self, range: BlockRange) -> ShardSet {
         if range.count == 0 {
             return ShardSet(0);
@@ -146,6 +162,9 @@ impl RangeLocks {
 
     fn enqueue(&self, request: usize, range: BlockRange, mode: Mode, admission: Admission) -> RangeGuard<'_> {
         let mut queues = self.lock_all(range);
+        if mode != Mode::Shared {
+            self.watches.disturb(range);
+        }
         let (mut waiting, mut behind) = (0, false);
         for queue in &mut queues {
             let mut lock = LockRequest { request, range, mode, admission, granted: false, parked: false };
@@ -474,6 +493,32 @@ mod tests {
         read.hurry_earlier();
         next.park();
         assert!(poll(&next).is_ready(), "a read needs it in place");
+    }
+
+    #[test]
+    fn a_watch_is_quiet_until_somebody_comes_to_change_the_range() {
+        let r = RangeLocks::new(8, 4);
+        let watch = r.watch(range(3, 2));
+        let reader = r.enqueue(0, range(0, 8), Mode::Shared, Admission::No);
+        let beside = r.enqueue(1, range(5, 1), Mode::Exclusive, Admission::No);
+        assert!(watch.is_quiet(), "readers and other blocks are nobody's concern");
+        let waits = r.enqueue(2, range(4, 1), Mode::Write, Admission::No);
+        assert!(!held(&waits) && !watch.is_quiet(), "it need not have its range");
+        drop(waits);
+        assert!(!watch.is_quiet(), "nor be there any more");
+        drop((watch, reader, beside));
+        let parked = r.enqueue(3, range(3, 1), Mode::Write, Admission::No);
+        parked.park();
+        let late = r.watch(range(3, 2));
+        assert!(!late.is_quiet(), "it is not in place yet");
+        drop(parked);
+        assert!(!late.is_quiet() && r.watch(range(3, 2)).is_quiet());
+        assert!(r.try_acquire(4, range(3, 1), Mode::Exclusive).is_some() && !late.is_quiet());
+        // More than there is room for.
+        let many: Vec<_> = (0..40).map(|block| r.watch(range(block, 1))).collect();
+        assert!(many[0].is_quiet() && !many[39].is_quiet());
+        drop(many);
+        assert!(r.watch(range(39, 1)).is_quiet());
     }
 
     const CONTEXTS: usize = 6;

@@ -5,8 +5,12 @@ use super::{Opened, Volume};
 use crate::{
     Admitted, BlockIndex, BlockRange, Buf, CheckpointerWork, Durability, Hint, Io, Latched, ReadError, RequestContext,
     Storage, WriteBackId, WriteError,
+    format::Scrub,
     log::Unsynced,
-    maintenance::checkpoint::{FLUSH_RECORD_DELAY, OWN_CONTEXT, WRITE_BACK_TICK},
+    maintenance::{
+        checkpoint::{FLUSH_RECORD_DELAY, OWN_CONTEXT, WRITE_BACK_TICK},
+        scrub::{ScrubControl, ScrubFinding, Scrubber},
+    },
     options::{Access, OnMismatch},
     request::{
         fix::fix,
@@ -271,10 +275,15 @@ impl Volume {
     }
 
     /// Moves the pending tags into pages and tree, and the superblock on. Nothing to do where nothing
-    /// was written since the last. One at a time: the checkpoint thread's.
+    /// was written since the last, and no scrub has gone on or found something to mend. One at a time:
+    /// the checkpoint thread's.
     pub async fn checkpoint<S: Storage>(&self, io: &S) -> Result<(), Latched> {
         if self.opened.access == Access::ReadOnly {
             return Ok(());
+        }
+        if self.checkpoints.is_wanted(&self.metadata) {
+            self.log.say_durable_again();
+            self.log.write_flush_record(io).await?;
         }
         if let Some(applied) = self.checkpoints.run(io, &self.metadata, &self.log, &self.admitted).await? {
             let counters = self.contexts.first_counters();
@@ -302,6 +311,36 @@ impl Volume {
         self.log.write_flush_record(io).await?;
         self.checkpoint(io).await?;
         self.checkpoints.close(io, &self.log).await
+    }
+
+    /// One pass over the volume, which verifies all that lies on the medium while requests go on. It waits for
+    /// none of them, and none waits for it. `control` steers it and has what it finds, `tell` hears of each
+    /// finding. Memory is taken here and given back at the end. One pass at a time.
+    pub async fn scrub<S: Io>(&self, io: &S, control: &ScrubControl, tell: impl FnMut(ScrubFinding)) {
+        let scrubber = Scrubber {
+            metadata: &self.metadata,
+            ranges: &self.ranges,
+            tagger: self.hasher.tagger(),
+            log: &self.log,
+            admitted: &self.admitted,
+            checkpoints: &self.checkpoints,
+            contexts: &self.contexts,
+            undecided: &self.opened.undecided,
+            in_log: &self.opened.in_log,
+            writable: self.opened.access == Access::ReadWrite,
+        };
+        scrubber.run(io, control, tell).await;
+    }
+
+    /// The last pass over the volume that its superblock says something of. `None`: it is of format version 1,
+    /// which has no place for that.
+    pub fn last_scrub(&self) -> Option<Scrub> {
+        self.checkpoints.superblock().scrub()
+    }
+
+    /// Says how a pass has ended, for the next superblock.
+    pub fn note_scrub(&self, scrub: Scrub) {
+        self.checkpoints.note_scrub(scrub);
     }
 
     fn reader(&self) -> Reader<'_> {

@@ -1,0 +1,158 @@
+//! What is said to a pass, and what it says of itself: shared by the thread that runs it, by those who
+//! steer it, and by those who look.
+
+use super::report::ScrubReport;
+use crate::{
+    Storage,
+    format::{Scrub, ScrubState},
+    sync::Mutex,
+};
+use std::{
+    future::{Future, poll_fn},
+    num::NonZeroU64,
+    pin::pin,
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+/// Steers one pass.
+pub struct ScrubControl(Mutex<Inner>);
+
+struct Inner {
+    report: ScrubReport,
+    /// Of the pass, while it waits.
+    waker: Option<Waker>,
+}
+
+impl ScrubControl {
+    /// Of a pass that reads so many bytes a second at most, and begins or goes on where `from` says: one that
+    /// is not paused runs at once.
+    pub fn new(from: Scrub, rate: Option<NonZeroU64>) -> Self {
+        let mut report = ScrubReport::of(from);
+        report.rate = rate.map(NonZeroU64::get);
+        if report.state != ScrubState::Paused {
+            report.state = ScrubState::Running;
+        }
+        Self(Mutex::new(Inner { report, waker: None }))
+    }
+
+    /// Notes when it has ended, in seconds since 1970.
+    pub fn ended_at(&self, seconds: u64) {
+        self.0.lock().report.ended_seconds = seconds;
+    }
+
+    /// What has been found so far.
+    pub fn report(&self) -> ScrubReport {
+        self.0.lock().report.clone()
+    }
+
+    /// What a superblock says of it.
+    pub fn in_superblock(&self) -> Scrub {
+        self.0.lock().report.in_superblock()
+    }
+
+    /// Whether the pass is still under way.
+    pub fn state(&self) -> ScrubState {
+        self.0.lock().report.state
+    }
+
+    /// It waits until it may go on, and holds nothing meanwhile. `false`: it does not run.
+    pub fn pause(&self) -> bool {
+        self.turn(&[ScrubState::Running], ScrubState::Paused)
+    }
+
+    /// It goes on. `false`: it was not paused.
+    pub fn resume(&self) -> bool {
+        self.turn(&[ScrubState::Paused], ScrubState::Running)
+    }
+
+    /// It ends where it is. `false`: it has ended.
+    pub fn stop(&self) -> bool {
+        self.turn(&[ScrubState::Running, ScrubState::Paused], ScrubState::Stopped)
+    }
+
+    fn turn(&self, from: &[ScrubState], to: ScrubState) -> bool {
+        let (turned, waker) = {
+            let mut inner = self.0.lock();
+            let turned = from.contains(&inner.report.state);
+            if turned {
+                inner.report.state = to;
+            }
+            (turned, if turned { inner.waker.take() } else { None })
+        };
+        waker.into_iter().for_each(Waker::wake);
+        turned
+    }
+
+    /// It has gone through, or been stopped.
+    pub(super) fn ended(&self) {
+        self.turn(&[ScrubState::Running, ScrubState::Paused], ScrubState::Ended);
+    }
+
+    /// Notes what has been found.
+    pub(super) fn note(&self, what: impl FnOnce(&mut ScrubReport)) {
+        what(&mut self.0.lock().report);
+    }
+
+    /// Waits while it is paused. `false`: it is stopped.
+    pub(super) async fn may_go_on(&self) -> bool {
+        poll_fn(|cx| {
+            let mut inner = self.0.lock();
+            match inner.report.state {
+                ScrubState::Paused => {
+                    inner.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                state => Poll::Ready(state == ScrubState::Running),
+            }
+        })
+        .await
+    }
+
+    /// How long it is to take for so many bytes, at least.
+    pub(super) fn time_for(&self, bytes: u64) -> Duration {
+        let rate = self.0.lock().report.rate;
+        rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes as f64 / rate as f64))
+    }
+
+    /// Waits so long, or until it is stopped.
+    pub(super) async fn sleep<S: Storage>(&self, io: &S, time: Duration) {
+        if !time.is_zero() {
+            self.unless_stopped(io.sleep(time)).await;
+        }
+    }
+
+    /// Waits until a sleep has ended, or until it is stopped.
+    pub(super) async fn unless_stopped<T>(&self, sleep: impl Future<Output = T>) {
+        let mut sleep = pin!(sleep);
+        poll_fn(|cx| {
+            let mut inner = self.0.lock();
+            if inner.report.state == ScrubState::Stopped {
+                return Poll::Ready(());
+            }
+            inner.waker = Some(cx.waker().clone());
+            drop(inner);
+            sleep.as_mut().poll(cx).map(|_| ())
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_under_way_can_be_turned() {
+        let control = ScrubControl::new(Scrub::default(), None);
+        assert!(!control.resume() && control.pause() && !control.pause());
+        assert_eq!(control.state(), ScrubState::Paused);
+        assert!(control.resume() && control.stop());
+        assert!(!control.stop() && !control.pause() && !control.resume());
+        control.ended();
+        assert_eq!(control.state(), ScrubState::Stopped, "it did not go through");
+        let control = ScrubControl::new(Scrub::default(), NonZeroU64::new(7));
+        control.ended();
+        assert_eq!((control.state(), control.report().rate), (ScrubState::Ended, Some(7)));
+    }
+}

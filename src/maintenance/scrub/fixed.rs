@@ -1,0 +1,107 @@
+//! What has a place of its own: superblock copies, identity block, and the live log.
+
+use super::{
+    blocks::Pass,
+    report::{MetadataPart, ScrubFinding},
+};
+use crate::{
+    BadReason, Buf, ByteOffset, Device, Io,
+    format::{Identity, Layout, PAGE_BYTES, RawSuperblock, SUPERBLOCK_BYTES, Superblock},
+    lifecycle::identity_block::read_identity,
+};
+use std::{mem, ops::Range, time::Duration};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// How often a superblock copy is looked at that a checkpoint may be writing, and how long to wait before the
+/// next look. Where checkpoints never rest, a damaged copy is made good by the next of them.
+const LOOKS: u32 = 16;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
+    pub(super) async fn superblocks<S: Io>(&mut self, io: &S) {
+        for offset in Layout::superblock_offsets() {
+            if let Some(reason) = self.superblock(io, offset).await {
+                let mended = self.mend_by_checkpoint();
+                self.findings.metadata(MetadataPart::Superblock { offset }, reason, mended);
+            }
+        }
+    }
+
+    /// What is wrong with a copy, as two looks say between which no checkpoint has written it.
+    async fn superblock<S: Io>(&mut self, io: &S, offset: ByteOffset) -> Option<BadReason> {
+        let checkpoints = self.of.checkpoints;
+        let mut failed = 0;
+        for _ in 0..LOOKS {
+            let (current, resting) = (checkpoints.superblock(), checkpoints.are_resting());
+            let buf = mem::replace(self.buf(), Buf::none());
+            let read;
+            (read, *self.buf()) = io.read(Device::Meta, offset, buf, 0..PAGE_BYTES).await;
+            let reason = match read {
+                Err(errno) => BadReason::Unreadable { device: Device::Meta, errno },
+                Ok(()) if self.is_newest(&current) => return None,
+                Ok(()) => BadReason::Mismatch,
+            };
+            if resting && checkpoints.are_resting() && checkpoints.superblock().epoch == current.epoch {
+                failed += 1;
+            }
+            if failed == 2 {
+                return Some(reason);
+            }
+            self.control.sleep(io, BETWEEN_LOOKS).await;
+        }
+        None
+    }
+
+    /// Whether the copy that was read is this one, or that of a checkpoint since.
+    fn is_newest(&mut self, current: &Superblock) -> bool {
+        let keys = self.of.checkpoints.keys();
+        let raw = RawSuperblock::read_from_prefix(self.buf()).expect("a page is large enough").0;
+        match raw.verify(keys) {
+            Ok(copy) if copy.uuid == current.uuid && copy.epoch > current.epoch => true,
+            Ok(_) => self.buf()[..SUPERBLOCK_BYTES] == *current.seal(keys).as_bytes(),
+            Err(_) => false,
+        }
+    }
+
+    /// Nobody writes it while the volume is open.
+    pub(super) async fn identity<S: Io>(&mut self, io: &S) {
+        let current = self.of.checkpoints.superblock();
+        if !current.layout.separate_meta {
+            return;
+        }
+        let own = Identity { uuid: current.uuid, size: current.layout.size() };
+        let (reason, is_rotten) = match read_identity(io).await {
+            Err(e) => (BadReason::Unreadable { device: e.device, errno: e.errno }, true),
+            Ok(raw) if raw.claim() == Ok(Some(own)) && raw.verify(self.of.checkpoints.keys()) => return,
+            // What is whole and somebody else's is left alone.
+            Ok(raw) => (BadReason::Mismatch, raw.claim() == Ok(None)),
+        };
+        let mended = is_rotten && self.mend_identity(io, &own).await;
+        self.findings.metadata(MetadataPart::Identity, reason, mended);
+    }
+
+    /// Reads the next piece of the live log, for read errors alone: what it says is proven at the next open.
+    /// Returns its length in bytes.
+    pub(super) async fn log<S: Io>(&mut self, io: &S, left: &mut Range<u64>) -> u64 {
+        let log = self.of.log;
+        let (offset, to_end) = log.place(left.start);
+        let len = (left.end - left.start).min(to_end).min(self.buf().len() as u64);
+        left.start += len;
+        for again in [true, false] {
+            let buf = mem::replace(self.buf(), Buf::none());
+            let read;
+            (read, *self.buf()) = io.read(Device::Meta, offset, buf, 0..len as usize).await;
+            match read {
+                Ok(()) => break,
+                // Nobody needs it any more once a checkpoint has freed it.
+                Err(errno) if !again && log.live().start < left.start => {
+                    let reason = BadReason::Unreadable { device: Device::Meta, errno };
+                    let mended = self.mend_by_checkpoint();
+                    self.findings.metadata(MetadataPart::Log { offset, len }, reason, mended);
+                }
+                Err(_) => {}
+            }
+        }
+        len
+    }
+}

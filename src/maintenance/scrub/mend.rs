@@ -1,0 +1,146 @@
+//! Metadata that has rotted is mended from what there is: from memory, or from the blocks.
+//!
+//! Nothing is signed for that. A page that is found or made anew is proven by the digest in its parent, as one
+//! that is read is. The next checkpoint writes it to its other slot ([`Rescued`](crate::metadata::rescued)).
+
+use super::{
+    blocks::Pass,
+    lane::Lane,
+    report::{MetadataPart, ScrubFinding},
+};
+use crate::{
+    BadReason, Buf, Device, Durability, Io,
+    crypto::keys::{Digest, equal},
+    format::{Identity, Layout, PAGE_BYTES, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, digest},
+};
+use std::mem;
+use zerocopy::IntoBytes;
+
+/// Most tags of a page that are tried in each way: 3^8 pages take a fraction of a second.
+const MOST_DOUBTFUL: usize = 8;
+/// What a disk loses as one.
+const SECTOR: usize = 512;
+const SECTORS: usize = PAGE_BYTES / SECTOR;
+
+impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
+    /// A page has rotted. `bytes`: what it should be, where that is known.
+    pub(super) fn page_has_rotted(&mut self, page: PageId, entry: TreeEntry, reason: BadReason, bytes: Option<&[u8]>) {
+        let mended = bytes.is_some_and(|bytes| {
+            let tree = &self.of.metadata.tree;
+            // Reads find it there from now on.
+            tree.cache.put(page, entry.epoch(), bytes, false);
+            self.of.may_write() && tree.rescued.add(page, entry.digest, bytes)
+        });
+        self.findings.metadata(MetadataPart::TreePage { name: page.name() }, reason, mended);
+    }
+
+    /// The next checkpoint writes both superblock copies, and frees the log.
+    pub(super) fn mend_by_checkpoint(&mut self) -> bool {
+        let may_write = self.of.may_write();
+        if may_write {
+            self.of.checkpoints.want();
+        }
+        may_write
+    }
+
+    /// Writes the block by which the data device says whose it is. Nobody else does.
+    pub(super) async fn mend_identity<S: Io>(&mut self, io: &S, own: &Identity) -> bool {
+        if !self.of.may_write() {
+            return false;
+        }
+        let sealed = own.seal(self.of.checkpoints.keys());
+        let mut page = Buf::new(PAGE_BYTES);
+        page[..sealed.as_bytes().len()].copy_from_slice(sealed.as_bytes());
+        let at = Layout::identity_offset();
+        io.write(Device::Data, at, page, 0..PAGE_BYTES, Durability::Durable).await.0.is_ok()
+    }
+
+    /// Makes the tag page of a lane anew from its blocks; `false`: nothing that is made is the page.
+    pub(super) async fn rebuild<S: Io>(&mut self, io: &S, lane: usize, (page, entry): (PageId, TreeEntry)) -> bool {
+        let of = self.of;
+        let its = &mut self.lanes[lane];
+        let at = of.metadata.layout().block_offset(its.range.first);
+        let all = 0..its.range.count as usize * of.tagger.block_size();
+        let read;
+        (read, its.data) = io.read(Device::Data, at, mem::replace(&mut its.data, Buf::none()), all.clone()).await;
+        if read.is_err() {
+            return false;
+        }
+        let mut made = [ZERO_TAG; TAGS_PER_PAGE as usize];
+        of.tagger.tags(its.range.first, &its.data[all], &mut made[..its.range.count as usize]);
+        let found = Rebuild { page, digest: entry.digest, made: &made }.run(its, of.tagger.block_size());
+        io.charge();
+        found
+    }
+}
+
+/// A tag page that is made anew.
+struct Rebuild<'a> {
+    page: PageId,
+    digest: Digest,
+    /// The tags of what lies on the medium.
+    made: &'a [Tag; TAGS_PER_PAGE as usize],
+}
+
+impl Rebuild<'_> {
+    fn is_it(&self, bytes: &[u8]) -> bool {
+        equal(&digest(self.page, bytes), &self.digest)
+    }
+
+    /// Leaves the page in the lane, if it can be made.
+    fn run(&self, lane: &mut Lane, block_size: usize) -> bool {
+        let mut said = [0; PAGE_BYTES];
+        said.copy_from_slice(&lane.page);
+        // Beyond the volume's end there is nothing.
+        said[lane.range.count as usize * TAG_BYTES..].fill(0);
+        if self.single_tags(&said, &mut lane.page) {
+            return true;
+        }
+        // What was never written has no tag, and often zeros.
+        let mut by_content = [0; PAGE_BYTES];
+        let blocks = lane.data.chunks_exact(block_size).zip(by_content.chunks_exact_mut(TAG_BYTES)).zip(self.made);
+        for ((content, tag), made) in blocks.take(lane.range.count as usize) {
+            if content.iter().any(|byte| *byte != 0) {
+                tag.copy_from_slice(made);
+            }
+        }
+        self.sectors(&said, &by_content, &mut lane.page)
+    }
+
+    /// A few tags have rotted: each that is neither zero nor what the block says is made, zero, or right.
+    fn single_tags(&self, said: &[u8; PAGE_BYTES], page: &mut [u8]) -> bool {
+        let is_doubtful = |i: &usize| ![&self.made[*i], &ZERO_TAG].contains(&tag(said, *i));
+        let doubtful: Vec<usize> = (0..TAGS_PER_PAGE as usize).filter(is_doubtful).collect();
+        if doubtful.len() > MOST_DOUBTFUL {
+            return false;
+        }
+        (0..3usize.pow(doubtful.len() as u32)).any(|way| {
+            page.copy_from_slice(said);
+            for (nth, i) in doubtful.iter().enumerate() {
+                let tag = match way / 3usize.pow(nth as u32) % 3 {
+                    0 => &self.made[*i],
+                    1 => &ZERO_TAG,
+                    _ => tag(said, *i),
+                };
+                page[i * TAG_BYTES..][..TAG_BYTES].copy_from_slice(tag);
+            }
+            self.is_it(page)
+        })
+    }
+
+    /// Sectors have been lost, whichever.
+    fn sectors(&self, said: &[u8; PAGE_BYTES], by_content: &[u8; PAGE_BYTES], page: &mut [u8]) -> bool {
+        (1..1u32 << SECTORS).any(|lost| {
+            for sector in 0..SECTORS {
+                let from = if lost >> sector & 1 != 0 { by_content } else { said };
+                let part = sector * SECTOR..(sector + 1) * SECTOR;
+                page[part.clone()].copy_from_slice(&from[part]);
+            }
+            self.is_it(page)
+        })
+    }
+}
+
+fn tag(page: &[u8; PAGE_BYTES], i: usize) -> &Tag {
+    page[i * TAG_BYTES..].first_chunk().expect("inside the page")
+}

@@ -1,0 +1,117 @@
+//! Scrub: one pass over a volume in use, which finds what has rotted before somebody needs it.
+//!
+//! It takes no range, waits for no request, and no request waits for it, however long it is paused. What it
+//! says is true all the same:
+//!
+//! - A block that matches a tag is proven. Each tag that is found, pending ones first and the root after
+//!   them, was the block's own at some moment of the look. But a pending tag that somebody is just writing
+//!   may be seen half: those count only in a quiet window.
+//! - A block that does not match is looked at again, alone, in a *quiet window*: from before its tag is
+//!   looked up until after it is read nobody holds its range to change it, or waits to. Admitted, held and
+//!   parked writes hold theirs. What does not match then is bad: nobody has touched it, whatever came and went.
+//! - Where there is no such window, for all patience, the block is counted as unsettled. It is being
+//!   rewritten.
+//!
+//! Metadata is read from the medium, not from the cache: see `way.rs`. Blocks that read as zeros are not read.
+//! A pass counts as no read of the volume and offers no hints. It writes nothing but what mends metadata: `mend.rs`.
+
+mod blocks;
+mod control;
+mod findings;
+mod fixed;
+mod judge;
+mod lane;
+mod mend;
+mod report;
+mod way;
+
+pub use crate::format::{Scrub, ScrubState};
+use crate::{
+    BlockRange, CounterValues, Io,
+    crypto::tagger::Tagger,
+    lifecycle::recovery::{in_log::InLog, undecided::Undecided},
+    log::Log,
+    maintenance::checkpoint::Checkpoints,
+    metadata::Metadata,
+    request::{context::RequestContexts, range_lock::RangeLocks},
+    write_back::AdmittedWrites,
+};
+use blocks::Pass;
+pub use control::ScrubControl;
+pub use report::{BadMetadata, MAX_LISTED, MetadataPart, ScrubFinding, ScrubReport};
+use std::time::Duration;
+
+/// How long it lets the devices rest after half a MiB, while requests come.
+const REST: Duration = Duration::from_millis(60);
+
+/// The parts of a volume that a pass looks at.
+pub(crate) struct Scrubber<'v> {
+    pub(crate) metadata: &'v Metadata,
+    pub(crate) ranges: &'v RangeLocks,
+    pub(crate) tagger: &'v Tagger,
+    pub(crate) log: &'v Log,
+    pub(crate) admitted: &'v AdmittedWrites,
+    pub(crate) checkpoints: &'v Checkpoints,
+    pub(crate) contexts: &'v RequestContexts,
+    pub(crate) undecided: &'v Undecided,
+    pub(crate) in_log: &'v InLog,
+    /// Whether the volume is open to be written.
+    pub(crate) writable: bool,
+}
+
+impl Scrubber<'_> {
+    /// One pass. `tell` hears of what is found.
+    pub(crate) async fn run<S: Io>(&self, io: &S, control: &ScrubControl, tell: impl FnMut(ScrubFinding)) {
+        let blocks = self.metadata.layout().blocks;
+        control.note(|report| report.blocks = blocks);
+        let mut pass = Pass::new(self, control, tell);
+        pass.superblocks(io).await;
+        pass.identity(io).await;
+        let (mut seen, mut bytes) = (self.requests(), 0);
+        while pass.is_left() && self.may_go_on(control).await {
+            let now = self.requests();
+            let busy = std::mem::replace(&mut seen, now) != now;
+            // It runs while the next bytes are read.
+            let time = control.time_for(bytes);
+            let paced = (!time.is_zero()).then(|| io.sleep(time));
+            bytes = pass.some(io, busy).await;
+            if let Some(paced) = paced {
+                control.unless_stopped(paced).await;
+            }
+            if busy {
+                control.sleep(io, REST).await;
+            }
+        }
+        pass.deferred(io).await;
+        let mut log = self.log.live();
+        while !log.is_empty() && control.may_go_on().await {
+            control.sleep(io, control.time_for(bytes)).await;
+            bytes = pass.log(io, &mut log).await;
+        }
+        pass.findings.end_run();
+        control.ended();
+        self.checkpoints.note_scrub(control.in_superblock());
+    }
+
+    /// The cursor goes into the superblock with the next checkpoint, also that of a pass that is paused.
+    async fn may_go_on(&self, control: &ScrubControl) -> bool {
+        self.checkpoints.note_scrub(control.in_superblock());
+        control.may_go_on().await
+    }
+
+    /// Changes whenever a request has come.
+    fn requests(&self) -> u64 {
+        let CounterValues { reads, writes, zeroes, flushes, .. } = self.contexts.sum();
+        reads + writes + zeroes + flushes
+    }
+
+    /// Whether something can be mended.
+    fn may_write(&self) -> bool {
+        self.writable && self.log.latched().is_none()
+    }
+
+    /// Whether blocks of the range are elsewhere than in their places, or it is not known what they should be.
+    fn is_elsewhere(&self, range: BlockRange) -> bool {
+        self.undecided.first_in(range).is_some() || self.in_log.within(range).next().is_some()
+    }
+}

@@ -1,0 +1,167 @@
+//! What a pass has found so far.
+
+use crate::{
+    BadReason, ByteOffset, PageName,
+    format::{Scrub, ScrubState},
+    maintenance::check::BadRun,
+};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Most runs of bad blocks, and most pieces of bad metadata, that a report lists.
+pub const MAX_LISTED: usize = 200;
+
+/// How far a pass is, and what it has found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// Number of the pass.
+    pub pass: u64,
+    /// Whether it runs.
+    pub state: ScrubState,
+    /// When it began, in seconds since 1970.
+    pub begun_seconds: u64,
+    /// When it ended, in seconds since 1970; 0 while it is under way.
+    pub ended_seconds: u64,
+    /// Bytes that are read in a second at most, where that was said.
+    pub rate: Option<u64>,
+    /// Blocks of the volume.
+    pub blocks: u64,
+    /// The block that it goes on with.
+    pub cursor: u64,
+    /// The block from which it went on when the volume was opened: all that follows but the counts of bad and
+    /// unreadable blocks is of what came after.
+    pub resumed_at: u64,
+    /// Blocks that hold what was written last, as their tags prove. Those that read as zeros have nothing to
+    /// prove.
+    pub verified_blocks: u64,
+    /// Blocks that do not match their tags or can't be verified.
+    pub bad_blocks: u64,
+    /// Blocks that the device could not read.
+    pub unreadable_blocks: u64,
+    /// Blocks of which nothing can be said: they were being written whenever they were looked at. Where
+    /// nothing is written, those that are not in their places, and those that recovery has not decided about.
+    pub unsettled_blocks: u64,
+    /// The first runs of bad and of unreadable blocks, as they were found. A run is listed once it has ended.
+    pub bad_runs: Vec<BadRun>,
+    /// Runs that are not listed.
+    pub unlisted_runs: u64,
+    /// Damaged metadata: it may still be good in memory.
+    pub bad_metadata: Vec<BadMetadata>,
+    /// Pieces of it that are not listed.
+    pub unlisted_metadata: u64,
+    /// Of all these, those that are mended.
+    pub mended_metadata: u64,
+}
+
+/// A piece of metadata that is damaged on the medium.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BadMetadata {
+    /// Which.
+    #[serde(flatten)]
+    pub part: MetadataPart,
+    /// What is wrong with it: it does not match, or can't be read.
+    #[serde(flatten)]
+    pub reason: BadReason,
+    /// It is written anew: its content is known and proven.
+    pub mended: bool,
+}
+
+/// A piece of metadata.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "part", rename_all = "snake_case")]
+pub enum MetadataPart {
+    /// One of the two superblock copies.
+    Superblock {
+        /// Its place on the metadata device, in bytes.
+        offset: ByteOffset,
+    },
+    /// The block by which the data device says whose it is.
+    Identity,
+    /// A tag page or a tree page.
+    TreePage {
+        /// Which.
+        name: PageName,
+    },
+    /// A part of the live log.
+    Log {
+        /// Its place on the metadata device, in bytes.
+        offset: ByteOffset,
+        /// Its length in bytes.
+        len: u64,
+    },
+}
+
+/// Something that a pass has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ScrubFinding {
+    /// Blocks.
+    Blocks(BadRun),
+    /// Metadata.
+    Metadata(BadMetadata),
+}
+
+impl fmt::Display for MetadataPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Superblock { offset } => write!(f, "superblock copy at {offset} on the metadata device"),
+            Self::Identity => f.write_str("identity block of the data device"),
+            Self::TreePage { name } => write!(f, "{name} on the metadata device"),
+            Self::Log { offset, len } => write!(f, "{len} bytes of the tag log at {offset} on the metadata device"),
+        }
+    }
+}
+
+impl fmt::Display for ScrubFinding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blocks(BadRun { range, reason }) => write!(f, "bad: blocks {range}: {reason}"),
+            Self::Metadata(BadMetadata { part, reason, mended: false }) => write!(f, "bad: {part}: {reason}"),
+            Self::Metadata(BadMetadata { part, reason, mended: true }) => write!(f, "mended: {part}: {reason}"),
+        }
+    }
+}
+
+impl ScrubReport {
+    /// What a superblock says of a pass: as of one that goes on from there.
+    pub fn of(said: Scrub) -> Self {
+        let Scrub { pass, cursor, begun_seconds, ended_seconds, bad_blocks, state } = said;
+        Self { pass, state, begun_seconds, ended_seconds, cursor, resumed_at: cursor, bad_blocks, ..Default::default() }
+    }
+
+    /// What a superblock says of it.
+    pub(super) fn in_superblock(&self) -> Scrub {
+        let Self { pass, state, begun_seconds, ended_seconds, cursor, .. } = *self;
+        let bad_blocks = self.bad_blocks + self.unreadable_blocks;
+        Scrub { pass, cursor, begun_seconds, ended_seconds, bad_blocks, state }
+    }
+
+    /// Whether nothing bad is left of what was found so far.
+    pub fn is_clean(&self) -> bool {
+        self.bad_blocks + self.unreadable_blocks + self.bad_pieces() == 0
+    }
+
+    /// Pieces of damaged metadata that are not mended.
+    pub fn bad_pieces(&self) -> u64 {
+        (self.bad_metadata.len() as u64 + self.unlisted_metadata).saturating_sub(self.mended_metadata)
+    }
+
+    pub(super) fn count(&mut self, reason: BadReason) {
+        let unreadable = matches!(reason, BadReason::Unreadable { .. });
+        *(if unreadable { &mut self.unreadable_blocks } else { &mut self.bad_blocks }) += 1;
+    }
+
+    pub(super) fn add_run(&mut self, run: BadRun) {
+        match self.bad_runs.len() {
+            MAX_LISTED => self.unlisted_runs += 1,
+            _ => self.bad_runs.push(run),
+        }
+    }
+
+    pub(super) fn add_metadata(&mut self, bad: BadMetadata) {
+        self.mended_metadata += u64::from(bad.mended);
+        match self.bad_metadata.len() {
+            MAX_LISTED => self.unlisted_metadata += 1,
+            _ => self.bad_metadata.push(bad),
+        }
+    }
+}

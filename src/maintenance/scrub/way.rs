@@ -1,0 +1,151 @@
+//! The way from the root to a tag page, read from the medium: a page in the cache would hide that it has
+//! rotted below.
+//!
+//! A page is proven by the digest in its parent, which is proven before. So each tree page is read once for
+//! all pages below it, unless a checkpoint has written it anew meanwhile.
+
+use crate::{
+    BadReason, Buf, Device, Storage,
+    crypto::keys::equal,
+    format::{EntryState, PAGE_BYTES, PageId, TREE_FANOUT, TreeEntry, digest},
+    metadata::{page_cache::Lookup, tree::Tree},
+};
+use zerocopy::FromBytes;
+
+/// Where the way to a tag page ends.
+#[derive(Clone, Copy)]
+pub(super) enum End {
+    /// There is a tag page, in the slot that this entry names.
+    TagPage(TreeEntry),
+    /// All that hangs on this page reads as zeros.
+    Absent(PageId),
+    /// It can't be known what hangs on this page.
+    Bad(PageId),
+}
+
+/// The tree has moved on since the root was loaded: what was read may have been written over. Begin anew,
+/// with the pending tags.
+pub(super) struct Moved;
+
+/// What was found of a page.
+pub(super) enum Judged {
+    /// It is what its entry says.
+    Good,
+    /// Not on the medium, but in memory: the bytes are here now.
+    InMemory(BadReason),
+    Bad(BadReason),
+}
+
+/// A page that is damaged on the medium.
+pub(super) struct RottenPage<'a> {
+    pub(super) page: PageId,
+    pub(super) entry: TreeEntry,
+    pub(super) reason: BadReason,
+    /// What it should be, where that is known.
+    pub(super) bytes: Option<&'a [u8]>,
+}
+
+/// A tree page as it was found last.
+struct Step {
+    of: Option<(PageId, TreeEntry)>,
+    /// Nothing verified.
+    bad: bool,
+    bytes: Box<[u8; PAGE_BYTES]>,
+}
+
+/// The tree pages above the last tag page.
+pub(super) struct Way {
+    /// From level 1 on.
+    steps: Vec<Step>,
+    buf: Buf,
+}
+
+impl Way {
+    pub(super) fn new(levels: usize) -> Self {
+        let step = |_| Step { of: None, bad: false, bytes: Box::new([0; PAGE_BYTES]) };
+        Self { steps: (1..levels).map(step).collect(), buf: Buf::new(PAGE_BYTES) }
+    }
+
+    /// Goes down from `root` to a tag page. `rotten` hears of each page that is damaged on the medium, once.
+    pub(super) async fn find<S: Storage>(
+        &mut self,
+        io: &S,
+        tree: &Tree,
+        root: TreeEntry,
+        tag_page: u64,
+        mut rotten: impl FnMut(RottenPage<'_>),
+    ) -> Result<End, Moved> {
+        let mut entry = root;
+        for level in (1..tree.layout.levels() as u8).rev() {
+            let page = tree.layout.ancestor(tag_page, level);
+            match entry.state() {
+                EntryState::Absent => return Ok(End::Absent(page)),
+                EntryState::Lost => return Ok(End::Bad(page)),
+                EntryState::Slot(_) => {}
+            }
+            let step = &mut self.steps[usize::from(level) - 1];
+            if step.of != Some((page, entry)) {
+                step.of = None;
+                let started = read_page(io, tree, page, entry, std::mem::replace(&mut self.buf, Buf::none()));
+                let judged;
+                (judged, self.buf) = prove(io, tree, root, (page, entry), started).await;
+                let judged = judged?;
+                step.bad = matches!(judged, Judged::Bad(_));
+                step.bytes.copy_from_slice(&self.buf);
+                step.of = Some((page, entry));
+                if let Judged::InMemory(reason) | Judged::Bad(reason) = judged {
+                    rotten(RottenPage { page, entry, reason, bytes: (!step.bad).then_some(&step.bytes[..]) });
+                }
+            }
+            if step.bad {
+                return Ok(End::Bad(page));
+            }
+            let child = tree.layout.ancestor(tag_page, level - 1);
+            let at = (child.index % TREE_FANOUT) as usize * size_of::<TreeEntry>();
+            entry = TreeEntry::read_from_prefix(&step.bytes[at..]).expect("inside the page").0;
+        }
+        let page = PageId { level: 0, index: tag_page };
+        Ok(match entry.state() {
+            EntryState::Absent => End::Absent(page),
+            EntryState::Lost => End::Bad(page),
+            EntryState::Slot(_) => End::TagPage(entry),
+        })
+    }
+}
+
+/// Starts to read a page, which its entry says is in a slot.
+pub(super) fn read_page<S: Storage>(io: &S, tree: &Tree, page: PageId, entry: TreeEntry, buf: Buf) -> S::Transfer {
+    let EntryState::Slot(slot) = entry.state() else { unreachable!("asked of a page that is there") };
+    io.read(Device::Meta, tree.layout.slot_offset(page, slot), buf, 0..PAGE_BYTES)
+}
+
+/// Compares a page that is being read with the entry of its proven parent, under `root`. Before anything is said
+/// of one that fails it is read once more, and looked for in the cache.
+pub(super) async fn prove<S: Storage>(
+    io: &S,
+    tree: &Tree,
+    root: TreeEntry,
+    (page, entry): (PageId, TreeEntry),
+    started: S::Transfer,
+) -> (Result<Judged, Moved>, Buf) {
+    let (mut read, mut buf) = started.await;
+    for again in [true, false] {
+        if read.is_ok() && equal(&digest(page, &buf), &entry.digest) {
+            return (Ok(Judged::Good), buf);
+        }
+        // Nothing that is current is written over.
+        if tree.root.load() != root {
+            return (Err(Moved), buf);
+        }
+        if again {
+            (read, buf) = read_page(io, tree, page, entry, buf).await;
+        }
+    }
+    let reason = match read {
+        Ok(()) => BadReason::Mismatch,
+        Err(errno) => BadReason::Unreadable { device: Device::Meta, errno },
+    };
+    let cached = tree.cache.get(page, entry.epoch(), 0, &mut buf) != Lookup::Miss;
+    let judged = if cached || tree.rescued.get(page, &entry.digest, &mut buf) { Judged::InMemory } else { Judged::Bad };
+    (Ok(judged(reason)), buf)
+}
