@@ -60,6 +60,7 @@ mod random;
 mod replay;
 mod report;
 mod run_dir;
+mod scrub_status;
 #[cfg(all(test, shuttle))]
 #[path = "../../tests/sim/shared.rs"]
 mod shared;

@@ -26,6 +26,7 @@ mod names;
 mod new_file;
 mod progress;
 mod recover;
+mod scrub;
 mod status;
 pub mod stop;
 mod successor;
@@ -84,6 +85,7 @@ enum Command {
     #[command(hide = true)]
     Claimed(claimed::Args),
     Recover(recover::Args),
+    Scrub(scrub::Args),
     Doctor(doctor::Args),
     Upgrade(upgrade::Args),
     #[command(hide = true)]
@@ -281,6 +283,7 @@ impl Command {
             Self::Claimed(args) => claimed::run(args),
             Self::Recover(args) if args.successor => successor::run(args),
             Self::Recover(args) => recover::run(args),
+            Self::Scrub(args) => scrub::run(args),
             Self::Doctor(args) => doctor::run(args),
             Self::Upgrade(args) => upgrade::run(args),
             Self::KnownFormat => known_format::run(),
@@ -412,6 +415,20 @@ mod tests {
         ] {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_ok(), "{line}");
+        }
+        for line in ["scrub 7", "scrub -n 7 --rate 20M --wait --json", "scrub 7 --status --json", "scrub 7 --pause"] {
+            let args = format!("ublk-integrity {line}");
+            assert!(Cli::try_parse_from(args.split(' ')).is_ok(), "{line}");
+        }
+        for line in [
+            "scrub",
+            "scrub 7 --pause --stop",
+            "scrub 7 --status --wait",
+            "scrub 7 --stop --rate 1M",
+            "scrub 7 --rate 0",
+        ] {
+            let args = format!("ublk-integrity {line}");
+            assert!(Cli::try_parse_from(args.split(' ')).is_err(), "{line}");
         }
         for line in ["status 7 -n 7", "del", "del 7 -a", "del 7 -n 7", "recover", "upgrade", "upgrade 7 -a"] {
             let args = format!("ublk-integrity {line}");

@@ -5,6 +5,7 @@ use crate::{
     failure::{Exit, Failure, Outcome, with_paths},
     output::{self, Output},
     report,
+    scrub_status::ScrubStatus,
     size::Size,
     ublk,
     watch::{
@@ -204,6 +205,7 @@ const LINES: &[(&str, &str)] = &[
         "verified",
         "{blocks_verified} blocks: {mismatches} mismatches, {bad_pages} damaged pages met, {pages_lost} pages lost, {fixed_blocks} blocks fixed",
     ),
+    ("scrub", "{scrub}"),
     ("reads", "{reads} ({read_bytes:size})"),
     (
         "writes",
@@ -239,6 +241,8 @@ fn lines(seen: &Seen, health: &Health) -> Output {
 fn print_status(out: &mut Output, status: &Value) {
     let mut shown = status.clone();
     shown["state"] = state(status).into();
+    let scrub = serde_json::from_value::<ScrubStatus>(status["scrub"].clone()).ok();
+    shown["scrub"] = scrub.filter(|scrub| scrub.report.pass > 0).map(|scrub| scrub.summary().to_string()).into();
     shown["sync_log"] = if status["sync_log"] == true { "on" } else { "off" }.into();
     print_lines(out, LINES, &shown);
     let found = serde_json::from_value(status["recovery"].clone()).unwrap_or_default();
@@ -256,6 +260,7 @@ fn filled<'a>(lines: &'a [(&str, &str)], values: &'a Value) -> impl Iterator<Ite
     let is_there = |what: &str| match what {
         "metadata" => values["meta"].is_string(),
         "name" => values["name"].is_string(),
+        "scrub" => values["scrub"].is_string(),
         "label" => values["label"].as_str().is_some_and(|label| !label.is_empty()),
         "atomic" => values["assumed_atomic_bytes"].is_u64(),
         _ => true,

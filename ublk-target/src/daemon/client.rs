@@ -35,7 +35,11 @@ pub fn ask(path: &Path, request: &Request) -> Result<Value, Unanswered> {
     let answer = asked(path, request).and_then(|mut stream| answer(&mut stream, deadline));
     let answer = parsed(path, &answer.map_err(|e| unanswered(path, &e))?)?;
     match answer["error"].as_str() {
-        Some(why) => Err(failed(path, &why)),
+        // One that it has an exit code for was understood.
+        Some(why) => Err(match answer["exit"].as_u64().and_then(|code| u8::try_from(code).ok()) {
+            Some(code) => Unanswered::Failed(Failure::new(Exit::from_code(code), why)),
+            None => failed(path, &why),
+        }),
         None => Ok(answer),
     }
 }
@@ -195,7 +199,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        let answers = ["{\"reads\":3}\n", "{\"error\":\"knows no status\"}\n", "{\"reads\":4}", "garbage\n"];
+        let answers = [
+            "{\"reads\":3}\n",
+            "{\"error\":\"knows no status\"}\n",
+            "{\"reads\":4}",
+            "garbage\n",
+            "{\"error\":\"at work\",\"exit\":5}\n",
+        ];
         thread::spawn(move || {
             for answer in answers {
                 let mut client = listener.accept().unwrap().0;
@@ -208,6 +218,9 @@ mod tests {
         assert!(matches!(status(), Err(Unanswered::Failed(failure)) if failure.message.contains("knows no status")));
         assert_eq!(status().unwrap()["reads"], 4);
         assert!(matches!(status(), Err(Unanswered::Failed(failure)) if failure.exit == Exit::Device));
+        assert!(
+            matches!(status(), Err(Unanswered::Failed(failure)) if failure.exit == Exit::Busy && failure.message == "at work")
+        );
         assert!(matches!(ask(&dir.path().join("none"), &Request::Status {}), Err(Unanswered::Failed(_))));
     }
 

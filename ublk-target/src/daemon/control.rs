@@ -2,10 +2,13 @@
 //! them, and queue threads have no part in it.
 
 use super::{
-    protocol::{MOST_BYTES, Request, error, line},
+    protocol::{MOST_BYTES, Request, error, failed, line},
     state,
 };
-use crate::threads::named;
+use crate::{
+    failure::{Exit, Failure},
+    threads::named,
+};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{getsockopt, sockopt::PeerCredentials},
@@ -33,19 +36,15 @@ const MOST_CLIENTS: usize = 16;
 /// How long a client may take for a request, and for taking its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Starts answering for device `id`. `hand_over` gets the connection of whoever takes the device
-/// over, and answers by itself.
-pub fn serve(
-    id: u32,
-    status: impl Fn() -> Value + Send + 'static,
-    hand_over: impl Fn(UnixStream) + Send + 'static,
-) -> io::Result<()> {
+/// Starts answering for device `id`: `respond` knows what a request is answered with that may be asked.
+/// `None`: somebody else answers on that connection.
+pub fn serve(id: u32, respond: impl Fn(&Request, &UnixStream) -> Option<Value> + Send + 'static) -> io::Result<()> {
     let path = state::socket_path(id);
     let _ = fs::remove_file(&path);
     let listener = UnixListener::bind(&path)?;
     admit_readers(&path)?;
     listener.set_nonblocking(true)?;
-    let server = Server { listener, clients: Vec::new(), status, hand_over };
+    let server = Server { listener, clients: Vec::new(), respond };
     named("control").spawn(move || server.run())?;
     Ok(())
 }
@@ -67,20 +66,19 @@ fn group_in(file: &str, name: &str) -> Option<u32> {
     groups.find_map(|mut fields| (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten())
 }
 
-struct Server<S, H> {
+struct Server<F> {
     listener: UnixListener,
     clients: Vec<Client>,
-    status: S,
-    hand_over: H,
+    respond: F,
 }
 
-impl<S: Fn() -> Value, H: Fn(UnixStream)> Server<S, H> {
+impl<F: Fn(&Request, &UnixStream) -> Option<Value>> Server<F> {
     fn run(mut self) {
         loop {
             self.wait();
             self.accept();
-            let (status, hand_over) = (&self.status, &self.hand_over);
-            let answer = |line: &[u8], client: &Client| answer(line, client, status, hand_over);
+            let respond = &self.respond;
+            let answer = |line: &[u8], client: &Client| answer(line, client, respond);
             self.clients.retain_mut(|client| client.is_in_time() && client.go_on(answer));
         }
     }
@@ -219,29 +217,24 @@ impl Client {
 }
 
 /// What a request is answered with; `None` where somebody else does that.
-fn answer(line: &[u8], client: &Client, status: impl Fn() -> Value, hand_over: impl Fn(UnixStream)) -> Option<Value> {
+fn answer(
+    line: &[u8],
+    client: &Client,
+    respond: impl Fn(&Request, &UnixStream) -> Option<Value>,
+) -> Option<Value> {
     let request = match Request::parse(line) {
         Ok(request) => request,
         Err(why) => return Some(error(why)),
     };
-    if let Err(why) = permit(request.changes(), client.root) {
-        return Some(error(why));
-    }
-    match request {
-        Request::Status {} => Some(status()),
-        Request::HandOver {} => match client.stream.try_clone() {
-            Ok(stream) => {
-                hand_over(stream);
-                None
-            }
-            Err(e) => Some(error(format!("can't pass the connection on: {e}"))),
-        },
+    match permit(request.changes(), client.root) {
+        Ok(()) => respond(&request, &client.stream),
+        Err(failure) => Some(failed(&failure)),
     }
 }
 
 /// Whoever can connect may read.
-fn permit(changes: bool, root: bool) -> Result<(), &'static str> {
-    if changes && !root { Err("this is for root") } else { Ok(()) }
+fn permit(changes: bool, root: bool) -> Result<(), Failure> {
+    if changes && !root { Err(Failure::new(Exit::KeyOrPermission, "this is for root")) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -254,14 +247,20 @@ mod tests {
     const HAND_OVER: &[u8] = b"{\"verb\":\"hand-over\"}\n";
 
     /// A server in a thread, and where it listens.
-    fn started(status: impl Fn() -> Value + Send + 'static) -> (tempfile::TempDir, std::path::PathBuf) {
+    fn started(respond: impl Fn(&Request) -> Value + Send + 'static) -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.sock");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
         // Whoever takes over hears that it is over.
-        let hand_over = |mut client: UnixStream| client.write_all(b"{\"closed\":true}\n").unwrap();
-        let server = Server { listener, clients: Vec::new(), status, hand_over };
+        let respond = move |request: &Request, mut client: &UnixStream| match request {
+            Request::HandOver {} => {
+                client.write_all(b"{\"closed\":true}\n").unwrap();
+                None
+            }
+            request => Some(respond(request)),
+        };
+        let server = Server { listener, clients: Vec::new(), respond };
         std::thread::spawn(move || server.run());
         (dir, path)
     }
@@ -281,7 +280,7 @@ mod tests {
 
     #[test]
     fn each_line_is_answered_with_one() {
-        let (_dir, path) = started(|| json!({ "reads": 3 }));
+        let (_dir, path) = started(|_| json!({ "reads": 3 }));
         let mut client = connected(&path);
         for _ in 0..3 {
             assert_eq!(ask(&mut client, STATUS)["reads"], 3);
@@ -294,7 +293,7 @@ mod tests {
 
     #[test]
     fn clients_that_say_nothing_or_take_nothing_hold_nobody_up() {
-        let (_dir, path) = started(|| json!({ "filling": "x".repeat(60_000) }));
+        let (_dir, path) = started(|_| json!({ "filling": "x".repeat(60_000) }));
         let mut silent: Vec<_> = (0..MOST_CLIENTS / 2).map(|_| connected(&path)).collect();
         let greedy: Vec<_> = (0..MOST_CLIENTS * 2)
             .map(|_| {
@@ -315,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_request_without_end_is_refused() {
-        let (_dir, path) = started(|| json!({}));
+        let (_dir, path) = started(|_| json!({}));
         let mut client = connected(&path);
         // The other side may have closed before all has been written.
         let _ = client.get_mut().write_all(&vec![b'x'; MOST_BYTES + 4096]);
@@ -333,15 +332,21 @@ mod tests {
         }
         let (stream, _other) = UnixStream::pair().unwrap();
         let mut client = Client::new(stream).unwrap();
-        client.root = false;
-        let ask = |line: &[u8]| answer(line, &client, || json!({ "reads": 1 }), |_| panic!("not root's")).unwrap();
-        assert_eq!(ask(STATUS)["reads"], 1, "reading is for all who can connect");
-        assert!(ask(HAND_OVER)["error"].as_str().unwrap().contains("root"));
+        let respond = |request: &Request, _: &UnixStream| Some(json!({ "changes": request.changes() }));
+        let mut asked = |line: &[u8], root| {
+            client.root = root;
+            answer(line, &client, respond).unwrap()
+        };
+        assert_eq!(asked(STATUS, false)["changes"], false, "reading is for all who can connect");
+        for verb in [HAND_OVER, b"{\"verb\":\"scrub-stop\"}\n"] {
+            assert_eq!(asked(verb, false)["exit"], Exit::KeyOrPermission as u8);
+            assert_eq!(asked(verb, true)["changes"], true);
+        }
     }
 
     #[test]
     fn who_takes_the_device_over_is_answered_by_somebody_else() {
-        let (_dir, path) = started(|| json!({ "reads": 3 }));
+        let (_dir, path) = started(|_| json!({ "reads": 3 }));
         if !nix::unistd::geteuid().is_root() {
             println!("skipped: needs root");
             return;

@@ -6,6 +6,7 @@ pub use super::sink::Sink;
 use crate::{
     event::{About, Class, EventFile, Record},
     run_dir::FOLDER,
+    scrub_status::ScrubSummary,
     threads::named,
     ublk::{Request, UnknownRequest},
 };
@@ -21,7 +22,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use ublk_integrity::{BlockRange, Errno, Latched, ReadError, WriteError};
+use ublk_integrity::{BlockRange, Errno, Latched, ReadError, WriteError, scrub::ScrubFinding};
 
 /// Events that may wait to be written.
 const CAPACITY: usize = 1024;
@@ -41,6 +42,10 @@ pub enum Event {
     Latched(Latched),
     /// The checkpoint thread has moved the superblock on.
     Checkpoint,
+    /// A pass over the volume has found something.
+    Scrub(ScrubFinding),
+    /// It has ended, and so many of its findings were not told.
+    ScrubEnded(ScrubSummary, u64),
     /// A signal that does nothing here.
     SignalIgnored(Signal),
     /// Asked to stop while somebody uses the device.
@@ -70,6 +75,9 @@ impl Event {
             Self::UnknownRequest(_) => Class::Refused,
             Self::Latched(_) => Class::Latched,
             Self::Checkpoint => Class::Checkpoint,
+            Self::Scrub(ScrubFinding::Blocks(_)) => Class::Mismatch,
+            Self::Scrub(ScrubFinding::Metadata(_)) => Class::BadPage,
+            Self::ScrubEnded(..) => Class::Stopping,
             Self::SignalIgnored(_) | Self::StopWaits | Self::StopIsSlow | Self::StopsNow => Class::Stopping,
             Self::HandOver | Self::TooBusy(_) | Self::NotHandedOver | Self::Left => Class::Stopping,
         }
@@ -103,6 +111,11 @@ impl fmt::Display for Event {
             Self::NotCopied(request, e) => write!(f, "{request} failed: its bytes could not be copied: {e}"),
             Self::Latched(why) => write!(f, "the volume is read-only from now on: {why}"),
             Self::Checkpoint => f.write_str("checkpoint"),
+            Self::Scrub(finding) => write!(f, "scrub: {finding}"),
+            Self::ScrubEnded(summary, 0) => write!(f, "scrub: {summary}"),
+            Self::ScrubEnded(summary, untold) => {
+                write!(f, "scrub: {summary} ({untold} findings are not in this log: `scrub --status` lists some)")
+            }
             Self::SignalIgnored(signal) => write!(f, "{signal} changes nothing: SIGTERM stops the device"),
             Self::StopWaits => f.write_str(
                 "the device is in use: it is stopped when its last user is gone; a second signal stops it now, and what its users have not written yet is lost",

@@ -29,6 +29,7 @@ mod opening;
 pub mod peek;
 pub mod protocol;
 mod refusals;
+mod scrub;
 mod serving;
 pub mod settings;
 mod signals;

@@ -2,9 +2,10 @@
 //!
 //! One JSON object in a line asks, one in a line answers. A request that changes something is root's.
 
+use crate::failure::Failure;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{num::NonZeroU64, time::Duration};
 
 /// Bytes of the longest line, either way.
 pub(super) const MOST_BYTES: usize = 64 << 10;
@@ -21,10 +22,25 @@ pub enum Request {
     /// To end, and leave the device to another daemon. Answered when nobody can give that up any
     /// more, and when it is over.
     HandOver {},
+    /// A pass over the volume begins.
+    ScrubStart {
+        /// Bytes that it reads in a second at most.
+        #[serde(default)]
+        rate: Option<NonZeroU64>,
+    },
+    /// The pass waits.
+    ScrubPause {},
+    /// It goes on.
+    ScrubResume {},
+    /// It ends where it is.
+    ScrubStop {},
+    /// How far it is, or the last one came, and what it has found.
+    ScrubStatus {},
 }
 
 /// All of them, by the word that asks.
-const VERBS: &[&str] = &["status", "hand-over"];
+const VERBS: &[&str] =
+    &["status", "hand-over", "scrub-start", "scrub-pause", "scrub-resume", "scrub-stop", "scrub-status"];
 
 impl Request {
     /// From a line. What is wrong is told in words for whoever asked.
@@ -44,8 +60,9 @@ impl Request {
     /// Whether it changes something. Who may connect may ask the others.
     pub(super) fn changes(&self) -> bool {
         match self {
-            Self::Status {} => false,
+            Self::Status {} | Self::ScrubStatus {} => false,
             Self::HandOver {} => true,
+            Self::ScrubStart { .. } | Self::ScrubPause {} | Self::ScrubResume {} | Self::ScrubStop {} => true,
         }
     }
 }
@@ -53,6 +70,11 @@ impl Request {
 /// An answer that says what is wrong.
 pub(super) fn error(why: impl Into<String>) -> Value {
     json!({ "error": why.into() })
+}
+
+/// The same with the exit code that a command has for it.
+pub(super) fn failed(failure: &Failure) -> Value {
+    json!({ "error": failure.message, "exit": failure.exit as u8 })
 }
 
 /// Whether an error says that a daemon knows no such verb: what [`Request::parse`] says of it.
@@ -108,6 +130,8 @@ mod tests {
         let status = Request::Status {};
         assert_eq!(serde_json::to_string(&status).unwrap(), r#"{"verb":"status"}"#);
         assert_eq!(Request::parse(br#"{"verb":"status"}"#), Ok(status));
+        let start = Request::ScrubStart { rate: NonZeroU64::new(5) };
+        assert_eq!(Request::parse(&serde_json::to_vec(&start).unwrap()), Ok(start));
         for verb in VERBS {
             assert!(Request::parse(json!({ "verb": verb }).to_string().as_bytes()).is_ok(), "{verb}");
         }
@@ -117,11 +141,12 @@ mod tests {
     fn what_is_wrong_is_said() {
         let wrong = |line: &str| Request::parse(line.as_bytes()).unwrap_err();
         let version = env!("CARGO_PKG_VERSION");
-        let unknown = wrong(r#"{"verb":"scrub","rate":3}"#);
-        assert!(unknown.starts_with(&format!("this daemon (version {version}) knows no scrub: ")), "{unknown}");
+        let unknown = wrong(r#"{"verb":"heal","rate":3}"#);
+        assert!(unknown.starts_with(&format!("this daemon (version {version}) knows no heal: ")), "{unknown}");
         assert!(wrong("status").contains("JSON"));
         assert!(wrong("[]").contains("verb") && wrong(r#"{"verb":1}"#).contains("verb"));
         assert!(wrong(r#"{"verb":"status","rate":3}"#).contains("rate"), "never passed over");
+        assert!(wrong(r#"{"verb":"scrub-start","rate":0}"#).contains("scrub-start: "), "no pass would ever end");
         let deep = "[".repeat(MOST_BYTES);
         assert!(wrong(&deep).contains("JSON"));
     }

@@ -8,6 +8,8 @@ use super::{
     hand_over::HandOver,
     launch::Reporter,
     links,
+    protocol::{Request, error},
+    scrub::Scrubs,
     settings::Settings,
     signals::Signals,
     state::{Identity, OwnState, State},
@@ -18,7 +20,7 @@ use crate::{
     ublk::{self, Device, Mark, Shape, Shared},
 };
 use serde_json::{Value, json};
-use std::{process, sync::Arc};
+use std::{os::unix::net::UnixStream, process, sync::Arc};
 use ublk_integrity::{Volume, create::VolumeInfo, hex};
 
 /// What is served, and where it comes from.
@@ -133,9 +135,11 @@ fn start_and_serve(
     let (number, shared) = (state.id, &running.shared);
     let live = state.clone();
     let name = state.settings.name.clone();
+    let scrubs = Scrubs::new(shared, &running.backings).doing("can't open the devices once more")?;
+    scrubs.go_on();
     let hand_over = Arc::new(HandOver::of(running, &state.settings, signals));
-    let answers = Answers { state, shared: Arc::clone(shared), hand_over: Arc::clone(&hand_over) };
-    control::serve(number, move || answers.status(), move |client| hand_over.begin(client))
+    let answers = Answers { state, shared: Arc::clone(shared), hand_over, scrubs };
+    control::serve(number, move |request, client| answers.to(request, client))
         .doing("can't open the control socket")?;
     let starting = Watchdog::start("START_DEV", reporter, move || {
         if matches!(origin, Origin::New(_)) {
@@ -157,9 +161,29 @@ struct Answers {
     state: State,
     shared: Arc<Shared<Volume>>,
     hand_over: Arc<HandOver>,
+    scrubs: Scrubs,
 }
 
 impl Answers {
+    /// `None` where somebody else answers.
+    fn to(&self, request: &Request, client: &UnixStream) -> Option<Value> {
+        Some(match request {
+            Request::Status {} => self.status(),
+            Request::HandOver {} => match client.try_clone() {
+                Ok(client) => {
+                    self.hand_over.begin(client);
+                    return None;
+                }
+                Err(e) => error(format!("can't pass the connection on: {e}")),
+            },
+            Request::ScrubStart { rate } => self.scrubs.start(*rate),
+            Request::ScrubPause {} => self.scrubs.pause(),
+            Request::ScrubResume {} => self.scrubs.resume(),
+            Request::ScrubStop {} => self.scrubs.stop(),
+            Request::ScrubStatus {} => self.scrubs.status(),
+        })
+    }
+
     fn status(&self) -> Value {
         let mut all = json!(self.state);
         let (memory, _) = self.state.settings.memory_line(self.shared.target.memory_bytes());
@@ -168,6 +192,7 @@ impl Answers {
             "daemon_memory_bytes": memory,
             "log_lines_dropped": self.shared.log.dropped(),
             "handing_over": self.hand_over.is_under_way(),
+            "scrub": self.scrubs.summary(),
         });
         for part in [more, json!(self.shared.target.status())] {
             if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {

@@ -186,6 +186,16 @@ impl State {
         serde_json::from_slice(&text).map_err(|e| Failure::new(Exit::Device, format_args!("{}: {e}", path.display())))
     }
 
+    /// The same, if its daemon lives.
+    pub fn load_alive(id: u32) -> Outcome<Self> {
+        let state = Self::load(id)?;
+        if !state.is_alive() {
+            let message = format!("the daemon of device {id} (pid {}) is dead: {}", state.pid, state.remedy());
+            return Err(Failure::new(Exit::Device, message));
+        }
+        Ok(state)
+    }
+
     /// All devices, by number.
     pub fn all() -> Vec<Self> {
         Self::files().into_iter().filter(|state| state.ended.is_none()).collect()

@@ -146,6 +146,9 @@ const ARGUMENT_WORDS: &[Case] = &[
     ("del", ARGUMENTS, "--all", "", "--help"),
     ("status -n /dev/sda", ARGUMENTS, "/dev/sda", "", "/dev/ublkb0"),
     ("status -n /dev/ublkb4999", DEVICE, "4999", "", "`ublk-integrity list`"),
+    ("scrub -n ublkb4999 --wait", DEVICE, "4999", "", "`ublk-integrity list`"),
+    ("scrub 1 --rate 0", ARGUMENTS, "--rate", "0", "at least one byte a second, like 20M"),
+    ("scrub 1 --status --wait", ARGUMENTS, "--wait", "", "--help"),
     ("del ublkb4999", DEVICE, "4999", "", "`ublk-integrity list`"),
     (
         "del 00000000-0000-4000-8000-000000000000",

@@ -1,0 +1,75 @@
+#!/bin/bash
+# scrub - rot under a mounted ext4 is found and named, a pass beside fio finds nothing, kill -9 in a pass and recover
+. tests/vm/lib.sh
+mkdir -p /mnt/t
+pass() { ui scrub -n "$id" --wait; }
+field() { ui scrub -n "$id" --status --json | jq ".$1"; }
+ended() { [ "$(field under_way)" = false ]; }
+stop() { ui scrub -n "$id" --stop; wait_for ended; }
+
+syslog
+format
+add
+mkfs.ext4 -q "$disk"
+mount "$disk" /mnt/t
+mark_block /mnt/t/file 0 a-file-that-rots
+# Who reads it waits until it is in place.
+[ "$(read_block /mnt/t/file 0)" = ok ]
+step 'a clean pass'
+pass
+[ "$(field verified_blocks)" -gt 0 ] || die 'nothing was verified'
+
+step 'rot in a file'
+at=$(where_is $data a-file-that-rots)
+flip_bit $data $((at + 100))
+block=$(((at - $(counter data_device_bytes) + $(counter size)) / 4096))
+refused 6 ui scrub -n "$id" --wait
+grep -q "^bad: blocks $block (bytes .*): mismatch$" /run/out || { cat /run/out; die "block $block is not named"; }
+within 30 logged "$data: scrub: bad: blocks $block: mismatch"
+ui status -n "$id" | grep -q '^scrub .* 1 bad' || die 'status does not tell'
+[ "$(counter mismatches)" = 0 ] || die 'it counts as a read'
+flip_bit $data $((at + 100))
+step 'a superblock copy is mended'
+flip_bit $data $((512 * 1024 + 80))
+pass >/run/out
+grep -q "^mended: superblock copy at 524288 on $data: mismatch$" /run/out || { cat /run/out; die 'the copy is not named'; }
+mended() { pass && [ "$(field mended_metadata)" = 0 ]; }
+wait_for mended
+umount /mnt/t
+
+step 'beside fio --verify'
+start_fio --rw=randwrite --bsrange=4k-64k --iodepth=8 --numjobs=2 --size=24M --offset_increment=200M \
+  --verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64
+pass
+[ "$(field unsettled_blocks)" -lt 100 ] || die 'hardly anything was at rest'
+
+step 'paused, stopped, and one at a time'
+refused 1 ui scrub -n "$id" --stop
+ui scrub -n "$id" --rate 64K
+refused 5 ui scrub -n "$id"
+ui scrub -n "$id" --pause
+[ "$(field state)" = '"paused"' ]
+goes_on
+ui scrub -n "$id" --resume
+stop
+[ "$(field state)" = '"stopped"' ]
+
+step 'kill -9 in a pass: it goes on'
+ui scrub -n "$id" --rate 1M
+# The cursor is in the superblock with the next checkpoint.
+said() { ui dump --data $data | grep '^scrub .* Running at block [1-9]'; }
+wait_for said
+number=$(field pass)
+pid=$(daemon)
+kill -9 "$pid"
+wait_for gone "$pid"
+ui recover -n "$id" --key-file $key
+[ "$(field under_way)" = true ] && [ "$(field pass)" = "$number" ] && [ "$(field resumed_at)" -gt 0 ]
+goes_on
+stop
+pass
+end_fio
+[ "$(counter mismatches)" = 0 ] || die 'mismatches'
+remove
+check_closed
+no_syslog

@@ -1,0 +1,190 @@
+//! `scrub`: verify all that lies on the medium of a device in use, in the background.
+
+use super::progress;
+use crate::{
+    daemon::{
+        client::{self, Unanswered},
+        protocol::{ANSWERS_WITHIN, Request},
+        state::{State, socket_path},
+    },
+    failure::{Context, Exit, Failure, Outcome},
+    output::Output,
+    scrub_status::ScrubStatus,
+    size::Size,
+};
+use serde_json::Value;
+use std::{num::NonZeroU64, thread, time::Duration};
+use ublk_integrity::scrub::{ScrubFinding, ScrubState};
+
+/// How often `--wait` looks.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Verify all that lies on the medium of a device in use
+///
+/// A pass runs in the daemon, beside requests, and is in nobody's way. With --wait the exit code is 6 if it has
+/// found anything bad.
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("verb").args(["status", "pause", "resume", "stop"]))]
+pub struct Args {
+    #[command(flatten)]
+    device: super::OneDevice,
+    /// Read so many bytes a second at most [default: as fast as goes without harm to others]
+    #[arg(long, value_name = "SIZE", value_parser = rate, conflicts_with = "verb")]
+    rate: Option<NonZeroU64>,
+    /// Wait until the pass has ended, and tell what it has found
+    #[arg(long, conflicts_with = "verb")]
+    wait: bool,
+    /// Tell how far the pass is, or the last one came, and what it has found
+    #[arg(long)]
+    status: bool,
+    /// Let the pass wait
+    #[arg(long)]
+    pause: bool,
+    /// Let it go on
+    #[arg(long)]
+    resume: bool,
+    /// End it where it is
+    #[arg(long)]
+    stop: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A pass that reads nothing would never end.
+fn rate(text: &str) -> Result<NonZeroU64, String> {
+    NonZeroU64::new(text.parse::<Size>()?.0).ok_or_else(|| "a rate is at least one byte a second, like 20M".into())
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let state = State::load_alive(args.device.number()?)?;
+    let request = match args {
+        Args { status: true, .. } => Request::ScrubStatus {},
+        Args { pause: true, .. } => Request::ScrubPause {},
+        Args { resume: true, .. } => Request::ScrubResume {},
+        Args { stop: true, .. } => Request::ScrubStop {},
+        Args { rate, .. } => Request::ScrubStart { rate: *rate },
+    };
+    let mut answer = ask(&state, &request)?;
+    if args.wait {
+        answer = wait(&state, read(&answer)?.report.pass)?;
+    }
+    let status = read(&answer)?;
+    let out = if args.json { Output::json(&answer) } else { lines(&status, &state) };
+    out.print_with(if args.wait { verdict(&status, &state) } else { Ok(()) })
+}
+
+fn ask(state: &State, request: &Request) -> Outcome<Value> {
+    client::ask(&socket_path(state.id), request).map_err(|why| match why {
+        Unanswered::Failed(failure) => failure,
+        Unanswered::Late => Failure::new(
+            Exit::Busy,
+            format_args!(
+                "the daemon of device {} (pid {}) has not answered within {} s",
+                state.id,
+                state.pid,
+                ANSWERS_WITHIN.as_secs()
+            ),
+        ),
+    })
+}
+
+fn read(answer: &Value) -> Outcome<ScrubStatus> {
+    serde_json::from_value(answer.clone())
+        .map_err(|e| Failure::new(Exit::Device, e))
+        .doing("the daemon tells what this program does not understand")
+}
+
+/// Waits until a pass has ended.
+fn wait(state: &State, pass: u64) -> Outcome<Value> {
+    let bar = progress::bar(state.volume.size);
+    loop {
+        let answer = match ask(state, &Request::ScrubStatus {}) {
+            // It may be slow for a while.
+            Err(failure) if failure.exit == Exit::Busy => None,
+            Err(failure) => return Err(State::load_alive(state.id).err().unwrap_or(failure)),
+            Ok(answer) => Some(answer),
+        };
+        if let Some(answer) = answer {
+            let status = read(&answer)?;
+            if status.report.pass != pass {
+                let message = format!("pass {pass} over device {} is gone with its daemon: begin another", state.id);
+                return Err(Failure::new(Exit::Device, message));
+            }
+            if !status.under_way {
+                bar.finish_and_clear();
+                return Ok(answer);
+            }
+            bar.set_position(status.report.cursor * u64::from(state.volume.block_size));
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// What is bad counts more than that not all was looked at.
+fn verdict(status: &ScrubStatus, state: &State) -> Outcome {
+    let summary = status.summary();
+    match (&status.failure, status.report.is_clean(), status.report.state) {
+        (Some(why), ..) => Err(Failure::new(Exit::Device, format_args!("{summary}: {why}"))),
+        (None, false, _) => {
+            Err(Failure::new(Exit::Integrity, format_args!("device {} has rotted: {summary}", state.id)))
+        }
+        (None, true, ScrubState::Stopped) => Err(Failure::new(Exit::Interrupted, summary)),
+        (None, true, _) => Ok(()),
+    }
+}
+
+fn lines(status: &ScrubStatus, state: &State) -> Output {
+    let mut out = Output::new();
+    if status.report.resumed_at > 0 && status.report.bad_blocks > 0 {
+        out.line("bad: what was found before the daemon started is in the system log");
+    }
+    let block_size = u64::from(state.volume.block_size);
+    for run in &status.report.bad_runs {
+        let (first, end) = (run.range.first.0 * block_size, run.range.end() * block_size);
+        let line = format!("bad: blocks {} (bytes {first}..{end}): {}", run.range, run.reason);
+        out.line(state.settings.named(&line));
+    }
+    for bad in &status.report.bad_metadata {
+        out.line(state.settings.named(&ScrubFinding::Metadata(*bad).to_string()));
+    }
+    let unlisted = status.report.unlisted_runs + status.report.unlisted_metadata;
+    if unlisted > 0 {
+        out.line(format_args!("bad: {unlisted} more are not listed"));
+    }
+    out.line(status.summary());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ublk_integrity::scrub::ScrubReport;
+
+    fn exit(report: ScrubReport, failure: Option<String>) -> Option<Exit> {
+        let status = ScrubStatus { under_way: false, failure, report };
+        verdict(&status, &State::of_test(0)).err().map(|failure| failure.exit)
+    }
+
+    #[test]
+    fn what_is_bad_counts_more_than_that_not_all_was_looked_at() {
+        let ended = ScrubReport { state: ScrubState::Ended, unsettled_blocks: 3, ..Default::default() };
+        assert_eq!(exit(ended.clone(), None), None, "nothing bad is known of what is being rewritten");
+        let stopped = ScrubReport { state: ScrubState::Stopped, ..Default::default() };
+        assert_eq!(exit(stopped.clone(), None), Some(Exit::Interrupted));
+        for report in [
+            ScrubReport { bad_blocks: 1, ..stopped },
+            ScrubReport { unreadable_blocks: 1, ..ended.clone() },
+            ScrubReport { unlisted_metadata: 1, ..ended.clone() },
+        ] {
+            assert_eq!(exit(report, None), Some(Exit::Integrity));
+        }
+        assert_eq!(exit(ended, Some("no ring".into())), Some(Exit::Device));
+    }
+
+    #[test]
+    fn a_rate_is_more_than_nothing() {
+        assert_eq!(rate("20M").map(NonZeroU64::get), Ok(20 << 20));
+        assert!(rate("0").is_err() && rate("x").is_err());
+    }
+}
