@@ -15,7 +15,8 @@ use crate::{
     log::{Log, Unfinished, Unsynced},
     metadata::{
         Metadata,
-        tree_update::{Applied, Scratch, apply},
+        tree_update::{Applied, apply},
+        update_scratch::Scratch,
     },
     sync::{AtomicBool, Mutex, Ordering},
     write_back::AdmittedWrites,
@@ -195,7 +196,7 @@ impl Checkpoints {
         let (result, page) = publish(io, &self.keys, SuperblockUpdate::MoveOn(&current, &next), page).await;
         scratch.give_back(page);
         result.map_err(Latched::Device)?;
-        metadata.tree.rescued.forget(scratch.rescued());
+        metadata.tree.rescued.done(scratch.rescued());
         Ok((next, applied))
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod rescued;
 pub(crate) mod root;
 pub(crate) mod tree;
 pub(crate) mod tree_update;
+pub(crate) mod update_scratch;
 
 use crate::{
     BlockIndex, BlockRange, Epoch, Seq,

@@ -1,9 +1,11 @@
 //! Pages that have rotted on the medium and whose content is known all the same, as the entry proves that names
-//! them. The next checkpoint writes them to their other slots.
+//! them, with pages above them. The next checkpoint writes them to their other slots.
+//!
+//! Nobody has asked for that: where it fails, all stays as it is.
 
 use crate::{
     crypto::keys::{Digest, equal},
-    format::{PAGE_BYTES, PageId},
+    format::{PAGE_BYTES, PageId, digest},
     sync::{AtomicUsize, Mutex, Ordering},
 };
 use arrayvec::ArrayVec;
@@ -11,36 +13,72 @@ use arrayvec::ArrayVec;
 /// Most of them at a time: memory for what a checkpoint has to write besides. More are found once these are written.
 pub(crate) const MOST_RESCUED: usize = 64;
 
+/// A page and the digest of what it should be: of one that has changed meanwhile nothing is to be rescued.
+#[derive(Clone, Copy)]
+pub(crate) struct Rescue {
+    pub(crate) id: PageId,
+    pub(crate) digest: Digest,
+    /// A checkpoint has come upon what keeps it from writing the page.
+    pub(crate) failed: bool,
+}
+
+impl Rescue {
+    pub(crate) fn new(id: PageId, digest: Digest) -> Self {
+        Self { id, digest, failed: false }
+    }
+
+    /// Whether it is the page itself, or one below it.
+    pub(crate) fn hangs_on(&self, page: PageId) -> bool {
+        let Self { id, .. } = self;
+        id.level <= page.level && id.index >> (6 * u32::from(page.level - id.level)) == page.index
+    }
+
+    pub(crate) fn is(&self, id: PageId, digest: &Digest) -> bool {
+        self.id == id && equal(&self.digest, digest)
+    }
+}
+
 struct RescuedPage {
-    id: PageId,
-    digest: Digest,
+    what: Rescue,
     bytes: Box<[u8; PAGE_BYTES]>,
 }
 
 /// The pages that wait for the next checkpoint.
 pub(crate) struct Rescued {
-    /// Length of the list, to be read without the lock: there are hardly ever any.
-    count: AtomicUsize,
+    /// How many wait, to be read without the lock: there are hardly ever any.
+    waiting: AtomicUsize,
     pages: Mutex<ArrayVec<RescuedPage, MOST_RESCUED>>,
 }
 
 impl Rescued {
     pub(crate) fn new() -> Self {
-        Self { count: AtomicUsize::new(0), pages: Mutex::new(ArrayVec::new()) }
+        Self { waiting: AtomicUsize::new(0), pages: Mutex::new(ArrayVec::new()) }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.count.load(Ordering::SeqCst) == 0
+        self.waiting.load(Ordering::SeqCst) == 0
     }
 
-    /// Keeps a page whose bytes have this digest. `false`: there is no room.
-    pub(crate) fn add(&self, id: PageId, digest: Digest, bytes: &[u8]) -> bool {
-        let page = RescuedPage { id, digest, bytes: Box::new(bytes.try_into().expect("a page")) };
+    fn change<T>(&self, change: impl FnOnce(&mut ArrayVec<RescuedPage, MOST_RESCUED>) -> T) -> T {
         let mut pages = self.pages.lock();
-        pages.retain(|known| known.id != id);
-        let added = pages.try_push(page).is_ok();
-        self.count.store(pages.len(), Ordering::SeqCst);
-        added
+        let result = change(&mut pages);
+        self.waiting.store(pages.iter().filter(|page| !page.what.failed).count(), Ordering::SeqCst);
+        result
+    }
+
+    /// Keeps a page whose bytes have this digest. `false`: they have not, or there is no room.
+    pub(crate) fn add(&self, id: PageId, of: Digest, bytes: &[u8]) -> bool {
+        if !equal(&digest(id, bytes), &of) {
+            return false;
+        }
+        let page = RescuedPage { what: Rescue::new(id, of), bytes: Box::new(bytes.try_into().expect("a page")) };
+        self.change(|pages| {
+            pages.retain(|known| known.what.id != id);
+            if pages.is_full() {
+                pages.retain(|known| !known.what.failed);
+            }
+            pages.try_push(page).is_ok()
+        })
     }
 
     /// The bytes of a page, if it is the one that this digest names.
@@ -49,20 +87,73 @@ impl Rescued {
             return false;
         }
         let pages = self.pages.lock();
-        let page = pages.iter().find(|page| page.id == id && equal(&page.digest, digest));
+        let page = pages.iter().find(|page| page.what.is(id, digest));
         page.inspect(|page| out[..PAGE_BYTES].copy_from_slice(&page.bytes[..])).is_some()
     }
 
-    /// Which pages there are.
-    pub(crate) fn list(&self, into: &mut Vec<PageId>) {
+    /// What waits.
+    pub(crate) fn list(&self, into: &mut Vec<Rescue>) {
         into.clear();
-        into.extend(self.pages.lock().iter().map(|page| page.id));
+        into.extend(self.pages.lock().iter().map(|page| page.what).filter(|what| !what.failed));
     }
 
-    /// These have been written.
-    pub(crate) fn forget(&self, written: &[PageId]) {
-        let mut pages = self.pages.lock();
-        pages.retain(|page| !written.contains(&page.id));
-        self.count.store(pages.len(), Ordering::SeqCst);
+    /// A checkpoint has done with these. What has come meanwhile stays.
+    pub(crate) fn done(&self, with: &[Rescue]) {
+        self.change(|pages| {
+            for done in with {
+                match pages.iter().position(|page| page.what.is(done.id, &done.digest)) {
+                    Some(at) if done.failed => pages[at].what.failed = true,
+                    Some(at) => drop(pages.remove(at)),
+                    None => {}
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: PageId = PageId { level: 0, index: 70 };
+
+    #[test]
+    fn nothing_gets_in_that_is_not_proven() {
+        let rescued = Rescued::new();
+        let bytes = [7; PAGE_BYTES];
+        assert!(!rescued.add(PAGE, digest(PAGE, &[8; PAGE_BYTES]), &bytes) && rescued.is_empty());
+        assert!(rescued.add(PAGE, digest(PAGE, &bytes), &bytes) && !rescued.is_empty());
+    }
+
+    #[test]
+    fn what_comes_while_a_checkpoint_writes_waits_for_the_next() {
+        let rescued = Rescued::new();
+        let add = |fill| {
+            let bytes = [fill; PAGE_BYTES];
+            let of = digest(PAGE, &bytes);
+            assert!(rescued.add(PAGE, of, &bytes));
+            of
+        };
+        let old = add(1);
+        let mut listed = Vec::new();
+        rescued.list(&mut listed);
+        let new = add(2);
+        rescued.done(&listed);
+        let there = |digest| rescued.get(PAGE, digest, &mut [0; PAGE_BYTES]);
+        assert!(!there(&old) && there(&new));
+        rescued.list(&mut listed);
+        listed[0].failed = true;
+        rescued.done(&listed);
+        assert!(rescued.is_empty(), "it is not tried again");
+        rescued.list(&mut listed);
+        assert!(listed.is_empty());
+    }
+
+    #[test]
+    fn a_page_hangs_on_itself_and_those_above() {
+        let rescue = Rescue::new(PAGE, [0; 32]);
+        let on = |level, index| rescue.hangs_on(PageId { level, index });
+        assert!(on(0, 70) && on(1, 1) && on(2, 0));
+        assert!(!on(0, 71) && !on(1, 0) && !on(2, 1));
     }
 }

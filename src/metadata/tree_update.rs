@@ -4,82 +4,24 @@
 //! loaded, verified, changed, and written to the slot that is *not* current; its parent's entry then
 //! names the new slot. Until a superblock names the new root, everything the old root names is
 //! untouched. A page that has rotted is written anew, as it is, with those above it
-//! ([`Rescued`](super::rescued::Rescued)). Work goes in batches, so that the device always has several requests.
+//! ([`Rescued`](super::rescued::Rescued)); where that fails it is left. Work goes in batches, so that the device
+//! always has several requests.
 
 use crate::{
     Buf, Device, DeviceError, Durability, Epoch, Errno, Latched, Storage,
     crypto::keys::equal,
-    format::{
-        EntryState, Layout, PAGE_BYTES, PageId, TAG_BYTES, TREE_FANOUT, Tag, TreeEntry, ZERO_TAG, digest, digest_each,
-    },
+    format::{EntryState, PAGE_BYTES, PageId, TAG_BYTES, TREE_FANOUT, Tag, TreeEntry, ZERO_TAG, digest, digest_each},
     io::retry::{READ, retry},
     metadata::{
         changes::{Changes, Effect},
         page_cache::Lookup,
-        pending::{PendingSet, PendingTag, ZeroRun},
-        rescued::MOST_RESCUED,
+        pending::PendingSet,
+        rescued::Rescue,
         tree::Tree,
+        update_scratch::{BATCH, Scratch, Touched, Verdict},
     },
 };
 use zerocopy::{FromBytes, IntoBytes};
-
-/// Pages that are read, changed and written together.
-const BATCH: usize = 32;
-
-/// A page that must be changed.
-#[derive(Clone, Copy)]
-struct Touched {
-    index: u64,
-    /// As read while descending; replaced by the new one once the page is rewritten.
-    entry: TreeEntry,
-    /// It did not verify on the way down; the way up keeps to that verdict.
-    lost: bool,
-}
-
-/// Memory for [`apply`], taken once.
-pub(crate) struct Scratch {
-    tags: Vec<PendingTag>,
-    runs: Vec<ZeroRun>,
-    /// Those that have rotted.
-    rescued: Vec<PageId>,
-    /// By level.
-    touched: Vec<Vec<Touched>>,
-    bufs: Vec<Option<Buf>>,
-}
-
-impl Scratch {
-    /// For at most so many pending tags and runs.
-    pub(crate) fn new(layout: &Layout, max_tags: usize, max_runs: usize) -> Self {
-        let at_level = |l: usize| Vec::with_capacity(Self::most_at(layout, l, max_tags, max_runs));
-        Self {
-            tags: Vec::with_capacity(max_tags),
-            runs: Vec::with_capacity(max_runs),
-            rescued: Vec::with_capacity(MOST_RESCUED),
-            touched: (0..layout.levels()).map(at_level).collect(),
-            bufs: (0..BATCH).map(|_| Some(Buf::new(PAGE_BYTES))).collect(),
-        }
-    }
-    /// A page of memory, to be given back.
-    pub(crate) fn lend_page(&mut self) -> Buf {
-        self.bufs[0].take().expect("no batch is in flight")
-    }
-    pub(crate) fn give_back(&mut self, page: Buf) {
-        self.bufs[0] = Some(page);
-    }
-    /// The pages that the last [`apply`] has written because they had rotted.
-    pub(crate) fn rescued(&self) -> &[PageId] {
-        &self.rescued
-    }
-    /// Each tag touches a page at most, each run the two at its ends, each that has rotted one.
-    fn most_at(layout: &Layout, level: usize, max_tags: usize, max_runs: usize) -> usize {
-        layout.pages_in(level as u8).min((max_tags + 2 * max_runs + MOST_RESCUED) as u64) as usize
-    }
-    pub(crate) fn memory_bytes(layout: &Layout, max_tags: usize, max_runs: usize) -> u64 {
-        let touched: usize = (0..layout.levels()).map(|l| Self::most_at(layout, l, max_tags, max_runs)).sum();
-        let lists = max_tags * size_of::<PendingTag>() + max_runs * size_of::<ZeroRun>();
-        (touched * size_of::<Touched>() + lists + BATCH * 2 * PAGE_BYTES) as u64
-    }
-}
 
 /// What a run of [`apply`] did.
 #[derive(Clone, Copy, Default, Debug)]
@@ -97,6 +39,8 @@ enum Base {
     Zeros,
     /// Nothing that verifies: all ones.
     Lost,
+    /// See [`Verdict::Left`].
+    Left,
 }
 
 /// Applies `set` to the tree under `old_root`, for a superblock of epoch `epoch`; returns the new
@@ -116,10 +60,12 @@ pub(crate) async fn apply<S: Storage>(
     let mut job = Job { io, tree, set, changes, rescued, epoch, bufs, applied: Applied::default() };
     let top = tree.layout.root_page();
     touched.iter_mut().for_each(Vec::clear);
-    match job.effect(top) {
-        Effect::None => return Ok((old_root, job.applied)),
-        Effect::Vanish => return Ok((TreeEntry::ABSENT, job.applied)),
-        Effect::Change => touched[usize::from(top.level)].push(Touched { index: 0, entry: old_root, lost: false }),
+    if job.changes.effect(tree.layout.blocks_under(top)) == Effect::Vanish {
+        return Ok((TreeEntry::ABSENT, job.applied));
+    }
+    match job.touch(top, old_root) {
+        None => return Ok((old_root, job.applied)),
+        Some(root) => touched[usize::from(top.level)].push(root),
     }
     for level in (1..=top.level).rev() {
         let (below, here) = touched.split_at_mut(level.into());
@@ -137,22 +83,28 @@ struct Job<'a, S> {
     tree: &'a Tree,
     set: &'a PendingSet,
     changes: Changes<'a>,
-    rescued: &'a [PageId],
+    rescued: &'a mut [Rescue],
     epoch: Epoch,
     bufs: &'a mut [Option<Buf>],
     applied: Applied,
 }
 
 impl<S: Storage> Job<'_, S> {
-    /// What becomes of a page: one that has rotted is changed at least, and so are those above it.
-    fn effect(&self, page: PageId) -> Effect {
-        let is_above = |rotten: &PageId| {
-            rotten.level <= page.level && rotten.index >> (6 * u32::from(page.level - rotten.level)) == page.index
-        };
-        match self.changes.effect(self.tree.layout.blocks_under(page)) {
-            Effect::None if self.rescued.iter().any(is_above) => Effect::Change,
-            effect => effect,
-        }
+    /// A page that is to be written: something pending changes it, or it has rotted, or one below it.
+    fn touch(&self, page: PageId, entry: TreeEntry) -> Option<Touched> {
+        let effect = self.changes.effect(self.tree.layout.blocks_under(page));
+        let is_rescued =
+            |rescue: &Rescue| rescue.hangs_on(page) && (rescue.id != page || rescue.is(page, &entry.digest));
+        let changes = effect == Effect::Change;
+        let touched = changes || effect == Effect::None && self.rescued.iter().any(is_rescued);
+        touched.then_some(Touched { index: page.index, entry, changes, verdict: Verdict::Usable })
+    }
+
+    /// A page that nothing pending changes stays as it is, and nothing below it is rescued.
+    fn leave(&mut self, level: u8, page: &mut Touched) {
+        page.verdict = Verdict::Left;
+        let id = PageId { level, index: page.index };
+        self.rescued.iter_mut().filter(|rescue| rescue.hangs_on(id)).for_each(|rescue| rescue.failed = true);
     }
 
     /// Finds the touched children of the touched pages of one level.
@@ -160,7 +112,14 @@ impl<S: Storage> Job<'_, S> {
         for batch in here.chunks_mut(BATCH) {
             let bases = self.load(level, batch).await?;
             for (i, page) in batch.iter_mut().enumerate() {
-                page.lost = matches!(bases[i], Some(Base::Lost));
+                match bases[i] {
+                    Some(Base::Left) => {
+                        self.leave(level, page);
+                        continue;
+                    }
+                    Some(Base::Lost) => page.verdict = Verdict::Lost,
+                    _ => {}
+                }
                 let buf = self.bufs[i].as_deref().expect("loads have ended");
                 let old = |place: usize| match bases[i] {
                     Some(Base::Page) => entry_in(buf, place),
@@ -170,10 +129,8 @@ impl<S: Storage> Job<'_, S> {
                 let children = self.tree.layout.pages_in(level - 1);
                 let first = page.index * TREE_FANOUT;
                 for index in first..children.min(first + TREE_FANOUT) {
-                    let child = PageId { level: level - 1, index };
-                    if self.effect(child) == Effect::Change {
-                        below.push(Touched { index, entry: old((index - first) as usize), lost: false });
-                    }
+                    let entry = old((index - first) as usize);
+                    below.extend(self.touch(PageId { level: level - 1, index }, entry));
                 }
             }
         }
@@ -185,15 +142,25 @@ impl<S: Storage> Job<'_, S> {
         for batch in here.chunks_mut(BATCH) {
             let bases = self.load(level, batch).await?;
             for (i, (page, base)) in batch.iter_mut().zip(bases).enumerate() {
-                self.change(PageId { level, index: page.index }, i, page.entry, base, below);
+                match base {
+                    Some(Base::Left) => self.leave(level, page),
+                    base => self.change(PageId { level, index: page.index }, i, page.entry, base, below),
+                }
             }
+            let before = std::array::from_fn::<_, BATCH, _>(|i| batch.get(i).map(|page| page.entry));
             let mut writes = self.write_new(level, batch);
             let mut failed = None;
-            for (i, write) in writes.iter_mut().enumerate() {
-                let Some(write) = write.take() else { continue };
+            for (i, page) in batch.iter_mut().enumerate() {
+                let Some(write) = writes[i].take() else { continue };
                 let (result, buf) = write.await;
                 self.bufs[i] = Some(buf);
-                failed = failed.or(result.err());
+                match (result, before[i]) {
+                    (Err(_), Some(entry)) if !page.changes => {
+                        page.entry = entry;
+                        self.leave(level, page);
+                    }
+                    (result, _) => failed = failed.or(result.err()),
+                }
             }
             if let Some(errno) = failed {
                 let first = PageId { level, index: batch[0].index };
@@ -227,10 +194,12 @@ impl<S: Storage> Job<'_, S> {
         let mut digests = [None; BATCH];
         let id = |page: &Touched| PageId { level, index: page.index };
         let bufs = self.bufs.iter().map(|buf| buf.as_deref().expect("loads have ended"));
-        let pages = batch.iter().zip(bufs).enumerate().map(|(i, (page, buf))| (i, id(page), buf));
+        let is_written = |page: &Touched| page.verdict != Verdict::Left;
+        let pages = batch.iter().zip(bufs).enumerate().filter(|(_, (page, _))| is_written(page));
+        let pages = pages.map(|(i, (page, buf))| (i, id(page), buf));
         digest_each(pages.filter(|(.., buf)| buf.iter().any(|b| *b != 0)), |i, digest| digests[i] = Some(digest));
         let mut writes = [const { None }; BATCH];
-        for (i, page) in batch.iter_mut().enumerate() {
+        for (i, page) in batch.iter_mut().enumerate().filter(|(_, page)| is_written(page)) {
             let Some(digest) = digests[i] else {
                 page.entry = TreeEntry::ABSENT;
                 continue;
@@ -284,20 +253,21 @@ impl<S: Storage> Job<'_, S> {
         let mut reads = [const { None }; BATCH];
         for (i, page) in batch.iter().enumerate() {
             let id = PageId { level, index: page.index };
-            let slot = match page.entry.state() {
-                EntryState::Slot(slot) if !page.lost => slot,
-                EntryState::Absent => {
+            let slot = match (page.entry.state(), page.verdict) {
+                (EntryState::Slot(slot), Verdict::Usable) => slot,
+                (EntryState::Absent, Verdict::Usable) if page.changes => {
                     bases[i] = Some(Base::Zeros);
                     continue;
                 }
                 _ => {
-                    bases[i] = Some(Base::Lost);
+                    bases[i] = Some(if page.changes { Base::Lost } else { Base::Left });
                     continue;
                 }
             };
             let mut buf = self.bufs[i].take().expect("one batch at a time");
-            let cached = self.tree.cache.get(id, page.entry.epoch(), 0, &mut buf) != Lookup::Miss;
-            if cached || self.tree.rescued.get(id, &page.entry.digest, &mut buf) {
+            // Rescued pages have been proven once more.
+            let known = self.tree.rescued.get(id, &page.entry.digest, &mut buf);
+            if known || self.tree.cache.get(id, page.entry.epoch(), 0, &mut buf) != Lookup::Miss {
                 bases[i] = Some(Base::Page);
                 self.bufs[i] = Some(buf);
                 continue;
@@ -326,6 +296,7 @@ impl<S: Storage> Job<'_, S> {
             let (judged, buf) = self.judge(id(page), page.entry, result, buf).await;
             self.bufs[i] = Some(buf);
             match judged {
+                Ok(Base::Lost) | Err(_) if !page.changes => bases[i] = Some(Base::Left),
                 Ok(base) => bases[i] = Some(base),
                 Err(why) => failed = failed.or(Some(why)),
             }

@@ -11,7 +11,9 @@ use crate::{
     lifecycle::recovery::{in_log::InLog, undecided::Undecided},
     log::{Log, LogConfig, LogPoint},
     maintenance::checkpoint::Checkpoints,
-    metadata::{Metadata, hints::Hints, page_cache::PageCache, pending::PendingSet, tree::Tree, tree_update::Scratch},
+    metadata::{
+        Metadata, hints::Hints, page_cache::PageCache, pending::PendingSet, tree::Tree, update_scratch::Scratch,
+    },
     options::{Access, OnMismatch, OpenOptions},
     request::{
         context::{RequestContext, RequestContexts},

@@ -5,7 +5,7 @@ use crate::{
     BlockIndex, BlockRange, ByteOffset, Seq,
     format::{Entry, Layout, Tag},
     lifecycle::open_error::OpenError,
-    metadata::{pending::PendingSet, tree_update::Scratch},
+    metadata::{pending::PendingSet, update_scratch::Scratch},
 };
 use std::{borrow::Cow, collections::HashSet};
 

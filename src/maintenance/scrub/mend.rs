@@ -31,6 +31,11 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             tree.cache.put(page, entry.epoch(), bytes, false);
             self.of.may_write() && tree.rescued.add(page, entry.digest, bytes)
         });
+        if mended {
+            for (above, entry, bytes) in self.way.above(page) {
+                self.of.metadata.tree.rescued.add(above, entry.digest, bytes);
+            }
+        }
         self.findings.metadata(MetadataPart::TreePage { name: page.name() }, reason, mended);
     }
 

@@ -66,6 +66,16 @@ impl Way {
         Self { steps: (1..levels).map(step).collect(), buf: Buf::new(PAGE_BYTES) }
     }
 
+    /// What it still knows of the pages above a page: these are to be written with it, and may have rotted by then.
+    pub(super) fn above(&self, page: PageId) -> impl Iterator<Item = (PageId, TreeEntry, &[u8])> {
+        let of_page =
+            move |id: PageId| id.level > page.level && page.index >> (6 * u32::from(id.level - page.level)) == id.index;
+        let good = self.steps.iter().filter(|step| !step.bad);
+        good.filter_map(move |step| {
+            step.of.filter(|(id, _)| of_page(*id)).map(|(id, entry)| (id, entry, &step.bytes[..]))
+        })
+    }
+
     /// Goes down from `root` to a tag page. `rotten` hears of each page that is damaged on the medium, once.
     pub(super) async fn find<S: Storage>(
         &mut self,
