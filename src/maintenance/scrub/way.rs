@@ -130,7 +130,7 @@ pub(super) fn read_page<S: Storage>(io: &S, tree: &Tree, page: PageId, entry: Tr
 }
 
 /// Compares a page that is being read with the entry of its proven parent, under `root`. Before anything is said
-/// of one that fails it is read once more, and looked for in the cache.
+/// of one that fails it is read once more, and looked for in memory. That has been there for long, so it is proven, too.
 pub(super) async fn prove<S: Storage>(
     io: &S,
     tree: &Tree,
@@ -155,7 +155,47 @@ pub(super) async fn prove<S: Storage>(
         Ok(()) => BadReason::Mismatch,
         Err(errno) => BadReason::Unreadable { device: Device::Meta, errno },
     };
-    let cached = tree.cache.get(page, entry.epoch(), 0, &mut buf) != Lookup::Miss;
-    let judged = if cached || tree.rescued.get(page, &entry.digest, &mut buf) { Judged::InMemory } else { Judged::Bad };
-    (Ok(judged(reason)), buf)
+    (Ok(if from_memory(tree, (page, entry), &mut buf) { Judged::InMemory(reason) } else { Judged::Bad(reason) }), buf)
+}
+
+/// Copies what an entry says a page is, if it is in memory. Else the buffer is left alone.
+fn from_memory(tree: &Tree, (page, entry): (PageId, TreeEntry), into: &mut Buf) -> bool {
+    // A look into the cache that fails may have copied some bytes.
+    let mut bytes = Box::new([0; PAGE_BYTES]);
+    let found = tree.rescued.get(page, &entry.digest, &mut bytes[..])
+        || tree.cache.get(page, entry.epoch(), 0, &mut bytes[..]) != Lookup::Miss;
+    let is_it = found && equal(&digest(page, &bytes[..]), &entry.digest);
+    if is_it {
+        into[..PAGE_BYTES].copy_from_slice(&bytes[..]);
+    }
+    is_it
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Epoch,
+        format::Layout,
+        metadata::{page_cache::PageCache, rescued::Rescued, root::Root},
+    };
+
+    #[test]
+    fn what_has_rotted_in_memory_proves_nothing() {
+        let layout = Layout::new(4096, 64 << 20, 1 << 20, false).unwrap();
+        let (root, cache) = (Root::new(TreeEntry::ABSENT), PageCache::new(8 * PAGE_BYTES as u64));
+        let tree = Tree { layout, root, cache, rescued: Rescued::new() };
+        let page = PageId { level: 0, index: 3 };
+        let (good, bad) = ([5; PAGE_BYTES], [6; PAGE_BYTES]);
+        let entry = TreeEntry::new(digest(page, &good), Epoch(7), 0);
+        let mut found = Buf::new(PAGE_BYTES);
+        tree.cache.put(page, Epoch(7), &bad, false);
+        assert!(!from_memory(&tree, (page, entry), &mut found));
+        assert!(found.iter().all(|byte| *byte == 0), "what was read is still needed");
+        assert!(tree.rescued.add(page, entry.digest, &good));
+        assert!(from_memory(&tree, (page, entry), &mut found) && found[..] == good);
+        tree.cache.put(page, Epoch(8), &good, false);
+        let moved = TreeEntry::new(entry.digest, Epoch(8), 1);
+        assert!(from_memory(&tree, (page, moved), &mut found));
+    }
 }
