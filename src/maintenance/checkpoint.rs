@@ -131,10 +131,17 @@ impl Checkpoints {
         log.latch(Latched::Closed);
         let (result, page) = publish(io, &self.keys, SuperblockUpdate::MoveOn(&current, &next), page).await;
         scratch.give_back(page);
+        self.rest(scratch, result.is_ok().then_some(next));
+        result.map_err(Latched::Device)
+    }
+
+    /// Gives the memory back, once it is known which superblock both copies hold now: who finds that checkpoints
+    /// are resting must not find an older one.
+    fn rest(&self, scratch: Scratch, superblock: Option<Superblock>) {
+        if let Some(superblock) = superblock {
+            *self.superblock.lock() = superblock;
+        }
         *self.scratch.lock() = Some(scratch);
-        result.map_err(Latched::Device)?;
-        *self.superblock.lock() = next;
-        Ok(())
     }
 
     async fn try_run<S: Storage>(
@@ -157,12 +164,11 @@ impl Checkpoints {
         metadata.wait_for_holds(io).await;
         let mut scratch = self.scratch.lock().take().expect("one checkpoint at a time");
         let written = self.write_out(io, metadata, log, ended, &mut scratch).await;
-        *self.scratch.lock() = Some(scratch);
+        self.rest(scratch, written.as_ref().ok().map(|(superblock, _)| *superblock));
         let (superblock, applied) = written?;
         // The new root first, then the pending set goes: a lookup that misses the one finds the
         // other.
         metadata.tree.root.store(superblock.root);
-        *self.superblock.lock() = superblock;
         metadata.pending[ended.parity()].clear();
         log.release(ended);
         Ok(Some(applied))
