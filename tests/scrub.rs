@@ -345,6 +345,25 @@ fn nothing_is_mended_where_nothing_may_be_written() {
 }
 
 #[test]
+fn a_copy_that_a_crash_has_left_older_is_no_damage() {
+    for (copy, checkpoints, is_damage) in [(1 << 19, 1, false), (1 << 19, 2, true), (0, 1, true)] {
+        let mut lab = lab(0);
+        lab.checkpoint();
+        let before = lab.peek(Device::Meta, copy, 4096);
+        for version in 0..checkpoints {
+            lab.write(3, 1, version);
+            lab.checkpoint();
+        }
+        lab.poke(Device::Meta, copy, &before);
+        let io = lab.io.clone();
+        let options = OpenOptions { access: Access::ReadOnly, ..lab.options.clone() };
+        drop(lab);
+        let report = pass(&reopen(&io, &options).unwrap(), &io);
+        assert_eq!(!report.is_clean(), is_damage, "{copy} {checkpoints}: {report:?}");
+    }
+}
+
+#[test]
 fn what_holds_nothing_takes_no_time() {
     let format = FormatOptions { size: Some(1 << 40), ..format_options(4096) };
     let mut lab = Lab::new(&format, &open_options(&mut Rng::new(1)));

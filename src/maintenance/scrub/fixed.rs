@@ -38,7 +38,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             (read, *self.buf()) = io.read(Device::Meta, offset, buf, 0..PAGE_BYTES).await;
             let reason = match read {
                 Err(errno) => BadReason::Unreadable { device: Device::Meta, errno },
-                Ok(()) if self.is_newest(&current) => return None,
+                Ok(()) if self.is_right(&current, offset) => return None,
                 Ok(()) => BadReason::Mismatch,
             };
             if resting && checkpoints.are_resting() && checkpoints.superblock().epoch == current.epoch {
@@ -52,12 +52,15 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
         None
     }
 
-    /// Whether the copy that was read is this one, or that of a checkpoint since.
-    fn is_newest(&mut self, current: &Superblock) -> bool {
+    /// Whether the copy that was read is this one, or that of a checkpoint since. Where nothing may be written, the
+    /// second may be as a crash between the two has left it, which is no damage.
+    fn is_right(&mut self, current: &Superblock, offset: ByteOffset) -> bool {
         let keys = self.of.checkpoints.keys();
         let raw = RawSuperblock::read_from_prefix(self.buf()).expect("a page is large enough").0;
+        let may_be_left = !self.of.writable && offset == Layout::superblock_offsets()[1];
         match raw.verify(keys) {
             Ok(copy) if copy.uuid == current.uuid && copy.epoch > current.epoch => true,
+            Ok(copy) if copy.uuid == current.uuid && copy.epoch.next() == current.epoch => may_be_left,
             Ok(_) => self.buf()[..SUPERBLOCK_BYTES] == *current.seal(keys).as_bytes(),
             Err(_) => false,
         }
