@@ -456,6 +456,81 @@ fn a_stopped_pass_ends_wherever_it_is() {
 }
 
 #[test]
+fn a_disk_that_is_slow_to_fail_keeps_no_pass_from_ending() {
+    let turns: [fn(&ScrubControl); 3] = [|c| assert!(c.stop()), |c| c.leave(), |c| assert!(c.pause())];
+    for (nth, turn) in turns.iter().enumerate() {
+        let lab = lab(0);
+        let all = lab.block_offset(0)..lab.block_offset(256);
+        lab.disk().bad_ranges.push(BadRange::unreadable(Device::Data, all));
+        let control = ScrubControl::new(Scrub::default(), None);
+        let mut pass = pin!(lab.volume.scrub(&lab.io, &control, |_| {}));
+        let mut poll = || pass.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        while control.report().unreadable_blocks == 0 {
+            assert!(poll().is_pending());
+            lab.io.complete_any();
+        }
+        turn(&control);
+        lab.disk().trace = Some(Vec::new());
+        let mut ended = false;
+        for _ in 0..50 {
+            ended = ended || poll().is_ready();
+            if lab.io.in_flight() > 0 {
+                lab.io.complete_any();
+            }
+        }
+        let reads = lab.disk().trace.take().unwrap().len();
+        assert!(reads <= 1 && ended == (nth < 2), "{nth}: {reads} reads more");
+        // What it has not looked at is still to come.
+        let saved = control.in_superblock();
+        let state = [ScrubState::Stopped, ScrubState::Running, ScrubState::Paused][nth];
+        assert_eq!((saved.state, saved.cursor), (state, 0));
+    }
+}
+
+#[test]
+fn a_pass_that_is_paused_before_it_begins_does_nothing() {
+    let format = FormatOptions { separate_meta: true, ..format_options(4096) };
+    let options = OpenOptions { separate_meta: true, ..open_options(&mut Rng::new(1)) };
+    let mut lab = Lab::new(&format, &options);
+    lab.poke(Device::Data, 20, b"rot");
+    let control = ScrubControl::new(Scrub { state: ScrubState::Paused, ..Scrub::default() }, None);
+    let trace = lab.traced(|lab| assert!(polled(lab.volume.scrub(&lab.io, &control, |_| {}), &lab.io, 20).is_some()));
+    assert!(trace.is_empty(), "{trace:?}");
+}
+
+#[test]
+fn a_pass_that_goes_on_comes_back_to_what_was_being_written() {
+    let mut options = open_options(&mut Rng::new(1));
+    (options.sync_log, options.write_back_slots) = (true, 4);
+    let format = FormatOptions { log_size: Some(512 << 10), ..format_options(4096) };
+    let mut lab = Lab::new(&format, &options);
+    lab.write(3, 20, 1);
+    lab.write(130, 4, 2);
+    lab.checkpoint();
+    lab.poke(Device::Data, lab.block_offset(5), b"rot");
+    let control = ScrubControl::new(Scrub::default(), None);
+    let saved = {
+        let Lab { io, volume, context, .. } = &mut lab;
+        // Somebody is about to write it, all the while.
+        let one = BlockRange::new(BlockIndex(5), 1);
+        let _admitted = volume.admit(context, one, Durability::MayBeLost).expect("there are slots");
+        let mut pass = pin!(volume.scrub(io, &control, |_| {}));
+        let mut poll = || pass.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        while control.report().cursor < volume.blocks() {
+            assert!(poll().is_pending());
+            io.complete_any();
+        }
+        control.in_superblock()
+    };
+    assert_eq!((saved.state, saved.cursor), (ScrubState::Running, 5));
+    let lab = lab.reopened().unwrap();
+    let control = ScrubControl::new(saved, None);
+    block_on(&lab.io, lab.volume.scrub(&lab.io, &control, |_| {}));
+    assert_eq!((bad_blocks(&control.report()), control.report().held_at), ([5].into(), None));
+    assert_eq!(control.in_superblock().cursor, lab.volume.blocks());
+}
+
+#[test]
 fn a_pass_goes_on_where_the_superblock_says() {
     let format = FormatOptions { label: "old".parse().unwrap(), ..format_options(4096) };
     let mut lab = Lab::new(&format, &open_options(&mut Rng::new(1)));

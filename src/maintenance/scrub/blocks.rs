@@ -15,7 +15,7 @@ use crate::{
     request::range_watch::RangeWatch,
 };
 use arrayvec::ArrayVec;
-use std::{mem, ops::Range};
+use std::{collections::VecDeque, mem, ops::Range};
 
 /// Most bytes of blocks that are read at a time, and most tag pages.
 const MOST_BYTES: usize = 2 << 20;
@@ -35,7 +35,8 @@ pub(super) struct Pass<'p, T> {
     next: u64,
     /// Blocks with tags that were pending at the start, sorted: their tag pages may be still to come.
     pending: Vec<BlockIndex>,
-    pub(super) deferred: Vec<BlockIndex>,
+    /// Blocks that are kept for the end of the pass, in order.
+    pub(super) deferred: VecDeque<BlockIndex>,
 }
 
 /// What is known of a lane's tag page.
@@ -64,8 +65,21 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
             block: Buf::new(block_size),
             next: control.in_superblock().cursor / TAGS_PER_PAGE,
             pending,
-            deferred: Vec::new(),
+            deferred: VecDeque::new(),
         }
+    }
+
+    /// Waits while it is paused. `false`: it is to end. Whatever reads asks this first, so that it does not go on
+    /// for long on a disk that is slow to fail.
+    pub(super) async fn may_go_on(&mut self) -> bool {
+        self.note_held();
+        self.control.may_go_on(|scrub| self.of.checkpoints.note_scrub(scrub)).await
+    }
+
+    /// Says to which block it has to come back.
+    pub(super) fn note_held(&self) {
+        let held_at = self.deferred.front().map(|block| block.0);
+        self.control.note(|report| report.held_at = held_at);
     }
 
     /// Whether there are tag pages left.
@@ -101,7 +115,7 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
             });
             reads.push((lane, watch, extent, started));
         }
-        let mut bytes = 0;
+        let (mut bytes, mut doubtful) = (0, ArrayVec::<_, MOST_LANES>::new());
         for (lane, watch, extent, started) in reads {
             let mut read = Ok(());
             if let Some(started) = started {
@@ -109,9 +123,13 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
                 bytes += (extent.len() * self.block.len()) as u64;
                 io.charge();
             }
-            let doubtful = self.compare(&self.lanes[lane], extent, read.is_ok(), &watch);
-            drop(watch);
-            self.judge_each(io, self.lanes[lane].range, doubtful).await;
+            doubtful.push((self.lanes[lane].range, self.compare(&self.lanes[lane], extent, read.is_ok(), &watch)));
+        }
+        // By now nothing is watched, however long this takes.
+        for (range, which) in doubtful {
+            if !self.judge_each(io, range, which).await {
+                return bytes;
+            }
         }
         let cursor = (self.next * TAGS_PER_PAGE).min(self.of.metadata.layout().blocks);
         self.control.note(|report| report.cursor = cursor);

@@ -20,6 +20,8 @@ pub struct ScrubControl(Mutex<Inner>);
 
 struct Inner {
     report: ScrubReport,
+    /// It is to end, and to go on another time.
+    leaves: bool,
     /// Of the pass, while it waits.
     waker: Option<Waker>,
 }
@@ -33,7 +35,7 @@ impl ScrubControl {
         if report.state != ScrubState::Paused {
             report.state = ScrubState::Running;
         }
-        Self(Mutex::new(Inner { report, waker: None }))
+        Self(Mutex::new(Inner { report, leaves: false, waker: None }))
     }
 
     /// Notes when it has ended, in seconds since 1970.
@@ -71,6 +73,17 @@ impl ScrubControl {
         self.turn(&[ScrubState::Running, ScrubState::Paused], ScrubState::Stopped)
     }
 
+    /// It ends where it is as soon as it can, but not for good: the superblock says that it is under way, and where it goes
+    /// on.
+    pub fn leave(&self) {
+        let waker = {
+            let mut inner = self.0.lock();
+            inner.leaves = true;
+            inner.waker.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+    }
+
     fn turn(&self, from: &[ScrubState], to: ScrubState) -> bool {
         let (turned, waker) = {
             let mut inner = self.0.lock();
@@ -84,9 +97,16 @@ impl ScrubControl {
         turned
     }
 
-    /// It has gone through, or been stopped.
+    /// It has gone through, been stopped, or left.
     pub(super) fn ended(&self) {
-        self.turn(&[ScrubState::Running, ScrubState::Paused], ScrubState::Ended);
+        if !self.leaves() {
+            self.turn(&[ScrubState::Running, ScrubState::Paused], ScrubState::Ended);
+        }
+    }
+
+    /// Whether it is to end, and to change nothing any more.
+    pub(super) fn leaves(&self) -> bool {
+        self.0.lock().leaves
     }
 
     /// Notes what has been found.
@@ -94,11 +114,13 @@ impl ScrubControl {
         what(&mut self.0.lock().report);
     }
 
-    /// Waits while it is paused. `false`: it is stopped.
-    pub(super) async fn may_go_on(&self) -> bool {
+    /// Waits while it is paused. `false`: it is to end. `note` hears what a superblock is to say meanwhile.
+    pub(super) async fn may_go_on(&self, note: impl Fn(Scrub)) -> bool {
         poll_fn(|cx| {
             let mut inner = self.0.lock();
+            note(inner.report.in_superblock());
             match inner.report.state {
+                _ if inner.leaves => Poll::Ready(false),
                 ScrubState::Paused => {
                     inner.waker = Some(cx.waker().clone());
                     Poll::Pending
@@ -127,7 +149,7 @@ impl ScrubControl {
         let mut sleep = pin!(sleep);
         poll_fn(|cx| {
             let mut inner = self.0.lock();
-            if inner.report.state == ScrubState::Stopped {
+            if inner.leaves || inner.report.state == ScrubState::Stopped {
                 return Poll::Ready(());
             }
             inner.waker = Some(cx.waker().clone());
@@ -154,5 +176,9 @@ mod tests {
         let control = ScrubControl::new(Scrub::default(), NonZeroU64::new(7));
         control.ended();
         assert_eq!((control.state(), control.report().rate), (ScrubState::Ended, Some(7)));
+        let control = ScrubControl::new(Scrub::default(), None);
+        control.leave();
+        control.ended();
+        assert_eq!(control.state(), ScrubState::Running, "it goes on another time");
     }
 }

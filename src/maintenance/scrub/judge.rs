@@ -30,26 +30,24 @@ enum Verdict {
 }
 
 impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
-    pub(super) async fn judge_each<S: Io>(&mut self, io: &S, range: BlockRange, which: u128) {
-        for (i, block) in range.blocks().enumerate() {
-            if which >> i & 1 != 0 {
-                let verdict = self.judge(io, block, LOOKS).await;
-                match verdict {
-                    Verdict::Unsettled if self.deferred.len() < MOST_DEFERRED => self.deferred.push(block),
-                    verdict => self.settle(block, &verdict),
-                }
+    /// Looks at some blocks of a range. `false`: the pass is to end before it has come through.
+    pub(super) async fn judge_each<S: Io>(&mut self, io: &S, range: BlockRange, which: u128) -> bool {
+        for (_, block) in range.blocks().enumerate().filter(|(i, _)| which >> i & 1 != 0) {
+            match self.judge(io, block, LOOKS).await {
+                None => return false,
+                Some(Verdict::Unsettled) if self.deferred.len() < MOST_DEFERRED => self.deferred.push_back(block),
+                Some(verdict) => self.settle(block, &verdict),
             }
         }
+        true
     }
 
     /// Looks once more at blocks that were never at rest.
     pub(super) async fn deferred<S: Io>(&mut self, io: &S) {
-        for block in mem::take(&mut self.deferred) {
-            let verdict = match self.control.may_go_on().await {
-                true => self.judge(io, block, LAST_LOOKS).await,
-                false => Verdict::Unsettled,
-            };
+        while let Some(block) = self.deferred.front().copied() {
+            let Some(verdict) = self.judge(io, block, LAST_LOOKS).await else { return };
             self.settle(block, &verdict);
+            self.deferred.pop_front();
         }
     }
 
@@ -62,15 +60,18 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
         }
     }
 
-    /// What one block is, in a quiet window if there is one.
-    async fn judge<S: Io>(&mut self, io: &S, block: BlockIndex, looks: u32) -> Verdict {
+    /// What one block is, in a quiet window if there is one. `None`: the pass is to end before that is known.
+    async fn judge<S: Io>(&mut self, io: &S, block: BlockIndex, looks: u32) -> Option<Verdict> {
         let one = BlockRange::new(block, 1);
         if self.of.is_elsewhere(one) {
-            return Verdict::Unsettled;
+            return Some(Verdict::Unsettled);
         }
         for look in 0..looks {
             if look > 0 {
                 self.control.sleep(io, BETWEEN_LOOKS).await;
+            }
+            if !self.may_go_on().await {
+                return None;
             }
             // Before the tag is looked up: a write that ends between the two would change both.
             let watch = self.of.ranges.watch(one);
@@ -79,11 +80,11 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             }
             let verdict = self.verdict(io, block).await;
             match verdict {
-                Ok(verdict) if watch.is_quiet() => return verdict,
+                Ok(verdict) if watch.is_quiet() => return Some(verdict),
                 _ => {}
             }
         }
-        Verdict::Unsettled
+        Some(Verdict::Unsettled)
     }
 
     async fn verdict<S: Io>(&mut self, io: &S, block: BlockIndex) -> Result<Verdict, Moved> {

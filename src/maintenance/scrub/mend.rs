@@ -29,7 +29,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             let tree = &self.of.metadata.tree;
             // Reads find it there from now on.
             tree.cache.put(page, entry.epoch(), bytes, false);
-            self.of.may_write() && tree.rescued.add(page, entry.digest, bytes)
+            self.may_write() && tree.rescued.add(page, entry.digest, bytes)
         });
         if mended {
             for (above, entry, bytes) in self.way.above(page) {
@@ -39,9 +39,14 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
         self.findings.metadata(MetadataPart::TreePage { name: page.name() }, reason, mended);
     }
 
+    /// Whether something can be mended.
+    fn may_write(&self) -> bool {
+        self.of.writable && self.of.log.latched().is_none() && !self.control.leaves()
+    }
+
     /// The next checkpoint writes both superblock copies, and frees the log.
     pub(super) fn mend_by_checkpoint(&mut self) -> bool {
-        let may_write = self.of.may_write();
+        let may_write = self.may_write();
         if may_write {
             self.of.checkpoints.want();
         }
@@ -50,7 +55,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
 
     /// Writes the block by which the data device says whose it is. Nobody else does.
     pub(super) async fn mend_identity<S: Io>(&mut self, io: &S, own: &Identity) -> bool {
-        if !self.of.may_write() {
+        if !self.may_write() {
             return false;
         }
         let sealed = own.seal(self.of.checkpoints.keys());

@@ -65,10 +65,14 @@ impl Scrubber<'_> {
         let blocks = self.metadata.layout().blocks;
         control.note(|report| report.blocks = blocks);
         let mut pass = Pass::new(self, control, tell);
-        pass.superblocks(io).await;
-        pass.identity(io).await;
+        if pass.may_go_on().await {
+            pass.superblocks(io).await;
+        }
+        if pass.may_go_on().await {
+            pass.identity(io).await;
+        }
         let (mut seen, mut bytes) = (self.requests(), 0);
-        while pass.is_left() && self.may_go_on(control).await {
+        while pass.is_left() && pass.may_go_on().await {
             let now = self.requests();
             let busy = std::mem::replace(&mut seen, now) != now;
             // It runs while the next bytes are read.
@@ -84,30 +88,20 @@ impl Scrubber<'_> {
         }
         pass.deferred(io).await;
         let mut log = self.log.live();
-        while !log.is_empty() && control.may_go_on().await {
+        while !log.is_empty() && pass.may_go_on().await {
             control.sleep(io, control.time_for(bytes)).await;
             bytes = pass.log(io, &mut log).await;
         }
         pass.findings.end_run();
+        pass.note_held();
         control.ended();
         self.checkpoints.note_scrub(control.in_superblock());
-    }
-
-    /// The cursor goes into the superblock with the next checkpoint, also that of a pass that is paused.
-    async fn may_go_on(&self, control: &ScrubControl) -> bool {
-        self.checkpoints.note_scrub(control.in_superblock());
-        control.may_go_on().await
     }
 
     /// Changes whenever a request has come.
     fn requests(&self) -> u64 {
         let CounterValues { reads, writes, zeroes, flushes, .. } = self.contexts.sum();
         reads + writes + zeroes + flushes
-    }
-
-    /// Whether something can be mended.
-    fn may_write(&self) -> bool {
-        self.writable && self.log.latched().is_none()
     }
 
     /// Whether blocks of the range are elsewhere than in their places, or it is not known what they should be.

@@ -28,6 +28,9 @@ pub struct ScrubReport {
     pub blocks: u64,
     /// The block that it goes on with.
     pub cursor: u64,
+    /// The first block before that to which it has to come back. A pass that goes on after the volume was opened anew
+    /// begins there.
+    pub held_at: Option<u64>,
     /// The block from which it went on when the volume was opened: all that follows but the counts of bad and
     /// unreadable blocks is of what came after.
     pub resumed_at: u64,
@@ -130,7 +133,8 @@ impl ScrubReport {
 
     /// What a superblock says of it.
     pub(super) fn in_superblock(&self) -> Scrub {
-        let Self { pass, state, begun_seconds, ended_seconds, cursor, .. } = *self;
+        let Self { pass, state, begun_seconds, ended_seconds, cursor, held_at, .. } = *self;
+        let cursor = held_at.map_or(cursor, |held| held.min(cursor));
         let bad_blocks = self.bad_blocks + self.unreadable_blocks;
         Scrub { pass, cursor, begun_seconds, ended_seconds, bad_blocks, state }
     }

@@ -99,6 +99,7 @@ fn the_json_is_what_its_page_says() {
     let of_scrub = [
         "under_way",
         "resumed_at",
+        "held_at",
         "unlisted_runs",
         "bad_metadata",
         "unlisted_metadata",
