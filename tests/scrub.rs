@@ -327,6 +327,28 @@ fn superblock_copies_identity_block_and_log_are_mended() {
 }
 
 #[test]
+fn the_identity_block_is_not_written_over_for_a_read_that_fails_once() {
+    let format = FormatOptions { separate_meta: true, ..format_options(4096) };
+    let options = OpenOptions { separate_meta: true, ..open_options(&mut Rng::new(1)) };
+    let mut failed = 0;
+    for fails_until in 1..6 {
+        let lab = Lab::new(&format, &options);
+        lab.disk().bad_ranges.push(BadRange::unreadable(Device::Data, 0..4096));
+        lab.disk().trace = Some(Vec::new());
+        let control = ScrubControl::new(Scrub::default(), None);
+        let stands = polled(lab.volume.scrub(&lab.io, &control, |_| {}), &lab.io, fails_until).expect("it goes on");
+        lab.disk().bad_ranges.clear();
+        block_on(&lab.io, stands);
+        let trace = lab.disk().trace.take().unwrap();
+        let identity = |event: &Trace| matches!(event, Trace::Read { device: Device::Data, offset: 0, .. });
+        failed += trace.iter().filter(|(_, event)| identity(event)).count() - 1;
+        assert!(!trace.iter().any(|(_, event)| matches!(event, Trace::WriteStart { .. })));
+        assert!(control.report().is_clean(), "{:?}", control.report());
+    }
+    assert!(failed > 0, "none has failed");
+}
+
+#[test]
 fn nothing_is_mended_where_nothing_may_be_written() {
     let lab = lab(1 << 20);
     lab.checkpoint();

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     BadReason, Buf, ByteOffset, Device, Io,
     format::{Identity, Layout, PAGE_BYTES, RawSuperblock, SUPERBLOCK_BYTES, Superblock},
+    io::retry::{READ, retry},
     lifecycle::identity_block::read_identity,
 };
 use std::{mem, ops::Range, time::Duration};
@@ -73,13 +74,20 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             return;
         }
         let own = Identity { uuid: current.uuid, size: current.layout.size() };
-        let (reason, is_rotten) = match read_identity(io).await {
-            Err(e) => (BadReason::Unreadable { device: e.device, errno: e.errno }, true),
-            Ok(raw) if raw.claim() == Ok(Some(own)) && raw.verify(self.of.checkpoints.keys()) => return,
-            // What is whole and somebody else's is left alone.
-            Ok(raw) => (BadReason::Mismatch, raw.claim() == Ok(None)),
-        };
-        let mended = is_rotten && self.mend_identity(io, &own).await;
+        let (mut reason, mut is_rotten) = (BadReason::Mismatch, true);
+        // It is written over only if it was bad each time.
+        for again in [false, true] {
+            if again {
+                self.control.sleep(io, BETWEEN_LOOKS).await;
+            }
+            match retry(io, READ, async || read_identity(io).await).await {
+                Err(e) => reason = BadReason::Unreadable { device: e.device, errno: e.errno },
+                Ok(raw) if raw.claim() == Ok(Some(own)) && raw.verify(self.of.checkpoints.keys()) => return,
+                // What is whole and somebody else's is left alone.
+                Ok(raw) => (reason, is_rotten) = (BadReason::Mismatch, is_rotten && raw.claim() == Ok(None)),
+            }
+        }
+        let mended = is_rotten && self.may_go_on().await && self.mend_identity(io, &own).await;
         self.findings.metadata(MetadataPart::Identity, reason, mended);
     }
 
