@@ -2,7 +2,7 @@
 
 use crate::sim::{
     Disk, Executor, Lab, Rng, SimStorage, block_on, elsewhere,
-    exec::Step,
+    exec::{Step, join},
     faults::{BadRange, Trace},
     format_options, formatted,
     image::Page,
@@ -26,18 +26,44 @@ use ublk_integrity::{
     Access, BadReason, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, OpenOptions, PageName,
     RequestContext, Storage, Volume,
     create::FormatOptions,
-    scrub::{BadMetadata, MetadataPart, Scrub, ScrubControl, ScrubFinding, ScrubReport, ScrubState},
+    scrub::{BadMetadata, MetadataPart, Remedy, Scrub, ScrubControl, ScrubFinding, ScrubReport, ScrubState},
 };
 
 /// One pass to its end; what it has told is what it reports.
 fn pass(volume: &Volume, io: &SimStorage) -> ScrubReport {
+    passed(volume, io, true)
+}
+
+/// The same where no checkpoint comes.
+fn pass_alone(volume: &Volume, io: &SimStorage) -> ScrubReport {
+    passed(volume, io, false)
+}
+
+fn passed(volume: &Volume, io: &SimStorage, checkpoints: bool) -> ScrubReport {
     let (control, mut told) = (ScrubControl::new(Scrub::default(), None), Vec::new());
-    block_on(io, volume.scrub(io, &control, |finding| told.push(finding)));
+    let scrub = async { volume.scrub(io, &control, |finding| told.push(finding)).await };
+    let waiting = |report: &ScrubReport| report.bad_metadata.iter().filter(|bad| bad.remedy == Remedy::Waits).count();
+    // One comes when the pass waits for it: until then all is as it was.
+    let checkpoint = async {
+        let mut looks = 0;
+        while checkpoints && control.state() == ScrubState::Running {
+            let before = waiting(&control.report());
+            io.sleep(Duration::from_millis(100)).await.unwrap();
+            looks = if before > 0 && waiting(&control.report()) == before { looks + 1 } else { 0 };
+            if looks == 50 {
+                volume.checkpoint(io).await.unwrap();
+            }
+        }
+    };
+    block_on(io, join(scrub, checkpoint));
     let report = control.report();
     assert_eq!((report.state, report.cursor, report.blocks), (ScrubState::Ended, volume.blocks(), volume.blocks()));
+    assert_eq!((report.held_at, report.waiting_metadata), (None, 0));
     let blocks = report.bad_runs.iter().map(|run| ScrubFinding::Blocks(*run));
     let all: Vec<_> = blocks.chain(report.bad_metadata.iter().map(|bad| ScrubFinding::Metadata(*bad))).collect();
-    assert!(all.len() == told.len() && all.iter().all(|finding| told.contains(finding)), "{told:?}: {report:?}");
+    let waits = |finding: &&ScrubFinding| matches!(finding, ScrubFinding::Metadata(bad) if bad.remedy == Remedy::Waits);
+    let settled = told.len() - told.iter().filter(waits).count();
+    assert!(all.len() == settled && all.iter().all(|finding| told.contains(finding)), "{told:?}: {report:?}");
     report
 }
 
@@ -90,7 +116,8 @@ fn tag_page_1(lab: &Lab) -> Page {
 
 /// The pages that are found, all of which are mended or none.
 fn pages(report: &ScrubReport, mended: bool) -> Vec<(u8, u64)> {
-    assert!(report.bad_metadata.iter().all(|bad| bad.mended == mended), "{report:?}");
+    let remedy = if mended { Remedy::Mended } else { Remedy::None };
+    assert!(report.bad_metadata.iter().all(|bad| bad.remedy == remedy), "{report:?}");
     assert_eq!(report.bad_pieces(), if mended { 0 } else { report.bad_metadata.len() as u64 });
     let name = |bad: &BadMetadata| match bad.part {
         MetadataPart::TreePage { name } => (name.level, name.index),
@@ -123,6 +150,35 @@ fn pages_are_read_from_the_medium_and_mended_from_memory() {
     is_whole_after(&mut lab, &tag_page, &old);
 }
 
+#[test]
+fn nothing_is_mended_before_it_is_written() {
+    let lab = lab(0);
+    lab.checkpoint();
+    lab.poke(Device::Meta, 80, b"rot");
+    lab.poke(Device::Meta, tag_page_1(&lab).offset, &[1; 512]);
+    let control = ScrubControl::new(Scrub::default(), None);
+    let Lab { io, volume, .. } = &lab;
+    let stands = polled(volume.scrub(io, &control, |_| {}), io, 100).expect("it waits for a checkpoint");
+    let report = control.report();
+    assert_eq!((report.waiting_metadata, report.mended_metadata, report.cursor), (2, 0, volume.blocks()));
+    assert!(!report.is_clean());
+    // After a crash it is to look there again; none of this counts as bad for good.
+    assert_eq!((control.in_superblock().cursor, control.in_superblock().bad_blocks), (128, 0));
+    lab.checkpoint();
+    block_on(io, stands);
+    let report = control.report();
+    assert!(report.is_clean() && report.mended_metadata == 2, "{report:?}");
+    assert!(report.bad_metadata.iter().all(|bad| bad.remedy == Remedy::Mended));
+    assert!(pass_alone(volume, io).bad_metadata.is_empty());
+    // What can't be mended is not forgotten.
+    let Lab { io, volume, .. } = &lab;
+    lab.poke(Device::Meta, 80, b"rot");
+    lab.disk().faults.meta_unwritable = true;
+    let control = ScrubControl::new(Scrub::default(), None);
+    block_on(io, volume.scrub(io, &control, |_| {}));
+    assert_eq!((control.report().unmended_metadata, control.in_superblock().bad_blocks), (1, 1));
+}
+
 /// The page is as it was, in its other slot.
 fn is_whole_after(lab: &mut Lab, before: &Page, old: &[u8]) {
     lab.checkpoint();
@@ -147,12 +203,12 @@ fn tag_pages_are_made_anew_from_the_blocks() {
         let old = lab.peek(Device::Meta, page.offset, 4096);
         lab.poke(Device::Meta, page.offset + from, &rot);
         assert!(lab.read(130).is_err(), "{from}");
-        let report = pass(&lab.volume, &lab.io);
-        assert_eq!(pages(&report, true), [(0, 1)], "{from}");
-        assert!(report.is_clean() && report.verified_blocks == 25, "{report:?}");
         // It is as if it had never been gone, wherever the power fails.
         let settled = lab.disk().writes;
         lab.disk().trace = Some(Vec::new());
+        let report = pass(&lab.volume, &lab.io);
+        assert_eq!(pages(&report, true), [(0, 1)], "{from}");
+        assert!(report.is_clean() && report.verified_blocks == 25, "{report:?}");
         is_whole(&mut lab);
         let trace = lab.disk().trace.take().unwrap();
         let current = |event: &Trace| matches!(event, Trace::WriteStart { offset, .. } if *offset == page.offset);
@@ -170,7 +226,7 @@ fn a_page_that_waits_for_the_checkpoint_survives_any_crash() {
         lab.checkpoint();
         let page = tag_page_1(&lab);
         lab.poke(Device::Meta, page.offset, &[1; 512]);
-        assert_eq!(pages(&pass(&lab.volume, &lab.io), true), [(0, 1)]);
+        assert_eq!(pages(&pass_alone(&lab.volume, &lab.io), false), [(0, 1)]);
         let until = lab.disk().writes + writes;
         let ended = {
             let mut checkpoint = pin!(lab.volume.checkpoint(&lab.io));
@@ -214,7 +270,7 @@ fn waits_below_a_new_page() -> (Lab, Page) {
             io.complete_any();
         }
         lab.poke(Device::Meta, tag_page_1(&lab).offset, &[1; 512]);
-        assert_eq!(pages(&pass(&lab.volume, &lab.io), true), [(0, 1)]);
+        assert_eq!(pages(&pass_alone(&lab.volume, &lab.io), false), [(0, 1)]);
         while poll().is_pending() {
             if io.in_flight() > 0 {
                 io.complete_any();
@@ -259,7 +315,7 @@ fn a_page_that_nobody_has_changed_is_neither_lost_nor_a_failure() {
 fn a_page_waits_with_those_above_it() {
     let mut lab = lab(0);
     lab.poke(Device::Meta, tag_page_1(&lab).offset, &[1; 512]);
-    assert_eq!(pages(&pass(&lab.volume, &lab.io), true), [(0, 1)]);
+    assert_eq!(pages(&pass_alone(&lab.volume, &lab.io), false), [(0, 1)]);
     let parent = *lab.superblock().pages(&lab.disk()).iter().find(|page| page.level == 1).unwrap();
     lab.poke(Device::Meta, parent.offset, &[0xee; 4096]);
     is_whole(&mut lab);

@@ -38,6 +38,17 @@ impl Rescue {
     }
 }
 
+/// What has become of a page that was to be rescued.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum RescueState {
+    /// It waits for the next checkpoint.
+    Waits,
+    /// It has been written, or its place is not current any more.
+    Written,
+    /// A checkpoint could not write it.
+    Failed,
+}
+
 struct RescuedPage {
     what: Rescue,
     bytes: Box<[u8; PAGE_BYTES]>,
@@ -74,11 +85,20 @@ impl Rescued {
         let page = RescuedPage { what: Rescue::new(id, of), bytes: Box::new(bytes.try_into().expect("a page")) };
         self.change(|pages| {
             pages.retain(|known| known.what.id != id);
-            if pages.is_full() {
-                pages.retain(|known| !known.what.failed);
-            }
             pages.try_push(page).is_ok()
         })
+    }
+
+    /// The same, if the page is not there already: one that itself has rotted must not make room for an older one.
+    pub(crate) fn add_above(&self, id: PageId, of: Digest, bytes: &[u8]) {
+        if self.pages.lock().iter().all(|known| known.what.id != id) {
+            self.add(id, of, bytes);
+        }
+    }
+
+    /// Forgets those that could not be written, of which nobody has asked any more.
+    pub(crate) fn forget_failed(&self) {
+        self.change(|pages| pages.retain(|page| !page.what.failed));
     }
 
     /// The bytes of a page, if it is the one that this digest names.
@@ -108,6 +128,15 @@ impl Rescued {
                 }
             }
         });
+    }
+
+    /// What has become of a page that was added.
+    pub(crate) fn state(&self, id: PageId, digest: &Digest) -> RescueState {
+        match self.pages.lock().iter().find(|page| page.what.is(id, digest)) {
+            None => RescueState::Written,
+            Some(page) if page.what.failed => RescueState::Failed,
+            Some(_) => RescueState::Waits,
+        }
     }
 }
 
@@ -139,11 +168,12 @@ mod tests {
         rescued.list(&mut listed);
         let new = add(2);
         rescued.done(&listed);
-        let there = |digest| rescued.get(PAGE, digest, &mut [0; PAGE_BYTES]);
-        assert!(!there(&old) && there(&new));
+        assert_eq!(rescued.state(PAGE, &old), RescueState::Written);
+        assert_eq!(rescued.state(PAGE, &new), RescueState::Waits);
         rescued.list(&mut listed);
         listed[0].failed = true;
         rescued.done(&listed);
+        assert_eq!(rescued.state(PAGE, &new), RescueState::Failed);
         assert!(rescued.is_empty(), "it is not tried again");
         rescued.list(&mut listed);
         assert!(listed.is_empty());

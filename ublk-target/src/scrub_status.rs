@@ -28,6 +28,7 @@ pub struct ScrubSummary {
     unreadable: u64,
     unsettled: u64,
     bad_pieces: u64,
+    waiting_pieces: u64,
     mended_pieces: u64,
 }
 
@@ -46,7 +47,8 @@ impl ScrubStatus {
             bad: bad_blocks,
             unreadable: unreadable_blocks,
             unsettled: unsettled_blocks,
-            bad_pieces: self.report.bad_pieces(),
+            bad_pieces: self.report.unmended_metadata,
+            waiting_pieces: self.report.waiting_metadata,
             mended_pieces: self.report.mended_metadata,
         }
     }
@@ -67,7 +69,9 @@ impl fmt::Display for ScrubSummary {
             write!(f, " since it went on at block {}", self.resumed_at)?;
         }
         write!(f, ", {bad} bad, {unreadable} unreadable, {unsettled} unsettled")?;
-        for (count, what) in [(self.bad_pieces, "bad"), (self.mended_pieces, "mended")] {
+        for (count, what) in
+            [(self.bad_pieces, "bad"), (self.waiting_pieces, "to be mended"), (self.mended_pieces, "mended")]
+        {
             match count {
                 0 => {}
                 1 => write!(f, ", 1 piece of metadata {what}")?,
@@ -84,7 +88,7 @@ mod tests {
     use ublk_integrity::{
         BadReason, BlockIndex, BlockRange, ByteOffset, Device, Errno,
         check::BadRun,
-        scrub::{BadMetadata, MetadataPart},
+        scrub::{BadMetadata, MetadataPart, Remedy},
     };
 
     #[test]
@@ -102,19 +106,21 @@ mod tests {
                 BadRun { range: BlockRange::new(BlockIndex(9), 1), reason: BadReason::BadPage { page } },
             ],
             bad_metadata: vec![
-                BadMetadata { part: MetadataPart::TreePage { name: page }, reason: unreadable, mended: true },
+                BadMetadata { part: MetadataPart::TreePage { name: page }, reason: unreadable, remedy: Remedy::Mended },
                 BadMetadata {
                     part: MetadataPart::Superblock { offset: ByteOffset(0) },
                     reason: BadReason::Mismatch,
-                    mended: false,
+                    remedy: Remedy::None,
                 },
                 BadMetadata {
                     part: MetadataPart::Log { offset: ByteOffset(4096), len: 512 },
                     reason: unreadable,
-                    mended: false,
+                    remedy: Remedy::Waits,
                 },
-                BadMetadata { part: MetadataPart::Identity, reason: BadReason::Mismatch, mended: false },
+                BadMetadata { part: MetadataPart::Identity, reason: BadReason::Mismatch, remedy: Remedy::None },
             ],
+            unmended_metadata: 2,
+            waiting_metadata: 1,
             mended_metadata: 1,
             ..Default::default()
         };
@@ -125,7 +131,7 @@ mod tests {
         assert!(told.under_way);
         assert_eq!(
             told.summary().to_string(),
-            "pass 2 is at 25 %: 200 blocks, 0 verified, 3 bad, 0 unreadable, 0 unsettled, 3 pieces of metadata bad, 1 piece of metadata mended"
+            "pass 2 is at 25 %: 200 blocks, 0 verified, 3 bad, 0 unreadable, 0 unsettled, 2 pieces of metadata bad, 1 piece of metadata to be mended, 1 piece of metadata mended"
         );
     }
 }

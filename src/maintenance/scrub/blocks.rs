@@ -55,6 +55,7 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         let lanes = (MOST_BYTES / (TAGS_PER_PAGE as usize * block_size)).min(MOST_LANES);
         let mut pending: Vec<_> = of.metadata.pending.iter().flat_map(|set| set.blocks()).collect();
         pending.sort_unstable();
+        of.metadata.tree.rescued.forget_failed();
         Self {
             of,
             control,
@@ -72,13 +73,16 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
     /// Waits while it is paused. `false`: it is to end. Whatever reads asks this first, so that it does not go on
     /// for long on a disk that is slow to fail.
     pub(super) async fn may_go_on(&mut self) -> bool {
+        self.see_what_is_mended();
         self.note_held();
         self.control.may_go_on(|scrub| self.of.checkpoints.note_scrub(scrub)).await
     }
 
     /// Says to which block it has to come back.
     pub(super) fn note_held(&self) {
-        let held_at = self.deferred.front().map(|block| block.0);
+        let layout = self.of.metadata.layout();
+        let pages = self.findings.waiting_pages().map(|page| layout.blocks_under(page).first.0);
+        let held_at = self.deferred.front().map(|block| block.0).into_iter().chain(pages).min();
         self.control.note(|report| report.held_at = held_at);
     }
 

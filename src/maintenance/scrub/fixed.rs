@@ -2,7 +2,8 @@
 
 use super::{
     blocks::Pass,
-    report::{MetadataPart, ScrubFinding},
+    findings::WaitsFor,
+    report::{MetadataPart, Remedy, ScrubFinding},
 };
 use crate::{
     BadReason, Buf, ByteOffset, Device, Io,
@@ -22,8 +23,8 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
     pub(super) async fn superblocks<S: Io>(&mut self, io: &S) {
         for offset in Layout::superblock_offsets() {
             if let Some(reason) = self.superblock(io, offset).await {
-                let mended = self.mend_by_checkpoint();
-                self.findings.metadata(MetadataPart::Superblock { offset }, reason, mended);
+                let waits = WaitsFor::NewerThan(self.of.checkpoints.superblock().epoch);
+                self.mend_by_checkpoint(MetadataPart::Superblock { offset }, reason, waits);
             }
         }
     }
@@ -88,7 +89,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             }
         }
         let mended = is_rotten && self.may_go_on().await && self.mend_identity(io, &own).await;
-        self.findings.metadata(MetadataPart::Identity, reason, mended);
+        self.findings.metadata(MetadataPart::Identity, reason, if mended { Remedy::Mended } else { Remedy::None });
     }
 
     /// Reads the next piece of the live log, for read errors alone: what it says is proven at the next open.
@@ -107,8 +108,8 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
                 // Nobody needs it any more once a checkpoint has freed it.
                 Err(errno) if !again && log.live().start < left.start => {
                     let reason = BadReason::Unreadable { device: Device::Meta, errno };
-                    let mended = self.mend_by_checkpoint();
-                    self.findings.metadata(MetadataPart::Log { offset, len }, reason, mended);
+                    let waits = WaitsFor::LogFree(left.start);
+                    self.mend_by_checkpoint(MetadataPart::Log { offset, len }, reason, waits);
                 }
                 Err(_) => {}
             }

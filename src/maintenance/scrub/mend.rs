@@ -4,20 +4,27 @@
 //! that is read is. The next checkpoint writes it to its other slot ([`Rescued`](crate::metadata::rescued)).
 
 use super::{
+    Scrubber,
     blocks::Pass,
+    findings::WaitsFor,
     lane::Lane,
-    report::{MetadataPart, ScrubFinding},
+    report::{MetadataPart, Remedy, ScrubFinding},
 };
 use crate::{
     BadReason, Buf, Device, Durability, Io,
     crypto::keys::{Digest, equal},
     format::{Identity, Layout, PAGE_BYTES, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, digest},
+    metadata::rescued::RescueState,
 };
-use std::mem;
+use std::{mem, time::Duration};
 use zerocopy::IntoBytes;
 
 /// Most tags of a page that are tried in each way: 3^8 pages take a fraction of a second.
 const MOST_DOUBTFUL: usize = 8;
+/// How often it is looked whether a checkpoint has come: there is one every 15 s, and it may take long on a disk
+/// that is busy.
+const LOOKS: u32 = 600;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 /// What a disk loses as one.
 const SECTOR: usize = 512;
 const SECTORS: usize = PAGE_BYTES / SECTOR;
@@ -25,18 +32,20 @@ const SECTORS: usize = PAGE_BYTES / SECTOR;
 impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
     /// A page has rotted. `bytes`: what it should be, where that is known.
     pub(super) fn page_has_rotted(&mut self, page: PageId, entry: TreeEntry, reason: BadReason, bytes: Option<&[u8]>) {
-        let mended = bytes.is_some_and(|bytes| {
-            let tree = &self.of.metadata.tree;
+        let tree = &self.of.metadata.tree;
+        let waits = bytes.is_some_and(|bytes| {
             // Reads find it there from now on.
             tree.cache.put(page, entry.epoch(), bytes, false);
             self.may_write() && tree.rescued.add(page, entry.digest, bytes)
         });
-        if mended {
-            for (above, entry, bytes) in self.way.above(page) {
-                self.of.metadata.tree.rescued.add(above, entry.digest, bytes);
-            }
+        let part = MetadataPart::TreePage { name: page.name() };
+        if !waits {
+            return self.findings.metadata(part, reason, Remedy::None);
         }
-        self.findings.metadata(MetadataPart::TreePage { name: page.name() }, reason, mended);
+        for (above, entry, bytes) in self.way.above(page) {
+            tree.rescued.add_above(above, entry.digest, bytes);
+        }
+        self.findings.mended_later(part, reason, WaitsFor::Page(page, entry.digest));
     }
 
     /// Whether something can be mended.
@@ -45,12 +54,39 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
     }
 
     /// The next checkpoint writes both superblock copies, and frees the log.
-    pub(super) fn mend_by_checkpoint(&mut self) -> bool {
-        let may_write = self.may_write();
-        if may_write {
-            self.of.checkpoints.want();
+    pub(super) fn mend_by_checkpoint(&mut self, part: MetadataPart, reason: BadReason, waits: WaitsFor) {
+        if !self.may_write() {
+            return self.findings.metadata(part, reason, Remedy::None);
         }
-        may_write
+        self.of.checkpoints.want();
+        self.findings.mended_later(part, reason, waits);
+    }
+
+    /// Tells of what checkpoints have mended.
+    pub(super) fn see_what_is_mended(&mut self) {
+        if self.findings.are_waiting() {
+            let Scrubber { metadata, checkpoints, log, .. } = self.of;
+            let is = |written| if written { RescueState::Written } else { RescueState::Waits };
+            self.findings.settle(|waits| match waits {
+                WaitsFor::Page(id, digest) => metadata.tree.rescued.state(id, &digest),
+                WaitsFor::NewerThan(epoch) => is(checkpoints.superblock().epoch > epoch),
+                WaitsFor::LogFree(position) => is(log.live().start >= position),
+            });
+        }
+    }
+
+    /// Nothing is mended before it is written: waits for the next checkpoint, or the one after that. What is not
+    /// mended by then is bad.
+    pub(super) async fn until_mended<S: Io>(&mut self, io: &S) {
+        for _ in 0..LOOKS {
+            if !self.may_go_on().await || !self.findings.are_waiting() || self.of.log.latched().is_some() {
+                break;
+            }
+            self.control.sleep(io, BETWEEN_LOOKS).await;
+        }
+        if self.may_go_on().await {
+            self.findings.settle(|_| RescueState::Failed);
+        }
     }
 
     /// Writes the block by which the data device says whose it is. Nobody else does.

@@ -38,7 +38,7 @@ use crate::{
 };
 use blocks::Pass;
 pub use control::ScrubControl;
-pub use report::{BadMetadata, MAX_LISTED, MetadataPart, ScrubFinding, ScrubReport};
+pub use report::{BadMetadata, MAX_LISTED, MetadataPart, Remedy, ScrubFinding, ScrubReport};
 use std::time::Duration;
 
 /// How long it lets the devices rest after half a MiB, while requests come.
@@ -93,6 +93,7 @@ impl Scrubber<'_> {
             bytes = pass.log(io, &mut log).await;
         }
         pass.findings.end_run();
+        pass.until_mended(io).await;
         pass.note_held();
         control.ended();
         self.checkpoints.note_scrub(control.in_superblock());

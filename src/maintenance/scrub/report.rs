@@ -37,7 +37,8 @@ pub struct ScrubReport {
     /// Blocks that hold what was written last, as their tags prove. Those that read as zeros have nothing to
     /// prove.
     pub verified_blocks: u64,
-    /// Blocks that do not match their tags or can't be verified.
+    /// Blocks that do not match their tags or can't be verified. Of a pass that goes on, also what was found bad
+    /// before: blocks, and metadata that was not mended.
     pub bad_blocks: u64,
     /// Blocks that the device could not read.
     pub unreadable_blocks: u64,
@@ -48,11 +49,15 @@ pub struct ScrubReport {
     pub bad_runs: Vec<BadRun>,
     /// Runs that are not listed.
     pub unlisted_runs: u64,
-    /// Damaged metadata: it may still be good in memory.
+    /// Damaged metadata, as it is found first: it may still be good in memory.
     pub bad_metadata: Vec<BadMetadata>,
     /// Pieces of it that are not listed.
     pub unlisted_metadata: u64,
-    /// Of all these, those that are mended.
+    /// Of all these, those that are not mended.
+    pub unmended_metadata: u64,
+    /// Those that the next checkpoint mends.
+    pub waiting_metadata: u64,
+    /// Those that are mended.
     pub mended_metadata: u64,
 }
 
@@ -65,8 +70,20 @@ pub struct BadMetadata {
     /// What is wrong with it: it does not match, or can't be read.
     #[serde(flatten)]
     pub reason: BadReason,
-    /// It is written anew: its content is known and proven.
-    pub mended: bool,
+    /// What is done about it.
+    pub remedy: Remedy,
+}
+
+/// What is done about a damaged piece of metadata.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remedy {
+    /// Nothing: its content can't be known, or can't be written.
+    None,
+    /// Its content is known and proven, or not needed any more once the next checkpoint has been made.
+    Waits,
+    /// It has been written anew, or is not needed any more.
+    Mended,
 }
 
 /// A piece of metadata.
@@ -118,8 +135,14 @@ impl fmt::Display for ScrubFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Blocks(BadRun { range, reason }) => write!(f, "bad: blocks {range}: {reason}"),
-            Self::Metadata(BadMetadata { part, reason, mended: false }) => write!(f, "bad: {part}: {reason}"),
-            Self::Metadata(BadMetadata { part, reason, mended: true }) => write!(f, "mended: {part}: {reason}"),
+            Self::Metadata(BadMetadata { part, reason, remedy }) => {
+                let state = match remedy {
+                    Remedy::None => "bad",
+                    Remedy::Waits => "to be mended",
+                    Remedy::Mended => "mended",
+                };
+                write!(f, "{state}: {part}: {reason}")
+            }
         }
     }
 }
@@ -135,7 +158,7 @@ impl ScrubReport {
     pub(super) fn in_superblock(&self) -> Scrub {
         let Self { pass, state, begun_seconds, ended_seconds, cursor, held_at, .. } = *self;
         let cursor = held_at.map_or(cursor, |held| held.min(cursor));
-        let bad_blocks = self.bad_blocks + self.unreadable_blocks;
+        let bad_blocks = self.bad_blocks + self.unreadable_blocks + self.unmended_metadata;
         Scrub { pass, cursor, begun_seconds, ended_seconds, bad_blocks, state }
     }
 
@@ -144,9 +167,27 @@ impl ScrubReport {
         self.bad_blocks + self.unreadable_blocks + self.bad_pieces() == 0
     }
 
-    /// Pieces of damaged metadata that are not mended.
+    /// Pieces of damaged metadata that are not mended, or not yet.
     pub fn bad_pieces(&self) -> u64 {
-        (self.bad_metadata.len() as u64 + self.unlisted_metadata).saturating_sub(self.mended_metadata)
+        self.unmended_metadata + self.waiting_metadata
+    }
+
+    fn pieces(&mut self, remedy: Remedy) -> &mut u64 {
+        match remedy {
+            Remedy::None => &mut self.unmended_metadata,
+            Remedy::Waits => &mut self.waiting_metadata,
+            Remedy::Mended => &mut self.mended_metadata,
+        }
+    }
+
+    /// It is known what has become of a piece that waited.
+    pub(super) fn settle_metadata(&mut self, bad: BadMetadata) {
+        self.waiting_metadata -= 1;
+        *self.pieces(bad.remedy) += 1;
+        let waits = |known: &&mut BadMetadata| known.part == bad.part && known.remedy == Remedy::Waits;
+        if let Some(known) = self.bad_metadata.iter_mut().find(waits) {
+            known.remedy = bad.remedy;
+        }
     }
 
     pub(super) fn count(&mut self, reason: BadReason) {
@@ -162,7 +203,7 @@ impl ScrubReport {
     }
 
     pub(super) fn add_metadata(&mut self, bad: BadMetadata) {
-        self.mended_metadata += u64::from(bad.mended);
+        *self.pieces(bad.remedy) += 1;
         match self.bad_metadata.len() {
             MAX_LISTED => self.unlisted_metadata += 1,
             _ => self.bad_metadata.push(bad),

@@ -175,7 +175,8 @@ mod tests {
         for report in [
             ScrubReport { bad_blocks: 1, ..stopped },
             ScrubReport { unreadable_blocks: 1, ..ended.clone() },
-            ScrubReport { unlisted_metadata: 1, ..ended.clone() },
+            ScrubReport { unmended_metadata: 1, ..ended.clone() },
+            ScrubReport { waiting_metadata: 1, ..ended.clone() },
         ] {
             assert_eq!(exit(report, None), Some(Exit::Integrity));
         }

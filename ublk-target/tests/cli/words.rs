@@ -104,6 +104,8 @@ fn the_json_is_what_its_page_says() {
         "bad_metadata",
         "unlisted_metadata",
         "mended_metadata",
+        "unmended_metadata",
+        "waiting_metadata",
         "tree_page",
     ];
     let not_here = ["bad_page", "may_be_older", "not_in_place", "key_or_permission"];
