@@ -5,11 +5,12 @@ use super::{
     control::ScrubControl,
     findings::Findings,
     lane::Lane,
+    metered::Metered,
     report::ScrubFinding,
     way::{End, Judged, Moved, RottenPage, Way, prove, read_page},
 };
 use crate::{
-    BlockIndex, Buf, Device, Io,
+    BlockIndex, Buf, Device, Io, Scheduler, Storage,
     crypto::tagger::MAX_VERIFIED,
     format::{LOST_TAG, MAX_LEVELS, PAGE_BYTES, PageId, TAGS_PER_PAGE, TreeEntry, ZERO_TAG},
     request::range_watch::RangeWatch,
@@ -96,9 +97,8 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         &mut self.lanes[0].data
     }
 
-    /// Goes on by some tag pages and their blocks: one beside requests, else several. Returns how many bytes
-    /// of blocks were read.
-    pub(super) async fn some<S: Io>(&mut self, io: &S, busy: bool) -> u64 {
+    /// Goes on by some tag pages and their blocks: one beside requests, else several.
+    pub(super) async fn some<S: Io>(&mut self, io: &Metered<'_, S>, busy: bool) {
         let lanes = if busy { 1 } else { self.lanes.len() };
         let mut looked = Vec::with_capacity(lanes);
         while looked.len() < lanes && self.is_left() {
@@ -108,7 +108,7 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         let mut reads = Vec::with_capacity(looked.len());
         for Looked { lane, watch, root, page } in looked {
             if let Some((page, entry, started)) = page {
-                self.take_page::<S>(io, lane, root, (page, entry), started).await;
+                self.take_page(io, lane, root, (page, entry), started).await;
             }
             let its = &mut self.lanes[lane];
             let extent = its.extent();
@@ -119,12 +119,11 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
             });
             reads.push((lane, watch, extent, started));
         }
-        let (mut bytes, mut doubtful) = (0, ArrayVec::<_, MOST_LANES>::new());
+        let mut doubtful = ArrayVec::<_, MOST_LANES>::new();
         for (lane, watch, extent, started) in reads {
             let mut read = Ok(());
             if let Some(started) = started {
                 (read, self.lanes[lane].data) = started.await;
-                bytes += (extent.len() * self.block.len()) as u64;
                 io.charge();
             }
             doubtful.push((self.lanes[lane].range, self.compare(&self.lanes[lane], extent, read.is_ok(), &watch)));
@@ -132,12 +131,11 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         // By now nothing is watched, however long this takes.
         for (range, which) in doubtful {
             if !self.judge_each(io, range, which).await {
-                return bytes;
+                return;
             }
         }
         let cursor = (self.next * TAGS_PER_PAGE).min(self.of.metadata.layout().blocks);
         self.control.note(|report| report.cursor = cursor);
-        bytes
     }
 
     /// Looks for the next tag page and begins to read it. `None`: nothing hangs on it, or on some after it.

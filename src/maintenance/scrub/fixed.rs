@@ -93,8 +93,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
     }
 
     /// Reads the next piece of the live log, for read errors alone: what it says is proven at the next open.
-    /// Returns its length in bytes.
-    pub(super) async fn log<S: Io>(&mut self, io: &S, left: &mut Range<u64>) -> u64 {
+    pub(super) async fn log<S: Io>(&mut self, io: &S, left: &mut Range<u64>) {
         let log = self.of.log;
         let (offset, to_end) = log.place(left.start);
         let len = (left.end - left.start).min(to_end).min(self.buf().len() as u64);
@@ -114,6 +113,5 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
                 Err(_) => {}
             }
         }
-        len
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     blocks::Pass,
+    metered::Metered,
     report::ScrubFinding,
     way::{End, Judged, Moved, prove, read_page},
 };
@@ -31,7 +32,7 @@ enum Verdict {
 
 impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
     /// Looks at some blocks of a range. `false`: the pass is to end before it has come through.
-    pub(super) async fn judge_each<S: Io>(&mut self, io: &S, range: BlockRange, which: u128) -> bool {
+    pub(super) async fn judge_each<S: Io>(&mut self, io: &Metered<'_, S>, range: BlockRange, which: u128) -> bool {
         for (_, block) in range.blocks().enumerate().filter(|(i, _)| which >> i & 1 != 0) {
             match self.judge(io, block, LOOKS).await {
                 None => return false,
@@ -43,7 +44,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
     }
 
     /// Looks once more at blocks that were never at rest.
-    pub(super) async fn deferred<S: Io>(&mut self, io: &S) {
+    pub(super) async fn deferred<S: Io>(&mut self, io: &Metered<'_, S>) {
         while let Some(block) = self.deferred.front().copied() {
             let Some(verdict) = self.judge(io, block, LAST_LOOKS).await else { return };
             self.settle(block, &verdict);
@@ -61,7 +62,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
     }
 
     /// What one block is, in a quiet window if there is one. `None`: the pass is to end before that is known.
-    async fn judge<S: Io>(&mut self, io: &S, block: BlockIndex, looks: u32) -> Option<Verdict> {
+    async fn judge<S: Io>(&mut self, io: &Metered<'_, S>, block: BlockIndex, looks: u32) -> Option<Verdict> {
         let one = BlockRange::new(block, 1);
         if self.of.is_elsewhere(one) {
             return Some(Verdict::Unsettled);
@@ -70,6 +71,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             if look > 0 {
                 self.control.sleep(io, BETWEEN_LOOKS).await;
             }
+            self.control.sleep(io, self.control.time_for(io.take_read())).await;
             if !self.may_go_on().await {
                 return None;
             }

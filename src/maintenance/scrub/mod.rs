@@ -22,12 +22,13 @@ mod fixed;
 mod judge;
 mod lane;
 mod mend;
+mod metered;
 mod report;
 mod way;
 
 pub use crate::format::{Scrub, ScrubState};
 use crate::{
-    BlockRange, CounterValues, Io,
+    BlockRange, CounterValues, Io, Storage,
     crypto::tagger::Tagger,
     lifecycle::recovery::{in_log::InLog, undecided::Undecided},
     log::Log,
@@ -38,6 +39,7 @@ use crate::{
 };
 use blocks::Pass;
 pub use control::ScrubControl;
+use metered::Metered;
 pub use report::{BadMetadata, MAX_LISTED, MetadataPart, Remedy, ScrubFinding, ScrubReport};
 use std::time::Duration;
 
@@ -64,6 +66,7 @@ impl Scrubber<'_> {
     pub(crate) async fn run<S: Io>(&self, io: &S, control: &ScrubControl, tell: impl FnMut(ScrubFinding)) {
         let blocks = self.metadata.layout().blocks;
         control.note(|report| report.blocks = blocks);
+        let io = &Metered::new(io);
         let mut pass = Pass::new(self, control, tell);
         if pass.may_go_on().await {
             pass.superblocks(io).await;
@@ -71,14 +74,14 @@ impl Scrubber<'_> {
         if pass.may_go_on().await {
             pass.identity(io).await;
         }
-        let (mut seen, mut bytes) = (self.requests(), 0);
+        let mut seen = self.requests();
         while pass.is_left() && pass.may_go_on().await {
             let now = self.requests();
             let busy = std::mem::replace(&mut seen, now) != now;
             // It runs while the next bytes are read.
-            let time = control.time_for(bytes);
+            let time = control.time_for(io.take_read());
             let paced = (!time.is_zero()).then(|| io.sleep(time));
-            bytes = pass.some(io, busy).await;
+            pass.some(io, busy).await;
             if let Some(paced) = paced {
                 control.unless_stopped(paced).await;
             }
@@ -89,8 +92,8 @@ impl Scrubber<'_> {
         pass.deferred(io).await;
         let mut log = self.log.live();
         while !log.is_empty() && pass.may_go_on().await {
-            control.sleep(io, control.time_for(bytes)).await;
-            bytes = pass.log(io, &mut log).await;
+            control.sleep(io, control.time_for(io.take_read())).await;
+            pass.log(io, &mut log).await;
         }
         pass.findings.end_run();
         pass.until_mended(io).await;
