@@ -47,15 +47,14 @@ pub fn physical_block_size(device: &File) -> io::Result<u32> {
     Ok(size)
 }
 
-/// Lets other threads go before the calling one, to a processor and to a disk whose scheduler heeds that. What
-/// fails makes no difference but in speed.
-pub fn stand_back() {
+/// Lets other threads go before the calling one to a disk whose scheduler heeds that. What fails makes no difference but
+/// in speed. Not so to a processor: the thread takes locks that requests wait for, and would keep them the longer the
+/// busier the machine is.
+pub fn yield_disk() {
     /// `linux/ioprio.h`: of a thread, class idle.
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
     const IOPRIO_IDLE: libc::c_int = 3 << 13;
     // SAFETY: changes a number of the calling thread's.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
-    // SAFETY: the same.
     let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE) };
 }
 

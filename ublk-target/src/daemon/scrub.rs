@@ -10,7 +10,7 @@ use crate::{
     device::Backings,
     event_loop::{OwnRing, ring::DeviceFiles},
     failure::{Context, Exit, Failure, Outcome, plain},
-    os::stand_back,
+    os::yield_disk,
     scrub_status::ScrubStatus,
     threads::named,
     ublk::Shared,
@@ -104,7 +104,7 @@ impl Scrubs {
         let its = Pass { control: Arc::clone(&pass.control), ended: Arc::clone(&pass.ended) };
         let (ready, started) = mpsc::channel();
         named("scrub").spawn(move || {
-            stand_back();
+            yield_disk();
             // A ring belongs to the thread that made it.
             let ring = match OwnRing::new(descriptors) {
                 Ok(ring) => ring,
