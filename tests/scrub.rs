@@ -179,6 +179,24 @@ fn nothing_is_mended_before_it_is_written() {
     assert_eq!((control.report().unmended_metadata, control.in_superblock().bad_blocks), (1, 1));
 }
 
+#[test]
+fn what_a_pass_has_to_mend_when_it_leaves_the_last_checkpoint_writes() {
+    let format = FormatOptions { label: "old".parse().unwrap(), ..format_options(4096) };
+    let mut lab = Lab::new(&format, &OpenOptions { cache_bytes: 0, ..open_options(&mut Rng::new(1)) });
+    lab.write(130, 4, 2);
+    lab.checkpoint();
+    lab.poke(Device::Meta, tag_page_1(&lab).offset, &[1; 512]);
+    let control = ScrubControl::new(Scrub { pass: 3, ..Scrub::default() }, None);
+    let stands = polled(lab.volume.scrub(&lab.io, &control, |_| {}), &lab.io, 50).expect("it waits for a checkpoint");
+    control.leave();
+    block_on(&lab.io, stands);
+    block_on(&lab.io, lab.volume.close(&lab.io)).unwrap();
+    let mut lab = lab.reopened().unwrap();
+    let said = Scrub { pass: 3, cursor: 128, state: ScrubState::Running, ..Scrub::default() };
+    assert_eq!(lab.volume.last_scrub(), Some(said));
+    assert!(lab.reads_as(130, 2) && pass(&lab.volume, &lab.io).bad_metadata.is_empty());
+}
+
 /// The page is as it was, in its other slot.
 fn is_whole_after(lab: &mut Lab, before: &Page, old: &[u8]) {
     lab.checkpoint();

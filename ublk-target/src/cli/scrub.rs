@@ -153,6 +153,9 @@ fn lines(status: &ScrubStatus, state: &State) -> Output {
         out.line(format_args!("bad: {unlisted} more are not listed"));
     }
     out.line(status.summary());
+    if let Some(why) = &status.failure {
+        out.line(format_args!("the pass can't go on: {why}"));
+    }
     out
 }
 

@@ -1,5 +1,6 @@
 //! The end of a volume, which comes once: with its device, or when that is handed over.
 
+use super::scrub::Scrubs;
 use crate::checkpoints::Stop;
 use std::{
     process,
@@ -8,15 +9,20 @@ use std::{
 };
 use ublk_integrity::Latched;
 
-/// The checkpoint thread, until somebody ends it.
+/// The pass over the volume and the checkpoint thread, until somebody ends them.
 pub(super) struct Closing {
+    scrubs: Arc<Scrubs>,
     stop: Arc<Stop>,
     checkpoints: Mutex<Option<JoinHandle<Result<(), Latched>>>>,
 }
 
 impl Closing {
-    pub(super) fn of(stop: Arc<Stop>, checkpoints: JoinHandle<Result<(), Latched>>) -> Self {
-        Self { stop, checkpoints: Mutex::new(Some(checkpoints)) }
+    pub(super) fn of(
+        scrubs: Arc<Scrubs>,
+        stop: Arc<Stop>,
+        checkpoints: JoinHandle<Result<(), Latched>>,
+    ) -> Self {
+        Self { scrubs, stop, checkpoints: Mutex::new(Some(checkpoints)) }
     }
 
     /// Makes the last checkpoint. Where somebody else makes it this never returns: that one ends the
@@ -29,6 +35,8 @@ impl Closing {
                 thread::park();
             }
         };
+        // Before the last checkpoint, which writes what the pass has to mend.
+        self.scrubs.close();
         self.stop.set();
         last.join().unwrap_or_else(|_| process::abort())
     }

@@ -145,6 +145,7 @@ mod tests {
         checkpoints::Stop,
         daemon::{
             log::{Log, Sink},
+            scrub::Scrubs,
             settings,
             state::State,
             workers,
@@ -166,6 +167,7 @@ mod tests {
         let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();
         let (stop, (backings, files)) = (Arc::new(Stop::default()), offline.handles());
         let checkpoints = workers::start_checkpoints(&volume, backings, &stop, &log, false).unwrap();
+        let scrubs = Arc::new(Scrubs::new(&volume, backings, &log).unwrap());
         let shared = Arc::new(Shared {
             target: volume,
             files,
@@ -176,7 +178,7 @@ mod tests {
             gate: Gate::new(1, 4),
             log,
         });
-        let closing = Arc::new(Closing::of(stop, checkpoints));
+        let closing = Arc::new(Closing::of(scrubs, stop, checkpoints));
         let signals = Signals::of_test();
         signals.live(State::of_test(0), shared.log.clone());
         let settings = Settings { recovery: true, ..settings::tests::settings() };

@@ -46,6 +46,10 @@ pub enum Event {
     Scrub(ScrubFinding),
     /// It has ended, and so many of its findings were not told.
     ScrubEnded(ScrubSummary, u64),
+    /// One could not go on.
+    ScrubFailed(ScrubSummary),
+    /// One is still there when the daemon ends.
+    ScrubStays,
     /// A signal that does nothing here.
     SignalIgnored(Signal),
     /// Asked to stop while somebody uses the device.
@@ -77,7 +81,7 @@ impl Event {
             Self::Checkpoint => Class::Checkpoint,
             Self::Scrub(ScrubFinding::Blocks(_)) => Class::Mismatch,
             Self::Scrub(ScrubFinding::Metadata(_)) => Class::BadPage,
-            Self::ScrubEnded(..) => Class::Stopping,
+            Self::ScrubEnded(..) | Self::ScrubFailed(_) | Self::ScrubStays => Class::Stopping,
             Self::SignalIgnored(_) | Self::StopWaits | Self::StopIsSlow | Self::StopsNow => Class::Stopping,
             Self::HandOver | Self::TooBusy(_) | Self::NotHandedOver | Self::Left => Class::Stopping,
         }
@@ -116,6 +120,8 @@ impl fmt::Display for Event {
             Self::ScrubEnded(summary, untold) => {
                 write!(f, "scrub: {summary} ({untold} findings are not in this log: `scrub --status` lists some)")
             }
+            Self::ScrubFailed(summary) => write!(f, "scrub: {summary}: it can't go on: `scrub --status` says why"),
+            Self::ScrubStays => f.write_str("scrub: a read has not come back for 10 s: the daemon ends without it"),
             Self::SignalIgnored(signal) => write!(f, "{signal} changes nothing: SIGTERM stops the device"),
             Self::StopWaits => f.write_str(
                 "the device is in use: it is stopped when its last user is gone; a second signal stops it now, and what its users have not written yet is lost",

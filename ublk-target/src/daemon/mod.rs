@@ -58,6 +58,7 @@ use memory_budget::{Promise, Purpose};
 use nix::sys::signal::Signal;
 use opening::Opened;
 pub use refusals::refuse_own_stack;
+use scrub::Scrubs;
 use serving::{Served, serve_device};
 use settings::Settings;
 use signals::{Signals, block_heedless};
@@ -235,6 +236,7 @@ fn tell_of(opened: &Opened, warnings: &[String], settings: &Settings, reporter: 
 struct Running {
     backings: Backings,
     shared: Arc<Shared<Volume>>,
+    scrubs: Arc<Scrubs>,
     closing: Arc<Closing>,
     log: Log,
 }
@@ -269,7 +271,10 @@ impl Running {
             gate: Gate::new(counts.io_threads() as usize, counts.requests() as usize),
             log: log.clone(),
         });
-        Ok(Self { backings: opened.backings, shared, closing: Arc::new(Closing::of(stop, checkpoints)), log })
+        let scrubs = Scrubs::new(&shared.target, &opened.backings, &log).doing("can't open the devices once more")?;
+        let scrubs = Arc::new(scrubs);
+        let closing = Arc::new(Closing::of(Arc::clone(&scrubs), stop, checkpoints));
+        Ok(Self { backings: opened.backings, shared, scrubs, closing, log })
     }
 
     /// The last checkpoint, and with it the end of all that is left of the device.

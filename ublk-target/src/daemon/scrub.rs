@@ -13,15 +13,18 @@ use crate::{
     os::yield_disk,
     scrub_status::ScrubStatus,
     threads::named,
-    ublk::Shared,
 };
 use serde_json::{Value, json};
 use std::{
+    convert::Infallible,
     io,
     num::NonZeroU64,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
-    time::{SystemTime, UNIX_EPOCH},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use ublk_integrity::{
     Volume,
@@ -30,6 +33,8 @@ use ublk_integrity::{
 
 /// What a pass takes at most: buffers, the blocks that are pending when it begins, its ring, and its stack.
 const MEMORY: u64 = 6 << 20;
+/// How long the end of the daemon waits for the pass to leave: it has a read under way at most.
+const LEAVES_WITHIN: Duration = Duration::from_secs(10);
 /// Findings of a pass that are told one by one.
 const TOLD: u64 = 100;
 
@@ -40,12 +45,21 @@ pub(super) struct Scrubs {
     descriptors: Vec<OwnedFd>,
     files: DeviceFiles,
     log: Log,
-    last: Mutex<Option<Pass>>,
+    passes: Mutex<Passes>,
+}
+
+#[derive(Default)]
+struct Passes {
+    last: Option<Pass>,
+    /// The daemon comes to its end.
+    closed: bool,
 }
 
 struct Pass {
     control: Arc<ScrubControl>,
     ended: Arc<OnceLock<Ended>>,
+    /// Hears of the end of the thread, however that comes.
+    gone: Option<Receiver<Infallible>>,
 }
 
 /// The thread of a pass has ended.
@@ -53,19 +67,28 @@ struct Ended {
     failure: Option<String>,
 }
 
+/// Dropped by the thread of a pass, with nothing said before: it has not come to its end.
+struct SaysItsEnd(Arc<OnceLock<Ended>>);
+
+impl Drop for SaysItsEnd {
+    fn drop(&mut self) {
+        let _ = self.0.set(Ended { failure: Some("its thread has died".into()) });
+    }
+}
+
 impl Scrubs {
-    pub(super) fn new(shared: &Shared<Volume>, backings: &Backings) -> io::Result<Self> {
+    pub(super) fn new(volume: &Arc<Volume>, backings: &Backings, log: &Log) -> io::Result<Self> {
         Ok(Self {
-            volume: Arc::clone(&shared.target),
+            volume: Arc::clone(volume),
             descriptors: backings.descriptors()?,
             files: backings.files(0),
-            log: shared.log.clone(),
-            last: Mutex::new(None),
+            log: log.clone(),
+            passes: Mutex::default(),
         })
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Pass>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn passes(&self) -> MutexGuard<'_, Passes> {
+        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a pass, if none is under way.
@@ -74,17 +97,20 @@ impl Scrubs {
     }
 
     fn try_start(&self, rate: Option<NonZeroU64>) -> Outcome {
-        let mut last = self.last();
-        if let Some(pass) = last.as_ref().filter(|pass| pass.ended.get().is_none()) {
+        let mut passes = self.passes();
+        if passes.closed {
+            return Err(Failure::new(Exit::Busy, "the device is being stopped"));
+        }
+        if let Some(pass) = passes.last.as_ref().filter(|pass| pass.ended.get().is_none()) {
             let message = format_args!("{}: `--status` shows it, `--stop` ends it", pass.status().summary());
             return Err(Failure::new(Exit::Busy, message));
         }
-        Available::here(Purpose::New).refuse_less_than(MEMORY, "begin the pass when there is more")?;
+        has_memory()?;
         // Its number runs on as far as the volume can tell.
-        let before = last.as_ref().map(|pass| pass.control.in_superblock()).or_else(|| self.volume.last_scrub());
+        let before = passes.last.as_ref().map(|pass| pass.control.in_superblock()).or_else(|| self.volume.last_scrub());
         let number = before.map_or(0, |scrub| scrub.pass) + 1;
         let begins = Scrub { pass: number, begun_seconds: now(), ..Scrub::default() };
-        *last = Some(self.spawn(begins, rate).doing("can't start the thread of the pass")?);
+        passes.last = Some(self.spawn(begins, rate)?);
         Ok(())
     }
 
@@ -93,24 +119,48 @@ impl Scrubs {
         let from = self.volume.last_scrub();
         if let Some(from) = from.filter(|from| matches!(from.state, ScrubState::Running | ScrubState::Paused)) {
             // Somebody can begin another, if that fails.
-            *self.last() = self.spawn(from, None).ok();
+            let pass = has_memory().and_then(|()| self.spawn(from, None)).unwrap_or_else(|failure| {
+                let ended = Arc::new(OnceLock::from(Ended { failure: Some(failure.message) }));
+                let pass = Pass { control: Arc::new(ScrubControl::new(from, None)), ended, gone: None };
+                self.log.tell(Event::ScrubFailed(pass.status().summary()));
+                pass
+            });
+            self.passes().last = Some(pass);
         }
     }
 
-    fn spawn(&self, from: Scrub, rate: Option<NonZeroU64>) -> io::Result<Pass> {
-        let descriptors: Vec<_> = self.descriptors.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
+    /// Ends the pass where it is, and waits for that: then the last checkpoint writes what it has to mend, and where
+    /// it goes on. None begins any more.
+    pub(super) fn close(&self) {
+        let gone = {
+            let mut passes = self.passes();
+            passes.closed = true;
+            passes.last.as_mut().and_then(|pass| {
+                pass.control.leave();
+                pass.gone.take()
+            })
+        };
+        // One that has a read under way that does not come back only reads: it goes with the process.
+        if gone.is_some_and(|gone| gone.recv_timeout(LEAVES_WITHIN) == Err(RecvTimeoutError::Timeout)) {
+            self.log.tell(Event::ScrubStays);
+        }
+    }
+
+    /// Does not wait for the thread: what fails there the status says.
+    fn spawn(&self, from: Scrub, rate: Option<NonZeroU64>) -> Outcome<Pass> {
+        let doing = "can't start the thread of the pass";
+        let descriptors = self.descriptors.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
+        let descriptors = descriptors.doing(doing)?;
         let (volume, files, log) = (Arc::clone(&self.volume), self.files, self.log.clone());
-        let pass = Pass { control: Arc::new(ScrubControl::new(from, rate)), ended: Arc::default() };
-        let its = Pass { control: Arc::clone(&pass.control), ended: Arc::clone(&pass.ended) };
-        let (ready, started) = mpsc::channel();
-        named("scrub").spawn(move || {
+        let (says_gone, gone) = mpsc::channel();
+        let control = Arc::new(ScrubControl::new(from, rate));
+        let pass = Pass { control, ended: Arc::default(), gone: Some(gone) };
+        let its = Pass { control: Arc::clone(&pass.control), ended: Arc::clone(&pass.ended), gone: None };
+        let thread = move || {
+            // In this order: it has said how it has ended before it is gone.
+            let _gone = says_gone;
+            let _ended = SaysItsEnd(Arc::clone(&its.ended));
             yield_disk();
-            // A ring belongs to the thread that made it.
-            let ring = match OwnRing::new(descriptors) {
-                Ok(ring) => ring,
-                Err(e) => return drop(ready.send(Err(e))),
-            };
-            let _ = ready.send(Ok(()));
             let mut findings = 0;
             let tell = |finding| {
                 findings += 1;
@@ -118,14 +168,20 @@ impl Scrubs {
                     log.tell(Event::Scrub(finding));
                 }
             };
-            let done = ring.block_on(volume.scrub(&ring.storage(files), &its.control, tell));
-            drop(ring);
-            its.control.ended_at(now());
-            volume.note_scrub(its.control.in_superblock());
+            // A ring belongs to the thread that made it.
+            let done = OwnRing::new(descriptors)
+                .and_then(|ring| ring.block_on(volume.scrub(&ring.storage(files), &its.control, tell)));
+            if !matches!(its.control.state(), ScrubState::Running | ScrubState::Paused) {
+                its.control.ended_at(now());
+                volume.note_scrub(its.control.in_superblock());
+            }
+            if done.is_err() {
+                log.tell(Event::ScrubFailed(its.status().summary()));
+            }
             let _ = its.ended.set(Ended { failure: done.err().map(|e| plain(&e)) });
             log.tell(Event::ScrubEnded(its.status().summary(), findings.saturating_sub(TOLD)));
-        })?;
-        started.recv().unwrap_or_else(|_| Err(io::Error::other("the thread died")))?;
+        };
+        named("scrub").spawn(thread).doing(doing)?;
         Ok(pass)
     }
 
@@ -142,7 +198,9 @@ impl Scrubs {
     }
 
     fn turn(&self, wanted: &str, turn: impl FnOnce(&ScrubControl) -> bool) -> Value {
-        let turned = self.last().as_ref().is_some_and(|pass| turn(&pass.control));
+        let passes = self.passes();
+        let turned = passes.last.as_ref().is_some_and(|pass| pass.ended.get().is_none() && turn(&pass.control));
+        drop(passes);
         if turned {
             return self.status();
         }
@@ -151,8 +209,8 @@ impl Scrubs {
     }
 
     fn known(&self) -> ScrubStatus {
-        let last = self.last();
-        match (&*last, self.volume.last_scrub()) {
+        let passes = self.passes();
+        match (&passes.last, self.volume.last_scrub()) {
             (Some(pass), _) => {
                 let mut status = pass.status();
                 // It may not have come to say so yet.
@@ -195,6 +253,45 @@ impl Pass {
     }
 }
 
+fn has_memory() -> Outcome {
+    Available::here(Purpose::New).refuse_less_than(MEMORY, "begin the pass when there is more")
+}
+
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{daemon::log::Sink, offline::scratch};
+    use std::time::Instant;
+    use ublk_integrity::open::{Access, OpenOptions, open};
+
+    #[test]
+    fn a_pass_leaves_when_the_daemon_ends_and_none_begins_then() {
+        let (_file, offline, key) = scratch();
+        let options = OpenOptions { max_requests: 1, ..OpenOptions::new(Access::ReadWrite, [1; 32]) };
+        let volume = Arc::new(offline.run(open(&offline.io(), &key, &options)).unwrap().unwrap());
+        let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();
+        let scrubs = Scrubs::new(&volume, &offline.into_backings(), &log).unwrap();
+        let begun = Scrub { pass: 3, state: ScrubState::Paused, ..Scrub::default() };
+        scrubs.passes().last = Some(scrubs.spawn(begun, None).unwrap());
+        let since = Instant::now();
+        scrubs.close();
+        assert!(since.elapsed() < LEAVES_WITHIN);
+        let status = scrubs.known();
+        assert!(!status.under_way && status.failure.is_none(), "{status:?}");
+        assert_eq!((status.report.pass, status.report.state), (3, ScrubState::Paused), "it goes on another time");
+        assert_eq!(scrubs.start(None)["exit"], Exit::Busy as u8);
+        scrubs.close();
+    }
+
+    #[test]
+    fn a_thread_that_dies_is_not_under_way_for_ever() {
+        let ended = Arc::<OnceLock<Ended>>::default();
+        let its = SaysItsEnd(Arc::clone(&ended));
+        drop(its);
+        assert!(ended.get().is_some_and(|ended| ended.failure.is_some()));
+    }
 }

@@ -135,7 +135,7 @@ fn start_and_serve(
     let (number, shared) = (state.id, &running.shared);
     let live = state.clone();
     let name = state.settings.name.clone();
-    let scrubs = Scrubs::new(shared, &running.backings).doing("can't open the devices once more")?;
+    let scrubs = Arc::clone(&running.scrubs);
     scrubs.go_on();
     let hand_over = Arc::new(HandOver::of(running, &state.settings, signals));
     let answers = Answers { state, shared: Arc::clone(shared), hand_over, scrubs };
@@ -161,7 +161,7 @@ struct Answers {
     state: State,
     shared: Arc<Shared<Volume>>,
     hand_over: Arc<HandOver>,
-    scrubs: Scrubs,
+    scrubs: Arc<Scrubs>,
 }
 
 impl Answers {
