@@ -17,11 +17,7 @@ pub(super) struct Closing {
 }
 
 impl Closing {
-    pub(super) fn of(
-        scrubs: Arc<Scrubs>,
-        stop: Arc<Stop>,
-        checkpoints: JoinHandle<Result<(), Latched>>,
-    ) -> Self {
+    pub(super) fn of(scrubs: Arc<Scrubs>, stop: Arc<Stop>, checkpoints: JoinHandle<Result<(), Latched>>) -> Self {
         Self { scrubs, stop, checkpoints: Mutex::new(Some(checkpoints)) }
     }
 

@@ -217,11 +217,7 @@ impl Client {
 }
 
 /// What a request is answered with; `None` where somebody else does that.
-fn answer(
-    line: &[u8],
-    client: &Client,
-    respond: impl Fn(&Request, &UnixStream) -> Option<Value>,
-) -> Option<Value> {
+fn answer(line: &[u8], client: &Client, respond: impl Fn(&Request, &UnixStream) -> Option<Value>) -> Option<Value> {
     let request = match Request::parse(line) {
         Ok(request) => request,
         Err(why) => return Some(error(why)),

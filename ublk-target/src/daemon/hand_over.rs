@@ -2,8 +2,8 @@
 //! with the requests that wait in it, for the next daemon to `recover`.
 //!
 //! ```text
-//!   gate closed ─> requests and early writes under way end ─> "closing" ─> volume closed, write-back file gone ─> answer ─> exit
-//!        └─ too busy, nobody takes over, a signal, a failure: gate open, as if nothing had been
+//!   a pass leaves ─> gate closed ─> requests and early writes under way end ─> "closing" ─> volume closed, write-back file gone ─> answer ─> exit
+//!        └─ too busy, nobody takes over, a signal, a failure: gate open, the pass goes on, as if nothing had been
 //! ```
 //!
 //! Whether "closing" could be said decides. Whoever asked can give up until then, by closing its end,
@@ -16,6 +16,7 @@ use super::{
     closing::Closing,
     log::Event,
     protocol::{error, line},
+    scrub::Scrubs,
     settings::Settings,
     signals::Signals,
 };
@@ -37,11 +38,14 @@ use ublk_integrity::Volume;
 pub const RESTS_WITHIN: Duration = Duration::from_secs(5);
 /// How long whoever asked may take for the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a pass over the volume may take to leave, while requests are served: it has a read under way at most.
+const PASS_LEAVES_WITHIN: Duration = Duration::from_secs(2);
 
 /// What can be handed over.
 pub(super) struct HandOver {
     settings: Settings,
     shared: Arc<Shared<Volume>>,
+    scrubs: Arc<Scrubs>,
     closing: Arc<Closing>,
     signals: Arc<Signals>,
     asked: AtomicBool,
@@ -49,11 +53,11 @@ pub(super) struct HandOver {
 
 impl HandOver {
     pub(super) fn of(running: &Running, settings: &Settings, signals: &Arc<Signals>) -> Self {
-        let (shared, closing) = (Arc::clone(&running.shared), Arc::clone(&running.closing));
         Self {
             settings: settings.clone(),
-            shared,
-            closing,
+            shared: Arc::clone(&running.shared),
+            scrubs: Arc::clone(&running.scrubs),
+            closing: Arc::clone(&running.closing),
             signals: Arc::clone(signals),
             asked: AtomicBool::new(false),
         }
@@ -94,6 +98,7 @@ impl HandOver {
     fn close(&self, client: &UnixStream, limit: Duration) -> Result<Value, String> {
         let log = &self.shared.log;
         self.refuse()?;
+        let resting = self.scrubs.rest(PASS_LEAVES_WITHIN);
         log.tell(Event::HandOver);
         let gate = self.shared.gate.close(limit).map_err(|under_way| {
             log.tell(Event::TooBusy(under_way));
@@ -108,8 +113,9 @@ impl HandOver {
         self.refuse().map_err(why)?;
         self.signals.leave(|| say(client, &json!({ "closing": true }))).map_err(str::to_owned).map_err(why)?;
         log.tell(Event::Left);
-        // Nobody comes by it any more.
+        // Nobody comes by it any more, and no pass goes on.
         std::mem::forget(gate);
+        std::mem::forget(resting);
         Ok(self.end_volume())
     }
 
@@ -178,11 +184,11 @@ mod tests {
             gate: Gate::new(1, 4),
             log,
         });
-        let closing = Arc::new(Closing::of(scrubs, stop, checkpoints));
+        let closing = Arc::new(Closing::of(Arc::clone(&scrubs), stop, checkpoints));
         let signals = Signals::of_test();
         signals.live(State::of_test(0), shared.log.clone());
         let settings = Settings { recovery: true, ..settings::tests::settings() };
-        HandOver { settings, shared, closing, signals, asked: AtomicBool::new(false) }
+        HandOver { settings, shared, scrubs, closing, signals, asked: AtomicBool::new(false) }
     }
 
     fn first_line(client: UnixStream) -> String {

@@ -51,8 +51,18 @@ pub(super) struct Scrubs {
 #[derive(Default)]
 struct Passes {
     last: Option<Pass>,
-    /// The daemon comes to its end.
-    closed: bool,
+    stage: Stage,
+}
+
+/// How far the end of the daemon is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Stage {
+    #[default]
+    Serving,
+    /// It may come: no pass is under way, and none begins.
+    Resting,
+    /// It comes.
+    Ending,
 }
 
 struct Pass {
@@ -60,6 +70,25 @@ struct Pass {
     ended: Arc<OnceLock<Ended>>,
     /// Hears of the end of the thread, however that comes.
     gone: Option<Receiver<Infallible>>,
+}
+
+/// Until this is dropped no pass is under way, and none begins.
+pub(super) struct Resting<'s>(&'s Scrubs);
+
+impl Drop for Resting<'_> {
+    fn drop(&mut self) {
+        let mut passes = self.0.passes();
+        if passes.stage > Stage::Resting {
+            return;
+        }
+        passes.stage = Stage::Serving;
+        // One that has not left reads on, and says how it has ended.
+        let left = passes.last.as_ref().filter(|pass| pass.ended.get().is_some_and(|ended| ended.failure.is_none()));
+        if let Some(control) = left.map(|pass| Arc::clone(&pass.control)) {
+            let rate = control.report().rate.and_then(NonZeroU64::new);
+            self.0.go_on_from(&mut passes, control.in_superblock(), rate);
+        }
+    }
 }
 
 /// The thread of a pass has ended.
@@ -98,7 +127,7 @@ impl Scrubs {
 
     fn try_start(&self, rate: Option<NonZeroU64>) -> Outcome {
         let mut passes = self.passes();
-        if passes.closed {
+        if passes.stage > Stage::Serving {
             return Err(Failure::new(Exit::Busy, "the device is being stopped"));
         }
         if let Some(pass) = passes.last.as_ref().filter(|pass| pass.ended.get().is_none()) {
@@ -116,32 +145,48 @@ impl Scrubs {
 
     /// Goes on with a pass that was under way when the volume was last open.
     pub(super) fn go_on(&self) {
-        let from = self.volume.last_scrub();
-        if let Some(from) = from.filter(|from| matches!(from.state, ScrubState::Running | ScrubState::Paused)) {
+        if let Some(from) = self.volume.last_scrub() {
+            self.go_on_from(&mut self.passes(), from, None);
+        }
+    }
+
+    fn go_on_from(&self, passes: &mut Passes, from: Scrub, rate: Option<NonZeroU64>) {
+        if matches!(from.state, ScrubState::Running | ScrubState::Paused) {
             // Somebody can begin another, if that fails.
-            let pass = has_memory().and_then(|()| self.spawn(from, None)).unwrap_or_else(|failure| {
+            let pass = has_memory().and_then(|()| self.spawn(from, rate)).unwrap_or_else(|failure| {
                 let ended = Arc::new(OnceLock::from(Ended { failure: Some(failure.message) }));
-                let pass = Pass { control: Arc::new(ScrubControl::new(from, None)), ended, gone: None };
+                let pass = Pass { control: Arc::new(ScrubControl::new(from, rate)), ended, gone: None };
                 self.log.tell(Event::ScrubFailed(pass.status().summary()));
                 pass
             });
-            self.passes().last = Some(pass);
+            passes.last = Some(pass);
         }
+    }
+
+    /// Has the pass leave while requests are still served, so that none of them waits for it at the end of the
+    /// daemon. Where that does not come it goes on, from where it was.
+    pub(super) fn rest(&self, within: Duration) -> Resting<'_> {
+        self.leave(Stage::Resting, within);
+        Resting(self)
     }
 
     /// Ends the pass where it is, and waits for that: then the last checkpoint writes what it has to mend, and where
     /// it goes on. None begins any more.
     pub(super) fn close(&self) {
+        self.leave(Stage::Ending, LEAVES_WITHIN);
+    }
+
+    fn leave(&self, stage: Stage, within: Duration) {
         let gone = {
             let mut passes = self.passes();
-            passes.closed = true;
+            passes.stage = passes.stage.max(stage);
             passes.last.as_mut().and_then(|pass| {
                 pass.control.leave();
                 pass.gone.take()
             })
         };
         // One that has a read under way that does not come back only reads: it goes with the process.
-        if gone.is_some_and(|gone| gone.recv_timeout(LEAVES_WITHIN) == Err(RecvTimeoutError::Timeout)) {
+        if gone.is_some_and(|gone| gone.recv_timeout(within) == Err(RecvTimeoutError::Timeout)) {
             self.log.tell(Event::ScrubStays);
         }
     }
@@ -268,13 +313,17 @@ mod tests {
     use std::time::Instant;
     use ublk_integrity::open::{Access, OpenOptions, open};
 
-    #[test]
-    fn a_pass_leaves_when_the_daemon_ends_and_none_begins_then() {
-        let (_file, offline, key) = scratch();
+    fn scrubs() -> (tempfile::NamedTempFile, Scrubs) {
+        let (file, offline, key) = scratch();
         let options = OpenOptions { max_requests: 1, ..OpenOptions::new(Access::ReadWrite, [1; 32]) };
         let volume = Arc::new(offline.run(open(&offline.io(), &key, &options)).unwrap().unwrap());
         let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();
-        let scrubs = Scrubs::new(&volume, &offline.into_backings(), &log).unwrap();
+        (file, Scrubs::new(&volume, &offline.into_backings(), &log).unwrap())
+    }
+
+    #[test]
+    fn a_pass_leaves_when_the_daemon_ends_and_none_begins_then() {
+        let (_file, scrubs) = scrubs();
         let begun = Scrub { pass: 3, state: ScrubState::Paused, ..Scrub::default() };
         scrubs.passes().last = Some(scrubs.spawn(begun, None).unwrap());
         let since = Instant::now();
@@ -285,6 +334,32 @@ mod tests {
         assert_eq!((status.report.pass, status.report.state), (3, ScrubState::Paused), "it goes on another time");
         assert_eq!(scrubs.start(None)["exit"], Exit::Busy as u8);
         scrubs.close();
+    }
+
+    #[test]
+    fn a_pass_that_leaves_for_another_daemon_goes_on_where_none_comes() {
+        let (_file, scrubs) = scrubs();
+        drop(scrubs.rest(LEAVES_WITHIN));
+        assert_eq!(scrubs.known().report.pass, 0, "there was none");
+        let begun = Scrub { pass: 3, cursor: 5, bad_blocks: 2, state: ScrubState::Paused, ..Scrub::default() };
+        scrubs.passes().last = Some(scrubs.spawn(begun, NonZeroU64::new(7)).unwrap());
+        let resting = scrubs.rest(LEAVES_WITHIN);
+        assert!(!scrubs.known().under_way);
+        assert_eq!(scrubs.start(None)["exit"], Exit::Busy as u8);
+        drop(resting);
+        let ScrubStatus { under_way, report, .. } = scrubs.known();
+        assert!(under_way, "{report:?}");
+        assert_eq!((report.pass, report.state, report.rate), (3, ScrubState::Paused, Some(7)));
+        assert_eq!((report.cursor, report.bad_blocks), (5, 2));
+        assert!(scrubs.stop()["error"].is_null());
+        drop(scrubs.rest(LEAVES_WITHIN));
+        assert!(!scrubs.known().under_way, "it was stopped");
+        let begun = Scrub { pass: 4, state: ScrubState::Paused, ..Scrub::default() };
+        scrubs.passes().last = Some(scrubs.spawn(begun, None).unwrap());
+        let resting = scrubs.rest(LEAVES_WITHIN);
+        scrubs.close();
+        drop(resting);
+        assert!(!scrubs.known().under_way, "the end has come meanwhile");
     }
 
     #[test]
