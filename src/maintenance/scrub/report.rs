@@ -147,6 +147,13 @@ impl fmt::Display for ScrubFinding {
     }
 }
 
+impl ScrubFinding {
+    /// Whether it stays as it is: not so of metadata that is written anew.
+    pub fn is_bad(&self) -> bool {
+        !matches!(self, Self::Metadata(BadMetadata { remedy: Remedy::Waits | Remedy::Mended, .. }))
+    }
+}
+
 impl ScrubReport {
     /// What a superblock says of a pass: as of one that goes on from there.
     pub fn of(said: Scrub) -> Self {

@@ -135,6 +135,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("recover", &["ublk-integrity recover home --key-file home.key"]),
+    (
+        "scrub",
+        &[
+            "ublk-integrity scrub home --wait",
+            "ublk-integrity scrub home --rate 20M",
+            "ublk-integrity scrub home --status",
+        ],
+    ),
     ("upgrade", &["ublk-integrity upgrade home", "ublk-integrity upgrade --all"]),
     ("doctor", &["ublk-integrity doctor"]),
     ("dump", &["ublk-integrity dump --data /dev/vdb --json"]),

@@ -22,7 +22,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use ublk_integrity::{BlockRange, Errno, Latched, ReadError, WriteError, scrub::ScrubFinding};
+use ublk_integrity::{BlockRange, Errno, Latched, ReadError, WriteError, check::BadRun, scrub::ScrubFinding};
 
 /// Events that may wait to be written.
 const CAPACITY: usize = 1024;
@@ -44,8 +44,8 @@ pub enum Event {
     Checkpoint,
     /// A pass over the volume has found something.
     Scrub(ScrubFinding),
-    /// It has ended, and so many of its findings were not told.
-    ScrubEnded(ScrubSummary, u64),
+    /// It has ended, or leaves with the daemon.
+    ScrubEnded(ScrubSummary),
     /// One could not go on.
     ScrubFailed(ScrubSummary),
     /// One is still there when the daemon ends.
@@ -79,9 +79,10 @@ impl Event {
             Self::UnknownRequest(_) => Class::Refused,
             Self::Latched(_) => Class::Latched,
             Self::Checkpoint => Class::Checkpoint,
-            Self::Scrub(ScrubFinding::Blocks(_)) => Class::Mismatch,
-            Self::Scrub(ScrubFinding::Metadata(_)) => Class::BadPage,
-            Self::ScrubEnded(..) | Self::ScrubFailed(_) | Self::ScrubStays => Class::Stopping,
+            Self::Scrub(finding) if finding.is_bad() => Class::ScrubFound,
+            Self::Scrub(_) => Class::ScrubMended,
+            Self::ScrubEnded(_) | Self::ScrubStays => Class::ScrubEnded,
+            Self::ScrubFailed(_) => Class::ScrubFailed,
             Self::SignalIgnored(_) | Self::StopWaits | Self::StopIsSlow | Self::StopsNow => Class::Stopping,
             Self::HandOver | Self::TooBusy(_) | Self::NotHandedOver | Self::Left => Class::Stopping,
         }
@@ -90,7 +91,7 @@ impl Event {
     /// Blocks that it is about.
     fn blocks(&self) -> Option<BlockRange> {
         match self {
-            Self::Read(range, _) => Some(*range),
+            Self::Read(range, _) | Self::Scrub(ScrubFinding::Blocks(BadRun { range, .. })) => Some(*range),
             Self::Write(request, _) | Self::NotCopied(request, _) => request.range(),
             _ => None,
         }
@@ -116,10 +117,7 @@ impl fmt::Display for Event {
             Self::Latched(why) => write!(f, "the volume is read-only from now on: {why}"),
             Self::Checkpoint => f.write_str("checkpoint"),
             Self::Scrub(finding) => write!(f, "scrub: {finding}"),
-            Self::ScrubEnded(summary, 0) => write!(f, "scrub: {summary}"),
-            Self::ScrubEnded(summary, untold) => {
-                write!(f, "scrub: {summary} ({untold} findings are not in this log: `scrub --status` lists some)")
-            }
+            Self::ScrubEnded(summary) => write!(f, "scrub: {summary}"),
             Self::ScrubFailed(summary) => write!(f, "scrub: {summary}: it can't go on: `scrub --status` says why"),
             Self::ScrubStays => f.write_str("scrub: a read has not come back for 10 s: the daemon ends without it"),
             Self::SignalIgnored(signal) => write!(f, "{signal} changes nothing: SIGTERM stops the device"),

@@ -35,8 +35,6 @@ use ublk_integrity::{
 const MEMORY: u64 = 6 << 20;
 /// How long the end of the daemon waits for the pass to leave: it has a read under way at most.
 const LEAVES_WITHIN: Duration = Duration::from_secs(10);
-/// Findings of a pass that are told one by one.
-const TOLD: u64 = 100;
 
 /// The passes over one volume.
 pub(super) struct Scrubs {
@@ -206,13 +204,7 @@ impl Scrubs {
             let _gone = says_gone;
             let _ended = SaysItsEnd(Arc::clone(&its.ended));
             yield_disk();
-            let mut findings = 0;
-            let tell = |finding| {
-                findings += 1;
-                if findings <= TOLD {
-                    log.tell(Event::Scrub(finding));
-                }
-            };
+            let tell = |finding| log.tell(Event::Scrub(finding));
             // A ring belongs to the thread that made it.
             let done = OwnRing::new(descriptors)
                 .and_then(|ring| ring.block_on(volume.scrub(&ring.storage(files), &its.control, tell)));
@@ -224,7 +216,7 @@ impl Scrubs {
                 log.tell(Event::ScrubFailed(its.status().summary()));
             }
             let _ = its.ended.set(Ended { failure: done.err().map(|e| plain(&e)) });
-            log.tell(Event::ScrubEnded(its.status().summary(), findings.saturating_sub(TOLD)));
+            log.tell(Event::ScrubEnded(its.status().summary()));
         };
         named("scrub").spawn(thread).doing(doing)?;
         Ok(pass)

@@ -95,6 +95,14 @@ classes! {
     Opening = "opening", Warning, "cedd43ba36314327b9fb23c4e14d084a";
     /// The kernel has asked for what was not offered.
     Refused = "refused", Warning, "3fcb1d437c9d4ffb980ae097336b244f";
+    /// A pass over the volume has found blocks or metadata that are bad.
+    ScrubFound = "scrub-found", Err, "6338e03f957c4f259957b29d39d0077c";
+    /// A pass over the volume has found damaged metadata that it can write anew, or has done that.
+    ScrubMended = "scrub-mended", Warning, "f4d49df0036c4b5f8a8c1377f960a874";
+    /// A pass over the volume has ended, or leaves with the daemon.
+    ScrubEnded = "scrub-ended", Notice, "f5349c31e166459cbd5d3025b2d5bed3";
+    /// A pass over the volume can't go on.
+    ScrubFailed = "scrub-failed", Warning, "16b2a9ce9e5544299b51fcf38a1d4990";
     /// The log had no room for so many lines.
     Dropped = "dropped", Warning, "8e9bcd9a762a42eb8330bcb1319f176c";
     /// How the daemon ends, or does not yet.

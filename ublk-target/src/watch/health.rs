@@ -28,6 +28,9 @@ const FINDINGS: &[(&str, &str)] = &[
     ("/fixed_blocks", "blocks fixed"),
     ("/failed_writes", "failed writes"),
     ("/log_lines_dropped", "lines of the log dropped"),
+    ("/scrub/bad_blocks", "bad blocks found by a pass"),
+    ("/scrub/unreadable_blocks", "unreadable blocks found by a pass"),
+    ("/scrub/unmended_metadata", "damaged pieces of metadata found by a pass"),
     ("/recovery/corrupt", "blocks found corrupt at recovery"),
     ("/recovery/pages_lost", "pages lost at recovery"),
 ];
@@ -60,6 +63,9 @@ impl Health {
         let mut why: Vec<_> = counted.map(|(field, what)| format!("{} {what}", count(field))).collect();
         if let Some(other) = status["on_mismatch"].as_str().filter(|what| *what != "fail") {
             why.push(format!("--on-mismatch {other}"));
+        }
+        if let Some(failure) = status["scrub"]["failure"].as_str() {
+            why.push(format!("a pass could not go on: {failure}"));
         }
         if status["recovery"]["torn_was_durable"] == true {
             why.push("a log record that was durable once is damaged".into());
@@ -131,8 +137,8 @@ mod tests {
         assert_eq!(of(&json!({})), Health::Ok);
         assert_eq!(of(&json!({ "mismatches": 0, "reads": 7, "recovery": { "older": 3 } })), Health::Ok);
         for (field, what) in FINDINGS {
-            let more = match field.strip_prefix("/recovery/") {
-                Some(name) => json!({ "recovery": { name: 5 } }),
+            let more = match field[1..].split_once('/') {
+                Some((part, name)) => json!({ part: { name: 5 } }),
                 None => json!({ &field[1..]: 5 }),
             };
             let health = of(&more);
@@ -142,6 +148,8 @@ mod tests {
         let several = of(&json!({ "mismatches": 2, "bad_pages": 1, "on_mismatch": "zero" }));
         assert_eq!(several.to_string(), "degraded: 2 mismatches, 1 damaged pages met, --on-mismatch zero");
         assert_eq!(of(&json!({ "recovery": { "torn_was_durable": true } })).word(), "degraded");
+        assert_eq!(of(&json!({ "scrub": { "waiting_metadata": 1, "unsettled_blocks": 2 } })), Health::Ok);
+        assert!(of(&json!({ "scrub": { "failure": "no ring" } })).to_string().ends_with("could not go on: no ring"));
     }
 
     #[test]

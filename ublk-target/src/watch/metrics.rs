@@ -23,6 +23,24 @@ const GAUGES: &[(&str, &str, &str)] = &[
     ("/sync_log", "sync_log", "Whether small writes that must be durable at once may lie in the log with their data."),
 ];
 
+/// The same of the last pass over the volume.
+const SCRUB: &[(&str, &str, &str)] = &[
+    ("/scrub/pass", "scrub_pass", "Number of the last pass over the volume; 0: there was none."),
+    ("/scrub/begun_seconds", "scrub_begun_timestamp_seconds", "When it began, in seconds since 1970."),
+    ("/scrub/ended_seconds", "scrub_ended_timestamp_seconds", "When it ended; 0: it has not."),
+    ("/scrub/blocks", "scrub_blocks", "Blocks of the volume."),
+    ("/scrub/cursor", "scrub_passed_blocks", "Blocks that it has come past."),
+    ("/scrub/verified_blocks", "scrub_verified_blocks", "Blocks that it has verified."),
+    ("/scrub/bad_blocks", "scrub_bad_blocks", "Blocks that do not match their tags, or whose tags are not known."),
+    ("/scrub/unreadable_blocks", "scrub_unreadable_blocks", "Blocks that the device could not read."),
+    ("/scrub/unsettled_blocks", "scrub_unsettled_blocks", "Blocks that were being written whenever it looked."),
+    ("/scrub/unmended_metadata", "scrub_unmended_metadata", "Damaged pieces of metadata that stay so."),
+    ("/scrub/mended_metadata", "scrub_mended_metadata", "Damaged pieces of metadata that have been written anew."),
+];
+
+/// How that is, in a word.
+const SCRUB_STATES: [&str; 5] = ["none", "running", "paused", "ended", "stopped"];
+
 /// What recovery says of blocks, as a label, and where.
 const RECOVERED: &[(&str, &str)] = &[
     ("settled", "/recovery/settled"),
@@ -65,10 +83,12 @@ pub(super) fn of(devices: &[Seen]) -> Vec<Family> {
             number_at(seen, &pointer).map(|value| sample(seen, &[], value)).into_iter().collect::<Vec<_>>()
         }
     };
-    for (pointer, name, help) in GAUGES {
+    for (pointer, name, help) in GAUGES.iter().chain(SCRUB) {
         let number = number(pointer);
         all.push(family(name, Kind::Gauge, help, each(&|seen, _| number(seen))));
     }
+    let help = "How the last pass over the volume is, in a word.";
+    all.push(family("scrub_state", Kind::StateSet, help, each(&|seen, _| scrub_states(seen))));
     for (name, help) in CounterValues::ALL.iter().chain([&DROPPED]) {
         let number = number(&format!("/{name}"));
         all.push(family(name, Kind::Counter, help.trim(), each(&|seen, _| number(seen))));
@@ -102,9 +122,18 @@ fn number_at(seen: &Seen, pointer: &str) -> Option<u64> {
     value.as_u64().or_else(|| value.as_bool().map(u64::from))
 }
 
+/// A sample for each word there is: one of them holds.
+fn state_set(seen: &Seen, label: &'static str, words: &[&str], holds: &str) -> Vec<Sample> {
+    words.iter().map(|word| sample(seen, &[(label, *word)], (*word == holds).into())).collect()
+}
+
 fn states(seen: &Seen, health: &Health) -> Vec<Sample> {
-    let label = "ublk_integrity_health";
-    WORDS.iter().map(|word| sample(seen, &[(label, *word)], (*word == health.word()).into())).collect()
+    state_set(seen, "ublk_integrity_health", &WORDS, health.word())
+}
+
+fn scrub_states(seen: &Seen) -> Vec<Sample> {
+    let state = seen.status().and_then(|status| status["scrub"]["state"].as_str());
+    state.map_or_else(Vec::new, |state| state_set(seen, "ublk_integrity_scrub_state", &SCRUB_STATES, state))
 }
 
 fn info(seen: &Seen) -> Sample {
@@ -146,6 +175,10 @@ mod tests {
         for (pointer, ..) in GAUGES {
             all[&pointer[1..]] = 7.into();
         }
+        let scrub: Vec<_> =
+            SCRUB.iter().map(|(pointer, ..)| (pointer["/scrub/".len()..].to_owned(), json!(8))).collect();
+        all["scrub"] = Value::Object(scrub.into_iter().collect());
+        all["scrub"]["state"] = "paused".into();
         all["read_only"] = true.into();
         all["log_lines_dropped"] = 0.into();
         all["tag"] = "hmac-sha256".into();
@@ -180,6 +213,9 @@ mod tests {
         has(&format!("ublk_integrity_up{{device=\"ublkb1\",{volume}}} 0"));
         has(&format!("ublk_integrity_health{{device=\"ublkb1\",{volume},ublk_integrity_health=\"failed\"}} 1"));
         has(&format!("ublk_integrity_health{{device=\"ublkb2\",{volume},ublk_integrity_health=\"ok\"}} 1"));
+        has(&format!(
+            "ublk_integrity_scrub_state{{device=\"ublkb0\",{volume},name=\"home\",ublk_integrity_scrub_state=\"paused\"}} 1"
+        ));
         has("# UNIT ublk_integrity_read_bytes bytes");
     }
 
@@ -192,6 +228,16 @@ mod tests {
         for field in fields.keys() {
             assert!(names.contains(&format!("{PREFIX}{field}_total")), "{field}");
         }
+    }
+
+    #[test]
+    fn each_state_of_a_pass_is_a_state_here() {
+        use ublk_integrity::scrub::ScrubState;
+        let states =
+            [ScrubState::None, ScrubState::Running, ScrubState::Paused, ScrubState::Ended, ScrubState::Stopped];
+        assert_eq!(states.map(|state| json!(state)), SCRUB_STATES.map(|word| json!(word)));
+        let report = json!(ublk_integrity::scrub::ScrubReport::default());
+        assert!(SCRUB.iter().all(|(pointer, ..)| report[&pointer["/scrub/".len()..]].is_u64()));
     }
 
     /// Words of a text that look like metrics of ours.
