@@ -11,7 +11,7 @@ use crate::sim::{
     sick::open_sick,
     tag_algorithm,
     told::Told,
-    world::{Kept, MAX_REQUEST, QUEUES, World, compare, live, no_tail, recover, replay},
+    world::{Kept, MAX_REQUEST, PASSES, QUEUES, World, compare, live, no_tail, recover, replay, scrub_after},
 };
 use std::{
     cell::RefCell,
@@ -98,6 +98,9 @@ fn crash_after_every_write(seed: u64) -> u64 {
         }
         let volume = recover(&copy, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
         SEEN.add(&volume);
+        if rng.chance(10) {
+            scrub_after(&volume, &copy, &oracle);
+        }
         compare(&volume, &copy, &mut oracle);
         if rng.chance(20) {
             let exchanged = told.exchange(&io, &world.oracle.borrow(), &options, &mut rng);
@@ -167,6 +170,9 @@ fn several_lives(seed: u64) -> u64 {
             volume = recover(&io, &options, &mut rng, Disk::kill).expect("recovery does not refuse");
             replay(&volume, &io, &kept, u64::MAX);
         }
+        if rng.chance(20) {
+            scrub_after(&volume, &io, &oracle.borrow());
+        }
         compare(&volume, &io, &mut oracle.borrow_mut());
         if rng.chance(5) {
             let mut context = volume.context(0);
@@ -222,6 +228,9 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
     let minutes = start.elapsed().as_secs_f64() / 60.0;
     println!("{total} crash points, {:.0} a minute", total as f64 / minutes);
     let [carried, superseded, placed, torn] = SEEN.all();
+    let passes = PASSES.load(Ordering::Relaxed);
+    println!("{passes} passes of a scrub");
+    assert!(total < 3000 || passes > 100, "the scrub had nothing to do");
     println!("{carried} writes carried, {superseded} superseded; recovery placed {placed} blocks, {torn} torn records");
     assert!(
         total < 3000 || [carried, superseded, placed, torn].iter().all(|n| *n > 0),

@@ -48,7 +48,7 @@ fn watched(seed: u64) -> (Watch, [u64; 2]) {
     let mut watch = Watch::new(&io);
     // Writes that fail are resolved with a sync, and that has its order too.
     io.disk().faults.data_writes = [0, 5][seed as usize % 2];
-    live(&world, seed, 6000, || watch.look(&io));
+    live(&world, seed, 7000, || watch.look(&io));
     let counters = world.volume.status().counters;
     (watch, [counters.carried_writes, counters.superseded_writes])
 }

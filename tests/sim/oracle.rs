@@ -52,10 +52,17 @@ pub struct Oracle {
 }
 
 /// A block when a read of it began.
+#[derive(Default)]
 pub struct Before {
     acked: usize,
     broken: bool,
     breaks: u64,
+}
+
+impl Before {
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
 }
 
 /// What was acknowledged at some moment.
@@ -129,6 +136,11 @@ impl Oracle {
     }
     pub fn broken(&mut self, block: BlockIndex) -> bool {
         self.of(block).broken
+    }
+    /// What a look at all blocks may rely on, at its start, by block.
+    pub fn before_all(&self) -> HashMap<u64, Before> {
+        let before = |h: &History| Before { acked: h.acked, broken: h.broken, breaks: h.breaks };
+        self.blocks.iter().map(|(b, h)| (*b, before(h))).collect()
     }
     /// Whether it has been broken at any moment since: a read may be answered late.
     pub fn broken_since(&mut self, block: BlockIndex, before: &Before) -> bool {

@@ -4,22 +4,27 @@ use super::{
     Disk, Executor, Rng, SimStorage, block_on, elsewhere,
     exec::{Step, block_on_steps, join},
     lab::with_checkpoints,
-    oracle::{Oracle, VersionId, fill_all},
+    oracle::{Before, Oracle, VersionId, fill_all},
 };
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
 };
 use ublk_integrity::{
     BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, ReadError, RequestContext, Volume, WriteError,
     open::{OpenError, open},
+    scrub::{Scrub, ScrubControl, ScrubFinding, ScrubState},
 };
 
 pub const QUEUES: usize = 6;
 /// Largest request in bytes.
 pub const MAX_REQUEST: usize = 64 << 10;
 const BLOCKS_IN_PLAY: u64 = 300;
+
+/// Passes that have come to their end.
+pub static PASSES: AtomicU64 = AtomicU64::new(0);
 
 /// Where the bytes of a version are kept: below are those of its blocks.
 const KEPT_SHIFT: u32 = 20;
@@ -219,6 +224,18 @@ impl World {
         q.buf = Some(buf);
     }
 
+    /// Passes over the volume, one after the other. The first goes on where one was when it was last open.
+    async fn scrubs(&self) {
+        loop {
+            let before = self.oracle.borrow().before_all();
+            let is_right = |block: BlockIndex| {
+                let before = before.get(&block.0);
+                self.oracle.borrow_mut().broken_since(block, before.unwrap_or(&Before::default()))
+            };
+            scrub(&self.volume, &self.io, is_right).await;
+        }
+    }
+
     pub async fn checkpoints(&self) {
         loop {
             let work = self.volume.work_wanted().await;
@@ -226,6 +243,32 @@ impl World {
             assert!(result.is_ok() || self.distrust, "{result:?}");
         }
     }
+}
+
+/// A pass over the volume, which finds nothing bad but where that `is_right`.
+async fn scrub(volume: &Volume, io: &SimStorage, is_right: impl Fn(BlockIndex) -> bool) {
+    let last = volume.last_scrub().unwrap_or_default();
+    let next = Scrub { pass: last.pass + 1, ..Scrub::default() };
+    let control = ScrubControl::new(if last.state == ScrubState::Running { last } else { next }, None);
+    let found = |finding| match finding {
+        ScrubFinding::Blocks(run) if run.range.blocks().all(&is_right) => {}
+        finding => panic!("a false alarm of a pass: {finding}"),
+    };
+    volume.scrub(io, &control, found).await;
+    assert_eq!(control.state(), ScrubState::Ended);
+    PASSES.fetch_add(1, Ordering::Relaxed);
+}
+
+/// After a crash a pass goes on where it was, and finds what that has torn or what had failed before.
+pub fn scrub_after(volume: &Volume, io: &SimStorage, oracle: &Oracle) {
+    let before = oracle.before_all();
+    let (bs, info) = (volume.block_size() as u64, volume.info());
+    let at = |block: BlockIndex| info.data_device_bytes - info.size + block.0 * bs;
+    let is_right = |block: BlockIndex| {
+        let broken = before.get(&block.0).is_some_and(Before::is_broken);
+        broken || io.disk().is_torn(Device::Data, at(block))
+    };
+    block_on(io, scrub(volume, io, is_right));
 }
 
 /// One life: requests on several queues, until the power fails after so many steps.
@@ -236,6 +279,9 @@ pub fn live(world: &World, seed: u64, steps: u64, mut watch: impl FnMut()) {
     let queues: Vec<_> =
         Queue::all(&world.volume).into_iter().map(|queue| Rc::new(RefCell::new(Some(queue)))).collect();
     exec.spawn(world.checkpoints());
+    if !world.distrust && world.rng.borrow_mut().chance(15) {
+        exec.spawn(world.scrubs());
+    }
     for _ in 0..steps {
         for queue in &queues {
             let taken = queue.borrow_mut().take();
