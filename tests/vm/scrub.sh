@@ -28,6 +28,10 @@ grep -q "^bad: blocks $block (bytes .*): mismatch$" /run/out || { cat /run/out; 
 within 30 logged "$data: scrub: bad: blocks $block: mismatch"
 ui status -n "$id" | grep -q '^scrub .* 1 bad' || die 'status does not tell'
 [ "$(counter mismatches)" = 0 ] || die 'it counts as a read'
+refused 6 ui status -x -n "$id"
+grep -q 'degraded: 1 bad blocks found by a pass' /run/out || { cat /run/out; die 'its health is not told'; }
+ui events | grep -q " err *scrub-found: $data: scrub: bad: blocks $block: mismatch$" || die 'there is no event'
+ui metrics | grep -q '^ublk_integrity_scrub_bad_blocks{.*} 1$' || die 'there is no metric'
 flip_bit $data $((at + 100))
 step 'a superblock copy is mended'
 flip_bit $data $((512 * 1024 + 80))
@@ -36,6 +40,7 @@ grep -q "^mended: superblock copy at 524288 on $data: mismatch$" /run/out || { c
 # It was written before the pass ended.
 pass
 [ "$(field mended_metadata)" = 0 ] || die 'the copy is not mended'
+ui status -x -n "$id"
 umount /mnt/t
 
 step 'beside fio --verify'
