@@ -6,8 +6,8 @@ admitted (answered early, held, kept for whoever comes after a kill) and FUA; re
 parked writes, which later ones pass, their turns, and those that are superseded; writes that fail, before and after their
 answer; flushes with and without a sync; flush entries that find no room, and lists cut short; runs of zeros; checkpoints (two
 slots a page, two superblock copies that can tear, epochs, drain); pages that are touched, which are written anew as they are;
-reads; recovery cut short and repeated, read-only opens,
-blocks and parts of the log that can't be read. Not in it: the hash tree above the pages, the cache, keys, MACs, time.
+reads; recovery cut short and repeated, read-only opens, blocks and parts of the log that can't be read; volumes that grow as
+they are opened, and a data device that says their size. Not in it: the hash tree above the pages, the cache, keys, MACs, time.
 
 Oracle:
 - After every crash each block reads as an allowed version: there is no false alarm, and nothing older than the last flush or
@@ -18,6 +18,7 @@ Oracle:
 - What is recorded in a record that was durable when a later one was sealed is *firm*: it may not read as something older
   where any one record has rotted.
 - A kill without a power cut loses nothing that was answered and is not kept. A read returns what was answered last.
+- A volume never shrinks, and opens whatever size its data device says after a crash.
 - Nothing ever deadlocks. Nothing is left that flushes had to say, and the last record that carries blocks is followed by one.
 
 usage: protocol_model.py [RUNS] [SEED] [FAULT]    FAULT: one that is planted (protocol/faults.py); `each`: one after the other
@@ -33,10 +34,11 @@ from protocol.volume import Lock, Volume
 
 
 class Run:
-    def __init__(x, seed):
+    def __init__(x, seed, size=None):
         x.r = r = random.Random(seed)
         x.d, x.u = Disk(r), User()
-        sb = dict(epoch=0, root={}, tail=0, link="format")
+        x.d.identity = size = size or r.choice((2, BLOCKS, BLOCKS))
+        sb = dict(epoch=0, root={}, tail=0, link="format", size=size)
         x.d.sb = [sb, sb]
         x.n = Volume(x.d, x.u, sb, 0)
         x.small = r.random() < .6                   # a load of small writes and flushes
@@ -59,11 +61,14 @@ class Run:
         except StopIteration:
             del tasks[i]
 
+    def used(x):
+        return min(x.where, x.n.sb["size"])
+
     def range(x):
         if x.r.random() < .3:                       # the same again, as with a log's tail
             return x.last
-        length = min(x.r.choice((1, 1, 2, 3)), x.where)
-        first = x.r.randrange(x.where - length + 1)
+        length = min(x.r.choice((1, 1, 2, 3)), x.used())
+        first = x.r.randrange(x.used() - length + 1)
         x.last = range(first, first + length)
         return x.last
 
@@ -76,7 +81,7 @@ class Run:
         elif k < (.43 if x.small else .46):
             x.spawn(n.zero(x.range()))
         elif k < (.46 if x.small else .50):
-            x.spawn(n.read(r.randrange(x.where)))
+            x.spawn(n.read(r.randrange(x.used())))
         elif k < .62:
             x.spawn(n.flush())
         elif k < .70 and not n.ck:
@@ -146,6 +151,7 @@ class Run:
             d.crash(again)
         count("recoveries")
         got, sb, top, placed = found
+        u.size = sb["size"]
         if not cut:
             x.check_kill(d, got)
         d.damaged = set()
@@ -179,7 +185,7 @@ class Run:
 
 def overtaken(seed):
     """What chance hardly finds: a flush without a sync takes its snapshot while the sync of a checkpoint is under way."""
-    x = Run(seed)
+    x = Run(seed, BLOCKS)
     n = x.n
     n.longest = 1
 
@@ -208,7 +214,7 @@ def overtaken(seed):
 
 def never_safe(seed):
     """The same: what covers a parked write is of the next epoch, and its record does not arrive before a whole checkpoint."""
-    x = Run(seed)
+    x = Run(seed, BLOCKS)
     n = x.n
     n.lazy = 1                                      # parked until it is asked for
     parked, checkpoint, later = n.write([0], "small", False), n.checkpoint(), n.write([0], "small", False)

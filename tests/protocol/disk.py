@@ -19,13 +19,14 @@ class Disk:
         d.slot = [[[None], [None]] for _ in range(BLOCKS)]
         d.log, d.way = {}, []                       # place in the ring -> record; records on their way
         d.sb, d.before = [None, None], None         # the superblock's copies; the superblock before the last
+        d.identity = BLOCKS                         # the volume's size as the data device says it, of metadata on another device
         d.damaged = set()                           # blocks that failed writes have torn before the last crash
 
     def copy(d):
         c = Disk(d.r)
         c.data, c.flying, c.damaged = [list(x) for x in d.data], set(d.flying), set(d.damaged)
         c.slot = [[list(s) for s in page] for page in d.slot]
-        c.log, c.way, c.sb, c.before = dict(d.log), list(d.way), list(d.sb), d.before
+        c.log, c.way, c.sb, c.before, c.identity = dict(d.log), list(d.way), list(d.sb), d.before, d.identity
         return c
 
     def send(d, b, content):
@@ -62,8 +63,9 @@ class Disk:
             d.slot = [[[d.r.choice(s)] for s in page] for page in d.slot]
         d.damaged |= {b for b in range(BLOCKS) if d.data[b][-1][0] == "torn"}
 
-    def write_superblock(d, sb):                    # A durable, then B durable; a crash can tear the one being written
-        for i in (0, 1) if not bug("one_sb") else (sb["epoch"] % 2,):
+    def write_superblock(d, sb, grown=False):       # A durable, then B durable; a crash can tear the one being written
+        one = (sb["epoch"] % 2,) if bug("one_sb") else (0,) if grown and bug("grown_in_one") else None
+        for i in one or (0, 1):
             d.sb[i] = d.r.choice([None, d.sb[i]])
             yield
             d.sb[i] = sb
@@ -93,6 +95,7 @@ class User:
         u.recorded, u.firm = [0] * BLOCKS, [0] * BLOCKS
         u.torn = set()                              # blocks whose tag no data has: reads fail until they are written
         u.number = {}
+        u.size = 0                                  # blocks that the volume has, as was said last
 
     def issue(u, kind, blocks):
         v = (kind, u.next)

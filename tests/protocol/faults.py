@@ -63,6 +63,10 @@ BUGS = dict(
     touch_in_place="a page that has rotted is written over the slot that is current",
     no_meta_sync="the superblock does not wait for the pages",
     one_sb="one copy of the superblock is written",
+    # growing
+    identity_first="a volume that grows says so on the data device before it does in the superblock",
+    identity_exact="an open refuses the data device of a volume that grew when a crash came in between",
+    grown_in_one="the superblock of a volume that grew is written to one copy",
     # recovery
     zero_newest_only="unwritten blocks are alarms",
     zero_any="logged zeros leave older candidates",

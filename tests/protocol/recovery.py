@@ -137,6 +137,10 @@ def look(d, u, sb, blocks=(), places=()):
     for b, (slot, v) in sb["root"].items():
         if d.slot[b][slot][-1] != v:
             raise Wrong(f"page {b}: its slot does not hold what the root says")
+    if sb["size"] < u.size:
+        raise Wrong(f"the volume has {sb['size']} blocks, and had {u.size}")
+    if d.identity > sb["size"] or d.identity < sb["size"] and bug("identity_exact"):
+        raise Wrong(f"refused: the data device is of a volume of {d.identity} blocks, this has {sb['size']}")
     entries, pos, torn = scan(d.log, sb, places)
     forks(d, u, sb)
     return entries, pos, torn, judge(d, u, candidates(sb, entries), blocks, pos is None)
@@ -187,6 +191,15 @@ def recover(d, u):
             yield from write_page(d, root, b, v)
     d.sync_meta()
     yield
-    new = dict(epoch=sb["epoch"] + 2, root=root, tail=pos, link=("open", r.random()))
-    yield from d.write_superblock(new)
+    # Perhaps it grows. What is new has no page: it reads as zeros, whatever lies there.
+    size = r.randint(sb["size"], BLOCKS) if r.random() < .3 else sb["size"]
+    if bug("identity_first"):
+        d.identity = size
+        yield
+    new = dict(epoch=sb["epoch"] + 2, root=root, tail=pos, link=("open", r.random()), size=size)
+    yield from d.write_superblock(new, size > sb["size"])
+    if d.identity != size:                          # it grew now, or before a crash that came in between
+        count("identity blocks that follow")
+        d.identity = size
+        yield
     return [v for v, _ in got], new, max([x[2] for x in entries if x[1] != "flush"], default=0), placed

@@ -269,7 +269,7 @@ class Volume(Log):
         if not bug("no_meta_sync"):
             d.sync_meta()
         yield
-        sb = dict(epoch=epoch + 1, root=root, tail=pos, link=link)
+        sb = dict(epoch=epoch + 1, root=root, tail=pos, link=link, size=n.sb["size"])
         yield from d.write_superblock(sb)
         d.before, n.sb, n.root, n.tail, n.frozen = n.sb, sb, root, pos, None
         n.failed = {q: e for q, e in n.failed.items() if e != epoch}
