@@ -16,6 +16,8 @@ pub struct VolumeInfo {
     pub block_size: u32,
     /// Usable size in bytes.
     pub size: u64,
+    /// The size in bytes that it can grow to, as far as its metadata has room.
+    pub max_size: u64,
     /// The tag algorithm.
     pub tag: TagAlgorithm,
     /// Bytes used on the data device, payload and whatever metadata lies there.
@@ -62,6 +64,7 @@ impl VolumeInfo {
             uuid: uuid_text(&superblock.uuid),
             block_size: l.block_size,
             size: l.size(),
+            max_size: l.capacity(),
             tag: superblock.tag,
             data_device_bytes: l.data_device_bytes(),
             meta_device_bytes: l.separate_meta.then(|| l.meta_device_bytes()),

@@ -52,6 +52,15 @@ pub enum UnreadableBlocks {
     TakeNewest,
 }
 
+/// How large a volume is to be from now on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Grow {
+    /// Of so many bytes: as many as it has, or more.
+    To(u64),
+    /// As large as its data device and its page areas have room for.
+    AllThatFits,
+}
+
 /// How to open a volume. All limits are fixed for as long as it is open: memory is taken once.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -96,6 +105,10 @@ pub struct OpenOptions {
     pub write_back_slots: usize,
     /// 32 fresh random bytes, drawn for this open.
     pub open_id: [u8; 32],
+    /// How large the volume is to be from then on, where that is another size. It grows with what
+    /// recovery writes down: a crash leaves the size that it had, or this one. Its info says whether
+    /// it has, for nothing is written down where the volume can only be opened read-only.
+    pub grow: Option<Grow>,
     /// Where prefetch hints go; none are made where `None`.
     pub hints: Option<crate::HintSender>,
     /// Threads that hash for those that serve requests, where there are any.
@@ -122,6 +135,7 @@ impl OpenOptions {
             unreadable_blocks: UnreadableBlocks::default(),
             write_back_slots: 0,
             open_id,
+            grow: None,
             hints: None,
             hash_threads: None,
         }

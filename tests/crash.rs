@@ -19,10 +19,13 @@ use std::{
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
 };
-use ublk_integrity::{OpenOptions, Volume, check::check};
+use ublk_integrity::{OpenOptions, Volume, VolumeInfo, check::check, create::Capacity, open::Grow};
 
 /// Blocks that were exchanged while the power was off.
 static EXCHANGED: AtomicU64 = AtomicU64::new(0);
+
+/// Opens after which a volume was larger.
+static GROWN: AtomicU64 = AtomicU64::new(0);
 
 /// What the sync log has had to do.
 static SEEN: Seen = Seen([const { AtomicU64::new(0) }; 4]);
@@ -47,6 +50,9 @@ fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
     let mut format = format_options(512 << rng.below(4));
     format.tag = tag_algorithm(seed);
     format.separate_meta = rng.chance(30);
+    if rng.chance(40) {
+        format.capacity = Capacity::Bytes(5 << 20);
+    }
     // Records are large enough to carry blocks from 320 KiB on.
     let sync_log = rng.chance(60);
     if sync_log {
@@ -65,12 +71,33 @@ fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
     (io, options)
 }
 
+/// Has the next open make the volume larger, or not: by a block, to as much as a tree of as many or
+/// of more levels holds, to all there is room for.
+fn grow(options: &mut OpenOptions, info: &VolumeInfo, rng: &mut Rng) {
+    let block = u64::from(info.block_size);
+    let pages_of_two_levels = block * 128 * 64;
+    let sizes =
+        [info.size + block, pages_of_two_levels, pages_of_two_levels + block, rng.below(info.max_size), info.max_size];
+    let size = sizes[rng.index(sizes.len())] / block * block;
+    options.grow = (rng.chance(30) && (info.size..=info.max_size).contains(&size)).then_some(Grow::To(size));
+}
+
+/// What is opened is as large as it was, or as was asked for; and that it stays.
+fn has_grown(options: &mut OpenOptions, volume: &Volume, before: u64) {
+    let asked = options.grow.take();
+    assert_eq!(volume.info().size, if let Some(Grow::To(size)) = asked { size } else { before });
+    GROWN.fetch_add((volume.info().size > before).into(), Ordering::Relaxed);
+}
+
 /// One seed: the power fails after each device write of a life, in a copy of the
 /// world. Returns how often.
 fn crash_after_every_write(seed: u64) -> u64 {
     let mut rng = Rng::new(!seed);
-    let (io, options) = volume_of(&mut rng, seed);
+    let (io, mut options) = volume_of(&mut rng, seed);
+    let info = reopen(&io, &options).unwrap().info().clone();
+    grow(&mut options, &info, &mut rng);
     let volume = recover(&io, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
+    has_grown(&mut options, &volume, info.size);
     let world = World {
         io: io.clone(),
         volume,
@@ -122,6 +149,7 @@ fn several_lives(seed: u64) -> u64 {
     let mut crashes = 0;
     let mut volume = recover(&io, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
     for _ in 0..1 + rng.below(6) {
+        let info = volume.info().clone();
         io.disk().faults.data_writes = if rng.chance(20) { 5 } else { 0 };
         let world = World {
             io: io.clone(),
@@ -159,7 +187,9 @@ fn several_lives(seed: u64) -> u64 {
             open_sick(&io, &options, &mut rng, &mut oracle.borrow_mut());
             crash(&mut io.disk());
         }
+        grow(&mut options, &info, &mut rng);
         volume = recover(&io, &options, &mut rng, crash).expect("recovery does not refuse");
+        has_grown(&mut options, &volume, info.size);
         SEEN.add(&volume);
         if setting("CRASH_SEED").is_some() {
             println!("{faults:?}, {steps} steps: {:?}", volume.recovery());
@@ -236,6 +266,7 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
         total < 3000 || [carried, superseded, placed, torn].iter().all(|n| *n > 0),
         "the sync log had nothing to do"
     );
+    assert!(total < 3000 || GROWN.load(Ordering::Relaxed) > 0, "no volume has grown");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::sim::{
 };
 use ublk_integrity::{
     Device, OpenOptions,
-    create::FormatOptions,
+    create::{Capacity, FormatOptions},
     open::{self, OpenError, Unknown},
 };
 
@@ -139,6 +139,11 @@ fn reserved_bytes_in_use_and_fields_that_no_version_allows() {
     };
     second(&[edit(DATA_OFFSET, &[0, 0x40])], "place of a region, where places are computed,");
     second(&[flags(1 << 3)], "page area");
+    let place = |at, value: u64| edit(at, &value.to_le_bytes());
+    // The log, and pages for 2048 blocks, as they are computed, but the blocks where the log is.
+    let places = |data| [flags(1 << 3), place(232, data), place(240, 1 << 20), place(256, 0x110000), place(264, 2048)];
+    second(&places(1 << 20), "layout of regions");
+    second(&places((2 << 20) + 512), "data offset");
     second(&[flags(1 << 4)], "head offset");
     second(&[flags(1 << 8)], "header copy");
     second(&[flags(3 << 5)], "pair of features adopting and releasing");
@@ -173,6 +178,16 @@ fn a_feature_that_is_not_served_is_shown_and_named() {
         assert_eq!(features.join(", "), shown);
         assert_eq!((dump.copies[1].version, dump.unknown), (Some(2), None));
     }
+}
+
+#[test]
+fn a_second_page_area_is_not_served() {
+    let mut lab = Lab::new(&FormatOptions { capacity: Capacity::Bytes(2 << 20), ..format_options(512) }, &options());
+    let area = |at: u64| edit(272, &[at.to_le_bytes(), 4096_u64.to_le_bytes()].concat());
+    let behind = lab.block_offset(0) + (1 << 20);
+    SUPERBLOCKS.iter().for_each(|at| poke_signed(&mut lab, Device::Meta, *at, &[area(behind)]));
+    let error = refused(&lab, &options());
+    assert!(matches!(&error, OpenError::NotServed { features } if features == "a second page area"), "{error}");
 }
 
 #[test]

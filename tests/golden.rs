@@ -17,7 +17,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
-use ublk_integrity::{BlockIndex, Device, OpenOptions, TagAlgorithm, VolumeInfo, create::FormatOptions};
+use ublk_integrity::{
+    BlockIndex, Device, OpenOptions, TagAlgorithm, VolumeInfo,
+    create::{Capacity, FormatOptions},
+    open::Feature,
+};
 
 const PAGE: usize = 4096;
 
@@ -28,10 +32,12 @@ pub(crate) struct Golden {
     version: u32,
     /// Whether it ended in good order.
     closed: bool,
+    /// Whether it can grow: its superblock says where all lies.
+    grows: bool,
 }
 
 const fn version_1(name: &'static str, block_size: u32, tag: TagAlgorithm) -> Golden {
-    Golden { name, block_size, tag, version: 1, closed: false }
+    Golden { name, block_size, tag, version: 1, closed: false, grows: false }
 }
 
 pub(crate) const VERSION_1: [Golden; 3] = [
@@ -42,11 +48,15 @@ pub(crate) const VERSION_1: [Golden; 3] = [
 
 /// With a sync log that holds no blocks, a label, and a device that is trusted.
 pub(crate) const SYNC_LOG_CRASHED: Golden =
-    Golden { name: "v2-sync-log-crashed", block_size: 512, tag: TagAlgorithm::HmacSha256, version: 2, closed: false };
+    Golden { version: 2, ..version_1("v2-sync-log-crashed", 512, TagAlgorithm::HmacSha256) };
 /// The same after an orderly end: without the feature, for the label of version 2.
 const SYNC_LOG_CLOSED: Golden = Golden { name: "v2-sync-log-closed", closed: true, ..SYNC_LOG_CRASHED };
 
-const ALL: [&Golden; 5] = [&VERSION_1[0], &VERSION_1[1], &VERSION_1[2], &SYNC_LOG_CRASHED, &SYNC_LOG_CLOSED];
+/// With room for a tree of one level more, and no sync log.
+pub(crate) const CAN_GROW: Golden =
+    Golden { version: 2, grows: true, ..version_1("v2-explicit-places", 512, TagAlgorithm::HmacSha256) };
+
+const ALL: [&Golden; 6] = [&VERSION_1[0], &VERSION_1[1], &VERSION_1[2], &SYNC_LOG_CRASHED, &SYNC_LOG_CLOSED, &CAN_GROW];
 
 /// First block, blocks, version: in pages, in the log only, zeroed again, written once more.
 const WRITES: [(u64, u64, VersionId); 4] = [(0, 3, 1), (130, 2, 2), (1, 1, 3), (200, 1, 4)];
@@ -56,7 +66,9 @@ const CONTENT: [(u64, VersionId); 7] = [(0, 1), (1, 3), (2, 0), (130, 2), (131, 
 fn options(golden: &Golden) -> (FormatOptions, OpenOptions) {
     let mut format = FormatOptions { tag: golden.tag, ..format_options(golden.block_size) };
     let mut open = OpenOptions { open_id: [7; 32], ..open_options(&mut Rng::new(1)) };
-    if golden.version == 2 {
+    if golden.grows {
+        format.capacity = Capacity::Bytes(8 << 20);
+    } else if golden.version == 2 {
         format.log_size = Some(VolumeInfo::LEAST_SYNC_LOG);
         format.label = "golden".parse().unwrap();
         format.assumed_atomic_bytes = Some(4096);
@@ -176,8 +188,12 @@ fn volumes_of_every_version_open_and_hold_what_was_written() {
         let (io, opening) = image_of(golden);
         let dump = block_on(&io, ublk_integrity::open::dump(&io)).unwrap();
         assert!(dump.copies.iter().all(|copy| copy.version == Some(golden.version)), "{}", golden.name);
-        let may_hold_blocks = dump.copies.iter().all(|copy| copy.features == [ublk_integrity::open::Feature::SyncLog]);
-        assert_eq!(may_hold_blocks, golden.version == 2 && !golden.closed, "{}", golden.name);
+        let features: &[Feature] = match golden {
+            Golden { grows: true, .. } => &[Feature::ExplicitPlaces],
+            Golden { version: 2, closed: false, .. } => &[Feature::SyncLog],
+            _ => &[],
+        };
+        assert!(dump.copies.iter().all(|copy| copy.features == features), "{}", golden.name);
         let mut lab = Lab::open(io, &opening).unwrap();
         let expected = options(golden).0;
         let info = lab.volume.info();

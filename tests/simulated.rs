@@ -7,6 +7,7 @@ mod failures;
 mod foreign;
 mod fuzz;
 mod golden;
+mod growing;
 mod limits;
 mod liveness;
 mod model;

@@ -63,6 +63,12 @@ impl RawIdentity {
         Ok(Some(Identity { uuid: self.uuid, size: self.size.get() }))
     }
 
+    /// Whether this is what a write that was cut short may leave of a volume's: no writing of it
+    /// changes magic, UUID and key id.
+    pub(crate) fn is_torn(&self, uuid: &[u8; 16], keys: &Keys) -> bool {
+        self.magic == MAGIC && self.uuid == *uuid && self.key_id == keys.id() && self.checksum != self.sum()
+    }
+
     /// Whether the claim was made with the volume's key.
     pub(crate) fn verify(&self, keys: &Keys) -> bool {
         self.key_id == keys.id() && keys.identity().verify(self.authenticated(), &self.mac)

@@ -48,6 +48,8 @@ pub(crate) enum LayoutError {
     BlockSize,
     Size,
     LogSize,
+    /// This can't be how far the volume can grow.
+    Capacity,
     /// This place can't be.
     Place(&'static str),
 }
@@ -69,18 +71,58 @@ impl Layout {
 
     fn of(block_size: u32, blocks: u64, log_size: u64, separate_meta: bool) -> Self {
         let extent = Extent { size: blocks * u64::from(block_size), blocks, log_size, separate_meta };
-        Self { block_size, blocks, log_size, separate_meta, places: Places::computed(&extent) }
+        Self { block_size, blocks, log_size, separate_meta, places: Places::computed(&extent, blocks) }
+    }
+
+    fn extent(&self) -> Extent {
+        let Self { blocks, log_size, separate_meta, .. } = *self;
+        Extent { size: self.size(), blocks, log_size, separate_meta }
     }
 
     /// The same volume with its regions elsewhere, if they can be there.
     pub(crate) fn with_places(self, places: Places) -> Result<Self, LayoutError> {
-        let Self { blocks, log_size, separate_meta, .. } = self;
-        let extent = Extent { size: self.size(), blocks, log_size, separate_meta };
-        places.check(&extent, MAX_VOLUME / u64::from(self.block_size)).map_err(LayoutError::Place)?;
+        places.check(&self.extent(), MAX_VOLUME / u64::from(self.block_size)).map_err(LayoutError::Place)?;
         Ok(Self { places, ..self })
     }
     pub(crate) fn places(&self) -> &Places {
         &self.places
+    }
+
+    /// The same volume with room for the pages of `bytes`: so far it can grow.
+    pub(crate) fn with_capacity(self, bytes: u64) -> Result<Self, LayoutError> {
+        if !(self.size()..=MAX_VOLUME).contains(&bytes) || bytes % u64::from(self.block_size) != 0 {
+            return Err(LayoutError::Capacity);
+        }
+        Ok(Self { places: Places::computed(&self.extent(), bytes / u64::from(self.block_size)), ..self })
+    }
+
+    /// The same volume, its metadata on a device of `meta` bytes of its own, with as much capacity
+    /// as that holds: up to 64 TiB, and 16 times the size.
+    pub(crate) fn with_capacity_of(self, meta: u64) -> Self {
+        let block = u64::from(self.block_size);
+        let fits = |blocks: u64| self.with_capacity(blocks * block).ok().filter(|l| l.meta_device_bytes() <= meta);
+        largest(self.blocks, self.blocks.saturating_mul(16).min(MAX_VOLUME / block), fits).unwrap_or(self)
+    }
+
+    /// Whether pages may lie in an area that they are to move to, or from.
+    pub(crate) fn has_second_area(&self) -> bool {
+        self.places.areas[1].blocks > 0
+    }
+
+    /// Bytes that the page areas have room for.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.places.areas.map(|area| area.blocks).into_iter().max().unwrap_or(0) * u64::from(self.block_size)
+    }
+
+    /// The same volume with so many bytes, all in its place.
+    pub(crate) fn grown(self, bytes: u64) -> Result<Self, LayoutError> {
+        if bytes < self.size() || bytes % u64::from(self.block_size) != 0 {
+            return Err(LayoutError::Size);
+        }
+        if bytes > self.capacity() {
+            return Err(LayoutError::Capacity);
+        }
+        Self { blocks: bytes / u64::from(self.block_size), ..self }.with_places(self.places)
     }
 
     /// The log for a volume of `size` bytes, a power of two: an eighth of it, or up to twice as much,
@@ -93,23 +135,21 @@ impl Layout {
     }
 
     /// The largest volume that fits: on one device of `data` bytes, or with its metadata on another
-    /// of `meta` bytes.
-    pub(crate) fn largest(block_size: u32, log_size: Option<u64>, data: u64, meta: Option<u64>) -> Option<Self> {
+    /// of `meta` bytes. `least`: capacity that it has at least.
+    pub(crate) fn largest(
+        block_size: u32,
+        log_size: Option<u64>,
+        (data, meta): (u64, Option<u64>),
+        least: u64,
+    ) -> Option<Self> {
         let fits = |blocks: u64| {
             let size = blocks * u64::from(block_size);
             let log = log_size.unwrap_or_else(|| Self::default_log_size(size));
-            let l = Self::new(block_size, size, log, meta.is_some()).ok()?;
+            let l =
+                Self::new(block_size, size, log, meta.is_some()).and_then(|l| l.with_capacity(size.max(least))).ok()?;
             (l.data_device_bytes() <= data && meta.is_none_or(|m| l.meta_device_bytes() <= m)).then_some(l)
         };
-        // Bytes needed grow with the blocks, so bisect for the largest count that fits.
-        let (mut low, mut high) =
-            (MIN_VOLUME / u64::from(block_size), data.min(MAX_VOLUME) / u64::from(block_size) + 1);
-        fits(low)?;
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if fits(middle).is_some() { low = middle } else { high = middle }
-        }
-        fits(low)
+        largest(MIN_VOLUME / u64::from(block_size), data.min(MAX_VOLUME) / u64::from(block_size), fits)
     }
 
     /// The one that takes the most memory: the most blocks, the deepest tree.
@@ -205,6 +245,21 @@ impl Layout {
     }
 }
 
+/// What fits of the largest count from `low` to `high`: what is needed grows with the blocks, so the
+/// range is bisected.
+fn largest<T>(mut low: u64, high: u64, fits: impl Fn(u64) -> Option<T>) -> Option<T> {
+    let mut found = fits(low)?;
+    let mut too_many = high + 1;
+    while too_many - low > 1 {
+        let middle = low + (too_many - low) / 2;
+        match fits(middle) {
+            Some(more) => (low, found) = (middle, more),
+            None => too_many = middle,
+        }
+    }
+    Some(found)
+}
+
 /// The tag pages of some blocks.
 pub(crate) fn tag_pages(range: BlockRange) -> std::ops::Range<u64> {
     range.first.0 / TAGS_PER_PAGE..range.end().div_ceil(TAGS_PER_PAGE)
@@ -250,7 +305,7 @@ mod tests {
         #[test]
         fn largest_is_the_largest(bytes in (3u64 << 20)..(1 << 44), shift in 9u32..=12) {
             let bs = 1 << shift;
-            let l = Layout::largest(bs, None, bytes, None).unwrap();
+            let l = Layout::largest(bs, None, (bytes, None), 0).unwrap();
             prop_assert!(l.data_device_bytes() <= bytes);
             let size = l.size() + u64::from(bs);
             if let Ok(more) = Layout::new(bs, size, Layout::default_log_size(size), false) {

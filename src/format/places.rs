@@ -69,9 +69,10 @@ pub(crate) struct Extent {
 }
 
 impl Places {
-    /// One region behind the other, as version 1 has them.
-    pub(crate) fn computed(extent: &Extent) -> Self {
-        let area = PageArea { offset: (MIB + extent.log_size).next_multiple_of(PAIR), blocks: extent.blocks };
+    /// One region behind the other, with room for the pages of so many blocks: as version 1 has
+    /// them, where these are the volume's.
+    pub(crate) fn computed(extent: &Extent, capacity: u64) -> Self {
+        let area = PageArea { offset: (MIB + extent.log_size).next_multiple_of(PAIR), blocks: capacity };
         let data = if extent.separate_meta { MIB } else { area.end().next_multiple_of(MIB) };
         Self { data, log: MIB, areas: [area, PageArea::default()], head: 0, header_copy: 0 }
     }

@@ -180,7 +180,7 @@ impl RawSuperblock {
     fn layout(&self, features: Features) -> Result<Layout, Unknown> {
         let field = |error: LayoutError| match error {
             LayoutError::BlockSize => odd("block size"),
-            LayoutError::Size => odd("number of blocks"),
+            LayoutError::Size | LayoutError::Capacity => odd("number of blocks"),
             LayoutError::LogSize => odd("log size"),
             LayoutError::Place(place) => odd(place),
         };

@@ -8,13 +8,15 @@ use crate::{
         Version2, can_be_atomic,
     },
     io::sectors::{refuse_blocks_below_sector, refuse_records_below_sector},
-    lifecycle::superblocks::{SuperblockUpdate, publish},
+    lifecycle::{
+        identity_block::write_identity,
+        superblocks::{SuperblockUpdate, publish},
+    },
 };
 pub use crate::{
     format::{BadLabel, Label},
     info::VolumeInfo,
 };
-use zerocopy::IntoBytes;
 
 /// What a new volume shall be.
 #[derive(Clone, Debug)]
@@ -23,6 +25,8 @@ pub struct FormatOptions {
     pub block_size: u32,
     /// Usable size in bytes; all that fits on the device(s) where `None`.
     pub size: Option<u64>,
+    /// How far it shall be able to grow.
+    pub capacity: Capacity,
     /// Size of the tag log in bytes; by the volume's size where `None`.
     pub log_size: Option<u64>,
     /// The tag algorithm.
@@ -36,6 +40,20 @@ pub struct FormatOptions {
     pub assumed_atomic_bytes: Option<u32>,
     /// The volume's name, for people; may be empty.
     pub label: Label,
+}
+
+/// How far a volume can grow without moving its metadata. What is not used yet takes no room on a
+/// device that is sparse.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Capacity {
+    /// Not at all, as in format version 1.
+    #[default]
+    OfSize,
+    /// Up to so many bytes.
+    Bytes(u64),
+    /// As far as a metadata device of its own holds the metadata: up to 64 TiB, and 16 times the
+    /// size.
+    OfMetaDevice,
 }
 
 /// Why a volume can't be made.
@@ -96,6 +114,18 @@ pub enum FormatError {
         /// The block size in bytes.
         block: u32,
     },
+    /// The volume can't grow so far.
+    #[error(
+        "a largest size of {got} bytes: must be a multiple of the block size, {block} bytes, from the volume's own size, {size} bytes, to 64 TiB"
+    )]
+    Capacity {
+        /// What was asked for.
+        got: u64,
+        /// The volume's size in bytes.
+        size: u64,
+        /// The block size in bytes.
+        block: u32,
+    },
     /// The log size is not possible.
     #[error("a log of {got} bytes: must be a multiple of 4096 bytes, from {min} to {max}")]
     LogSize {
@@ -127,6 +157,7 @@ impl FormatOptions {
         Self {
             block_size,
             size: None,
+            capacity: Capacity::OfSize,
             log_size: None,
             tag: TagAlgorithm::default(),
             uuid,
@@ -137,24 +168,36 @@ impl FormatOptions {
     }
 
     fn layout(&self, data: u64, meta: u64) -> Result<Layout, FormatError> {
-        let meta_size = self.separate_meta.then_some(meta);
-        let Some(size) = self.size else {
-            // The smallest volume says how much is missing, or what else is wrong with the options.
-            let smallest = self.layout_of(1 << 20)?;
-            self.check_fits(&smallest, data, meta)?;
-            return Layout::largest(self.block_size, self.log_size, data, meta_size)
-                .ok_or(FormatError::Size { got: data, block: self.block_size });
-        };
-        let layout = self.layout_of(size)?;
+        let layout = self.layout_that_fits(data, meta)?;
+        let by_device = self.separate_meta && self.capacity == Capacity::OfMetaDevice;
+        Ok(if by_device { layout.with_capacity_of(meta) } else { layout })
+    }
+
+    fn layout_that_fits(&self, data: u64, meta: u64) -> Result<Layout, FormatError> {
+        // The smallest volume says how much is missing, or what else is wrong with the options.
+        let layout = self.layout_of(self.size.unwrap_or(1 << 20))?;
         self.check_fits(&layout, data, meta)?;
-        Ok(layout)
+        if self.size.is_some() {
+            return Ok(layout);
+        }
+        let (block, least) = (self.block_size, if let Capacity::Bytes(least) = self.capacity { least } else { 0 });
+        let devices = (data, self.separate_meta.then_some(meta));
+        let largest = Layout::largest(block, self.log_size, devices, least);
+        let largest = largest.ok_or(FormatError::Size { got: data, block })?;
+        if least > 0 && largest.capacity() > least {
+            return Err(FormatError::Capacity { got: least, size: largest.size(), block });
+        }
+        Ok(largest)
     }
 
     fn layout_of(&self, size: u64) -> Result<Layout, FormatError> {
         let log = self.log_size.unwrap_or_else(|| Layout::default_log_size(size));
-        Layout::new(self.block_size, size, log, self.separate_meta).map_err(|e| match e {
+        let capacity = if let Capacity::Bytes(bytes) = self.capacity { bytes } else { size };
+        let computed = Layout::new(self.block_size, size, log, self.separate_meta);
+        computed.and_then(|layout| layout.with_capacity(capacity)).map_err(|e| match e {
             LayoutError::BlockSize => FormatError::BlockSize(self.block_size),
             LayoutError::Size => FormatError::Size { got: size, block: self.block_size },
+            LayoutError::Capacity => FormatError::Capacity { got: capacity, size, block: self.block_size },
             LayoutError::Place(place) => unreachable!("the computed {place} can be"),
             LayoutError::LogSize => FormatError::LogSize { got: log, min: MIN_LOG, max: MAX_LOG },
         })
@@ -204,7 +247,13 @@ pub fn plan(options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
 
 /// The state of an empty volume: everything absent, nothing in the log.
 fn first_superblock(options: &FormatOptions, layout: Layout, physical_block: u32) -> Superblock {
-    let features = if options.separate_meta { Features::of(&[Feature::SeparateMeta]) } else { Features::default() };
+    let said = [
+        (options.separate_meta, Feature::SeparateMeta),
+        // What version 1 computes need not be said.
+        (layout.capacity() > layout.size(), Feature::ExplicitPlaces),
+    ];
+    let features: Vec<_> = said.into_iter().filter_map(|(is, feature)| is.then_some(feature)).collect();
+    let features = Features::of(&features);
     let FormatOptions { assumed_atomic_bytes, label, .. } = *options;
     Superblock {
         uuid: options.uuid,
@@ -247,8 +296,7 @@ pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions
     wipe(io, Device::Meta).await?;
     if options.separate_meta {
         wipe(io, Device::Data).await?;
-        let identity = Identity { uuid: options.uuid, size: superblock.layout.size() }.seal(&keys);
-        write_page(io, Device::Data, Layout::identity_offset(), identity.as_bytes()).await?;
+        write_identity(io, &keys, &Identity { uuid: options.uuid, size: superblock.layout.size() }).await?;
     }
     publish(io, &keys, SuperblockUpdate::First(&superblock), Buf::new(PAGE_BYTES)).await.0?;
     Ok(VolumeInfo::of(&superblock))
@@ -260,11 +308,4 @@ async fn wipe<S: Storage>(io: &S, device: Device) -> Result<(), DeviceError> {
     let at = ByteOffset(0);
     let (result, _) = io.write(device, at, Buf::new(bytes), 0..bytes, Durability::Durable).await;
     result.map_err(|errno| DeviceError::new("write", device, at, bytes, errno))
-}
-
-async fn write_page<S: Storage>(io: &S, device: Device, at: ByteOffset, bytes: &[u8]) -> Result<(), DeviceError> {
-    let mut buf = Buf::new(PAGE_BYTES);
-    buf[..bytes.len()].copy_from_slice(bytes);
-    let (result, _) = io.write(device, at, buf, 0..PAGE_BYTES, Durability::Durable).await;
-    result.map_err(|errno| DeviceError::new("write", device, at, PAGE_BYTES, errno))
 }

@@ -1,11 +1,14 @@
-//! Reading the block by which a data device says whose it is, where the metadata is on
-//! a device of its own.
+//! The block by which a data device says whose it is, where the metadata is on a device of its own.
 
 use crate::{
-    Buf, Device, DeviceError, Storage,
-    format::{Layout, PAGE_BYTES, RawIdentity, RawSuperblock, SuperblockError},
+    Buf, Device, DeviceError, Durability, Storage,
+    crypto::keys::Keys,
+    format::{
+        Feature, Identity, Layout, PAGE_BYTES, RawIdentity, RawSuperblock, Superblock, SuperblockError, uuid_text,
+    },
+    lifecycle::open_error::OpenError,
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 pub(crate) async fn read_identity<S: Storage>(io: &S) -> Result<RawIdentity, DeviceError> {
     let buf = read_first_page(io, Device::Data).await?;
@@ -25,4 +28,37 @@ pub(crate) async fn are_exchanged<S: Storage>(io: &S) -> Result<bool, DeviceErro
     let superblock = RawSuperblock::read_from_prefix(&data).expect("a page is large enough").0;
     let identity = RawIdentity::read_from_prefix(&meta).expect("a page is large enough").0;
     Ok(superblock.check() != Err(SuperblockError::Absent) && identity.claim().is_ok_and(|claim| claim.is_some()))
+}
+
+/// Writes it, durable.
+pub(crate) async fn write_identity<S: Storage>(io: &S, keys: &Keys, identity: &Identity) -> Result<(), DeviceError> {
+    let (at, mut buf) = (Layout::identity_offset(), Buf::new(PAGE_BYTES));
+    let raw = identity.seal(keys);
+    buf[..raw.as_bytes().len()].copy_from_slice(raw.as_bytes());
+    let (result, _) = io.write(Device::Data, at, buf, 0..PAGE_BYTES, Durability::Durable).await;
+    result.map_err(|errno| DeviceError::new("write", Device::Data, at, PAGE_BYTES, errno))
+}
+
+/// The data device is the volume's. The size in bytes that it says. Where the volume can grow, that
+/// may be the one before, for the superblock is written first; or none, if this block was torn.
+pub(crate) async fn check_identity<S: Storage>(io: &S, superblock: &Superblock, keys: &Keys) -> Result<u64, OpenError> {
+    let (raw, size) = (read_identity(io).await?, superblock.layout.size());
+    let claim = raw.claim()?;
+    let can_grow = superblock.features().has(Feature::ExplicitPlaces);
+    match claim {
+        Some(Identity { uuid, size: claimed })
+            if uuid == superblock.uuid && (claimed == size || (can_grow && claimed < size)) =>
+        {
+            match raw.verify(keys) {
+                true => Ok(claimed),
+                false => Err(OpenError::Tampered { what: "identity block of the data device" }),
+            }
+        }
+        None if can_grow && raw.is_torn(&superblock.uuid, keys) => Ok(0),
+        _ => {
+            let what = claim.map_or("no volume".into(), |c| format!("volume {}", uuid_text(&c.uuid)));
+            let uuid = uuid_text(&superblock.uuid);
+            Err(OpenError::Foreign(format!("the data device belongs to {what}, the metadata device to volume {uuid}")))
+        }
+    }
 }

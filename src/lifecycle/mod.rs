@@ -1,6 +1,8 @@
 //! From bare devices to an open volume.
 
 pub mod create;
+pub(crate) mod grow_error;
+mod growth;
 pub(crate) mod identity_block;
 pub mod open;
 pub(crate) mod open_error;

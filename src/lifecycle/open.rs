@@ -10,9 +10,10 @@ use crate::{
 pub use crate::{
     format::{BadLabel, Feature, KnownFormat, Label, Scrub, ScrubState, Unknown, Version2},
     info::{MAX_REPORTED_BLOCKS, RecoveryReport},
+    lifecycle::grow_error::GrowError,
     lifecycle::open_error::OpenError,
     lifecycle::staged::VerifiedVolume,
-    options::{Access, OpenOptions, UnreadLog, UnreadableBlocks},
+    options::{Access, Grow, OpenOptions, UnreadLog, UnreadableBlocks},
 };
 use serde::Serialize;
 

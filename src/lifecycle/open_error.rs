@@ -1,6 +1,6 @@
 //! Why a volume can't be opened.
 
-use crate::{BelowSector, DeviceError, RecordNumber, format::Unknown};
+use crate::{BelowSector, DeviceError, RecordNumber, format::Unknown, lifecycle::grow_error::GrowError};
 
 /// Why a volume can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +51,9 @@ pub enum OpenError {
     /// The device transfers more at least than the volume reads and writes.
     #[error(transparent)]
     BelowSector(#[from] BelowSector),
+    /// It was to grow, and can't.
+    #[error(transparent)]
+    Grow(#[from] GrowError),
     /// More memory than [`OpenOptions::max_memory_bytes`](crate::OpenOptions::max_memory_bytes), or
     /// than there is.
     #[error("opening the volume takes {needed} bytes of memory at least, {available} can be had")]

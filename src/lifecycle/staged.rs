@@ -12,11 +12,12 @@
 use crate::{
     BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, Storage, Volume,
     crypto::tagger::Tagger,
-    format::{Identity, PAGE_BYTES, Superblock, uuid_text},
+    format::{PAGE_BYTES, Superblock, uuid_text},
     info::{RecoveryReport, VolumeInfo},
     io::sectors::{refuse_blocks_below_sector, refuse_pages_below_sector, refuse_records_below_sector},
     lifecycle::{
-        identity_block::{are_exchanged, read_identity},
+        growth::{Growth, grown},
+        identity_block::{are_exchanged, check_identity, read_identity},
         open_error::OpenError,
         recovery::{
             BlockCandidates, Budget, Candidates, Placer, Settle, TooMuch, Torn, Unread, follow, in_log::InLog,
@@ -34,7 +35,7 @@ use crate::{
         tree_update::{Applied, apply},
         update_scratch::Scratch,
     },
-    options::{Access, OpenOptions, UnreadLog},
+    options::{Access, Grow, OpenOptions, UnreadLog},
     volume::{Parts, Unsaved},
 };
 use std::sync::Arc;
@@ -46,11 +47,13 @@ const MAX_BLOCK_BYTES: usize = 4096;
 /// Nothing has been written.
 pub struct VerifiedVolume {
     newest: Newest,
+    growth: Growth,
 }
 
 /// One whose log has been followed: what each block may rightly be is known.
 struct CrashedVolume {
     newest: Newest,
+    growth: Growth,
     tagger: Arc<Tagger>,
     candidates: Candidates,
     torn: Torn,
@@ -63,6 +66,7 @@ struct CrashedVolume {
 /// One of which recovery has chosen a tag for each block, but for those of which nothing can be said.
 struct RecoveredVolume {
     newest: Newest,
+    growth: Growth,
     head: LogPoint,
     tree: Tree,
     tagger: Arc<Tagger>,
@@ -112,13 +116,19 @@ impl VerifiedVolume {
             return Err(OpenError::OtherVolume { expected, found });
         }
         refuse_unserved(&newest.superblock)?;
-        check_devices(io, &newest, options).await?;
-        Ok(Self { newest })
+        let claimed = check_devices(io, &newest, options).await?;
+        let growth = Growth::plan(io, &newest.superblock.layout, claimed, options)?;
+        Ok(Self { newest, growth })
     }
 
     /// Sizes and identity.
     pub fn info(&self) -> VolumeInfo {
         VolumeInfo::of(&self.newest.superblock)
+    }
+
+    /// The size in bytes that the volume has when it is opened to grow so, or why it can't.
+    pub fn size_when_grown<S: Storage>(&self, io: &S, grow: Grow) -> Result<u64, OpenError> {
+        Ok(grown(io, &self.newest.superblock.layout, grow)?.size())
     }
 
     /// The id that was drawn when the volume was last opened for writing: 256 random bits, or that
@@ -133,7 +143,7 @@ impl VerifiedVolume {
     }
 
     async fn follow_log<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<CrashedVolume, OpenError> {
-        let Self { newest } = self;
+        let Self { newest, growth } = self;
         let (available, own) = (options.max_memory_bytes, most_memory_bytes(&newest.superblock, options));
         let left = available.checked_sub(own).ok_or(OpenError::Memory { needed: own, available })?;
         let candidates = Candidates::within(left);
@@ -155,13 +165,13 @@ impl VerifiedVolume {
         };
         let head = LogPoint { link: options.open_id, ..chain.end };
         let (candidates, torn, unread) = (chain.candidates, chain.torn, chain.unread);
-        Ok(CrashedVolume { newest, tagger, candidates, torn, head, unread, report, warnings })
+        Ok(CrashedVolume { newest, growth, tagger, candidates, torn, head, unread, report, warnings })
     }
 }
 
 impl CrashedVolume {
     async fn recover<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<RecoveredVolume, OpenError> {
-        let Self { newest, tagger, candidates, torn, head, unread, mut report, warnings } = self;
+        let Self { newest, growth, tagger, candidates, torn, head, unread, mut report, warnings } = self;
         let superblock = &newest.superblock;
         let cache = PageCache::new(options.cache_bytes);
         let tree = Tree { layout: superblock.layout, root: Root::new(superblock.root), cache, rescued: Rescued::new() };
@@ -173,7 +183,7 @@ impl CrashedVolume {
         let mut settle = Settle::new(io, &tree, &tagger, &newest, options.unreadable_blocks);
         let (undecided, in_log) = settle.all(&settling, &set, &mut memory, &mut report).await?;
         report.torn_was_durable = settle.proves_any(&torn.tags, &set).await;
-        Ok(RecoveredVolume { newest, head, tree, tagger, set, undecided, in_log, unread, report, warnings })
+        Ok(RecoveredVolume { newest, growth, head, tree, tagger, set, undecided, in_log, unread, report, warnings })
     }
 }
 
@@ -189,6 +199,7 @@ impl RecoveredVolume {
                 Ok(WrittenDown { superblock, applied, placed }) => {
                     self.report.placed = placed;
                     self.tree.root.store(superblock.root);
+                    self.tree.layout = superblock.layout;
                     self.newest.superblock = superblock;
                     self.report.pages_lost = applied.pages_lost;
                     return Ok(self.into_volume(None, options));
@@ -253,14 +264,16 @@ impl RecoveredVolume {
         options: &OpenOptions,
         page: Buf,
     ) -> Result<(Superblock, Applied), Latched> {
-        let Self { newest, head, tree, set, .. } = self;
+        let Self { newest, growth, head, tree, set, .. } = self;
         // Not the next epoch: the crashed life may have written pages and records of that one.
         let epoch = newest.superblock.epoch.next().next();
         let mut scratch = Scratch::new(&tree.layout, set.len(), set.runs());
         let (root, applied) = apply(io, tree, &mut scratch, set, newest.superblock.root, epoch).await?;
+        let root = growth.raise(io, &tree.layout, root, epoch).await?;
         let synced = io.sync(Device::Meta).await;
         synced.map_err(|errno| Latched::Device(DeviceError::sync(Device::Meta, errno)))?;
         let next = Superblock {
+            layout: growth.layout(),
             epoch,
             root,
             log_begin: head.position,
@@ -273,6 +286,7 @@ impl RecoveredVolume {
         let next = next.with_sync_log(options.sync_log && VolumeInfo::of(&next).fits_sync_log());
         let (moved, _) = publish(io, &newest.keys, SuperblockUpdate::MoveOn(&newest.superblock, &next), page).await;
         moved.map_err(Latched::Superblock)?;
+        growth.say(io, &newest.keys, &next).await?;
         Ok((next, applied))
     }
 }
@@ -316,7 +330,9 @@ fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String
 /// Nothing in this program does yet what the other features ask for.
 fn refuse_unserved(superblock: &Superblock) -> Result<(), OpenError> {
     let unserved = superblock.features().iter().filter(|feature| !feature.is_served());
-    let names: Vec<_> = unserved.map(|feature| feature.to_string()).collect();
+    let mut names: Vec<_> = unserved.map(|feature| feature.to_string()).collect();
+    // Nothing moves pages from one area to the other yet.
+    names.extend(superblock.layout.has_second_area().then(|| "a second page area".into()));
     if names.is_empty() { Ok(()) } else { Err(OpenError::NotServed { features: names.join(", ") }) }
 }
 
@@ -336,8 +352,9 @@ async fn explain_no_superblock<S: Storage>(io: &S) -> Result<OpenError, DeviceEr
     })
 }
 
-/// The devices are the volume's, and large enough.
-async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOptions) -> Result<(), OpenError> {
+/// The devices are the volume's, and large enough. The size in bytes that the data device says,
+/// where it has no metadata.
+async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOptions) -> Result<Option<u64>, OpenError> {
     let superblock = &newest.superblock;
     let layout = &superblock.layout;
     let uuid = uuid_text(&superblock.uuid);
@@ -362,18 +379,8 @@ async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOption
     }
     refuse_blocks_below_sector(io, layout.block_size)?;
     refuse_records_below_sector(io, superblock.physical_block)?;
-    if layout.separate_meta {
-        let raw = read_identity(io).await?;
-        let claim = raw.claim()?;
-        if claim != Some(Identity { uuid: superblock.uuid, size: layout.size() }) {
-            let what = claim.map_or("no volume".into(), |c| format!("volume {}", uuid_text(&c.uuid)));
-            return Err(OpenError::Foreign(format!(
-                "the data device belongs to {what}, the metadata device to volume {uuid}"
-            )));
-        }
-        if !raw.verify(&newest.keys) {
-            return Err(OpenError::Tampered { what: "identity block of the data device" });
-        }
+    match layout.separate_meta {
+        true => check_identity(io, superblock, &newest.keys).await.map(Some),
+        false => Ok(None),
     }
-    Ok(())
 }

@@ -19,7 +19,7 @@
 #![allow(unreachable_pub)] // a program of tests has no outside
 
 use crate::{
-    golden::{self, SYNC_LOG_CRASHED, VERSION_1, may_read_as},
+    golden::{self, CAN_GROW, SYNC_LOG_CRASHED, VERSION_1, may_read_as},
     sim::{
         Lab, Rng, SimStorage, block_on, format_options,
         image::{self, LOG_OFFSET, PAGE, Page, SUPERBLOCK_BYTES, SUPERBLOCKS, Superblock},
@@ -79,6 +79,7 @@ sort_variants! { OpenError, REFUSALS, name_of_refusal:
     ]
     never [
         Options: "options are no bytes of a device"
+        Grow: "nobody asks for another size"
         LogUnreadable: "the devices read what they hold"
         Away: "the devices answer"
         Device: "the devices do not fail"
@@ -124,7 +125,7 @@ struct Image {
 
 thread_local! {
     static IMAGES: Vec<Image> = {
-        let others = [separate(), golden::image_of(&SYNC_LOG_CRASHED), golden::with_payload()];
+        let others = [separate(), golden::image_of(&SYNC_LOG_CRASHED), golden::with_payload(), golden::image_of(&CAN_GROW)];
         VERSION_1.iter().map(golden::image_of).chain(others).map(Image::new).collect()
     };
 }

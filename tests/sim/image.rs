@@ -59,7 +59,11 @@ pub struct Superblock {
     pub log_begin: u64,
     pub record_number: u64,
     pub link: [u8; 32],
+    /// Where the superblock says it: the blocks, the page area, and the blocks that this is laid out for.
+    pub places: Option<[u64; 3]>,
 }
+
+const EXPLICIT_PLACES: u32 = 1 << 3;
 
 impl Superblock {
     pub fn parse(bytes: &[u8]) -> Option<Self> {
@@ -76,6 +80,7 @@ impl Superblock {
             log_begin: u64_at(bytes, 136),
             record_number: u64_at(bytes, 144),
             link: bytes[152..184].try_into().unwrap(),
+            places: (u32_at(bytes, 12) & EXPLICIT_PLACES != 0).then(|| [232, 256, 264].map(|at| u64_at(bytes, at))),
         })
     }
     /// The newest copy whose checksum holds.
@@ -88,19 +93,25 @@ impl Superblock {
         (0..).find(|l| self.pages_in(*l) == 1).unwrap() + 1
     }
     pub fn pages_in(&self, level: u8) -> u64 {
-        (0..level).fold(self.blocks.div_ceil(TAGS_PER_PAGE), |pages, _| pages.div_ceil(FANOUT))
+        pages_over(self.blocks, level)
     }
     fn first_page(&self) -> u64 {
-        (LOG_OFFSET + self.log_size).next_multiple_of(2 * PAGE)
+        let computed = (LOG_OFFSET + self.log_size).next_multiple_of(2 * PAGE);
+        self.places.map_or(computed, |[_, area, _]| area)
     }
     pub fn slot_offset(&self, level: u8, index: u64, slot: u8) -> u64 {
-        let before: u64 = (0..level).map(|l| self.pages_in(l)).sum();
+        let laid_out_for = self.places.map_or(self.blocks, |[.., blocks]| blocks);
+        let before: u64 = (0..level).map(|l| pages_over(laid_out_for, l)).sum();
         self.first_page() + (before + index) * 2 * PAGE + u64::from(slot) * PAGE
     }
+    /// Where that ends of a volume whose places are computed.
     pub fn metadata_end(&self) -> u64 {
         self.slot_offset(self.levels(), 0, 0)
     }
     pub fn data_offset(&self) -> u64 {
+        if let Some([data, ..]) = self.places {
+            return data;
+        }
         if self.separate_meta { 1 << 20 } else { self.metadata_end().next_multiple_of(1 << 20) }
     }
     pub fn block_offset(&self, block: u64) -> u64 {
@@ -142,6 +153,11 @@ impl Superblock {
             self.collect(disk, level - 1, child, entry(&bytes[at..]), found);
         }
     }
+}
+
+/// Pages in a level of a tree over so many blocks.
+fn pages_over(blocks: u64, level: u8) -> u64 {
+    (0..level).fold(blocks.div_ceil(TAGS_PER_PAGE), |pages, _| pages.div_ceil(FANOUT))
 }
 
 /// A page that is current, and where it lies.

@@ -58,11 +58,12 @@ pub fn open_options(rng: &mut Rng) -> OpenOptions {
     }
 }
 
-/// A disk with an empty volume on it.
+/// A disk with an empty volume on it, and room for as much as that can grow.
 pub fn formatted(options: &FormatOptions, seed: u64) -> SimStorage {
     let size = ublk_integrity::create::plan(options).unwrap();
     let meta = size.meta_device_bytes;
-    let io = SimStorage::new(Disk::new(size.data_device_bytes, meta, options.block_size, seed));
+    let data = size.data_device_bytes + size.max_size - size.size;
+    let io = SimStorage::new(Disk::new(data, meta, options.block_size, seed));
     block_on(&io, format(&io, &key(), options)).unwrap();
     io
 }

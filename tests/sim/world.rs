@@ -22,6 +22,8 @@ pub const QUEUES: usize = 6;
 /// Largest request in bytes.
 pub const MAX_REQUEST: usize = 64 << 10;
 const BLOCKS_IN_PLAY: u64 = 300;
+/// Each of them is compared after each crash.
+const MOST_ZEROED: u64 = 2048;
 
 /// Passes that have come to their end.
 pub static PASSES: AtomicU64 = AtomicU64::new(0);
@@ -80,13 +82,15 @@ impl Queue {
 impl World {
     fn range(&self) -> BlockRange {
         let mut rng = self.rng.borrow_mut();
-        // Few blocks, so that requests meet; now and then a large range.
+        let blocks = self.volume.blocks();
+        // Few blocks, so that requests meet; now and then a large range, and what was the last block
+        // before the volume has grown.
         let (first, count) = match rng.below(20) {
             0 => (rng.below(BLOCKS_IN_PLAY), 1 + rng.below(100)),
-            1..8 => (rng.below(4), 1 + rng.below(3)),
+            1 => (blocks - 1 - rng.below(3), 1 + rng.below(3)),
+            2..8 => (rng.below(4), 1 + rng.below(3)),
             _ => (126 + rng.below(5), 1 + rng.below(4)),
         };
-        let blocks = self.volume.blocks();
         let first = first.min(blocks - 1);
         let most = (MAX_REQUEST / self.volume.block_size()) as u64;
         BlockRange::new(BlockIndex(first), count.min(blocks - first).min(most))
@@ -171,7 +175,9 @@ impl World {
             let mut rng = self.rng.borrow_mut();
             (rng.chance(10), rng.chance(50))
         };
-        let range = if large { BlockRange::new(BlockIndex(0), self.volume.blocks()) } else { self.range() };
+        let most = if self.rng.borrow_mut().chance(30) { u64::MAX } else { MOST_ZEROED };
+        let all = BlockRange::new(BlockIndex(0), self.volume.blocks().min(most));
+        let range = if large { all } else { self.range() };
         let places = self.oracle.borrow_mut().issue(range, 0);
         match self.volume.zero(&self.io, &mut q.context, range, discard).await {
             Ok(()) => self.oracle.borrow_mut().ack(range, &places, false),
