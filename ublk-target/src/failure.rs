@@ -5,7 +5,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 use std::{fmt, io, path::Path, process::ExitCode};
 use ublk_integrity::{
-    Device, DeviceError, Errno, KeyLength, Latched, ReadError, WriteError, create::FormatError, open::OpenError,
+    Device, DeviceError, Errno, KeyLength, Latched, ReadError, WriteError,
+    create::FormatError,
+    open::{GrowError, OpenError},
 };
 
 /// Exit codes, those of cryptsetup and one more.
@@ -242,7 +244,8 @@ impl From<OpenError> for Failure {
             OpenError::LogUnreadable(_) => {
                 return Self::new(Exit::Device, format_args!("{e} (`export --rescue` takes out what can be had)"));
             }
-            OpenError::Options(_) => Exit::Arguments,
+            OpenError::Grow(GrowError::NoRoom { .. }) => Exit::Device,
+            OpenError::Options(_) | OpenError::Grow(_) => Exit::Arguments,
             OpenError::Memory { .. } => Exit::Memory,
             OpenError::Device(d) => Exit::of_errno(d.errno.0),
             OpenError::NotAVolume

@@ -22,7 +22,7 @@ use futures_util::future::{Either, join, select};
 use std::{future::Future, path::Path, pin::pin, time::Duration};
 use ublk_integrity::{
     Buf, Device, MasterKey, RequestContext, Volume,
-    open::{Access, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
+    open::{Access, Grow, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
 };
 
 /// Requests in flight at a time.
@@ -67,6 +67,8 @@ pub struct Opening {
     pub uuid: Option<[u8; 16]>,
     /// What becomes of a log that can't be read.
     pub unread_log: UnreadLog,
+    /// How large it is to be from then on, where that is another size.
+    pub grow: Option<Grow>,
     /// Whether to go on, with a warning, where a daemon that was killed has left writes in memory.
     pub without_kept: bool,
 }
@@ -74,7 +76,8 @@ pub struct Opening {
 impl Opening {
     /// The strictest way.
     pub fn new(access: Access, uuid: Option<uuid::Uuid>) -> Self {
-        Self { access, uuid: uuid.map(uuid::Uuid::into_bytes), unread_log: UnreadLog::Refuse, without_kept: false }
+        let uuid = uuid.map(uuid::Uuid::into_bytes);
+        Self { access, uuid, unread_log: UnreadLog::Refuse, grow: None, without_kept: false }
     }
 }
 
@@ -155,6 +158,7 @@ impl Offline {
             separate_meta: self.backings().meta.is_some(),
             expected_uuid: how.uuid,
             unread_log: how.unread_log,
+            grow: how.grow,
             ..OpenOptions::new(how.access, random()?)
         };
         let verified = self.verify(key, &options)?;

@@ -207,6 +207,7 @@ fn settings(
         verbose: args.verbose,
         recovery: !args.no_recovery,
         decide_unreadable: args.decide_unreadable,
+        grow: None,
     })
 }
 

@@ -83,6 +83,9 @@ pub fn describe(out: &mut Output, volume: &VolumeInfo) {
         out.line(format_args!("label         {}", volume.label));
     }
     out.line(format_args!("usable size   {} ({} bytes)", Size(volume.size), volume.size));
+    if volume.max_size > volume.size {
+        out.line(format_args!("can grow to   {} ({} bytes)", Size(volume.max_size), volume.max_size));
+    }
     out.line(format_args!("block size    {}", volume.block_size));
     if let Some(bytes) = volume.assumed_atomic_bytes {
         out.line(format_args!("atomic        {bytes} bytes, as the user says"));

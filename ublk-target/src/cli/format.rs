@@ -21,7 +21,7 @@ use std::{
 };
 use ublk_integrity::{
     Device, MasterKey, Storage,
-    create::{self, FormatOptions, Label, VolumeInfo},
+    create::{self, Capacity, FormatOptions, Label, VolumeInfo},
     open::{self, Dump},
 };
 
@@ -45,6 +45,10 @@ pub struct Args {
     /// Usable size [default: all that fits]
     #[arg(long)]
     size: Option<Size>,
+    /// Size that the volume can grow to, by `resize`: its metadata has room for that from the start
+    /// [default: with --meta, what that device has room for, 16 times the size at most; else the size]
+    #[arg(long, value_name = "SIZE")]
+    max_size: Option<Size>,
     /// Make files, sparse, of --data and --meta where there is nothing yet
     #[arg(long, requires = "size")]
     create: bool,
@@ -143,8 +147,14 @@ fn trusted(path: &Path, says: u32, assumed: u32) -> Option<String> {
 fn options(args: &Args, physical_block: u32) -> FormatOptions {
     let block_size = args.block_size.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX));
     let atomic = args.assume_atomic.unwrap_or(physical_block).clamp(512, 4096);
+    let capacity = match args.max_size {
+        Some(most) => Capacity::Bytes(most.0),
+        None if args.devices.meta.is_some() => Capacity::OfMetaDevice,
+        None => Capacity::OfSize,
+    };
     FormatOptions {
         size: args.size.map(|s| s.0),
+        capacity,
         log_size: args.log_size.map(|s| s.0),
         tag: args.tag.into(),
         separate_meta: args.devices.meta.is_some(),

@@ -149,6 +149,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("check", &["ublk-integrity check --data /dev/vdb --key-file home.key"]),
     ("export", &["ublk-integrity export --data /dev/vdb --key-file home.key content.img"]),
     ("import", &["ublk-integrity import --data /dev/vdb --key-file home.key content.img"]),
+    (
+        "resize",
+        &[
+            "lvextend --size +100G /dev/vg/data && ublk-integrity resize home && resize2fs /dev/ublk-integrity/home",
+            "ublk-integrity resize --data /dev/vdb --key-file home.key --size 2T",
+        ],
+    ),
     ("benchmark", &["ublk-integrity benchmark --data ."]),
     ("completions", &["ublk-integrity completions bash >/etc/bash_completion.d/ublk-integrity"]),
 ];

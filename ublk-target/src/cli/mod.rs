@@ -26,6 +26,7 @@ mod names;
 mod new_file;
 mod progress;
 mod recover;
+mod resize;
 mod scrub;
 mod status;
 pub mod stop;
@@ -95,6 +96,7 @@ enum Command {
     Check(check::Args),
     Export(export::Args),
     Import(import::Args),
+    Resize(resize::Args),
     Benchmark(benchmark::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -291,6 +293,7 @@ impl Command {
             Self::Check(args) => check::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Export(args) => export::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Import(args) => import::run(args).map_err(|failure| args.devices.failure(failure)),
+            Self::Resize(args) => resize::run(args),
             Self::Benchmark(args) => benchmark::run(args),
             Self::Completions(args) => completions::run(args, &Cli::command()),
             Self::Manual(args) => manual::run(args, Cli::command()),
@@ -309,13 +312,18 @@ impl Command {
                 | Self::Check(_)
                 | Self::Export(_)
                 | Self::Import(_)
+                | Self::Resize(_)
                 | Self::Benchmark(_)
         )
     }
 
     /// Whether it does I/O to the devices of a volume by itself.
     fn is_offline(&self) -> bool {
-        matches!(self, Self::Format(_) | Self::Dump(_) | Self::Check(_) | Self::Export(_) | Self::Import(_))
+        match self {
+            Self::Format(_) | Self::Dump(_) | Self::Check(_) | Self::Export(_) | Self::Import(_) => true,
+            Self::Resize(args) => args.is_offline(),
+            _ => false,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
     daemon::{Origin, Start, peek::peek, refuse_own_stack, settings::SyncLog, state::State},
     failure::{Context, Exit, Failure, Outcome},
     key::{KeySource, OptionalKeyArgs},
+    size::Size,
     ublk,
 };
 use nix::sys::signal::SigSet;
@@ -38,6 +39,9 @@ pub struct Args {
     /// What of the format the program of that daemon serves, as its `known-format` says
     #[arg(long, value_name = "JSON", requires = "successor", value_parser = known_format, hide = true)]
     pub(super) known_format: Option<KnownFormat>,
+    /// How large the volume is to be from then on
+    #[arg(long, value_name = "SIZE", requires = "successor", hide = true)]
+    pub(super) grow: Option<Size>,
 }
 
 fn known_format(text: &str) -> Result<KnownFormat, String> {

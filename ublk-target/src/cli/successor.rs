@@ -36,7 +36,10 @@ use std::{
     process, thread,
     time::Duration,
 };
-use ublk_integrity::{Access, OpenOptions, open::KnownFormat};
+use ublk_integrity::{
+    Access, OpenOptions,
+    open::{Grow, KnownFormat},
+};
 
 /// Milliseconds between two looks whether the other daemon has ended: requests wait.
 const PAUSE: u8 = 2;
@@ -76,6 +79,7 @@ fn prepare(args: &Args, reporter: &Reporter) -> Outcome<(u32, Start, Life)> {
     }
     let mut start = recover::of(state, key)?;
     leave_readable(&mut start.settings, args.known_format.as_ref());
+    start.settings.grow = args.grow.map(|size| Grow::To(size.0));
     verify_elsewhere(&start, &volume, reporter)?;
     Ok((number, start, life))
 }
@@ -111,8 +115,13 @@ fn verify_elsewhere(start: &Start, volume: &Identity, reporter: &Reporter) -> Ou
     }
 }
 
-/// Beside the daemon that serves it: nothing is locked, nothing written.
 fn verify(start: &Start, volume: &Identity) -> Outcome {
+    look_at(start, volume, start.settings.grow.unwrap_or(Grow::To(volume.size))).map(drop)
+}
+
+/// The size in bytes that the volume has once it has grown so, if it can. Beside the daemon that
+/// serves it: nothing is locked, nothing written.
+pub(super) fn look_at(start: &Start, volume: &Identity, grow: Grow) -> Outcome<u64> {
     let settings = &start.settings;
     let offline = Offline::open(&settings.data, settings.meta.as_deref(), Use::Unlocked)?;
     let options = OpenOptions {
@@ -120,13 +129,16 @@ fn verify(start: &Start, volume: &Identity) -> Outcome {
         expected_uuid: start.uuid,
         ..OpenOptions::new(Access::ReadOnly, [0; 32])
     };
-    let verified = offline.verify(&start.key, &options);
-    let verified = verified.map_err(|failure| Failure { message: settings.named(&failure.message), ..failure })?;
-    if Identity::of(&verified.info()) == *volume {
-        return Ok(());
+    let named = |failure: Failure| Failure { message: settings.named(&failure.message), ..failure };
+    let verified = offline.verify(&start.key, &options).map_err(named)?;
+    if Identity::of(&verified.info()) != *volume {
+        let path = settings.meta_path().display();
+        return Err(Failure::new(
+            Exit::Device,
+            format_args!("{path} holds another volume than the one that is served"),
+        ));
     }
-    let path = settings.meta_path().display();
-    Err(Failure::new(Exit::Device, format_args!("{path} holds another volume than the one that is served")))
+    verified.size_when_grown(&offline.io(), grow).map_err(|e| named(e.into()))
 }
 
 /// Waits until the daemon lives no more. `false` where it goes on, and whoever has started us is gone

@@ -64,6 +64,7 @@ impl Opened {
             separate_meta: backings.meta.is_some(),
             on_mismatch: settings.on_mismatch.into(),
             expected_uuid: uuid,
+            grow: settings.grow,
             hints: sender,
             hash_threads: Some(hashing.threads()),
             unreadable_blocks: match settings.decide_unreadable {

@@ -77,12 +77,12 @@ pub(super) fn patience(settings: &Settings, origin: Origin) -> Outcome<Duration>
     Ok(patience)
 }
 
-/// A device that waits for a daemon holds requests for one volume. The paths that led to it may
-/// lead to another by now.
+/// A device that waits for a daemon holds requests for one volume, which may have grown. The paths
+/// that led to it may lead to another by now.
 pub(super) fn other_volume(settings: &Settings, origin: Origin, found: &Identity) -> Outcome {
     let Origin::Recovered(number) = origin else { return Ok(()) };
     let expected = State::load(number)?.volume;
-    if expected == *found {
+    if expected.may_become(found) {
         return Ok(());
     }
     let message = format!(

@@ -148,8 +148,11 @@ fn start_and_serve(
         }
     });
     let (reporter, signals, log) = (Arc::clone(reporter), Arc::clone(signals), shared.log.clone());
-    device.run(&running.backings.fds(), shared, move || {
+    device.run(&running.backings.fds(), shared, move |as_large_as_the_volume| {
         starting.disarm();
+        if let Err(failure) = as_large_as_the_volume {
+            reporter.warn(&failure.message);
+        }
         signals.live(live, log);
         links::announce(number, name.as_ref());
         reporter.live(number);

@@ -13,7 +13,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use ublk_integrity::{OnMismatch, create::VolumeInfo};
+use ublk_integrity::{OnMismatch, create::VolumeInfo, open::Grow};
 
 /// Everything that `add` was told, the key excepted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -65,6 +65,9 @@ pub struct Settings {
     /// Whether recovery takes the newest tag of a block that can't be read: asked for anew each time.
     #[serde(skip)]
     pub decide_unreadable: bool,
+    /// How large the volume is to be from this open on, where that is another size.
+    #[serde(skip)]
+    pub grow: Option<Grow>,
 }
 
 /// Before there were several.

@@ -73,6 +73,11 @@ impl Identity {
     pub fn of(volume: &VolumeInfo) -> Self {
         Self { uuid: volume.uuid.clone(), size: volume.size, block_size: volume.block_size }
     }
+
+    /// Whether `later` may be the same volume: one grows, and never shrinks.
+    pub fn may_become(&self, later: &Self) -> bool {
+        (&self.uuid, self.block_size) == (&later.uuid, later.block_size) && self.size <= later.size
+    }
 }
 
 /// The daemon's hold on its own state. Removes it when the device ends in an orderly way.
@@ -247,7 +252,7 @@ impl State {
 
     /// What its file says by now, if that still speaks of the same device.
     pub fn anew(&self) -> Self {
-        let now = Self::load(self.id).ok().filter(|now| now.volume == self.volume);
+        let now = Self::load(self.id).ok().filter(|now| self.volume.may_become(&now.volume));
         now.unwrap_or_else(|| self.clone())
     }
 
@@ -367,6 +372,16 @@ mod tests {
             drop(follower);
         });
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_volume_that_has_grown_is_the_same() {
+        let now = State::of_test(0).volume;
+        let with = |size, block_size| Identity { size, block_size, ..now.clone() };
+        assert!(now.may_become(&now) && now.may_become(&with(2 << 20, 4096)));
+        assert!(!now.may_become(&with((1 << 20) - 4096, 4096)) && !now.may_become(&with(2 << 20, 512)));
+        let other = Identity { uuid: uuid::Uuid::from_u128(1).to_string(), ..now.clone() };
+        assert!(!now.may_become(&other));
     }
 
     #[test]

@@ -135,18 +135,19 @@ impl Device {
         self.shape.write_back > 0 && !is_asked(self.ctrl.dev_info().flags)
     }
 
-    /// Starts the device, calls `live`, and serves requests until it is stopped. `fds` get
+    /// Starts the device, calls `live`, with whether it is as large as the volume, and serves requests until it is stopped. `fds` get
     /// registered in each queue's ring from number 1 on.
     pub fn run<T: BlockTarget + 'static>(
         &self,
         fds: &[RawFd],
         shared: &Arc<Shared<T>>,
-        live: impl FnOnce() + Send + Sync + 'static,
+        live: impl FnOnce(Outcome) + Send + Sync + 'static,
     ) -> Outcome {
         if self.recovers {
             self.begin_recovery()?;
         }
         let for_queues = Arc::clone(shared);
+        let (number, size) = (self.number(), self.shape.size);
         self.ctrl
             .run_target(
                 |device| {
@@ -154,7 +155,7 @@ impl Device {
                     Ok(())
                 },
                 move |id, device| queue::run(id, device, &for_queues),
-                move |_| live(),
+                move |ctrl| live(follow_size(ctrl, number, size)),
             )
             .map_err(|e| failure("can't start the device", &e))?;
         self.keep.store(false, Ordering::SeqCst);
@@ -176,6 +177,29 @@ impl Drop for Device {
             }
         }
     }
+}
+
+/// Has the kernel know the size of a volume that grew since the device was made. One that is live has
+/// a disk: before Linux 7.0 the kernel would not ask.
+fn follow_size(ctrl: &UblkCtrl, number: u32, size: u64) -> Outcome {
+    match disk_size(number) {
+        Some(now) if now < size => {
+            let device = block_path(number);
+            let what = format!(
+                "{} keeps its {now} bytes, its volume has {size} (Linux 6.16 resizes devices in use): `del` and `add` make one of that size",
+                device.display()
+            );
+            ctrl.update_size(size).map(drop).map_err(|e| failure(&what, &e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of a block device, as the kernel has it.
+pub fn disk_size(number: u32) -> Option<u64> {
+    const SECTOR: u64 = 512;
+    let sectors = fs::read_to_string(format!("/sys/block/ublkb{number}/size")).ok()?;
+    sectors.trim_end().parse::<u64>().ok()?.checked_mul(SECTOR)
 }
 
 fn builder(shape: &Shape) -> UblkCtrlBuilder<'static> {
@@ -240,6 +264,15 @@ pub fn need_driver() -> Outcome {
 
 /// Whether several threads can share a queue's requests (UBLK_F_PER_IO_DAEMON, Linux 6.16).
 pub fn shares_queues() -> bool {
+    has_feature(sys::UBLK_F_PER_IO_DAEMON.into())
+}
+
+/// Whether a device in use can get another size (UBLK_F_UPDATE_SIZE, Linux 6.16).
+pub fn resizes_in_use() -> bool {
+    has_feature(sys::UBLK_F_UPDATE_SIZE.into())
+}
+
+fn has_feature(feature: u64) -> bool {
     if !Path::new(CONTROL).exists() {
         return false;
     }
@@ -248,8 +281,8 @@ pub fn shares_queues() -> bool {
     // after it was joined.)
     match os::fork_single_threaded() {
         Ok(ForkResult::Child) => {
-            let shares = command::features() & u64::from(sys::UBLK_F_PER_IO_DAEMON) != 0;
-            process::exit(i32::from(!shares))
+            let has = command::features() & feature != 0;
+            process::exit(i32::from(!has))
         }
         Ok(ForkResult::Parent { child }) => matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))),
         Err(_) => false,

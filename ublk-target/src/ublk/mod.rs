@@ -16,7 +16,8 @@ mod transfer;
 mod write_back;
 
 pub use control::{
-    Device, Proof, Shape, Whose, block_path, delete_marked, exists, kernel_state, need_driver, shares_queues,
+    Device, Proof, Shape, Whose, block_path, delete_marked, disk_size, exists, kernel_state, need_driver,
+    resizes_in_use, shares_queues,
 };
 pub use gate::Gate;
 pub use mark::Mark;

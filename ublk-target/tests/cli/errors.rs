@@ -62,6 +62,13 @@ const FORMAT: &[Case] = &[
         "",
         "no control characters",
     ),
+    (
+        "format --data x --create --size 8M --max-size 4M --key-file key",
+        ARGUMENTS,
+        "",
+        "4194304 bytes",
+        "from the volume's own size, 8388608 bytes, to 64 TiB",
+    ),
     ("format --data x --create --size 1.5G --key-file key", ARGUMENTS, "--size", "1.5G", "--help"),
     ("format --data x --key-file key", DEVICE, "x does not exist", "", "--create with --size"),
     ("format --data nowhere/x --create --size 8M --key-file key", DEVICE, "nowhere/x", "", "No such file"),
@@ -128,6 +135,19 @@ const CONTENT: &[Case] = &[
     ("export --data disk --key-file key --rescue -", ARGUMENTS, "--rescue", "three files", "name OUT"),
 ];
 
+const RESIZE: &[Case] = &[
+    ("resize --data disk --key-file key --size 16M", ARGUMENTS, "on disk", "page areas hold 8388608", "`import`"),
+    ("resize --data disk --key-file key --size 4M", ARGUMENTS, "on disk", "8388608 bytes", "do not shrink"),
+    ("resize --data disk --key-file key --size 8388609", ARGUMENTS, "", "8388609 bytes", "block size, 4096 bytes"),
+    ("resize --data roomy --key-file key --size 32M", DEVICE, "roomy has", "33554432 bytes", "make it larger first"),
+    ("resize --data locked --key-file key", BUSY, "locked is in use", "", "`ublk-integrity list`"),
+    ("resize --data disk", ARGUMENTS, "no key", "", "--key-file"),
+    ("resize --data disk 3 --key-file key", ARGUMENTS, "--data", "", "--help"),
+    ("resize --meta disk 3", ARGUMENTS, "--data", "", "--help"),
+    ("resize", ARGUMENTS, "--data", "", "--help"),
+    ("resize 4999", DEVICE, "4999", "", "`ublk-integrity list`"),
+];
+
 const KEYS: &[Case] = &[
     ("check --data disk --key-file other", KEY, "on disk", "wrong key for volume", ""),
     ("check --data disk --key-file newline", KEY, "on disk", "wrong key", "ends in a newline"),
@@ -184,7 +204,7 @@ fn every_failure_names_value_path_and_what_to_do() {
     prepare(&f);
     let _locked = Flock::lock(fs::File::open(f.path("locked")).unwrap(), FlockArg::LockExclusive).unwrap();
     let mut missed = Vec::new();
-    for (args, exit, path, value, what_to_do) in [FORMAT, DEVICES, CONTENT, KEYS, ARGUMENT_WORDS].concat() {
+    for (args, exit, path, value, what_to_do) in [FORMAT, DEVICES, CONTENT, RESIZE, KEYS, ARGUMENT_WORDS].concat() {
         let run = f.run(args);
         let is_one_line = run.err.lines().count() == 1 && run.err.starts_with("ublk-integrity: ");
         let all_there = [path, value, what_to_do].iter().all(|words| run.err.contains(words));
@@ -202,6 +222,7 @@ fn every_failure_names_value_path_and_what_to_do() {
 fn prepare(f: &Folder) {
     f.run("format --data d1 --meta m1 --create --size 8M --key-file key").expect(DONE);
     f.run("format --data d2 --meta m2 --create --size 8M --key-file key").expect(DONE);
+    f.run("format --data roomy --create --size 8M --max-size 64M --key-file key").expect(DONE);
     f.run("keygen other").expect(DONE);
     fs::write(f.path("empty"), "").unwrap();
     fs::write(f.path("short"), "short").unwrap();

@@ -10,6 +10,7 @@ mod format;
 mod harness;
 mod manual;
 mod output;
+mod resize;
 mod watch;
 mod words;
 

@@ -8,7 +8,7 @@ use super::OneDevice;
 use crate::{
     daemon::state::State,
     failure::{Failure, Outcome},
-    key::OptionalKeyArgs,
+    key::{KeySource, OptionalKeyArgs},
     output::{self, Output},
     ublk,
 };
@@ -61,10 +61,18 @@ pub fn run(args: &Args) -> Outcome {
         // --all is in the same group, so that there may be a device without a name.
         Some(device) if !args.all => {
             let done = take_over(device.number()?, &new, false).map_err(|undone| undone.failure)?;
-            done.map_or(Ok(()), say)
+            done.map_or(Ok(()), |done| say(done.in_words()))
         }
         _ => all(&new),
     }
+}
+
+/// Has a daemon of this program follow that of the device, and the volume be of `size` bytes from then
+/// on. How long requests waited, in words.
+pub(super) fn serve_larger(id: u32, key: Option<KeySource>, size: u64) -> Outcome<String> {
+    let new = NewProgram::of(None, key)?.growing(size);
+    let done = take_over(id, &new, false).map_err(|undone| undone.failure)?;
+    Ok(done.map_or_else(String::new, |done| take_over::in_words(done.waited)))
 }
 
 /// One after the other, those that lie on others first. What is served by the program already stays
@@ -72,7 +80,7 @@ pub fn run(args: &Args) -> Outcome {
 fn all(new: &NewProgram) -> Outcome {
     let states = State::all_top_down().into_iter().filter(|state| state.is_alive() || ublk::exists(state.id));
     let devices: Vec<u32> = states.map(|state| state.id).collect();
-    let tally = one_by_one(&devices, |id| take_over(id, new, true))?;
+    let tally = one_by_one(&devices, |id| Ok(take_over(id, new, true)?.map(|done| done.in_words())))?;
     let mut out = Output::new();
     out.line(tally.in_words());
     out.print_with(worst(tally.undone).map_or(Ok(()), |one| Err(one.failure.told())))

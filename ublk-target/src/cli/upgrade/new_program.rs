@@ -35,6 +35,8 @@ pub(super) struct NewProgram {
     file: Metadata,
     /// Where the key is, as an option.
     key: Vec<OsString>,
+    /// How many bytes the volume is to have from then on, where that is another size.
+    grow: Option<u64>,
 }
 
 impl NewProgram {
@@ -45,7 +47,12 @@ impl NewProgram {
         let what = format!("can't use {}", path.display());
         let file = path.metadata().doing(&what)?;
         // One without a slash would be looked for elsewhere.
-        Ok(Self { path: std::path::absolute(path).doing(&what)?, name, file, key: key_words(key)? })
+        Ok(Self { path: std::path::absolute(path).doing(&what)?, name, file, key: key_words(key)?, grow: None })
+    }
+
+    /// The same, which has the volume grow to so many bytes.
+    pub(super) fn growing(self, size: u64) -> Self {
+        Self { grow: Some(size), ..self }
     }
 
     /// What it is called.
@@ -68,6 +75,7 @@ impl NewProgram {
     pub(super) fn start(&self, id: u32, known_format: Option<String>) -> Outcome<Successor> {
         let mut command = Command::new(&self.path);
         command.args(["recover", "--successor", "-n", &id.to_string()]).args(&self.key);
+        command.args(self.grow.into_iter().flat_map(|size| ["--grow".into(), size.to_string()]));
         command.args(known_format.into_iter().flat_map(|known| ["--known-format".into(), known]));
         let started = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = started.doing(format_args!("can't start {}", self.name))?;
@@ -181,6 +189,9 @@ mod tests {
         assert_eq!(successor.ready().unwrap(), "recover --successor -n 7");
         successor.serve("it").unwrap();
         assert!(successor.end());
+        let mut grows = new.growing(8192).start(7, None).unwrap();
+        assert_eq!(grows.ready().unwrap(), "recover --successor -n 7 --grow 8192");
+        grows.dismiss();
     }
 
     #[test]

@@ -20,11 +20,33 @@ use crate::{
     os, output, ublk,
 };
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Gives the device a daemon of the new program. A line about it; `None` where it has one already,
+/// A device that another daemon serves.
+pub(super) struct TakenOver {
+    device: String,
+    before: String,
+    version: String,
+    /// How long requests waited.
+    pub(super) waited: Duration,
+}
+
+impl TakenOver {
+    /// A line about it.
+    pub(super) fn in_words(&self) -> String {
+        let Self { device, before, version, waited } = self;
+        format!("{device}: {before} → {version}, {}", in_words(*waited))
+    }
+}
+
+/// How long requests waited.
+pub(super) fn in_words(waited: Duration) -> String {
+    format!("requests waited {:.2} s", waited.as_secs_f64())
+}
+
+/// Gives the device a daemon of the new program. `None` where it has one already,
 /// and `new_only` says to leave that alone.
-pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Option<String>, Undone> {
+pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Option<TakenOver>, Undone> {
     let device = ublk::block_path(id).display().to_string();
     let stays = |failure: Failure| failure.context(format_args!("{device} goes on as before"));
     State::load(id)?;
@@ -67,17 +89,20 @@ pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Opt
     let died = || Failure::new(Exit::Device, "it died as soon as it served; the system log may tell why");
     let served = successor.serve(&state.settings.paths_in_words());
     let served = served.and_then(|()| state.follower().map(drop).ok_or_else(died));
-    let waited = || format!("requests waited {:.2} s", begun.elapsed().as_secs_f64());
     let Err(why) = served else {
-        return Ok(Some(format!("{device}: {} → {version}, {}", before.version(), waited())));
+        let (before, waited) = (before.version().to_owned(), begun.elapsed());
+        return Ok(Some(TakenOver { device, before, version, waited }));
     };
     // It lets go of the devices first.
     if !successor.end() {
         output::warn(format_args!("the new daemon of {device} was killed, and has not ended yet"));
     }
     if state.follower().is_none() && before.recover(new.key()) {
-        let context =
-            format!("{device} is served by the program of before, {}: {} could not take over", waited(), new.name());
+        let context = format!(
+            "{device} is served by the program of before, {}: {} could not take over",
+            in_words(begun.elapsed()),
+            new.name()
+        );
         return Err(why.context(context).into());
     }
     Err(nobody_or_another(&state, new.name(), &why))

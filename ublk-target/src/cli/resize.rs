@@ -1,0 +1,124 @@
+//! `resize`: a volume becomes larger, in its place.
+//!
+//! One that is not in use is opened to grow, and closed. One in use is handed over, as by `upgrade`, to
+//! a daemon that opens it so; and that tells the kernel, once it serves.
+
+use super::{DeviceArgs, ExpectedArgs, OneDevice, check::refuse_latched, recover, successor, upgrade};
+use crate::{
+    checkpoints::AtStop,
+    daemon::state::State,
+    device::Use,
+    failure::{Exit, Failure, Outcome},
+    key::OptionalKeyArgs,
+    offline::Opening,
+    output::Output,
+    size::Size,
+    ublk,
+};
+use std::path::PathBuf;
+use ublk_integrity::open::{self, Access, Grow};
+
+/// Make a volume larger, on a data device that has become so: not in use (--data), or by its device
+#[derive(clap::Args)]
+#[command(mut_group("device", |group| group.arg("data")))]
+pub struct Args {
+    /// Device, partition or file that holds the data of a volume that is not in use
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Where its metadata is, if not on the data device
+    #[arg(long, value_name = "PATH", requires = "data")]
+    meta: Option<PathBuf>,
+    #[command(flatten)]
+    device: Option<OneDevice>,
+    #[command(flatten)]
+    key: OptionalKeyArgs,
+    #[command(flatten)]
+    expected: ExpectedArgs,
+    /// Usable size that it shall have [default: what the data device and --max-size of `format` allow]
+    #[arg(long)]
+    size: Option<Size>,
+}
+
+impl Args {
+    /// Whether it does I/O to the devices of a volume by itself.
+    pub fn is_offline(&self) -> bool {
+        self.data.is_some()
+    }
+
+    fn grow(&self) -> Grow {
+        self.size.map_or(Grow::AllThatFits, |size| Grow::To(size.0))
+    }
+}
+
+pub fn run(args: &Args) -> Outcome {
+    match (&args.data, &args.device) {
+        (Some(data), _) => {
+            let devices = DeviceArgs { data: data.clone(), meta: args.meta.clone() };
+            not_in_use(args, &devices).map_err(|failure| devices.failure(failure))
+        }
+        (None, Some(device)) => in_use(args, device.number()?),
+        (None, None) => unreachable!("one is required"),
+    }
+}
+
+fn not_in_use(args: &Args, devices: &DeviceArgs) -> Outcome {
+    let missing = || Failure::new(Exit::Arguments, "no key given: --key-file FILE or --key keyring:NAME");
+    let source = args.key.source()?.ok_or_else(missing)?;
+    let offline = devices.open(Use::Exclusive)?;
+    let key = source.load()?;
+    // For the words alone.
+    let before = offline.run(open::dump(&offline.io()))?.ok().and_then(|dump| dump.volume).map(|volume| volume.size);
+    let how = Opening { grow: Some(args.grow()), ..Opening::new(Access::ReadWrite, args.expected.uuid) };
+    let volume = offline.open_volume(&key, how)?;
+    refuse_latched(&volume)?;
+    offline.run_with_checkpoints(&volume, AtStop::Close, async { Ok(()) })?;
+    let now = volume.info().size;
+    say(&devices.data.display().to_string(), before.unwrap_or(now), now, "")
+}
+
+fn in_use(args: &Args, number: u32) -> Outcome {
+    let state = State::load(number)?;
+    ublk::need_driver()?;
+    let device = ublk::block_path(number).display().to_string();
+    if args.expected.uuid.is_some_and(|uuid| state.volume.uuid.parse() != Ok(uuid)) {
+        let message = format!("{device} is of volume {}: nothing was done", state.volume.uuid);
+        return Err(Failure::new(Exit::Device, message));
+    }
+    if !ublk::resizes_in_use() {
+        let message = format!(
+            "this kernel can't resize a device in use (Linux 6.16 can): `del -n {number}`, `resize --data …`, `add`; nothing was done"
+        );
+        return Err(Failure::new(Exit::Device, message));
+    }
+    let before = state.volume.size;
+    let (volume, source) = (state.volume.clone(), args.key.source()?);
+    let start = recover::of(state, source.clone())?;
+    let size = successor::look_at(&start, &volume, args.grow())?;
+    // Its key is no longer needed here: the successor has its own.
+    drop(start);
+    if size == before {
+        return say(&device, before, size, "");
+    }
+    let waited = upgrade::serve_larger(number, source, size)?;
+    if State::load(number)?.volume.size != size {
+        let message =
+            format!("{device} has not grown: nothing can be written to its volume; `status -n {number}` says why");
+        return Err(Failure::new(Exit::Device, message));
+    }
+    if let Some(disk) = ublk::disk_size(number).filter(|disk| *disk < size) {
+        let message = format!(
+            "the volume has {size} bytes now, and {device} still {disk}: the kernel did not take the new size; `del` and `add` make a device of that size"
+        );
+        return Err(Failure::new(Exit::Device, message));
+    }
+    say(&device, before, size, &format!(", {waited}"))
+}
+
+fn say(what: &str, before: u64, now: u64, more: &str) -> Outcome {
+    let mut out = Output::new();
+    match now == before {
+        true => out.line(format_args!("{what}: {} ({now} bytes) as before", Size(now))),
+        false => out.line(format_args!("{what}: {} → {} ({now} bytes){more}", Size(before), Size(now))),
+    }
+    out.print()
+}
