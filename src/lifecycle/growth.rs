@@ -38,9 +38,9 @@ impl Growth {
         Ok(Self { layout: grown(io, layout, grow)?, claimed })
     }
 
-    /// The layout of the next superblock.
-    pub(crate) fn layout(&self) -> Layout {
-        self.layout
+    /// The superblock with the size that the volume has from then on.
+    pub(crate) fn of(&self, superblock: &Superblock) -> Superblock {
+        Superblock { layout: self.layout, ..*superblock }
     }
 
     /// The root for that superblock. What is above the old one leads to it alone: a page's digest

@@ -144,7 +144,7 @@ impl VerifiedVolume {
 
     async fn follow_log<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<CrashedVolume, OpenError> {
         let Self { newest, growth } = self;
-        let (available, own) = (options.max_memory_bytes, most_memory_bytes(&newest.superblock, options));
+        let (available, own) = (options.max_memory_bytes, most_memory_bytes(&growth.of(&newest.superblock), options));
         let left = available.checked_sub(own).ok_or(OpenError::Memory { needed: own, available })?;
         let candidates = Candidates::within(left);
         let tagger = Arc::new(Tagger::new(&newest.keys, newest.superblock.tag, &newest.superblock.layout));
@@ -176,7 +176,7 @@ impl CrashedVolume {
         let cache = PageCache::new(options.cache_bytes);
         let tree = Tree { layout: superblock.layout, root: Root::new(superblock.root), cache, rescued: Rescued::new() };
         let settling = candidates.into_set_and_blocks(&superblock.layout);
-        let (own, available) = (most_memory_bytes(superblock, options), options.max_memory_bytes);
+        let (own, available) = (most_memory_bytes(&growth.of(superblock), options), options.max_memory_bytes);
         let (set, settling, needed) = settling
             .map_err(|TooMuch { needed }| OpenError::Memory { needed: own.saturating_add(needed), available })?;
         let mut memory = Budget { taken: own.saturating_add(needed), available };
@@ -273,14 +273,13 @@ impl RecoveredVolume {
         let synced = io.sync(Device::Meta).await;
         synced.map_err(|errno| Latched::Device(DeviceError::sync(Device::Meta, errno)))?;
         let next = Superblock {
-            layout: growth.layout(),
             epoch,
             root,
             log_begin: head.position,
             record_number: head.number,
             link: head.link,
             open_id: options.open_id,
-            ..newest.superblock
+            ..growth.of(&newest.superblock)
         };
         // What this log may hold is said before it holds anything.
         let next = next.with_sync_log(options.sync_log && VolumeInfo::of(&next).fits_sync_log());

@@ -417,6 +417,8 @@ mod tests {
             "recover /dev/ublkb7",
             "upgrade -n 7",
             "upgrade -a --binary x",
+            "resize -n 7 --size 2T",
+            "resize --data x --meta y --key-file k",
             "del 7",
             "del -n ublkb7",
             "del -a",

@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Where its metadata is, if not on the data device
-    #[arg(long, value_name = "PATH", requires = "data")]
+    #[arg(long, value_name = "PATH", requires = "data", conflicts_with_all = ["named", "number"])]
     meta: Option<PathBuf>,
     #[command(flatten)]
     device: Option<OneDevice>,

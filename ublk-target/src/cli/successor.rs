@@ -80,6 +80,8 @@ fn prepare(args: &Args, reporter: &Reporter) -> Outcome<(u32, Start, Life)> {
     let mut start = recover::of(state, key)?;
     leave_readable(&mut start.settings, args.known_format.as_ref());
     start.settings.grow = args.grow.map(|size| Grow::To(size.0));
+    // What it takes hangs on the size that it is to have.
+    start.volume.iter_mut().zip(args.grow).for_each(|(volume, size)| volume.size = size.0);
     verify_elsewhere(&start, &volume, reporter)?;
     Ok((number, start, life))
 }

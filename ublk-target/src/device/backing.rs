@@ -189,7 +189,6 @@ impl Backing {
 
     fn try_open(path: &Path, purpose: Use, deadline: Instant) -> Outcome<Self> {
         let (mut file, direct, is_block) = open_file(path, purpose)?;
-        let size = file.seek(SeekFrom::End(0)).doing(format_args!("size of {}", path.display()))?;
         let (physical_block, logical_block) = if is_block {
             let physical = os::physical_block_size(&file);
             let logical = os::logical_block_size(&file);
@@ -200,6 +199,8 @@ impl Backing {
         };
         let patience = PROBED.max(deadline.saturating_duration_since(Instant::now()));
         lock(&file, path, purpose, &mut Wait::up_to(patience, format_args!("the lock on {}", path.display())))?;
+        // Not before: whoever held it may have had the device grow.
+        let size = file.seek(SeekFrom::End(0)).doing(format_args!("size of {}", path.display()))?;
         let geometry = Geometry { size, physical_block, logical_block };
         Ok(Self { path: path.to_owned(), file, geometry, direct })
     }

@@ -143,7 +143,7 @@ const RESIZE: &[Case] = &[
     ("resize --data locked --key-file key", BUSY, "locked is in use", "", "`ublk-integrity list`"),
     ("resize --data disk", ARGUMENTS, "no key", "", "--key-file"),
     ("resize --data disk 3 --key-file key", ARGUMENTS, "--data", "", "--help"),
-    ("resize --meta disk 3", ARGUMENTS, "--data", "", "--help"),
+    ("resize --meta disk 3", ARGUMENTS, "--meta", "", "--help"),
     ("resize", ARGUMENTS, "--data", "", "--help"),
     ("resize 4999", DEVICE, "4999", "", "`ublk-integrity list`"),
 ];
