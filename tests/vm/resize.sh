@@ -115,7 +115,7 @@ if [ "$live" = 1 ]; then
   is_of 960
   resize2fs "$disk"
 else
-  grep -q 'keeps its .* Linux 6.16' /run/err || die 'it is not said'
+  grep -q 'keeps its .*Linux 6.16' /run/err || die 'it is not said'
   is_of 480
 fi
 same_tree /mnt/t
