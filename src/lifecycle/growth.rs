@@ -1,7 +1,7 @@
 //! A volume that grows as it is opened.
 //!
 //! Its page areas are laid out for more blocks than it has, so nothing moves: new blocks have no
-//! pages, and read as zeros. In this order, each step durable before the next:
+//! page, or zeros for a tag, and read as zeros. In this order, each step durable before the next:
 //! 1. pages above the root, where the tree gets higher: to slots that nothing has ever named
 //! 2. both superblock copies: recovery's own step, with the new number of blocks
 //! 3. the identity block of a data device without metadata: an open accepts the smaller size there
