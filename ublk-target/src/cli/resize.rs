@@ -96,7 +96,8 @@ fn in_use(args: &Args, number: u32) -> Outcome {
     let size = successor::look_at(&start, &volume, args.grow())?;
     // Its key is no longer needed here: the successor has its own.
     drop(start);
-    if size == before {
+    // A kernel that did not take the size is asked again.
+    if size == before && ublk::disk_size(number).is_none_or(|disk| disk >= size) {
         return say(&device, before, size, "");
     }
     let waited = upgrade::serve_larger(number, source, size)?;

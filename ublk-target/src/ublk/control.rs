@@ -2,6 +2,7 @@
 
 use super::{
     command::{self, CONTROL, DeviceInfo},
+    disk_size::follow_size,
     mark::Mark,
     queue,
     run_folder::{make_way, run_file},
@@ -10,7 +11,6 @@ use super::{
 };
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
-    os,
     wait::LONGEST,
 };
 use libublk::{
@@ -18,10 +18,6 @@ use libublk::{
     ctrl::{UblkCtrl, UblkCtrlBuilder},
     io::UblkDev,
     sys,
-};
-use nix::{
-    sys::wait::{WaitStatus, waitpid},
-    unistd::ForkResult,
 };
 use std::{
     fs, io,
@@ -155,7 +151,7 @@ impl Device {
                     Ok(())
                 },
                 move |id, device| queue::run(id, device, &for_queues),
-                move |ctrl| live(follow_size(ctrl, number, size)),
+                move |ctrl| live(follow_size(ctrl, number, size).map_err(|(what, e)| failure(&what, &e))),
             )
             .map_err(|e| failure("can't start the device", &e))?;
         self.keep.store(false, Ordering::SeqCst);
@@ -177,29 +173,6 @@ impl Drop for Device {
             }
         }
     }
-}
-
-/// Has the kernel know the size of a volume that grew since the device was made. One that is live has
-/// a disk: before Linux 7.0 the kernel would not ask.
-fn follow_size(ctrl: &UblkCtrl, number: u32, size: u64) -> Outcome {
-    match disk_size(number) {
-        Some(now) if now < size => {
-            let device = block_path(number);
-            let what = format!(
-                "{} keeps its {now} bytes, its volume has {size} (Linux 6.16 resizes devices in use): `del` and `add` make one of that size",
-                device.display()
-            );
-            ctrl.update_size(size).map(drop).map_err(|e| failure(&what, &e))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Bytes of a block device, as the kernel has it.
-pub fn disk_size(number: u32) -> Option<u64> {
-    const SECTOR: u64 = 512;
-    let sectors = fs::read_to_string(format!("/sys/block/ublkb{number}/size")).ok()?;
-    sectors.trim_end().parse::<u64>().ok()?.checked_mul(SECTOR)
 }
 
 fn builder(shape: &Shape) -> UblkCtrlBuilder<'static> {
@@ -260,33 +233,6 @@ pub fn need_driver() -> Outcome {
         "this kernel has no ublk ({CONTROL} is missing): `modprobe ublk_drv` as root; it needs Linux 6.1 or later with CONFIG_BLK_DEV_UBLK"
     );
     Err(Failure::new(Exit::Device, message))
-}
-
-/// Whether several threads can share a queue's requests (UBLK_F_PER_IO_DAEMON, Linux 6.16).
-pub fn shares_queues() -> bool {
-    has_feature(sys::UBLK_F_PER_IO_DAEMON.into())
-}
-
-/// Whether a device in use can get another size (UBLK_F_UPDATE_SIZE, Linux 6.16).
-pub fn resizes_in_use() -> bool {
-    has_feature(sys::UBLK_F_UPDATE_SIZE.into())
-}
-
-fn has_feature(feature: u64) -> bool {
-    if !Path::new(CONTROL).exists() {
-        return false;
-    }
-    // Asked by another process: the kernel may have a thread at work for a ring of ours even when
-    // that is gone, and with it nobody forks. (Nor will a thread do: it may still be there a little
-    // after it was joined.)
-    match os::fork_single_threaded() {
-        Ok(ForkResult::Child) => {
-            let has = command::features() & feature != 0;
-            process::exit(i32::from(!has))
-        }
-        Ok(ForkResult::Parent { child }) => matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0))),
-        Err(_) => false,
-    }
 }
 
 /// The block device's path.

@@ -3,6 +3,8 @@
 mod answer;
 mod command;
 mod control;
+mod disk_size;
+mod features;
 mod gate;
 mod load;
 mod mark;
@@ -15,10 +17,9 @@ mod tests;
 mod transfer;
 mod write_back;
 
-pub use control::{
-    Device, Proof, Shape, Whose, block_path, delete_marked, disk_size, exists, kernel_state, need_driver,
-    resizes_in_use, shares_queues,
-};
+pub use control::{Device, Proof, Shape, Whose, block_path, delete_marked, exists, kernel_state, need_driver};
+pub use disk_size::disk_size;
+pub use features::{resizes_in_use, shares_queues};
 pub use gate::Gate;
 pub use mark::Mark;
 pub use request::{BlockShift, Request, UnknownRequest};
