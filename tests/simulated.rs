@@ -2,6 +2,7 @@
 
 mod adversary;
 mod away;
+mod counted;
 mod crash;
 mod failures;
 mod foreign;

@@ -19,6 +19,8 @@ pub struct RequestContext {
     /// The I/O thread that uses it, and its counters.
     pub(crate) thread: usize,
     pub(crate) counters: Arc<ThreadCounters>,
+    /// Whether the look of its read at the cache is counted: it may look twice.
+    pub(crate) is_counted: bool,
     /// Tags to compare with, or to write.
     pub(crate) tags: TagBuf,
     /// Tags before a write that failed; of a read, those computed from the data.
@@ -94,6 +96,7 @@ impl RequestContexts {
             id,
             thread,
             counters: Arc::clone(&self.counters[thread]),
+            is_counted: false,
             tags: TagBuf::new(self.max_blocks),
             old: TagBuf::new(self.max_blocks),
             pages: PageBufs::new(self.levels, self.max_blocks),

@@ -60,6 +60,11 @@ pub(super) struct LockRequest {
 }
 
 impl LockRequest {
+    /// Whether it writes what the caller keeps.
+    pub(super) fn is_kept(&self) -> bool {
+        matches!(self.admission, Admission::Kept { .. })
+    }
+
     /// Whether they can't both touch the medium.
     pub(super) fn conflicts(&self, other: &Self) -> bool {
         (self.mode != Mode::Shared || other.mode != Mode::Shared) && self.range.overlaps(other.range)

@@ -15,7 +15,7 @@
 //! in every shard that both touch.
 
 use super::{
-    lock_queue::{Admission, AdmittedBefore, LockQueue, LockRequest, Mode},
+    lock_queue::{Admission, AdmittedBefore, KeptWrite, LockQueue, LockRequest, Mode},
     range_watch::{RangeWatch, Watches},
 };
 use crate::{
@@ -48,7 +48,17 @@ impl Iterator for ShardSet {
 
 /// On cache lines of its own, so that threads at work on different shards don't slow each other down.
 #[repr(align(128))]
-struct Shard(Mutex<LockQueue>);
+struct Shard {
+    queue: Mutex<LockQueue>,
+    /// How many writes in the queue are kept, changed under its mutex: most reads need not take that to
+    /// hear that there are none.
+    ///
+    /// Relaxed is enough. Nothing hangs on what else a read sees, and a count that is out of date harms
+    /// nobody: one too high costs the mutex, one too low a wait, for the read then finds the write when it
+    /// acquires its range, under the mutex. A read that was sent after the write was answered sees it in
+    /// the count, too: whoever sent it has seen the answer, which came after the count.
+    kept: AtomicUsize,
+}
 
 /// What a request waits for.
 #[repr(align(128))]
@@ -84,7 +94,8 @@ impl RangeLocks {
     /// For `requests` contexts, one request at a time each, of at most `max_blocks` as a rule:
     /// those touch two shards at most. Memory is taken here.
     pub(crate) fn new(requests: usize, max_blocks: usize) -> Self {
-        let shard = |_| Shard(Mutex::new(LockQueue { requests: Vec::with_capacity(requests), waiting: 0 }));
+        let queue = || Mutex::new(LockQueue { requests: Vec::with_capacity(requests), waiting: 0 });
+        let shard = |_| Shard { queue: queue(), kept: AtomicUsize::new(0) };
         let waiter = |_| Waiter {
             shards: AtomicUsize::new(0),
             waker: Mutex::new(None),
@@ -135,6 +146,18 @@ impl RangeLocks {
         newest.reduce(|a, b| if a == b { a } else { AdmittedBefore::Some }).unwrap_or(AdmittedBefore::None)
     }
 
+    /// The newest write of these blocks, if it was admitted and has not been put in place, and all of
+    /// them are kept. Where nothing is kept no mutex is taken.
+    pub(crate) fn kept_before(&self, range: BlockRange) -> Option<KeptWrite> {
+        if self.shards_of(range).any(|shard| self.shards[shard].kept.load(Ordering::Relaxed) == 0) {
+            return None;
+        }
+        match self.admitted_before(range) {
+            AdmittedBefore::Kept(kept) => Some(kept),
+            _ => None,
+        }
+    }
+
     /// Watches a range without a lock on it. Who holds it or waits for it, but to read, disturbs the watch.
     /// So does who comes later.
     pub(crate) fn watch(&self, range: BlockRange) -> RangeWatch<'_> {
@@ -157,7 +180,7 @@ impl RangeLocks {
 
     /// The queues of all shards of a range, locked.
     fn lock_all(&self, range: BlockRange) -> ArrayVec<MutexGuard<'_, LockQueue>, SHARDS> {
-        self.shards_of(range).map(|shard| self.shards[shard].0.lock()).collect()
+        self.shards_of(range).map(|shard| self.shards[shard].queue.lock()).collect()
     }
 
     fn enqueue(&self, request: usize, range: BlockRange, mode: Mode, admission: Admission) -> RangeGuard<'_> {
@@ -186,10 +209,13 @@ impl RangeLocks {
 
     /// Leaves the queue of a shard, and wakes the requests that can go on now.
     fn release(&self, shard: usize, request: usize) {
-        let mut queue = self.shards[shard].0.lock();
+        let mut queue = self.shards[shard].queue.lock();
         let i = queue.position(request);
         let released = queue.requests.remove(i);
         queue.waiting -= usize::from(!released.granted);
+        if released.is_kept() {
+            self.shards[shard].kept.fetch_sub(1, Ordering::Relaxed);
+        }
         self.grant(shard, queue, released.range);
     }
 
@@ -209,7 +235,7 @@ impl RangeLocks {
                 let waker = waiter.waker.lock().take();
                 waker.into_iter().for_each(Waker::wake);
             }
-            queue = self.shards[shard].0.lock();
+            queue = self.shards[shard].queue.lock();
         }
     }
 }
@@ -226,9 +252,12 @@ impl RangeGuard<'_> {
 
     /// Says where the bytes of an admitted write are, until this is released.
     pub(crate) fn kept(&self, number: u64, at: u64) {
-        for queue in &mut self.ranges.lock_all(self.range) {
+        let shards = self.ranges.shards_of(self.range);
+        for (shard, queue) in shards.zip(&mut self.ranges.lock_all(self.range)) {
             let i = queue.position(self.request);
+            let was_kept = queue.requests[i].is_kept();
             queue.requests[i].admission = Admission::Kept { at, number };
+            self.ranges.shards[shard].kept.fetch_add((!was_kept).into(), Ordering::Relaxed);
         }
     }
 
@@ -239,7 +268,7 @@ impl RangeGuard<'_> {
         // Who comes after this sets it again, or is in the queue below.
         contended.store(false, Ordering::SeqCst);
         for shard in self.ranges.shards_of(self.range) {
-            let mut queue = self.ranges.shards[shard].0.lock();
+            let mut queue = self.ranges.shards[shard].queue.lock();
             let i = queue.position(self.request);
             queue.requests[i].parked = true;
             if queue.requests[i + 1..].iter().any(|later| later.waits_for(&queue.requests[i])) {
@@ -254,7 +283,7 @@ impl RangeGuard<'_> {
     pub(crate) fn is_superseded(&self) -> bool {
         // A lock that covers this one is in each of its shards.
         let Some(shard) = self.ranges.shards_of(self.range).next() else { return false };
-        let queue = self.ranges.shards[shard].0.lock();
+        let queue = self.ranges.shards[shard].queue.lock();
         let later = &queue.requests[queue.position(self.request) + 1..];
         later.iter().any(|lock| lock.parked && lock.range.covers(self.range))
     }
@@ -295,7 +324,7 @@ impl RangeGuard<'_> {
             // No waker is called under a mutex.
             let mut wakers = ArrayVec::<Waker, AT_ONCE>::new();
             for shard in self.ranges.shards_of(self.range) {
-                let queue = self.ranges.shards[shard].0.lock();
+                let queue = self.ranges.shards[shard].queue.lock();
                 let i = queue.position(self.request);
                 for earlier in &queue.requests[..i] {
                     if queue.requests[i].waits_for(earlier) && !wakers.is_full() {
@@ -346,7 +375,7 @@ impl Drop for RangeGuard<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::lock_queue::KeptWrite, *};
+    use super::*;
     use crate::BlockIndex;
     use proptest::prelude::*;
 
@@ -399,6 +428,27 @@ mod tests {
         assert_eq!(r.admitted_before(range(1, 2)), kept);
         drop(a);
         assert_eq!(r.admitted_before(range(1, 2)), AdmittedBefore::None);
+    }
+
+    #[test]
+    fn a_read_takes_no_mutex_where_nothing_is_kept() {
+        let r = RangeLocks::new(8, 1);
+        let (writing, elsewhere) = (r.enqueue(0, range(1, 1), Mode::Write, Admission::No), range(SHARDS as u64 / 2, 1));
+        let a = r.try_acquire_admitted(1, range(0, 1)).unwrap();
+        let untaken = |of: BlockRange| {
+            // It would wait for itself.
+            let _all = r.lock_all(of);
+            r.kept_before(of)
+        };
+        assert_eq!([range(0, 1), range(1, 1), elsewhere].map(untaken), [None; 3]);
+        a.kept(7, 100);
+        a.kept(7, 200);
+        assert_eq!(r.kept_before(range(0, 1)), Some(KeptWrite { range: range(0, 1), at: 200, number: 7 }));
+        assert_eq!([range(1, 1), range(0, 2), elsewhere].map(untaken), [None; 3], "it is in one shard alone");
+        // Another of this shard.
+        assert_eq!(r.kept_before(range(SHARDS as u64, 1)), None);
+        drop((a, writing));
+        assert_eq!(untaken(range(0, 1)), None, "as before");
     }
 
     #[test]
@@ -596,6 +646,31 @@ mod interleavings {
             drop(shared.0.enqueue(2, blocks, Mode::Exclusive, Admission::No));
             hold(&shared, 2);
             others.into_iter().for_each(|thread| thread.join().unwrap());
+        };
+        shuttle::check_random(test, SCHEDULES);
+        shuttle::check_pct(test, SCHEDULES, 4);
+    }
+
+    #[test]
+    fn what_is_kept_is_counted_as_long_as_it_is() {
+        const SCHEDULES: usize = 5000;
+        let test = || {
+            // In two shards.
+            let blocks = BlockRange::new(BlockIndex(0), 2);
+            let ranges = Arc::new(RangeLocks::new(2, 1));
+            let writers = [0, 1].map(|request| {
+                let ranges = Arc::clone(&ranges);
+                thread::spawn(move || {
+                    let Some(guard) = ranges.try_acquire_admitted(request, blocks) else { return };
+                    guard.kept(7, request as u64);
+                    // Nobody is found while the other tries.
+                    let found = ranges.kept_before(blocks);
+                    assert!(found.is_none_or(|kept| kept.at == request as u64));
+                })
+            });
+            assert!(ranges.kept_before(blocks).is_none_or(|kept| kept.range == blocks));
+            writers.into_iter().for_each(|thread| thread.join().unwrap());
+            assert!(ranges.shards.iter().all(|shard| shard.kept.load(Ordering::Relaxed) == 0), "it is kept no more");
         };
         shuttle::check_random(test, SCHEDULES);
         shuttle::check_pct(test, SCHEDULES, 4);

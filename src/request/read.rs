@@ -115,9 +115,12 @@ impl Reader<'_> {
         let bytes = range.count as usize * self.metadata.block_size();
         let mut uses = CacheUse::default();
         let complete = self.metadata.lookup_cached(context, range, &mut uses);
-        context.counters.cache_hits.add(uses.hits);
-        context.counters.cache_misses.add(uses.misses);
-        context.counters.hints_used.add(uses.hints_used);
+        // The first look says what was in the cache: a second one finds what that has brought.
+        if !std::mem::replace(&mut context.is_counted, true) {
+            context.counters.cache_hits.add(uses.hits);
+            context.counters.cache_misses.add(uses.misses);
+            context.counters.hints_used.add(uses.hints_used);
+        }
         if complete && context.tags.tags(range.count).iter().all(|t| *t == ZERO_TAG) {
             buf[..bytes].fill(0);
             return (Ok(Fetched { bad_page: None }), buf);

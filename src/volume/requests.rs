@@ -40,6 +40,7 @@ impl Volume {
         };
         context.counters.reads.add(1);
         context.counters.read_bytes.add(bytes as u64);
+        context.is_counted = false;
         // Alone where a tag is to be chosen: nobody may look for it meanwhile.
         let undecided = self.opened.undecided.first_in(range).is_some();
         let mode = if undecided { Mode::Exclusive } else { Mode::Shared };
@@ -103,8 +104,7 @@ impl Volume {
         if !self.metadata.layout().contains(range) {
             return false;
         }
-        let before = self.ranges.admitted_before(range);
-        let AdmittedBefore::Kept(kept) = before else { return false };
+        let Some(kept) = self.ranges.kept_before(range) else { return false };
         // A newer one may have failed, and left: only then is this the newest that is still there.
         if self.admitted.has_failed(range) {
             return false;
@@ -112,7 +112,7 @@ impl Volume {
         let from = kept.at + (range.first.0 - kept.range.first.0) * self.block_size() as u64;
         // While it is not in place nobody has used its memory again. Nor had it a successor: that may
         // have been answered while this was copied.
-        let read = copy(from) && self.ranges.admitted_before(range) == before;
+        let read = copy(from) && self.ranges.kept_before(range) == Some(kept);
         context.counters.reads.add(read.into());
         context.counters.read_bytes.add(if read { range.count * self.block_size() as u64 } else { 0 });
         read

@@ -18,6 +18,13 @@ step 'a mismatch'
 # It begins with what comes after its start.
 again() { read_block "$disk" 1000 >/dev/null; told "^mismatch $data: .*block 1000 does not match its tag"; }
 wait_for again
+step 'what was seen is cleared, and what comes later counts'
+refused 6 ui status -x
+ui clear -n "$id" | grep -q "^$disk: cleared [0-9]* mismatches$" || die 'not cleared'
+[ "$(ui status -x)" = 'all devices are ok' ] || die 'not acknowledged'
+wait_for told "^cleared $data: findings cleared: [0-9]* mismatches$"
+[ "$(read_block "$disk" 1000)" = "$EILSEQ" ] || die 'clear has mended a block'
+refused 6 ui status -x
 step 'a daemon that dies'
 pid=$(daemon)
 kill -9 "$pid"

@@ -27,6 +27,13 @@ ui metrics >/run/metrics
 grep -o 'ublk_integrity_[a-z_]*' docs/metrics.md | sort -u | while read -r name; do
   grep -q "^${name}[ {]" /run/metrics || die "no $name"
 done
+step 'how long requests took, and what goes on now'
+sync "$disk"
+ui status -n "$id" --json | jq -ce '.latency | .read.count >= 4 and .write.count >= 3 and .flush.count >= 1 and .read.p50_seconds > 0'
+ui status -n "$id" | grep -q '^latency   read p50 .* p99 .*; write p50 '
+ui top --once --delay 1 | tee /run/top
+grep -q "^ublkb$id *ok " /run/top || die 'not in the table'
+rm -f /run/top
 step 'dump needs no key and writes nothing'
 # The daemon itself does, for as long as there is something to checkpoint.
 settled() { [ "$(counter pending_tags)" = 0 ]; }

@@ -50,6 +50,7 @@ mod huge;
 mod interrupt;
 mod key;
 mod key_hint;
+mod latency;
 mod name;
 mod notice;
 mod offline;

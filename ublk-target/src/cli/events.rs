@@ -1,11 +1,12 @@
 //! `events`: what the daemons had to tell since the machine has booted.
 
 use crate::{
-    event::{Feed, Record},
+    event::{Class, Feed, Record},
     failure::Outcome,
     output::Output,
     run_dir::FOLDER,
 };
+use clap::builder::PossibleValuesParser;
 use std::{path::Path, thread, time::Duration};
 
 /// How often it looks for new ones.
@@ -17,8 +18,8 @@ pub struct Args {
     /// Go on with those that come
     #[arg(short, long)]
     follow: bool,
-    /// Only those of this class, like mismatch or latched; may be given several times
-    #[arg(long, value_name = "CLASS")]
+    /// Only those of this class; may be given several times
+    #[arg(long, value_name = "CLASS", value_parser = PossibleValuesParser::new(Class::ALL.iter().map(|class| class.word())))]
     class: Vec<String>,
     /// Print JSON, an object a line
     #[arg(long)]

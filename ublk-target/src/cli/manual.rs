@@ -119,6 +119,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("detach", &["ublk-integrity detach home"]),
     ("list", &["ublk-integrity list --json"]),
     ("status", &["ublk-integrity status home", "ublk-integrity status -x || mail -s integrity root"]),
+    ("top", &["ublk-integrity top", "ublk-integrity top --once --delay 10"]),
     (
         "metrics",
         &[
@@ -126,6 +127,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "ublk-integrity metrics --textfile /var/lib/prometheus/node-exporter/ublk-integrity.prom",
         ],
     ),
+    ("clear", &["ublk-integrity clear home"]),
     ("events", &["ublk-integrity events --follow --class mismatch"]),
     (
         "monitor",

@@ -6,6 +6,7 @@ mod bad_runs;
 mod benchmark;
 mod check;
 pub mod claimed;
+mod clear;
 mod completions;
 mod del;
 mod detach;
@@ -32,6 +33,8 @@ mod status;
 pub mod stop;
 mod successor;
 mod tag_name;
+mod terminal;
+mod top;
 mod ublksrv;
 mod udev_probe;
 mod upgrade;
@@ -78,7 +81,9 @@ enum Command {
     Detach(detach::Args),
     List(list::Args),
     Status(status::Args),
+    Top(top::Args),
     Metrics(metrics::Args),
+    Clear(clear::Args),
     Events(events::Args),
     Monitor(monitor::Args),
     #[command(hide = true)]
@@ -278,7 +283,9 @@ impl Command {
             Self::Detach(args) => detach::run(args),
             Self::List(args) => list::run(args),
             Self::Status(args) => status::run(args),
+            Self::Top(args) => top::run(args),
             Self::Metrics(args) => metrics::run(args),
+            Self::Clear(args) => clear::run(args),
             Self::Events(args) => events::run(args),
             Self::Monitor(args) => monitor::run(args),
             Self::Stop(args) => stop::run(args),
@@ -422,6 +429,8 @@ mod tests {
             "del 7",
             "del -n ublkb7",
             "del -a",
+            "clear 7",
+            "clear -a",
         ] {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_ok(), "{line}");
@@ -440,7 +449,17 @@ mod tests {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_err(), "{line}");
         }
-        for line in ["status 7 -n 7", "del", "del 7 -a", "del 7 -n 7", "recover", "upgrade", "upgrade 7 -a"] {
+        for line in [
+            "status 7 -n 7",
+            "del",
+            "clear",
+            "clear 7 -a",
+            "del 7 -a",
+            "del 7 -n 7",
+            "recover",
+            "upgrade",
+            "upgrade 7 -a",
+        ] {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_err(), "{line}");
         }

@@ -3,6 +3,7 @@
 use crate::{
     daemon::{protocol::ANSWERS_WITHIN, state::State},
     failure::{Exit, Failure, Outcome, with_paths},
+    latency::{Distribution, Op, rounded},
     output::{self, Output},
     report,
     scrub_status::ScrubStatus,
@@ -39,7 +40,7 @@ pub struct Args {
 }
 
 /// Seconds between two looks.
-fn period(text: &str) -> Result<Duration, String> {
+pub(super) fn period(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=3600.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be seconds from 0.1 to 3600".into())
 }
@@ -78,7 +79,7 @@ fn look(args: &Args) -> Outcome<(Output, Outcome)> {
     }
 }
 
-fn seen(number: u32) -> Outcome<Seen> {
+pub(super) fn seen(number: u32) -> Outcome<Seen> {
     survey::look(State::load(number)?).ok_or_else(|| {
         Failure::new(
             Exit::Device,
@@ -220,6 +221,7 @@ const LINES: &[(&str, &str)] = &[
         "{log_used:size} of {log_size:size} in use, {log_records} records written; {pending_tags} tags pending, {checkpoints} checkpoints",
     ),
     ("sync log", "{sync_log}"),
+    ("latency", "{latency}"),
     (
         "queues",
         "{queues} of {depth} requests up to {max_io:size}, {threads} threads each, {hash_threads} that hash for them",
@@ -244,11 +246,22 @@ fn print_status(out: &mut Output, status: &Value) {
     let scrub = serde_json::from_value::<ScrubStatus>(status["scrub"].clone()).ok();
     shown["scrub"] = scrub.filter(|scrub| scrub.report.pass > 0).map(|scrub| scrub.summary().to_string()).into();
     shown["sync_log"] = if status["sync_log"] == true { "on" } else { "off" }.into();
+    shown["latency"] = latency(status).into();
     print_lines(out, LINES, &shown);
     let found = serde_json::from_value(status["recovery"].clone()).unwrap_or_default();
     let data = Path::new(status["data"].as_str().unwrap_or_default());
     let named = |line: &String| with_paths(line, data, status["meta"].as_str().map(Path::new));
     report::recovery(&found).iter().map(named).for_each(|line| out.line(line));
+}
+
+/// How long requests of each kind take that there were, if there were any.
+fn latency(status: &Value) -> Option<String> {
+    let all = Op::ALL.iter().filter_map(|op| {
+        let took = Distribution::in_status(status, *op)?;
+        let [half, most] = [0.5, 0.99].map(|share| took.within(share).map(rounded));
+        Some(format!("{} p50 {}, p99 {}", op.word(), half?, most?))
+    });
+    Some(all.collect::<Vec<_>>().join("; ")).filter(|text| !text.is_empty())
 }
 
 fn print_lines(out: &mut Output, lines: &[(&str, &str)], values: &Value) {
@@ -263,6 +276,7 @@ fn filled<'a>(lines: &'a [(&str, &str)], values: &'a Value) -> impl Iterator<Ite
         "scrub" => values["scrub"].is_string(),
         "label" => values["label"].as_str().is_some_and(|label| !label.is_empty()),
         "atomic" => values["assumed_atomic_bytes"].is_u64(),
+        "latency" => values["latency"].is_string(),
         _ => true,
     };
     let lines = lines.iter().filter(move |(what, _)| is_there(what));
@@ -347,6 +361,15 @@ mod tests {
         for text in ["0", "-1", "NaN", "1e9", "often"] {
             assert!(period(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn latencies_are_shown_of_what_there_was() {
+        let took = |buckets: Value| json!({ "sum_seconds": 1, "buckets": buckets });
+        let some =
+            json!({ "latency": { "read": took(json!([[0.000096, 98], [0.004096, 2]])), "write": took(json!([])) } });
+        assert_eq!(latency(&some).unwrap(), "read p50 88 us, p99 3.8 ms");
+        assert_eq!((latency(&json!({})), latency(&json!({ "latency": { "read": took(json!([])) } }))), (None, None));
     }
 
     #[test]

@@ -334,7 +334,7 @@ mod tests {
             answer(line, &client, respond).unwrap()
         };
         assert_eq!(asked(STATUS, false)["changes"], false, "reading is for all who can connect");
-        for verb in [HAND_OVER, b"{\"verb\":\"scrub-stop\"}\n"] {
+        for verb in [HAND_OVER, b"{\"verb\":\"scrub-stop\"}\n", b"{\"verb\":\"clear\"}\n"] {
             assert_eq!(asked(verb, false)["exit"], Exit::KeyOrPermission as u8);
             assert_eq!(asked(verb, true)["changes"], true);
         }

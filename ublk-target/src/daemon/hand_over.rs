@@ -158,7 +158,7 @@ mod tests {
         },
         event_loop::HashPool,
         offline::{Offline, Opening, scratch},
-        ublk::{BlockShift, Gate},
+        ublk::{BlockShift, Gate, Latencies},
     };
     use std::{
         io::{BufRead, BufReader},
@@ -182,6 +182,7 @@ mod tests {
             write_back_file: None,
             hashing: HashPool::new(0),
             gate: Gate::new(1, 4),
+            latencies: Latencies::new(1),
             log,
         });
         let closing = Arc::new(Closing::of(Arc::clone(&scrubs), stop, checkpoints));

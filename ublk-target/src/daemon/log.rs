@@ -27,8 +27,9 @@ use ublk_integrity::{BlockRange, Errno, Latched, ReadError, WriteError, check::B
 /// Events that may wait to be written.
 const CAPACITY: usize = 1024;
 
-/// Something worth a line. Plain values: the text is made by the thread that writes it.
-#[derive(Clone, Copy, Debug)]
+/// Something worth a line. Plain values, where a queue thread tells them: the text is made by the
+/// thread that writes it.
+#[derive(Clone, Debug)]
 pub enum Event {
     /// A read failed.
     Read(BlockRange, ReadError),
@@ -42,6 +43,8 @@ pub enum Event {
     Latched(Latched),
     /// The checkpoint thread has moved the superblock on.
     Checkpoint,
+    /// Somebody has acknowledged findings.
+    Cleared(String),
     /// A pass over the volume has found something.
     Scrub(ScrubFinding),
     /// It has ended, or leaves with the daemon.
@@ -79,6 +82,7 @@ impl Event {
             Self::UnknownRequest(_) => Class::Refused,
             Self::Latched(_) => Class::Latched,
             Self::Checkpoint => Class::Checkpoint,
+            Self::Cleared(_) => Class::Cleared,
             Self::Scrub(finding) if finding.is_bad() => Class::ScrubFound,
             Self::Scrub(_) => Class::ScrubMended,
             Self::ScrubEnded(_) | Self::ScrubStays => Class::ScrubEnded,
@@ -116,6 +120,7 @@ impl fmt::Display for Event {
             Self::NotCopied(request, e) => write!(f, "{request} failed: its bytes could not be copied: {e}"),
             Self::Latched(why) => write!(f, "the volume is read-only from now on: {why}"),
             Self::Checkpoint => f.write_str("checkpoint"),
+            Self::Cleared(what) => write!(f, "findings cleared: {what}"),
             Self::Scrub(finding) => write!(f, "scrub: {finding}"),
             Self::ScrubEnded(summary) => write!(f, "scrub: {summary}"),
             Self::ScrubFailed(summary) => write!(f, "scrub: {summary}: it can't go on: `scrub --status` says why"),

@@ -11,6 +11,7 @@
 
 mod birth;
 mod burst;
+mod cleared;
 pub mod client;
 mod closing;
 mod control;
@@ -43,7 +44,7 @@ use crate::{
     event::About,
     failure::{Context, Exit, Failure, Outcome, with_paths},
     interrupt, report,
-    ublk::{BlockShift, Device, Gate, Shared},
+    ublk::{BlockShift, Device, Gate, Latencies, Shared},
     wait,
     write_back_file::{self, writes},
 };
@@ -269,6 +270,7 @@ impl Running {
             write_back_file: opened.write_back_file,
             hashing: opened.hashing,
             gate: Gate::new(counts.io_threads() as usize, counts.requests() as usize),
+            latencies: Latencies::new(counts.io_threads() as usize),
             log: log.clone(),
         });
         let scrubs = Scrubs::new(&shared.target, &opened.backings, &log).doing("can't open the devices once more")?;

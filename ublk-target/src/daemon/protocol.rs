@@ -5,7 +5,7 @@
 use crate::failure::Failure;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::{num::NonZeroU64, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU64, time::Duration};
 
 /// Bytes of the longest line, either way.
 pub(super) const MOST_BYTES: usize = 64 << 10;
@@ -22,6 +22,12 @@ pub enum Request {
     /// To end, and leave the device to another daemon. Answered when nobody can give that up any
     /// more, and when it is over.
     HandOver {},
+    /// To take note of findings that somebody has seen. Answered with the status as it is then.
+    Clear {
+        /// Where in a status they stand, as JSON pointers, and how many were seen there.
+        #[serde(default)]
+        findings: BTreeMap<String, u64>,
+    },
     /// A pass over the volume begins.
     ScrubStart {
         /// Bytes that it reads in a second at most.
@@ -40,7 +46,7 @@ pub enum Request {
 
 /// All of them, by the word that asks.
 const VERBS: &[&str] =
-    &["status", "hand-over", "scrub-start", "scrub-pause", "scrub-resume", "scrub-stop", "scrub-status"];
+    &["status", "hand-over", "clear", "scrub-start", "scrub-pause", "scrub-resume", "scrub-stop", "scrub-status"];
 
 impl Request {
     /// From a line. What is wrong is told in words for whoever asked.
@@ -61,7 +67,7 @@ impl Request {
     pub(super) fn changes(&self) -> bool {
         match self {
             Self::Status {} | Self::ScrubStatus {} => false,
-            Self::HandOver {} => true,
+            Self::HandOver {} | Self::Clear { .. } => true,
             Self::ScrubStart { .. } | Self::ScrubPause {} | Self::ScrubResume {} | Self::ScrubStop {} => true,
         }
     }

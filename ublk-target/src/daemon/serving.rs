@@ -3,11 +3,13 @@
 use super::{
     Origin, Running,
     birth::{Birth, clear_stillborn},
+    cleared::Cleared,
     control,
     endings::Watchdog,
     hand_over::HandOver,
     launch::Reporter,
     links,
+    log::Event,
     protocol::{Request, error},
     scrub::Scrubs,
     settings::Settings,
@@ -20,7 +22,7 @@ use crate::{
     ublk::{self, Device, Mark, Shape, Shared},
 };
 use serde_json::{Value, json};
-use std::{os::unix::net::UnixStream, process, sync::Arc};
+use std::{collections::BTreeMap, os::unix::net::UnixStream, process, sync::Arc};
 use ublk_integrity::{Volume, create::VolumeInfo, hex};
 
 /// What is served, and where it comes from.
@@ -138,7 +140,7 @@ fn start_and_serve(
     let scrubs = Arc::clone(&running.scrubs);
     scrubs.go_on();
     let hand_over = Arc::new(HandOver::of(running, &state.settings, signals));
-    let answers = Answers { state, shared: Arc::clone(shared), hand_over, scrubs };
+    let answers = Answers { state, shared: Arc::clone(shared), hand_over, scrubs, cleared: Cleared::default() };
     control::serve(number, move |request, client| answers.to(request, client))
         .doing("can't open the control socket")?;
     let starting = Watchdog::start("START_DEV", reporter, move || {
@@ -164,6 +166,7 @@ struct Answers {
     state: State,
     shared: Arc<Shared<Volume>>,
     hand_over: Arc<HandOver>,
+    cleared: Cleared,
     scrubs: Arc<Scrubs>,
 }
 
@@ -179,12 +182,21 @@ impl Answers {
                 }
                 Err(e) => error(format!("can't pass the connection on: {e}")),
             },
+            Request::Clear { findings } => self.clear(findings).unwrap_or_else(error),
             Request::ScrubStart { rate } => self.scrubs.start(*rate),
             Request::ScrubPause {} => self.scrubs.pause(),
             Request::ScrubResume {} => self.scrubs.resume(),
             Request::ScrubStop {} => self.scrubs.stop(),
             Request::ScrubStatus {} => self.scrubs.status(),
         })
+    }
+
+    /// Why it can't, in words, if it can't.
+    fn clear(&self, findings: &BTreeMap<String, u64>) -> Result<Value, String> {
+        if let Some(what) = self.cleared.clear(findings, &self.status())? {
+            self.shared.log.tell(Event::Cleared(what));
+        }
+        Ok(self.status())
     }
 
     fn status(&self) -> Value {
@@ -194,6 +206,8 @@ impl Answers {
             "device": ublk::block_path(self.state.id),
             "daemon_memory_bytes": memory,
             "log_lines_dropped": self.shared.log.dropped(),
+            "latency": self.shared.latencies.json(),
+            "cleared": self.cleared.json(),
             "handing_over": self.hand_over.is_under_way(),
             "scrub": self.scrubs.summary(),
         });

@@ -53,7 +53,6 @@ macro_rules! classes {
 
         impl Class {
             /// All of them.
-            #[cfg(test)]
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
             /// Its name for programs, which stays.
@@ -109,6 +108,8 @@ classes! {
     Stopping = "stopping", Notice, "b4df8ea3dcac4e34a533d8f1b25d0071";
     /// A checkpoint, which is told with `add --verbose` only.
     Checkpoint = "checkpoint", Debug, "d34957dfd3cb4ead96a1ec219192d391";
+    /// Somebody has acknowledged findings: `clear`.
+    Cleared = "cleared", Notice, "0061bb1d5c1841ceaff19e7edeb4d50c";
     /// A daemon is gone, and its device waits or is left. `monitor` tells it.
     DaemonDied = "daemon-died", Crit, "a95e0b611b99412dae049d07e52fb447";
     /// Nothing has happened: `monitor --test` tries its program.

@@ -10,6 +10,7 @@ use std::{
     future::{Future, poll_fn},
     rc::Rc,
     task::{Poll, Waker},
+    time::Instant,
 };
 use ublk_integrity::Phase;
 
@@ -24,6 +25,7 @@ pub struct Batch {
     inner: RefCell<Vec<Waker>>,
     runnable: Cell<usize>,
     charged: Cell<bool>,
+    looked: Cell<Instant>,
 }
 
 impl Batch {
@@ -36,6 +38,7 @@ impl Batch {
             inner: RefCell::default(),
             runnable: Cell::new(0),
             charged: Cell::new(false),
+            looked: Cell::new(Instant::now()),
         })
     }
 
@@ -64,6 +67,17 @@ impl Batch {
             }
             Poll::Pending
         })
+    }
+
+    /// When the thread last looked at the clock: in this batch, once it has begun.
+    pub fn looked(&self) -> Instant {
+        self.looked.get()
+    }
+
+    /// Looks at the clock.
+    pub fn look(&self) -> Instant {
+        self.looked.set(Instant::now());
+        self.looked()
     }
 
     /// Notes that the task that runs has hashed, which takes long.

@@ -64,6 +64,8 @@ pub struct EventLoop<'a, 't, Reap: Fn(), Expected: Fn() -> usize> {
     /// Asked once a batch: how many completions are worth a delay, as they cost less together. From
     /// two on the thread waits for so many, but no longer than the adaptive batching delay.
     pub expected: Expected,
+    /// Called before what was started goes out.
+    pub sending: &'a dyn Fn(),
     /// What other threads hash; it does not sleep while jobs are stranded there.
     pub hash_pool: Option<&'a HashPool>,
 }
@@ -98,7 +100,7 @@ impl<Reap: Fn(), Expected: Fn() -> usize> EventLoop<'_, '_, Reap, Expected> {
             if !self.should_poll() || clock.is_up() {
                 return Ok(());
             }
-            self.ops.enter(EnterWait::No)?;
+            self.enter(EnterWait::No)?;
             self.reap();
             // The flag that says there are completions may be a stale one, which the next
             // completion clears (Linux 6.18 sets it after its queue of them, which may be empty
@@ -139,12 +141,17 @@ impl<Reap: Fn(), Expected: Fn() -> usize> EventLoop<'_, '_, Reap, Expected> {
 
     /// Submits all that has been started, and sleeps: one system call does both.
     fn submit_and_sleep(&self, sleep: &Sleep) -> io::Result<()> {
-        let entered = self.ops.enter(match sleep {
+        let entered = self.enter(match sleep {
             Sleep::No | Sleep::HashInstead => EnterWait::No,
             Sleep::For(wait) => *wait,
         });
         self.executor.awake();
         entered
+    }
+
+    fn enter(&self, wait: EnterWait) -> io::Result<()> {
+        (self.sending)();
+        self.ops.enter(wait)
     }
 
     fn reap(&self) {
@@ -181,11 +188,11 @@ struct Clock<'a> {
 
 impl<'a> Clock<'a> {
     fn start(batch: &'a Batch) -> Self {
-        Self { begin: Instant::now(), batch, unseen: Cell::new(0) }
+        Self { begin: batch.look(), batch, unseen: Cell::new(0) }
     }
 
     fn is_up(&self) -> bool {
-        self.begin.elapsed() >= BATCH
+        self.elapsed() >= BATCH
     }
 
     fn is_up_after_a_task(&self) -> bool {
@@ -199,6 +206,10 @@ impl<'a> Clock<'a> {
 
     /// For the batch that ends now.
     fn batching_delay(&self) -> Duration {
-        (self.begin.elapsed() / DELAY_DIVISOR).min(BATCH)
+        (self.elapsed() / DELAY_DIVISOR).min(BATCH)
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.batch.look().duration_since(self.begin)
     }
 }

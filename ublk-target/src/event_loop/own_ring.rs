@@ -77,7 +77,7 @@ impl OwnRing {
         expected: impl Fn() -> usize,
         hash_pool: Option<&HashPool>,
     ) -> io::Result<()> {
-        EventLoop { executor, ops: &self.ops, reap: || self.ops.reap(), expected, hash_pool }.drive()
+        EventLoop { executor, ops: &self.ops, reap: || self.ops.reap(), expected, sending: &|| (), hash_pool }.drive()
     }
 }
 

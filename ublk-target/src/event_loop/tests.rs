@@ -2,7 +2,7 @@
 
 use super::{
     BATCH, Batch, EventLoop, Executor, OwnRing,
-    ring::{DeviceFiles, EnterWait},
+    ring::{DeviceFiles, EnterWait, RingStorage},
 };
 use crate::huge::LargeApart;
 use std::{
@@ -13,6 +13,7 @@ use std::{
     mem::replace,
     os::unix::fs::FileExt,
     pin::{Pin, pin},
+    rc::Rc,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -69,6 +70,25 @@ fn before_the_hash_batch_what_others_wait_for_has_gone_out() {
 }
 
 #[test]
+fn what_goes_out_is_told_before_in_the_middle_of_a_batch_too() {
+    with_file(|ring, files, _| {
+        let (batch, told) = (Batch::new(2), Cell::new(0));
+        let io = RingStorage::new(Rc::clone(&ring.ops), Rc::clone(&batch), files);
+        let mut executor = Executor::new(2, ring.ops.doorbell(), &batch);
+        executor.spawn(async {
+            io.batch_boundary(Phase::Hash).await;
+            assert_eq!((told.get(), ring.ops.has_started()), (1, false), "the sync has gone out");
+        });
+        executor.spawn(async { assert_eq!(io.sync(Device::Data).await, Ok(())) });
+        let sending = || told.set(told.get() + u32::from(ring.ops.has_started()));
+        let (reap, expected) = (|| ring.ops.reap(), || 1);
+        EventLoop { executor: &executor, ops: &ring.ops, reap, expected, sending: &sending, hash_pool: None }
+            .drive()
+            .unwrap();
+    });
+}
+
+#[test]
 fn before_large_hash_jobs_that_are_left_all_that_has_been_started_goes_out() {
     with_file(|ring, files, _| {
         let io = &ring.storage(files);
@@ -105,7 +125,9 @@ fn a_look_at_the_ring_that_brings_nothing_is_the_last_of_a_batch() {
         drop(ring.storage(files).sync(Device::Data));
         ring.ops.enter(EnterWait::One).unwrap();
         let reap = || looks.set(looks.get() + 1);
-        EventLoop { executor: &executor, ops: &ring.ops, reap, expected: || 1, hash_pool: None }.drive().unwrap();
+        EventLoop { executor: &executor, ops: &ring.ops, reap, expected: || 1, sending: &|| (), hash_pool: None }
+            .drive()
+            .unwrap();
         assert_eq!(looks.get(), 1);
     });
 }

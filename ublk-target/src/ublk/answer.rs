@@ -2,29 +2,28 @@
 
 use super::{
     load::Load,
-    request::Request,
+    request::{Request, UnknownRequest},
     shared::{Memory, Shared},
     transfer::Transfer,
     write_back::{Answer, WriteBack},
 };
 use crate::{daemon::log::Event, write_back_file::MOST_BYTES};
-use libublk::sys::ublksrv_io_desc;
 use std::mem;
 use ublk_integrity::{BlockRange, BlockTarget, Buf, Errno, Io, WriteBackId};
 
 impl<T: BlockTarget> Shared<T> {
-    /// Serves the request of a descriptor. What the kernel is answered: the bytes that were moved,
+    /// Serves a request. What the kernel is answered: the bytes that were moved,
     /// or an error number below 0.
     pub(super) async fn answer<'t>(
         &'t self,
-        desc: &ublksrv_io_desc,
+        request: Result<Request, UnknownRequest>,
         transfer: Transfer,
         io: &impl Io,
         memory: &mut Memory<T>,
         load: &Load<'_>,
         write_back: &WriteBack<'t, T>,
     ) -> i32 {
-        let result = match Request::parse(desc, self.shift) {
+        let result = match request {
             Ok(request) => {
                 let answer = match write_back.admit(self, request, transfer, load) {
                     Some(Ok(Answer::Now)) => Ok(()),

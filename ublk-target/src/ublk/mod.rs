@@ -12,6 +12,7 @@ mod queue;
 mod request;
 mod run_folder;
 mod shared;
+mod stopwatch;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -25,3 +26,4 @@ pub use mark::Mark;
 pub use request::{BlockShift, Request, UnknownRequest};
 pub use run_folder::secure_run_folder;
 pub use shared::Shared;
+pub use stopwatch::Latencies;

@@ -6,7 +6,9 @@
 
 use super::{
     load::Load,
+    request::Request,
     shared::{Memory, Shared},
+    stopwatch::Stopwatch,
     transfer::{Transfer, is_asked},
     write_back::WriteBack,
 };
@@ -72,9 +74,11 @@ fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Resul
     // others alone.
     let all = memories.iter_mut().chain(write_back.memories()).map(|memory| &mut memory.buf);
     let _ = register(&ops, all).or_else(|_| register(&ops, memories.iter_mut().map(|memory| &mut memory.buf)));
+    let stopwatch = Stopwatch::new(&batch, shared.latencies.of_thread(thread), tags);
+    let here = Thread { queue: &queue, io: &io, shared, load: &load, stopwatch: &stopwatch, write_back: &write_back };
     let mut executor = Executor::new(tasks, ops.doorbell(), &batch);
     for (tag, memory) in tags_of(share, shares, queue.get_depth() as u16).zip(memories) {
-        executor.spawn(serve_tag(&queue, tag, memory, &io, shared, &load, &write_back));
+        executor.spawn(here.serve_tag(tag, memory));
     }
     (0..write_back.writer_count()).for_each(|writer| executor.spawn(write_back.write(writer, &io, shared, &load)));
     // Submits the fetch commands, for which START_DEV waits.
@@ -91,7 +95,8 @@ fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Resul
         });
     };
     let expected = || load.expected(ops.in_flight());
-    EventLoop { executor: &executor, ops: &ops, reap, expected, hash_pool: Some(&shared.hashing) }.drive()?;
+    let (sending, hash_pool) = (&|| stopwatch.sending(), Some(&shared.hashing));
+    EventLoop { executor: &executor, ops: &ops, reap, expected, sending, hash_pool }.drive()?;
     Ok(())
 }
 
@@ -120,24 +125,32 @@ fn tags_of(share: u16, shares: u16, depth: u16) -> impl Iterator<Item = u16> {
     (0..depth).filter(move |tag| whose(*tag) % shares == share)
 }
 
-async fn serve_tag<'t, T: BlockTarget>(
-    queue: &UblkQueue<'_>,
-    tag: u16,
-    mut memory: Memory<T>,
-    io: &RingStorage,
+/// What the tasks of a thread have together.
+struct Thread<'a, 't, T: BlockTarget + 't> {
+    queue: &'a UblkQueue<'a>,
+    io: &'a RingStorage,
     shared: &'t Shared<T>,
-    load: &Load<'_>,
-    write_back: &WriteBack<'t, T>,
-) {
-    let transfer = Transfer::of(queue, tag);
-    let mut fetched = queue.submit_io_prep_cmd(tag, transfer.named(&memory.buf), -1, None).await;
-    while fetched.is_ok() {
-        shared.gate.enter(load).await;
-        let code = shared.answer(queue.get_iod(tag), transfer, io, &mut memory, load, write_back).await;
-        load.answered();
-        fetched = queue.submit_io_commit_cmd(tag, transfer.named(&memory.buf), code).await;
+    load: &'a Load<'a>,
+    stopwatch: &'a Stopwatch<'a>,
+    write_back: &'a WriteBack<'t, T>,
+}
+
+impl<T: BlockTarget> Thread<'_, '_, T> {
+    async fn serve_tag(&self, tag: u16, mut memory: Memory<T>) {
+        let Self { queue, io, shared, load, stopwatch, write_back } = *self;
+        let transfer = Transfer::of(queue, tag);
+        let mut fetched = queue.submit_io_prep_cmd(tag, transfer.named(&memory.buf), -1, None).await;
+        while fetched.is_ok() {
+            let seen = stopwatch.seen();
+            shared.gate.enter(load).await;
+            let request = Request::parse(queue.get_iod(tag), shared.shift);
+            let code = shared.answer(request, transfer, io, &mut memory, load, write_back).await;
+            load.answered();
+            stopwatch.answered(request.ok().and_then(|request| request.measured()), seen);
+            fetched = queue.submit_io_commit_cmd(tag, transfer.named(&memory.buf), code).await;
+        }
+        write_back.tag_ends(shared);
     }
-    write_back.tag_ends(shared);
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What the kernel asks for, parsed once.
 
+use crate::latency::Op;
 use libublk::sys::{self, ublksrv_io_desc};
 use std::fmt;
 use ublk_integrity::{BlockIndex, BlockRange, Durability};
@@ -80,6 +81,16 @@ impl Request {
                 Some(*range)
             }
             Self::Flush => None,
+        }
+    }
+
+    /// As what its time is measured, if it is.
+    pub fn measured(&self) -> Option<Op> {
+        match self {
+            Self::Read(_) => Some(Op::Read),
+            Self::Write { .. } => Some(Op::Write),
+            Self::Flush => Some(Op::Flush),
+            Self::Discard(_) | Self::WriteZeroes { .. } => None,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{
     gate::Gate,
     request::{BlockShift, Request},
+    stopwatch::Latencies,
 };
 use crate::{
     daemon::log::{Event, Log},
@@ -28,6 +29,8 @@ pub struct Shared<T> {
     pub hashing: HashPool,
     /// What each request passes first.
     pub gate: Gate,
+    /// How long requests have taken.
+    pub latencies: Latencies,
     /// Where failures are told.
     pub log: Log,
 }

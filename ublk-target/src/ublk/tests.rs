@@ -1,7 +1,9 @@
 //! The wall between ublk and what serves its requests: a double stands in the place of a volume, a
 //! file in that of the character device. No kernel device is made.
 
-use super::{BlockShift, Gate, Shared, load::Load, shared::Memory, transfer::Transfer, write_back::WriteBack};
+use super::{
+    BlockShift, Gate, Latencies, Request, Shared, load::Load, shared::Memory, transfer::Transfer, write_back::WriteBack,
+};
 use crate::{
     daemon::log::{Log, Sink},
     event_loop::HashPool,
@@ -172,6 +174,7 @@ impl Wall {
             write_back_file: None,
             hashing: HashPool::new(0),
             gate: Gate::new(1, 1),
+            latencies: Latencies::new(1),
             log: Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap(),
         };
         Self { shared, offline, device: tempfile::tempfile().unwrap() }
@@ -195,7 +198,9 @@ impl Wall {
         let (io, load) = (self.offline.io(), self.load());
         let served = async {
             self.shared.gate.enter(&load).await;
-            self.shared.answer(&desc, transfer, &io, &mut memory, &load, write_back).await
+            self.shared
+                .answer(Request::parse(&desc, self.shared.shift), transfer, &io, &mut memory, &load, write_back)
+                .await
         };
         let code = self.offline.run(served).unwrap();
         load.answered();

@@ -161,7 +161,7 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{gate::Gate, request::BlockShift},
+        super::{gate::Gate, request::BlockShift, stopwatch::Latencies},
         *,
     };
     use crate::{
@@ -196,6 +196,7 @@ mod tests {
             write_back_file: None,
             hashing: HashPool::new(0),
             gate: Gate::new(1, 1),
+            latencies: Latencies::new(1),
             log,
         };
         let folder = tempfile::tempdir().unwrap();

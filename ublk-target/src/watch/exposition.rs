@@ -4,7 +4,7 @@
 //! Prometheus has none of these, and readers that know it alone refuse a file with a type that they
 //! do not know: node_exporter's textfile collector is one.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 /// The text's format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +36,8 @@ pub(super) enum Kind {
     Info,
     /// 1 for the state that it is in, 0 for the others.
     StateSet,
+    /// How many are no more than each of some bounds, how many there are, and their sum.
+    Histogram,
 }
 
 /// Metrics that differ in their labels alone.
@@ -50,8 +52,26 @@ pub(super) struct Family {
 
 /// One number.
 pub(super) struct Sample {
+    /// Behind the family's name, of a histogram.
+    pub(super) part: &'static str,
     pub(super) labels: Vec<(&'static str, String)>,
-    pub(super) value: u64,
+    pub(super) value: Value,
+}
+
+/// What it is.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Value {
+    Whole(u64),
+    Seconds(f64),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole(number) => number.fmt(f),
+            Self::Seconds(number) => number.fmt(f),
+        }
+    }
 }
 
 impl Family {
@@ -60,7 +80,7 @@ impl Family {
         let suffix = match self.kind {
             Kind::Counter => "_total",
             Kind::Info => "_info",
-            Kind::Gauge | Kind::StateSet => "",
+            Kind::Gauge | Kind::StateSet | Kind::Histogram => "",
         };
         format!("{}{suffix}", self.name)
     }
@@ -76,6 +96,7 @@ impl Family {
             (Dialect::OpenMetrics, Kind::StateSet) => (self.name.clone(), "stateset"),
             (Dialect::OpenMetrics, Kind::Counter) => (self.name.clone(), "counter"),
             (Dialect::Prometheus, Kind::Counter) => (self.sample_name(), "counter"),
+            (_, Kind::Histogram) => (self.name.clone(), "histogram"),
             (_, Kind::Gauge) | (Dialect::Prometheus, _) => (self.sample_name(), "gauge"),
         };
         let unit = self.unit().filter(|_| dialect == Dialect::OpenMetrics);
@@ -90,10 +111,10 @@ pub(super) fn text(families: &[Family], dialect: Dialect) -> String {
     for family in families.iter().filter(|family| !family.samples.is_empty()) {
         text += &family.head(dialect);
         let name = family.sample_name();
-        for Sample { labels, value } in &family.samples {
+        for Sample { part, labels, value } in &family.samples {
             let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
             let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-            writeln!(text, "{name}{labels} {value}").expect("a string takes everything");
+            writeln!(text, "{name}{part}{labels} {value}").expect("a string takes everything");
         }
     }
     if dialect == Dialect::OpenMetrics {
@@ -152,6 +173,31 @@ pub(super) mod grammar {
         }
     }
 
+    /// What has come of a histogram: its labels, the last bound, and how many are within that.
+    #[derive(Default)]
+    struct Buckets(Option<(Labels, f64, f64)>);
+
+    impl Buckets {
+        /// Whether the next sample goes on with it: buckets that grow, in order, then the number of all,
+        /// and what they add up to.
+        fn take(&mut self, name: &str, labels: &Labels, value: f64) -> bool {
+            let others: Labels = labels.iter().filter(|(name, _)| name != "le").cloned().collect();
+            let bound = labels.iter().find(|(name, _)| name == "le").map(|(_, bound)| bound.parse::<f64>());
+            match (bound, self.0.take()) {
+                (Some(Ok(bound)), before) if name.ends_with("_bucket") => {
+                    let grows = before.is_none_or(|(of, last, count)| of == others && last < bound && count <= value);
+                    self.0 = Some((others, bound, value));
+                    grows
+                }
+                (None, Some((of, bound, count))) if name.ends_with("_count") => {
+                    of == others && bound == f64::INFINITY && count == value
+                }
+                (None, None) => name.ends_with("_sum"),
+                _ => false,
+            }
+        }
+    }
+
     /// The samples' names. Fails with the line that is wrong.
     pub(crate) fn check(text: &str, dialect: Dialect) -> Result<BTreeSet<String>, String> {
         let body = match dialect {
@@ -162,7 +208,7 @@ pub(super) mod grammar {
             return Err("the last line has no end".into());
         }
         let (mut families, mut series, mut names) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        let (mut family, mut kind) = (String::new(), String::new());
+        let (mut family, mut kind, mut buckets) = (String::new(), String::new(), Buckets::default());
         for line in body.lines() {
             let wrong = |why: &str| Err(format!("{why}: {line}"));
             if let Some(comment) = line.strip_prefix("# ") {
@@ -171,8 +217,8 @@ pub(super) mod grammar {
                 match what {
                     Some("TYPE") => {
                         let known: &[_] = match dialect {
-                            Dialect::OpenMetrics => &["counter", "gauge", "info", "stateset"],
-                            Dialect::Prometheus => &["counter", "gauge"],
+                            Dialect::OpenMetrics => &["counter", "gauge", "info", "stateset", "histogram"],
+                            Dialect::Prometheus => &["counter", "gauge", "histogram"],
                         };
                         if !is_name(name) || !known.contains(&rest) || !families.insert(name.to_owned()) {
                             return wrong("no new family of a known type");
@@ -198,6 +244,10 @@ pub(super) mod grammar {
             let expected = match (dialect, kind.as_str()) {
                 (Dialect::OpenMetrics, "counter") => format!("{family}_total"),
                 (Dialect::OpenMetrics, "info") => format!("{family}_info"),
+                (_, "histogram") => {
+                    let parts = ["_bucket", "_count", "_sum"].map(|part| format!("{family}{part}"));
+                    parts.into_iter().find(|part| part == name).unwrap_or_default()
+                }
                 _ => family.clone(),
             };
             if name != expected || dialect == Dialect::Prometheus && kind == "counter" && !name.ends_with("_total") {
@@ -211,9 +261,12 @@ pub(super) mod grammar {
             if distinct.len() != labels.len() || !series.insert((name.to_owned(), labels.clone())) {
                 return wrong("twice");
             }
-            match value.strip_prefix(' ').map(str::parse::<f64>) {
-                Some(Ok(value)) if value.is_finite() && value >= 0.0 => {}
+            let value = match value.strip_prefix(' ').map(str::parse::<f64>) {
+                Some(Ok(value)) if value.is_finite() && value >= 0.0 => value,
                 _ => return wrong("no value"),
+            };
+            if kind == "histogram" && !buckets.take(name, &labels, value) {
+                return wrong("no buckets that go up to all of them");
             }
             names.insert(name.to_owned());
         }
@@ -227,9 +280,11 @@ mod tests {
 
     fn families() -> Vec<Family> {
         let sample = |labels: &[(&'static str, &str)], value| Sample {
+            part: "",
             labels: labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
-            value,
+            value: Value::Whole(value),
         };
+        let part = |part, le: &[(&'static str, &str)], value| Sample { part, value, ..sample(le, 0) };
         let family = |name: &str, kind, samples| Family { name: name.into(), kind, help: "What it is.", samples };
         vec![
             family("a_read_bytes", Kind::Counter, vec![sample(&[("device", "ublkb0")], 7)]),
@@ -241,6 +296,16 @@ mod tests {
                 vec![sample(&[("a_health", "ok")], 1), sample(&[("a_health", "ill")], 0)],
             ),
             family("a_nothing", Kind::Gauge, vec![]),
+            family(
+                "a_wait_seconds",
+                Kind::Histogram,
+                vec![
+                    part("_bucket", &[("le", "0.000004")], Value::Whole(1)),
+                    part("_bucket", &[("le", "+Inf")], Value::Whole(3)),
+                    part("_count", &[], Value::Whole(3)),
+                    part("_sum", &[], Value::Seconds(0.25)),
+                ],
+            ),
         ]
     }
 
@@ -262,6 +327,13 @@ a_device_info{path=\"/dev/\\\"odd\\\\name\\n\"} 1
 # HELP a_health What it is.
 a_health{a_health=\"ok\"} 1
 a_health{a_health=\"ill\"} 0
+# TYPE a_wait_seconds histogram
+# UNIT a_wait_seconds seconds
+# HELP a_wait_seconds What it is.
+a_wait_seconds_bucket{le=\"0.000004\"} 1
+a_wait_seconds_bucket{le=\"+Inf\"} 3
+a_wait_seconds_count 3
+a_wait_seconds_sum 0.25
 # EOF
 ";
         assert_eq!(open, wanted);
@@ -272,7 +344,15 @@ a_health{a_health=\"ill\"} 0
             let names = grammar::check(&text(&families(), dialect), dialect).unwrap();
             assert_eq!(
                 names.into_iter().collect::<Vec<_>>(),
-                ["a_depth", "a_device_info", "a_health", "a_read_bytes_total"]
+                [
+                    "a_depth",
+                    "a_device_info",
+                    "a_health",
+                    "a_read_bytes_total",
+                    "a_wait_seconds_bucket",
+                    "a_wait_seconds_count",
+                    "a_wait_seconds_sum"
+                ]
             );
             assert!(grammar::check(&text(&[], dialect), dialect).unwrap().is_empty());
         }
@@ -295,6 +375,11 @@ a_health{a_health=\"ill\"} 0
             "# TYPE a gauge\na NaN\n# EOF\n",
             "# TYPE a gauge\na  1\n# EOF\n",
             "# TYPE a histogram\na 1\n# EOF\n",
+            "# TYPE a histogram\na_bucket{le=\"1\"} 1\na_count 1\na_sum 1\n# EOF\n",
+            "# TYPE a histogram\na_bucket{le=\"+Inf\"} 1\na_count 2\na_sum 1\n# EOF\n",
+            "# TYPE a histogram\na_bucket{le=\"1\"} 2\na_bucket{le=\"+Inf\"} 1\na_count 1\na_sum 1\n# EOF\n",
+            "# TYPE a histogram\na_bucket{le=\"2\"} 1\na_bucket{le=\"1\"} 1\n# EOF\n",
+            "# TYPE a histogram\na_sum 1\na_count 1\n# EOF\n",
         ] {
             assert!(open(wrong).is_err(), "{wrong}");
         }

@@ -33,7 +33,48 @@ const FINDINGS: &[(&str, &str)] = &[
     ("/scrub/unmended_metadata", "damaged pieces of metadata found by a pass"),
     ("/recovery/corrupt", "blocks found corrupt at recovery"),
     ("/recovery/pages_lost", "pages lost at recovery"),
+    ("/recovery/torn_was_durable", "damaged log records that were durable once"),
 ];
+
+/// Those that say how things are, not what has happened: nobody can acknowledge them away. What a pass
+/// has found is so until the next one, which counts anew.
+const LASTING: &[&str] =
+    &["/undecided_blocks", "/scrub/bad_blocks", "/scrub/unreadable_blocks", "/scrub/unmended_metadata"];
+
+/// Something that must not be.
+pub struct Finding {
+    /// Where in the status it is counted.
+    pub field: &'static str,
+    /// What that says.
+    pub count: u64,
+    /// How much of it nobody has acknowledged: more than 0.
+    pub open: u64,
+    what: &'static str,
+}
+
+impl Finding {
+    /// Whether it is of what has happened, so that it can be acknowledged.
+    pub fn has_happened(&self) -> bool {
+        !LASTING.contains(&self.field)
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.open, self.what)
+    }
+}
+
+/// What the status of a daemon has that must not be, but for what was acknowledged.
+pub fn findings(status: &Value) -> Vec<Finding> {
+    let count = |value: &Value| value.as_u64().unwrap_or_else(|| (*value == true).into());
+    let finding = |&(field, what): &(&'static str, &'static str)| {
+        let count_now = status.pointer(field).map_or(0, count);
+        let open = count_now.saturating_sub(count(&status["cleared"][field]));
+        (open > 0).then_some(Finding { field, count: count_now, open, what })
+    };
+    FINDINGS.iter().filter_map(finding).collect()
+}
 
 impl Health {
     /// Of a device.
@@ -54,21 +95,17 @@ impl Health {
         }
     }
 
-    fn of_status(status: &Value) -> Self {
+    /// Of one whose daemon has answered so.
+    pub fn of_status(status: &Value) -> Self {
         if let Some(why) = status["latched"].as_str() {
             return Self::Failed(Exit::Device, format!("read-only since a failure: {why}"));
         }
-        let count = |field: &str| status.pointer(field).and_then(Value::as_u64).unwrap_or(0);
-        let counted = FINDINGS.iter().filter(|(field, _)| count(field) > 0);
-        let mut why: Vec<_> = counted.map(|(field, what)| format!("{} {what}", count(field))).collect();
+        let mut why: Vec<_> = findings(status).iter().map(Finding::to_string).collect();
         if let Some(other) = status["on_mismatch"].as_str().filter(|what| *what != "fail") {
             why.push(format!("--on-mismatch {other}"));
         }
         if let Some(failure) = status["scrub"]["failure"].as_str() {
             why.push(format!("a pass could not go on: {failure}"));
-        }
-        if status["recovery"]["torn_was_durable"] == true {
-            why.push("a log record that was durable once is damaged".into());
         }
         if why.is_empty() { Self::Ok } else { Self::Degraded(why.join(", ")) }
     }
@@ -116,7 +153,12 @@ impl fmt::Display for Health {
 /// One exit code for all: what no longer serves comes before what waits, and that before what was
 /// found.
 pub fn worst<'h>(all: impl IntoIterator<Item = &'h Health>) -> Option<Exit> {
-    all.into_iter().filter_map(Health::exit).max_by_key(|exit| match exit {
+    worst_of(all.into_iter().filter_map(Health::exit))
+}
+
+/// The same of the exit codes.
+pub fn worst_of(all: impl Iterator<Item = Exit>) -> Option<Exit> {
+    all.max_by_key(|exit| match exit {
         Exit::Integrity => 0,
         Exit::Busy => 1,
         _ => 2,
@@ -148,8 +190,25 @@ mod tests {
         let several = of(&json!({ "mismatches": 2, "bad_pages": 1, "on_mismatch": "zero" }));
         assert_eq!(several.to_string(), "degraded: 2 mismatches, 1 damaged pages met, --on-mismatch zero");
         assert_eq!(of(&json!({ "recovery": { "torn_was_durable": true } })).word(), "degraded");
+        assert_eq!(of(&json!({ "recovery": { "torn_was_durable": false } })), Health::Ok);
         assert_eq!(of(&json!({ "scrub": { "waiting_metadata": 1, "unsettled_blocks": 2 } })), Health::Ok);
         assert!(of(&json!({ "scrub": { "failure": "no ring" } })).to_string().ends_with("could not go on: no ring"));
+    }
+
+    #[test]
+    fn what_was_acknowledged_degrades_no_more_but_what_comes_later_does() {
+        let cleared = |more: Value| {
+            let mut status = json!({ "cleared": { "/mismatches": 2, "/recovery/torn_was_durable": 1 } });
+            more.as_object().unwrap().iter().for_each(|(field, value)| status[field] = value.clone());
+            of(&status)
+        };
+        assert_eq!(cleared(json!({ "mismatches": 2, "recovery": { "torn_was_durable": true } })), Health::Ok);
+        assert_eq!(cleared(json!({ "mismatches": 5 })).to_string(), "degraded: 3 mismatches");
+        assert_eq!(cleared(json!({ "mismatches": 2, "latched": "x" })).word(), "failed");
+        assert_eq!(cleared(json!({ "mismatches": 2, "on_mismatch": "zero" })).word(), "degraded");
+        let both = findings(&json!({ "mismatches": 1, "undecided_blocks": 3 }));
+        assert_eq!(both.iter().map(Finding::has_happened).collect::<Vec<_>>(), [true, false]);
+        assert!(LASTING.iter().all(|field| FINDINGS.iter().any(|(known, _)| known == field)));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! What is measured of a device: docs/metrics.md has all of it, by a test.
 
 use super::{
-    exposition::{Family, Kind, Sample},
+    exposition::{self, Family, Kind, Sample},
     health::{Health, WORDS},
     survey::{Daemon, Seen},
 };
-use serde_json::Value;
+use crate::latency::{Distribution, Op, metric_bounds};
 use ublk_integrity::CounterValues;
 
 const PREFIX: &str = "ublk_integrity_";
@@ -67,7 +67,11 @@ pub(super) fn of(devices: &[Seen]) -> Vec<Family> {
             name: format!("{PREFIX}devices"),
             kind: Kind::Gauge,
             help: "Devices on this machine.",
-            samples: vec![Sample { labels: Vec::new(), value: devices.len() as u64 }],
+            samples: vec![Sample {
+                part: "",
+                labels: Vec::new(),
+                value: exposition::Value::Whole(devices.len() as u64),
+            }],
         },
         family("device", Kind::Info, "What a device is made of.", each(&|seen, _| vec![info(seen)])),
         flag("up", "Whether the daemon lives.", &|seen, _| !matches!(seen.daemon, Daemon::Dead)),
@@ -99,6 +103,8 @@ pub(super) fn of(devices: &[Seen]) -> Vec<Family> {
     };
     let help = "Blocks that the last recovery has looked at, by what became of them.";
     all.push(family("recovery_blocks", Kind::Gauge, help, each(&|seen, _| recovered(seen))));
+    let help = "How long requests have taken, from when the daemon has seen them to when their answers go out.";
+    all.push(family("request_duration_seconds", Kind::Histogram, help, each(&|seen, _| durations(seen))));
     all
 }
 
@@ -113,13 +119,31 @@ fn sample(seen: &Seen, more: &[(&'static str, &str)], value: u64) -> Sample {
     let mut labels = vec![("device", format!("ublkb{}", state.id)), ("volume", state.volume.uuid.clone())];
     labels.extend(name);
     labels.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
-    Sample { labels, value }
+    Sample { part: "", labels, value: exposition::Value::Whole(value) }
 }
 
 /// A number or a yes in the daemon's answer, if there is one: one of another version may not have it.
 fn number_at(seen: &Seen, pointer: &str) -> Option<u64> {
     let value = seen.status()?.pointer(pointer)?;
     value.as_u64().or_else(|| value.as_bool().map(u64::from))
+}
+
+/// The histograms of a device's requests.
+fn durations(seen: &Seen) -> Vec<Sample> {
+    let mut all = Vec::new();
+    for op in Op::ALL {
+        let Some(took) = seen.status().and_then(|status| Distribution::in_status(status, op)) else { continue };
+        let bucket =
+            |bound: &str, count| Sample { part: "_bucket", ..sample(seen, &[("op", op.word()), ("le", bound)], count) };
+        // No bound is a whole second, so this is what each program takes for the number.
+        let seconds = |bound| format!("{}", bound as f64 / 1e6);
+        all.extend(metric_bounds().map(|bound| bucket(&seconds(bound), took.at_most(bound))));
+        let count = took.count();
+        all.push(bucket("+Inf", count));
+        let whole = |part| Sample { part, ..sample(seen, &[("op", op.word())], count) };
+        all.extend([whole("_count"), Sample { value: exposition::Value::Seconds(took.seconds()), ..whole("_sum") }]);
+    }
+    all
 }
 
 /// A sample for each word there is: one of them holds.
@@ -153,20 +177,11 @@ fn info(seen: &Seen) -> Sample {
     sample
 }
 
-impl Seen {
-    fn status(&self) -> Option<&Value> {
-        match &self.daemon {
-            Daemon::Answers(status) => Some(status),
-            _ => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::watch::exposition::{Dialect, grammar, text};
-    use serde_json::json;
+    use serde_json::{Value, json};
     use std::collections::BTreeSet;
 
     /// A device that has everything, one that is dead, and one whose daemon knows little.
@@ -183,6 +198,9 @@ mod tests {
         all["log_lines_dropped"] = 0.into();
         all["tag"] = "hmac-sha256".into();
         all["recovery"] = json!({ "settled": 1, "older": 2, "corrupt": 3, "unreadable": 4 });
+        let mut took = Distribution::default().json();
+        (took["sum_seconds"], took["buckets"]) = (0.5.into(), json!([[0.000003, 2], [0.0001, 4], [null, 1]]));
+        all["latency"] = json!({ "read": took, "write": Distribution::default().json() });
         let mut whole = Seen::answering(0, &all);
         whole.state.settings.name = Some("home".parse().unwrap());
         let dead = Seen { daemon: Daemon::Dead, ..Seen::answering(1, &json!({})) };
@@ -217,6 +235,18 @@ mod tests {
             "ublk_integrity_scrub_state{{device=\"ublkb0\",{volume},name=\"home\",ublk_integrity_scrub_state=\"paused\"}} 1"
         ));
         has("# UNIT ublk_integrity_read_bytes bytes");
+        let labels = format!("device=\"ublkb0\",{volume},name=\"home\",op=\"read\"");
+        for (rest, value) in [
+            ("bucket{LABELS,le=\"0.000004\"}", "2"),
+            ("bucket{LABELS,le=\"0.000064\"}", "2"),
+            ("bucket{LABELS,le=\"0.000128\"}", "6"),
+            ("bucket{LABELS,le=\"16.777216\"}", "6"),
+            ("bucket{LABELS,le=\"+Inf\"}", "7"),
+            ("count{LABELS}", "7"),
+            ("sum{LABELS}", "0.5"),
+        ] {
+            has(&format!("ublk_integrity_request_duration_seconds_{} {value}", rest.replace("LABELS", &labels)));
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   survey (state files, control sockets) ─> health ─┬─> `status`: lines, a word, an exit code
+//!                                                    ├─> table: `top`
 //!                                                    └─> metrics ─> exposition ─> http | a file | standard output
 //! ```
 //!
@@ -12,6 +13,7 @@ pub mod health;
 pub mod http;
 mod metrics;
 pub mod survey;
+pub mod table;
 
 pub use exposition::Dialect;
 

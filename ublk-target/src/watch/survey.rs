@@ -19,6 +19,16 @@ pub struct Seen {
     pub daemon: Daemon,
 }
 
+impl Seen {
+    /// State and counters, if its daemon answers.
+    pub fn status(&self) -> Option<&Value> {
+        match &self.daemon {
+            Daemon::Answers(status) => Some(status),
+            _ => None,
+        }
+    }
+}
+
 /// What the daemon of a device says.
 #[derive(Debug)]
 pub enum Daemon {

@@ -48,6 +48,8 @@ fn events_are_shown_and_followed() {
     );
     let run = machine.run("events --json --class mismatch").expect(DONE);
     assert_eq!((run.json()["first_block"].as_u64(), run.json()["count"].as_u64()), (Some(5), Some(3)));
+    let refused = machine.run("events --class mismatch --class mismach").expect(ARGUMENTS).says("'mismach'");
+    refused.says("mismatch").says("daemon-died").says("--help");
     let mut child = machine.command("events -f").stdout(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(said.by_ref().take(2).count(), 2);

@@ -2,6 +2,14 @@
 //! mount namespace with a run folder of its own.
 
 use crate::harness::*;
+use nix::{
+    pty::{OpenptyResult, Winsize, openpty},
+    sys::{
+        signal::{Signal, kill},
+        termios::{LocalFlags, tcgetattr},
+    },
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -9,6 +17,7 @@ use std::{
     os::unix::{
         fs::PermissionsExt,
         net::{UnixListener, UnixStream},
+        process::ExitStatusExt,
     },
     path::Path,
     process::{Child, Command, Stdio},
@@ -53,7 +62,16 @@ impl Machine {
                 let mut client = BufReader::new(client.unwrap());
                 let mut asked = String::new();
                 while client.read_line(&mut asked).is_ok_and(|count| count > 0) {
+                    let request: Value = serde_json::from_str(&asked).unwrap();
+                    if request["verb"] == "clear" {
+                        status["cleared"] = request["findings"].clone();
+                    }
+                    // As one that is busy, where writes are counted.
+                    if let Some(writes) = status["writes"].as_u64() {
+                        status["writes"] = (writes + 1000).into();
+                    }
                     let _ = writeln!(client.get_mut(), "{status}");
+                    asked.clear();
                 }
             }
         });
@@ -139,6 +157,121 @@ fn status_goes_on_looking() {
         let mut child = Background(child);
         let lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
         assert_eq!(lines.filter(|line| line.as_ref().unwrap().contains("1 pages lost")).take(3).count(), 3, "{args}");
+    }
+}
+
+#[test]
+fn what_was_found_is_cleared_and_what_stays_is_said() {
+    let Some(machine) = Machine::new() else { return };
+    assert!(machine.run("clear --all").expect(DONE).out.is_empty());
+    machine.add(4000, "home", &json!({ "mismatches": 2, "recovery": { "torn_was_durable": true } }));
+    machine.run("status -x").expect(INTEGRITY);
+    machine.run("clear").expect(ARGUMENTS).says("--all");
+    let run = machine.run("clear home").expect(DONE);
+    assert_eq!(text(&run), "/dev/ublkb4000: cleared 2 mismatches, 1 damaged log records that were durable once\n");
+    assert_eq!(text(&machine.run("status -x").expect(DONE)), "all devices are ok\n");
+    assert_eq!(machine.run("status --json home").expect(DONE).json()["mismatches"], 2, "counters go on");
+    assert_eq!(text(&machine.run("clear home").expect(DONE)), "/dev/ublkb4000: there is nothing to clear\n");
+    // What says how things are.
+    machine.add(4001, "srv", &json!({ "failed_writes": 1, "undecided_blocks": 3 }));
+    let run = machine.run("clear srv").expect(INTEGRITY);
+    assert_eq!(text(&run), "/dev/ublkb4001: cleared 1 failed writes\n");
+    run.says("/dev/ublkb4001 stays degraded: 3 undecided blocks: that can't be cleared");
+    machine.add(4002, "old", &json!({ "latched": "a sync failed" }));
+    let run =
+        machine.run("clear --all").expect(DEVICE).says("4001 stays degraded").says("4002 stays failed: read-only");
+    assert_eq!(text(&run).lines().count(), 3);
+    fs::remove_file(machine.f.path("run/4000.sock")).unwrap();
+    let _never_accepts = UnixListener::bind(machine.f.path("run/4000.sock")).unwrap();
+    machine.run("clear home").expect(BUSY).says("/dev/ublkb4000: nothing is cleared: failed: its daemon");
+}
+
+#[test]
+fn a_table_of_all_devices_goes_to_a_pipe() {
+    let Some(machine) = Machine::new() else { return };
+    assert_eq!(text(&machine.run("top --once -d 0.1").expect(DONE)), "no devices\n");
+    machine.add(4000, "home", &json!({ "writes": 0 }));
+    machine.add(4001, "srv", &json!({ "mismatches": 2 }));
+    let table = text(&machine.run("top --once -d 0.2").expect(DONE));
+    let lines: Vec<_> = table.lines().collect();
+    assert!(lines.len() == 4 && lines[0].starts_with("DEVICE") && lines[0].ends_with("NAME"), "{table}");
+    // A thousand for each look, and a look each 0.2 s or more.
+    let cells: Vec<_> = lines[1].split_whitespace().collect();
+    assert_eq!((cells[0], cells[1], *cells.last().unwrap()), ("ublkb4000", "ok", "home"), "{table}");
+    assert!(cells[3].ends_with('k') || cells[3].parse::<f64>().is_ok_and(|rate| rate > 0.0), "{table}");
+    assert_eq!(lines[3], "ublkb4001 is degraded: 2 mismatches");
+    let one = text(&machine.run("top --once -d 0.1 srv").expect(DONE));
+    assert!(one.lines().count() == 3 && !one.contains("home"), "{one}");
+    let child = machine.command("top -d 0.1").stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Background(child);
+    let lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    let found = lines.map(Result::unwrap).filter(|line| line.contains("ublkb4001 is")).take(3);
+    assert!(found.inspect(|line| assert!(!line.contains('\x1b'), "{line:?}")).count() == 3);
+    machine.run("top -d 0").expect(ARGUMENTS).says("0.1 to 3600");
+    machine.run("top --once -n 4999").expect(DEVICE).says("4999");
+}
+
+/// What `top` writes to a terminal of its own, as it comes.
+struct Terminal {
+    child: Background,
+    master: fs::File,
+    slave: fs::File,
+    said: String,
+}
+
+impl Terminal {
+    fn of(machine: &Machine, args: &str) -> Self {
+        let size = Winsize { ws_row: 10, ws_col: 30, ws_xpixel: 0, ws_ypixel: 0 };
+        let OpenptyResult { master, slave } = openpty(Some(&size), None).unwrap();
+        let (master, slave) = (fs::File::from(master), fs::File::from(slave));
+        let (stdin, stdout) = (slave.try_clone().unwrap(), slave.try_clone().unwrap());
+        let child = machine.command(args).env("TERM", "xterm").stdin(stdin).stdout(stdout).spawn().unwrap();
+        Self { child: Background(child), master, slave, said: String::new() }
+    }
+
+    fn says(&mut self, what: &str) {
+        let (mut bytes, begun) = ([0; 4096], Instant::now());
+        while !self.said.contains(what) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it has never said {what:?}: {:?}", self.said);
+            let count = self.master.read(&mut bytes).unwrap();
+            self.said += std::str::from_utf8(&bytes[..count]).unwrap();
+        }
+        self.said = self.said.split_once(what).unwrap().1.into();
+    }
+
+    fn is_raw(&self) -> bool {
+        !tcgetattr(&self.slave).unwrap().local_flags.contains(LocalFlags::ICANON)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.0.id() as i32), signal).unwrap();
+    }
+}
+
+#[test]
+fn a_terminal_shows_a_live_table_and_is_as_before_afterwards() {
+    let Some(machine) = Machine::new() else { return };
+    machine.add(4000, "home", &json!({}));
+    machine.add(4001, "srv", &json!({ "mismatches": 2 }));
+    for end in [None, Some(Signal::SIGINT)] {
+        let mut top = Terminal::of(&machine, "top -d 0.3");
+        assert!(!top.is_raw());
+        top.says("\x1b[?1049h\x1b[?25l");
+        // No longer than the window is wide.
+        top.says("ublkb4001 is degraded: 2 misma\x1b[K");
+        assert!(top.is_raw());
+        let status = Command::new("stty").args(["cols", "12"]).stdin(top.slave.try_clone().unwrap()).status().unwrap();
+        assert!(status.success());
+        top.signal(Signal::SIGWINCH);
+        top.says("ublkb4001 is\x1b[K");
+        match end {
+            None => top.master.write_all(b"xq").unwrap(),
+            Some(signal) => top.signal(signal),
+        }
+        let ended = top.child.0.wait().unwrap();
+        assert_eq!((ended.code(), ended.signal()), end.map_or((Some(0), None), |signal| (None, Some(signal as i32))));
+        top.says("\x1b[?25h\x1b[?1049l");
+        assert!(!top.is_raw());
     }
 }
 

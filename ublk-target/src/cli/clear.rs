@@ -1,0 +1,96 @@
+//! `clear`: what was found is acknowledged, as `zpool clear` does.
+
+use crate::{
+    daemon::{
+        client::{self, Unanswered},
+        protocol::{ANSWERS_WITHIN, Request},
+        state::{State, socket_path},
+    },
+    failure::{Exit, Failure, Outcome},
+    output::Output,
+    ublk,
+    watch::{
+        health::{self, Finding, Health},
+        survey::{self, Daemon, Seen},
+    },
+};
+use nix::unistd::geteuid;
+use serde_json::Value;
+
+/// Acknowledge what was found, so that a device is ok again: counters go on, and what comes later counts
+#[derive(clap::Args)]
+#[command(mut_group("device", |group| group.arg("all")))]
+pub struct Args {
+    #[command(flatten)]
+    device: Option<super::OneDevice>,
+    /// All devices of ublk-integrity
+    #[arg(short, long)]
+    all: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    if !geteuid().is_root() {
+        return Err(Failure::new(Exit::KeyOrPermission, "clear changes what others see of a device: it is for root"));
+    }
+    let devices = match &args.device {
+        // --all is in the same group, so that there may be a device without a name.
+        Some(device) if !args.all => vec![super::status::seen(device.number()?)?],
+        _ => survey::all(),
+    };
+    let (mut out, mut left) = (Output::new(), Vec::new());
+    for seen in &devices {
+        match clear(seen) {
+            Ok((line, health)) => {
+                out.line(format_args!("{}: {line}", path(&seen.state)));
+                if let Some(exit) = health.exit() {
+                    let why = format!("{} stays {health}: that can't be cleared", path(&seen.state));
+                    left.push(Failure::new(exit, why));
+                }
+            }
+            Err(failure) => left.push(failure),
+        }
+    }
+    out.print_with(worst(&left))
+}
+
+fn path(state: &State) -> String {
+    ublk::block_path(state.id).display().to_string()
+}
+
+/// In words what is acknowledged, and how the device is then.
+fn clear(seen: &Seen) -> Outcome<(String, Health)> {
+    let Daemon::Answers(status) = &seen.daemon else {
+        let message = format!("{}: nothing is cleared: {}", path(&seen.state), Health::of(seen));
+        return Err(Failure::new(Health::of(seen).exit().unwrap_or(Exit::Device), message));
+    };
+    let found: Vec<_> = health::findings(status).into_iter().filter(Finding::has_happened).collect();
+    if found.is_empty() {
+        return Ok(("there is nothing to clear".into(), Health::of(seen)));
+    }
+    let after = ask(&seen.state, &found)?;
+    let words: Vec<_> = found.iter().map(Finding::to_string).collect();
+    Ok((format!("cleared {}", words.join(", ")), Health::of_status(&after)))
+}
+
+/// The status after these were acknowledged, as they were seen: not what has come since.
+fn ask(state: &State, found: &[Finding]) -> Outcome<Value> {
+    let findings = found.iter().map(|finding| (finding.field.to_owned(), finding.count)).collect();
+    client::ask(&socket_path(state.id), &Request::Clear { findings }).map_err(|unanswered| match unanswered {
+        Unanswered::Failed(failure) => failure.context(path(state)),
+        Unanswered::Late => {
+            let seconds = ANSWERS_WITHIN.as_secs();
+            let message = format!(
+                "{}: its daemon has not answered within {seconds} s: `status` says whether it has cleared",
+                path(state)
+            );
+            Failure::new(Exit::Busy, message)
+        }
+    })
+}
+
+/// All in one line.
+fn worst(left: &[Failure]) -> Outcome {
+    let Some(exit) = health::worst_of(left.iter().map(|failure| failure.exit)) else { return Ok(()) };
+    let messages: Vec<_> = left.iter().map(|failure| failure.message.as_str()).collect();
+    Err(Failure::new(exit, messages.join("; ")))
+}
