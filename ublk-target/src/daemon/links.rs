@@ -1,23 +1,33 @@
-//! Links from devices' names to the devices. Where there is udev it makes them, and takes them
-//! away; else they are made here.
+//! Links from devices' names to the devices. Where there is udev, with our rules, it makes them, and
+//! takes them away; else they are made here.
 
 use crate::{
     name::{DeviceName, LINKS},
     ublk,
+    wait::Wait,
 };
 use std::{
     fs, io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+/// How long udev may take for a link.
+const MADE_WITHIN: Duration = Duration::from_secs(10);
+
 /// Tells whoever looks at block devices that this one answers: udev looks again, and finds name and
-/// UUID in the state file. Where there is no udev the link is made here.
+/// UUID in the state file, and makes the link. Where it does not it is made here. It is there then.
 pub(super) fn announce(number: u32, name: Option<&DeviceName>) {
     let _ = fs::write(format!("/sys/class/block/ublkb{number}/uevent"), "change");
-    if let Some(name) = name.filter(|_| !has_udev()) {
-        let _ = make(&name.link(), number);
+    let Some(link) = name.map(DeviceName::link) else { return };
+    if !is_made_by_udev(Path::new("/")) {
+        let _ = make(&link, number);
+        return;
     }
+    // Who hears next that the device answers may use its name at once.
+    let mut wait = Wait::up_to(MADE_WITHIN, format_args!("udev to make {}", link.display()));
+    while !link.canonicalize().is_ok_and(|device| device == ublk::block_path(number)) && wait.pause() {}
 }
 
 /// What a link that was made here says of this number is over: the device is gone, or is about to
@@ -40,8 +50,10 @@ fn leads_to(link: &Path, device: &PathBuf) -> bool {
     fs::read_link(link).is_ok_and(|target| target == *device)
 }
 
-fn has_udev() -> bool {
-    Path::new("/run/udev/control").exists()
+/// Whether udev runs below this root, and has our rules.
+fn is_made_by_udev(root: &Path) -> bool {
+    let has_rules = |folder| root.join(folder).join("udev/rules.d/61-ublk-integrity.rules").exists();
+    root.join("run/udev/control").exists() && ["usr/lib", "usr/local/lib", "etc", "run"].into_iter().any(has_rules)
 }
 
 fn make(link: &Path, number: u32) -> io::Result<()> {
@@ -68,6 +80,21 @@ mod tests {
         let file = folder.path().join("links/file");
         fs::write(&file, "precious").unwrap();
         assert!(make(&file, 5).is_err() && fs::read(&file).unwrap() == b"precious");
+    }
+
+    #[test]
+    fn udev_makes_links_where_it_runs_and_has_our_rules() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |path: &str| {
+            fs::create_dir_all(root.path().join(path).parent().unwrap()).unwrap();
+            fs::write(root.path().join(path), "").unwrap();
+        };
+        put("usr/local/lib/udev/rules.d/61-ublk-integrity.rules");
+        assert!(!is_made_by_udev(root.path()));
+        put("run/udev/control");
+        assert!(is_made_by_udev(root.path()));
+        fs::remove_dir_all(root.path().join("usr")).unwrap();
+        assert!(!is_made_by_udev(root.path()));
     }
 
     #[test]
