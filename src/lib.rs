@@ -121,6 +121,7 @@ mod write_back;
 pub use counters::CounterValues;
 pub use crypto::keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
 pub use crypto::tagger::TagMaker;
+pub use crypto::wrapping::Credential;
 pub use error::{BadReason, DeviceError, Latched, PageName, ReadError, WriteError};
 pub use format::hex;
 pub use info::{Status, VolumeInfo};
@@ -131,7 +132,7 @@ pub use io::{
     sectors::BelowSector,
     storage::{Device, Durability, Errno, Geometry, Storage},
 };
-pub use lifecycle::{create, open};
+pub use lifecycle::{create, key_slots, open};
 pub use log::CheckpointerWork;
 pub use maintenance::{check, scrub};
 pub use metadata::hints::{self, Hint, HintReceiver, HintSender};

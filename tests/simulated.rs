@@ -9,6 +9,7 @@ mod foreign;
 mod fuzz;
 mod golden;
 mod growing;
+mod key_slots;
 mod limits;
 mod liveness;
 mod model;

@@ -100,6 +100,9 @@ impl MasterKey {
         }
         Ok(Self(bytes.to_vec()))
     }
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl fmt::Debug for MasterKey {
@@ -146,6 +149,7 @@ pub(crate) struct Keys {
     log: MacKey,
     superblock: MacKey,
     identity: MacKey,
+    key_area: MacKey,
     id: [u8; 16],
 }
 
@@ -165,6 +169,7 @@ impl Keys {
             log: MacKey::new(&expand("ublk-integrity v1 tag log")),
             superblock: MacKey::new(&expand("ublk-integrity v1 superblock")),
             identity: MacKey::new(&expand("ublk-integrity v1 identity")),
+            key_area: MacKey::new(&expand("ublk-integrity v1 key area")),
             id: id[..16].try_into().expect("16 of 32 bytes"),
         };
         id.zeroize();
@@ -191,6 +196,9 @@ impl Keys {
     }
     pub(crate) fn identity(&self) -> &MacKey {
         &self.identity
+    }
+    pub(crate) fn key_area(&self) -> &MacKey {
+        &self.key_area
     }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod keys;
 pub(crate) mod lanes;
 pub(crate) mod sha256;
 pub(crate) mod tagger;
+pub(crate) mod wrapping;
 
 /// A SHA-256 digest.
 pub(crate) type Digest = [u8; 32];

@@ -165,6 +165,10 @@ impl Layout {
     pub(crate) fn superblock_offsets() -> [ByteOffset; 2] {
         [ByteOffset(0), ByteOffset(MIB / 2)]
     }
+    /// Places of the two copies of the key area on the metadata device.
+    pub(crate) fn key_area_offsets() -> [ByteOffset; 2] {
+        Self::superblock_offsets().map(|superblock| ByteOffset(superblock.0 + (64 << 10)))
+    }
     /// Place of the identity block on a data device without metadata.
     pub(crate) fn identity_offset() -> ByteOffset {
         ByteOffset(0)

@@ -4,6 +4,7 @@
 
 mod feature;
 mod identity;
+mod key_area;
 mod known;
 mod layout;
 mod page;
@@ -17,6 +18,8 @@ mod version2;
 pub use feature::Feature;
 pub(crate) use feature::Features;
 pub(crate) use identity::{Identity, RawIdentity};
+pub(crate) use key_area::{KEY_AREA_BYTES, KeyArea, KeySlot, RawKeyArea, master_key};
+pub use key_area::{KEY_SLOTS, NewSlot, SlotKind};
 pub use known::KnownFormat;
 pub(crate) use layout::{LEAST_SYNC_LOG, Layout, LayoutError, MAX_LEVELS, MAX_LOG, MIN_LOG, PageId, tag_pages};
 pub(crate) use page::{EntryState, TreeEntry, digest, digest_each};
@@ -98,6 +101,8 @@ mod tests {
         assert!(rows.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{rows:?}");
         let copies = super::Layout::superblock_offsets().map(|at| (at.0, super::PAGE_BYTES as u64));
         assert!(copies.iter().all(|copy| rows.contains(copy)), "{rows:?}");
+        let areas = super::Layout::key_area_offsets().map(|at| (at.0, super::KEY_AREA_BYTES as u64));
+        assert!(areas.iter().all(|area| rows.contains(area)), "{rows:?}");
         assert!(rows.iter().all(|(at, bytes)| at + bytes <= super::Layout::reserved_bytes()), "{rows:?}");
     }
 }

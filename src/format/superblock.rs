@@ -261,6 +261,12 @@ impl Superblock {
         Self { version2: self.version2.map(|(features, fields)| (features, Version2 { scrub, ..fields })), ..self }
     }
 
+    /// The same with its key in the key area.
+    pub(crate) fn with_key_area(self) -> Self {
+        let fields = self.version2.map_or_else(Version2::default, |(_, fields)| fields);
+        Self { version2: fields.if_needed(self.features().with(Feature::KeyArea)), ..self }
+    }
+
     /// Whether the live log may hold blocks.
     pub(crate) fn has_sync_log(&self) -> bool {
         self.features().has(Feature::SyncLog)

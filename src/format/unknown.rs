@@ -21,6 +21,12 @@ pub enum Unknown {
     /// An identity block of another version.
     #[error("identity block version {0} is not known to this program")]
     IdentityVersion(u32),
+    /// A key area of another version.
+    #[error("key area version {0} is not known to this program")]
+    KeyAreaVersion(u32),
+    /// The kind of a key slot.
+    #[error("key slot kind {0} is not known to this program")]
+    SlotKind(u32),
     /// A reserved byte that is not zero.
     #[error("byte {at} of the {of} is in use, for what is not known to this program")]
     Reserved {

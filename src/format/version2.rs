@@ -144,7 +144,7 @@ impl Label {
         let clean = bytes[len..].iter().all(|byte| *byte == 0);
         text.parse().ok().filter(|_| clean)
     }
-    fn bytes(self) -> [u8; LABEL_BYTES] {
+    pub(super) fn bytes(self) -> [u8; LABEL_BYTES] {
         let mut bytes = [0; LABEL_BYTES];
         bytes[..self.0.len()].copy_from_slice(self.0.as_bytes());
         bytes

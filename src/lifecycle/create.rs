@@ -2,14 +2,18 @@
 
 use crate::{
     BelowSector, Buf, ByteOffset, Device, DeviceError, Durability, Epoch, MasterKey, RecordNumber, Storage,
-    crypto::keys::{Keys, TagAlgorithm},
+    crypto::{
+        keys::{Keys, TagAlgorithm},
+        wrapping::Credential,
+    },
     format::{
-        Feature, Features, Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, Superblock, TreeEntry,
+        Feature, Features, Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, NewSlot, PAGE_BYTES, Superblock, TreeEntry,
         Version2, can_be_atomic,
     },
     io::sectors::{refuse_blocks_below_sector, refuse_records_below_sector},
     lifecycle::{
         identity_block::write_identity,
+        key_slots::{self, SlotError, UnlockedSlots},
         superblocks::{SuperblockUpdate, publish},
     },
 };
@@ -136,6 +140,9 @@ pub enum FormatError {
         /// Most.
         max: u64,
     },
+    /// The first key slot can't be filled.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -291,12 +298,37 @@ fn possible<S: Storage>(io: &S, options: &FormatOptions) -> Result<Superblock, F
 /// The whole first MiB of each device is overwritten, so that no old superblock copy and no
 /// signature of another format survives in it.
 pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions) -> Result<VolumeInfo, FormatError> {
-    let superblock = possible(io, options)?;
-    let keys = Keys::derive(key, &options.uuid);
+    write(io, key, possible(io, options)?, None).await
+}
+
+/// The same with the volume's key, 32 fresh random bytes, wrapped in a [key slot](crate::key_slots)
+/// that `credential` opens. The device has nothing else that it could be had from.
+pub async fn format_with_slot<S: Storage>(
+    io: &S,
+    key: &[u8; 32],
+    (credential, slot): (&Credential, &NewSlot),
+    options: &FormatOptions,
+) -> Result<VolumeInfo, FormatError> {
+    let superblock = possible(io, options)?.with_key_area();
+    let slots = key_slots::first((&options.uuid, key), credential, slot)?;
+    write(io, &slots.master_key(), superblock, Some(slots)).await
+}
+
+async fn write<S: Storage>(
+    io: &S,
+    key: &MasterKey,
+    superblock: Superblock,
+    slots: Option<UnlockedSlots>,
+) -> Result<VolumeInfo, FormatError> {
+    let keys = Keys::derive(key, &superblock.uuid);
     wipe(io, Device::Meta).await?;
-    if options.separate_meta {
+    if superblock.layout.separate_meta {
         wipe(io, Device::Data).await?;
-        write_identity(io, &keys, &Identity { uuid: options.uuid, size: superblock.layout.size() }).await?;
+        write_identity(io, &keys, &Identity { uuid: superblock.uuid, size: superblock.layout.size() }).await?;
+    }
+    // It counts once a superblock says so.
+    if let Some(slots) = slots {
+        slots.write(io).await?;
     }
     publish(io, &keys, SuperblockUpdate::First(&superblock), Buf::new(PAGE_BYTES)).await.0?;
     Ok(VolumeInfo::of(&superblock))

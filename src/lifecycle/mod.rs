@@ -4,6 +4,7 @@ pub mod create;
 pub(crate) mod grow_error;
 mod growth;
 pub(crate) mod identity_block;
+pub mod key_slots;
 pub mod open;
 pub(crate) mod open_error;
 pub(crate) mod recovery;

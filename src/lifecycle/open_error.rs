@@ -28,6 +28,27 @@ pub enum OpenError {
         /// The volume.
         uuid: String,
     },
+    /// No key slot is opened by what was given.
+    #[error("no key slot of volume {uuid} on the metadata device is opened by this key or passphrase")]
+    NoSlotOpens {
+        /// The volume.
+        uuid: String,
+    },
+    /// A passphrase, and the volume has no slot that it could open.
+    #[error("the volume on the metadata device has no key slots: it is opened by its key, not by a passphrase")]
+    NoKeySlots,
+    /// Both copies of the key area are damaged.
+    #[error("both copies of the key area of volume {uuid} on the metadata device are damaged: its key can't be had")]
+    KeyAreaDamaged {
+        /// The volume.
+        uuid: String,
+    },
+    /// There is not the memory for a guess at a passphrase.
+    #[error("trying the passphrase takes {needed} bytes of memory, which can't be had")]
+    PassphraseMemory {
+        /// What a guess takes.
+        needed: u64,
+    },
     /// Right key, but a MAC does not hold, or copies contradict each other, or the log is newer
     /// than the superblock.
     #[error("the {what} was tampered with")]

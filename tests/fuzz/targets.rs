@@ -83,11 +83,18 @@ sort_variants! { OpenError, REFUSALS, name_of_refusal:
         LogUnreadable: "the devices read what they hold"
         Away: "the devices answer"
         Device: "the devices do not fail"
+        NoSlotOpens: "an open is given the volume's key"
+        NoKeySlots: "an open is given the volume's key"
+        KeyAreaDamaged: "an open is given the volume's key"
+        PassphraseMemory: "an open is given the volume's key"
     ]
 }
 sort_variants! { Unknown, UNKNOWNS, name_of_unknown:
     reached [Version Feature TagAlgorithm EntryKind IdentityVersion Reserved Field]
-    never []
+    never [
+        KeyAreaVersion: "an open is given the volume's key"
+        SlotKind: "an open is given the volume's key"
+    ]
 }
 sort_variants! { ReadError, READ_ERRORS, name_of_read_error:
     reached [Mismatch BadPage BadRange]

@@ -1,0 +1,264 @@
+//! Key slots: a volume's key lies wrapped in the key area, once for each credential that opens it.
+//!
+//! ```text
+//!   locked ── read both copies: the newest whole one counts
+//!     └─ unlock(credential) ── a slot gives the volume's key; by that the area's MAC is verified
+//!          └─ add, change, remove ── write: the copy that does not count, durable; then the other
+//! ```
+//!
+//! A crash at any step leaves a whole copy, of before or after. Nobody but these commands writes the
+//! area, so a volume may be in use meanwhile; two of them at a time are kept apart by the caller.
+
+use crate::{
+    Buf, ByteOffset, Device, DeviceError, Durability, MasterKey, Storage,
+    crypto::{
+        keys::Keys,
+        wrapping::{Credential, NoMemory, VOLUME_KEY_BYTES, VolumeKey},
+    },
+    format::{Feature, KEY_AREA_BYTES, KeyArea, KeySlot, Label, Layout, RawKeyArea, Superblock, master_key, uuid_text},
+    lifecycle::{open_error::OpenError, superblocks::read_copies},
+};
+pub use crate::{
+    crypto::wrapping::{GuessCost, MAX_PASSPHRASE_BYTES, Passphrase, PassphraseLength},
+    format::{KEY_SLOTS, NewSlot, SlotKind},
+};
+use serde::Serialize;
+use zerocopy::{FromBytes, IntoBytes};
+use zeroize::Zeroizing;
+
+/// A slot in use, as can be seen without a key.
+#[derive(Clone, Debug, Serialize)]
+pub struct SlotInfo {
+    /// From 0 to 7.
+    pub slot: usize,
+    /// What opens it.
+    #[serde(flatten)]
+    pub kind: SlotKind,
+    /// When it was made, in seconds since 1970.
+    pub made_seconds: u64,
+    /// Its name, for people.
+    pub label: Label,
+}
+
+/// Why the slots can't be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// All are in use.
+    #[error("all {KEY_SLOTS} key slots of volume {0} on the metadata device are in use: remove one first")]
+    Full(String),
+    /// The slot is empty, or there is none of this number.
+    #[error("key slot {0} of the volume on the metadata device is not in use")]
+    Empty(usize),
+    /// Nobody who asks could open the volume afterwards.
+    #[error("key slot {0} is the one that the given key opens: give the key of another slot to remove it")]
+    Own(usize),
+    /// There is not the memory for a guess at this cost.
+    #[error("a guess at this passphrase takes {0} bytes of memory, which can't be had")]
+    Memory(u64),
+    /// A copy could not be written; the other is as it was, and counts.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// What was to be changed is changed, but the second copy of the area still is as before.
+    #[error("the change counts, but the other copy of the key area still holds what was there before: {0}")]
+    SecondCopy(DeviceError),
+}
+
+/// A volume's slots, before any of them is opened.
+pub struct LockedSlots {
+    area: KeyArea,
+    /// The area as it lies there, for its MAC.
+    raw: Box<RawKeyArea>,
+    /// The copy that counts.
+    newest: usize,
+    /// Whether the other one is the same.
+    both: bool,
+}
+
+/// A volume's slots, and its key.
+pub struct UnlockedSlots {
+    area: KeyArea,
+    key: VolumeKey,
+    opened: usize,
+    newest: usize,
+}
+
+/// The master key of the volume that lies there, for [`open`](crate::open::open): the credential
+/// itself, unless the volume has key slots.
+///
+/// # Errors
+/// [`OpenError::NoKeySlots`] for a passphrase where there are none, [`OpenError::NoSlotOpens`], and
+/// what makes the slots unreadable. A volume that is none or damaged is left to whoever opens it.
+pub async fn unlock<S: Storage>(io: &S, credential: Credential) -> Result<MasterKey, OpenError> {
+    match (LockedSlots::read(io).await?, credential) {
+        (Some(slots), credential) => Ok(slots.unlock(&credential)?.master_key()),
+        (None, Credential::Key(key)) => Ok(key),
+        (None, Credential::Passphrase(_)) => Err(OpenError::NoKeySlots),
+    }
+}
+
+impl LockedSlots {
+    /// Those of the volume on the metadata device, by its newest superblock; `None` where it has none.
+    pub async fn read<S: Storage>(io: &S) -> Result<Option<Self>, OpenError> {
+        let superblocks = read_copies(io).await?;
+        let whole = superblocks.raw.iter().filter_map(|raw| raw.parse().ok());
+        let Some(superblock) = whole.max_by_key(|superblock| superblock.epoch) else { return Ok(None) };
+        if !superblock.features().has(Feature::KeyArea) {
+            return Ok(None);
+        }
+        Self::of(io, &superblock).await.map(Some)
+    }
+
+    async fn of<S: Storage>(io: &S, superblock: &Superblock) -> Result<Self, OpenError> {
+        let mut found: Vec<Self> = Vec::with_capacity(2);
+        let (mut unreadable, mut unknown) = (None, None);
+        for (copy, at) in Layout::key_area_offsets().into_iter().enumerate() {
+            match read_copy(io, at).await {
+                Ok(raw) => match raw.parse() {
+                    Ok(Some(area)) if area.uuid == superblock.uuid => {
+                        found.push(Self { area, raw, newest: copy, both: false });
+                    }
+                    Ok(_) => {}
+                    Err(e) => unknown = Some(e),
+                },
+                Err(e) => unreadable = Some(e),
+            }
+        }
+        // A copy that is not understood may be the newer one.
+        if let Some(unknown) = unknown {
+            return Err(unknown.into());
+        }
+        let same = matches!(&found[..], [a, b] if a.raw.as_bytes() == b.raw.as_bytes());
+        if let [a, b] = &found[..] {
+            if a.area.generation == b.area.generation && !same {
+                return Err(OpenError::Tampered { what: "key area" });
+            }
+        }
+        let newest = found.into_iter().max_by_key(|copy| copy.area.generation);
+        match (newest, unreadable) {
+            (Some(newest), _) => Ok(Self { both: same, ..newest }),
+            (None, Some(e)) => Err(e.into()),
+            (None, None) => Err(OpenError::KeyAreaDamaged { uuid: uuid_text(&superblock.uuid) }),
+        }
+    }
+
+    /// Those in use.
+    pub fn list(&self) -> Vec<SlotInfo> {
+        list(&self.area)
+    }
+
+    /// Whether both copies say the same. A crash in the middle of a change leaves the older one,
+    /// until the next change.
+    pub fn copies_agree(&self) -> bool {
+        self.both
+    }
+
+    /// Opens the first slot that this credential opens.
+    pub fn unlock(self, credential: &Credential) -> Result<UnlockedSlots, OpenError> {
+        let Self { area, raw, newest, .. } = self;
+        let uuid = area.uuid;
+        for (number, slot) in area.slots.iter().enumerate() {
+            let Some(slot) = slot else { continue };
+            let key = slot.unwrap(credential, (&uuid, number));
+            let key = key.map_err(|NoMemory| OpenError::PassphraseMemory { needed: memory_bytes(slot.kind) })?;
+            if let Some(key) = key {
+                if !raw.verify(&Keys::derive(&master_key(&key), &uuid)) {
+                    return Err(OpenError::Tampered { what: "key area" });
+                }
+                return Ok(UnlockedSlots { area, key, opened: number, newest });
+            }
+        }
+        Err(OpenError::NoSlotOpens { uuid: uuid_text(&uuid) })
+    }
+}
+
+impl UnlockedSlots {
+    /// The key of the volume.
+    pub fn master_key(&self) -> MasterKey {
+        master_key(&self.key)
+    }
+
+    /// The slot that was opened.
+    pub fn opened(&self) -> usize {
+        self.opened
+    }
+
+    /// Wraps the volume's key for one more credential, in the first slot that is free: its number.
+    pub fn add(&mut self, credential: &Credential, new: &NewSlot) -> Result<usize, SlotError> {
+        let free = self.area.slots.iter().position(Option::is_none);
+        let free = free.ok_or_else(|| SlotError::Full(uuid_text(&self.area.uuid)))?;
+        self.fill(free, credential, new).map(|()| free)
+    }
+
+    /// Has the opened slot opened by another credential.
+    pub fn change(&mut self, credential: &Credential, new: &NewSlot) -> Result<(), SlotError> {
+        self.fill(self.opened, credential, new)
+    }
+
+    /// Empties a slot; not the opened one: whoever asks keeps a way in.
+    pub fn remove(&mut self, slot: usize) -> Result<(), SlotError> {
+        if slot == self.opened {
+            return Err(SlotError::Own(slot));
+        }
+        let emptied = self.area.slots.get_mut(slot).and_then(Option::take);
+        emptied.map(drop).ok_or(SlotError::Empty(slot))
+    }
+
+    fn fill(&mut self, slot: usize, credential: &Credential, new: &NewSlot) -> Result<(), SlotError> {
+        let wrapped = KeySlot::wrap(credential, new, (&self.area.uuid, slot), &self.key);
+        self.area.slots[slot] = Some(wrapped.map_err(|NoMemory| SlotError::Memory(new.cost.memory_bytes()))?);
+        Ok(())
+    }
+
+    /// Writes both copies, each durable before the next: first the one that does not count, so that
+    /// there is a whole one at any moment.
+    pub async fn write<S: Storage>(mut self, io: &S) -> Result<(), SlotError> {
+        self.area.generation += 1;
+        let raw = self.area.seal(&Keys::derive(&self.master_key(), &self.area.uuid));
+        let offsets = Layout::key_area_offsets();
+        write_copy(io, offsets[1 - self.newest], &raw).await?;
+        write_copy(io, offsets[self.newest], &raw).await.map_err(SlotError::SecondCopy)
+    }
+}
+
+/// A key area with one slot, and the key that is wrapped there; for a new volume.
+pub(crate) fn first(
+    (uuid, key): (&[u8; 16], &[u8; VOLUME_KEY_BYTES]),
+    credential: &Credential,
+    new: &NewSlot,
+) -> Result<UnlockedSlots, SlotError> {
+    let area = KeyArea { uuid: *uuid, generation: 0, slots: [const { None }; KEY_SLOTS] };
+    let mut slots = UnlockedSlots { area, key: Zeroizing::new(*key), opened: 0, newest: 0 };
+    slots.add(credential, new)?;
+    Ok(slots)
+}
+
+fn list(area: &KeyArea) -> Vec<SlotInfo> {
+    let used = area.slots.iter().enumerate().filter_map(|(slot, used)| Some((slot, used.as_ref()?)));
+    used.map(|(slot, KeySlot { kind, made_seconds, label, .. })| SlotInfo {
+        slot,
+        kind: *kind,
+        made_seconds: *made_seconds,
+        label: *label,
+    })
+    .collect()
+}
+
+fn memory_bytes(kind: SlotKind) -> u64 {
+    match kind {
+        SlotKind::KeyFile => 0,
+        SlotKind::Passphrase(cost) => cost.memory_bytes(),
+    }
+}
+
+async fn read_copy<S: Storage>(io: &S, at: ByteOffset) -> Result<Box<RawKeyArea>, DeviceError> {
+    let (read, buf) = io.read(Device::Meta, at, Buf::new(KEY_AREA_BYTES), 0..KEY_AREA_BYTES).await;
+    read.map_err(|errno| DeviceError::new("read", Device::Meta, at, KEY_AREA_BYTES, errno))?;
+    Ok(Box::new(RawKeyArea::read_from_bytes(&buf).expect("the buffer is as long as the struct")))
+}
+
+async fn write_copy<S: Storage>(io: &S, at: ByteOffset, raw: &RawKeyArea) -> Result<(), DeviceError> {
+    let mut buf = Buf::new(KEY_AREA_BYTES);
+    buf.copy_from_slice(raw.as_bytes());
+    let (written, _) = io.write(Device::Meta, at, buf, 0..KEY_AREA_BYTES, Durability::Durable).await;
+    written.map_err(|errno| DeviceError::new("write", Device::Meta, at, KEY_AREA_BYTES, errno))
+}

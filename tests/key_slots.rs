@@ -1,0 +1,251 @@
+//! Key slots: who opens a volume, and that a change of the slots can be cut short anywhere.
+
+use crate::sim::{Disk, Rng, SimStorage, block_on, exec::block_on_steps, format_options, key, open_options};
+use sha2::{Digest, Sha256};
+use ublk_integrity::{
+    Credential, Device, MasterKey,
+    create::{format_with_slot, plan},
+    key_slots::{GuessCost, LockedSlots, NewSlot, Passphrase, SlotError, UnlockedSlots, unlock},
+    open::{OpenError, open},
+};
+
+const VOLUME_KEY: [u8; 32] = [5; 32];
+const AREAS: [u64; 2] = [64 << 10, 576 << 10];
+const AREA: usize = 32 << 10;
+const CHECKSUM: std::ops::Range<usize> = 704..736;
+
+fn file(byte: u8) -> Credential {
+    Credential::Key(MasterKey::new(&[byte; 32]).unwrap())
+}
+
+fn word(text: &str) -> Credential {
+    Credential::Passphrase(Passphrase::new(text.as_bytes()).unwrap())
+}
+
+fn new(rng: &mut Rng) -> NewSlot {
+    let [salt, other]: [[u8; 32]; 2] = [rng.bytes(), rng.bytes()];
+    let cost = GuessCost { memory_kib: 16, passes: 1, lanes: 1 };
+    let nonce = other[..24].try_into().unwrap();
+    NewSlot { cost, made_seconds: 1, label: "test".parse().unwrap(), salt, nonce }
+}
+
+/// A volume whose slot 0 is opened by `file(1)`.
+fn formatted(seed: u64) -> SimStorage {
+    let options = format_options(512);
+    let io = SimStorage::new(Disk::new(plan(&options).unwrap().data_device_bytes, None, 512, seed));
+    let slot = new(&mut Rng::new(seed));
+    block_on(&io, format_with_slot(&io, &VOLUME_KEY, (&file(1), &slot), &options)).unwrap();
+    io
+}
+
+fn locked(io: &SimStorage) -> LockedSlots {
+    block_on(io, LockedSlots::read(io)).unwrap().expect("it has slots")
+}
+
+fn unlocked(io: &SimStorage, credential: &Credential) -> UnlockedSlots {
+    locked(io).unlock(credential).unwrap()
+}
+
+fn opens(io: &SimStorage, credential: &Credential) -> bool {
+    match locked(io).unlock(credential) {
+        Ok(slots) => {
+            let options = open_options(&mut Rng::new(3));
+            block_on(io, open(io, &slots.master_key(), &options)).unwrap();
+            true
+        }
+        Err(OpenError::NoSlotOpens { .. }) => false,
+        Err(e) => panic!("{e}"),
+    }
+}
+
+fn copies(io: &SimStorage) -> [Vec<u8>; 2] {
+    AREAS.map(|at| io.disk().peek(Device::Meta, at, AREA))
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Add,
+    Change,
+    Remove,
+}
+
+/// Slot 0 is opened by `file(1)`, slot 1 by "word"; the second asks.
+fn with_two(seed: u64) -> SimStorage {
+    let io = formatted(seed);
+    let mut slots = unlocked(&io, &file(1));
+    assert_eq!(slots.add(&word("word"), &new(&mut Rng::new(seed ^ 1))).unwrap(), 1);
+    block_on(&io, slots.write(&io)).unwrap();
+    io
+}
+
+fn changed(io: &SimStorage, change: Change) -> UnlockedSlots {
+    let mut rng = Rng::new(99);
+    let mut slots = unlocked(io, &word("word"));
+    match change {
+        Change::Add => assert_eq!(slots.add(&file(2), &new(&mut rng)).unwrap(), 2),
+        Change::Change => slots.change(&word("other"), &new(&mut rng)).unwrap(),
+        Change::Remove => slots.remove(0).unwrap(),
+    }
+    slots
+}
+
+/// Which of all credentials open the volume.
+fn who(io: &SimStorage) -> [bool; 4] {
+    [file(1), file(2), word("word"), word("other")].map(|credential| opens(io, &credential))
+}
+
+fn afterwards(change: Change) -> [bool; 4] {
+    match change {
+        Change::Add => [true, true, true, false],
+        Change::Change => [true, false, false, true],
+        Change::Remove => [false, false, true, false],
+    }
+}
+
+#[test]
+fn a_volume_is_opened_by_what_its_slots_say() {
+    let io = formatted(1);
+    assert_eq!(who(&io), [true, false, false, false]);
+    assert!(matches!(block_on(&io, unlock(&io, file(1))), Ok(_)));
+    assert!(matches!(block_on(&io, unlock(&io, word("word"))), Err(OpenError::NoSlotOpens { .. })));
+    let other = MasterKey::new(&[1; 32]).unwrap();
+    let options = open_options(&mut Rng::new(3));
+    let wrapping_key = block_on(&io, open(&io, &other, &options)).err();
+    assert!(matches!(wrapping_key, Some(OpenError::WrongKey { .. })), "what opens a slot is not the volume's key");
+    for change in [Change::Add, Change::Change, Change::Remove] {
+        let io = with_two(2);
+        assert_eq!(who(&io), [true, false, true, false]);
+        block_on(&io, changed(&io, change).write(&io)).unwrap();
+        assert_eq!(who(&io), afterwards(change), "{change:?}");
+        let [a, b] = copies(&io);
+        assert!(a == b && locked(&io).copies_agree());
+    }
+}
+
+#[test]
+fn a_volume_without_slots_is_opened_by_its_key() {
+    let io = crate::sim::formatted(&format_options(512), 1);
+    assert!(block_on(&io, LockedSlots::read(&io)).unwrap().is_none());
+    let found = block_on(&io, unlock(&io, Credential::Key(key()))).unwrap();
+    block_on(&io, open(&io, &found, &open_options(&mut Rng::new(3)))).unwrap();
+    assert!(matches!(block_on(&io, unlock(&io, word("word"))), Err(OpenError::NoKeySlots)));
+}
+
+#[test]
+fn a_change_that_is_cut_short_anywhere_is_done_or_not() {
+    for change in [Change::Add, Change::Change, Change::Remove] {
+        let io = with_two(7);
+        let (before, after) = (who(&io), afterwards(change));
+        let (mut seen, mut ends) = ([0, 0], false);
+        for steps in 0.. {
+            for seed in 0..12 {
+                let fork = SimStorage::new(io.disk().fork(seed));
+                ends = block_on_steps(&fork, changed(&fork, change).write(&fork), steps).is_some();
+                if seed % 2 == 0 {
+                    fork.disk().power_cut()
+                } else {
+                    fork.disk().kill()
+                }
+                let now = who(&fork);
+                assert!(now == before || now == after, "{change:?} after {steps} steps, seed {seed}: {now:?}");
+                seen[usize::from(now == after)] += 1;
+                if ends {
+                    assert_eq!(now, after);
+                }
+                // The next change mends what was cut short.
+                let asks = if now[2] { word("word") } else { word("other") };
+                let mut slots = unlocked(&fork, &asks);
+                slots.change(&file(3), &new(&mut Rng::new(seed))).unwrap();
+                block_on(&fork, slots.write(&fork)).unwrap();
+                assert!(locked(&fork).copies_agree() && opens(&fork, &file(3)));
+            }
+            if ends {
+                break;
+            }
+        }
+        assert!(seen.iter().all(|count| *count > 0), "{change:?}: {seen:?}");
+    }
+}
+
+#[test]
+fn what_was_removed_lies_in_neither_copy() {
+    let io = with_two(3);
+    let slot_0 = copies(&io)[0][768..768 + 160].to_vec();
+    let (salt, wrapped) = (&slot_0[56..88], &slot_0[112..160]);
+    let holds = |bytes: &[u8]| copies(&io).iter().any(|copy| copy.windows(bytes.len()).any(|window| window == bytes));
+    assert!(holds(salt) && holds(wrapped));
+    block_on(&io, changed(&io, Change::Remove).write(&io)).unwrap();
+    assert!(!holds(salt) && !holds(wrapped));
+}
+
+#[test]
+fn one_whole_copy_is_enough_and_the_next_change_mends_the_other() {
+    for damaged in AREAS {
+        let io = with_two(4);
+        io.disk().poke(Device::Meta, damaged + 512, &[7; 512]);
+        assert!(!locked(&io).copies_agree());
+        assert_eq!(who(&io), [true, false, true, false]);
+        // The whole one is not written over before the other is whole.
+        let fork = SimStorage::new(io.disk().fork(1));
+        fork.disk().faults.meta_unwritable = true;
+        assert!(matches!(block_on(&fork, changed(&fork, Change::Add).write(&fork)), Err(SlotError::Device(_))));
+        fork.disk().faults.meta_unwritable = false;
+        assert_eq!(who(&fork), [true, false, true, false]);
+        block_on(&io, changed(&io, Change::Add).write(&io)).unwrap();
+        assert!(locked(&io).copies_agree());
+    }
+    let io = with_two(4);
+    AREAS.iter().for_each(|at| io.disk().poke(Device::Meta, *at, &[0; 512]));
+    assert!(matches!(block_on(&io, unlock(&io, file(1))), Err(OpenError::KeyAreaDamaged { .. })));
+}
+
+#[test]
+fn a_forged_area_is_refused() {
+    // With a checksum that holds.
+    let forged = |io: &SimStorage, copy: usize, at: usize| {
+        let mut bytes = copies(io)[copy].clone();
+        bytes[at] ^= 1;
+        bytes[CHECKSUM].fill(0);
+        let mac = bytes[736..768].to_vec();
+        bytes[736..768].fill(0);
+        let sum = Sha256::digest(&bytes);
+        bytes[CHECKSUM].copy_from_slice(&sum);
+        bytes[736..768].copy_from_slice(&mac);
+        io.disk().poke(Device::Meta, AREAS[copy], &bytes);
+    };
+    let refused = |io: &SimStorage| match block_on(io, unlock(io, file(1))) {
+        Err(e @ OpenError::Tampered { .. }) => e.to_string(),
+        other => panic!("{:?}", other.map(|_| ())),
+    };
+    // Both copies alike; the second slot's name, and its salt.
+    for at in [768 + 4000 + 24, 768 + 4000 + 60] {
+        let io = with_two(5);
+        [0, 1].into_iter().for_each(|copy| forged(&io, copy, at));
+        assert!(refused(&io).contains("key area"));
+    }
+    // Two that contradict each other.
+    let io = with_two(5);
+    forged(&io, 1, 768 + 4000 + 24);
+    assert!(refused(&io).contains("key area"));
+    // One of another volume is none.
+    let io = with_two(5);
+    [0, 1].into_iter().for_each(|copy| forged(&io, copy, 16));
+    assert!(matches!(block_on(&io, unlock(&io, file(1))), Err(OpenError::KeyAreaDamaged { .. })));
+}
+
+#[test]
+fn slots_have_an_end_and_one_is_always_left() {
+    let io = formatted(6);
+    let mut slots = unlocked(&io, &file(1));
+    assert!(matches!(slots.remove(0), Err(SlotError::Own(0))));
+    assert!(matches!(slots.remove(1), Err(SlotError::Empty(1))));
+    assert!(matches!(slots.remove(8), Err(SlotError::Empty(8))));
+    let mut rng = Rng::new(1);
+    for slot in 1..8 {
+        assert_eq!(slots.add(&file(10 + slot), &new(&mut rng)).unwrap(), usize::from(slot));
+    }
+    assert!(matches!(slots.add(&file(20), &new(&mut rng)), Err(SlotError::Full(_))));
+    block_on(&io, slots.write(&io)).unwrap();
+    assert!((11..18).all(|byte| opens(&io, &file(byte))));
+    assert_eq!(locked(&io).list().len(), 8);
+}
