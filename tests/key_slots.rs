@@ -106,8 +106,8 @@ fn afterwards(change: Change) -> [bool; 4] {
 fn a_volume_is_opened_by_what_its_slots_say() {
     let io = formatted(1);
     assert_eq!(who(&io), [true, false, false, false]);
-    assert!(matches!(block_on(&io, unlock(&io, file(1))), Ok(_)));
-    assert!(matches!(block_on(&io, unlock(&io, word("word"))), Err(OpenError::NoSlotOpens { .. })));
+    assert!(matches!(block_on(&io, unlock(&io, &file(1))), Ok(_)));
+    assert!(matches!(block_on(&io, unlock(&io, &word("word"))), Err(OpenError::NoSlotOpens { .. })));
     let other = MasterKey::new(&[1; 32]).unwrap();
     let options = open_options(&mut Rng::new(3));
     let wrapping_key = block_on(&io, open(&io, &other, &options)).err();
@@ -126,9 +126,10 @@ fn a_volume_is_opened_by_what_its_slots_say() {
 fn a_volume_without_slots_is_opened_by_its_key() {
     let io = crate::sim::formatted(&format_options(512), 1);
     assert!(block_on(&io, LockedSlots::read(&io)).unwrap().is_none());
-    let found = block_on(&io, unlock(&io, Credential::Key(key()))).unwrap();
+    let own = Credential::Key(key());
+    let found = block_on(&io, unlock(&io, &own)).unwrap();
     block_on(&io, open(&io, &found, &open_options(&mut Rng::new(3)))).unwrap();
-    assert!(matches!(block_on(&io, unlock(&io, word("word"))), Err(OpenError::NoKeySlots)));
+    assert!(matches!(block_on(&io, unlock(&io, &word("word"))), Err(OpenError::NoKeySlots)));
 }
 
 #[test]
@@ -196,7 +197,7 @@ fn one_whole_copy_is_enough_and_the_next_change_mends_the_other() {
     }
     let io = with_two(4);
     AREAS.iter().for_each(|at| io.disk().poke(Device::Meta, *at, &[0; 512]));
-    assert!(matches!(block_on(&io, unlock(&io, file(1))), Err(OpenError::KeyAreaDamaged { .. })));
+    assert!(matches!(block_on(&io, unlock(&io, &file(1))), Err(OpenError::KeyAreaDamaged { .. })));
 }
 
 #[test]
@@ -213,7 +214,7 @@ fn a_forged_area_is_refused() {
         bytes[736..768].copy_from_slice(&mac);
         io.disk().poke(Device::Meta, AREAS[copy], &bytes);
     };
-    let refused = |io: &SimStorage| match block_on(io, unlock(io, file(1))) {
+    let refused = |io: &SimStorage| match block_on(io, unlock(io, &file(1))) {
         Err(e @ OpenError::Tampered { .. }) => e.to_string(),
         other => panic!("{:?}", other.map(|_| ())),
     };
@@ -230,7 +231,7 @@ fn a_forged_area_is_refused() {
     // One of another volume is none.
     let io = with_two(5);
     [0, 1].into_iter().for_each(|copy| forged(&io, copy, 16));
-    assert!(matches!(block_on(&io, unlock(&io, file(1))), Err(OpenError::KeyAreaDamaged { .. })));
+    assert!(matches!(block_on(&io, unlock(&io, &file(1))), Err(OpenError::KeyAreaDamaged { .. })));
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub use crate::{
     format::{KEY_SLOTS, NewSlot, SlotKind},
 };
 use serde::Serialize;
+use std::ops::Deref;
 use zerocopy::{FromBytes, IntoBytes};
 use zeroize::Zeroizing;
 
@@ -88,11 +89,30 @@ pub struct UnlockedSlots {
 /// # Errors
 /// [`OpenError::NoKeySlots`] for a passphrase where there are none, [`OpenError::NoSlotOpens`], and
 /// what makes the slots unreadable. A volume that is none or damaged is left to whoever opens it.
-pub async fn unlock<S: Storage>(io: &S, credential: Credential) -> Result<MasterKey, OpenError> {
+pub async fn unlock<'c, S: Storage>(io: &S, credential: &'c Credential) -> Result<Unlocked<'c>, OpenError> {
     match (LockedSlots::read(io).await?, credential) {
-        (Some(slots), credential) => Ok(slots.unlock(&credential)?.master_key()),
-        (None, Credential::Key(key)) => Ok(key),
+        (Some(slots), credential) => Ok(Unlocked::Slot(slots.unlock(credential)?.master_key())),
+        (None, Credential::Key(key)) => Ok(Unlocked::Key(key)),
         (None, Credential::Passphrase(_)) => Err(OpenError::NoKeySlots),
+    }
+}
+
+/// A volume's master key, and where it was had from.
+pub enum Unlocked<'c> {
+    /// The credential itself.
+    Key(&'c MasterKey),
+    /// A key slot.
+    Slot(MasterKey),
+}
+
+impl Deref for Unlocked<'_> {
+    type Target = MasterKey;
+
+    fn deref(&self) -> &MasterKey {
+        match self {
+            Self::Key(key) => key,
+            Self::Slot(key) => key,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::{fmt, io, path::Path, process::ExitCode};
 use ublk_integrity::{
     Device, DeviceError, Errno, KeyLength, Latched, ReadError, WriteError,
     create::FormatError,
+    key_slots::SlotError,
     open::{GrowError, OpenError},
 };
 
@@ -226,11 +227,26 @@ impl From<WriteError> for Failure {
 impl From<FormatError> for Failure {
     fn from(e: FormatError) -> Self {
         let exit = match &e {
+            FormatError::Slot(e) => return Self::new(exit_of_slot(e), e),
             FormatError::Device(d) => Exit::of_errno(d.errno.0),
             FormatError::TooSmall { .. } => Exit::Device,
             _ => Exit::Arguments,
         };
         Self::new(exit, e)
+    }
+}
+
+impl From<SlotError> for Failure {
+    fn from(e: SlotError) -> Self {
+        Self::new(exit_of_slot(&e), e)
+    }
+}
+
+fn exit_of_slot(e: &SlotError) -> Exit {
+    match e {
+        SlotError::Full(_) | SlotError::Empty(_) | SlotError::Own(_) => Exit::Arguments,
+        SlotError::Memory(_) => Exit::Memory,
+        SlotError::Device(d) | SlotError::SecondCopy(d) => Exit::of_errno(d.errno.0),
     }
 }
 
@@ -240,6 +256,11 @@ impl From<OpenError> for Failure {
             OpenError::WrongKey { .. } => {
                 return Self::new(Exit::KeyOrPermission, format_args!("{e}{}", newline_hint()));
             }
+            OpenError::NoSlotOpens { .. } => {
+                return Self::new(Exit::KeyOrPermission, format_args!("{e}{}", newline_hint()));
+            }
+            OpenError::NoKeySlots => Exit::KeyOrPermission,
+            OpenError::PassphraseMemory { .. } => Exit::Memory,
             OpenError::Tampered { .. } => Exit::Integrity,
             OpenError::LogUnreadable(_) => {
                 return Self::new(Exit::Device, format_args!("{e} (`export --rescue` takes out what can be had)"));
@@ -252,6 +273,7 @@ impl From<OpenError> for Failure {
             | OpenError::Unknown(_)
             | OpenError::NotServed { .. }
             | OpenError::Damaged
+            | OpenError::KeyAreaDamaged { .. }
             | OpenError::Foreign(_)
             | OpenError::OtherVolume { .. }
             | OpenError::OlderState { .. }

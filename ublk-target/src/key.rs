@@ -1,4 +1,4 @@
-//! Where the master key comes from. It is held in memory that is zeroized, and never shown.
+//! Where the key or the passphrase comes from that opens a volume. It is held in memory that is zeroized, and never shown.
 
 use crate::{
     device::is_same,
@@ -7,11 +7,15 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    ffi::OsString,
     fs::{File, Metadata},
     io::{IsTerminal, Read},
     path::{Path, PathBuf},
 };
-use ublk_integrity::{MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey};
+use ublk_integrity::{
+    Credential, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey,
+    key_slots::{MAX_PASSPHRASE_BYTES, Passphrase},
+};
 use zeroize::Zeroizing;
 
 /// The place of a key; may be shown and stored.
@@ -24,6 +28,10 @@ pub enum KeySource {
     Stdin,
     /// A "user" key of the kernel's keyrings, by description.
     Keyring(String),
+    /// A passphrase: all of a file, without a newline at its end.
+    PassphraseFile(PathBuf),
+    /// A passphrase, asked for at a terminal or read from a pipe.
+    PassphraseStdin,
 }
 
 /// The options that name a key.
@@ -37,6 +45,10 @@ pub struct KeyArgs {
     /// Key from the kernel's keyrings, as added by `keyctl padd user NAME @u`
     #[arg(long, value_name = "keyring:NAME", value_parser = keyring_name)]
     key: Option<String>,
+    /// File that holds a passphrase, where the volume has key slots (a newline at its end does not
+    /// count); "-" asks at the terminal, or reads a pipe
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
 }
 
 /// The same where the key's place may be known already.
@@ -49,6 +61,10 @@ pub struct OptionalKeyArgs {
     /// Key from the kernel's keyrings
     #[arg(long, value_name = "keyring:NAME", value_parser = keyring_name)]
     key: Option<String>,
+    /// File that holds a passphrase, where the volume has key slots (a newline at its end does not
+    /// count); "-" asks at the terminal, or reads a pipe
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
 }
 
 fn keyring_name(text: &str) -> Result<String, String> {
@@ -61,18 +77,19 @@ fn keyring_name(text: &str) -> Result<String, String> {
 impl KeyArgs {
     /// The place that the options name.
     pub fn source(&self) -> Outcome<KeySource> {
-        named(self.key_file.as_deref(), self.key.as_deref())?
-            .ok_or_else(|| Failure::new(Exit::Arguments, "no key given: --key-file FILE or --key keyring:NAME"))
+        let named = KeySource::named(self.key_file.as_deref(), self.key.as_deref(), self.passphrase_file.as_deref())?;
+        let none = "no key given: --key-file FILE, --key keyring:NAME or --passphrase-file FILE";
+        named.ok_or_else(|| Failure::new(Exit::Arguments, none))
     }
 
     /// The key itself.
-    pub fn load(&self) -> Outcome<MasterKey> {
+    pub fn load(&self) -> Outcome<Credential> {
         self.source()?.load()
     }
 
     /// Refuses `other` if it is the file that the key is in: nothing else may get into its place.
     pub fn refuse_itself(&self, other: &Metadata) -> Outcome {
-        match &self.key_file {
+        match self.key_file.as_ref().or(self.passphrase_file.as_ref()) {
             Some(path) if path.metadata().is_ok_and(|key| is_same(&key, other)) => {
                 Err(Failure::new(Exit::Arguments, format_args!("{} is the key file", path.display())))
             }
@@ -84,31 +101,66 @@ impl KeyArgs {
 impl OptionalKeyArgs {
     /// The place that the options name, if any.
     pub fn source(&self) -> Outcome<Option<KeySource>> {
-        named(self.key_file.as_deref(), self.key.as_deref())
+        KeySource::named(self.key_file.as_deref(), self.key.as_deref(), self.passphrase_file.as_deref())
     }
 }
 
-fn named(file: Option<&Path>, keyring: Option<&str>) -> Outcome<Option<KeySource>> {
-    Ok(match (keyring, file) {
-        (Some(name), _) => Some(KeySource::Keyring(name.to_owned())),
-        (None, Some(path)) if path.as_os_str() == "-" => Some(KeySource::Stdin),
-        // The daemon leaves the current folder, and `recover` may be called from another. Links
-        // stay: a pipe of the shell's (/dev/fd/63) is one that leads to no path.
-        (None, Some(path)) => Some(KeySource::File(std::path::absolute(path).map_err(|e| unreadable(path, &e))?)),
-        (None, None) => None,
-    })
+fn absolute(path: &Path) -> Outcome<PathBuf> {
+    std::path::absolute(path).map_err(|e| unreadable(path, &e))
 }
 
 impl KeySource {
-    /// Reads the key.
-    pub fn load(&self) -> Outcome<MasterKey> {
+    /// What options name: a key file, a key of a keyring, a passphrase file.
+    pub fn named(file: Option<&Path>, keyring: Option<&str>, passphrase: Option<&Path>) -> Outcome<Option<Self>> {
+        Ok(match (keyring, file, passphrase) {
+            (Some(name), ..) => Some(KeySource::Keyring(name.to_owned())),
+            (None, Some(path), _) if path.as_os_str() == "-" => Some(KeySource::Stdin),
+            (None, None, Some(path)) if path.as_os_str() == "-" => Some(KeySource::PassphraseStdin),
+            // The daemon leaves the current folder, and `recover` may be called from another. Links
+            // stay: a pipe of the shell's (/dev/fd/63) is one that leads to no path.
+            (None, Some(path), _) => Some(KeySource::File(absolute(path)?)),
+            (None, None, Some(path)) => Some(KeySource::PassphraseFile(absolute(path)?)),
+            (None, None, None) => None,
+        })
+    }
+
+    /// Whether it can be read but once.
+    pub fn is_standard_input(&self) -> bool {
+        matches!(self, Self::Stdin | Self::PassphraseStdin)
+    }
+
+    /// The file that it is in, if it is in one.
+    pub fn file(&self) -> Option<&PathBuf> {
+        match self {
+            Self::File(path) | Self::PassphraseFile(path) => Some(path),
+            Self::Stdin | Self::Keyring(_) | Self::PassphraseStdin => None,
+        }
+    }
+
+    /// The option that names it, and its value.
+    pub fn option(&self) -> (&'static str, OsString) {
+        match self {
+            Self::File(path) => ("--key-file", path.into()),
+            Self::Stdin => ("--key-file", "-".into()),
+            Self::Keyring(name) => ("--key", format!("keyring:{name}").into()),
+            Self::PassphraseFile(path) => ("--passphrase-file", path.into()),
+            Self::PassphraseStdin => ("--passphrase-file", "-".into()),
+        }
+    }
+
+    /// Reads it.
+    pub fn load(&self) -> Outcome<Credential> {
         os::guard_secrets().doing("can't keep the key out of core dumps")?;
         let bytes = match self {
-            Self::File(path) => File::open(path).and_then(read_all).map_err(|e| unreadable(path, &e))?,
-            Self::Stdin => {
+            Self::File(path) | Self::PassphraseFile(path) => {
+                File::open(path).and_then(read_all).map_err(|e| unreadable(path, &e))?
+            }
+            Self::Stdin | Self::PassphraseStdin => {
                 // Not through `stdin()` itself, whose buffer would keep a copy.
                 let input = nix::unistd::dup(std::io::stdin()).map(File::from).map_err(std::io::Error::from);
-                input.and_then(read_typed_or_piped).doing("can't read the key from standard input")?
+                input
+                    .and_then(|input| read_typed_or_piped(input, self.what()))
+                    .doing("can't read the key from standard input")?
             }
             Self::Keyring(name) => {
                 let what = format!("no readable key \"{name}\" in the kernel's keyrings");
@@ -116,15 +168,31 @@ impl KeySource {
                 bytes.map_err(|failure| failure.exiting(Exit::KeyOrPermission))?
             }
         };
+        if matches!(self, Self::PassphraseFile(_) | Self::PassphraseStdin) {
+            return self.passphrase(&bytes);
+        }
         if bytes.len() > MAX_KEY_BYTES {
             return Err(self.too_long());
         }
         key_hint::note(bytes.ends_with(b"\n"));
-        MasterKey::new(&bytes).map_err(|e| Failure::new(Exit::KeyOrPermission, format_args!("{self}: {e}")))
+        let key = MasterKey::new(&bytes).map(Credential::Key);
+        key.map_err(|e| Failure::new(Exit::KeyOrPermission, format_args!("{self}: {e}")))
     }
-}
 
-impl KeySource {
+    /// Without the newline that an editor or `echo` has added: nobody can type one.
+    fn passphrase(&self, bytes: &[u8]) -> Outcome<Credential> {
+        let passphrase = Passphrase::new(bytes.strip_suffix(b"\n").unwrap_or(bytes));
+        let failure = |e| match bytes.len() > MAX_KEY_BYTES {
+            true => format!("{self}: the passphrase has more than {MAX_PASSPHRASE_BYTES} bytes"),
+            false => format!("{self}: {e}"),
+        };
+        passphrase.map(Credential::Passphrase).map_err(|e| Failure::new(Exit::KeyOrPermission, failure(e)))
+    }
+
+    fn what(&self) -> &'static str {
+        if *self == Self::PassphraseStdin { "passphrase" } else { "key" }
+    }
+
     /// No more was read than says so: its size is that of the file, where it is one.
     fn too_long(&self) -> Failure {
         let file = if let Self::File(path) = self { path.metadata().ok().filter(Metadata::is_file) } else { None };
@@ -140,16 +208,18 @@ impl std::fmt::Display for KeySource {
             Self::File(path) => write!(f, "key file {}", path.display()),
             Self::Stdin => f.write_str("key from standard input"),
             Self::Keyring(name) => write!(f, "key keyring:{name}"),
+            Self::PassphraseFile(path) => write!(f, "passphrase file {}", path.display()),
+            Self::PassphraseStdin => f.write_str("passphrase from standard input"),
         }
     }
 }
 
 /// All of a pipe; of a terminal one line, without what ends it, and nobody sees it.
-fn read_typed_or_piped(input: File) -> std::io::Result<Zeroizing<Vec<u8>>> {
+fn read_typed_or_piped(input: File, what: &str) -> std::io::Result<Zeroizing<Vec<u8>>> {
     if !input.is_terminal() {
         return read_all(input);
     }
-    output::tell("the key, which is not shown, and then Enter:");
+    output::tell(format_args!("the {what}, which is not shown, and then Enter:"));
     os::without_echo(&input, interrupt::has_come, || {
         // A terminal gives one line at a time.
         let mut line = Zeroizing::new(vec![0; MAX_KEY_BYTES + 1]);
@@ -189,8 +259,10 @@ mod tests {
 
     #[test]
     fn the_place_of_a_key_does_not_depend_on_the_folder() {
-        let Some(KeySource::File(path)) = named(Some(Path::new("some/key")), None).unwrap() else { panic!("no file") };
+        let Some(KeySource::File(path)) = KeySource::named(Some(Path::new("some/key")), None, None).unwrap() else {
+            panic!("no file")
+        };
         assert!(path.is_absolute() && path.ends_with("some/key"));
-        assert_eq!(named(Some(Path::new("-")), None).unwrap(), Some(KeySource::Stdin));
+        assert_eq!(KeySource::named(Some(Path::new("-")), None, None).unwrap(), Some(KeySource::Stdin));
     }
 }

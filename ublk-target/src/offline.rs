@@ -21,7 +21,8 @@ use crate::{
 use futures_util::future::{Either, join, select};
 use std::{future::Future, path::Path, pin::pin, time::Duration};
 use ublk_integrity::{
-    Buf, Device, MasterKey, RequestContext, Volume,
+    Buf, Credential, Device, RequestContext, Volume,
+    key_slots::unlock,
     open::{Access, Grow, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
 };
 
@@ -148,7 +149,7 @@ impl Offline {
 
     /// Opens the volume, with recovery. One read of the superblocks says which volume it is, what a
     /// daemon that was killed has left for it in memory, and what is opened.
-    pub fn open_volume(&self, key: &MasterKey, how: Opening) -> Outcome<Volume> {
+    pub fn open_volume(&self, key: &Credential, how: Opening) -> Outcome<Volume> {
         let available = Available::here(Purpose::Needed).bytes.saturating_sub((LANES * REQUEST) as u64);
         let options = OpenOptions {
             cache_bytes: CACHE.min(available / 4),
@@ -180,10 +181,15 @@ impl Offline {
         Ok(volume)
     }
 
-    /// Reads and verifies the superblocks.
-    pub fn verify(&self, key: &MasterKey, options: &OpenOptions) -> Outcome<VerifiedVolume> {
+    /// Unlocks the volume's key, and reads and verifies the superblocks.
+    pub fn verify(&self, key: &Credential, options: &OpenOptions) -> Outcome<VerifiedVolume> {
         let _notice = self.notice();
-        self.run(VerifiedVolume::read(&self.io(), key, options))?.map_err(|e| self.refusal(e))
+        let io = self.io();
+        let read = async {
+            let key = unlock(&io, key).await?;
+            VerifiedVolume::read(&io, &key, options).await
+        };
+        self.run(read)?.map_err(|e| self.refusal(e))
     }
 
     /// Recovers and opens.
@@ -296,17 +302,21 @@ pub fn lanes(volume: &Volume) -> Vec<Lane> {
     Buf::several(LANES, REQUEST).into_iter().map(|buf| Lane { context: volume.context(0), buf }).collect()
 }
 
+/// The key of [`scratch`].
+#[cfg(test)]
+pub const SCRATCH_KEY: [u8; 32] = [7; 32];
+
 /// For tests: a formatted volume in a file that goes with the first of these.
 #[cfg(test)]
-pub fn scratch() -> (tempfile::NamedTempFile, Offline, MasterKey) {
+pub fn scratch() -> (tempfile::NamedTempFile, Offline, Credential) {
     use ublk_integrity::create::{FormatOptions, format};
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(16 << 20).unwrap();
     let offline = Offline::with(Backings::open(file.path(), None, Use::Exclusive, Duration::ZERO).unwrap()).unwrap();
-    let key = MasterKey::new(&[7; 32]).unwrap();
+    let key = ublk_integrity::MasterKey::new(&SCRATCH_KEY).unwrap();
     let layout = FormatOptions { size: Some(4 << 20), ..FormatOptions::new(4096, [2; 16]) };
     offline.run(format(&offline.io(), &key, &layout)).unwrap().unwrap();
-    (file, offline, key)
+    (file, offline, Credential::Key(key))
 }
 
 #[cfg(test)]

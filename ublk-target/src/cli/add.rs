@@ -213,7 +213,7 @@ fn settings(
 
 /// What `recover` and `list` will need is stored as JSON, which has no bytes that are not text.
 pub fn refuse_unstorable(settings: &Settings) -> Outcome {
-    let key = if let KeySource::File(path) = &settings.key { Some(path) } else { None };
+    let key = settings.key.file();
     match std::iter::once(&settings.data).chain(&settings.meta).chain(key).find(|path| path.to_str().is_none()) {
         Some(path) => {
             let message = format!("the path {} is not UTF-8 and can't be stored: use a link to it", path.display());

@@ -1,6 +1,6 @@
 //! `format`: a new volume.
 
-use super::{DeviceArgs, dump::describe, tag_name::TagName};
+use super::{DeviceArgs, dump::describe, key::new_slot, tag_name::TagName};
 use crate::{
     device::{Backing, Backings, Use, signature},
     failure::{Context, Exit, Failure, Outcome},
@@ -8,6 +8,7 @@ use crate::{
     offline::Offline,
     os,
     output::{self, Output},
+    random::random,
     size::Size,
     write_back_file::{self, Owner},
 };
@@ -20,10 +21,12 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Device, MasterKey, Storage,
+    Credential, Device, MasterKey, Storage,
     create::{self, Capacity, FormatOptions, Label, VolumeInfo},
+    key_slots::NewSlot,
     open::{self, Dump},
 };
+use zeroize::Zeroizing;
 
 /// Make a new, empty volume; all it holds reads as zeros
 #[derive(clap::Args)]
@@ -58,6 +61,10 @@ pub struct Args {
     /// How blocks are signed
     #[arg(long, value_enum, default_value = "hmac-sha256")]
     tag: TagName,
+    /// Draw a key for the volume, and wrap it for those who may open it: the key or passphrase given
+    /// is the first, `key add` adds others. A passphrase has slots anyhow
+    #[arg(long)]
+    key_slots: bool,
     /// Destroy what is there, and disregard that it is mounted
     #[arg(long)]
     force: bool,
@@ -88,8 +95,25 @@ struct Report<'a> {
     done: &'a Done,
 }
 
+/// The key of a new volume.
+enum NewKey {
+    /// What was given.
+    Given(MasterKey),
+    /// A fresh one, in a slot that is opened by what was given.
+    Wrapped { key: Zeroizing<[u8; 32]>, by: Credential, slot: NewSlot },
+}
+
+impl NewKey {
+    fn of(given: Credential, slots: bool) -> Outcome<Self> {
+        Ok(match given {
+            Credential::Key(key) if !slots => Self::Given(key),
+            by => Self::Wrapped { key: Zeroizing::new(random()?), by, slot: new_slot(None)? },
+        })
+    }
+}
+
 pub fn run(args: &Args) -> Outcome {
-    let key = args.key.load()?;
+    let key = NewKey::of(args.key.load()?, args.key_slots)?;
     let mut done = Done::default();
     let volume = make_files(args, &mut done.made).and_then(|()| format(args, &key, &mut done.wiped));
     if volume.is_err() {
@@ -201,7 +225,7 @@ fn refuse_dev(path: &Path) -> Outcome {
     Ok(())
 }
 
-fn format(args: &Args, key: &MasterKey, wiped: &mut Vec<(PathBuf, String)>) -> Outcome<VolumeInfo> {
+fn format(args: &Args, key: &NewKey, wiped: &mut Vec<(PathBuf, String)>) -> Outcome<VolumeInfo> {
     let DeviceArgs { data, meta } = &args.devices;
     let purpose = if args.force { Use::Forced } else { Use::Exclusive };
     let backings = Backings::open(data, meta.as_deref(), purpose, Duration::ZERO)?;
@@ -223,7 +247,12 @@ fn format(args: &Args, key: &MasterKey, wiped: &mut Vec<(PathBuf, String)>) -> O
             wiped.extend(found.into_iter().map(|signature| (path.to_owned(), signature)));
         }
     }
-    let volume = offline.run(create::format(&io, key, &options))??;
+    let volume = match key {
+        NewKey::Given(key) => offline.run(create::format(&io, key, &options))??,
+        NewKey::Wrapped { key, by, slot } => {
+            offline.run(create::format_with_slot(&io, key, (by, slot), &options))??
+        }
+    };
     if options.tag.lacks_instructions() {
         output::warn(format_args!(
             "this processor has no AES instructions: {} tags are slow here, `benchmark` shows how slow",

@@ -7,7 +7,7 @@ use crate::{
     event_loop::ring::RingStorage,
     failure::{Context, Exit, Failure, Outcome},
     interrupt,
-    key::{KeyArgs, KeySource},
+    key::KeyArgs,
     offline::{LANES, Lane, Opening, REQUEST, lanes},
     size::Size,
 };
@@ -48,7 +48,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let what = format!("can't read {}", args.input.display());
     let key = args.key.source()?;
-    if args.input.as_os_str() == "-" && key == KeySource::Stdin {
+    if args.input.as_os_str() == "-" && key.is_standard_input() {
         return Err(Failure::new(Exit::Arguments, "standard input can't be both the key and the content"));
     }
     let mut input = Input::open(&args.input).doing(&what)?;

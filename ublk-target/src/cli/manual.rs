@@ -19,17 +19,23 @@ pub struct Args {
 pub fn run(args: &Args, program: clap::Command) -> Outcome {
     let mut program = program.disable_help_subcommand(true);
     program.build();
-    let all = std::iter::once(&program).chain(program.get_subcommands().filter(|command| !command.is_hide_set()));
-    for command in all {
-        let (name, text) = page(command).doing("can't make a page")?;
-        let path = args.folder.join(name);
-        fs::write(&path, text).doing(format_args!("can't write {}", path.display()))?;
-    }
-    Ok(())
+    write_pages(&args.folder, &program, "")
 }
 
-/// A command's page, and the name of its file.
-fn page(command: &clap::Command) -> io::Result<(PathBuf, Vec<u8>)> {
+/// A page for a command and for each below it; `of` is what is typed before its name.
+fn write_pages(folder: &Path, command: &clap::Command, of: &str) -> Outcome {
+    let words = format!("{of}{}", command.get_name());
+    let (name, text) = page(command, &words).doing("can't make a page")?;
+    let path = folder.join(name);
+    fs::write(&path, text).doing(format_args!("can't write {}", path.display()))?;
+    // The program's own name is not typed before those of its commands, in the list of examples.
+    let before = if command.get_name() == "ublk-integrity" { String::new() } else { words + " " };
+    let visible = command.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help");
+    visible.into_iter().try_for_each(|command| write_pages(folder, command, &before))
+}
+
+/// The page of the command that is typed so, and the name of its file.
+fn page(command: &clap::Command, words: &str) -> io::Result<(PathBuf, Vec<u8>)> {
     let source = concat!("ublk-integrity ", env!("CARGO_PKG_VERSION"));
     let man = Man::new(command.clone()).section("8").source(source).manual("System Administration");
     let mut text = Vec::new();
@@ -41,7 +47,7 @@ fn page(command: &clap::Command) -> io::Result<(PathBuf, Vec<u8>)> {
     if command.has_subcommands() {
         man.render_subcommands_section(&mut text)?;
     }
-    text.extend(more(command.get_name()).into_bytes());
+    text.extend(more(words).into_bytes());
     Ok((Path::new(&man.get_filename()).to_owned(), text))
 }
 
@@ -106,6 +112,17 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("keygen", &["ublk-integrity keygen /etc/ublk-integrity-keys.d/home.key"]),
+    (
+        "key",
+        &[
+            "ublk-integrity key add --data /dev/vdb --key-file home.key --new-passphrase-file - --label rescue",
+            "ublk-integrity key list --data /dev/vdb",
+        ],
+    ),
+    ("key list", &["ublk-integrity key list --data /dev/vdb"]),
+    ("key add", &["ublk-integrity key add --data /dev/vdb --key-file home.key --new-passphrase-file - --label rescue"]),
+    ("key change", &["ublk-integrity key change --data /dev/vdb --key-file home.key --new-key-file new.key"]),
+    ("key remove", &["ublk-integrity key remove --data /dev/vdb --key-file home.key --slot 1"]),
     (
         "format",
         &[
@@ -177,11 +194,16 @@ mod tests {
     #[test]
     fn each_command_that_is_in_the_help_has_an_example() {
         let program = crate::cli::Cli::command();
-        let visible = program.get_subcommands().filter(|command| !command.is_hide_set());
-        for command in visible {
+        fn visible(command: &clap::Command) -> impl Iterator<Item = &clap::Command> {
+            command.get_subcommands().filter(|command| !command.is_hide_set())
+        }
+        for command in visible(&program) {
             let name = command.get_name();
-            let lines = EXAMPLES.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, lines)| lines);
-            assert!(lines.iter().all(|line| line.contains(name)) && !lines.is_empty(), "{name}");
+            let below = visible(command).map(|below| format!("{name} {}", below.get_name()));
+            for words in below.chain([name.to_owned()]) {
+                let lines = EXAMPLES.iter().find(|(of, _)| **of == words).map_or(&[][..], |(_, lines)| lines);
+                assert!(lines.iter().all(|line| line.contains(&words)) && !lines.is_empty(), "{words}");
+            }
         }
     }
 

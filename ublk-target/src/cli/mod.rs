@@ -17,6 +17,7 @@ mod export;
 mod format;
 mod generator;
 mod import;
+mod key;
 mod keygen;
 mod known_format;
 mod list;
@@ -72,6 +73,7 @@ Sizes are binary: 64M, 1T. Exit codes: 0 done, 1 bad arguments, 2 wrong key or n
 #[derive(Subcommand)]
 enum Command {
     Keygen(keygen::Args),
+    Key(key::Args),
     Format(format::Args),
     #[command(visible_alias = "open")]
     Add(add::Args),
@@ -276,6 +278,7 @@ impl Command {
         }
         match self {
             Self::Keygen(args) => keygen::run(args),
+            Self::Key(args) => key::run(args),
             Self::Format(args) => format::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Add(args) => attach::add(args),
             Self::Del(args) => del::run(args),

@@ -93,7 +93,7 @@ pub(super) fn of(state: State, key: Option<KeySource>) -> Outcome<Start> {
     if let Some(source) = key {
         settings.key = source;
         refuse_unstorable(&settings)?;
-    } else if settings.key == KeySource::Stdin {
+    } else if settings.key.is_standard_input() {
         return Err(Failure::new(Exit::Arguments, "the key came from a pipe: give it again with --key-file"));
     }
     let key = settings.key.load()?;

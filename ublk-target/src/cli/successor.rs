@@ -74,7 +74,7 @@ fn prepare(args: &Args, reporter: &Reporter) -> Outcome<(u32, Start, Life)> {
     write_back_file::refuse_unknown(&state.open_id)?;
     let volume = state.volume.clone();
     let key = args.key.source()?;
-    if key == Some(KeySource::Stdin) {
+    if key.as_ref().is_some_and(KeySource::is_standard_input) {
         return Err(Failure::new(Exit::Arguments, "the key can't come from a pipe here: give it with --key-file FILE"));
     }
     let mut start = recover::of(state, key)?;

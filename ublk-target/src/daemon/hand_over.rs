@@ -164,11 +164,11 @@ mod tests {
         io::{BufRead, BufReader},
         net::Shutdown,
     };
-    use ublk_integrity::{Access, BlockIndex, BlockRange, Buf, Durability, MasterKey};
+    use ublk_integrity::{Access, BlockIndex, BlockRange, Buf, Credential, Durability};
 
     const SOON: Duration = Duration::from_millis(20);
 
-    fn served(offline: &Offline, key: &MasterKey) -> HandOver {
+    fn served(offline: &Offline, key: &Credential) -> HandOver {
         let volume = Arc::new(offline.open_volume(key, Opening::new(Access::ReadWrite, None)).unwrap());
         let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();
         let (stop, (backings, files)) = (Arc::new(Stop::default()), offline.handles());

@@ -65,7 +65,7 @@ use settings::Settings;
 use signals::{Signals, block_heedless};
 use state::{Identity, OwnState};
 use std::{process, sync::Arc};
-use ublk_integrity::{MasterKey, Volume, create::VolumeInfo};
+use ublk_integrity::{Credential, Volume, create::VolumeInfo};
 
 /// A new device, or one whose daemon has died.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,7 +100,7 @@ pub struct Start {
     /// What the volume seems to be.
     pub volume: Option<VolumeInfo>,
     /// The volume's key.
-    pub key: MasterKey,
+    pub key: Credential,
     /// The UUID that the volume must have, where one is known.
     pub uuid: Option<[u8; 16]>,
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 use std::sync::Arc;
 use ublk_integrity::{
-    HintReceiver, Latched, MasterKey, RecordNumber, Volume,
+    Credential, HintReceiver, Latched, RecordNumber, Volume,
     create::VolumeInfo,
     hints,
     open::{Access, OpenOptions, UnreadableBlocks, VerifiedVolume},
@@ -42,7 +42,7 @@ impl Opened {
     /// anything is written.
     pub(super) fn volume(
         settings: &Settings,
-        (key, uuid): (&MasterKey, Option<[u8; 16]>),
+        (key, uuid): (&Credential, Option<[u8; 16]>),
         backings: Backings,
         write_back: usize,
         max_memory_bytes: u64,

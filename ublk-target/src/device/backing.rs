@@ -45,11 +45,13 @@ pub enum Use {
     Probe,
     /// To look, even while it is in use.
     Unlocked,
+    /// To write beside a daemon of ours what that does not touch.
+    Beside,
 }
 
 impl Use {
     fn writes(self) -> bool {
-        matches!(self, Self::Exclusive | Self::Forced)
+        matches!(self, Self::Exclusive | Self::Forced | Self::Beside)
     }
 
     /// O_EXCL without O_CREAT: a block device that is mounted, or used by device-mapper
@@ -243,7 +245,7 @@ fn lock(file: &File, path: &Path, purpose: Use, wait: &mut Wait) -> Outcome {
     let how = match purpose {
         Use::Exclusive | Use::Forced => FlockArg::LockExclusiveNonblock,
         Use::Shared | Use::Probe => FlockArg::LockSharedNonblock,
-        Use::Unlocked => return Ok(()),
+        Use::Unlocked | Use::Beside => return Ok(()),
     };
     match lock_open_within(file, how, wait) {
         Err(nix::Error::EWOULDBLOCK) => Err(in_use(path)),

@@ -99,10 +99,13 @@ impl Drop for HashWorker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{event_loop::OwnRing, offline::scratch};
+    use crate::{
+        event_loop::OwnRing,
+        offline::{SCRATCH_KEY, scratch},
+    };
     use std::cell::Cell;
     use ublk_integrity::{
-        Access, BlockIndex, BlockRange, Buf, Durability, RequestContext,
+        Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, RequestContext,
         open::{OpenOptions, open},
     };
 
@@ -123,7 +126,8 @@ mod tests {
     /// before, it would for ever.
     #[test]
     fn a_job_that_no_worker_takes_is_hashed_before_the_io_thread_sleeps() {
-        let (_file, offline, key) = scratch();
+        let (_file, offline, _) = scratch();
+        let key = MasterKey::new(&SCRATCH_KEY).unwrap();
         let pool = HashPool::new(1);
         let _busy = pool.worker();
         let left = Arc::new(AtomicUsize::new(0));

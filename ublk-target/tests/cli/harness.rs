@@ -106,6 +106,13 @@ impl Run {
         self
     }
 
+    #[track_caller]
+    pub(crate) fn prints(self, what: &str) -> Self {
+        let out = String::from_utf8_lossy(&self.out);
+        assert!(out.contains(what), "stdout: {out}");
+        self
+    }
+
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.out).unwrap()
     }

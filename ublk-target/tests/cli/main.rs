@@ -8,6 +8,7 @@ mod events;
 mod foreign;
 mod format;
 mod harness;
+mod keys;
 mod manual;
 mod output;
 mod resize;

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use ublk_integrity::{
-    BlockIndex, BlockRange, MasterKey, Volume,
+    BlockIndex, BlockRange, Credential, Volume,
     open::{Access, UnreadLog},
 };
 
@@ -25,7 +25,7 @@ use ublk_integrity::{
 ///
 /// All files are whole before the first gets its name, and OUT gets it last: where it is, the
 /// others are.
-pub fn run(args: &Args, offline: &Offline, key: &MasterKey) -> Outcome {
+pub fn run(args: &Args, offline: &Offline, key: &Credential) -> Outcome {
     if args.out.as_os_str() == "-" {
         return Err(Failure::new(Exit::Arguments, "--rescue makes up to three files: name OUT"));
     }
@@ -94,7 +94,7 @@ impl OutFile {
     }
 }
 
-fn open(args: &Args, offline: &Offline, key: &MasterKey, unread_log: UnreadLog) -> Outcome<Volume> {
+fn open(args: &Args, offline: &Offline, key: &Credential, unread_log: UnreadLog) -> Outcome<Volume> {
     offline.open_volume(
         key,
         Opening { unread_log, without_kept: true, ..Opening::new(Access::ReadOnly, args.expected.uuid) },

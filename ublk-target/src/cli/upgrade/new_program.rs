@@ -87,15 +87,13 @@ impl NewProgram {
 
 /// Both programs may need it.
 fn key_words(key: Option<KeySource>) -> Outcome<Vec<OsString>> {
-    Ok(match key {
-        None => Vec::new(),
-        Some(KeySource::File(path)) => vec!["--key-file".into(), path.into()],
-        Some(KeySource::Keyring(name)) => vec!["--key".into(), format!("keyring:{name}").into()],
-        Some(KeySource::Stdin) => {
-            let message = "a key from a pipe is read once, and two programs may need it: give it with --key-file FILE";
-            return Err(Failure::new(Exit::Arguments, message));
-        }
-    })
+    let Some(key) = key else { return Ok(Vec::new()) };
+    if key.is_standard_input() {
+        let message = "a key from a pipe is read once, and two programs may need it: give it with --key-file FILE";
+        return Err(Failure::new(Exit::Arguments, message));
+    }
+    let (option, value) = key.option();
+    Ok(vec![option.into(), value])
 }
 
 /// A daemon that is to follow another. Where this is dropped it asks that one by itself whether it

@@ -1,0 +1,215 @@
+//! `key`: who opens a volume that has key slots.
+
+use super::DeviceArgs;
+use crate::{
+    daemon::state::State,
+    device::{Use, is_same_device},
+    failure::{Exit, Failure, Outcome},
+    key::{KeyArgs, KeySource},
+    offline::Offline,
+    output::Output,
+    random::random,
+    run_dir,
+};
+use nix::fcntl::Flock;
+use serde::Serialize;
+use std::{
+    fs::File,
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+use ublk_integrity::{
+    create::Label,
+    key_slots::{GuessCost, LockedSlots, NewSlot, SlotInfo, SlotKind, UnlockedSlots},
+};
+
+/// Say who opens a volume that has key slots (`format --key-slots`); it may be in use
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Show the slots in use; needs no key
+    List(ListArgs),
+    /// Have the volume opened by one more key or passphrase
+    Add(NewArgs),
+    /// Have the slot that the given key opens opened by another
+    Change(NewArgs),
+    /// Empty a slot; not the one that the given key opens
+    Remove(RemoveArgs),
+}
+
+#[derive(clap::Args)]
+struct ListArgs {
+    #[command(flatten)]
+    devices: DeviceArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct NewArgs {
+    #[command(flatten)]
+    devices: DeviceArgs,
+    #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
+    new: NewKeyArgs,
+    /// Name of the slot, for people: at most 32 bytes
+    #[arg(long, value_name = "TEXT")]
+    label: Option<Label>,
+}
+
+/// The options that name another key.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct NewKeyArgs {
+    /// File that holds the new key (32 bytes or more); `keygen` makes one
+    #[arg(long, value_name = "FILE")]
+    new_key_file: Option<PathBuf>,
+    /// File that holds the new passphrase (a newline at its end does not count); "-" asks at the
+    /// terminal, or reads a pipe
+    #[arg(long, value_name = "FILE")]
+    new_passphrase_file: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct RemoveArgs {
+    #[command(flatten)]
+    devices: DeviceArgs,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// The slot, as `key list` shows it
+    #[arg(long, value_name = "N")]
+    slot: usize,
+}
+
+#[derive(Serialize)]
+struct Report {
+    slots: Vec<SlotInfo>,
+    copies_agree: bool,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    match &args.verb {
+        Verb::List(args) => list(args),
+        Verb::Add(args) => fill(args, true),
+        Verb::Change(args) => fill(args, false),
+        Verb::Remove(args) => remove(args),
+    }
+}
+
+fn list(args: &ListArgs) -> Outcome {
+    let offline = args.devices.open(Use::Unlocked)?;
+    let slots = read(&offline, &args.devices)?;
+    let report = Report { slots: slots.list(), copies_agree: slots.copies_agree() };
+    let out = if args.json { Output::json(&report) } else { lines(&report) };
+    out.print()
+}
+
+fn lines(report: &Report) -> Output {
+    let mut out = Output::new();
+    for SlotInfo { slot, kind, label, .. } in &report.slots {
+        let kind = match kind {
+            SlotKind::KeyFile => "key file".to_owned(),
+            SlotKind::Passphrase(GuessCost { memory_kib, passes, lanes }) => {
+                format!("passphrase (argon2id, {} MiB, {passes} passes, {lanes} lanes)", memory_kib >> 10)
+            }
+        };
+        let label = if label.is_empty() { String::new() } else { format!(", \"{label}\"") };
+        out.line(format_args!("slot {slot}        {kind}{label}"));
+    }
+    if !report.copies_agree {
+        out.line("note          one of the two copies is older or damaged: the next change writes both");
+    }
+    out
+}
+
+fn fill(args: &NewArgs, one_more: bool) -> Outcome {
+    let (old, new) = (args.key.source()?, args.new.source()?);
+    if old.is_standard_input() && new.is_standard_input() && !std::io::stdin().is_terminal() {
+        return Err(Failure::new(Exit::Arguments, "one pipe can't give both keys: name a file for one of them"));
+    }
+    let mut slots = Slots::unlock(&args.devices, &old)?;
+    let credential = new.load()?;
+    let slot = new_slot(args.label)?;
+    let (number, done) = match one_more {
+        true => (slots.unlocked.add(&credential, &slot)?, "in use"),
+        false => slots.unlocked.change(&credential, &slot).map(|()| (slots.unlocked.opened(), "changed"))?,
+    };
+    slots.write()?;
+    say(format_args!("slot {number}        {done}"))
+}
+
+fn remove(args: &RemoveArgs) -> Outcome {
+    let mut slots = Slots::unlock(&args.devices, &args.key.source()?)?;
+    slots.unlocked.remove(args.slot)?;
+    slots.write()?;
+    say(format_args!("slot {}        empty", args.slot))
+}
+
+/// A fresh slot, named so.
+pub fn new_slot(label: Option<Label>) -> Outcome<NewSlot> {
+    let made_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let label = label.unwrap_or_default();
+    Ok(NewSlot { cost: GuessCost::default(), made_seconds, label, salt: random()?, nonce: random()? })
+}
+
+impl NewKeyArgs {
+    fn source(&self) -> Outcome<KeySource> {
+        KeySource::named(self.new_key_file.as_deref(), None, self.new_passphrase_file.as_deref())?
+            .ok_or_else(|| Failure::new(Exit::Arguments, "no new key given"))
+    }
+}
+
+/// A volume's slots and where they lie, for nobody else to change meanwhile.
+struct Slots {
+    unlocked: UnlockedSlots,
+    offline: Offline,
+    _alone: Option<Flock<File>>,
+}
+
+impl Slots {
+    fn unlock(devices: &DeviceArgs, key: &KeySource) -> Outcome<Self> {
+        let served = is_served(devices.meta.as_ref().unwrap_or(&devices.data));
+        // Beside a daemon there is no lock on the device that would keep two of us apart.
+        let alone = served.then(|| run_dir::lock_alone("key-slots.lock")).transpose()?;
+        let offline = devices.open(if served { Use::Beside } else { Use::Exclusive })?;
+        let locked = read(&offline, devices)?;
+        let unlocked = locked.unlock(&key.load()?)?;
+        Ok(Self { unlocked, offline, _alone: alone })
+    }
+
+    fn write(self) -> Outcome {
+        // To its end, whatever asks us to stop: it is two writes.
+        Ok(self.offline.run_to_its_end(self.unlocked.write(&self.offline.io()))??)
+    }
+}
+
+fn read(offline: &Offline, devices: &DeviceArgs) -> Outcome<LockedSlots> {
+    let slots = offline.run(LockedSlots::read(&offline.io()))??;
+    slots.ok_or_else(|| {
+        let path = devices.meta.as_ref().unwrap_or(&devices.data).display();
+        let message = format!(
+            "{path} holds no volume with key slots: `format --key-slots` makes one, `export` and `import` fill it"
+        );
+        Failure::new(Exit::Device, message)
+    })
+}
+
+/// Whether a daemon of ours has the device in use. It never touches the key area once it serves.
+fn is_served(path: &Path) -> bool {
+    let same = |state: &State| is_same_device(state.settings.meta_path(), path).unwrap_or(false);
+    State::all().iter().any(|state| same(state) && state.is_alive())
+}
+
+fn say(line: impl std::fmt::Display) -> Outcome {
+    let mut out = Output::new();
+    out.line(line);
+    out.print()
+}

@@ -1,0 +1,107 @@
+//! Key slots: who opens a volume, and what is said to those who can't.
+
+use crate::harness::*;
+use serde_json::Value;
+use std::fs;
+
+/// A volume of 8 MiB in "disk" whose slot 0 is opened by "key", and slot 1 by the passphrase in
+/// "word".
+fn with_slots() -> Folder {
+    let f = Folder::new();
+    fs::write(f.path("word"), "a passphrase\n").unwrap();
+    f.run("format --data disk --create --size 8M --key-file key --key-slots").expect(DONE);
+    f.run("key add --data disk --key-file key --new-passphrase-file word --label rescue").expect(DONE).prints("slot 1");
+    f
+}
+
+fn slots(f: &Folder) -> Value {
+    f.run("key list --data disk --json").expect(DONE).json()["slots"].clone()
+}
+
+#[test]
+fn a_volume_is_opened_by_each_of_its_slots_and_by_nothing_else() {
+    let f = with_slots();
+    f.run("check --data disk --key-file key").expect(DONE);
+    f.run("check --data disk --passphrase-file word").expect(DONE);
+    f.run_with_input("check --data disk --passphrase-file -", b"a passphrase").expect(DONE);
+    f.run_with_input("check --data disk --passphrase-file -", b"another").expect(KEY).says("no key slot of volume");
+    f.run("keygen other").expect(DONE);
+    f.run("check --data disk --key-file other").expect(KEY).says("no key slot of volume").says("disk");
+    f.run("dump --data disk").expect(DONE).prints("key area");
+    // What opens a slot does not open the volume itself.
+    let raw = f.run("dump --data disk --json").expect(DONE).json();
+    assert_eq!(raw["copies"][0]["features"], serde_json::json!(["key_area"]));
+    let list = slots(&f);
+    assert_eq!((&list[0]["kind"], &list[0]["slot"]), (&"key_file".into(), &0.into()));
+    assert_eq!((&list[1]["kind"], &list[1]["label"]), (&"passphrase".into(), &"rescue".into()));
+    assert!(list[1]["memory_kib"].as_u64().unwrap() >= 64 << 10, "a guess costs something");
+    f.run("key list --data disk")
+        .expect(DONE)
+        .prints("slot 1        passphrase (argon2id, 256 MiB")
+        .prints("\"rescue\"");
+}
+
+#[test]
+fn a_slot_is_changed_and_removed() {
+    let f = with_slots();
+    fs::write(f.path("new-word"), "something else").unwrap();
+    f.run("key change --data disk --passphrase-file word --new-passphrase-file new-word").expect(DONE).prints("slot 1");
+    f.run("check --data disk --passphrase-file word").expect(KEY);
+    f.run("check --data disk --passphrase-file new-word").expect(DONE);
+    f.run("key remove --data disk --key-file key --slot 0").expect(ARGUMENTS).says("slot 0").says("another slot");
+    f.run("key remove --data disk --key-file key --slot 4").expect(ARGUMENTS).says("key slot 4");
+    f.run("key remove --data disk --passphrase-file new-word --slot 0").expect(DONE);
+    f.run("check --data disk --key-file key").expect(KEY);
+    f.run("check --data disk --passphrase-file new-word").expect(DONE);
+    assert_eq!(slots(&f).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_passphrase_alone_makes_a_volume_with_slots_and_content_stays() {
+    let f = Folder::new();
+    fs::write(f.path("word"), "a passphrase").unwrap();
+    fs::write(f.path("in"), vec![0x5a; 8 << 20]).unwrap();
+    f.run("format --data disk --create --size 8M --passphrase-file word").expect(DONE);
+    f.run("import --data disk --passphrase-file word in").expect(DONE);
+    f.run("key add --data disk --passphrase-file word --new-key-file key").expect(DONE);
+    f.run("key remove --data disk --key-file key --slot 0").expect(DONE);
+    f.run("export --data disk --key-file key out").expect(DONE);
+    assert!(fs::read(f.path("in")).unwrap() == fs::read(f.path("out")).unwrap());
+}
+
+#[test]
+fn a_volume_without_slots_says_so() {
+    let f = Folder::with_volume();
+    fs::write(f.path("word"), "a passphrase").unwrap();
+    f.run("check --data disk --passphrase-file word").expect(KEY).says("disk").says("has no key slots");
+    f.run("key list --data disk").expect(DEVICE).says("disk").says("format --key-slots");
+    f.run("key add --data disk --key-file key --new-passphrase-file word").expect(DEVICE).says("format --key-slots");
+}
+
+#[test]
+fn a_passphrase_that_can_not_be_one_is_refused() {
+    let f = with_slots();
+    fs::write(f.path("empty"), "\n").unwrap();
+    fs::write(f.path("long"), [b'x'; 600]).unwrap();
+    f.run("check --data disk --passphrase-file empty").expect(KEY).says("empty").says("0 bytes");
+    f.run("check --data disk --passphrase-file long").expect(KEY).says("long").says("from 1 to 512");
+    f.run("check --data disk --passphrase-file nowhere").expect(KEY).says("nowhere");
+    f.run("check --data disk --key-file key --passphrase-file word").expect(ARGUMENTS);
+    f.run("key add --data disk --key-file key").expect(ARGUMENTS).says("--new-key-file");
+    f.run_with_input("key add --data disk --key-file - --new-passphrase-file -", b"x")
+        .expect(ARGUMENTS)
+        .says("one pipe");
+}
+
+#[test]
+fn a_damaged_copy_is_told_and_mended() {
+    let f = with_slots();
+    f.flip_bit("disk", (64 << 10) + 900);
+    f.run("key list --data disk").expect(DONE).prints("the next change writes both");
+    f.run("check --data disk --key-file key").expect(DONE);
+    f.run("key remove --data disk --key-file key --slot 1").expect(DONE);
+    assert_eq!(f.run("key list --data disk --json").expect(DONE).json()["copies_agree"], true);
+    f.flip_bit("disk", (64 << 10) + 900);
+    f.flip_bit("disk", (576 << 10) + 900);
+    f.run("check --data disk --key-file key").expect(DEVICE).says("disk").says("both copies of the key area");
+}
