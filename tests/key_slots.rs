@@ -63,7 +63,7 @@ fn copies(io: &SimStorage) -> [Vec<u8>; 2] {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Change {
+enum Verb {
     Add,
     Change,
     Remove,
@@ -78,13 +78,13 @@ fn with_two(seed: u64) -> SimStorage {
     io
 }
 
-fn changed(io: &SimStorage, change: Change) -> UnlockedSlots {
+fn changed(io: &SimStorage, change: Verb) -> UnlockedSlots {
     let mut rng = Rng::new(99);
     let mut slots = unlocked(io, &word("word"));
     match change {
-        Change::Add => assert_eq!(slots.add(&file(2), &new(&mut rng)).unwrap(), 2),
-        Change::Change => slots.change(&word("other"), &new(&mut rng)).unwrap(),
-        Change::Remove => slots.remove(0).unwrap(),
+        Verb::Add => assert_eq!(slots.add(&file(2), &new(&mut rng)).unwrap(), 2),
+        Verb::Change => slots.change(&word("other"), &new(&mut rng)).unwrap(),
+        Verb::Remove => slots.remove(0).unwrap(),
     }
     slots
 }
@@ -94,11 +94,11 @@ fn who(io: &SimStorage) -> [bool; 4] {
     [file(1), file(2), word("word"), word("other")].map(|credential| opens(io, &credential))
 }
 
-fn afterwards(change: Change) -> [bool; 4] {
+fn afterwards(change: Verb) -> [bool; 4] {
     match change {
-        Change::Add => [true, true, true, false],
-        Change::Change => [true, false, false, true],
-        Change::Remove => [false, false, true, false],
+        Verb::Add => [true, true, true, false],
+        Verb::Change => [true, false, false, true],
+        Verb::Remove => [false, false, true, false],
     }
 }
 
@@ -106,13 +106,13 @@ fn afterwards(change: Change) -> [bool; 4] {
 fn a_volume_is_opened_by_what_its_slots_say() {
     let io = formatted(1);
     assert_eq!(who(&io), [true, false, false, false]);
-    assert!(matches!(block_on(&io, unlock(&io, &file(1))), Ok(_)));
+    assert!(block_on(&io, unlock(&io, &file(1))).is_ok());
     assert!(matches!(block_on(&io, unlock(&io, &word("word"))), Err(OpenError::NoSlotOpens { .. })));
     let other = MasterKey::new(&[1; 32]).unwrap();
     let options = open_options(&mut Rng::new(3));
     let wrapping_key = block_on(&io, open(&io, &other, &options)).err();
     assert!(matches!(wrapping_key, Some(OpenError::WrongKey { .. })), "what opens a slot is not the volume's key");
-    for change in [Change::Add, Change::Change, Change::Remove] {
+    for change in [Verb::Add, Verb::Change, Verb::Remove] {
         let io = with_two(2);
         assert_eq!(who(&io), [true, false, true, false]);
         block_on(&io, changed(&io, change).write(&io)).unwrap();
@@ -134,7 +134,7 @@ fn a_volume_without_slots_is_opened_by_its_key() {
 
 #[test]
 fn a_change_that_is_cut_short_anywhere_is_done_or_not() {
-    for change in [Change::Add, Change::Change, Change::Remove] {
+    for change in [Verb::Add, Verb::Change, Verb::Remove] {
         let io = with_two(7);
         let (before, after) = (who(&io), afterwards(change));
         let (mut seen, mut ends) = ([0, 0], false);
@@ -175,7 +175,7 @@ fn what_was_removed_lies_in_neither_copy() {
     let (salt, wrapped) = (&slot_0[56..88], &slot_0[112..160]);
     let holds = |bytes: &[u8]| copies(&io).iter().any(|copy| copy.windows(bytes.len()).any(|window| window == bytes));
     assert!(holds(salt) && holds(wrapped));
-    block_on(&io, changed(&io, Change::Remove).write(&io)).unwrap();
+    block_on(&io, changed(&io, Verb::Remove).write(&io)).unwrap();
     assert!(!holds(salt) && !holds(wrapped));
 }
 
@@ -189,10 +189,10 @@ fn one_whole_copy_is_enough_and_the_next_change_mends_the_other() {
         // The whole one is not written over before the other is whole.
         let fork = SimStorage::new(io.disk().fork(1));
         fork.disk().faults.meta_unwritable = true;
-        assert!(matches!(block_on(&fork, changed(&fork, Change::Add).write(&fork)), Err(SlotError::Device(_))));
+        assert!(matches!(block_on(&fork, changed(&fork, Verb::Add).write(&fork)), Err(SlotError::Device(_))));
         fork.disk().faults.meta_unwritable = false;
         assert_eq!(who(&fork), [true, false, true, false]);
-        block_on(&io, changed(&io, Change::Add).write(&io)).unwrap();
+        block_on(&io, changed(&io, Verb::Add).write(&io)).unwrap();
         assert!(locked(&io).copies_agree());
     }
     let io = with_two(4);

@@ -263,8 +263,8 @@ impl Superblock {
 
     /// The same with its key in the key area.
     pub(crate) fn with_key_area(self) -> Self {
-        let fields = self.version2.map_or_else(Version2::default, |(_, fields)| fields);
-        Self { version2: fields.if_needed(self.features().with(Feature::KeyArea)), ..self }
+        let (features, fields) = self.version2.unwrap_or((self.features(), Version2::default()));
+        Self { version2: Some((features.with(Feature::KeyArea), fields)), ..self }
     }
 
     /// Whether the live log may hold blocks.

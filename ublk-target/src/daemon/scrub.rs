@@ -301,12 +301,19 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{daemon::log::Sink, offline::scratch};
+    use crate::{
+        daemon::log::Sink,
+        offline::{SCRATCH_KEY, scratch},
+    };
     use std::time::Instant;
-    use ublk_integrity::open::{Access, OpenOptions, open};
+    use ublk_integrity::{
+        MasterKey,
+        open::{Access, OpenOptions, open},
+    };
 
     fn scrubs() -> (tempfile::NamedTempFile, Scrubs) {
-        let (file, offline, key) = scratch();
+        let (file, offline, _) = scratch();
+        let key = MasterKey::new(&SCRATCH_KEY).unwrap();
         let options = OpenOptions { max_requests: 1, ..OpenOptions::new(Access::ReadWrite, [1; 32]) };
         let volume = Arc::new(offline.run(open(&offline.io(), &key, &options)).unwrap().unwrap());
         let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();

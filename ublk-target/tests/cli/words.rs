@@ -82,6 +82,10 @@ fn the_json_is_what_its_page_says() {
     look("format --data disk --create --size 8M --key-file key --json", DONE);
     look("dump --data disk --json", DONE);
     look("dump --data nowhere --json", DEVICE);
+    f.run("format --data slots --create --size 8M --key-file key --key-slots").expect(DONE);
+    fs::write(f.path("word"), "a passphrase").unwrap();
+    f.run("key add --data slots --key-file key --new-passphrase-file word").expect(DONE);
+    look("key list --data slots --json", DONE);
     fs::write(f.path("in"), vec![7; 8 << 20]).unwrap();
     f.run("import --data disk --key-file key in").expect(DONE);
     let payload = f.payload_offset("disk", 8 << 20);
@@ -109,7 +113,7 @@ fn the_json_is_what_its_page_says() {
         "waiting_metadata",
         "tree_page",
     ];
-    let not_here = ["bad_page", "may_be_older", "not_in_place", "key_or_permission"];
+    let not_here = ["bad_page", "key_file", "may_be_older", "not_in_place", "key_or_permission"];
     let elsewhere = [&of_status[..], &of_latency, &of_scrub, &not_here].concat();
     for word in words.filter(|word| !elsewhere.contains(word)) {
         assert!(found.contains(word), "docs/json.md has `{word}`, which nothing prints");
