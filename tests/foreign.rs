@@ -160,9 +160,9 @@ fn a_feature_that_is_not_served_is_shown_and_named() {
     // With those that are served beside it.
     for (bits, shown, unserved) in [
         (1 << 1, "anchored", "anchored"),
-        (1 << 2 | 1 << 7, "key area, sync log", "key area"),
+        (1 << 6 | 1 << 7, "releasing, sync log", "releasing"),
         (1 << 1 | 1 << 5, "anchored, adopting", "anchored, adopting"),
-        (1 << 6, "releasing", "releasing"),
+        (1 << 2 | 1 << 6, "key area, releasing", "releasing"),
     ] {
         let mut lab = Lab::new(&format_options(512), &options());
         lab.write(3, 1, 1);
