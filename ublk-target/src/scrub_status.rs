@@ -33,6 +33,13 @@ pub struct ScrubSummary {
 }
 
 impl ScrubStatus {
+    /// Whether nothing more will become of it. One that has left is neither under way nor over: its daemon ends, and
+    /// the next goes on with it, or this one does after all.
+    pub fn is_over(&self) -> bool {
+        let goes_on = matches!(self.report.state, ScrubState::Running | ScrubState::Paused);
+        !self.under_way && (self.failure.is_some() || !goes_on)
+    }
+
     /// The figures.
     pub fn summary(&self) -> ScrubSummary {
         let ScrubReport { state, cursor, blocks, verified_blocks, bad_blocks, .. } = self.report;

@@ -95,7 +95,7 @@ fn read(answer: &Value) -> Outcome<ScrubStatus> {
         .doing("the daemon tells what this program does not understand")
 }
 
-/// Waits until a pass has ended.
+/// Waits until a pass has ended. One that has left may go on for as long as its daemon lives.
 fn wait(state: &State, pass: u64) -> Outcome<Value> {
     let bar = progress::bar(state.volume.size);
     loop {
@@ -111,7 +111,7 @@ fn wait(state: &State, pass: u64) -> Outcome<Value> {
                 let message = format!("pass {pass} over device {} is gone with its daemon: begin another", state.id);
                 return Err(Failure::new(Exit::Device, message));
             }
-            if !status.under_way {
+            if status.is_over() {
                 bar.finish_and_clear();
                 return Ok(answer);
             }
@@ -129,8 +129,11 @@ fn verdict(status: &ScrubStatus, state: &State) -> Outcome {
         (None, false, _) => {
             Err(Failure::new(Exit::Integrity, format_args!("device {} has rotted: {summary}", state.id)))
         }
+        (None, true, ScrubState::Ended) => Ok(()),
         (None, true, ScrubState::Stopped) => Err(Failure::new(Exit::Interrupted, summary)),
-        (None, true, _) => Ok(()),
+        (None, true, _) => {
+            Err(Failure::new(Exit::Device, format_args!("{summary}: not all of device {} was looked at", state.id)))
+        }
     }
 }
 
@@ -184,6 +187,20 @@ mod tests {
             assert_eq!(exit(report, None), Some(Exit::Integrity));
         }
         assert_eq!(exit(ended, Some("no ring".into())), Some(Exit::Device));
+    }
+
+    #[test]
+    fn a_pass_that_has_left_is_neither_over_nor_a_success() {
+        for state in [ScrubState::Running, ScrubState::Paused] {
+            let report = ScrubReport { state, ..Default::default() };
+            let left = |failure| ScrubStatus { under_way: false, failure, report: report.clone() };
+            assert!(!left(None).is_over() && left(Some("no ring".into())).is_over());
+            assert_eq!(exit(report.clone(), None), Some(Exit::Device));
+        }
+        for state in [ScrubState::None, ScrubState::Ended, ScrubState::Stopped] {
+            let over = ScrubStatus { report: ScrubReport { state, ..Default::default() }, ..Default::default() };
+            assert!(over.is_over() && !ScrubStatus { under_way: true, ..over }.is_over());
+        }
     }
 
     #[test]
