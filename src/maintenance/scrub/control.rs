@@ -20,10 +20,18 @@ pub struct ScrubControl(Mutex<Inner>);
 
 struct Inner {
     report: ScrubReport,
-    /// It is to end, and to go on another time.
-    leaves: bool,
+    leave: Leave,
     /// Of the pass, while it waits.
     waker: Option<Waker>,
+}
+
+/// Whether a pass is to end, and to go on another time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    No,
+    Asked,
+    /// It does nothing more but come to its end.
+    Heeded,
 }
 
 impl ScrubControl {
@@ -35,7 +43,7 @@ impl ScrubControl {
         if report.state != ScrubState::Paused {
             report.state = ScrubState::Running;
         }
-        Self(Mutex::new(Inner { report, leaves: false, waker: None }))
+        Self(Mutex::new(Inner { report, leave: Leave::No, waker: None }))
     }
 
     /// Notes when it has ended, in seconds since 1970.
@@ -78,10 +86,22 @@ impl ScrubControl {
     pub fn leave(&self) {
         let waker = {
             let mut inner = self.0.lock();
-            inner.leaves = true;
+            if inner.leave == Leave::No {
+                inner.leave = Leave::Asked;
+            }
             inner.waker.take()
         };
         waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// It need not leave. `false`: it has begun to, and reads nothing more.
+    pub fn stay(&self) -> bool {
+        let mut inner = self.0.lock();
+        let stays = inner.leave != Leave::Heeded;
+        if stays {
+            inner.leave = Leave::No;
+        }
+        stays
     }
 
     fn turn(&self, from: &[ScrubState], to: ScrubState) -> bool {
@@ -99,14 +119,10 @@ impl ScrubControl {
 
     /// It has gone through, been stopped, or left.
     pub(super) fn ended(&self) {
-        if !self.leaves() {
+        let has_left = self.0.lock().leave == Leave::Heeded;
+        if !has_left {
             self.turn(&[ScrubState::Running, ScrubState::Paused], ScrubState::Ended);
         }
-    }
-
-    /// Whether it is to end, and to change nothing any more.
-    pub(super) fn leaves(&self) -> bool {
-        self.0.lock().leaves
     }
 
     /// Notes what has been found.
@@ -120,7 +136,10 @@ impl ScrubControl {
             let mut inner = self.0.lock();
             note(inner.report.in_superblock());
             match inner.report.state {
-                _ if inner.leaves => Poll::Ready(false),
+                _ if inner.leave != Leave::No => {
+                    inner.leave = Leave::Heeded;
+                    Poll::Ready(false)
+                }
                 ScrubState::Paused => {
                     inner.waker = Some(cx.waker().clone());
                     Poll::Pending
@@ -149,7 +168,7 @@ impl ScrubControl {
         let mut sleep = pin!(sleep);
         poll_fn(|cx| {
             let mut inner = self.0.lock();
-            if inner.leaves || inner.report.state == ScrubState::Stopped {
+            if inner.leave != Leave::No || inner.report.state == ScrubState::Stopped {
                 return Poll::Ready(());
             }
             inner.waker = Some(cx.waker().clone());
@@ -163,6 +182,7 @@ impl ScrubControl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::task::Context;
 
     #[test]
     fn only_what_is_under_way_can_be_turned() {
@@ -176,9 +196,26 @@ mod tests {
         let control = ScrubControl::new(Scrub::default(), NonZeroU64::new(7));
         control.ended();
         assert_eq!((control.state(), control.report().rate), (ScrubState::Ended, Some(7)));
+    }
+
+    #[test]
+    fn a_leave_that_is_heeded_is_not_taken_back() {
+        let go_on = |control: &ScrubControl| {
+            let asked = pin!(control.may_go_on(|_| {})).poll(&mut Context::from_waker(Waker::noop()));
+            asked == Poll::Ready(true)
+        };
+        let control = ScrubControl::new(Scrub::default(), None);
+        control.leave();
+        assert!(control.stay() && go_on(&control));
+        control.leave();
+        assert!(!go_on(&control) && !control.stay());
+        control.leave();
+        assert!(!control.stay() && !go_on(&control));
+        control.ended();
+        assert_eq!(control.state(), ScrubState::Running, "it goes on another time");
         let control = ScrubControl::new(Scrub::default(), None);
         control.leave();
         control.ended();
-        assert_eq!(control.state(), ScrubState::Running, "it goes on another time");
+        assert_eq!(control.state(), ScrubState::Ended, "it had come through before it was asked");
     }
 }

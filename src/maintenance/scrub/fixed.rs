@@ -88,7 +88,11 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
                 Ok(raw) => (reason, is_rotten) = (BadReason::Mismatch, is_rotten && raw.claim() == Ok(None)),
             }
         }
-        let mended = is_rotten && self.may_go_on().await && self.mend_identity(io, &own).await;
+        // One that leaves looks at it again when it goes on.
+        if is_rotten && !self.may_go_on().await {
+            return;
+        }
+        let mended = is_rotten && self.mend_identity(io, &own).await;
         self.findings.metadata(MetadataPart::Identity, reason, if mended { Remedy::Mended } else { Remedy::None });
     }
 

@@ -50,7 +50,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
 
     /// Whether something can be mended.
     fn may_write(&self) -> bool {
-        self.of.writable && self.of.log.latched().is_none() && !self.control.leaves()
+        self.of.writable && self.of.log.latched().is_none()
     }
 
     /// The next checkpoint writes both superblock copies, and frees the log.

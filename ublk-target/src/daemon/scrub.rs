@@ -24,7 +24,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use ublk_integrity::{
     Volume,
@@ -66,8 +66,10 @@ enum Stage {
 struct Pass {
     control: Arc<ScrubControl>,
     ended: Arc<OnceLock<Ended>>,
-    /// Hears of the end of the thread, however that comes.
-    gone: Option<Receiver<Infallible>>,
+    /// When it was asked to leave.
+    leaves_since: Option<Instant>,
+    /// Hears of the end of the thread, however that comes: whoever waits for it, one after the other.
+    gone: Option<Arc<Mutex<Receiver<Infallible>>>>,
 }
 
 /// Until this is dropped no pass is under way, and none begins.
@@ -80,9 +82,14 @@ impl Drop for Resting<'_> {
             return;
         }
         passes.stage = Stage::Serving;
-        // One that has not left reads on, and says how it has ended.
-        let left = passes.last.as_ref().filter(|pass| pass.ended.get().is_some_and(|ended| ended.failure.is_none()));
-        if let Some(control) = left.map(|pass| Arc::clone(&pass.control)) {
+        let Some(pass) = &mut passes.last else { return };
+        pass.leaves_since = None;
+        // One that has a read under way reads on; one that has heeded it has but to say so.
+        if pass.control.stay() || !pass.is_gone_within(LEAVES_WITHIN) {
+            return;
+        }
+        if pass.ended.get().is_some_and(|ended| ended.failure.is_none()) {
+            let control = Arc::clone(&pass.control);
             let rate = control.report().rate.and_then(NonZeroU64::new);
             self.0.go_on_from(&mut passes, control.in_superblock(), rate);
         }
@@ -153,7 +160,8 @@ impl Scrubs {
             // Somebody can begin another, if that fails.
             let pass = has_memory().and_then(|()| self.spawn(from, rate)).unwrap_or_else(|failure| {
                 let ended = Arc::new(OnceLock::from(Ended { failure: Some(failure.message) }));
-                let pass = Pass { control: Arc::new(ScrubControl::new(from, rate)), ended, gone: None };
+                let pass =
+                    Pass { control: Arc::new(ScrubControl::new(from, rate)), ended, leaves_since: None, gone: None };
                 self.log.tell(Event::ScrubFailed(pass.status().summary()));
                 pass
             });
@@ -175,16 +183,18 @@ impl Scrubs {
     }
 
     fn leave(&self, stage: Stage, within: Duration) {
-        let gone = {
+        let leaves = {
             let mut passes = self.passes();
             passes.stage = passes.stage.max(stage);
-            passes.last.as_mut().and_then(|pass| {
+            passes.last.as_mut().map(|pass| {
                 pass.control.leave();
-                pass.gone.take()
+                let since = *pass.leaves_since.get_or_insert_with(Instant::now);
+                (pass.shared(), within.saturating_sub(since.elapsed()))
             })
         };
+        let stays = leaves.is_some_and(|(pass, left)| !pass.is_gone_within(left));
         // One that has a read under way that does not come back only reads: it goes with the process.
-        if gone.is_some_and(|gone| gone.recv_timeout(within) == Err(RecvTimeoutError::Timeout)) {
+        if stays && stage == Stage::Ending {
             self.log.tell(Event::ScrubStays);
         }
     }
@@ -197,8 +207,9 @@ impl Scrubs {
         let (volume, files, log) = (Arc::clone(&self.volume), self.files, self.log.clone());
         let (says_gone, gone) = mpsc::channel();
         let control = Arc::new(ScrubControl::new(from, rate));
-        let pass = Pass { control, ended: Arc::default(), gone: Some(gone) };
-        let its = Pass { control: Arc::clone(&pass.control), ended: Arc::clone(&pass.ended), gone: None };
+        let gone = Some(Arc::new(Mutex::new(gone)));
+        let pass = Pass { control, ended: Arc::default(), leaves_since: None, gone };
+        let its = pass.shared();
         let thread = move || {
             // In this order: it has said how it has ended before it is gone.
             let _gone = says_gone;
@@ -280,6 +291,18 @@ impl Scrubs {
 }
 
 impl Pass {
+    fn shared(&self) -> Self {
+        let Self { control, ended, leaves_since, gone } = self;
+        Self { control: Arc::clone(control), ended: Arc::clone(ended), leaves_since: *leaves_since, gone: gone.clone() }
+    }
+
+    /// Whether its thread is gone, or is so soon.
+    fn is_gone_within(&self, time: Duration) -> bool {
+        let Some(gone) = &self.gone else { return true };
+        let gone = gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.recv_timeout(time) != Err(RecvTimeoutError::Timeout)
+    }
+
     fn status(&self) -> ScrubStatus {
         let ended = self.ended.get();
         ScrubStatus {
@@ -305,7 +328,6 @@ mod tests {
         daemon::log::Sink,
         offline::{SCRATCH_KEY, scratch},
     };
-    use std::time::Instant;
     use ublk_integrity::{
         MasterKey,
         open::{Access, OpenOptions, open},
@@ -359,6 +381,62 @@ mod tests {
         scrubs.close();
         drop(resting);
         assert!(!scrubs.known().under_way, "the end has come meanwhile");
+    }
+
+    /// A pass whose first read comes back when `passed` is called.
+    fn slow_to_read(scrubs: &Scrubs) -> (Pass, mpsc::Sender<Infallible>) {
+        let (says_gone, gone) = mpsc::channel();
+        let control = Arc::new(ScrubControl::new(Scrub { pass: 3, ..Scrub::default() }, None));
+        let gone = Some(Arc::new(Mutex::new(gone)));
+        let pass = Pass { control, ended: Arc::default(), leaves_since: None, gone };
+        scrubs.passes().last = Some(pass.shared());
+        (pass, says_gone)
+    }
+
+    fn passed(scrubs: &Scrubs, control: &ScrubControl) {
+        let descriptors = scrubs.descriptors.iter().map(|one| one.try_clone().unwrap()).collect();
+        let ring = OwnRing::new(descriptors).unwrap();
+        ring.block_on(scrubs.volume.scrub(&ring.storage(scrubs.files), control, |_| {})).unwrap();
+    }
+
+    #[test]
+    fn a_pass_that_is_slow_to_leave_is_not_lost_where_no_daemon_comes() {
+        let (_file, scrubs) = scrubs();
+        let (pass, says_gone) = slow_to_read(&scrubs);
+        drop(scrubs.rest(Duration::from_millis(10)));
+        passed(&scrubs, &pass.control);
+        assert_eq!(pass.control.state(), ScrubState::Ended, "its read has come back, and it was to go on");
+        drop(says_gone);
+        // Where it has just heeded that, and not come to say so, it begins anew.
+        let (pass, says_gone) = slow_to_read(&scrubs);
+        let resting = scrubs.rest(Duration::from_millis(10));
+        passed(&scrubs, &pass.control);
+        assert_eq!(pass.control.state(), ScrubState::Running);
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            let _ = pass.ended.set(Ended { failure: None });
+            drop(says_gone);
+        });
+        drop(resting);
+        ends.join().unwrap();
+        let again = scrubs.passes().last.as_ref().unwrap().shared();
+        assert!(again.is_gone_within(LEAVES_WITHIN));
+        assert_eq!((again.control.report().pass, again.control.state()), (3, ScrubState::Ended));
+    }
+
+    #[test]
+    fn the_end_waits_for_a_pass_that_a_hand_over_has_not_waited_for() {
+        let (_file, scrubs) = scrubs();
+        let (pass, says_gone) = slow_to_read(&scrubs);
+        drop(scrubs.rest(Duration::from_millis(10)));
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            let _ = pass.ended.set(Ended { failure: None });
+            drop(says_gone);
+        });
+        scrubs.close();
+        assert!(!scrubs.known().under_way);
+        ends.join().unwrap();
     }
 
     #[test]
