@@ -163,6 +163,7 @@ mod tests {
     use std::{
         io::{BufRead, BufReader},
         net::Shutdown,
+        num::NonZeroU64,
     };
     use ublk_integrity::{Access, BlockIndex, BlockRange, Buf, Credential, Durability};
 
@@ -211,6 +212,8 @@ mod tests {
         let (_file, offline, key) = scratch();
         let hand_over = served(&offline, &key);
         let (client, other) = UnixStream::pair().unwrap();
+        // It takes hours.
+        hand_over.scrubs.start(NonZeroU64::new(1));
         hand_over.shared.gate.of_test(true);
         let why = hand_over.close(&client, SOON).unwrap_err();
         assert!(why.contains("busy") && why.contains("1 request under way"), "{why}");
@@ -222,7 +225,10 @@ mod tests {
         assert!(hand_over.close(&client, SOON).unwrap_err().contains("nobody"));
         write(&offline, &hand_over);
         assert!(hand_over.shared.gate.close(SOON).is_ok(), "it was open again");
+        let pass = hand_over.scrubs.status();
+        assert!(pass["under_way"] == true && pass["pass"] == 1 && pass["rate"] == 1, "{pass}");
         hand_over.closing.close().unwrap();
+        assert_eq!(hand_over.scrubs.status()["under_way"], false);
     }
 
     #[test]
@@ -230,11 +236,13 @@ mod tests {
         let (_file, offline, key) = scratch();
         let hand_over = served(&offline, &key);
         write(&offline, &hand_over);
+        hand_over.scrubs.start(NonZeroU64::new(1));
         let (client, other) = UnixStream::pair().unwrap();
         assert_eq!(hand_over.close(&client, SOON), Ok(json!({ "closed": true, "kept_writes": 0 })));
         assert_eq!(first_line(other), "{\"closing\":true}\n", "from then on it can't be given up");
         assert_eq!(hand_over.shared.gate.close(Duration::ZERO).err(), None, "nothing is under way");
         assert!(hand_over.signals.may_leave().is_err(), "no signal stops the next daemon's device");
+        assert_eq!(hand_over.scrubs.status()["under_way"], false, "it would read what the next daemon writes");
         drop(hand_over);
         let volume = offline.open_volume(&key, Opening::new(Access::ReadWrite, None)).unwrap();
         assert_eq!(volume.recovery().records, 0, "there is nothing to recover");
