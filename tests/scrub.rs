@@ -5,7 +5,7 @@ use crate::sim::{
     exec::{Step, join},
     faults::{BadRange, Trace},
     format_options, formatted,
-    image::Page,
+    image::{Page, Superblock},
     lab::with_checkpoints,
     open_options,
     oracle::fill_all,
@@ -327,6 +327,71 @@ fn a_page_that_nobody_has_changed_is_neither_lost_nor_a_failure() {
     let slot = lab.superblock().slot_offset(0, 1, other.slot ^ 1);
     lab.disk().bad_ranges.push(BadRange::unwritable(Device::Meta, slot..slot + 4096, Errno::EIO));
     nothing_is_worse(lab, |lab| lab.disk().bad_ranges.clear());
+}
+
+/// A pass finds tag page 1 while a checkpoint writes what `change` has changed, and waits for the next, before
+/// which `meanwhile` comes to the medium and `again` to the volume. Returns what has become of the page.
+fn found_beside_a_checkpoint(
+    cache: u64,
+    change: impl AsyncFn(&Volume, &SimStorage, &mut RequestContext),
+    meanwhile: impl FnOnce(&SimStorage),
+    again: impl AsyncFn(&Volume, &SimStorage, &mut RequestContext),
+) -> (ScrubReport, Lab) {
+    let mut lab = lab(cache);
+    lab.checkpoint();
+    assert!(lab.reads_as(130, 2));
+    let (io, page) = (lab.io.clone(), tag_page_1(&lab));
+    let control = ScrubControl::new(Scrub::default(), None);
+    {
+        let Lab { volume, context, .. } = &mut lab;
+        block_on(&io, change(volume, &io, context));
+        let before = io.disk().writes;
+        let mut checkpoint = Box::pin(volume.checkpoint(&io));
+        let mut poll = || checkpoint.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        while io.disk().writes == before {
+            assert!(poll().is_pending());
+            io.complete_any();
+        }
+        io.disk().poke(Device::Meta, page.offset, &[1; 512]);
+        let stands = polled(volume.scrub(&io, &control, |_| {}), &io, 200).expect("it waits for a checkpoint");
+        assert_eq!(control.report().waiting_metadata, 1, "{:?}", control.report());
+        while poll().is_pending() {
+            if io.in_flight() > 0 {
+                io.complete_any();
+            }
+        }
+        drop(checkpoint);
+        meanwhile(&io);
+        block_on(&io, again(volume, &io, context));
+        block_on(&io, volume.checkpoint(&io)).unwrap();
+        block_on(&io, stands);
+    }
+    (control.report(), lab)
+}
+
+#[test]
+fn a_page_below_what_is_zeroed_meanwhile_needs_no_mending() {
+    let zeroed = async |volume: &Volume, io: &SimStorage, context: &mut RequestContext| {
+        volume.zero(io, context, BlockRange::new(BlockIndex(0), volume.blocks()), true).await.unwrap();
+    };
+    let (report, _) = found_beside_a_checkpoint(1 << 20, zeroed, |_| {}, async |_, _, _| {});
+    assert!(report.is_clean() && report.bad_metadata.len() == 1, "{report:?}");
+}
+
+#[test]
+fn a_page_below_one_that_is_lost_is_not_mended() {
+    let written = async |volume: &Volume, io: &SimStorage, context: &mut RequestContext| {
+        let (one, buf) = (BlockRange::new(BlockIndex(30), 1), Buf::new(4096));
+        volume.write(io, context, one, buf, Durability::Durable).await.0.unwrap();
+    };
+    let rots = |io: &SimStorage| {
+        let superblock = Superblock::newest(&io.disk());
+        let parent = *superblock.pages(&io.disk()).iter().find(|page| page.level == 1).unwrap();
+        io.disk().poke(Device::Meta, parent.offset, &[0xee; 512]);
+    };
+    let (report, lab) = found_beside_a_checkpoint(0, written, rots, written);
+    assert_eq!(lab.volume.status().counters.pages_lost, 1, "the parent");
+    assert_eq!(pages(&report, false), [(0, 1)]);
 }
 
 #[test]

@@ -91,20 +91,36 @@ struct Job<'a, S> {
 
 impl<S: Storage> Job<'_, S> {
     /// A page that is to be written: something pending changes it, or it has rotted, or one below it.
-    fn touch(&self, page: PageId, entry: TreeEntry) -> Option<Touched> {
+    /// What has rotted counts where the tree still has something: below what is absent nothing is current any more,
+    /// and what is below a lost page is lost with it.
+    fn touch(&mut self, page: PageId, entry: TreeEntry) -> Option<Touched> {
         let effect = self.changes.effect(self.tree.layout.blocks_under(page));
         let is_rescued =
             |rescue: &Rescue| rescue.hangs_on(page) && (rescue.id != page || rescue.is(page, &entry.digest));
         let changes = effect == Effect::Change;
-        let touched = changes || effect == Effect::None && self.rescued.iter().any(is_rescued);
+        let is_there = match entry.state() {
+            EntryState::Slot(_) => true,
+            EntryState::Absent => false,
+            EntryState::Lost => {
+                if effect != Effect::Vanish {
+                    self.fail(page);
+                }
+                false
+            }
+        };
+        let touched = changes || effect == Effect::None && is_there && self.rescued.iter().any(is_rescued);
         touched.then_some(Touched { index: page.index, entry, changes, verdict: Verdict::Usable })
     }
 
     /// A page that nothing pending changes stays as it is, and nothing below it is rescued.
     fn leave(&mut self, level: u8, page: &mut Touched) {
         page.verdict = Verdict::Left;
-        let id = PageId { level, index: page.index };
-        self.rescued.iter_mut().filter(|rescue| rescue.hangs_on(id)).for_each(|rescue| rescue.failed = true);
+        self.fail(PageId { level, index: page.index });
+    }
+
+    /// Neither a page nor one below it is rescued.
+    fn fail(&mut self, page: PageId) {
+        self.rescued.iter_mut().filter(|rescue| rescue.hangs_on(page)).for_each(|rescue| rescue.failed = true);
     }
 
     /// Finds the touched children of the touched pages of one level.
@@ -120,9 +136,9 @@ impl<S: Storage> Job<'_, S> {
                     Some(Base::Lost) => page.verdict = Verdict::Lost,
                     _ => {}
                 }
-                let buf = self.bufs[i].as_deref().expect("loads have ended");
+                let buf = self.bufs[i].take().expect("loads have ended");
                 let old = |place: usize| match bases[i] {
-                    Some(Base::Page) => entry_in(buf, place),
+                    Some(Base::Page) => entry_in(&buf, place),
                     Some(Base::Lost) => TreeEntry::LOST,
                     _ => TreeEntry::ABSENT,
                 };
@@ -132,6 +148,7 @@ impl<S: Storage> Job<'_, S> {
                     let entry = old((index - first) as usize);
                     below.extend(self.touch(PageId { level: level - 1, index }, entry));
                 }
+                self.bufs[i] = Some(buf);
             }
         }
         Ok(())
