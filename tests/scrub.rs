@@ -404,6 +404,37 @@ fn a_page_waits_with_those_above_it() {
     is_whole(&mut lab);
 }
 
+/// A pass to its end, beside checkpoints, and whether it came there.
+fn goes_on(volume: &Volume, io: &SimStorage, control: &ScrubControl, pass: impl Future<Output = ()>) -> ScrubReport {
+    let checkpoints = async {
+        while control.state() == ScrubState::Running {
+            io.sleep(Duration::from_secs(1)).await.unwrap();
+            volume.checkpoint(io).await.unwrap();
+        }
+    };
+    block_on(io, join(pass, checkpoints));
+    control.report()
+}
+
+#[test]
+fn a_tag_page_that_has_rotted_is_found_wherever_a_checkpoint_comes_between() {
+    for (steps, cache) in (0..60).flat_map(|steps| [(steps, 0), (steps, 1 << 20)]) {
+        let mut lab = lab(cache);
+        lab.checkpoint();
+        assert!(lab.reads_as(130, 2));
+        lab.poke(Device::Meta, tag_page_1(&lab).offset, &[1; 512]);
+        let Lab { io, volume, context, .. } = &mut lab;
+        let control = ScrubControl::new(Scrub::default(), None);
+        let Some(stands) = polled(volume.scrub(io, &control, |_| {}), io, steps) else { break };
+        let (one, buf) = (BlockRange::new(BlockIndex(3), 1), Buf::new(4096));
+        block_on(io, async { volume.write(io, context, one, buf, Durability::Durable).await.0.unwrap() });
+        block_on(io, volume.checkpoint(io)).unwrap();
+        let report = goes_on(volume, io, &control, stands);
+        assert_eq!(pages(&report, true), [(0, 1)], "{steps} {cache}: {report:?}");
+        assert!(report.is_clean(), "{steps} {cache}: {report:?}");
+    }
+}
+
 #[test]
 fn what_nothing_proves_stays_bad_and_is_no_worse_for_it() {
     let mut lab = lab(0);

@@ -21,6 +21,9 @@ use std::{collections::VecDeque, mem, ops::Range};
 /// Most bytes of blocks that are read at a time, and most tag pages.
 const MOST_BYTES: usize = 2 << 20;
 const MOST_LANES: usize = 16;
+/// How often a tag page is looked at where checkpoints move the tree on meanwhile. What has rotted there is found by
+/// nobody else.
+const LOOKS: u32 = 8;
 
 /// One pass on its way, and its memory.
 pub(super) struct Pass<'p, T> {
@@ -106,10 +109,8 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
             looked.extend(self.look(io, lane).await);
         }
         let mut reads = Vec::with_capacity(looked.len());
-        for Looked { lane, watch, root, page } in looked {
-            if let Some((page, entry, started)) = page {
-                self.take_page(io, lane, root, (page, entry), started).await;
-            }
+        for looked in looked {
+            let Some((lane, watch)) = self.take(io, looked).await else { continue };
             let its = &mut self.lanes[lane];
             let extent = its.extent();
             let started = (!extent.is_empty()).then(|| {
@@ -140,23 +141,23 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
 
     /// Looks for the next tag page and begins to read it. `None`: nothing hangs on it, or on some after it.
     async fn look<S: Io>(&mut self, io: &S, lane: usize) -> Option<Looked<'p, S>> {
-        let (metadata, tree) = (self.of.metadata, &self.of.metadata.tree);
-        let page = PageId { level: 0, index: self.next };
-        let range = tree.layout.blocks_under(page);
-        // In this order: a tag that is looked up before may be another's by then.
-        let watch = self.of.ranges.watch(range);
-        let its = &mut self.lanes[lane];
-        (its.range, its.pending) = (range, 0);
-        for (i, block) in range.blocks().enumerate() {
-            if let Some(tag) = metadata.pending_tag(block) {
-                its.tags[i] = tag;
-                its.pending |= 1 << i;
-            }
-        }
-        let root = tree.root.load();
-        let end = self.find(io, root, page.index).await;
-        let its = &mut self.lanes[lane];
+        let index = self.next;
         self.next += 1;
+        self.look_at(io, lane, index).await
+    }
+
+    /// Begins to read a tag page.
+    async fn look_at<S: Io>(&mut self, io: &S, lane: usize, index: u64) -> Option<Looked<'p, S>> {
+        let (tree, page) = (&self.of.metadata.tree, PageId { level: 0, index });
+        let mut looks = 1..LOOKS;
+        let (watch, root, end) = loop {
+            let (watch, root) = self.take_pending(lane, page);
+            match self.find(io, root, index).await {
+                Err(Moved) if looks.next().is_some() => {}
+                end => break (watch, root, end),
+            }
+        };
+        let its = &mut self.lanes[lane];
         let mut looked = Looked { lane, watch, root, page: None };
         match end {
             Ok(End::TagPage(entry)) => {
@@ -172,6 +173,35 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
             Ok(End::Bad(_)) | Err(Moved) => its.fill(|_| LOST_TAG),
         }
         Some(looked)
+    }
+
+    /// Takes the tags that are pending, and the root that was current after that.
+    fn take_pending(&mut self, lane: usize, page: PageId) -> (RangeWatch<'p>, TreeEntry) {
+        let metadata = self.of.metadata;
+        let range = metadata.layout().blocks_under(page);
+        // In this order: a tag that is looked up before may be another's by then.
+        let watch = self.of.ranges.watch(range);
+        let its = &mut self.lanes[lane];
+        (its.range, its.pending) = (range, 0);
+        for (i, block) in range.blocks().enumerate() {
+            if let Some(tag) = metadata.pending_tag(block) {
+                its.tags[i] = tag;
+                its.pending |= 1 << i;
+            }
+        }
+        (watch, metadata.tree.root.load())
+    }
+
+    /// Takes the tags out of the tag page that a look has begun to read. `None`: nothing hangs on it any more.
+    async fn take<S: Io>(&mut self, io: &S, mut looked: Looked<'p, S>) -> Option<(usize, RangeWatch<'p>)> {
+        let mut looks = 1..LOOKS;
+        while let Some((page, entry, started)) = looked.page.take() {
+            match self.take_page(io, looked.lane, looked.root, (page, entry), started).await {
+                Err(Moved) if looks.next().is_some() => looked = self.look_at(io, looked.lane, page.index).await?,
+                _ => break,
+            }
+        }
+        Some((looked.lane, looked.watch))
     }
 
     /// Goes down to a tag page, and mends what has rotted on the way.
@@ -196,7 +226,7 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         self.next = end.min(pending).max(self.next);
     }
 
-    /// Takes the tags out of a tag page that is being read.
+    /// The same once, as the tree was when it was looked at.
     async fn take_page<S: Io>(
         &mut self,
         io: &S,
@@ -204,14 +234,16 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         root: TreeEntry,
         (page, entry): (PageId, TreeEntry),
         started: S::Transfer,
-    ) {
+    ) -> Result<(), Moved> {
         let judged;
         (judged, self.lanes[lane].page) = prove(io, &self.of.metadata.tree, root, (page, entry), started).await;
-        let (reason, is_known) = match judged {
-            Ok(Judged::Good) => return self.lanes[lane].fill_from_page(),
-            Err(Moved) => return,
-            Ok(Judged::InMemory(reason)) => (reason, true),
-            Ok(Judged::Bad(reason)) => (reason, self.rebuild(io, lane, (page, entry)).await),
+        let (reason, is_known) = match judged? {
+            Judged::Good => {
+                self.lanes[lane].fill_from_page();
+                return Ok(());
+            }
+            Judged::InMemory(reason) => (reason, true),
+            Judged::Bad(reason) => (reason, self.rebuild(io, lane, (page, entry)).await),
         };
         let bytes = mem::replace(&mut self.lanes[lane].page, Buf::none());
         self.page_has_rotted(page, entry, reason, is_known.then_some(&bytes[..]));
@@ -219,6 +251,7 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         if is_known {
             self.lanes[lane].fill_from_page();
         }
+        Ok(())
     }
 
     /// Compares a lane's blocks with their tags. Returns those of which that proves nothing.
