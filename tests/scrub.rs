@@ -436,6 +436,29 @@ fn a_tag_page_that_has_rotted_is_found_wherever_a_checkpoint_comes_between() {
 }
 
 #[test]
+fn a_page_that_can_not_be_read_for_a_moment_is_not_bad() {
+    let mut failed = 0;
+    for (level, steps) in [0, 1].into_iter().flat_map(|level| (0..40).map(move |steps| (level, steps))) {
+        let lab = lab(0);
+        lab.checkpoint();
+        let page = *lab.superblock().pages(&lab.disk()).iter().find(|page| page.level == level).unwrap();
+        lab.disk().bad_ranges.push(BadRange::unreadable(Device::Meta, page.offset..page.offset + 4096));
+        let Lab { io, volume, .. } = &lab;
+        let (begun, control) = (io.disk().now(), ScrubControl::new(Scrub::default(), None));
+        let Some(stands) = polled(volume.scrub(io, &control, |_| {}), io, steps) else { break };
+        // Another path is there by now.
+        if io.disk().now() - begun > Duration::from_millis(150) {
+            failed += 1;
+            continue;
+        }
+        io.disk().bad_ranges.clear();
+        let report = goes_on(volume, io, &control, stands);
+        assert!(report.is_clean() && report.bad_metadata.is_empty(), "{level} {steps}: {report:?}");
+    }
+    assert!(failed > 0, "it is asked again too soon");
+}
+
+#[test]
 fn what_nothing_proves_stays_bad_and_is_no_worse_for_it() {
     let mut lab = lab(0);
     let (page, at) = (tag_page_1(&lab), lab.block_offset(131));

@@ -13,6 +13,7 @@ use crate::{
     BlockIndex, Buf, Device, Io, Scheduler, Storage,
     crypto::tagger::MAX_VERIFIED,
     format::{LOST_TAG, MAX_LEVELS, PAGE_BYTES, PageId, TAGS_PER_PAGE, TreeEntry, ZERO_TAG},
+    io::retry::READ,
     request::range_watch::RangeWatch,
 };
 use arrayvec::ArrayVec;
@@ -102,6 +103,7 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
 
     /// Goes on by some tag pages and their blocks: one beside requests, else several.
     pub(super) async fn some<S: Io>(&mut self, io: &Metered<'_, S>, busy: bool) {
+        self.way.forget_unreadable();
         let lanes = if busy { 1 } else { self.lanes.len() };
         let mut looked = Vec::with_capacity(lanes);
         while looked.len() < lanes && self.is_left() {
@@ -120,14 +122,19 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
             });
             reads.push((lane, watch, extent, started));
         }
-        let mut doubtful = ArrayVec::<_, MOST_LANES>::new();
+        let (mut doubtful, mut is_unreadable) = (ArrayVec::<_, MOST_LANES>::new(), false);
         for (lane, watch, extent, started) in reads {
             let mut read = Ok(());
             if let Some(started) = started {
                 (read, self.lanes[lane].data) = started.await;
                 io.charge();
+                is_unreadable |= read.is_err();
             }
             doubtful.push((self.lanes[lane].range, self.compare(&self.lanes[lane], extent, read.is_ok(), &watch)));
+        }
+        if is_unreadable {
+            // A path that fails over within a moment is not noticed.
+            self.control.sleep(io, READ.pause).await;
         }
         // By now nothing is watched, however long this takes.
         for (range, which) in doubtful {
@@ -182,7 +189,7 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         // In this order: a tag that is looked up before may be another's by then.
         let watch = self.of.ranges.watch(range);
         let its = &mut self.lanes[lane];
-        (its.range, its.pending) = (range, 0);
+        (its.range, its.pending, its.bad) = (range, 0, None);
         for (i, block) in range.blocks().enumerate() {
             if let Some(tag) = metadata.pending_tag(block) {
                 its.tags[i] = tag;
@@ -248,8 +255,9 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         let bytes = mem::replace(&mut self.lanes[lane].page, Buf::none());
         self.page_has_rotted(page, entry, reason, is_known.then_some(&bytes[..]));
         self.lanes[lane].page = bytes;
-        if is_known {
-            self.lanes[lane].fill_from_page();
+        match is_known {
+            true => self.lanes[lane].fill_from_page(),
+            false => self.lanes[lane].bad = Some((page, entry)),
         }
         Ok(())
     }

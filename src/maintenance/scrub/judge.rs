@@ -45,6 +45,8 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
 
     /// Looks once more at blocks that were never at rest.
     pub(super) async fn deferred<S: Io>(&mut self, io: &Metered<'_, S>) {
+        self.way.forget_unreadable();
+        self.lanes.iter_mut().for_each(|lane| lane.bad = None);
         while let Some(block) = self.deferred.front().copied() {
             let Some(verdict) = self.judge(io, block, LAST_LOOKS).await else { return };
             self.settle(block, &verdict);
@@ -124,6 +126,9 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             End::Absent(_) => return Ok(Ok(ZERO_TAG)),
             End::Bad(page) => return Ok(Err(page)),
         };
+        if self.lanes.iter().any(|lane| lane.bad == Some((page, entry))) {
+            return Ok(Err(page));
+        }
         let started = read_page(io, tree, page, entry, mem::replace(&mut self.page, Buf::none()));
         let judged;
         (judged, self.page) = prove(io, tree, root, (page, entry), started).await;

@@ -2,7 +2,7 @@
 
 use crate::{
     BlockIndex, BlockRange, Buf,
-    format::{LOST_TAG, PAGE_BYTES, TAG_BYTES, TAGS_PER_PAGE, Tag, ZERO_TAG},
+    format::{LOST_TAG, PAGE_BYTES, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG},
 };
 use std::{mem, ops::Range};
 
@@ -15,6 +15,8 @@ pub(super) struct Lane {
     pub(super) tags: [Tag; TAGS_PER_PAGE as usize],
     /// Which of them are pending, and not of the page.
     pub(super) pending: u128,
+    /// The page, if it can't be had: it is not asked for again for each of its blocks.
+    pub(super) bad: Option<(PageId, TreeEntry)>,
 }
 
 impl Lane {
@@ -25,6 +27,7 @@ impl Lane {
             data: Buf::new(TAGS_PER_PAGE as usize * block_size),
             tags: [LOST_TAG; TAGS_PER_PAGE as usize],
             pending: 0,
+            bad: None,
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{
     BadReason, Buf, Device, Storage,
     crypto::keys::equal,
     format::{EntryState, PAGE_BYTES, PageId, TREE_FANOUT, TreeEntry, digest},
+    io::retry::READ,
     metadata::{page_cache::Lookup, tree::Tree},
 };
 use zerocopy::FromBytes;
@@ -48,8 +49,8 @@ pub(super) struct RottenPage<'a> {
 /// A tree page as it was found last.
 struct Step {
     of: Option<(PageId, TreeEntry)>,
-    /// Nothing verified.
-    bad: bool,
+    /// Why nothing verified, where that is so.
+    bad: Option<BadReason>,
     bytes: Box<[u8; PAGE_BYTES]>,
 }
 
@@ -62,7 +63,7 @@ pub(super) struct Way {
 
 impl Way {
     pub(super) fn new(levels: usize) -> Self {
-        let step = |_| Step { of: None, bad: false, bytes: Box::new([0; PAGE_BYTES]) };
+        let step = |_| Step { of: None, bad: None, bytes: Box::new([0; PAGE_BYTES]) };
         Self { steps: (1..levels).map(step).collect(), buf: Buf::new(PAGE_BYTES) }
     }
 
@@ -70,10 +71,16 @@ impl Way {
     pub(super) fn above(&self, page: PageId) -> impl Iterator<Item = (PageId, TreeEntry, &[u8])> {
         let of_page =
             move |id: PageId| id.level > page.level && page.index >> (6 * u32::from(id.level - page.level)) == id.index;
-        let good = self.steps.iter().filter(|step| !step.bad);
+        let good = self.steps.iter().filter(|step| step.bad.is_none());
         good.filter_map(move |step| {
             step.of.filter(|(id, _)| of_page(*id)).map(|(id, entry)| (id, entry, &step.bytes[..]))
         })
+    }
+
+    /// What could not be read may be there again: it is known of no page for longer than a moment.
+    pub(super) fn forget_unreadable(&mut self) {
+        let is_unreadable = |step: &&mut Step| matches!(step.bad, Some(BadReason::Unreadable { .. }));
+        self.steps.iter_mut().filter(is_unreadable).for_each(|step| step.of = None);
     }
 
     /// Goes down from `root` to a tag page. `rotten` hears of each page that is damaged on the medium, once.
@@ -100,14 +107,14 @@ impl Way {
                 let judged;
                 (judged, self.buf) = prove(io, tree, root, (page, entry), started).await;
                 let judged = judged?;
-                step.bad = matches!(judged, Judged::Bad(_));
+                step.bad = if let Judged::Bad(reason) = judged { Some(reason) } else { None };
                 step.bytes.copy_from_slice(&self.buf);
                 step.of = Some((page, entry));
                 if let Judged::InMemory(reason) | Judged::Bad(reason) = judged {
-                    rotten(RottenPage { page, entry, reason, bytes: (!step.bad).then_some(&step.bytes[..]) });
+                    rotten(RottenPage { page, entry, reason, bytes: step.bad.is_none().then_some(&step.bytes[..]) });
                 }
             }
-            if step.bad {
+            if step.bad.is_some() {
                 return Ok(End::Bad(page));
             }
             let child = tree.layout.ancestor(tag_page, level - 1);
@@ -130,7 +137,8 @@ pub(super) fn read_page<S: Storage>(io: &S, tree: &Tree, page: PageId, entry: Tr
 }
 
 /// Compares a page that is being read with the entry of its proven parent, under `root`. Before anything is said
-/// of one that fails it is read once more, and looked for in memory. That has been there for long, so it is proven, too.
+/// of one that fails it is read once more, or a few times if it can't be read, and looked for in memory. That has
+/// been there for long, so it is proven, too.
 pub(super) async fn prove<S: Storage>(
     io: &S,
     tree: &Tree,
@@ -139,7 +147,7 @@ pub(super) async fn prove<S: Storage>(
     started: S::Transfer,
 ) -> (Result<Judged, Moved>, Buf) {
     let (mut read, mut buf) = started.await;
-    for again in [true, false] {
+    for left in (0..READ.most).rev() {
         if read.is_ok() && equal(&digest(page, &buf), &entry.digest) {
             return (Ok(Judged::Good), buf);
         }
@@ -147,9 +155,13 @@ pub(super) async fn prove<S: Storage>(
         if tree.root.load() != root {
             return (Err(Moved), buf);
         }
-        if again {
-            (read, buf) = read_page(io, tree, page, entry, buf).await;
+        if left == 0 || read.is_ok() && left < READ.most - 1 {
+            break;
         }
+        if read.is_err() {
+            let _ = io.sleep(READ.pause).await;
+        }
+        (read, buf) = read_page(io, tree, page, entry, buf).await;
     }
     let reason = match read {
         Ok(()) => BadReason::Mismatch,
