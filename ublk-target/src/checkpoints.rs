@@ -65,11 +65,12 @@ pub async fn run<S: Storage>(
                     AtStop::Close => volume.close(io).await,
                     AtStop::GoOn => volume.checkpoint(io).await,
                 },
-                work = wanted => work,
+                // Before what is wanted, for that may be something at each turn.
                 _ = period => {
                     period.set(io.sleep(PERIOD).fuse());
                     CheckpointerWork::Checkpoint
                 }
+                work = wanted => work,
             }
         };
         if let Err(latched) = volume.work(io, due).await {
@@ -79,6 +80,45 @@ pub async fn run<S: Storage>(
             return Err(latched);
         }
         tell(Ok(due));
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use std::{
+        cell::RefCell,
+        task::{Context, Waker},
+    };
+    use ublk_integrity::{
+        Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, MemoryStorage, OpenOptions,
+        create::{FormatOptions, format, plan},
+        open::open,
+    };
+
+    #[test]
+    fn writes_that_wait_at_each_turn_keep_no_checkpoint_from_its_time() {
+        let (size, log_size) = (Some(1 << 20), Some(512 << 10));
+        let options = FormatOptions { size, log_size, ..FormatOptions::new(4096, [1; 16]) };
+        // Its pauses take no time: the period is over at each turn.
+        let io = MemoryStorage::new(vec![0; plan(&options).unwrap().data_device_bytes as usize], 4096);
+        let key = MasterKey::new(&[7; 32]).unwrap();
+        io.run(format(&io, &key, &options)).unwrap();
+        let options = OpenOptions::new(Access::ReadWrite, [1; 32]);
+        let options = OpenOptions { write_back_slots: 4, sync_log: true, ..options };
+        let volume = io.run(open(&io, &key, &options)).unwrap();
+        let (mut context, one) = (volume.context(0), BlockRange::new(BlockIndex(0), 1));
+        let admitted = volume.admit(&context, one, Durability::MayBeLost).expect("there are slots");
+        let mut held = pin!(volume.write_back(&io, &mut context, admitted, Buf::new(4096), || {}));
+        assert!(held.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(volume.work_wanted().now_or_never() == Some(CheckpointerWork::WriteBack));
+        let (stop, told) = (Stop::default(), RefCell::new(Vec::new()));
+        let tell = |done| {
+            told.borrow_mut().push(done);
+            stop.set();
+        };
+        io.run(run(&volume, &io, (&stop, AtStop::GoOn), tell)).unwrap();
+        assert_eq!(told.into_inner(), [Ok(CheckpointerWork::Checkpoint)]);
     }
 }
 

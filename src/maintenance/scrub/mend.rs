@@ -21,9 +21,7 @@ use zerocopy::IntoBytes;
 
 /// Most tags of a page that are tried in each way: 3^8 pages take a fraction of a second.
 const MOST_DOUBTFUL: usize = 8;
-/// How often it is looked whether a checkpoint has come: there is one every 15 s, and it may take long on a disk
-/// that is busy.
-const LOOKS: u32 = 600;
+/// How often it is looked whether a checkpoint has come.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 /// What a disk loses as one.
 const SECTOR: usize = 512;
@@ -75,17 +73,14 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
         }
     }
 
-    /// Nothing is mended before it is written: waits for the next checkpoint, or the one after that. What is not
-    /// mended by then is bad.
+    /// Nothing is mended before it is written: waits for the next checkpoint, or the one after that, however long they
+    /// take. Where none comes any more nothing is.
     pub(super) async fn until_mended<S: Io>(&mut self, io: &S) {
-        for _ in 0..LOOKS {
-            if !self.may_go_on().await || !self.findings.are_waiting() || self.of.log.latched().is_some() {
-                break;
+        while self.may_go_on().await && self.findings.are_waiting() {
+            if self.of.log.latched().is_some() {
+                return self.findings.settle(|_| RescueState::Failed);
             }
             self.control.sleep(io, BETWEEN_LOOKS).await;
-        }
-        if self.may_go_on().await {
-            self.findings.settle(|_| RescueState::Failed);
         }
     }
 
