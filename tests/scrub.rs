@@ -467,6 +467,31 @@ fn a_page_that_can_not_be_read_for_a_moment_is_not_bad() {
 }
 
 #[test]
+fn more_pages_than_a_checkpoint_takes_are_mended_one_after_the_other() {
+    for failing in [false, true] {
+        let format = FormatOptions { size: Some(64 << 20), ..format_options(4096) };
+        let options = OpenOptions { cache_bytes: 0, ..open_options(&mut Rng::new(1)) };
+        let mut lab = Lab::new(&format, &options);
+        (0..128).for_each(|page| lab.write(page * 128, 1, 1));
+        lab.checkpoint();
+        let superblock = lab.superblock();
+        let all: Vec<_> = superblock.pages(&lab.disk()).iter().filter(|page| page.level == 0).copied().collect();
+        for page in &all {
+            lab.poke(Device::Meta, page.offset, &[1; 512]);
+            // The first of them have no other place.
+            if failing && page.index < 64 {
+                let slot = superblock.slot_offset(0, page.index, page.slot ^ 1);
+                lab.disk().bad_ranges.push(BadRange::unwritable(Device::Meta, slot..slot + 4096, Errno::EIO));
+            }
+        }
+        let report = pass(&lab.volume, &lab.io);
+        let unmended = if failing { 64 } else { 0 };
+        assert_eq!((report.mended_metadata, report.unmended_metadata), (128 - unmended, unmended));
+        assert_eq!((all.len(), report.verified_blocks, report.bad_blocks), (128, 128, 0));
+    }
+}
+
+#[test]
 fn what_nothing_proves_stays_bad_and_is_no_worse_for_it() {
     let mut lab = lab(0);
     let (page, at) = (tag_page_1(&lab), lab.block_offset(131));

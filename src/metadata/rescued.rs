@@ -51,6 +51,8 @@ pub(crate) enum RescueState {
 
 struct RescuedPage {
     what: Rescue,
+    /// It is here for those below it alone, and nobody asks what becomes of it.
+    is_above: bool,
     bytes: Box<[u8; PAGE_BYTES]>,
 }
 
@@ -79,10 +81,15 @@ impl Rescued {
 
     /// Keeps a page whose bytes have this digest. `false`: they have not, or there is no room.
     pub(crate) fn add(&self, id: PageId, of: Digest, bytes: &[u8]) -> bool {
+        self.put(id, of, bytes, false)
+    }
+
+    fn put(&self, id: PageId, of: Digest, bytes: &[u8], is_above: bool) -> bool {
         if !equal(&digest(id, bytes), &of) {
             return false;
         }
-        let page = RescuedPage { what: Rescue::new(id, of), bytes: Box::new(bytes.try_into().expect("a page")) };
+        let page =
+            RescuedPage { what: Rescue::new(id, of), is_above, bytes: Box::new(bytes.try_into().expect("a page")) };
         self.change(|pages| {
             pages.retain(|known| known.what.id != id);
             pages.try_push(page).is_ok()
@@ -92,7 +99,7 @@ impl Rescued {
     /// The same, if the page is not there already: one that itself has rotted must not make room for an older one.
     pub(crate) fn add_above(&self, id: PageId, of: Digest, bytes: &[u8]) {
         if self.pages.lock().iter().all(|known| known.what.id != id) {
-            self.add(id, of, bytes);
+            self.put(id, of, bytes, true);
         }
     }
 
@@ -122,7 +129,7 @@ impl Rescued {
         self.change(|pages| {
             for done in with {
                 match pages.iter().position(|page| page.what.is(done.id, &done.digest)) {
-                    Some(at) if done.failed => pages[at].what.failed = true,
+                    Some(at) if done.failed && !pages[at].is_above => pages[at].what.failed = true,
                     Some(at) => drop(pages.remove(at)),
                     None => {}
                 }
@@ -130,13 +137,21 @@ impl Rescued {
         });
     }
 
-    /// What has become of a page that was added.
-    pub(crate) fn state(&self, id: PageId, digest: &Digest) -> RescueState {
-        match self.pages.lock().iter().find(|page| page.what.is(id, digest)) {
+    /// What has become of a page that was added. One that has failed makes room: it is told but once.
+    pub(crate) fn settle(&self, id: PageId, digest: &Digest) -> RescueState {
+        self.change(|pages| match pages.iter().position(|page| page.what.is(id, digest)) {
             None => RescueState::Written,
-            Some(page) if page.what.failed => RescueState::Failed,
+            Some(at) if pages[at].what.failed => {
+                pages.remove(at);
+                RescueState::Failed
+            }
             Some(_) => RescueState::Waits,
-        }
+        })
+    }
+
+    /// For how many more there is room.
+    pub(crate) fn room(&self) -> usize {
+        self.pages.lock().remaining_capacity()
     }
 }
 
@@ -168,13 +183,13 @@ mod tests {
         rescued.list(&mut listed);
         let new = add(2);
         rescued.done(&listed);
-        assert_eq!(rescued.state(PAGE, &old), RescueState::Written);
-        assert_eq!(rescued.state(PAGE, &new), RescueState::Waits);
+        assert_eq!(rescued.settle(PAGE, &old), RescueState::Written);
+        assert_eq!(rescued.settle(PAGE, &new), RescueState::Waits);
         rescued.list(&mut listed);
         listed[0].failed = true;
         rescued.done(&listed);
-        assert_eq!(rescued.state(PAGE, &new), RescueState::Failed);
-        assert!(rescued.is_empty(), "it is not tried again");
+        assert_eq!(rescued.settle(PAGE, &new), RescueState::Failed);
+        assert!(rescued.is_empty() && rescued.room() == MOST_RESCUED, "it is not tried again");
         rescued.list(&mut listed);
         assert!(listed.is_empty());
     }

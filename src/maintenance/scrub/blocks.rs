@@ -104,7 +104,7 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
     /// Goes on by some tag pages and their blocks: one beside requests, else several.
     pub(super) async fn some<S: Io>(&mut self, io: &Metered<'_, S>, busy: bool) {
         self.way.forget_unreadable();
-        let lanes = if busy { 1 } else { self.lanes.len() };
+        let lanes = if busy { 1 } else { self.lanes.len().min(self.room()).max(1) };
         let mut looked = Vec::with_capacity(lanes);
         while looked.len() < lanes && self.is_left() {
             let lane = looked.len();

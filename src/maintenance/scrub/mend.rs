@@ -66,11 +66,32 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             let Scrubber { metadata, checkpoints, log, .. } = self.of;
             let is = |written| if written { RescueState::Written } else { RescueState::Waits };
             self.findings.settle(|waits| match waits {
-                WaitsFor::Page(id, digest) => metadata.tree.rescued.state(id, &digest),
+                WaitsFor::Page(id, digest) => metadata.tree.rescued.settle(id, &digest),
                 WaitsFor::NewerThan(epoch) => is(checkpoints.superblock().epoch > epoch),
                 WaitsFor::LogFree(position) => is(log.live().start >= position),
             });
         }
+    }
+
+    /// For how many tag pages there is room, if all have rotted, with those above them.
+    pub(super) fn room(&self) -> usize {
+        let metadata = self.of.metadata;
+        metadata.tree.rescued.room() / metadata.layout().levels()
+    }
+
+    /// What has rotted, and finds no room to wait in, would be bad: waits for the checkpoint that makes it. `false`: the
+    /// pass is to end.
+    pub(super) async fn has_room<S: Io>(&mut self, io: &S) -> bool {
+        while self.room() == 0 && self.may_write() {
+            if !self.may_go_on().await {
+                return false;
+            }
+            if !self.findings.are_waiting() {
+                self.of.metadata.tree.rescued.forget_failed();
+            }
+            self.control.sleep(io, BETWEEN_LOOKS).await;
+        }
+        true
     }
 
     /// Nothing is mended before it is written: waits for the next checkpoint, or the one after that, however long they

@@ -75,7 +75,7 @@ impl Scrubber<'_> {
             pass.identity(io).await;
         }
         let mut seen = self.requests();
-        while pass.is_left() && pass.may_go_on().await {
+        while pass.is_left() && pass.has_room(io).await && pass.may_go_on().await {
             let now = self.requests();
             let busy = std::mem::replace(&mut seen, now) != now;
             // It runs while the next bytes are read.
