@@ -527,13 +527,14 @@ fn a_tree_page_that_has_rotted_takes_all_below_it() {
 fn superblock_copies_identity_block_and_log_are_mended() {
     let format = FormatOptions { separate_meta: true, ..format_options(4096) };
     let options = OpenOptions { separate_meta: true, ..open_options(&mut Rng::new(1)) };
-    for copy in [0, 1 << 19] {
+    // Of the identity block what its checksum covers, and its MAC.
+    for (copy, rots_at) in [(0, 20), (1 << 19, 500)] {
         let mut lab = Lab::new(&format, &options);
         lab.write(3, 1, 1);
         assert!(pass(&lab.volume, &lab.io).bad_metadata.is_empty());
         let identity = lab.peek(Device::Data, 0, 512);
         lab.poke(Device::Meta, copy + 80, b"rot");
-        lab.poke(Device::Data, 20, b"rot");
+        lab.poke(Device::Data, rots_at, b"rot");
         let log = lab.records()[0].offset;
         lab.disk().bad_ranges.push(BadRange::unreadable(Device::Meta, log..log + 512));
         let report = pass(&lab.volume, &lab.io);

@@ -69,9 +69,14 @@ impl RawIdentity {
         self.magic == MAGIC && self.uuid == *uuid && self.key_id == keys.id() && self.checksum != self.sum()
     }
 
+    /// Whether the claim says that it was made with the volume's key.
+    pub(crate) fn names_key_of(&self, keys: &Keys) -> bool {
+        self.key_id == keys.id()
+    }
+
     /// Whether the claim was made with the volume's key.
     pub(crate) fn verify(&self, keys: &Keys) -> bool {
-        self.key_id == keys.id() && keys.identity().verify(self.authenticated(), &self.mac)
+        self.names_key_of(keys) && keys.identity().verify(self.authenticated(), &self.mac)
     }
 
     fn authenticated(&self) -> &[u8] {

@@ -70,7 +70,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
 
     /// Nobody writes it while the volume is open.
     pub(super) async fn identity<S: Io>(&mut self, io: &S) {
-        let current = self.of.checkpoints.superblock();
+        let (current, keys) = (self.of.checkpoints.superblock(), self.of.checkpoints.keys());
         if !current.layout.separate_meta {
             return;
         }
@@ -83,9 +83,12 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             }
             match retry(io, READ, async || read_identity(io).await).await {
                 Err(e) => reason = BadReason::Unreadable { device: e.device, errno: e.errno },
-                Ok(raw) if raw.claim() == Ok(Some(own)) && raw.verify(self.of.checkpoints.keys()) => return,
-                // What is whole and somebody else's is left alone.
-                Ok(raw) => (reason, is_rotten) = (BadReason::Mismatch, is_rotten && raw.claim() == Ok(None)),
+                Ok(raw) if raw.claim() == Ok(Some(own)) && raw.verify(keys) => return,
+                // What is whole and somebody else's is left alone. The MAC of our own may have rotted, too.
+                Ok(raw) => {
+                    let is_own = raw.claim() == Ok(Some(own)) && raw.names_key_of(keys);
+                    (reason, is_rotten) = (BadReason::Mismatch, is_rotten && (is_own || raw.claim() == Ok(None)));
+                }
             }
         }
         // One that leaves looks at it again when it goes on.
