@@ -102,11 +102,14 @@ struct Ended {
 }
 
 /// Dropped by the thread of a pass, with nothing said before: it has not come to its end.
-struct SaysItsEnd(Arc<OnceLock<Ended>>);
+struct SaysItsEnd(Pass, Log);
 
 impl Drop for SaysItsEnd {
     fn drop(&mut self) {
-        let _ = self.0.set(Ended { failure: Some("its thread has died".into()) });
+        let Self(pass, log) = self;
+        if pass.ended.set(Ended { failure: Some("its thread has died".into()) }).is_ok() {
+            log.tell(Event::ScrubFailed(pass.status().summary()));
+        }
     }
 }
 
@@ -139,7 +142,7 @@ impl Scrubs {
             let message = format_args!("{}: `--status` shows it, `--stop` ends it", pass.status().summary());
             return Err(Failure::new(Exit::Busy, message));
         }
-        has_memory()?;
+        has_memory(Purpose::New)?;
         // Its number runs on as far as the volume can tell.
         let before = passes.last.as_ref().map(|pass| pass.control.in_superblock()).or_else(|| self.volume.last_scrub());
         let number = before.map_or(0, |scrub| scrub.pass) + 1;
@@ -158,7 +161,7 @@ impl Scrubs {
     fn go_on_from(&self, passes: &mut Passes, from: Scrub, rate: Option<NonZeroU64>) {
         if matches!(from.state, ScrubState::Running | ScrubState::Paused) {
             // Somebody can begin another, if that fails.
-            let pass = has_memory().and_then(|()| self.spawn(from, rate)).unwrap_or_else(|failure| {
+            let pass = has_memory(Purpose::Needed).and_then(|()| self.spawn(from, rate)).unwrap_or_else(|failure| {
                 let ended = Arc::new(OnceLock::from(Ended { failure: Some(failure.message) }));
                 let pass =
                     Pass { control: Arc::new(ScrubControl::new(from, rate)), ended, leaves_since: None, gone: None };
@@ -213,7 +216,7 @@ impl Scrubs {
         let thread = move || {
             // In this order: it has said how it has ended before it is gone.
             let _gone = says_gone;
-            let _ended = SaysItsEnd(Arc::clone(&its.ended));
+            let _ended = SaysItsEnd(its.shared(), log.clone());
             yield_disk();
             let tell = |finding| log.tell(Event::Scrub(finding));
             // A ring belongs to the thread that made it.
@@ -313,8 +316,9 @@ impl Pass {
     }
 }
 
-fn has_memory() -> Outcome {
-    Available::here(Purpose::New).refuse_less_than(MEMORY, "begin the pass when there is more")
+/// One that goes on has had its memory before, or is awaited.
+fn has_memory(purpose: Purpose) -> Outcome {
+    Available::here(purpose).refuse_less_than(MEMORY, "begin the pass when there is more")
 }
 
 fn now() -> u64 {
@@ -441,9 +445,9 @@ mod tests {
 
     #[test]
     fn a_thread_that_dies_is_not_under_way_for_ever() {
-        let ended = Arc::<OnceLock<Ended>>::default();
-        let its = SaysItsEnd(Arc::clone(&ended));
-        drop(its);
-        assert!(ended.get().is_some_and(|ended| ended.failure.is_some()));
+        let (_file, scrubs) = scrubs();
+        let (pass, _says_gone) = slow_to_read(&scrubs);
+        drop(SaysItsEnd(pass.shared(), scrubs.log.clone()));
+        assert!(pass.ended.get().is_some_and(|ended| ended.failure.is_some()));
     }
 }
