@@ -246,6 +246,34 @@ fn tag_pages_are_made_anew_from_the_blocks() {
 }
 
 #[test]
+fn a_stopped_pass_tells_what_became_of_what_it_has_found() {
+    for (is_mended, leaves) in [(true, false), (false, false), (true, true)] {
+        let lab = lab(0);
+        lab.checkpoint();
+        let page = tag_page_1(&lab);
+        lab.poke(Device::Meta, page.offset, &[1; 512]);
+        if !is_mended {
+            let slot = lab.superblock().slot_offset(0, 1, page.slot ^ 1);
+            lab.disk().bad_ranges.push(BadRange::unwritable(Device::Meta, slot..slot + 4096, Errno::EIO));
+        }
+        let control = ScrubControl::new(Scrub::default(), None);
+        let stands = polled(lab.volume.scrub(&lab.io, &control, |_| {}), &lab.io, 200).expect("it waits");
+        assert!(control.stop());
+        if leaves {
+            control.leave();
+            block_on(&lab.io, stands);
+            assert_eq!((control.state(), control.report().waiting_metadata), (ScrubState::Stopped, 1));
+            continue;
+        }
+        lab.checkpoint();
+        block_on(&lab.io, stands);
+        let report = control.report();
+        assert_eq!((report.state, report.waiting_metadata), (ScrubState::Stopped, 0));
+        assert_eq!((report.mended_metadata, report.unmended_metadata), if is_mended { (1, 0) } else { (0, 1) });
+    }
+}
+
+#[test]
 fn a_page_that_waits_for_the_checkpoint_survives_any_crash() {
     for writes in 0.. {
         let lab = lab(0);

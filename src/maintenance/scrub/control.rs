@@ -119,10 +119,14 @@ impl ScrubControl {
 
     /// It has gone through, been stopped, or left.
     pub(super) fn ended(&self) {
-        let has_left = self.0.lock().leave == Leave::Heeded;
-        if !has_left {
+        if !self.has_left() {
             self.turn(&[ScrubState::Running, ScrubState::Paused], ScrubState::Ended);
         }
+    }
+
+    /// Whether it does nothing more but come to its end, to go on another time.
+    pub(super) fn has_left(&self) -> bool {
+        self.0.lock().leave == Leave::Heeded
     }
 
     /// Notes what has been found.

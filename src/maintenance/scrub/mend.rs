@@ -13,7 +13,9 @@ use super::{
 use crate::{
     BadReason, Buf, Device, Durability, Io,
     crypto::keys::{Digest, equal},
-    format::{Identity, Layout, PAGE_BYTES, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, digest},
+    format::{
+        Identity, Layout, PAGE_BYTES, PageId, ScrubState, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, digest,
+    },
     metadata::rescued::RescueState,
 };
 use std::{mem, time::Duration};
@@ -95,13 +97,17 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
     }
 
     /// Nothing is mended before it is written: waits for the next checkpoint, or the one after that, however long they
-    /// take. Where none comes any more nothing is.
+    /// take. Where none comes any more nothing is. One that was stopped reads nothing more, but tells that, too.
     pub(super) async fn until_mended<S: Io>(&mut self, io: &S) {
-        while self.may_go_on().await && self.findings.are_waiting() {
+        loop {
+            let may_tell = self.may_go_on().await || self.control.state() == ScrubState::Stopped;
+            if !may_tell || self.control.has_left() || !self.findings.are_waiting() {
+                return;
+            }
             if self.of.log.latched().is_some() {
                 return self.findings.settle(|_| RescueState::Failed);
             }
-            self.control.sleep(io, BETWEEN_LOOKS).await;
+            let _ = io.sleep(BETWEEN_LOOKS).await;
         }
     }
 

@@ -139,8 +139,11 @@ impl Scrubs {
             return Err(Failure::new(Exit::Busy, "the device is being stopped"));
         }
         if let Some(pass) = passes.last.as_ref().filter(|pass| pass.ended.get().is_none()) {
-            let message = format_args!("{}: `--status` shows it, `--stop` ends it", pass.status().summary());
-            return Err(Failure::new(Exit::Busy, message));
+            let remedy = match pass.control.state() {
+                ScrubState::Stopped => "it ends once what it has found is mended, in 15 s or so",
+                _ => "`--status` shows it, `--stop` ends it",
+            };
+            return Err(Failure::new(Exit::Busy, format_args!("{}: {remedy}", pass.status().summary())));
         }
         has_memory(Purpose::New)?;
         // Its number runs on as far as the volume can tell.
