@@ -20,7 +20,6 @@ use std::{
 use ublk_integrity::{
     BlockIndex, Device, OpenOptions, TagAlgorithm, VolumeInfo,
     create::{Capacity, FormatOptions},
-    open::Feature,
 };
 
 const PAGE: usize = 4096;
@@ -188,9 +187,9 @@ fn volumes_of_every_version_open_and_hold_what_was_written() {
         let (io, opening) = image_of(golden);
         let dump = block_on(&io, ublk_integrity::open::dump(&io)).unwrap();
         assert!(dump.copies.iter().all(|copy| copy.version == Some(golden.version)), "{}", golden.name);
-        let features: &[Feature] = match golden {
-            Golden { grows: true, .. } => &[Feature::ExplicitPlaces],
-            Golden { version: 2, closed: false, .. } => &[Feature::SyncLog],
+        let features: &[ublk_integrity::open::Feature] = match golden {
+            Golden { grows: true, .. } => &[ublk_integrity::open::Feature::ExplicitPlaces],
+            Golden { version: 2, closed: false, .. } => &[ublk_integrity::open::Feature::SyncLog],
             _ => &[],
         };
         assert!(dump.copies.iter().all(|copy| copy.features == features), "{}", golden.name);

@@ -1,15 +1,20 @@
 //! Key slots: who opens a volume, and that a change of the slots can be cut short anywhere.
 
-use crate::sim::{Disk, Rng, SimStorage, block_on, exec::block_on_steps, format_options, key, open_options};
+use crate::sim::{
+    Disk, KEY as VOLUME_KEY, Rng, SimStorage, block_on,
+    exec::block_on_steps,
+    format_options,
+    image::{self, SUPERBLOCK_BYTES, SUPERBLOCKS},
+    key, open_options,
+};
 use sha2::{Digest, Sha256};
 use ublk_integrity::{
     Credential, Device, MasterKey,
-    create::{format_with_slot, plan},
-    key_slots::{GuessCost, LockedSlots, NewSlot, Passphrase, SlotError, UnlockedSlots, unlock},
+    create::{FormatOptions, format_with_slots, plan},
+    key_slots::{GuessCost, LockedSlots, NewSlot, Passphrase, SlotError, UnlockedSlots, first, unlock},
     open::{OpenError, open},
 };
 
-const VOLUME_KEY: [u8; 32] = [5; 32];
 const AREAS: [u64; 2] = [64 << 10, 576 << 10];
 const AREA: usize = 32 << 10;
 const CHECKSUM: std::ops::Range<usize> = 704..736;
@@ -34,7 +39,8 @@ fn formatted(seed: u64) -> SimStorage {
     let options = format_options(512);
     let io = SimStorage::new(Disk::new(plan(&options).unwrap().data_device_bytes, None, 512, seed));
     let slot = new(&mut Rng::new(seed));
-    block_on(&io, format_with_slot(&io, &VOLUME_KEY, (&file(1), &slot), &options)).unwrap();
+    let slots = first((&options.uuid, &VOLUME_KEY), &file(1), &slot).unwrap();
+    block_on(&io, format_with_slots(&io, slots, &options)).unwrap();
     io
 }
 
@@ -74,7 +80,7 @@ fn with_two(seed: u64) -> SimStorage {
     let io = formatted(seed);
     let mut slots = unlocked(&io, &file(1));
     assert_eq!(slots.add(&word("word"), &new(&mut Rng::new(seed ^ 1))).unwrap(), 1);
-    block_on(&io, slots.write(&io)).unwrap();
+    block_on(&io, slots.write(&io, false)).unwrap();
     io
 }
 
@@ -115,7 +121,7 @@ fn a_volume_is_opened_by_what_its_slots_say() {
     for change in [Verb::Add, Verb::Change, Verb::Remove] {
         let io = with_two(2);
         assert_eq!(who(&io), [true, false, true, false]);
-        block_on(&io, changed(&io, change).write(&io)).unwrap();
+        block_on(&io, changed(&io, change).write(&io, false)).unwrap();
         assert_eq!(who(&io), afterwards(change), "{change:?}");
         let [a, b] = copies(&io);
         assert!(a == b && locked(&io).copies_agree());
@@ -141,7 +147,7 @@ fn a_change_that_is_cut_short_anywhere_is_done_or_not() {
         for steps in 0.. {
             for seed in 0..12 {
                 let fork = SimStorage::new(io.disk().fork(seed));
-                ends = block_on_steps(&fork, changed(&fork, change).write(&fork), steps).is_some();
+                ends = block_on_steps(&fork, changed(&fork, change).write(&fork, false), steps).is_some();
                 if seed % 2 == 0 {
                     fork.disk().power_cut()
                 } else {
@@ -157,7 +163,7 @@ fn a_change_that_is_cut_short_anywhere_is_done_or_not() {
                 let asks = if now[2] { word("word") } else { word("other") };
                 let mut slots = unlocked(&fork, &asks);
                 slots.change(&file(3), &new(&mut Rng::new(seed))).unwrap();
-                block_on(&fork, slots.write(&fork)).unwrap();
+                block_on(&fork, slots.write(&fork, false)).unwrap();
                 assert!(locked(&fork).copies_agree() && opens(&fork, &file(3)));
             }
             if ends {
@@ -175,7 +181,7 @@ fn what_was_removed_lies_in_neither_copy() {
     let (salt, wrapped) = (&slot_0[56..88], &slot_0[112..160]);
     let holds = |bytes: &[u8]| copies(&io).iter().any(|copy| copy.windows(bytes.len()).any(|window| window == bytes));
     assert!(holds(salt) && holds(wrapped));
-    block_on(&io, changed(&io, Verb::Remove).write(&io)).unwrap();
+    block_on(&io, changed(&io, Verb::Remove).write(&io, false)).unwrap();
     assert!(!holds(salt) && !holds(wrapped));
 }
 
@@ -189,15 +195,61 @@ fn one_whole_copy_is_enough_and_the_next_change_mends_the_other() {
         // The whole one is not written over before the other is whole.
         let fork = SimStorage::new(io.disk().fork(1));
         fork.disk().faults.meta_unwritable = true;
-        assert!(matches!(block_on(&fork, changed(&fork, Verb::Add).write(&fork)), Err(SlotError::Device(_))));
+        assert!(matches!(block_on(&fork, changed(&fork, Verb::Add).write(&fork, false)), Err(SlotError::FirstCopy(_))));
         fork.disk().faults.meta_unwritable = false;
         assert_eq!(who(&fork), [true, false, true, false]);
-        block_on(&io, changed(&io, Verb::Add).write(&io)).unwrap();
+        block_on(&io, changed(&io, Verb::Add).write(&io, false)).unwrap();
         assert!(locked(&io).copies_agree());
     }
     let io = with_two(4);
     AREAS.iter().for_each(|at| io.disk().poke(Device::Meta, *at, &[0; 512]));
     assert!(matches!(block_on(&io, unlock(&io, &file(1))), Err(OpenError::KeyAreaDamaged { .. })));
+}
+
+#[test]
+fn what_was_changed_meanwhile_is_not_written_over() {
+    let io = with_two(8);
+    let (one, other) = (changed(&io, Verb::Remove), changed(&io, Verb::Add));
+    block_on(&io, one.write(&io, false)).unwrap();
+    let writes = io.disk().writes;
+    assert!(matches!(block_on(&io, other.write(&io, false)), Err(SlotError::Changed)));
+    assert_eq!(io.disk().writes, writes);
+    assert!(!who(&io)[0], "what was removed stays so");
+    // Another volume has come in between.
+    let io = with_two(8);
+    let slots = changed(&io, Verb::Add);
+    let (options, slot) = (FormatOptions { uuid: [7; 16], ..format_options(512) }, new(&mut Rng::new(5)));
+    let others = first((&options.uuid, &[6; 32]), &file(9), &slot).unwrap();
+    block_on(&io, format_with_slots(&io, others, &options)).unwrap();
+    let before = copies(&io);
+    assert!(block_on(&io, slots.write(&io, false)).is_err());
+    assert!(copies(&io) == before && opens(&io, &file(9)));
+}
+
+#[test]
+fn slots_of_a_volume_that_is_not_served_are_left_alone() {
+    let io = with_two(9);
+    let slots = changed(&io, Verb::Remove);
+    let before = copies(&io);
+    for at in SUPERBLOCKS {
+        let mut copy = io.disk().peek(Device::Meta, at, SUPERBLOCK_BYTES);
+        copy[12] |= 1 << 1;
+        image::sign_block(&mut copy);
+        io.disk().poke(Device::Meta, at, &copy);
+    }
+    let refused = block_on(&io, slots.write(&io, false));
+    assert!(matches!(refused, Err(SlotError::Open(OpenError::NotServed { .. }))), "{refused:?}");
+    assert!(copies(&io) == before);
+}
+
+#[test]
+fn a_passphrase_on_what_is_no_volume_is_told_what_it_is() {
+    let io = formatted(1);
+    let told = |io: &SimStorage| block_on(io, unlock(io, &word("word"))).map(drop).unwrap_err();
+    SUPERBLOCKS.iter().for_each(|at| io.disk().poke(Device::Meta, at + 100, &[1; 4]));
+    assert!(matches!(told(&io), OpenError::Damaged));
+    SUPERBLOCKS.iter().for_each(|at| io.disk().poke(Device::Meta, *at, &[0; 512]));
+    assert!(matches!(told(&io), OpenError::NotAVolume));
 }
 
 #[test]
@@ -246,7 +298,7 @@ fn slots_have_an_end_and_one_is_always_left() {
         assert_eq!(slots.add(&file(10 + slot), &new(&mut rng)).unwrap(), usize::from(slot));
     }
     assert!(matches!(slots.add(&file(20), &new(&mut rng)), Err(SlotError::Full(_))));
-    block_on(&io, slots.write(&io)).unwrap();
+    block_on(&io, slots.write(&io, false)).unwrap();
     assert!((11..18).all(|byte| opens(&io, &file(byte))));
     assert_eq!(locked(&io).list().len(), 8);
 }

@@ -1,7 +1,7 @@
 //! A volume's key, wrapped: encrypted and authenticated by what somebody has or knows.
 
 use super::keys::MasterKey;
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use chacha20poly1305::{AeadInOut, KeyInit, XChaCha20Poly1305};
 use hkdf::Hkdf;
 use serde::Serialize;
@@ -110,11 +110,14 @@ impl WrappingKey {
         let GuessCost { memory_kib, passes, lanes } = cost;
         let mut bytes = Zeroizing::new([0; 32]);
         let params = Params::new(memory_kib, passes, lanes, Some(bytes.len())).expect("the cost is bounded");
+        // The passphrase can be told from what this memory holds afterwards.
+        let mut memory = Zeroizing::new(Vec::new());
+        memory.try_reserve_exact(params.block_count()).map_err(|_| NoMemory)?;
+        memory.resize(params.block_count(), Block::default());
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        match argon2.hash_password_into(&passphrase.0, salt, &mut *bytes) {
-            Ok(()) => Ok(Self(bytes)),
-            Err(_) => Err(NoMemory),
-        }
+        let hashed = argon2.hash_password_into_with_memory(&passphrase.0, salt, &mut *bytes, &mut memory[..]);
+        hashed.expect("lengths and memory are right");
+        Ok(Self(bytes))
     }
 
     /// Encrypts a volume's key (XChaCha20-Poly1305); what it is bound to is authenticated with it.

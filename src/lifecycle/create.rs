@@ -2,18 +2,15 @@
 
 use crate::{
     BelowSector, Buf, ByteOffset, Device, DeviceError, Durability, Epoch, MasterKey, RecordNumber, Storage,
-    crypto::{
-        keys::{Keys, TagAlgorithm},
-        wrapping::Credential,
-    },
+    crypto::keys::{Keys, TagAlgorithm},
     format::{
-        Feature, Features, Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, NewSlot, PAGE_BYTES, Superblock, TreeEntry,
+        Feature, Features, Identity, Layout, LayoutError, MAX_LOG, MIN_LOG, PAGE_BYTES, Superblock, TreeEntry,
         Version2, can_be_atomic,
     },
     io::sectors::{refuse_blocks_below_sector, refuse_records_below_sector},
     lifecycle::{
         identity_block::write_identity,
-        key_slots::{self, SlotError, UnlockedSlots},
+        key_slots::{SlotError, UnlockedSlots},
         superblocks::{SuperblockUpdate, publish},
     },
 };
@@ -301,16 +298,15 @@ pub async fn format<S: Storage>(io: &S, key: &MasterKey, options: &FormatOptions
     write(io, key, possible(io, options)?, None).await
 }
 
-/// The same with the volume's key, 32 fresh random bytes, wrapped in a [key slot](crate::key_slots)
-/// that `credential` opens. The device has nothing else that it could be had from.
-pub async fn format_with_slot<S: Storage>(
+/// The same with the volume's key wrapped in [key slots](crate::key_slots::first), which were made for
+/// the UUID that the volume gets. The device has nothing else that the key could be had from.
+pub async fn format_with_slots<S: Storage>(
     io: &S,
-    key: &[u8; 32],
-    (credential, slot): (&Credential, &NewSlot),
+    slots: UnlockedSlots,
     options: &FormatOptions,
 ) -> Result<VolumeInfo, FormatError> {
-    let superblock = possible(io, options)?.with_key_area();
-    let slots = key_slots::first((&options.uuid, key), credential, slot)?;
+    let options = FormatOptions { uuid: slots.uuid(), ..options.clone() };
+    let superblock = possible(io, &options)?.with_key_area();
     write(io, &slots.master_key(), superblock, Some(slots)).await
 }
 
@@ -328,7 +324,7 @@ async fn write<S: Storage>(
     }
     // It counts once a superblock says so.
     if let Some(slots) = slots {
-        slots.write(io).await?;
+        slots.write_copies(io).await?;
     }
     publish(io, &keys, SuperblockUpdate::First(&superblock), Buf::new(PAGE_BYTES)).await.0?;
     Ok(VolumeInfo::of(&superblock))

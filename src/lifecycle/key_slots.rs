@@ -3,7 +3,7 @@
 //! ```text
 //!   locked ── read both copies: the newest whole one counts
 //!     └─ unlock(credential) ── a slot gives the volume's key; by that the area's MAC is verified
-//!          └─ add, change, remove ── write: the copy that does not count, durable; then the other
+//!          └─ add, change, remove ── the same as read? ── write: the copy that does not count, durable; then the other
 //! ```
 //!
 //! A crash at any step leaves a whole copy, of before or after. Nobody but these commands writes the
@@ -11,12 +11,14 @@
 
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Durability, MasterKey, Storage,
+    crypto::keys::MIN_KEY_BYTES,
     crypto::{
         keys::Keys,
         wrapping::{Credential, NoMemory, VOLUME_KEY_BYTES, VolumeKey},
     },
     format::{Feature, KEY_AREA_BYTES, KeyArea, KeySlot, Label, Layout, RawKeyArea, Superblock, master_key, uuid_text},
-    lifecycle::{open_error::OpenError, superblocks::read_copies},
+    lifecycle::{open_error::OpenError, staged::VerifiedVolume, superblocks::read_copies},
+    options::{Access, OpenOptions},
 };
 pub use crate::{
     crypto::wrapping::{GuessCost, MAX_PASSPHRASE_BYTES, Passphrase, PassphraseLength},
@@ -56,9 +58,16 @@ pub enum SlotError {
     /// There is not the memory for a guess at this cost.
     #[error("a guess at this passphrase takes {0} bytes of memory, which can't be had")]
     Memory(u64),
-    /// A copy could not be written; the other is as it was, and counts.
+    /// Somebody has changed the slots, or the volume, since they were read.
+    #[error("the key slots were changed by somebody else meanwhile: nothing was written, try again")]
+    Changed,
+    /// The volume can't be looked at.
     #[error(transparent)]
-    Device(#[from] DeviceError),
+    Open(#[from] OpenError),
+    /// A copy could not be written. The other is as it was; which of them counts depends on how much of
+    /// the first has arrived.
+    #[error("the change may count or not, `key list` shows it: {0}")]
+    FirstCopy(DeviceError),
     /// What was to be changed is changed, but the second copy of the area still is as before.
     #[error("the change counts, but the other copy of the key area still holds what was there before: {0}")]
     SecondCopy(DeviceError),
@@ -78,6 +87,8 @@ pub struct LockedSlots {
 /// A volume's slots, and its key.
 pub struct UnlockedSlots {
     area: KeyArea,
+    /// The area as it was read; none in a new volume.
+    raw: Option<Box<RawKeyArea>>,
     key: VolumeKey,
     opened: usize,
     newest: usize,
@@ -91,9 +102,22 @@ pub struct UnlockedSlots {
 /// what makes the slots unreadable. A volume that is none or damaged is left to whoever opens it.
 pub async fn unlock<'c, S: Storage>(io: &S, credential: &'c Credential) -> Result<Unlocked<'c>, OpenError> {
     match (LockedSlots::read(io).await?, credential) {
-        (Some(slots), credential) => Ok(Unlocked::Slot(slots.unlock(credential)?.master_key())),
+        (Some(slots), credential) => {
+            let copies_agree = slots.copies_agree();
+            let key = slots.unlock(credential)?.master_key();
+            Ok(Unlocked::Slot { key, copies_agree })
+        }
         (None, Credential::Key(key)) => Ok(Unlocked::Key(key)),
-        (None, Credential::Passphrase(_)) => Err(OpenError::NoKeySlots),
+        (None, Credential::Passphrase(_)) => Err(why_no_slots(io).await),
+    }
+}
+
+/// What an open says of what has no superblock, or an unknown one. Any key serves for that.
+async fn why_no_slots<S: Storage>(io: &S) -> OpenError {
+    let key = MasterKey::new(&[0; MIN_KEY_BYTES]).expect("as long as a key must be");
+    match VerifiedVolume::read(io, &key, &OpenOptions::new(Access::ReadOnly, [0; 32])).await {
+        Ok(_) | Err(OpenError::WrongKey { .. }) => OpenError::NoKeySlots,
+        Err(e) => e,
     }
 }
 
@@ -102,7 +126,19 @@ pub enum Unlocked<'c> {
     /// The credential itself.
     Key(&'c MasterKey),
     /// A key slot.
-    Slot(MasterKey),
+    Slot {
+        /// The key that lay wrapped there.
+        key: MasterKey,
+        /// Whether both copies of the key area say the same.
+        copies_agree: bool,
+    },
+}
+
+impl Unlocked<'_> {
+    /// Whether one copy of the key area is older than the other, damaged or unreadable.
+    pub fn has_one_copy(&self) -> bool {
+        matches!(self, Self::Slot { copies_agree: false, .. })
+    }
 }
 
 impl Deref for Unlocked<'_> {
@@ -111,7 +147,7 @@ impl Deref for Unlocked<'_> {
     fn deref(&self) -> &MasterKey {
         match self {
             Self::Key(key) => key,
-            Self::Slot(key) => key,
+            Self::Slot { key, .. } => key,
         }
     }
 }
@@ -125,7 +161,11 @@ impl LockedSlots {
         if !superblock.features().has(Feature::KeyArea) {
             return Ok(None);
         }
-        Self::of(io, &superblock).await.map(Some)
+        match Self::of(io, &superblock).await {
+            // A change that has just gone from one copy to the other: each was torn when it was looked at.
+            Err(OpenError::KeyAreaDamaged { .. }) => Self::of(io, &superblock).await.map(Some),
+            slots => slots.map(Some),
+        }
     }
 
     async fn of<S: Storage>(io: &S, superblock: &Superblock) -> Result<Self, OpenError> {
@@ -175,23 +215,31 @@ impl LockedSlots {
     /// Opens the first slot that this credential opens.
     pub fn unlock(self, credential: &Credential) -> Result<UnlockedSlots, OpenError> {
         let Self { area, raw, newest, .. } = self;
-        let uuid = area.uuid;
+        let (uuid, mut too_much) = (area.uuid, None);
         for (number, slot) in area.slots.iter().enumerate() {
             let Some(slot) = slot else { continue };
-            let key = slot.unwrap(credential, (&uuid, number));
-            let key = key.map_err(|NoMemory| OpenError::PassphraseMemory { needed: memory_bytes(slot.kind) })?;
-            if let Some(key) = key {
-                if !raw.verify(&Keys::derive(&master_key(&key), &uuid)) {
-                    return Err(OpenError::Tampered { what: "key area" });
+            match slot.unwrap(credential, (&uuid, number)) {
+                Ok(None) => {}
+                Ok(Some(key)) if raw.verify(&Keys::derive(&master_key(&key), &uuid)) => {
+                    return Ok(UnlockedSlots { area, raw: Some(raw), key, opened: number, newest });
                 }
-                return Ok(UnlockedSlots { area, key, opened: number, newest });
+                Ok(Some(_)) => return Err(OpenError::Tampered { what: "key area" }),
+                // A later one may ask for less.
+                Err(NoMemory) => too_much = too_much.max(Some(memory_bytes(slot.kind))),
             }
         }
-        Err(OpenError::NoSlotOpens { uuid: uuid_text(&uuid) })
+        Err(match too_much {
+            Some(needed) => OpenError::PassphraseMemory { needed },
+            None => OpenError::NoSlotOpens { uuid: uuid_text(&uuid) },
+        })
     }
 }
 
 impl UnlockedSlots {
+    pub(crate) fn uuid(&self) -> [u8; 16] {
+        self.area.uuid
+    }
+
     /// The key of the volume.
     pub fn master_key(&self) -> MasterKey {
         master_key(&self.key)
@@ -230,24 +278,38 @@ impl UnlockedSlots {
     }
 
     /// Writes both copies, each durable before the next: first the one that does not count, so that
-    /// there is a whole one at any moment.
-    pub async fn write<S: Storage>(mut self, io: &S) -> Result<(), SlotError> {
+    /// there is a whole one at any moment. Before that the volume is looked at anew: it must be one
+    /// that this program serves, by this key, and its slots as they were read.
+    pub async fn write<S: Storage>(self, io: &S, separate_meta: bool) -> Result<(), SlotError> {
+        let options = OpenOptions { separate_meta, ..OpenOptions::new(Access::ReadOnly, [0; 32]) };
+        VerifiedVolume::read(io, &self.master_key(), &options).await?;
+        let now = LockedSlots::read(io).await?;
+        let same = |raw: &RawKeyArea| now.as_ref().is_some_and(|now| now.raw.as_bytes() == raw.as_bytes());
+        if !self.raw.as_ref().is_some_and(|raw| same(raw)) {
+            return Err(SlotError::Changed);
+        }
+        self.write_copies(io).await
+    }
+
+    /// The same without a look.
+    pub(crate) async fn write_copies<S: Storage>(mut self, io: &S) -> Result<(), SlotError> {
         self.area.generation += 1;
         let raw = self.area.seal(&Keys::derive(&self.master_key(), &self.area.uuid));
         let offsets = Layout::key_area_offsets();
-        write_copy(io, offsets[1 - self.newest], &raw).await?;
+        write_copy(io, offsets[1 - self.newest], &raw).await.map_err(SlotError::FirstCopy)?;
         write_copy(io, offsets[self.newest], &raw).await.map_err(SlotError::SecondCopy)
     }
 }
 
-/// A key area with one slot, and the key that is wrapped there; for a new volume.
-pub(crate) fn first(
+/// A key area with one slot, and the volume's key that is wrapped there, 32 fresh random bytes: for a
+/// new volume of this UUID ([`format_with_slots`](crate::create::format_with_slots)).
+pub fn first(
     (uuid, key): (&[u8; 16], &[u8; VOLUME_KEY_BYTES]),
     credential: &Credential,
     new: &NewSlot,
 ) -> Result<UnlockedSlots, SlotError> {
     let area = KeyArea { uuid: *uuid, generation: 0, slots: [const { None }; KEY_SLOTS] };
-    let mut slots = UnlockedSlots { area, key: Zeroizing::new(*key), opened: 0, newest: 0 };
+    let mut slots = UnlockedSlots { area, raw: None, key: Zeroizing::new(*key), opened: 0, newest: 0 };
     slots.add(credential, new)?;
     Ok(slots)
 }

@@ -238,7 +238,10 @@ impl From<FormatError> for Failure {
 
 impl From<SlotError> for Failure {
     fn from(e: SlotError) -> Self {
-        Self::new(exit_of_slot(&e), e)
+        match e {
+            SlotError::Open(e) => e.into(),
+            e => Self::new(exit_of_slot(&e), e),
+        }
     }
 }
 
@@ -246,7 +249,9 @@ fn exit_of_slot(e: &SlotError) -> Exit {
     match e {
         SlotError::Full(_) | SlotError::Empty(_) | SlotError::Own(_) => Exit::Arguments,
         SlotError::Memory(_) => Exit::Memory,
-        SlotError::Device(d) | SlotError::SecondCopy(d) => Exit::of_errno(d.errno.0),
+        SlotError::Changed => Exit::Busy,
+        SlotError::Open(_) => Exit::Device,
+        SlotError::FirstCopy(d) | SlotError::SecondCopy(d) => Exit::of_errno(d.errno.0),
     }
 }
 

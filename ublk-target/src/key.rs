@@ -150,6 +150,20 @@ impl KeySource {
 
     /// Reads it.
     pub fn load(&self) -> Outcome<Credential> {
+        self.read(&[self.what()])
+    }
+
+    /// The same of a new one. A passphrase that is typed is asked for twice: nothing opens a volume
+    /// whose only passphrase is mistyped.
+    pub fn load_new(&self) -> Outcome<Credential> {
+        match self {
+            Self::PassphraseStdin => self.read(&["new passphrase", "same once more"]),
+            _ => self.read(&[self.what()]),
+        }
+    }
+
+    /// With so many words as it is asked for at a terminal, one after the other.
+    fn read(&self, asked: &[&str]) -> Outcome<Credential> {
         os::guard_secrets().doing("can't keep the key out of core dumps")?;
         let bytes = match self {
             Self::File(path) | Self::PassphraseFile(path) => {
@@ -158,9 +172,10 @@ impl KeySource {
             Self::Stdin | Self::PassphraseStdin => {
                 // Not through `stdin()` itself, whose buffer would keep a copy.
                 let input = nix::unistd::dup(std::io::stdin()).map(File::from).map_err(std::io::Error::from);
-                input
-                    .and_then(|input| read_typed_or_piped(input, self.what()))
-                    .doing("can't read the key from standard input")?
+                let read = input.and_then(|input| read_typed_or_piped(input, asked));
+                let read = read.doing("can't read the key from standard input")?;
+                let differ = "what was typed was not the same twice: nothing was done";
+                read.ok_or_else(|| Failure::new(Exit::KeyOrPermission, differ))?
             }
             Self::Keyring(name) => {
                 let what = format!("no readable key \"{name}\" in the kernel's keyrings");
@@ -214,16 +229,23 @@ impl std::fmt::Display for KeySource {
     }
 }
 
-/// All of a pipe; of a terminal one line, without what ends it, and nobody sees it.
-fn read_typed_or_piped(input: File, what: &str) -> std::io::Result<Zeroizing<Vec<u8>>> {
+/// All of a pipe; of a terminal a line for each of these words, without what ends it, and nobody
+/// sees it. `None` where the lines are not the same.
+fn read_typed_or_piped(input: File, asked: &[&str]) -> std::io::Result<Option<Zeroizing<Vec<u8>>>> {
     if !input.is_terminal() {
-        return read_all(input);
+        return read_all(input).map(Some);
     }
+    let typed: Vec<_> = asked.iter().map(|what| read_typed(&input, what)).collect::<std::io::Result<_>>()?;
+    let same = typed.iter().all(|line| *line == typed[0]);
+    Ok(typed.into_iter().next().filter(|_| same))
+}
+
+fn read_typed(mut input: &File, what: &str) -> std::io::Result<Zeroizing<Vec<u8>>> {
     output::tell(format_args!("the {what}, which is not shown, and then Enter:"));
-    os::without_echo(&input, interrupt::has_come, || {
+    os::without_echo(input, interrupt::has_come, || {
         // A terminal gives one line at a time.
         let mut line = Zeroizing::new(vec![0; MAX_KEY_BYTES + 1]);
-        let len = (&input).read(&mut line)?;
+        let len = input.read(&mut line)?;
         let len = if line[..len].ends_with(b"\n") { len - 1 } else { len };
         line.truncate(len);
         Ok(line)

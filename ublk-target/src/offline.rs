@@ -187,6 +187,12 @@ impl Offline {
         let io = self.io();
         let read = async {
             let key = unlock(&io, key).await?;
+            if key.has_one_copy() {
+                let path = self.backings().get(Device::Meta).path().display();
+                output::warn(format_args!(
+                    "{path}: one of the two copies of the key area is older than the other, damaged or unreadable: `key list` shows it, the next change writes both"
+                ));
+            }
             VerifiedVolume::read(&io, &key, options).await
         };
         self.run(read)?.map_err(|e| self.refusal(e))

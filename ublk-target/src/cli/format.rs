@@ -4,7 +4,7 @@ use super::{DeviceArgs, dump::describe, key::new_slot, tag_name::TagName};
 use crate::{
     device::{Backing, Backings, Use, signature},
     failure::{Context, Exit, Failure, Outcome},
-    key::KeyArgs,
+    key::{KeyArgs, KeySource},
     offline::Offline,
     os,
     output::{self, Output},
@@ -23,7 +23,7 @@ use std::{
 use ublk_integrity::{
     Credential, Device, MasterKey, Storage,
     create::{self, Capacity, FormatOptions, Label, VolumeInfo},
-    key_slots::NewSlot,
+    key_slots::{self, UnlockedSlots},
     open::{self, Dump},
 };
 use zeroize::Zeroizing;
@@ -100,22 +100,25 @@ enum NewKey {
     /// What was given.
     Given(MasterKey),
     /// A fresh one, in a slot that is opened by what was given.
-    Wrapped { key: Zeroizing<[u8; 32]>, by: Credential, slot: NewSlot },
+    Wrapped(Box<UnlockedSlots>),
 }
 
 impl NewKey {
-    fn of(given: Credential, slots: bool) -> Outcome<Self> {
-        Ok(match given {
+    fn of(given: KeySource, slots: bool) -> Outcome<Self> {
+        Ok(match given.load_new()? {
             Credential::Key(key) if !slots => Self::Given(key),
-            by => Self::Wrapped { key: Zeroizing::new(random()?), by, slot: new_slot(None)? },
+            by => {
+                let (uuid, key) = (uuid::Uuid::new_v4().into_bytes(), Zeroizing::new(random::<32>()?));
+                Self::Wrapped(Box::new(key_slots::first((&uuid, &key), &by, &new_slot(None)?)?))
+            }
         })
     }
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let key = NewKey::of(args.key.load()?, args.key_slots)?;
+    let key = NewKey::of(args.key.source()?, args.key_slots)?;
     let mut done = Done::default();
-    let volume = make_files(args, &mut done.made).and_then(|()| format(args, &key, &mut done.wiped));
+    let volume = make_files(args, &mut done.made).and_then(|()| format(args, key, &mut done.wiped));
     if volume.is_err() {
         for path in &done.made {
             let _ = std::fs::remove_file(path);
@@ -225,7 +228,7 @@ fn refuse_dev(path: &Path) -> Outcome {
     Ok(())
 }
 
-fn format(args: &Args, key: &NewKey, wiped: &mut Vec<(PathBuf, String)>) -> Outcome<VolumeInfo> {
+fn format(args: &Args, key: NewKey, wiped: &mut Vec<(PathBuf, String)>) -> Outcome<VolumeInfo> {
     let DeviceArgs { data, meta } = &args.devices;
     let purpose = if args.force { Use::Forced } else { Use::Exclusive };
     let backings = Backings::open(data, meta.as_deref(), purpose, Duration::ZERO)?;
@@ -248,10 +251,8 @@ fn format(args: &Args, key: &NewKey, wiped: &mut Vec<(PathBuf, String)>) -> Outc
         }
     }
     let volume = match key {
-        NewKey::Given(key) => offline.run(create::format(&io, key, &options))??,
-        NewKey::Wrapped { key, by, slot } => {
-            offline.run(create::format_with_slot(&io, key, (by, slot), &options))??
-        }
+        NewKey::Given(key) => offline.run(create::format(&io, &key, &options))??,
+        NewKey::Wrapped(slots) => offline.run(create::format_with_slots(&io, *slots, &options))??,
     };
     if options.tag.lacks_instructions() {
         output::warn(format_args!(

@@ -2,26 +2,24 @@
 
 use super::DeviceArgs;
 use crate::{
-    daemon::state::State,
+    daemon::state::{Change, State},
     device::{Use, is_same_device},
     failure::{Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
     offline::Offline,
     output::Output,
     random::random,
-    run_dir,
 };
-use nix::fcntl::Flock;
 use serde::Serialize;
 use std::{
-    fs::File,
     io::IsTerminal,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 use ublk_integrity::{
+    Credential,
     create::Label,
-    key_slots::{GuessCost, LockedSlots, NewSlot, SlotInfo, SlotKind, UnlockedSlots},
+    key_slots::{GuessCost, LockedSlots, NewSlot, SlotError, SlotInfo, SlotKind, UnlockedSlots},
 };
 
 /// Say who opens a volume that has key slots (`format --key-slots`); it may be in use
@@ -135,21 +133,19 @@ fn fill(args: &NewArgs, one_more: bool) -> Outcome {
     if old.is_standard_input() && new.is_standard_input() && !std::io::stdin().is_terminal() {
         return Err(Failure::new(Exit::Arguments, "one pipe can't give both keys: name a file for one of them"));
     }
-    let mut slots = Slots::unlock(&args.devices, &old)?;
-    let credential = new.load()?;
+    // Before anything is held: somebody may have to type them.
+    let (old, new) = (old.load()?, new.load_new()?);
     let slot = new_slot(args.label)?;
-    let (number, done) = match one_more {
-        true => (slots.unlocked.add(&credential, &slot)?, "in use"),
-        false => slots.unlocked.change(&credential, &slot).map(|()| (slots.unlocked.opened(), "changed"))?,
-    };
-    slots.write()?;
+    let (number, done) = Slots::change(&args.devices, &old, |slots| match one_more {
+        true => Ok((slots.add(&new, &slot)?, "in use")),
+        false => slots.change(&new, &slot).map(|()| (slots.opened(), "changed")),
+    })?;
     say(format_args!("slot {number}        {done}"))
 }
 
 fn remove(args: &RemoveArgs) -> Outcome {
-    let mut slots = Slots::unlock(&args.devices, &args.key.source()?)?;
-    slots.unlocked.remove(args.slot)?;
-    slots.write()?;
+    let key = args.key.load()?;
+    Slots::change(&args.devices, &key, |slots| slots.remove(args.slot))?;
     say(format_args!("slot {}        empty", args.slot))
 }
 
@@ -167,28 +163,44 @@ impl NewKeyArgs {
     }
 }
 
-/// A volume's slots and where they lie, for nobody else to change meanwhile.
+/// Where a volume's slots lie, for nobody else to change meanwhile.
 struct Slots {
-    unlocked: UnlockedSlots,
     offline: Offline,
-    _alone: Option<Flock<File>>,
+    /// Where a daemon serves the volume: nobody ends it, or gives the device another one.
+    _change: Option<Change>,
 }
 
 impl Slots {
-    fn unlock(devices: &DeviceArgs, key: &KeySource) -> Outcome<Self> {
-        let served = is_served(devices.meta.as_ref().unwrap_or(&devices.data));
-        // Beside a daemon there is no lock on the device that would keep two of us apart.
-        let alone = served.then(|| run_dir::lock_alone("key-slots.lock")).transpose()?;
-        let offline = devices.open(if served { Use::Beside } else { Use::Exclusive })?;
-        let locked = read(&offline, devices)?;
-        let unlocked = locked.unlock(&key.load()?)?;
-        Ok(Self { unlocked, offline, _alone: alone })
+    /// Opens the slots with a key, changes them, and writes them.
+    fn change<T>(
+        devices: &DeviceArgs,
+        key: &Credential,
+        change: impl FnOnce(&mut UnlockedSlots) -> Result<T, SlotError>,
+    ) -> Outcome<T> {
+        let slots = Self::hold(devices)?;
+        let mut unlocked = read(&slots.offline, devices)?.unlock(key)?;
+        let done = change(&mut unlocked)?;
+        // To its end, whatever asks us to stop: it is two writes.
+        let io = slots.offline.io();
+        slots.offline.run_to_its_end(unlocked.write(&io, devices.meta.is_some()))??;
+        Ok(done)
     }
 
-    fn write(self) -> Outcome {
-        // To its end, whatever asks us to stop: it is two writes.
-        Ok(self.offline.run_to_its_end(self.unlocked.write(&self.offline.io()))??)
+    fn hold(devices: &DeviceArgs) -> Outcome<Self> {
+        let path = devices.meta.as_ref().unwrap_or(&devices.data);
+        let change = served(path).map(|state| Change::follow(state.id)).transpose()?;
+        // It may have ended before that.
+        let beside = change.is_some() && served(path).is_some();
+        let offline = devices.open(if beside { Use::Beside } else { Use::Exclusive })?;
+        Ok(Self { offline, _change: change.filter(|_| beside) })
     }
+}
+
+/// The device of ours that has it in use, whose daemon lives: it never touches the key area once it
+/// serves.
+fn served(path: &Path) -> Option<State> {
+    let same = |state: &State| is_same_device(state.settings.meta_path(), path).unwrap_or(false);
+    State::all().into_iter().find(|state| same(state) && state.is_alive())
 }
 
 fn read(offline: &Offline, devices: &DeviceArgs) -> Outcome<LockedSlots> {
@@ -200,12 +212,6 @@ fn read(offline: &Offline, devices: &DeviceArgs) -> Outcome<LockedSlots> {
         );
         Failure::new(Exit::Device, message)
     })
-}
-
-/// Whether a daemon of ours has the device in use. It never touches the key area once it serves.
-fn is_served(path: &Path) -> bool {
-    let same = |state: &State| is_same_device(state.settings.meta_path(), path).unwrap_or(false);
-    State::all().iter().any(|state| same(state) && state.is_alive())
 }
 
 fn say(line: impl std::fmt::Display) -> Outcome {

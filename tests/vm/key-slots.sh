@@ -1,0 +1,46 @@
+#!/bin/bash
+# key-slots - who opens a volume is changed while it is in use; what was removed brings no daemon back
+. tests/vm/lib.sh
+echo 'a passphrase' >/run/word
+echo 'another one' >/run/new-word
+ui keygen /run/second
+format --key-slots
+add
+mkfs.ext4 -q "$disk"
+mkdir -p /mnt/t
+mount "$disk" /mnt/t
+plant /mnt/t
+step 'slots change below a mounted file system'
+ui key add --data $data --key-file $key --new-passphrase-file /run/word --label rescue
+ui key change --data $data --passphrase-file /run/word --new-passphrase-file /run/new-word
+ui key add --data $data --key-file $key --new-key-file /run/second
+refused 2 ui key add --data $data --passphrase-file /run/word --new-key-file $key
+[ "$(ui key list --data $data --json | jq '.slots | length')" = 3 ] || die "$(ui key list --data $data)"
+step 'two at a time: none is lost'
+for n in 1 2 3; do ui keygen /run/more$n; done
+for n in 1 2 3; do ui key add --data $data --key-file $key --new-key-file /run/more$n & done
+wait
+[ "$(ui key list --data $data --json | jq '.slots | length')" = 6 ] || die "$(ui key list --data $data)"
+for n in 1 2 3; do ui key remove --data $data --key-file /run/more$n --slot $((n + 2)) 2>/dev/null || true; done
+ui key list --data $data --json | jq -e .copies_agree >/dev/null || die 'the copies differ'
+step 'the key that it was added with is removed, and its daemon killed'
+ui key remove --data $data --key-file /run/second --slot 0
+same_tree /mnt/t
+pid=$(daemon)
+kill -9 "$pid"
+wait_for gone "$pid"
+refused 2 ui recover -n "$id"
+ui recover -n "$id" --passphrase-file /run/new-word
+same_tree /mnt/t
+umount /mnt/t
+step 'another program, by a passphrase'
+ui upgrade -n "$id" --passphrase-file /run/new-word
+remove
+refused 2 ui add --data $data --key-file $key
+key=/run/second
+check_closed
+add
+mount "$disk" /mnt/t
+same_tree /mnt/t
+umount /mnt/t
+remove
