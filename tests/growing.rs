@@ -212,6 +212,38 @@ fn a_data_device_of_more_than_the_volume_is_another_volumes() {
 }
 
 #[test]
+fn a_data_device_that_can_not_be_told_the_size_is_a_warning() {
+    let lab = Lab::new(&format(true, 2 * MIB), &options(true, None));
+    let sector = BadRange::unwritable(Device::Data, 0..4096, Errno::EIO);
+    lab.disk().bad_ranges.push(sector);
+    let mut lab = grown(lab, Grow::To(2 * MIB)).unwrap();
+    assert_eq!(size(&lab), 2 * MIB, "it has grown, and says so");
+    assert!(lab.volume.latched().is_none());
+    assert!(lab.volume.warnings().iter().any(|line| line.contains("does not say the volume's size")));
+    lab.write(2 * MIB / BLOCK - 1, 1, 7);
+    // The next open tells it.
+    lab.disk().bad_ranges.clear();
+    let lab = lab.reopened().unwrap();
+    assert!(lab.volume.warnings().is_empty(), "{:?}", lab.volume.warnings());
+    assert_eq!(said(&lab.io, true), [2 * MIB; 3]);
+}
+
+#[test]
+fn an_identity_block_that_can_not_be_read_any_more_keeps_nothing_shut() {
+    let lab = Lab::new(&format(true, 2 * MIB), &options(true, None));
+    let lab = grown(lab, Grow::To(2 * MIB)).unwrap();
+    lab.disk().bad_ranges.push(BadRange::unreadable(Device::Data, 0..4096));
+    let read_only = OpenOptions { access: Access::ReadOnly, ..options(true, None) };
+    assert_eq!(size(&Lab::open(lab.io.clone(), &read_only).unwrap()), 2 * MIB);
+    // A disk makes a sector good when it is written.
+    lab.disk().bad_ranges.clear();
+    lab.poke(Device::Data, 44, &[0xaa; 8]);
+    lab.poke(Device::Data, 460, &[0xaa; 8]);
+    let refused = reopen(&SimStorage::new(lab.disk().fork(1)), &options(true, None));
+    assert!(matches!(refused, Err(OpenError::Foreign(_))), "the key id is not the volume's");
+}
+
+#[test]
 fn what_can_not_be_is_refused_before_anything_is_written() {
     let refusal = |capacity, grow| {
         let lab = Lab::new(&format(false, capacity), &options(false, None));

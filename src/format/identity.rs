@@ -64,9 +64,11 @@ impl RawIdentity {
     }
 
     /// Whether this is what a write that was cut short may leave of a volume's: no writing of it
-    /// changes magic, UUID and key id.
+    /// changes anything but size, checksum and MAC.
     pub(crate) fn is_torn(&self, uuid: &[u8; 16], keys: &Keys) -> bool {
-        self.magic == MAGIC && self.uuid == *uuid && self.key_id == keys.id() && self.checksum != self.sum()
+        let same = (self.version.get(), self.role.get()) == (VERSION, ROLE_DATA)
+            && (self.magic, self.uuid, self.key_id) == (MAGIC, *uuid, keys.id());
+        same && self.reserved.iter().all(|byte| *byte == 0) && self.checksum != self.sum()
     }
 
     /// Whether the claim says that it was made with the volume's key.

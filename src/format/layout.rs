@@ -97,10 +97,11 @@ impl Layout {
     }
 
     /// The same volume, its metadata on a device of `meta` bytes of its own, with as much capacity
-    /// as that holds: up to 64 TiB, and 16 times the size.
+    /// as that holds: up to 64 TiB, and 16 times the size. Its last MiB stays free, for a header copy.
     pub(crate) fn with_capacity_of(self, meta: u64) -> Self {
         let block = u64::from(self.block_size);
-        let fits = |blocks: u64| self.with_capacity(blocks * block).ok().filter(|l| l.meta_device_bytes() <= meta);
+        let fits =
+            |blocks: u64| self.with_capacity(blocks * block).ok().filter(|l| l.meta_device_bytes() + MIB <= meta);
         largest(self.blocks, self.blocks.saturating_mul(16).min(MAX_VOLUME / block), fits).unwrap_or(self)
     }
 

@@ -10,7 +10,11 @@ use crate::{
     Buf, Device, DeviceError, Durability, Epoch, Latched, Storage,
     crypto::keys::Keys,
     format::{EntryState, Identity, Layout, LayoutError, PAGE_BYTES, PageId, Superblock, TreeEntry, digest},
-    lifecycle::{grow_error::GrowError, identity_block::write_identity, open_error::OpenError},
+    lifecycle::{
+        grow_error::GrowError,
+        identity_block::{Claimed, write_identity},
+        open_error::OpenError,
+    },
     options::{Access, Grow, OpenOptions},
 };
 use zerocopy::IntoBytes;
@@ -19,8 +23,8 @@ use zerocopy::IntoBytes;
 pub(crate) struct Growth {
     /// How the volume is laid out from then on.
     layout: Layout,
-    /// The size in bytes that the data device says, where it has no metadata.
-    claimed: Option<u64>,
+    /// What the data device says, where it has no metadata.
+    claimed: Option<Claimed>,
 }
 
 impl Growth {
@@ -28,7 +32,7 @@ impl Growth {
     pub(crate) fn plan<S: Storage>(
         io: &S,
         layout: &Layout,
-        claimed: Option<u64>,
+        claimed: Option<Claimed>,
         options: &OpenOptions,
     ) -> Result<Self, OpenError> {
         let Some(grow) = options.grow else { return Ok(Self { layout: *layout, claimed }) };
@@ -69,15 +73,20 @@ impl Growth {
     }
 
     /// Has the data device say the volume's size, if it says another yet: because the volume has
-    /// just grown, or did before a crash.
-    pub(crate) async fn say<S: Storage>(&self, io: &S, keys: &Keys, superblock: &Superblock) -> Result<(), Latched> {
+    /// just grown, or did before a crash. A warning where it can't: each open accepts what is there,
+    /// and tries again.
+    pub(crate) async fn say<S: Storage>(&self, io: &S, keys: &Keys, superblock: &Superblock) -> Option<String> {
         let size = superblock.layout.size();
-        match self.claimed {
-            Some(claimed) if claimed != size => {
-                let identity = Identity { uuid: superblock.uuid, size };
-                write_identity(io, keys, &identity).await.map_err(Latched::Device)
-            }
-            _ => Ok(()),
+        if self.claimed.is_none_or(|claimed| claimed == Claimed::Size(size)) {
+            return None;
+        }
+        let written = write_identity(io, keys, &Identity { uuid: superblock.uuid, size }).await;
+        match (written, self.claimed) {
+            (Err(e), _) => Some(format!("the data device does not say the volume's size, which is {size} bytes: {e}")),
+            (Ok(()), Some(Claimed::Torn)) => Some(
+                "the identity block of the data device was damaged, as a crash while the volume grew leaves it: it is made good".into(),
+            ),
+            (Ok(()), _) => None,
         }
     }
 }

@@ -39,22 +39,43 @@ pub(crate) async fn write_identity<S: Storage>(io: &S, keys: &Keys, identity: &I
     result.map_err(|errno| DeviceError::new("write", Device::Data, at, PAGE_BYTES, errno))
 }
 
-/// The data device is the volume's. The size in bytes that it says. Where the volume can grow, that
-/// may be the one before, for the superblock is written first; or none, if this block was torn.
-pub(crate) async fn check_identity<S: Storage>(io: &S, superblock: &Superblock, keys: &Keys) -> Result<u64, OpenError> {
-    let (raw, size) = (read_identity(io).await?, superblock.layout.size());
-    let claim = raw.claim()?;
+/// What a data device without metadata says of the size of its volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Claimed {
+    /// So many bytes: as the superblock, or fewer.
+    Size(u64),
+    /// Nothing: its writing was cut short, as far as can be told.
+    Torn,
+}
+
+/// The data device is the volume's. Where the volume can grow, it may say the size before, for the
+/// superblock is written first; or nothing, if this block was torn, which may leave a sector that
+/// can't be read.
+pub(crate) async fn check_identity<S: Storage>(
+    io: &S,
+    superblock: &Superblock,
+    keys: &Keys,
+) -> Result<Claimed, OpenError> {
     let can_grow = superblock.features().has(Feature::ExplicitPlaces);
+    let (raw, size) = match read_identity(io).await {
+        Err(_) if can_grow => return Ok(Claimed::Torn),
+        raw => (raw?, superblock.layout.size()),
+    };
+    let claim = raw.claim()?;
     match claim {
         Some(Identity { uuid, size: claimed })
             if uuid == superblock.uuid && (claimed == size || (can_grow && claimed < size)) =>
         {
             match raw.verify(keys) {
-                true => Ok(claimed),
+                true => Ok(Claimed::Size(claimed)),
                 false => Err(OpenError::Tampered { what: "identity block of the data device" }),
             }
         }
-        None if can_grow && raw.is_torn(&superblock.uuid, keys) => Ok(0),
+        None if can_grow && raw.is_torn(&superblock.uuid, keys) => Ok(Claimed::Torn),
+        Some(Identity { uuid, size: claimed }) if uuid == superblock.uuid => Err(OpenError::Foreign(format!(
+            "the data device says that volume {} has {claimed} bytes, the metadata device says {size}: one of them is as it was before the volume grew",
+            uuid_text(&uuid)
+        ))),
         _ => {
             let what = claim.map_or("no volume".into(), |c| format!("volume {}", uuid_text(&c.uuid)));
             let uuid = uuid_text(&superblock.uuid);

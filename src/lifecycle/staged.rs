@@ -17,7 +17,7 @@ use crate::{
     io::sectors::{refuse_blocks_below_sector, refuse_pages_below_sector, refuse_records_below_sector},
     lifecycle::{
         growth::{Growth, grown},
-        identity_block::{are_exchanged, check_identity, read_identity},
+        identity_block::{Claimed, are_exchanged, check_identity, read_identity},
         open_error::OpenError,
         recovery::{
             BlockCandidates, Budget, Candidates, Placer, Settle, TooMuch, Torn, Unread, follow, in_log::InLog,
@@ -84,6 +84,8 @@ struct WrittenDown {
     applied: Applied,
     /// Blocks put in place.
     placed: u64,
+    /// What else there is to say.
+    warning: Option<String>,
 }
 
 impl VerifiedVolume {
@@ -196,7 +198,8 @@ impl RecoveredVolume {
         let mut why = self.unread.map(|unread| Latched::Device(unread.why)).or(first);
         if why.is_none() && options.access == Access::ReadWrite {
             match self.write_down(io, options).await? {
-                Ok(WrittenDown { superblock, applied, placed }) => {
+                Ok(WrittenDown { superblock, applied, placed, warning }) => {
+                    self.warnings.extend(warning);
                     self.report.placed = placed;
                     self.tree.root.store(superblock.root);
                     self.tree.layout = superblock.layout;
@@ -246,7 +249,14 @@ impl RecoveredVolume {
             Err(latched) => return Ok(Err(latched)),
         };
         let moved = self.move_on(io, options, page).await;
-        Ok(moved.map(|(superblock, applied)| WrittenDown { superblock, applied, placed }))
+        Ok(match moved {
+            Ok((superblock, applied)) => {
+                // The superblock counts: nothing fails from here on.
+                let warning = self.growth.say(io, &newest.keys, &superblock).await;
+                Ok(WrittenDown { superblock, applied, placed, warning })
+            }
+            Err(latched) => Err(latched),
+        })
     }
 
     /// Both copies must name the current state before anything that the older one names is
@@ -285,7 +295,6 @@ impl RecoveredVolume {
         let next = next.with_sync_log(options.sync_log && VolumeInfo::of(&next).fits_sync_log());
         let (moved, _) = publish(io, &newest.keys, SuperblockUpdate::MoveOn(&newest.superblock, &next), page).await;
         moved.map_err(Latched::Superblock)?;
-        growth.say(io, &newest.keys, &next).await?;
         Ok((next, applied))
     }
 }
@@ -351,9 +360,13 @@ async fn explain_no_superblock<S: Storage>(io: &S) -> Result<OpenError, DeviceEr
     })
 }
 
-/// The devices are the volume's, and large enough. The size in bytes that the data device says,
+/// The devices are the volume's, and large enough. What the data device says of its size,
 /// where it has no metadata.
-async fn check_devices<S: Storage>(io: &S, newest: &Newest, options: &OpenOptions) -> Result<Option<u64>, OpenError> {
+async fn check_devices<S: Storage>(
+    io: &S,
+    newest: &Newest,
+    options: &OpenOptions,
+) -> Result<Option<Claimed>, OpenError> {
     let superblock = &newest.superblock;
     let layout = &superblock.layout;
     let uuid = uuid_text(&superblock.uuid);

@@ -7,7 +7,8 @@ use super::{
 };
 use crate::{
     BadReason, Buf, ByteOffset, Device, Io,
-    format::{Identity, Layout, PAGE_BYTES, RawSuperblock, SUPERBLOCK_BYTES, Superblock},
+    crypto::keys::Keys,
+    format::{Feature, Identity, Layout, PAGE_BYTES, RawIdentity, RawSuperblock, SUPERBLOCK_BYTES, Superblock},
     io::retry::{READ, retry},
     lifecycle::identity_block::read_identity,
 };
@@ -84,6 +85,8 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             match retry(io, READ, async || read_identity(io).await).await {
                 Err(e) => reason = BadReason::Unreadable { device: e.device, errno: e.errno },
                 Ok(raw) if raw.claim() == Ok(Some(own)) && raw.verify(keys) => return,
+                // What a crash while it grew has left is no damage, where nothing may be written.
+                Ok(raw) if !self.of.writable && may_be_left(&current, &raw, keys) => return,
                 // What is whole and somebody else's is left alone. The MAC of our own may have rotted, too.
                 Ok(raw) => {
                     let is_own = raw.claim() == Ok(Some(own)) && raw.names_key_of(keys);
@@ -121,4 +124,11 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             }
         }
     }
+}
+
+/// Whether a crash while the volume grew may have left this identity block: each open accepts it.
+fn may_be_left(current: &Superblock, raw: &RawIdentity, keys: &Keys) -> bool {
+    let before = |claim: Identity| claim.uuid == current.uuid && claim.size < current.layout.size();
+    let smaller = raw.claim().ok().flatten().is_some_and(before) && raw.verify(keys);
+    current.features().has(Feature::ExplicitPlaces) && (smaller || raw.is_torn(&current.uuid, keys))
 }

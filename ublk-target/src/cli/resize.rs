@@ -90,17 +90,27 @@ fn in_use(args: &Args, number: u32) -> Outcome {
         );
         return Err(Failure::new(Exit::Device, message));
     }
+    if state.settings.read_only {
+        let message = format!(
+            "{device} is read-only, and a volume that grows is written to: `del -n {number}`, `resize --data …`, `add`; nothing was done"
+        );
+        return Err(Failure::new(Exit::Device, message));
+    }
     let before = state.volume.size;
     let (volume, source) = (state.volume.clone(), args.key.source()?);
     let start = recover::of(state, source.clone())?;
-    let size = successor::look_at(&start, &volume, args.grow())?;
+    let size = successor::look_at(&start, &volume, Some(args.grow()))?;
     // Its key is no longer needed here: the successor has its own.
     drop(start);
     // A kernel that did not take the size is asked again.
     if size == before && ublk::disk_size(number).is_none_or(|disk| disk >= size) {
         return say(&device, before, size, "");
     }
-    let waited = upgrade::serve_larger(number, source, size)?;
+    let has_grown = || State::load(number).is_ok_and(|state| state.volume.size == size);
+    let waited = upgrade::serve_larger(number, source, size).map_err(|failure| match has_grown() {
+        true => failure.context(format_args!("the volume of {device} has {size} bytes now, but")),
+        false => failure,
+    })?;
     if State::load(number)?.volume.size != size {
         let message =
             format!("{device} has not grown: nothing can be written to its volume; `status -n {number}` says why");

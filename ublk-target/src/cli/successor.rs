@@ -118,12 +118,12 @@ fn verify_elsewhere(start: &Start, volume: &Identity, reporter: &Reporter) -> Ou
 }
 
 fn verify(start: &Start, volume: &Identity) -> Outcome {
-    look_at(start, volume, start.settings.grow.unwrap_or(Grow::To(volume.size))).map(drop)
+    look_at(start, volume, start.settings.grow).map(drop)
 }
 
 /// The size in bytes that the volume has once it has grown so, if it can. Beside the daemon that
 /// serves it: nothing is locked, nothing written.
-pub(super) fn look_at(start: &Start, volume: &Identity, grow: Grow) -> Outcome<u64> {
+pub(super) fn look_at(start: &Start, volume: &Identity, grow: Option<Grow>) -> Outcome<u64> {
     let settings = &start.settings;
     let offline = Offline::open(&settings.data, settings.meta.as_deref(), Use::Unlocked)?;
     let options = OpenOptions {
@@ -133,14 +133,16 @@ pub(super) fn look_at(start: &Start, volume: &Identity, grow: Grow) -> Outcome<u
     };
     let named = |failure: Failure| Failure { message: settings.named(&failure.message), ..failure };
     let verified = offline.verify(&start.key, &options).map_err(named)?;
-    if Identity::of(&verified.info()) != *volume {
+    let found = Identity::of(&verified.info());
+    // It may have grown since the daemon has opened it.
+    if !volume.may_become(&found) {
         let path = settings.meta_path().display();
         return Err(Failure::new(
             Exit::Device,
             format_args!("{path} holds another volume than the one that is served"),
         ));
     }
-    verified.size_when_grown(&offline.io(), grow).map_err(|e| named(e.into()))
+    verified.size_when_grown(&offline.io(), grow.unwrap_or(Grow::To(found.size))).map_err(|e| named(e.into()))
 }
 
 /// Waits until the daemon lives no more. `false` where it goes on, and whoever has started us is gone
