@@ -4,13 +4,14 @@
 use crate::sim::{
     Disk, Lab, Rng, SimStorage, block_on,
     exec::block_on_steps,
+    faults::BadRange,
     format_options,
     image::{self, SUPERBLOCK_BYTES, SUPERBLOCKS, Superblock},
     key, open_options, reopen,
 };
 use std::collections::BTreeSet;
 use ublk_integrity::{
-    Access, Device, OpenOptions,
+    Access, Device, Errno, OpenOptions,
     create::{self, Capacity, FormatError, FormatOptions, VolumeInfo},
     open::{self, Feature, Grow, GrowError, OpenError},
 };
@@ -306,7 +307,8 @@ fn a_metadata_device_gives_as_much_capacity_as_it_holds() {
     let (data, meta) = (least.data_device_bytes, least.meta_device_bytes.unwrap());
     let made = |meta| made_on(&format, data, Some(meta)).1.unwrap();
     assert_eq!(made(meta).max_size, MIB, "so that is of version 1");
-    let some = made(meta + 64 * 8192);
+    let some = made(meta + 64 * 8192 + MIB);
+    // The last MiB stays free.
     assert!(some.max_size > 4 * MIB && some.meta_device_bytes.unwrap() <= meta + 64 * 8192);
     assert_eq!(made(16 << 20).max_size, 16 * MIB, "16 times its size");
     // On one device capacity is only what is asked for.
