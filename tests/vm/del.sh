@@ -79,7 +79,6 @@ remove
 
 step 'a device whose daemon is dead can not be opened while sync waits for it: who is closing it is not to be seen, and loses nothing'
 stands_in() { grep -q "$1" "/proc/$2/stack"; } # FUNCTION PID
-kill_daemon() { pid=$(daemon); kill -9 "$pid"; wait_for gone "$pid"; }
 sync_waits() { sync & syncing=$!; wait_for stands_in sync_bdevs $syncing; }
 recovers() {
   ui recover -n "$id"

@@ -74,6 +74,7 @@ within() {
 # Without this fio makes a plain file where it finds no device, and is content.
 fio() { command fio --allow_file_create=0 "$@"; }
 gone() { ! kill -0 "$1" 2>/dev/null; }
+kill_daemon() { pid=$(daemon); kill -9 "$pid"; wait_for gone "$pid"; }
 
 # A system log: what daemons say that are started from now on goes to /run/syslog; and its end.
 syslog() {

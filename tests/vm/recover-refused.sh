@@ -6,7 +6,6 @@ add
 mark_block "$disk" 5 before-the-daemon-died
 # Superblocks, and the first log record, which `format` wipes too.
 head -c 2M $data >/run/first-mib
-kill_daemon() { pid=$(daemon); kill -9 "$pid"; wait_for gone "$pid"; }
 kill_daemon
 step 'a request waits'
 mark_block "$disk" 6 written-while-nobody-served & waiting=$!

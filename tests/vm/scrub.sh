@@ -25,7 +25,7 @@ flip_bit $data $((at + 100))
 block=$(((at - $(counter data_device_bytes) + $(counter size)) / 4096))
 refused 6 ui scrub -n "$id" --wait
 grep -q "^bad: blocks $block (bytes .*): mismatch$" /run/out || { cat /run/out; die "block $block is not named"; }
-within 30 logged "$data: scrub: bad: blocks $block: mismatch"
+wait_for logged "$data: scrub: bad: blocks $block: mismatch"
 ui status -n "$id" | grep -q '^scrub .* 1 bad' || die 'status does not tell'
 [ "$(counter mismatches)" = 0 ] || die 'it counts as a read'
 refused 6 ui status -x -n "$id"
@@ -66,9 +66,7 @@ ui scrub -n "$id" --rate 1M
 said() { ui dump --data $data | grep '^scrub .* Running at block [1-9]'; }
 wait_for said
 number=$(field pass)
-pid=$(daemon)
-kill -9 "$pid"
-wait_for gone "$pid"
+kill_daemon
 ui recover -n "$id" --key-file $key
 [ "$(field under_way)" = true ] && [ "$(field pass)" = "$number" ] && [ "$(field resumed_at)" -gt 0 ]
 goes_on

@@ -13,6 +13,11 @@ syslog
 followed() { [ "$(daemon)" != "$1" ] || die 'no new daemon'; gone "$1" || die "the daemon before, $1, lives"; }
 same() { [ "$(daemon)" = "$1" ] || die "daemon $(daemon), not $1"; }
 upgrade() { ui upgrade -n "$id" | tee /run/line; }
+# How often the daemons have said so, and whether more often than before.
+handed_over='the device is handed over'
+closed='the volume is closed, for the next daemon'
+said() { grep -c "$1" /run/syslog || true; }
+said_more() { [ "$(said "$1")" -gt "$before" ]; }
 # A program that passes for a new one: SCRIPT, in which $real is the true one.
 fake() {
   printf '#!/bin/bash\nreal=%s\n%s\n' "$ublk_integrity" "$1" >/run/fake
@@ -52,9 +57,7 @@ remove
 check_closed
 
 step 'under a writer that knows the version of each block'
-"$program" add --data $data --key-file $key >/run/path
-disk=$(cat /run/path)
-id=${disk#/dev/ublkb}
+ublk_integrity=$program add
 start_writer 0 8
 pid=$(daemon)
 step 'what can not serve is found out beforehand, and the device goes on'
@@ -103,26 +106,25 @@ goes_on
 step 'the daemon is killed while it hands over'
 slow 3000
 wait_for writing
-before=$(grep -c 'the device is handed over' /run/syslog)
-handing_over() { [ "$(grep -c 'the device is handed over' /run/syslog)" -gt "$before" ]; }
+before=$(said "$handed_over")
 upgrade & upgrade=$!
-wait_for handing_over
+wait_for said_more "$handed_over"
 kill -9 "$pid"
 fast
 wait $upgrade || die 'the upgrade failed'
 followed "$pid"
 goes_on
 step 'the command is killed while the daemon closes the volume: the new one follows all the same'
-pid=$(daemon)
 slow 1000
 wait_for writing
-before=$(grep -c 'the volume is closed, for the next daemon' /run/syslog)
-closing() { [ "$(grep -c 'the volume is closed, for the next daemon' /run/syslog)" -gt "$before" ]; }
-# On a slow machine it may be too busy, and the command be over.
+over_or_closing() { gone $upgrade || said_more "$closed"; }
+# On a slow machine it may be too busy, or the command be over before it is killed: then once more.
 killed_while_closing() {
+  pid=$(daemon) || return 1
+  before=$(said "$closed")
   "$ublk_integrity" upgrade -n "$id" & upgrade=$!
-  until gone $upgrade || closing; do sleep 0.1; done
-  closing && kill -9 $upgrade
+  wait_for over_or_closing
+  said_more "$closed" && kill -9 $upgrade
 }
 wait_for killed_while_closing
 fast
