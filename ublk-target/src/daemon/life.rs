@@ -43,7 +43,8 @@ impl Life {
     /// Whether the daemon still lives.
     pub fn goes_on(&self) -> bool {
         match &self.0 {
-            Held::Lock(file) => file.try_clone().is_ok_and(|file| {
+            // Where there is no descriptor for a look, it is not known to be dead.
+            Held::Lock(file) => file.try_clone().map_or(true, |file| {
                 matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
             }),
             Held::Process(pid) => kill(*pid, None) != Err(Errno::ESRCH),
