@@ -258,10 +258,7 @@ fn exit_of_slot(e: &SlotError) -> Exit {
 impl From<OpenError> for Failure {
     fn from(e: OpenError) -> Self {
         let exit = match &e {
-            OpenError::WrongKey { .. } => {
-                return Self::new(Exit::KeyOrPermission, format_args!("{e}{}", newline_hint()));
-            }
-            OpenError::NoSlotOpens { .. } => {
+            OpenError::WrongKey { .. } | OpenError::NoSlotOpens { .. } => {
                 return Self::new(Exit::KeyOrPermission, format_args!("{e}{}", newline_hint()));
             }
             OpenError::NoKeySlots => Exit::KeyOrPermission,

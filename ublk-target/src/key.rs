@@ -78,8 +78,7 @@ impl KeyArgs {
     /// The place that the options name.
     pub fn source(&self) -> Outcome<KeySource> {
         let named = KeySource::named(self.key_file.as_deref(), self.key.as_deref(), self.passphrase_file.as_deref())?;
-        let none = "no key given: --key-file FILE, --key keyring:NAME or --passphrase-file FILE";
-        named.ok_or_else(|| Failure::new(Exit::Arguments, none))
+        Ok(named.expect("one is required"))
     }
 
     /// The key itself.

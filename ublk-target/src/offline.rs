@@ -308,10 +308,6 @@ pub fn lanes(volume: &Volume) -> Vec<Lane> {
     Buf::several(LANES, REQUEST).into_iter().map(|buf| Lane { context: volume.context(0), buf }).collect()
 }
 
-/// The key of [`scratch`].
-#[cfg(test)]
-pub const SCRATCH_KEY: [u8; 32] = [7; 32];
-
 /// For tests: a formatted volume in a file that goes with the first of these.
 #[cfg(test)]
 pub fn scratch() -> (tempfile::NamedTempFile, Offline, Credential) {
@@ -319,7 +315,7 @@ pub fn scratch() -> (tempfile::NamedTempFile, Offline, Credential) {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(16 << 20).unwrap();
     let offline = Offline::with(Backings::open(file.path(), None, Use::Exclusive, Duration::ZERO).unwrap()).unwrap();
-    let key = ublk_integrity::MasterKey::new(&SCRATCH_KEY).unwrap();
+    let key = ublk_integrity::MasterKey::new(&[7; 32]).unwrap();
     let layout = FormatOptions { size: Some(4 << 20), ..FormatOptions::new(4096, [2; 16]) };
     offline.run(format(&offline.io(), &key, &layout)).unwrap().unwrap();
     (file, offline, Credential::Key(key))

@@ -26,6 +26,7 @@ use std::{
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use zerocopy::{Immutable, IntoBytes};
 use zeroize::Zeroizing;
@@ -354,6 +355,29 @@ pub fn set_signals() {
     for signal in [Signal::SIGPIPE, Signal::SIGXFSZ] {
         set_disposition(signal, SigHandler::SigIgn);
     }
+}
+
+/// Signals that are held back from this thread until this is dropped.
+pub struct Blocked {
+    before: SigSet,
+}
+
+impl Blocked {
+    /// Holds these back.
+    pub fn hold(signals: &SigSet) -> nix::Result<Self> {
+        signals.thread_swap_mask(SigmaskHow::SIG_BLOCK).map(|before| Self { before })
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        let _ = self.before.thread_set_mask();
+    }
+}
+
+/// The time, since 1970.
+pub fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Those of the signals that this process does not ignore. The kernel drops one that is ignored,

@@ -101,6 +101,11 @@ impl Output {
     }
 }
 
+/// One line, to standard output.
+pub fn line(line: impl fmt::Display) -> Outcome {
+    bytes(format!("{line}\n").as_bytes())
+}
+
 /// Bytes as they are, to standard output.
 pub fn bytes(bytes: &[u8]) -> Outcome {
     HAS_SPOKEN.store(true, Ordering::Relaxed);

@@ -1,8 +1,8 @@
-//! What recovery found, in lines for people: the same words at `add`, in the system log, in
-//! `status` and `check`. They name the devices as the library does:
+//! What recovery and verification found, in lines for people: the same words at `add`, in the system
+//! log, in `status`, `check` and `scrub`. They name the devices as the library does:
 //! [`with_paths`](crate::failure::with_paths) puts the paths there.
 
-use ublk_integrity::open::RecoveryReport;
+use ublk_integrity::{check::BadRun, open::RecoveryReport};
 
 /// Blocks that a line names one by one.
 const NAMED: usize = 20;
@@ -49,6 +49,12 @@ pub fn findings(report: &RecoveryReport) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// A run of bad blocks.
+pub fn bad_run(run: &BadRun, block_size: u64) -> String {
+    let (first, end) = (run.range.first.0 * block_size, run.range.end() * block_size);
+    format!("bad: blocks {} (bytes {first}..{end}): {}", run.range, run.reason)
 }
 
 fn named(count: u64, blocks: &[u64]) -> String {

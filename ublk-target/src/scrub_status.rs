@@ -32,12 +32,16 @@ pub struct ScrubSummary {
     mended_pieces: u64,
 }
 
+/// Whether a pass goes on, sooner or later.
+pub fn goes_on(state: ScrubState) -> bool {
+    matches!(state, ScrubState::Running | ScrubState::Paused)
+}
+
 impl ScrubStatus {
     /// Whether nothing more will become of it. One that has left is neither under way nor over: its daemon ends, and
     /// the next goes on with it, or this one does after all.
     pub fn is_over(&self) -> bool {
-        let goes_on = matches!(self.report.state, ScrubState::Running | ScrubState::Paused);
-        !self.under_way && (self.failure.is_some() || !goes_on)
+        !self.under_way && (self.failure.is_some() || !goes_on(self.report.state))
     }
 
     /// The figures.

@@ -6,7 +6,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        signal::{SigSet, SigmaskHow, Signal},
+        signal::Signal,
         signalfd::{SfdFlags, SignalFd},
     },
 };
@@ -107,16 +107,16 @@ impl Drop for Wait {
 /// The signals that would end this process without a word, held back. Only where no thread takes
 /// them.
 struct Held {
+    // First: what has come by then is no longer for the descriptor.
+    _blocked: os::Blocked,
     signals: SignalFd,
-    before: SigSet,
 }
 
 impl Held {
     fn begin() -> Option<Self> {
         let ends = os::heeded(&[Signal::SIGINT, Signal::SIGTERM]);
         let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).ok()?;
-        let before = ends.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok()?;
-        Some(Self { signals, before })
+        Some(Self { _blocked: os::Blocked::hold(&ends).ok()?, signals })
     }
 
     /// The signal that has come, or comes within this time.
@@ -125,12 +125,6 @@ impl Held {
         let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], timeout);
         let came = self.signals.read_signal().ok().flatten()?;
         Signal::try_from(came.ssi_signo as i32).ok()
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let _ = self.before.thread_set_mask();
     }
 }
 

@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> Outcome {
 pub fn prepare(args: &Args) -> Outcome<Start> {
     let shares_queues = ublk::shares_queues();
     let available = Available::here(Purpose::New);
-    let volume = peek(args.devices.meta.as_ref().unwrap_or(&args.devices.data))?;
+    let volume = peek(args.devices.meta_path())?;
     let settings = settings(args, args.key.source()?, shares_queues, &available, volume.as_ref())?;
     refuse_unstorable(&settings)?;
     refuse_idle_threads(&settings)?;

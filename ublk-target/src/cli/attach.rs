@@ -8,6 +8,7 @@ use crate::{
     },
     daemon::state::State,
     failure::{Context, Exit, Failure, Outcome},
+    key::KeySource,
     name::DeviceName,
     output, ublk,
 };
@@ -159,9 +160,9 @@ fn words(entry: &Entry) -> Outcome<Vec<OsString>> {
 }
 
 fn key_words(key: &Key) -> Outcome<[OsString; 2]> {
-    Ok(match key {
-        Key::File(path) => ["--key-file".into(), path.into()],
-        Key::Keyring(name) => ["--key".into(), format!("keyring:{name}").into()],
+    let source = match key {
+        Key::File(path) => KeySource::File(path.clone()),
+        Key::Keyring(name) => KeySource::Keyring(name.clone()),
         Key::Credential(name) => {
             let folder = env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
                 let message = format!(
@@ -169,9 +170,11 @@ fn key_words(key: &Key) -> Outcome<[OsString; 2]> {
                 );
                 Failure::new(Exit::KeyOrPermission, message)
             })?;
-            ["--key-file".into(), Path::new(&folder).join(name).into()]
+            KeySource::File(Path::new(&folder).join(name))
         }
-    })
+    };
+    let (option, value) = source.option();
+    Ok([option.into(), value])
 }
 
 fn option_words(options: &Options) -> Vec<OsString> {

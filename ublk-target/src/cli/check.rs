@@ -99,9 +99,7 @@ fn lines(report: &CheckReport, recovery: &RecoveryReport, block_size: u64, named
     let mut out = Output::new();
     report::recovery(recovery).iter().for_each(|line| out.line(named(line)));
     for run in &report.bad_runs {
-        let (first, count) = (run.range.first.0 * block_size, run.range.count * block_size);
-        let line = format!("bad: blocks {} (bytes {first}..{}): {}", run.range, first + count, run.reason);
-        out.line(named(&line));
+        out.line(named(&report::bad_run(run, block_size)));
     }
     if report.truncated {
         out.line("bad: more runs are not listed");

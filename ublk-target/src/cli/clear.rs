@@ -1,5 +1,6 @@
 //! `clear`: what was found is acknowledged, as `zpool clear` does.
 
+use super::{one_or_all, status};
 use crate::{
     daemon::{
         client::{self, Unanswered},
@@ -11,7 +12,7 @@ use crate::{
     ublk,
     watch::{
         health::{self, Finding, Health},
-        survey::{self, Daemon, Seen},
+        survey::{Daemon, Seen},
     },
 };
 use nix::unistd::geteuid;
@@ -32,11 +33,7 @@ pub fn run(args: &Args) -> Outcome {
     if !geteuid().is_root() {
         return Err(Failure::new(Exit::KeyOrPermission, "clear changes what others see of a device: it is for root"));
     }
-    let devices = match &args.device {
-        // --all is in the same group, so that there may be a device without a name.
-        Some(device) if !args.all => vec![super::status::seen(device.number()?)?],
-        _ => survey::all(),
-    };
+    let devices = status::devices(one_or_all(args.device.as_ref(), args.all)?)?;
     let (mut out, mut left) = (Output::new(), Vec::new());
     for seen in &devices {
         match clear(seen) {
@@ -60,8 +57,9 @@ fn path(state: &State) -> String {
 /// In words what is acknowledged, and how the device is then.
 fn clear(seen: &Seen) -> Outcome<(String, Health)> {
     let Daemon::Answers(status) = &seen.daemon else {
-        let message = format!("{}: nothing is cleared: {}", path(&seen.state), Health::of(seen));
-        return Err(Failure::new(Health::of(seen).exit().unwrap_or(Exit::Device), message));
+        let health = Health::of(seen);
+        let message = format!("{}: nothing is cleared: {health}", path(&seen.state));
+        return Err(Failure::new(health.exit().unwrap_or(Exit::Device), message));
     };
     let found: Vec<_> = health::findings(status).into_iter().filter(Finding::has_happened).collect();
     if found.is_empty() {

@@ -1,5 +1,6 @@
 //! `completions`: what a shell needs to complete our commands and options.
 
+use super::in_help;
 use crate::{failure::Outcome, output};
 use clap_complete::{Shell, generate};
 
@@ -27,7 +28,7 @@ fn visible(command: &clap::Command) -> clap::Command {
         .visible_aliases(command.get_visible_aliases().map(str::to_owned).collect::<Vec<_>>())
         .args(command.get_arguments().filter(|option| !option.is_hide_set()).cloned())
         .groups(command.get_groups().cloned())
-        .subcommands(command.get_subcommands().filter(|command| !command.is_hide_set()).map(visible))
+        .subcommands(in_help(command).map(visible))
 }
 
 #[cfg(test)]
@@ -40,7 +41,7 @@ mod tests {
         let all = crate::cli::Cli::command();
         let text = String::from_utf8(script(Shell::Fish, &all)).unwrap();
         let completed: Vec<_> = text.split(" -l ").skip(1).filter_map(|rest| rest.split_whitespace().next()).collect();
-        let commands = || all.get_subcommands().filter(|command| !command.is_hide_set());
+        let commands = || in_help(&all);
         let options = |hidden: bool| {
             let all = commands().flat_map(clap::Command::get_arguments).filter(move |one| one.is_hide_set() == hidden);
             all.filter_map(clap::Arg::get_long).collect::<Vec<_>>()

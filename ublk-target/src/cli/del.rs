@@ -1,5 +1,6 @@
 //! `del`: end a device.
 
+use super::one_or_all;
 use super::stop::{self, When};
 use crate::{
     daemon::{
@@ -35,10 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn run(args: &Args) -> Outcome {
     clear_stillborn();
-    // --all is in the same group, so that there may be a device without a name.
-    let states = match &args.device {
-        Some(device) if !args.all => vec![State::load(device.number()?)?],
-        _ => State::all_top_down(),
+    let states = match one_or_all(args.device.as_ref(), args.all)? {
+        Some(number) => vec![State::load(number)?],
+        None => State::all_top_down(),
     };
     end_all(&states, args.force)
 }

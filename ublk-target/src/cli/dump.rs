@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Outcome {
     }
     let mut verdict = Ok(());
     if dump.volume.is_none() && dump.identity.is_none() {
-        let path = args.devices.meta.as_ref().unwrap_or(&args.devices.data).display();
+        let path = args.devices.meta_path().display();
         let why = dump.unknown.unwrap_or_else(|| "no readable ublk-integrity superblock".into());
         verdict = Err(Failure::new(Exit::Device, format_args!("{path}: {why}")));
     }

@@ -7,14 +7,14 @@ use crate::{
     failure::{Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
     offline::Offline,
-    output::Output,
+    os,
+    output::{self, Output},
     random::random,
 };
 use serde::Serialize;
 use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 use ublk_integrity::{
     Credential,
@@ -140,26 +140,25 @@ fn fill(args: &NewArgs, one_more: bool) -> Outcome {
         true => Ok((slots.add(&new, &slot)?, "in use")),
         false => slots.change(&new, &slot).map(|()| (slots.opened(), "changed")),
     })?;
-    say(format_args!("slot {number}        {done}"))
+    output::line(format_args!("slot {number}        {done}"))
 }
 
 fn remove(args: &RemoveArgs) -> Outcome {
     let key = args.key.load()?;
     Slots::change(&args.devices, &key, |slots| slots.remove(args.slot))?;
-    say(format_args!("slot {}        empty", args.slot))
+    output::line(format_args!("slot {}        empty", args.slot))
 }
 
 /// A fresh slot, named so.
 pub fn new_slot(label: Option<Label>) -> Outcome<NewSlot> {
-    let made_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let label = label.unwrap_or_default();
+    let (made_seconds, label) = (os::since_1970().as_secs(), label.unwrap_or_default());
     Ok(NewSlot { cost: GuessCost::default(), made_seconds, label, salt: random()?, nonce: random()? })
 }
 
 impl NewKeyArgs {
     fn source(&self) -> Outcome<KeySource> {
-        KeySource::named(self.new_key_file.as_deref(), None, self.new_passphrase_file.as_deref())?
-            .ok_or_else(|| Failure::new(Exit::Arguments, "no new key given"))
+        let named = KeySource::named(self.new_key_file.as_deref(), None, self.new_passphrase_file.as_deref())?;
+        Ok(named.expect("one is required"))
     }
 }
 
@@ -187,7 +186,7 @@ impl Slots {
     }
 
     fn hold(devices: &DeviceArgs) -> Outcome<Self> {
-        let path = devices.meta.as_ref().unwrap_or(&devices.data);
+        let path = devices.meta_path();
         let change = served(path).map(|state| Change::follow(state.id)).transpose()?;
         // It may have ended before that.
         let beside = change.is_some() && served(path).is_some();
@@ -206,16 +205,10 @@ fn served(path: &Path) -> Option<State> {
 fn read(offline: &Offline, devices: &DeviceArgs) -> Outcome<LockedSlots> {
     let slots = offline.run(LockedSlots::read(&offline.io()))??;
     slots.ok_or_else(|| {
-        let path = devices.meta.as_ref().unwrap_or(&devices.data).display();
+        let path = devices.meta_path().display();
         let message = format!(
             "{path} holds no volume with key slots: `format --key-slots` makes one, `export` and `import` fill it"
         );
         Failure::new(Exit::Device, message)
     })
-}
-
-fn say(line: impl std::fmt::Display) -> Outcome {
-    let mut out = Output::new();
-    out.line(line);
-    out.print()
 }

@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> Outcome {
         let daemon = if *alive { format!("pid {}", state.pid) } else { format!("daemon dead: {}", state.remedy()) };
         let meta = state.settings.meta.as_ref().map_or_else(String::new, |m| format!(", metadata {}", m.display()));
         let name = state.settings.name.as_ref().map_or_else(String::new, |name| format!("{name}, "));
-        let program = outdated(state).filter(|_| *alive).map_or_else(String::new, |runs| {
+        let program = alive.then(|| outdated(state)).flatten().map_or_else(String::new, |runs| {
             format!(", runs {runs}, installed {}: `upgrade -n {}`", env!("CARGO_PKG_VERSION"), state.id)
         });
         let (device, data) = (ublk::block_path(state.id), state.settings.data.display());

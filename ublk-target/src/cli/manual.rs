@@ -1,6 +1,7 @@
 //! `manual`, not in the help: the manual pages, one for each command, made from the same words as
 //! `--help`. Packages are made with it.
 
+use super::in_help;
 use crate::failure::{Context, Outcome};
 use clap_mangen::Man;
 use std::{
@@ -30,8 +31,9 @@ fn write_pages(folder: &Path, command: &clap::Command, of: &str) -> Outcome {
     fs::write(&path, text).doing(format_args!("can't write {}", path.display()))?;
     // The program's own name is not typed before those of its commands, in the list of examples.
     let before = if command.get_name() == "ublk-integrity" { String::new() } else { words + " " };
-    let visible = command.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help");
-    visible.into_iter().try_for_each(|command| write_pages(folder, command, &before))
+    in_help(command)
+        .filter(|command| command.get_name() != "help")
+        .try_for_each(|command| write_pages(folder, command, &before))
 }
 
 /// The page of the command that is typed so, and the name of its file.
@@ -194,12 +196,9 @@ mod tests {
     #[test]
     fn each_command_that_is_in_the_help_has_an_example() {
         let program = crate::cli::Cli::command();
-        fn visible(command: &clap::Command) -> impl Iterator<Item = &clap::Command> {
-            command.get_subcommands().filter(|command| !command.is_hide_set())
-        }
-        for command in visible(&program) {
+        for command in in_help(&program) {
             let name = command.get_name();
-            let below = visible(command).map(|below| format!("{name} {}", below.get_name()));
+            let below = in_help(command).map(|below| format!("{name} {}", below.get_name()));
             for words in below.chain([name.to_owned()]) {
                 let lines = EXAMPLES.iter().find(|(of, _)| **of == words).map_or(&[][..], |(_, lines)| lines);
                 assert!(lines.iter().all(|line| line.contains(&words)) && !lines.is_empty(), "{words}");

@@ -125,6 +125,13 @@ pub struct DeviceArgs {
     pub meta: Option<PathBuf>,
 }
 
+impl DeviceArgs {
+    /// Where the metadata is.
+    pub fn meta_path(&self) -> &Path {
+        self.meta.as_ref().unwrap_or(&self.data)
+    }
+}
+
 /// One of our devices.
 #[derive(Args, Debug)]
 #[group(id = "device", required = true, multiple = false)]
@@ -162,6 +169,17 @@ impl OneDevice {
     pub fn number(&self) -> Outcome<u32> {
         self.named.as_ref().or(self.number.as_ref()).expect("one is required").number(State::all())
     }
+}
+
+/// The commands below one that are in the help: the others are for programs.
+fn in_help(command: &clap::Command) -> impl Iterator<Item = &clap::Command> {
+    command.get_subcommands().filter(|command| !command.is_hide_set())
+}
+
+/// The number of the device that is named; `None` for all of them. Where `all` is in the same group
+/// there may be a device without a name.
+fn one_or_all(device: Option<&OneDevice>, all: bool) -> Outcome<Option<u32>> {
+    device.filter(|_| !all).map(OneDevice::number).transpose()
 }
 
 impl AnyDevice {
@@ -434,23 +452,13 @@ mod tests {
             "del -a",
             "clear 7",
             "clear -a",
+            "scrub 7",
+            "scrub -n 7 --rate 20M --wait --json",
+            "scrub 7 --status --json",
+            "scrub 7 --pause",
         ] {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_ok(), "{line}");
-        }
-        for line in ["scrub 7", "scrub -n 7 --rate 20M --wait --json", "scrub 7 --status --json", "scrub 7 --pause"] {
-            let args = format!("ublk-integrity {line}");
-            assert!(Cli::try_parse_from(args.split(' ')).is_ok(), "{line}");
-        }
-        for line in [
-            "scrub",
-            "scrub 7 --pause --stop",
-            "scrub 7 --status --wait",
-            "scrub 7 --stop --rate 1M",
-            "scrub 7 --rate 0",
-        ] {
-            let args = format!("ublk-integrity {line}");
-            assert!(Cli::try_parse_from(args.split(' ')).is_err(), "{line}");
         }
         for line in [
             "status 7 -n 7",
@@ -462,6 +470,11 @@ mod tests {
             "recover",
             "upgrade",
             "upgrade 7 -a",
+            "scrub",
+            "scrub 7 --pause --stop",
+            "scrub 7 --status --wait",
+            "scrub 7 --stop --rate 1M",
+            "scrub 7 --rate 0",
         ] {
             let args = format!("ublk-integrity {line}");
             assert!(Cli::try_parse_from(args.split(' ')).is_err(), "{line}");

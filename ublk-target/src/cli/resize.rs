@@ -11,7 +11,7 @@ use crate::{
     failure::{Exit, Failure, Outcome},
     key::OptionalKeyArgs,
     offline::Opening,
-    output::Output,
+    output,
     size::Size,
     ublk,
 };
@@ -62,7 +62,8 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn not_in_use(args: &Args, devices: &DeviceArgs) -> Outcome {
-    let missing = || Failure::new(Exit::Arguments, "no key given: --key-file FILE or --key keyring:NAME");
+    let missing =
+        || Failure::new(Exit::Arguments, "no key given: --key-file FILE, --key keyring:NAME or --passphrase-file FILE");
     let source = args.key.source()?.ok_or_else(missing)?;
     let offline = devices.open(Use::Exclusive)?;
     let key = source.load()?;
@@ -126,10 +127,8 @@ fn in_use(args: &Args, number: u32) -> Outcome {
 }
 
 fn say(what: &str, before: u64, now: u64, more: &str) -> Outcome {
-    let mut out = Output::new();
-    match now == before {
-        true => out.line(format_args!("{what}: {} ({now} bytes) as before", Size(now))),
-        false => out.line(format_args!("{what}: {} → {} ({now} bytes){more}", Size(before), Size(now))),
-    }
-    out.print()
+    output::line(match now == before {
+        true => format!("{what}: {} ({now} bytes) as before", Size(now)),
+        false => format!("{what}: {} → {} ({now} bytes){more}", Size(before), Size(now)),
+    })
 }

@@ -9,9 +9,11 @@ use crate::{
     },
     failure::{Context, Exit, Failure, Outcome},
     output::Output,
+    report,
     scrub_status::ScrubStatus,
     size::Size,
 };
+use serde::Deserialize;
 use serde_json::Value;
 use std::{num::NonZeroU64, thread, time::Duration};
 use ublk_integrity::scrub::{ScrubFinding, ScrubState};
@@ -66,10 +68,10 @@ pub fn run(args: &Args) -> Outcome {
         Args { rate, .. } => Request::ScrubStart { rate: *rate },
     };
     let mut answer = ask(&state, &request)?;
+    let mut status = read(&answer)?;
     if args.wait {
-        answer = wait(&state, read(&answer)?.report.pass)?;
+        (answer, status) = wait(&state, status.report.pass)?;
     }
-    let status = read(&answer)?;
     let out = if args.json { Output::json(&answer) } else { lines(&status, &state) };
     out.print_with(if args.wait { verdict(&status, &state) } else { Ok(()) })
 }
@@ -90,32 +92,32 @@ fn ask(state: &State, request: &Request) -> Outcome<Value> {
 }
 
 fn read(answer: &Value) -> Outcome<ScrubStatus> {
-    serde_json::from_value(answer.clone())
+    ScrubStatus::deserialize(answer)
         .map_err(|e| Failure::new(Exit::Device, e))
         .doing("the daemon tells what this program does not understand")
 }
 
 /// Waits until a pass has ended. One that has left may go on for as long as its daemon lives.
-fn wait(state: &State, pass: u64) -> Outcome<Value> {
+fn wait(state: &State, pass: u64) -> Outcome<(Value, ScrubStatus)> {
     let bar = progress::bar(state.volume.size);
     loop {
-        let answer = match ask(state, &Request::ScrubStatus {}) {
+        match ask(state, &Request::ScrubStatus {}) {
             // It may be slow for a while.
-            Err(failure) if failure.exit == Exit::Busy => None,
+            Err(failure) if failure.exit == Exit::Busy => {}
             Err(failure) => return Err(State::load_alive(state.id).err().unwrap_or(failure)),
-            Ok(answer) => Some(answer),
-        };
-        if let Some(answer) = answer {
-            let status = read(&answer)?;
-            if status.report.pass != pass {
-                let message = format!("pass {pass} over device {} is gone with its daemon: begin another", state.id);
-                return Err(Failure::new(Exit::Device, message));
+            Ok(answer) => {
+                let status = read(&answer)?;
+                if status.report.pass != pass {
+                    let message =
+                        format!("pass {pass} over device {} is gone with its daemon: begin another", state.id);
+                    return Err(Failure::new(Exit::Device, message));
+                }
+                if status.is_over() {
+                    bar.finish_and_clear();
+                    return Ok((answer, status));
+                }
+                bar.set_position(status.report.cursor * u64::from(state.volume.block_size));
             }
-            if status.is_over() {
-                bar.finish_and_clear();
-                return Ok(answer);
-            }
-            bar.set_position(status.report.cursor * u64::from(state.volume.block_size));
         }
         thread::sleep(LOOK);
     }
@@ -144,9 +146,7 @@ fn lines(status: &ScrubStatus, state: &State) -> Output {
     }
     let block_size = u64::from(state.volume.block_size);
     for run in &status.report.bad_runs {
-        let (first, end) = (run.range.first.0 * block_size, run.range.end() * block_size);
-        let line = format!("bad: blocks {} (bytes {first}..{end}): {}", run.range, run.reason);
-        out.line(state.settings.named(&line));
+        out.line(state.settings.named(&report::bad_run(run, block_size)));
     }
     for bad in &status.report.bad_metadata {
         out.line(state.settings.named(&ScrubFinding::Metadata(*bad).to_string()));

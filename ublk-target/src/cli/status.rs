@@ -14,6 +14,7 @@ use crate::{
         survey::{self, Daemon, Seen},
     },
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -63,11 +64,7 @@ pub fn run(args: &Args) -> Outcome {
 /// What there is to show, and what comes of it.
 fn look(args: &Args) -> Outcome<(Output, Outcome)> {
     let one = args.device.number()?;
-    let devices: Vec<_> = match one {
-        Some(number) => vec![seen(number)?],
-        None => survey::all(),
-    };
-    let devices: Vec<_> = devices.into_iter().map(|seen| (Health::of(&seen), seen)).collect();
+    let devices: Vec<_> = devices(one)?.into_iter().map(|seen| (Health::of(&seen), seen)).collect();
     match (one, &devices[..]) {
         _ if args.unhealthy => Ok(unhealthy(&devices)),
         (Some(_), [(health, seen)]) => one_device(seen, health, args.json),
@@ -79,7 +76,12 @@ fn look(args: &Args) -> Outcome<(Output, Outcome)> {
     }
 }
 
-pub(super) fn seen(number: u32) -> Outcome<Seen> {
+/// The device of this number, which must be there, or all.
+pub(super) fn devices(one: Option<u32>) -> Outcome<Vec<Seen>> {
+    one.map_or_else(|| Ok(survey::all()), |number| Ok(vec![seen(number)?]))
+}
+
+fn seen(number: u32) -> Outcome<Seen> {
     survey::look(State::load(number)?).ok_or_else(|| {
         Failure::new(
             Exit::Device,
@@ -94,10 +96,7 @@ fn one_device(seen: &Seen, health: &Health, json: bool) -> Outcome<(Output, Outc
     let verdict = match &seen.daemon {
         Daemon::Answers(_) => Ok(()),
         Daemon::Unasked(failure) => return Err(Failure::new(failure.exit, failure)),
-        Daemon::Dead => {
-            let message = format!("the daemon of device {number} (pid {pid}) is dead: {}", seen.state.remedy());
-            return Err(Failure::new(Exit::Device, message));
-        }
+        Daemon::Dead => return Err(seen.state.daemon_is_dead()),
         Daemon::Late => {
             let seconds = ANSWERS_WITHIN.as_secs();
             let message = format!(
@@ -243,7 +242,7 @@ fn lines(seen: &Seen, health: &Health) -> Output {
 fn print_status(out: &mut Output, status: &Value) {
     let mut shown = status.clone();
     shown["state"] = state(status).into();
-    let scrub = serde_json::from_value::<ScrubStatus>(status["scrub"].clone()).ok();
+    let scrub = ScrubStatus::deserialize(&status["scrub"]).ok();
     shown["scrub"] = scrub.filter(|scrub| scrub.report.pass > 0).map(|scrub| scrub.summary().to_string()).into();
     shown["sync_log"] = if status["sync_log"] == true { "on" } else { "off" }.into();
     shown["latency"] = latency(status).into();
@@ -272,11 +271,9 @@ fn print_lines(out: &mut Output, lines: &[(&str, &str)], values: &Value) {
 fn filled<'a>(lines: &'a [(&str, &str)], values: &'a Value) -> impl Iterator<Item = String> + 'a {
     let is_there = |what: &str| match what {
         "metadata" => values["meta"].is_string(),
-        "name" => values["name"].is_string(),
-        "scrub" => values["scrub"].is_string(),
+        "name" | "scrub" | "latency" => values[what].is_string(),
         "label" => values["label"].as_str().is_some_and(|label| !label.is_empty()),
         "atomic" => values["assumed_atomic_bytes"].is_u64(),
-        "latency" => values["latency"].is_string(),
         _ => true,
     };
     let lines = lines.iter().filter(move |(what, _)| is_there(what));

@@ -67,10 +67,7 @@ fn prepare(args: &Args, reporter: &Reporter) -> Outcome<(u32, Start, Life)> {
     ublk::need_driver()?;
     let number = args.device.number()?;
     let state = State::load(number)?;
-    let Some(life) = state.watch() else {
-        let message = format!("the daemon of device {number} (pid {}) is dead: {}", state.pid, state.remedy());
-        return Err(Failure::new(Exit::Device, message));
-    };
+    let life = state.watch().ok_or_else(|| state.daemon_is_dead())?;
     write_back_file::refuse_unknown(&state.open_id)?;
     let volume = state.volume.clone();
     let key = args.key.source()?;

@@ -111,11 +111,14 @@ impl Screen {
             if let Some(signal) = self.signals.read_signal().doing("can't wait for signals")? {
                 return self.heed(Signal::try_from(signal.ssi_signo as i32).doing("an unknown signal")?);
             }
+            if !has_key {
+                continue;
+            }
             let mut key = [0];
-            match if has_key { read(&stdin, &mut key) } else { Ok(1) } {
+            match read(&stdin, &mut key) {
                 Ok(0) | Err(Errno::EIO) => return Ok(Wake::End(Signal::SIGHUP)),
-                Ok(_) if has_key => return Ok(Wake::Key(key[0])),
-                _ => {}
+                Ok(_) => return Ok(Wake::Key(key[0])),
+                Err(_) => {}
             }
         }
     }

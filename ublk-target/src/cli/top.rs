@@ -1,17 +1,14 @@
 //! `top`: a live table of all devices.
 
 use super::{
-    status::{period, seen},
+    status::{devices, period},
     terminal::{Screen, Wake},
 };
 use crate::{
     failure::Outcome,
     interrupt,
     output::Output,
-    watch::{
-        survey,
-        table::{self, Look, Room},
-    },
+    watch::table::{self, Look, Room},
 };
 use std::{
     env,
@@ -42,10 +39,7 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn look(args: &Args) -> Outcome<Look> {
-    Ok(Look::of(match args.device.number()? {
-        Some(number) => vec![seen(number)?],
-        None => survey::all(),
-    }))
+    Ok(Look::of(devices(args.device.number()?)?))
 }
 
 fn batch(args: &Args) -> Outcome {

@@ -1,6 +1,7 @@
 //! Findings that somebody has acknowledged. Counters go on as they are: whoever judges a status takes
 //! off from each what was seen of it.
 
+use super::protocol::count_of;
 use serde_json::{Value, json};
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -35,11 +36,6 @@ impl Cleared {
     pub(super) fn json(&self) -> Value {
         json!(*self.0.borrow())
     }
-}
-
-/// A number, or a yes.
-fn count_of(value: &Value) -> Option<u64> {
-    value.as_u64().or_else(|| value.as_bool().map(u64::from))
 }
 
 #[cfg(test)]

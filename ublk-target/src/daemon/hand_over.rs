@@ -134,7 +134,7 @@ impl HandOver {
     /// What a failure leaves is what SIGKILL would: the next daemon recovers it.
     fn end_volume(&self) -> Value {
         let closed = self.closing.close();
-        let kept = self.shared.write_back_file.as_ref().map_or(Ok(0), |mapped| mapped.file.retire());
+        let kept = self.shared.retire_kept();
         json!({ "closed": closed.is_ok(), "kept_writes": kept.ok() })
     }
 }
@@ -149,16 +149,8 @@ mod tests {
     use super::*;
     use crate::{
         checkpoints::Stop,
-        daemon::{
-            log::{Log, Sink},
-            scrub::Scrubs,
-            settings,
-            state::State,
-            workers,
-        },
-        event_loop::HashPool,
+        daemon::{scrub::Scrubs, settings, state::State, workers},
         offline::{Offline, Opening, scratch},
-        ublk::{BlockShift, Gate, Latencies},
     };
     use std::{
         io::{BufRead, BufReader},
@@ -171,21 +163,10 @@ mod tests {
 
     fn served(offline: &Offline, key: &Credential) -> HandOver {
         let volume = Arc::new(offline.open_volume(key, Opening::new(Access::ReadWrite, None)).unwrap());
-        let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();
         let (stop, (backings, files)) = (Arc::new(Stop::default()), offline.handles());
-        let checkpoints = workers::start_checkpoints(&volume, backings, &stop, &log, false).unwrap();
-        let scrubs = Arc::new(Scrubs::new(&volume, backings, &log).unwrap());
-        let shared = Arc::new(Shared {
-            target: volume,
-            files,
-            shift: BlockShift::of(4096),
-            discard: false,
-            write_back_file: None,
-            hashing: HashPool::new(0),
-            gate: Gate::new(1, 4),
-            latencies: Latencies::new(1),
-            log,
-        });
+        let shared = Arc::new(Shared::of_test(volume, files));
+        let checkpoints = workers::start_checkpoints(&shared.target, backings, &stop, &shared.log, false).unwrap();
+        let scrubs = Arc::new(Scrubs::new(&shared.target, backings, &shared.log).unwrap());
         let closing = Arc::new(Closing::of(Arc::clone(&scrubs), stop, checkpoints));
         let signals = Signals::of_test();
         signals.live(State::of_test(0), shared.log.clone());

@@ -8,8 +8,7 @@ use super::{notify::Notify, sink::Sink};
 use crate::{
     event::Severity,
     failure::{Context, Exit, Failure, Outcome},
-    os,
-    output::{self, Output},
+    os, output,
     threads::named,
     ublk,
     wait::{WORD_AFTER, Wait},
@@ -262,9 +261,7 @@ impl Listening {
     /// Passes lines on until the outcome comes, and prints the device's path. `what` it opens.
     pub fn outcome(mut self, what: &str) -> Outcome {
         let path = self.live(what, None)?;
-        let mut out = Output::new();
-        out.line(&path);
-        out.print().doing(format_args!("{path} is there, but"))
+        output::line(&path).doing(format_args!("{path} is there, but"))
     }
 
     /// Passes lines on until the device answers. Its path.

@@ -150,6 +150,14 @@ pub struct Log {
     dropped: Arc<AtomicU64>,
 }
 
+#[cfg(test)]
+impl Log {
+    /// To standard error.
+    pub fn of_test() -> Self {
+        Self::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap()
+    }
+}
+
 impl Log {
     /// Starts the thread that writes, `first` where nobody has been told it yet. `words` puts into
     /// each line what the device is.

@@ -283,7 +283,7 @@ impl Running {
     fn close(self, served: Outcome<(Device, OwnState)>) -> Outcome {
         let last = self.closing.close();
         let (device, state) = served?;
-        let kept = self.shared.write_back_file.as_ref().map_or(Ok(0), |mapped| mapped.file.retire());
+        let kept = self.shared.retire_kept();
         // The node goes only now: whoever waits for it finds a clean superblock.
         drop(device);
         match last {

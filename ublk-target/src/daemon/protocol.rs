@@ -127,6 +127,11 @@ pub(super) fn line(value: &Value) -> Vec<u8> {
     text.into_bytes()
 }
 
+/// What a status counts: a number, or a yes.
+pub fn count_of(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_bool().map(u64::from))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

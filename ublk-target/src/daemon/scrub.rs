@@ -10,8 +10,8 @@ use crate::{
     device::Backings,
     event_loop::{OwnRing, ring::DeviceFiles},
     failure::{Context, Exit, Failure, Outcome, plain},
-    os::yield_disk,
-    scrub_status::ScrubStatus,
+    os,
+    scrub_status::{ScrubStatus, goes_on},
     threads::named,
 };
 use serde_json::{Value, json};
@@ -22,9 +22,9 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        mpsc::{self, Receiver, RecvTimeoutError},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 use ublk_integrity::{
     Volume,
@@ -63,13 +63,14 @@ enum Stage {
     Ending,
 }
 
+#[derive(Clone)]
 struct Pass {
     control: Arc<ScrubControl>,
     ended: Arc<OnceLock<Ended>>,
     /// When it was asked to leave.
     leaves_since: Option<Instant>,
     /// Hears of the end of the thread, however that comes: whoever waits for it, one after the other.
-    gone: Option<Arc<Mutex<Receiver<Infallible>>>>,
+    gone: Arc<Mutex<Receiver<Infallible>>>,
 }
 
 /// Until this is dropped no pass is under way, and none begins.
@@ -149,7 +150,7 @@ impl Scrubs {
         // Its number runs on as far as the volume can tell.
         let before = passes.last.as_ref().map(|pass| pass.control.in_superblock()).or_else(|| self.volume.last_scrub());
         let number = before.map_or(0, |scrub| scrub.pass) + 1;
-        let begins = Scrub { pass: number, begun_seconds: now(), ..Scrub::default() };
+        let begins = Scrub { pass: number, begun_seconds: os::since_1970().as_secs(), ..Scrub::default() };
         passes.last = Some(self.spawn(begins, rate)?);
         Ok(())
     }
@@ -162,12 +163,11 @@ impl Scrubs {
     }
 
     fn go_on_from(&self, passes: &mut Passes, from: Scrub, rate: Option<NonZeroU64>) {
-        if matches!(from.state, ScrubState::Running | ScrubState::Paused) {
+        if goes_on(from.state) {
             // Somebody can begin another, if that fails.
             let pass = has_memory(Purpose::Needed).and_then(|()| self.spawn(from, rate)).unwrap_or_else(|failure| {
-                let ended = Arc::new(OnceLock::from(Ended { failure: Some(failure.message) }));
-                let pass =
-                    Pass { control: Arc::new(ScrubControl::new(from, rate)), ended, leaves_since: None, gone: None };
+                let (pass, _) = Pass::new(from, rate);
+                let _ = pass.ended.set(Ended { failure: Some(failure.message) });
                 self.log.tell(Event::ScrubFailed(pass.status().summary()));
                 pass
             });
@@ -195,7 +195,7 @@ impl Scrubs {
             passes.last.as_mut().map(|pass| {
                 pass.control.leave();
                 let since = *pass.leaves_since.get_or_insert_with(Instant::now);
-                (pass.shared(), within.saturating_sub(since.elapsed()))
+                (pass.clone(), within.saturating_sub(since.elapsed()))
             })
         };
         let stays = leaves.is_some_and(|(pass, left)| !pass.is_gone_within(left));
@@ -211,22 +211,19 @@ impl Scrubs {
         let descriptors = self.descriptors.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
         let descriptors = descriptors.doing(doing)?;
         let (volume, files, log) = (Arc::clone(&self.volume), self.files, self.log.clone());
-        let (says_gone, gone) = mpsc::channel();
-        let control = Arc::new(ScrubControl::new(from, rate));
-        let gone = Some(Arc::new(Mutex::new(gone)));
-        let pass = Pass { control, ended: Arc::default(), leaves_since: None, gone };
-        let its = pass.shared();
+        let (pass, says_gone) = Pass::new(from, rate);
+        let its = pass.clone();
         let thread = move || {
             // In this order: it has said how it has ended before it is gone.
             let _gone = says_gone;
-            let _ended = SaysItsEnd(its.shared(), log.clone());
-            yield_disk();
+            let _ended = SaysItsEnd(its.clone(), log.clone());
+            os::yield_disk();
             let tell = |finding| log.tell(Event::Scrub(finding));
             // A ring belongs to the thread that made it.
             let done = OwnRing::new(descriptors)
                 .and_then(|ring| ring.block_on(volume.scrub(&ring.storage(files), &its.control, tell)));
-            if !matches!(its.control.state(), ScrubState::Running | ScrubState::Paused) {
-                its.control.ended_at(now());
+            if !goes_on(its.control.state()) {
+                its.control.ended_at(os::since_1970().as_secs());
                 volume.note_scrub(its.control.in_superblock());
             }
             if done.is_err() {
@@ -297,15 +294,16 @@ impl Scrubs {
 }
 
 impl Pass {
-    fn shared(&self) -> Self {
-        let Self { control, ended, leaves_since, gone } = self;
-        Self { control: Arc::clone(control), ended: Arc::clone(ended), leaves_since: *leaves_since, gone: gone.clone() }
+    /// One that is under way, and what its thread drops when it is gone.
+    fn new(from: Scrub, rate: Option<NonZeroU64>) -> (Self, Sender<Infallible>) {
+        let (says_gone, gone) = mpsc::channel();
+        let (control, gone) = (Arc::new(ScrubControl::new(from, rate)), Arc::new(Mutex::new(gone)));
+        (Self { control, ended: Arc::default(), leaves_since: None, gone }, says_gone)
     }
 
     /// Whether its thread is gone, or is so soon.
     fn is_gone_within(&self, time: Duration) -> bool {
-        let Some(gone) = &self.gone else { return true };
-        let gone = gone.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         gone.recv_timeout(time) != Err(RecvTimeoutError::Timeout)
     }
 
@@ -324,29 +322,16 @@ fn has_memory(purpose: Purpose) -> Outcome {
     Available::here(purpose).refuse_less_than(MEMORY, "begin the pass when there is more")
 }
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        daemon::log::Sink,
-        offline::{SCRATCH_KEY, scratch},
-    };
-    use ublk_integrity::{
-        MasterKey,
-        open::{Access, OpenOptions, open},
-    };
+    use crate::offline::{Opening, scratch};
+    use ublk_integrity::Access;
 
     fn scrubs() -> (tempfile::NamedTempFile, Scrubs) {
-        let (file, offline, _) = scratch();
-        let key = MasterKey::new(&SCRATCH_KEY).unwrap();
-        let options = OpenOptions { max_requests: 1, ..OpenOptions::new(Access::ReadWrite, [1; 32]) };
-        let volume = Arc::new(offline.run(open(&offline.io(), &key, &options)).unwrap().unwrap());
-        let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();
-        (file, Scrubs::new(&volume, &offline.into_backings(), &log).unwrap())
+        let (file, offline, key) = scratch();
+        let volume = Arc::new(offline.open_volume(&key, Opening::new(Access::ReadWrite, None)).unwrap());
+        (file, Scrubs::new(&volume, &offline.into_backings(), &Log::of_test()).unwrap())
     }
 
     #[test]
@@ -391,13 +376,19 @@ mod tests {
     }
 
     /// A pass whose first read comes back when `passed` is called.
-    fn slow_to_read(scrubs: &Scrubs) -> (Pass, mpsc::Sender<Infallible>) {
-        let (says_gone, gone) = mpsc::channel();
-        let control = Arc::new(ScrubControl::new(Scrub { pass: 3, ..Scrub::default() }, None));
-        let gone = Some(Arc::new(Mutex::new(gone)));
-        let pass = Pass { control, ended: Arc::default(), leaves_since: None, gone };
-        scrubs.passes().last = Some(pass.shared());
+    fn slow_to_read(scrubs: &Scrubs) -> (Pass, Sender<Infallible>) {
+        let (pass, says_gone) = Pass::new(Scrub { pass: 3, ..Scrub::default() }, None);
+        scrubs.passes().last = Some(pass.clone());
         (pass, says_gone)
+    }
+
+    /// Its thread comes to its end in a moment.
+    fn ends_soon(pass: Pass, says_gone: Sender<Infallible>) -> std::thread::JoinHandle<()> {
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            let _ = pass.ended.set(Ended { failure: None });
+            drop(says_gone);
+        })
     }
 
     fn passed(scrubs: &Scrubs, control: &ScrubControl) {
@@ -419,14 +410,10 @@ mod tests {
         let resting = scrubs.rest(Duration::from_millis(10));
         passed(&scrubs, &pass.control);
         assert_eq!(pass.control.state(), ScrubState::Running);
-        let ends = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(100));
-            let _ = pass.ended.set(Ended { failure: None });
-            drop(says_gone);
-        });
+        let ends = ends_soon(pass, says_gone);
         drop(resting);
         ends.join().unwrap();
-        let again = scrubs.passes().last.as_ref().unwrap().shared();
+        let again = scrubs.passes().last.as_ref().unwrap().clone();
         assert!(again.is_gone_within(LEAVES_WITHIN));
         assert_eq!((again.control.report().pass, again.control.state()), (3, ScrubState::Ended));
     }
@@ -436,11 +423,7 @@ mod tests {
         let (_file, scrubs) = scrubs();
         let (pass, says_gone) = slow_to_read(&scrubs);
         drop(scrubs.rest(Duration::from_millis(10)));
-        let ends = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(100));
-            let _ = pass.ended.set(Ended { failure: None });
-            drop(says_gone);
-        });
+        let ends = ends_soon(pass, says_gone);
         scrubs.close();
         assert!(!scrubs.known().under_way);
         ends.join().unwrap();
@@ -450,7 +433,7 @@ mod tests {
     fn a_thread_that_dies_is_not_under_way_for_ever() {
         let (_file, scrubs) = scrubs();
         let (pass, _says_gone) = slow_to_read(&scrubs);
-        drop(SaysItsEnd(pass.shared(), scrubs.log.clone()));
+        drop(SaysItsEnd(pass.clone(), scrubs.log.clone()));
         assert!(pass.ended.get().is_some_and(|ended| ended.failure.is_some()));
     }
 }

@@ -193,10 +193,12 @@ impl Answers {
 
     /// Why it can't, in words, if it can't.
     fn clear(&self, findings: &BTreeMap<String, u64>) -> Result<Value, String> {
-        if let Some(what) = self.cleared.clear(findings, &self.status())? {
+        let mut status = self.status();
+        if let Some(what) = self.cleared.clear(findings, &status)? {
             self.shared.log.tell(Event::Cleared(what));
         }
-        Ok(self.status())
+        status["cleared"] = self.cleared.json();
+        Ok(status)
     }
 
     fn status(&self) -> Value {

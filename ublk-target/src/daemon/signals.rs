@@ -235,20 +235,12 @@ impl Signals {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::log::Sink, *};
+    use super::*;
     use std::{sync::mpsc, time::Duration};
-
-    fn signals() -> Arc<Signals> {
-        Signals::of_test()
-    }
-
-    fn log() -> Log {
-        Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap()
-    }
 
     #[test]
     fn one_that_comes_before_the_device_prevents_it() {
-        let signals = signals();
+        let signals = Signals::of_test();
         assert!(!signals.is_too_late_to_end());
         assert!(signals.begin_start().is_err(), "whoever is opening finds out before anything is made");
         assert!(!signals.is_too_late_to_end());
@@ -256,7 +248,7 @@ mod tests {
 
     #[test]
     fn one_that_comes_while_it_starts_waits_until_it_answers() {
-        let signals = signals();
+        let signals = Signals::of_test();
         signals.begin_start().unwrap();
         assert!(signals.is_too_late_to_end());
         let (tell, told) = mpsc::channel();
@@ -268,25 +260,25 @@ mod tests {
         assert_eq!(told.recv(), Ok(0), "it is told");
         assert!(told.recv_timeout(Duration::from_millis(100)).is_err(), "there is no device to stop yet");
         let state = State::of_test(7);
-        signals.live(state, log());
+        signals.live(state, Log::of_test());
         assert_eq!(told.recv(), Ok(7));
         thread.join().unwrap();
     }
 
     #[test]
     fn a_device_is_left_or_stopped_and_never_both() {
-        let signals = signals();
+        let signals = Signals::of_test();
         assert!(signals.leave(|| panic!("said")).unwrap_err().contains("started"));
         signals.begin_start().unwrap();
         assert!(signals.may_leave().is_err(), "the kernel is making it");
-        signals.live(State::of_test(7), log());
+        signals.live(State::of_test(7), Log::of_test());
         assert!(signals.leave(|| false).is_err(), "nobody heard it");
         assert_eq!(signals.may_leave(), Ok(()), "it goes on");
         signals.wait_until_live(|| panic!("told though there is nothing to wait for"));
         assert!(signals.leave(|| panic!("said")).unwrap_err().contains("stop"));
 
         let signals = Signals::of_test();
-        signals.live(State::of_test(7), log());
+        signals.live(State::of_test(7), Log::of_test());
         assert_eq!(signals.leave(|| true), Ok(()));
         assert!(signals.leave(|| panic!("said")).is_err() && signals.may_leave().is_err());
         let (tell, told) = mpsc::channel();

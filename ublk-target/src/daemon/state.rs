@@ -194,11 +194,13 @@ impl State {
     /// The same, if its daemon lives.
     pub fn load_alive(id: u32) -> Outcome<Self> {
         let state = Self::load(id)?;
-        if !state.is_alive() {
-            let message = format!("the daemon of device {id} (pid {}) is dead: {}", state.pid, state.remedy());
-            return Err(Failure::new(Exit::Device, message));
-        }
-        Ok(state)
+        if state.is_alive() { Ok(state) } else { Err(state.daemon_is_dead()) }
+    }
+
+    /// That its daemon does not live any more, and what to do.
+    pub fn daemon_is_dead(&self) -> Failure {
+        let message = format!("the daemon of device {} (pid {}) is dead: {}", self.id, self.pid, self.remedy());
+        Failure::new(Exit::Device, message)
     }
 
     /// All devices, by number.

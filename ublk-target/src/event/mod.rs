@@ -13,10 +13,11 @@ mod file;
 pub use feed::Feed;
 pub use file::EventFile;
 
+use crate::os;
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 /// How urgent it is, as syslog(3) and journald count.
@@ -170,7 +171,7 @@ impl Record {
         let About { volume, name, data, pid } = about.clone();
         Self {
             schema: 1,
-            time: utc(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
+            time: utc(os::since_1970()),
             class: class.word().into(),
             severity: class.severity().word().into(),
             volume,

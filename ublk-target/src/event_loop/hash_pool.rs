@@ -99,13 +99,10 @@ impl Drop for HashWorker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        event_loop::OwnRing,
-        offline::{SCRATCH_KEY, scratch},
-    };
+    use crate::{event_loop::OwnRing, offline::scratch};
     use std::cell::Cell;
     use ublk_integrity::{
-        Access, BlockIndex, BlockRange, Buf, Durability, MasterKey, RequestContext,
+        Access, BlockIndex, BlockRange, Buf, Credential, Durability, RequestContext,
         open::{OpenOptions, open},
     };
 
@@ -126,8 +123,8 @@ mod tests {
     /// before, it would for ever.
     #[test]
     fn a_job_that_no_worker_takes_is_hashed_before_the_io_thread_sleeps() {
-        let (_file, offline, _) = scratch();
-        let key = MasterKey::new(&SCRATCH_KEY).unwrap();
+        let (_file, offline, key) = scratch();
+        let Credential::Key(key) = &key else { unreachable!("it has no slots") };
         let pool = HashPool::new(1);
         let _busy = pool.worker();
         let left = Arc::new(AtomicUsize::new(0));
@@ -137,7 +134,7 @@ mod tests {
             count.fetch_add(back.is_none().into(), Relaxed);
             back
         });
-        let volume = offline.run(open(&offline.io(), &key, &options(threads))).unwrap().unwrap();
+        let volume = offline.run(open(&offline.io(), key, &options(threads))).unwrap().unwrap();
 
         let (backings, files) = offline.handles();
         let ring = OwnRing::new(backings.descriptors().unwrap()).unwrap();

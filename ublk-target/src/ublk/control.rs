@@ -3,6 +3,7 @@
 use super::{
     command::{self, CONTROL, DeviceInfo},
     disk_size::follow_size,
+    failed::failure,
     mark::Mark,
     queue,
     run_folder::{make_way, run_file},
@@ -14,7 +15,7 @@ use crate::{
     wait::LONGEST,
 };
 use libublk::{
-    UblkError, UblkFlags,
+    UblkFlags,
     ctrl::{UblkCtrl, UblkCtrlBuilder},
     io::UblkDev,
     sys,
@@ -151,7 +152,7 @@ impl Device {
                     Ok(())
                 },
                 move |id, device| queue::run(id, device, &for_queues),
-                move |ctrl| live(follow_size(ctrl, number, size).map_err(|(what, e)| failure(&what, &e))),
+                move |ctrl| live(follow_size(ctrl, number, size)),
             )
             .map_err(|e| failure("can't start the device", &e))?;
         self.keep.store(false, Ordering::SeqCst);
@@ -364,16 +365,6 @@ pub fn delete_marked(mark: Mark) -> io::Result<()> {
 fn delete_stopped(number: u32) {
     let _ = fs::remove_file(run_file(number));
     let _ = command::delete(number);
-}
-
-fn failure(what: &str, e: &UblkError) -> Failure {
-    match e {
-        UblkError::UringIOError(code) | UblkError::OtherError(code) => {
-            Failure::io(what, &io::Error::from_raw_os_error(-code))
-        }
-        UblkError::IOError(e) => Failure::io(what, e),
-        other => Failure::new(Exit::Device, format_args!("{what}: {other}")),
-    }
 }
 
 #[cfg(test)]

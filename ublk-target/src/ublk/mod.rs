@@ -4,6 +4,7 @@ mod answer;
 mod command;
 mod control;
 mod disk_size;
+mod failed;
 mod features;
 mod gate;
 mod load;

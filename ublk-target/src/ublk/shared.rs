@@ -8,6 +8,7 @@ use super::{
 use crate::{
     daemon::log::{Event, Log},
     event_loop::{HashPool, ring::DeviceFiles},
+    failure::Outcome,
     write_back_file::MappedFile,
 };
 use std::sync::Arc;
@@ -42,9 +43,32 @@ pub(super) struct Memory<T: BlockTarget> {
 }
 
 impl<T> Shared<T> {
+    /// Retires the write-back file, if there is one: the writes that are left in it.
+    pub fn retire_kept(&self) -> Outcome<usize> {
+        self.write_back_file.as_ref().map_or(Ok(0), |mapped| mapped.file.retire())
+    }
+
     /// The driver has not copied the bytes of a request.
     pub(super) fn not_copied(&self, request: Request, e: Errno) -> Errno {
         self.log.tell(Event::NotCopied(request, e));
         e
+    }
+}
+
+#[cfg(test)]
+impl<T> Shared<T> {
+    /// For blocks of 4096 bytes, one thread, and few requests at a time.
+    pub fn of_test(target: Arc<T>, files: DeviceFiles) -> Self {
+        Self {
+            target,
+            files,
+            shift: BlockShift::of(4096),
+            discard: false,
+            write_back_file: None,
+            hashing: HashPool::new(0),
+            gate: Gate::new(1, 4),
+            latencies: Latencies::new(1),
+            log: Log::of_test(),
+        }
     }
 }

@@ -1,12 +1,8 @@
 //! The wall between ublk and what serves its requests: a double stands in the place of a volume, a
 //! file in that of the character device. No kernel device is made.
 
-use super::{
-    BlockShift, Gate, Latencies, Request, Shared, load::Load, shared::Memory, transfer::Transfer, write_back::WriteBack,
-};
+use super::{BlockShift, Request, Shared, load::Load, shared::Memory, transfer::Transfer, write_back::WriteBack};
 use crate::{
-    daemon::log::{Log, Sink},
-    event_loop::HashPool,
     offline::{Offline, scratch},
     write_back_file::{self, MOST_BYTES},
 };
@@ -166,17 +162,8 @@ impl Wall {
         let (_file, offline, _key) = scratch();
         let (_, files) = offline.handles();
         let target = Double { blocks: Mutex::new(vec![0; BLOCKS * BLOCK]), calls: Mutex::default() };
-        let shared = Shared {
-            shift: BlockShift::of(target.block_size() as u32),
-            target: Arc::new(target),
-            files,
-            discard: true,
-            write_back_file: None,
-            hashing: HashPool::new(0),
-            gate: Gate::new(1, 1),
-            latencies: Latencies::new(1),
-            log: Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap(),
-        };
+        let shift = BlockShift::of(target.block_size() as u32);
+        let shared = Shared { shift, discard: true, ..Shared::of_test(Arc::new(target), files) };
         Self { shared, offline, device: tempfile::tempfile().unwrap() }
     }
 

@@ -160,13 +160,8 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{gate::Gate, request::BlockShift, stopwatch::Latencies},
-        *,
-    };
+    use super::*;
     use crate::{
-        daemon::log::{Log, Sink},
-        event_loop::HashPool,
         offline::{Opening, scratch},
         write_back_file,
     };
@@ -187,18 +182,7 @@ mod tests {
         let (_volume, offline, key) = scratch();
         let volume = Arc::new(offline.open_volume(&key, Opening::new(Access::ReadWrite, None)).unwrap());
         let (_, files) = offline.handles();
-        let log = Log::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap();
-        let shared = Shared {
-            target: volume,
-            files,
-            shift: BlockShift::of(4096),
-            discard: false,
-            write_back_file: None,
-            hashing: HashPool::new(0),
-            gate: Gate::new(1, 1),
-            latencies: Latencies::new(1),
-            log,
-        };
+        let shared = Shared::of_test(volume, files);
         let folder = tempfile::tempdir().unwrap();
         let (kept, part) = write_back_file::of_test(folder.path(), 2);
         let write_back = WriteBack::new(&shared, 0, 1, Some(part));

@@ -1,7 +1,10 @@
 //! Whether a device is well: one word, why not, and one exit code.
 
 use super::survey::{Daemon, Seen};
-use crate::{daemon::protocol::ANSWERS_WITHIN, failure::Exit};
+use crate::{
+    daemon::protocol::{ANSWERS_WITHIN, count_of},
+    failure::Exit,
+};
 use serde_json::{Value, json};
 use std::fmt;
 
@@ -67,7 +70,7 @@ impl fmt::Display for Finding {
 
 /// What the status of a daemon has that must not be, but for what was acknowledged.
 pub fn findings(status: &Value) -> Vec<Finding> {
-    let count = |value: &Value| value.as_u64().unwrap_or_else(|| (*value == true).into());
+    let count = |value: &Value| count_of(value).unwrap_or(0);
     let finding = |&(field, what): &(&'static str, &'static str)| {
         let count_now = status.pointer(field).map_or(0, count);
         let open = count_now.saturating_sub(count(&status["cleared"][field]));

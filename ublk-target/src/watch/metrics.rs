@@ -5,7 +5,10 @@ use super::{
     health::{Health, WORDS},
     survey::{Daemon, Seen},
 };
-use crate::latency::{Distribution, Op, metric_bounds};
+use crate::{
+    daemon::protocol::count_of,
+    latency::{Distribution, Op, metric_bounds},
+};
 use ublk_integrity::CounterValues;
 
 const PREFIX: &str = "ublk_integrity_";
@@ -124,8 +127,7 @@ fn sample(seen: &Seen, more: &[(&'static str, &str)], value: u64) -> Sample {
 
 /// A number or a yes in the daemon's answer, if there is one: one of another version may not have it.
 fn number_at(seen: &Seen, pointer: &str) -> Option<u64> {
-    let value = seen.status()?.pointer(pointer)?;
-    value.as_u64().or_else(|| value.as_bool().map(u64::from))
+    count_of(seen.status()?.pointer(pointer)?)
 }
 
 /// The histograms of a device's requests.

@@ -1,6 +1,6 @@
 //! The daemon that serves until now, and its program.
 
-use super::{Device, Undone};
+use super::{Device, Undone, within};
 use crate::{
     daemon::{
         RESTS_WITHIN,
@@ -24,16 +24,13 @@ use std::{
         unix::{fs::MetadataExt, process::CommandExt},
     },
     process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// How long the requests under way may take, and the daemon to say so.
 const ANSWERS_WITHIN: Duration = RESTS_WITHIN.saturating_add(Duration::from_secs(5));
 /// How long it may take to close the volume and end, before the successor waits for that alone.
 const ENDS_WITHIN: Duration = LONGEST;
-/// Between two looks whether it is.
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// A daemon that lives.
 pub(super) struct DaemonBefore<'s> {
@@ -164,14 +161,7 @@ impl<'s> DaemonBefore<'s> {
     }
 
     fn has_ended_within(&self, limit: Duration) -> bool {
-        let begun = Instant::now();
-        while self.life.goes_on() {
-            if begun.elapsed() >= limit {
-                return false;
-            }
-            thread::sleep(PAUSE);
-        }
-        true
+        within(limit, || !self.life.goes_on())
     }
 
     /// Has its program recover the device, with this key where one is given. What goes wrong has
@@ -239,7 +229,7 @@ mod tests {
             state: &state,
         };
         assert!(before.runs(&fs::metadata(own).unwrap()) && !before.runs(&fs::metadata("/proc/self/cmdline").unwrap()));
-        assert!(!before.has_ended_within(PAUSE));
+        assert!(!before.has_ended_within(Duration::from_millis(5)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod daemon_before;
 mod new_program;
 mod take_over;
 
-use super::OneDevice;
+use super::{OneDevice, one_or_all};
 use crate::{
     daemon::state::State,
     failure::{Failure, Outcome},
@@ -13,7 +13,11 @@ use crate::{
     ublk,
 };
 use new_program::NewProgram;
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 use take_over::take_over;
 
 /// Have another program serve a device in use: requests wait a moment, nothing is unmounted
@@ -30,6 +34,21 @@ pub struct Args {
     binary: Option<PathBuf>,
     #[command(flatten)]
     key: OptionalKeyArgs,
+}
+
+/// Between two looks whether a process has ended.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Whether something has ended within so long.
+fn within(limit: Duration, mut has_ended: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    while !has_ended() {
+        if begun.elapsed() >= limit {
+            return false;
+        }
+        thread::sleep(PAUSE);
+    }
+    true
 }
 
 /// Why a device is not served by the new program.
@@ -57,13 +76,12 @@ impl From<Failure> for Undone {
 
 pub fn run(args: &Args) -> Outcome {
     let new = NewProgram::of(args.binary.as_deref(), args.key.source()?)?;
-    match &args.device {
-        // --all is in the same group, so that there may be a device without a name.
-        Some(device) if !args.all => {
-            let done = take_over(device.number()?, &new, false).map_err(|undone| undone.failure)?;
-            done.map_or(Ok(()), |done| say(done.in_words()))
+    match one_or_all(args.device.as_ref(), args.all)? {
+        Some(number) => {
+            let done = take_over(number, &new, false).map_err(|undone| undone.failure)?;
+            done.map_or(Ok(()), |done| output::line(done.in_words()))
         }
-        _ => all(&new),
+        None => all(&new),
     }
 }
 
@@ -113,7 +131,7 @@ fn one_by_one(devices: &[u32], take_over: impl Fn(u32) -> Result<Option<String>,
             Ok(None) => tally.already += 1,
             Ok(Some(line)) => {
                 tally.upgraded += 1;
-                say(line)?;
+                output::line(line)?;
             }
             Err(one) => {
                 output::tell(&one.failure);
@@ -130,15 +148,8 @@ fn one_by_one(devices: &[u32], take_over: impl Fn(u32) -> Result<Option<String>,
 }
 
 /// A device that nobody serves is worst, then the first that was refused.
-fn worst(mut undone: Vec<Undone>) -> Option<Undone> {
-    undone.sort_by_key(|one| one.device);
-    undone.into_iter().next()
-}
-
-fn say(line: String) -> Outcome {
-    let mut out = Output::new();
-    out.line(line);
-    out.print()
+fn worst(undone: Vec<Undone>) -> Option<Undone> {
+    undone.into_iter().min_by_key(|one| one.device)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The program that is to serve, and its daemons.
 
+use super::within;
 use crate::{
     daemon::launch::{Listening, Silence},
     failure::{Context, Exit, Failure, Outcome},
@@ -12,8 +13,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// How long the successor may be silent until it is ready. It waits for a device for half of that at
@@ -23,8 +23,6 @@ const READY: Silence = Silence { most: Duration::from_secs(60), late: "the new p
 const SERVES: Silence = Silence { most: Duration::from_secs(60), late: "the new program did not serve" };
 /// How long it may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
-/// Between two looks whether it has.
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// The program.
 pub(super) struct NewProgram {
@@ -145,14 +143,7 @@ impl Successor {
     }
 
     fn ends_within(&mut self, limit: Duration) -> bool {
-        let begun = Instant::now();
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if begun.elapsed() >= limit {
-                return false;
-            }
-            thread::sleep(PAUSE);
-        }
-        true
+        within(limit, || !matches!(self.child.try_wait(), Ok(None)))
     }
 }
 

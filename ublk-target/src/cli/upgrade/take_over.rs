@@ -19,7 +19,7 @@ use crate::{
     failure::{Exit, Failure},
     os, output, ublk,
 };
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
 /// A device that another daemon serves.
@@ -76,7 +76,7 @@ pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Opt
         output::warn(format_args!("can't hold the program of before in memory: {e}"));
     }
     // To the end, whatever asks us to stop: else nobody might serve.
-    let _held = HeldSignals::hold();
+    let _held = os::Blocked::hold(&os::heeded(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]));
     let begun = Instant::now();
     if let Err(undone) = before.end() {
         match undone.device {
@@ -129,22 +129,6 @@ fn what_to_type(id: u32, exists: bool, kernel_state: Option<&str>) -> String {
         _ if !exists => "is gone, somebody has ended it: `add` makes a new one".into(),
         Some("stopped") => format!("was stopped by somebody: `del -n {id}`, then `add`"),
         _ => format!("waits for a daemon: `recover -n {id}`"),
-    }
-}
-
-/// Signals that would end us, held back as long as this lives.
-struct HeldSignals(SigSet);
-
-impl HeldSignals {
-    fn hold() -> Option<Self> {
-        let ends = os::heeded(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-        ends.thread_swap_mask(SigmaskHow::SIG_BLOCK).ok().map(Self)
-    }
-}
-
-impl Drop for HeldSignals {
-    fn drop(&mut self) {
-        let _ = self.0.thread_set_mask();
     }
 }
 
