@@ -211,28 +211,6 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         Some((looked.lane, looked.watch))
     }
 
-    /// Goes down to a tag page, and mends what has rotted on the way.
-    pub(super) async fn find<S: Io>(&mut self, io: &S, root: TreeEntry, tag_page: u64) -> Result<End, Moved> {
-        let mut rotten = ArrayVec::<_, MAX_LEVELS>::new();
-        let note = |RottenPage { page, entry, reason, bytes }: RottenPage<'_>| {
-            rotten.push((page, entry, reason, bytes.map(<[u8]>::to_vec)));
-        };
-        let end = self.way.find(io, &self.of.metadata.tree, root, tag_page, note).await;
-        for (page, entry, reason, bytes) in rotten {
-            self.page_has_rotted(page, entry, reason, bytes.as_deref());
-        }
-        end
-    }
-
-    /// Nothing hangs on a page but what is pending.
-    fn skip(&mut self, top: PageId) {
-        let layout = self.of.metadata.layout();
-        let end = (layout.blocks_under(top).end()).div_ceil(TAGS_PER_PAGE);
-        let at = self.pending.partition_point(|block| block.0 < self.next * TAGS_PER_PAGE);
-        let pending = self.pending.get(at).map_or(u64::MAX, |block| block.0 / TAGS_PER_PAGE);
-        self.next = end.min(pending).max(self.next);
-    }
-
     /// The same once, as the tree was when it was looked at.
     async fn take_page<S: Io>(
         &mut self,
@@ -262,9 +240,32 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
         Ok(())
     }
 
+    /// Goes down to a tag page, and mends what has rotted on the way.
+    pub(super) async fn find<S: Io>(&mut self, io: &S, root: TreeEntry, tag_page: u64) -> Result<End, Moved> {
+        let mut rotten = ArrayVec::<_, MAX_LEVELS>::new();
+        let note = |RottenPage { page, entry, reason, bytes }: RottenPage<'_>| {
+            rotten.push((page, entry, reason, bytes.map(<[u8]>::to_vec)));
+        };
+        let end = self.way.find(io, &self.of.metadata.tree, root, tag_page, note).await;
+        for (page, entry, reason, bytes) in rotten {
+            self.page_has_rotted(page, entry, reason, bytes.as_deref());
+        }
+        end
+    }
+
+    /// Nothing hangs on a page but what is pending.
+    fn skip(&mut self, top: PageId) {
+        let layout = self.of.metadata.layout();
+        let end = (layout.blocks_under(top).end()).div_ceil(TAGS_PER_PAGE);
+        let at = self.pending.partition_point(|block| block.0 < self.next * TAGS_PER_PAGE);
+        let pending = self.pending.get(at).map_or(u64::MAX, |block| block.0 / TAGS_PER_PAGE);
+        self.next = end.min(pending).max(self.next);
+    }
+
     /// Compares a lane's blocks with their tags. Returns those of which that proves nothing.
     fn compare(&self, lane: &Lane, extent: Range<usize>, read: bool, watch: &RangeWatch<'_>) -> u128 {
-        let bs = self.block.len();
+        // Data and tags are there: what comes from now on changes neither.
+        let (bs, quiet) = (self.block.len(), watch.is_quiet());
         let mut doubtful = 0;
         for i in (0..lane.tags().len()).filter(|i| lane.tags[*i] == LOST_TAG) {
             doubtful |= 1 << i;
@@ -282,13 +283,13 @@ impl<'p, T: FnMut(ScrubFinding)> Pass<'p, T> {
             };
             for i in part.filter(|i| lane.tags[*i] != ZERO_TAG) {
                 match bad >> (i - from) & 1 {
-                    0 if !lane.is_pending(i) || watch.is_quiet() => verified += 1,
+                    0 if !lane.is_pending(i) || quiet => verified += 1,
                     _ => doubtful |= 1 << i,
                 }
             }
         }
         // One that is just being written may have looked like zeros.
-        if !watch.is_quiet() {
+        if !quiet {
             doubtful |= lane.pending;
         }
         self.control.note(|report| report.verified_blocks += verified);
