@@ -69,6 +69,19 @@ pub enum SlotKind {
     Passphrase(GuessCost),
 }
 
+/// What is in the place of a cost where there is none.
+const NO_COST: GuessCost = GuessCost { memory_kib: 0, passes: 0, lanes: 0 };
+
+impl SlotKind {
+    /// Bytes of memory that trying a credential takes.
+    pub(crate) fn memory_bytes(self) -> u64 {
+        match self {
+            Self::KeyFile => 0,
+            Self::Passphrase(cost) => cost.memory_bytes(),
+        }
+    }
+}
+
 /// A slot in use.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct KeySlot {
@@ -122,13 +135,10 @@ impl RawKeyArea {
 
     /// Whether it was written by somebody who has the volume's key.
     pub(crate) fn verify(&self, keys: &Keys) -> bool {
-        keys.key_area().verify(&self.authenticated(), &self.mac)
+        keys.key_area().verify(&self.sum(), &self.mac)
     }
 
-    /// A digest in place of the bytes: they are 32 KiB, with a gap.
-    fn authenticated(&self) -> Digest {
-        self.sum()
-    }
+    /// What the MAC is of, in place of 32 KiB with a gap; the checksum is the same.
     fn sum(&self) -> Digest {
         let (header, zeros) = (&self.as_bytes()[..offset_of!(Self, checksum)], [0; 64]);
         Sha256::new().chain_update(header).chain_update(zeros).chain_update(self.slots.as_bytes()).finalize().into()
@@ -138,13 +148,12 @@ impl RawKeyArea {
 impl RawSlot {
     fn parse(&self, number: usize) -> Result<Option<KeySlot>, Unknown> {
         let cost = GuessCost { memory_kib: self.memory_kib.get(), passes: self.passes.get(), lanes: self.lanes.get() };
-        let no_cost = GuessCost { memory_kib: 0, passes: 0, lanes: 0 };
         let kind = match self.kind.get() {
             0 => {
                 let from = HEADER_BYTES + number * size_of::<Self>();
                 return Unknown::refuse_reserved(OF, from, self.as_bytes()).map(|()| None);
             }
-            1 if cost == no_cost => SlotKind::KeyFile,
+            1 if cost == NO_COST => SlotKind::KeyFile,
             2 if cost.is_bounded() => SlotKind::Passphrase(cost),
             1 | 2 => return Err(odd("cost of a guess")),
             kind => return Err(Unknown::SlotKind(kind)),
@@ -176,7 +185,7 @@ impl KeyArea {
             }
         }
         raw.checksum = raw.sum();
-        raw.mac = keys.key_area().sign(&raw.authenticated());
+        raw.mac = keys.key_area().sign(&raw.checksum);
         raw
     }
 }
@@ -244,7 +253,7 @@ impl KeySlot {
 
     fn raw(&self) -> RawSlot {
         let (kind, cost) = match self.kind {
-            SlotKind::KeyFile => (1, GuessCost { memory_kib: 0, passes: 0, lanes: 0 }),
+            SlotKind::KeyFile => (1, NO_COST),
             SlotKind::Passphrase(cost) => (2, cost),
         };
         RawSlot {

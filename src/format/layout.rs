@@ -31,6 +31,13 @@ impl PageId {
     }
 }
 
+impl PageId {
+    /// Whether it is that page, or hangs on it.
+    pub(crate) fn hangs_on(self, above: Self) -> bool {
+        self.level <= above.level && self.index >> (6 * u32::from(above.level - self.level)) == above.index
+    }
+}
+
 /// Offsets of everything on both devices. Made from four numbers and the places of the regions, so
 /// that a superblock needs to be checked in one place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,7 +4,8 @@ use crate::{
     Buf, Device, DeviceError, Durability, Storage,
     crypto::keys::Keys,
     format::{
-        Feature, Identity, Layout, PAGE_BYTES, RawIdentity, RawSuperblock, Superblock, SuperblockError, uuid_text,
+        Feature, Identity, Layout, PAGE_BYTES, RawIdentity, RawSuperblock, Superblock, SuperblockError, Unknown,
+        uuid_text,
     },
     lifecycle::open_error::OpenError,
 };
@@ -48,38 +49,50 @@ pub(crate) enum Claimed {
     Torn,
 }
 
-/// The data device is the volume's. Where the volume can grow, it may say the size before, for the
-/// superblock is written first; or nothing, if this block was torn, which may leave a sector that
-/// can't be read.
+/// What the block says, if it can be the volume's: where that can grow, the size before too, for the
+/// superblock is written first. The MAC of a size is not verified.
+pub(crate) fn claimed(raw: &RawIdentity, superblock: &Superblock, keys: &Keys) -> Result<Option<Claimed>, Unknown> {
+    let size = superblock.layout.size();
+    let can_grow = superblock.features().has(Feature::ExplicitPlaces);
+    Ok(match raw.claim()? {
+        Some(claim) if claim.uuid == superblock.uuid && (claim.size == size || can_grow && claim.size < size) => {
+            Some(Claimed::Size(claim.size))
+        }
+        None if can_grow && raw.is_torn(&superblock.uuid, keys) => Some(Claimed::Torn),
+        _ => None,
+    })
+}
+
+/// The data device is the volume's, and what it says. Where the volume can grow the block may be one
+/// that can't be read: its writing was cut short.
 pub(crate) async fn check_identity<S: Storage>(
     io: &S,
     superblock: &Superblock,
     keys: &Keys,
 ) -> Result<Claimed, OpenError> {
-    let can_grow = superblock.features().has(Feature::ExplicitPlaces);
-    let (raw, size) = match read_identity(io).await {
-        Err(_) if can_grow => return Ok(Claimed::Torn),
-        raw => (raw?, superblock.layout.size()),
+    let raw = match read_identity(io).await {
+        Err(_) if superblock.features().has(Feature::ExplicitPlaces) => return Ok(Claimed::Torn),
+        raw => raw?,
     };
-    let claim = raw.claim()?;
-    match claim {
-        Some(Identity { uuid, size: claimed })
-            if uuid == superblock.uuid && (claimed == size || (can_grow && claimed < size)) =>
-        {
-            match raw.verify(keys) {
-                true => Ok(Claimed::Size(claimed)),
-                false => Err(OpenError::Tampered { what: "identity block of the data device" }),
-            }
+    match claimed(&raw, superblock, keys)? {
+        Some(Claimed::Size(_)) if !raw.verify(keys) => {
+            Err(OpenError::Tampered { what: "identity block of the data device" })
         }
-        None if can_grow && raw.is_torn(&superblock.uuid, keys) => Ok(Claimed::Torn),
-        Some(Identity { uuid, size: claimed }) if uuid == superblock.uuid => Err(OpenError::Foreign(format!(
-            "the data device says that volume {} has {claimed} bytes, the metadata device says {size}: one of them is as it was before the volume grew",
-            uuid_text(&uuid)
-        ))),
+        Some(claimed) => Ok(claimed),
+        None => Err(OpenError::Foreign(whose_instead(raw.claim()?, superblock))),
+    }
+}
+
+/// Why a block that is whole, or none, is not the volume's.
+fn whose_instead(claim: Option<Identity>, superblock: &Superblock) -> String {
+    let (uuid, size) = (uuid_text(&superblock.uuid), superblock.layout.size());
+    match claim {
+        Some(Identity { uuid: its, size: claimed }) if its == superblock.uuid => format!(
+            "the data device says that volume {uuid} has {claimed} bytes, the metadata device says {size}: one of them is as it was before the volume grew"
+        ),
         _ => {
-            let what = claim.map_or("no volume".into(), |c| format!("volume {}", uuid_text(&c.uuid)));
-            let uuid = uuid_text(&superblock.uuid);
-            Err(OpenError::Foreign(format!("the data device belongs to {what}, the metadata device to volume {uuid}")))
+            let what = claim.map_or("no volume".into(), |claim| format!("volume {}", uuid_text(&claim.uuid)));
+            format!("the data device belongs to {what}, the metadata device to volume {uuid}")
         }
     }
 }

@@ -188,10 +188,8 @@ impl LockedSlots {
             return Err(unknown.into());
         }
         let same = matches!(&found[..], [a, b] if a.raw.as_bytes() == b.raw.as_bytes());
-        if let [a, b] = &found[..] {
-            if a.area.generation == b.area.generation && !same {
-                return Err(OpenError::Tampered { what: "key area" });
-            }
+        if matches!(&found[..], [a, b] if a.area.generation == b.area.generation && !same) {
+            return Err(OpenError::Tampered { what: "key area" });
         }
         let newest = found.into_iter().max_by_key(|copy| copy.area.generation);
         match (newest, unreadable) {
@@ -203,7 +201,14 @@ impl LockedSlots {
 
     /// Those in use.
     pub fn list(&self) -> Vec<SlotInfo> {
-        list(&self.area)
+        let used = self.area.slots.iter().enumerate().filter_map(|(slot, used)| Some((slot, used.as_ref()?)));
+        let info = |(slot, KeySlot { kind, made_seconds, label, .. }): (usize, &KeySlot)| SlotInfo {
+            slot,
+            kind: *kind,
+            made_seconds: *made_seconds,
+            label: *label,
+        };
+        used.map(info).collect()
     }
 
     /// Whether both copies say the same. A crash in the middle of a change leaves the older one,
@@ -225,7 +230,7 @@ impl LockedSlots {
                 }
                 Ok(Some(_)) => return Err(OpenError::Tampered { what: "key area" }),
                 // A later one may ask for less.
-                Err(NoMemory) => too_much = too_much.max(Some(memory_bytes(slot.kind))),
+                Err(NoMemory) => too_much = too_much.max(Some(slot.kind.memory_bytes())),
             }
         }
         Err(match too_much {
@@ -312,24 +317,6 @@ pub fn first(
     let mut slots = UnlockedSlots { area, raw: None, key: Zeroizing::new(*key), opened: 0, newest: 0 };
     slots.add(credential, new)?;
     Ok(slots)
-}
-
-fn list(area: &KeyArea) -> Vec<SlotInfo> {
-    let used = area.slots.iter().enumerate().filter_map(|(slot, used)| Some((slot, used.as_ref()?)));
-    used.map(|(slot, KeySlot { kind, made_seconds, label, .. })| SlotInfo {
-        slot,
-        kind: *kind,
-        made_seconds: *made_seconds,
-        label: *label,
-    })
-    .collect()
-}
-
-fn memory_bytes(kind: SlotKind) -> u64 {
-    match kind {
-        SlotKind::KeyFile => 0,
-        SlotKind::Passphrase(cost) => cost.memory_bytes(),
-    }
 }
 
 async fn read_copy<S: Storage>(io: &S, at: ByteOffset) -> Result<Box<RawKeyArea>, DeviceError> {

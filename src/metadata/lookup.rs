@@ -49,7 +49,8 @@ fn places(range: BlockRange, run: &Range<u64>) -> Range<usize> {
     part(range, run.start).places.start..part(range, run.end - 1).places.end
 }
 
-fn leaf_tag(leaf: &[u8], i: usize) -> Tag {
+/// A tag of a tag page.
+pub(crate) fn leaf_tag(leaf: &[u8], i: usize) -> Tag {
     leaf[i * TAG_BYTES..][..TAG_BYTES].try_into().expect("a tag's length")
 }
 

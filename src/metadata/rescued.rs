@@ -29,8 +29,7 @@ impl Rescue {
 
     /// Whether it is the page itself, or one below it.
     pub(crate) fn hangs_on(&self, page: PageId) -> bool {
-        let Self { id, .. } = self;
-        id.level <= page.level && id.index >> (6 * u32::from(page.level - id.level)) == page.index
+        self.id.hangs_on(page)
     }
 
     pub(crate) fn is(&self, id: PageId, digest: &Digest) -> bool {

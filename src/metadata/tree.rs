@@ -103,7 +103,7 @@ impl Tree {
     }
 
     /// Index, within a tree page, of the entry on the way to a tag page.
-    pub(super) fn entry_at(&self, tag_page: u64, level: u8) -> usize {
+    pub(crate) fn entry_at(&self, tag_page: u64, level: u8) -> usize {
         let child = self.layout.ancestor(tag_page, level - 1);
         (child.index % TREE_FANOUT) as usize * size_of::<TreeEntry>()
     }

@@ -1,7 +1,7 @@
 //! What is said to a pass, and what it says of itself: shared by the thread that runs it, by those who
 //! steer it, and by those who look.
 
-use super::report::ScrubReport;
+use super::{metered::Metered, report::ScrubReport};
 use crate::{
     Storage,
     format::{Scrub, ScrubState},
@@ -158,6 +158,11 @@ impl ScrubControl {
     pub(super) fn time_for(&self, bytes: u64) -> Duration {
         let rate = self.0.lock().report.rate;
         rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes as f64 / rate as f64))
+    }
+
+    /// Waits for as long as what has been read since the last time is to take.
+    pub(super) async fn pace<S: Storage>(&self, io: &Metered<'_, S>) {
+        self.sleep(io, self.time_for(io.take_read())).await;
     }
 
     /// Waits so long, or until it is stopped.

@@ -73,7 +73,7 @@ impl<'p, T: FnMut(ScrubFinding)> Findings<'p, T> {
     }
 
     fn add(&mut self, bad: BadMetadata) -> bool {
-        let is_new = !self.is_known(bad.part);
+        let is_new = !self.note_known(bad.part);
         if is_new {
             self.control.note(|report| report.add_metadata(bad));
             (self.tell)(ScrubFinding::Metadata(bad));
@@ -81,15 +81,14 @@ impl<'p, T: FnMut(ScrubFinding)> Findings<'p, T> {
         is_new
     }
 
-    fn is_known(&mut self, part: MetadataPart) -> bool {
-        match part {
-            // A tag page is met once on the way through.
-            MetadataPart::TreePage { name } if name.level > 0 && self.known.len() < MOST_KNOWN => {
-                !self.known.insert(name)
-            }
-            MetadataPart::TreePage { name } => self.known.contains(&name),
-            _ => false,
+    /// Whether it was told already. From now on it was.
+    fn note_known(&mut self, part: MetadataPart) -> bool {
+        let MetadataPart::TreePage { name } = part else { return false };
+        // A tag page is met once on the way through.
+        if name.level == 0 {
+            return false;
         }
+        if self.known.len() < MOST_KNOWN { !self.known.insert(name) } else { self.known.contains(&name) }
     }
 
     /// Whether something waits.

@@ -1,6 +1,7 @@
 //! What has a place of its own: superblock copies, identity block, and the live log.
 
 use super::{
+    BETWEEN_LOOKS,
     blocks::Pass,
     findings::WaitsFor,
     report::{MetadataPart, Remedy, ScrubFinding},
@@ -8,17 +9,16 @@ use super::{
 use crate::{
     BadReason, Buf, ByteOffset, Device, Io,
     crypto::keys::Keys,
-    format::{Feature, Identity, Layout, PAGE_BYTES, RawIdentity, RawSuperblock, SUPERBLOCK_BYTES, Superblock},
+    format::{Identity, Layout, PAGE_BYTES, RawIdentity, RawSuperblock, SUPERBLOCK_BYTES, Superblock},
     io::retry::{READ, retry},
-    lifecycle::identity_block::read_identity,
+    lifecycle::identity_block::{Claimed, claimed, read_identity},
 };
-use std::{mem, ops::Range, time::Duration};
+use std::{mem, ops::Range};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// How often a superblock copy is looked at that a checkpoint may be writing, and how long to wait before the
-/// next look. Where checkpoints never rest, a damaged copy is made good by the next of them.
+/// How often a superblock copy is looked at that a checkpoint may be writing. Where checkpoints never
+/// rest, a damaged copy is made good by the next of them.
 const LOOKS: u32 = 16;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
     pub(super) async fn superblocks<S: Io>(&mut self, io: &S) {
@@ -82,17 +82,22 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             if again {
                 self.control.sleep(io, BETWEEN_LOOKS).await;
             }
-            match retry(io, READ, async || read_identity(io).await).await {
-                Err(e) => reason = BadReason::Unreadable { device: e.device, errno: e.errno },
-                Ok(raw) if raw.claim() == Ok(Some(own)) && raw.verify(keys) => return,
-                // What a crash while it grew has left is no damage, where nothing may be written.
-                Ok(raw) if !self.of.writable && may_be_left(&current, &raw, keys) => return,
-                // What is whole and somebody else's is left alone. The MAC of our own may have rotted, too.
-                Ok(raw) => {
-                    let is_own = raw.claim() == Ok(Some(own)) && raw.names_key_of(keys);
-                    (reason, is_rotten) = (BadReason::Mismatch, is_rotten && (is_own || raw.claim() == Ok(None)));
+            let raw = match retry(io, READ, async || read_identity(io).await).await {
+                Ok(raw) => raw,
+                Err(e) => {
+                    reason = BadReason::Unreadable { device: e.device, errno: e.errno };
+                    continue;
                 }
+            };
+            let claim = raw.claim();
+            let is_own = claim == Ok(Some(own));
+            // What a crash while it grew has left is no damage, where nothing may be written.
+            if is_own && raw.verify(keys) || !self.of.writable && may_be_left(&current, &raw, keys) {
+                return;
             }
+            // What is whole and somebody else's is left alone. The MAC of our own may have rotted, too.
+            let is_ours = is_own && raw.names_key_of(keys);
+            (reason, is_rotten) = (BadReason::Mismatch, is_rotten && (is_ours || claim == Ok(None)));
         }
         // One that leaves looks at it again when it goes on.
         if is_rotten && !self.may_go_on().await {
@@ -128,7 +133,9 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
 
 /// Whether a crash while the volume grew may have left this identity block: each open accepts it.
 fn may_be_left(current: &Superblock, raw: &RawIdentity, keys: &Keys) -> bool {
-    let before = |claim: Identity| claim.uuid == current.uuid && claim.size < current.layout.size();
-    let smaller = raw.claim().ok().flatten().is_some_and(before) && raw.verify(keys);
-    current.features().has(Feature::ExplicitPlaces) && (smaller || raw.is_torn(&current.uuid, keys))
+    match claimed(raw, current, keys) {
+        Ok(Some(Claimed::Torn)) => true,
+        Ok(Some(Claimed::Size(size))) => size < current.layout.size() && raw.verify(keys),
+        _ => false,
+    }
 }

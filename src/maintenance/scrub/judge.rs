@@ -1,6 +1,7 @@
 //! One block, looked at alone, until it can be said for sure what it is.
 
 use super::{
+    BETWEEN_LOOKS,
     blocks::Pass,
     metered::Metered,
     report::ScrubFinding,
@@ -8,15 +9,14 @@ use super::{
 };
 use crate::{
     BadReason, BlockIndex, BlockRange, Buf, Device, Io,
-    format::{PageId, TAG_BYTES, Tag, ZERO_TAG},
+    format::{PageId, Tag, ZERO_TAG},
+    metadata::lookup::leaf_tag,
 };
-use std::{mem, time::Duration};
+use std::mem;
 
-/// How often a block is looked at that is not at rest, when it is met and at the end of the pass, and how long
-/// to wait before the next look.
+/// How often a block is looked at that is not at rest, when it is met and at the end of the pass.
 const LOOKS: u32 = 3;
 const LAST_LOOKS: u32 = 16;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 /// Most blocks that are kept for the end of the pass.
 const MOST_DEFERRED: usize = 1024;
 
@@ -73,7 +73,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             if look > 0 {
                 self.control.sleep(io, BETWEEN_LOOKS).await;
             }
-            self.control.sleep(io, self.control.time_for(io.take_read())).await;
+            self.control.pace(io).await;
             if !self.may_go_on().await {
                 return None;
             }
@@ -134,9 +134,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
         (judged, self.page) = prove(io, tree, root, (page, entry), started).await;
         match judged? {
             Judged::Bad(_) => Ok(Err(page)),
-            Judged::Good | Judged::InMemory(_) => {
-                Ok(Ok(self.page[i * TAG_BYTES..][..TAG_BYTES].try_into().expect("a tag's length")))
-            }
+            Judged::Good | Judged::InMemory(_) => Ok(Ok(leaf_tag(&self.page, i))),
         }
     }
 }

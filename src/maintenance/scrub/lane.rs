@@ -2,7 +2,8 @@
 
 use crate::{
     BlockIndex, BlockRange, Buf,
-    format::{LOST_TAG, PAGE_BYTES, PageId, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG},
+    format::{LOST_TAG, PAGE_BYTES, PageId, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG},
+    metadata::lookup::leaf_tag,
 };
 use std::{mem, ops::Range};
 
@@ -46,7 +47,7 @@ impl Lane {
 
     pub(super) fn fill_from_page(&mut self) {
         let page = mem::replace(&mut self.page, Buf::none());
-        self.fill(|i| page[i * TAG_BYTES..][..TAG_BYTES].try_into().expect("a tag's length"));
+        self.fill(|i| leaf_tag(&page, i));
         self.page = page;
     }
 

@@ -11,20 +11,18 @@ use super::{
     report::{MetadataPart, Remedy, ScrubFinding},
 };
 use crate::{
-    BadReason, Buf, Device, Durability, Io,
+    BadReason, Buf, Device, Io,
     crypto::keys::{Digest, equal},
-    format::{
-        Identity, Layout, PAGE_BYTES, PageId, ScrubState, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, digest,
-    },
+    format::{Identity, PAGE_BYTES, PageId, ScrubState, TAG_BYTES, TAGS_PER_PAGE, Tag, TreeEntry, ZERO_TAG, digest},
+    lifecycle::identity_block::write_identity,
     metadata::rescued::RescueState,
 };
 use std::{mem, time::Duration};
-use zerocopy::IntoBytes;
 
 /// Most tags of a page that are tried in each way: 3^8 pages take a fraction of a second.
 const MOST_DOUBTFUL: usize = 8;
 /// How often it is looked whether a checkpoint has come.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+const BETWEEN_CHECKPOINT_LOOKS: Duration = Duration::from_millis(100);
 /// What a disk loses as one.
 const SECTOR: usize = 512;
 const SECTORS: usize = PAGE_BYTES / SECTOR;
@@ -91,7 +89,7 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             if !self.findings.are_waiting() {
                 self.of.metadata.tree.rescued.forget_failed();
             }
-            self.control.sleep(io, BETWEEN_LOOKS).await;
+            self.control.sleep(io, BETWEEN_CHECKPOINT_LOOKS).await;
         }
         true
     }
@@ -107,20 +105,13 @@ impl<T: FnMut(ScrubFinding)> Pass<'_, T> {
             if self.of.log.latched().is_some() {
                 return self.findings.settle(|_| RescueState::Failed);
             }
-            let _ = io.sleep(BETWEEN_LOOKS).await;
+            let _ = io.sleep(BETWEEN_CHECKPOINT_LOOKS).await;
         }
     }
 
     /// Writes the block by which the data device says whose it is. Nobody else does.
-    pub(super) async fn mend_identity<S: Io>(&mut self, io: &S, own: &Identity) -> bool {
-        if !self.may_write() {
-            return false;
-        }
-        let sealed = own.seal(self.of.checkpoints.keys());
-        let mut page = Buf::new(PAGE_BYTES);
-        page[..sealed.as_bytes().len()].copy_from_slice(sealed.as_bytes());
-        let at = Layout::identity_offset();
-        io.write(Device::Data, at, page, 0..PAGE_BYTES, Durability::Durable).await.0.is_ok()
+    pub(super) async fn mend_identity<S: Io>(&self, io: &S, own: &Identity) -> bool {
+        self.may_write() && write_identity(io, self.of.checkpoints.keys(), own).await.is_ok()
     }
 
     /// Makes the tag page of a lane anew from its blocks; `false`: nothing that is made is the page.

@@ -45,6 +45,8 @@ use std::time::Duration;
 
 /// How long it lets the devices rest after half a MiB, while requests come.
 const REST: Duration = Duration::from_millis(60);
+/// How long to wait before the next look at what may be being written.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// The parts of a volume that a pass looks at.
 pub(crate) struct Scrubber<'v> {
@@ -92,7 +94,7 @@ impl Scrubber<'_> {
         pass.deferred(io).await;
         let mut log = self.log.live();
         while !log.is_empty() && pass.may_go_on().await {
-            control.sleep(io, control.time_for(io.take_read())).await;
+            control.pace(io).await;
             pass.log(io, &mut log).await;
         }
         pass.findings.end_run();

@@ -7,7 +7,7 @@
 use crate::{
     BadReason, Buf, Device, Storage,
     crypto::keys::equal,
-    format::{EntryState, PAGE_BYTES, PageId, TREE_FANOUT, TreeEntry, digest},
+    format::{EntryState, PAGE_BYTES, PageId, TreeEntry, digest},
     io::retry::READ,
     metadata::{page_cache::Lookup, tree::Tree},
 };
@@ -69,8 +69,7 @@ impl Way {
 
     /// What it still knows of the pages above a page: these are to be written with it, and may have rotted by then.
     pub(super) fn above(&self, page: PageId) -> impl Iterator<Item = (PageId, TreeEntry, &[u8])> {
-        let of_page =
-            move |id: PageId| id.level > page.level && page.index >> (6 * u32::from(id.level - page.level)) == id.index;
+        let of_page = move |id: PageId| id.level > page.level && page.hangs_on(id);
         let good = self.steps.iter().filter(|step| step.bad.is_none());
         good.filter_map(move |step| {
             step.of.filter(|(id, _)| of_page(*id)).map(|(id, entry)| (id, entry, &step.bytes[..]))
@@ -117,8 +116,7 @@ impl Way {
             if step.bad.is_some() {
                 return Ok(End::Bad(page));
             }
-            let child = tree.layout.ancestor(tag_page, level - 1);
-            let at = (child.index % TREE_FANOUT) as usize * size_of::<TreeEntry>();
+            let at = tree.entry_at(tag_page, level);
             entry = TreeEntry::read_from_prefix(&step.bytes[at..]).expect("inside the page").0;
         }
         let page = PageId { level: 0, index: tag_page };
