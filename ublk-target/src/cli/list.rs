@@ -23,6 +23,7 @@ pub fn run(args: &Args) -> Outcome {
             .iter()
             .map(|(alive, _, state)| {
                 let mut entry = json!(state);
+                entry.as_object_mut().expect("of fields").remove("life");
                 entry["device"] = json!(ublk::block_path(state.id));
                 entry["pid"] = if *alive { json!(state.pid) } else { json!(null) };
                 entry["outdated"] = json!(*alive && outdated(state).is_some());

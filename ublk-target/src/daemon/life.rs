@@ -25,16 +25,17 @@ pub struct Life(Held);
 enum Held {
     /// Its lock.
     Lock(File),
-    /// Where that is not for us to open, or of an older version: its process, which another may
-    /// follow under this number.
+    /// Where that is not for us to open: its process, which another may follow under this number.
     Process(Pid),
 }
 
 impl Life {
-    /// That of the daemon `pid` whose lock is at `path`; `None` if it is dead.
+    /// That of the daemon `pid` whose lock is at `path`; `None` if it is dead: its lock is taken away by
+    /// who follows it at the soonest.
     pub(super) fn of(path: &Path, pid: u32) -> Option<Self> {
         let life = Self(match File::open(path) {
             Ok(file) => Held::Lock(file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
             Err(_) => Held::Process(Pid::from_raw(i32::try_from(pid).ok().filter(|pid| *pid > 0)?)),
         });
         life.goes_on().then_some(life)
@@ -142,9 +143,11 @@ mod tests {
 
     #[test]
     fn without_the_lock_it_goes_by_the_process() {
-        let nowhere = Path::new("/nowhere/0.lock");
+        // What can't be opened, for another reason than that it is not there.
+        let nowhere = Path::new("/dev/null/0.lock");
         assert!(Life::of(nowhere, process::id()).is_some());
         assert!(Life::of(nowhere, i32::MAX as u32).is_none());
         assert!(Life::of(nowhere, 0).is_none() && Life::of(nowhere, u32::MAX).is_none(), "not our own group, not all");
+        assert!(Life::of(Path::new("/nowhere/0.lock"), process::id()).is_none(), "whoever follows took it away");
     }
 }

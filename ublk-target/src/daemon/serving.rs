@@ -72,6 +72,7 @@ impl Served {
         State {
             id,
             pid: process::id(),
+            life: None,
             version: Some(env!("CARGO_PKG_VERSION").into()),
             mark,
             open_id: hex(&open_id),

@@ -1,5 +1,7 @@
 //! What is known of devices outside their daemons: one JSON file each under /run, that all may
-//! read, and beside it the lock that says that the daemon lives.
+//! read, and beside it the lock that says that the daemon lives. Each daemon has such a lock of its
+//! own, so that the one that follows never makes the one before look alive: the number's lock is its
+//! already while the file still speaks of that one.
 
 use super::{
     life::{Life, is_current, lock_current, lock_current_within, lock_of_dead},
@@ -31,6 +33,9 @@ pub struct State {
     pub id: u32,
     /// The daemon.
     pub pid: u32,
+    /// The file whose lock says that it lives; older versions have none but the number's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<PathBuf>,
     /// The version of its program; older ones do not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
@@ -82,7 +87,10 @@ impl Identity {
 
 /// The daemon's hold on its own state. Removes it when the device ends in an orderly way.
 pub struct OwnState {
-    lock: Flock<File>,
+    /// On the number: no other daemon has it meanwhile.
+    number: Flock<File>,
+    /// On its life.
+    life: Flock<File>,
     state: State,
 }
 
@@ -147,7 +155,7 @@ impl State {
     pub fn publish(self) -> Outcome<OwnState> {
         let what = format!("can't keep state in {FOLDER}");
         make_folder().doing(&what)?;
-        let lock = lock_current(&file_of(self.id, "lock")).map_err(|e| match e.kind() {
+        let number = lock_current(&file_of(self.id, "lock")).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => {
                 let (lock, seconds) = (file_of(self.id, "lock"), LONGEST.as_secs());
                 let message = format!(
@@ -160,8 +168,14 @@ impl State {
         })?;
         // Whoever had the number before has died, or its device was deleted by another program.
         links::withdraw(self.id, self.settings.name.as_ref());
-        let own = OwnState { lock, state: self };
+        let path = file_of(self.id, &format!("{}.life", self.pid));
+        let life = lock_current(&path).doing(&what)?;
+        let before = Self::load(self.id).ok().and_then(|before| before.life);
+        let own = OwnState { number, life, state: Self { life: Some(path.clone()), ..self } };
         own.write().doing(&what)?;
+        if let Some(before) = before.filter(|before| *before != path) {
+            let _ = fs::remove_file(before);
+        }
         Ok(own)
     }
 
@@ -223,7 +237,7 @@ impl State {
 
     /// The daemon's life, if it lives.
     pub fn watch(&self) -> Option<Life> {
-        Life::of(&file_of(self.id, "lock"), self.pid)
+        Life::of(&self.life.clone().unwrap_or_else(|| file_of(self.id, "lock")), self.pid)
     }
 
     /// What proves that the kernel's device of this number is the one that it describes.
@@ -269,7 +283,7 @@ impl State {
         let lock = file_of(self.id, "lock");
         let held = lock_of_dead(&lock);
         if self.is_current() && (held.is_some() || !lock.exists()) {
-            remove_files(self.id);
+            remove_files(self);
         }
     }
 }
@@ -283,6 +297,7 @@ impl State {
         Self {
             id,
             pid: 1,
+            life: None,
             version: None,
             mark: None,
             open_id,
@@ -305,12 +320,13 @@ fn in_order<T>(mut all: Vec<T>, lies_on: impl Fn(&T, &T) -> bool) -> Vec<T> {
     ordered
 }
 
-/// All that leads to a device that is gone. The lock last: whoever waits for it looks whether it is
-/// still there.
-fn remove_files(id: u32) {
-    links::withdraw(id, None);
-    for suffix in ["sock", "json", "lock"] {
-        let _ = fs::remove_file(file_of(id, suffix));
+/// All that leads to a device that is gone. The number's lock last: whoever waits for it looks whether
+/// it is still there.
+fn remove_files(state: &State) {
+    let file = |suffix| Some(file_of(state.id, suffix));
+    links::withdraw(state.id, None);
+    for path in [file("sock"), file("json"), state.life.clone(), file("lock")].into_iter().flatten() {
+        let _ = fs::remove_file(path);
     }
 }
 
@@ -341,13 +357,13 @@ impl OwnState {
 
     /// The device is gone: so is its state. The lock goes with the process, after everything else.
     pub fn retire(self) {
-        remove_files(self.state.id);
+        remove_files(&self.state);
         self.hold_until_exit();
     }
 
-    /// Whoever waits for the lock waits for the end of everything that this process holds.
+    /// Whoever waits for the locks waits for the end of everything that this process holds.
     fn hold_until_exit(self) {
-        std::mem::forget(self.lock);
+        std::mem::forget((self.number, self.life));
     }
 }
 
