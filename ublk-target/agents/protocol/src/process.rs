@@ -1,0 +1,52 @@
+//! A process that the device it serves can rely on: it is not swapped out, and not the first to go
+//! when memory runs out. Each step that fails is told with its consequence; none ends the agent, for
+//! an anchor without it beats no anchor.
+
+use rustix::{
+    mm::{MlockAllFlags, mlockall},
+    net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with},
+    process::configure_io_flusher_behavior,
+};
+use std::{env, fmt::Display, fs, os::unix::ffi::OsStrExt};
+
+/// Locks memory and says to the kernel what depends on this process. Before any thread is started.
+pub fn harden(mut warn: impl FnMut(String)) {
+    let mut check = |what: &str, consequence: &str, result: Result<(), &dyn Display>| {
+        if let Err(error) = result {
+            warn(format!("{what} failed ({error}): {consequence}"));
+        }
+    };
+    let locked = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE);
+    check(
+        "mlockall",
+        "with swap on the device that waits for this agent it may answer too late; LimitMEMLOCK=infinity in its unit",
+        locked.as_ref().map(drop).map_err(|e| e as &dyn Display),
+    );
+    let flusher = configure_io_flusher_behavior(true);
+    check(
+        "PR_SET_IO_FLUSHER",
+        "when memory is short, this agent may wait for the device that waits for it",
+        flusher.as_ref().map(drop).map_err(|e| e as &dyn Display),
+    );
+    let score = fs::write("/proc/self/oom_score_adj", "-1000");
+    check(
+        "setting oom_score_adj",
+        "when memory runs out, the kernel may choose to kill this agent; OOMScoreAdjust=-1000 in its unit",
+        score.as_ref().map(drop).map_err(|e| e as &dyn Display),
+    );
+}
+
+/// Says to systemd that the socket is there: sd_notify(3). Nobody is waited for.
+pub fn ready() {
+    let Some(name) = env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name),
+        path => SocketAddrUnix::new(path),
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None);
+    if let (Ok(address), Ok(socket)) = (address, socket) {
+        // Whoever does not hear it goes by Type=simple.
+        let _ = sendto(&socket, b"READY=1", SendFlags::NOSIGNAL, &address);
+    }
+}
