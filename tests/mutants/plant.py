@@ -3,11 +3,11 @@
 
   plant.py check                 every mutant fits the sources as they are; prints how many there are
   plant.py list                  each with what finds it and what is wrong with it
-  plant.py model NAME            what finds it: simulator, program or shuttle
+  plant.py model NAME            what finds it: simulator, program, shuttle or agents
   plant.py plant NAME FROM TO    reads the sources below FROM, writes the files that it changes below TO and prints their names
 
-A mutant is a file NAME.mutant: a sentence that says what is wrong, perhaps a line `Model: shuttle`, `Model: program` or
-`Model: fuzz:TARGET`, then edits. Blank lines stand between them.
+A mutant is a file NAME.mutant: a sentence that says what is wrong, perhaps a line `Model: shuttle`, `Model: program`,
+`Model: agents` or `Model: fuzz:TARGET`, then edits. Blank lines stand between them.
 
   The leader of a flush syncs nothing.
   Model: shuttle
@@ -26,9 +26,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("src", "ublk-target/src")
+SOURCES = ("src", "ublk-target/src", *(f"ublk-target/agents/{agent}/src" for agent in ("protocol", "etcd", "tpm")))
 FUZZ_TARGETS = ("superblock", "identity", "record", "page", "recovery")
-MODELS = ("simulator", "program", "shuttle", *(f"fuzz:{target}" for target in FUZZ_TARGETS))
+MODELS = ("simulator", "program", "shuttle", "agents", *(f"fuzz:{target}" for target in FUZZ_TARGETS))
 # Literals first: `//` in a string begins no comment.
 COMMENT = re.compile(r"""b?r(\#+)".*?"\1 | "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])' | (?P<comment>//[^\n]*)""", re.X | re.S)
 
