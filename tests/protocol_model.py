@@ -5,7 +5,8 @@ In it: one ring log with group commit, two records under way, torn records, and 
 admitted (answered early, held, kept for whoever comes after a kill) and FUA; records that carry the blocks of small writes;
 parked writes, which later ones pass, their turns, and those that are superseded; writes that fail, before and after their
 answer; flushes with and without a sync; flush entries that find no room, and lists cut short; runs of zeros; checkpoints (two
-slots a page, two superblock copies that can tear, epochs, drain); pages that are touched, which are written anew as they are;
+slots a page, two superblock copies that can tear, epochs, drain); pages that are touched, which are written anew as they are; blocks that rot,
+and are healed from a copy;
 reads; recovery cut short and repeated, read-only opens, blocks and parts of the log that can't be read; volumes that grow as
 they are opened, and a data device that says their size. Not in it: the hash tree above the pages, the cache, keys, MACs, time.
 
@@ -89,6 +90,10 @@ class Run:
             x.spawn(n.checkpoint() if k < .67 else n.between())
         elif k > .98:
             n.touched.add(r.randrange(BLOCKS))
+        elif k > .96:
+            n.rot(r.randrange(x.used()))
+        elif k > .90 and x.u.torn:
+            x.spawn(n.heal(r.choice(sorted(x.u.torn))))
 
     def what_if(x, power_cut):                      # there were a crash now
         d = x.d.copy()

@@ -63,6 +63,10 @@ BUGS = dict(
     touch_in_place="a page that has rotted is written over the slot that is current",
     no_meta_sync="the superblock does not wait for the pages",
     one_sb="one copy of the superblock is written",
+    # healing
+    heal_unheld="a block is healed without its range",
+    heal_stale="a block is healed by the tag that it had before its range was taken",
+    heal_unsynced="a healed block is not synced",
     # growing
     identity_first="a volume that grows says so on the data device before it does in the superblock",
     identity_exact="an open refuses the data device of a volume that grew when a crash came in between",

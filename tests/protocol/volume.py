@@ -198,6 +198,30 @@ class Volume(Log):
         del n.inflight[q]
         n.locks.remove(mine)
 
+    def rot(n, b):                                  # nobody has it in hand, and what is on the medium goes bad
+        if not any(b in l.blocks for l in n.locks):
+            n.d.data[b] = [("torn", "rot")] * len(n.d.data[b])
+            n.u.torn.add(b)
+
+    def heal(n, b):
+        """From a copy that has the block as it is now: put in place, where its tag still proves it."""
+        v = n.tag(b)
+        mine = None if bug("heal_unheld") else (yield from n.lock([b], False))
+        yield
+        if v[0] != "zero" and (v == n.tag(b) or bug("heal_stale")) and not n.latched:
+            n.d.send(b, v)
+            yield
+            n.d.flying -= {b}
+            n.done += 1
+            if not bug("heal_unsynced"):
+                yield from n.sync(n.done)
+            if any(content[0] == "torn" for content in n.d.data[b]) and not n.latched:
+                raise Wrong(f"block {b} has been healed, and a power cut may leave it as it was")
+            n.u.torn.discard(b)
+            count("blocks healed")
+        if mine:
+            n.locks.remove(mine)
+
     def read(n, b):
         while waits := [l for l in n.locks if b in l.blocks and not (bug("read_medium") and l.safe)]:
             for l in waits:
