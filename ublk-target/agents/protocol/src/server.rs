@@ -16,6 +16,7 @@ use rustix::{
 };
 use std::{
     array,
+    convert::Infallible,
     fs::{self, File, OpenOptions, Permissions},
     io::{self, ErrorKind},
     os::unix::{
@@ -124,7 +125,7 @@ impl Server {
     /// # Errors
     ///
     /// Waiting for clients has failed.
-    pub fn serve(&mut self, backend: &mut Backend<'_>) -> io::Result<()> {
+    pub fn serve(&mut self, backend: &mut Backend<'_>) -> io::Result<Infallible> {
         loop {
             let came = self.wait()?;
             // Not later: what has come while a request took its time is looked at before anybody is
@@ -313,6 +314,8 @@ fn sent(line: &mut Outgoing, to: &mut UnixStream) -> io::Result<bool> {
 #[derive(Default)]
 struct Watch {
     away: bool,
+    /// Whether that was told, and when something last was.
+    tells: bool,
     told: Option<Instant>,
 }
 
@@ -322,7 +325,8 @@ impl Watch {
         match answer {
             Answer::Failed(text) if !self.away => {
                 self.away = true;
-                if self.told.is_none_or(|told| now.duration_since(told) >= Duration::from_secs(60)) {
+                self.tells = self.told.is_none_or(|told| now.duration_since(told) >= Duration::from_secs(60));
+                if self.tells {
                     self.told = Some(now);
                     eprintln!("away: {text}");
                 }
@@ -330,7 +334,9 @@ impl Watch {
             Answer::Failed(_) | Answer::Refused(_) | Answer::Hello { .. } => {}
             _ if self.away => {
                 self.away = false;
-                eprintln!("back");
+                if self.tells {
+                    eprintln!("back");
+                }
             }
             _ => {}
         }

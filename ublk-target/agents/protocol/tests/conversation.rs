@@ -133,11 +133,11 @@ impl Agent {
     }
 
     fn store() -> Self {
-        Self::serving(|mut server| server.serve(&mut Backend::Store(&mut Memory::default())).unwrap())
+        Self::serving(|mut server| drop(server.serve(&mut Backend::Store(&mut Memory::default()))))
     }
 
     fn counter(mut number: Number) -> Self {
-        Self::serving(move |mut server| server.serve(&mut Backend::Counter(&mut number)).unwrap())
+        Self::serving(move |mut server| drop(server.serve(&mut Backend::Counter(&mut number))))
     }
 
     fn client(&self, secret: Option<Secret>) -> Client {
