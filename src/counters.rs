@@ -58,6 +58,8 @@ counters! {
     bad_pages,
     /// Blocks accepted and signed anew by `--on-mismatch fix`.
     fixed_blocks,
+    /// Bad blocks put back in place from a replica.
+    healed_blocks,
     /// Tag pages found in the cache.
     cache_hits,
     /// Walks that met a page that was not in the cache.

@@ -134,7 +134,7 @@ pub use io::{
 };
 pub use lifecycle::{create, key_slots, open};
 pub use log::CheckpointerWork;
-pub use maintenance::{check, scrub};
+pub use maintenance::{check, heal, scrub};
 pub use metadata::hints::{self, Hint, HintReceiver, HintSender};
 pub use options::{Access, OnMismatch, OpenOptions};
 pub use request::{

@@ -60,8 +60,8 @@ pub(crate) enum Unsynced {
     NotCarried,
     /// All that have ended: what a checkpoint needs, which frees the records that carry others.
     Ended,
-    /// One that has just failed, too: there is always a sync.
-    Failed,
+    /// One that is not counted, too, since it has just failed or has no number: there is always a sync.
+    Uncounted,
 }
 
 /// The syncs of the data device, and what they have made durable.
@@ -119,7 +119,7 @@ impl SyncState {
         match unsynced {
             Unsynced::NotCarried => self.ended_not_carried <= self.synced,
             Unsynced::Ended => self.ended <= self.synced,
-            Unsynced::Failed => false,
+            Unsynced::Uncounted => false,
         }
     }
 

@@ -2,4 +2,5 @@
 
 pub mod check;
 pub(crate) mod checkpoint;
+pub mod heal;
 pub mod scrub;

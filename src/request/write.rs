@@ -167,7 +167,7 @@ impl Writer<'_> {
         part: BlockRange,
         appended: Appended<'_>,
     ) -> Result<(), Latched> {
-        self.log.sync_data(io, context.id, Unsynced::Failed).await?;
+        self.log.sync_data(io, context.id, Unsynced::Uncounted).await?;
         let latch = |why: Latched| {
             self.log.latch(why);
             why

@@ -20,7 +20,7 @@ use crate::{
         hash_batch::Hasher,
         range_lock::RangeLocks,
     },
-    units::{BlockIndex, BlockRange},
+    units::{BlockIndex, BlockRange, ByteOffset},
     write_back::AdmittedWrites,
 };
 use std::sync::Arc;
@@ -151,6 +151,10 @@ impl Volume {
     /// Unit of integrity in bytes.
     pub fn block_size(&self) -> usize {
         self.metadata.block_size()
+    }
+    /// Where the first block lies on the data device, in bytes. The others follow.
+    pub fn data_offset(&self) -> ByteOffset {
+        self.metadata.layout().block_offset(BlockIndex(0))
     }
     /// Usable size in blocks.
     pub fn blocks(&self) -> u64 {

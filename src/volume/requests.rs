@@ -9,6 +9,7 @@ use crate::{
     log::Unsynced,
     maintenance::{
         checkpoint::{FLUSH_RECORD_DELAY, OWN_CONTEXT, WRITE_BACK_TICK},
+        heal::{HealError, Healed, Healer},
         scrub::{ScrubControl, ScrubFinding, Scrubber},
     },
     options::{Access, OnMismatch},
@@ -330,6 +331,34 @@ impl Volume {
             writable: self.opened.access == Access::ReadWrite,
         };
         scrubber.run(io, control, tell).await;
+    }
+
+    /// Puts a block that has rotted back in place from the front of `replica`, a copy of it, if its tag
+    /// proves that one. What is good already is not written.
+    ///
+    /// # Panics
+    /// If `replica` is smaller than a block.
+    pub async fn heal<S: Io>(
+        &self,
+        io: &S,
+        context: &mut RequestContext,
+        block: BlockIndex,
+        replica: Buf,
+    ) -> (Result<Healed, HealError>, Buf) {
+        let one = BlockRange::new(block, 1);
+        if let Err(e) = self.writable(one) {
+            return (Err(e.into()), replica);
+        }
+        let healer = Healer {
+            metadata: &self.metadata,
+            hasher: &self.hasher,
+            log: &self.log,
+            ranges: &self.ranges,
+            admitted: &self.admitted,
+            undecided: &self.opened.undecided,
+            in_log: &self.opened.in_log,
+        };
+        healer.heal(io, context, block, replica).await
     }
 
     /// The last pass over the volume that its superblock says something of. `None`: it is of format version 1,

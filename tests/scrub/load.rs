@@ -23,6 +23,9 @@ struct Load {
     were_rotten: RefCell<BTreeSet<u64>>,
     were_claimed: RefCell<BTreeSet<u64>>,
     ever_rotten: RefCell<BTreeSet<u64>>,
+    /// What blocks held before they rotted, and how many were healed by it.
+    replicas: RefCell<Vec<(u64, Vec<u8>)>>,
+    healed: Cell<u64>,
 }
 
 impl Load {
@@ -43,6 +46,8 @@ impl Load {
             were_rotten: RefCell::default(),
             were_claimed: RefCell::default(),
             ever_rotten: RefCell::default(),
+            replicas: RefCell::default(),
+            healed: Cell::new(0),
         }
     }
 
@@ -132,15 +137,38 @@ impl Load {
         let info = self.volume.info();
         let at = info.data_device_bytes - info.size + block * self.volume.block_size() as u64;
         let garbage = vec![self.below(255) as u8 + 1; self.volume.block_size()];
+        let before = self.io.disk().peek(Device::Data, at, garbage.len());
         self.io.disk().poke(Device::Data, at, &garbage);
+        self.replicas.borrow_mut().push((block, before));
+    }
+
+    /// Heals a block that has rotted, if what it held then is what it should hold by now.
+    async fn heal(&self, context: &mut RequestContext, mut buf: Buf) -> Buf {
+        let kept = self.replicas.borrow().len();
+        let replica = match kept {
+            0 => return buf,
+            _ => self.replicas.borrow_mut().swap_remove(self.below(kept as u64) as usize),
+        };
+        let (block, bytes) = replica;
+        buf[..bytes.len()].copy_from_slice(&bytes);
+        let healed;
+        (healed, buf) = self.volume.heal(&self.io, context, BlockIndex(block), buf).await;
+        if healed == Ok(Healed::Healed) {
+            assert!(self.ever_rotten.borrow_mut().remove(&block), "block {block} was not bad");
+            self.rotten.borrow_mut().remove(&block);
+            self.rotten_at_start.borrow_mut().remove(&block);
+            self.healed.set(self.healed.get() + 1);
+        }
+        assert!(healed.is_ok(), "{healed:?}");
+        buf
     }
 }
 
 const QUEUES: usize = 4;
 
 /// One seed: a pass beside a load, while blocks rot. Returns whether it ended before the power failed, and how
-/// many bad blocks it found.
-fn beside_a_load(seed: u64, cut: bool) -> (bool, u64) {
+/// many bad blocks it found and how many were healed.
+fn beside_a_load(seed: u64, cut: bool) -> (bool, u64, u64) {
     elsewhere::crash();
     let mut rng = Rng::new(seed);
     let mut format = format_options(512 << rng.below(4));
@@ -184,8 +212,13 @@ fn beside_a_load(seed: u64, cut: bool) -> (bool, u64) {
                 let taken = if rng.chance(50) { queue.borrow_mut().take() } else { None };
                 if let Some((mut context, buf)) = taken {
                     let (home, load) = (queue.clone(), &load);
+                    let heals = rots && rng.chance(10);
                     exec.spawn(async move {
-                        let buf = load.request(&mut context, buf).await;
+                        let buf = if heals {
+                            load.heal(&mut context, buf).await
+                        } else {
+                            load.request(&mut context, buf).await
+                        };
                         *home.borrow_mut() = Some((context, buf));
                     });
                 }
@@ -200,7 +233,7 @@ fn beside_a_load(seed: u64, cut: bool) -> (bool, u64) {
     };
     let report = control.report();
     let bad = bad_blocks(&report);
-    let Load { volume, rotten_at_start, were_rotten, were_claimed, ever_rotten, .. } = load;
+    let Load { volume, rotten_at_start, were_rotten, were_claimed, ever_rotten, healed, .. } = load;
     let (were_rotten, ever_rotten) = (were_rotten.into_inner(), ever_rotten.into_inner());
     assert!(bad.is_subset(&were_rotten), "false: {:?}", bad.difference(&were_rotten));
     assert!(report.bad_metadata.is_empty() && report.unreadable_blocks == 0, "{report:?}");
@@ -222,19 +255,20 @@ fn beside_a_load(seed: u64, cut: bool) -> (bool, u64) {
     let report = pass(&volume, &io);
     assert!(bad_blocks(&report).is_subset(&ever_rotten), "after a crash: {report:?}");
     assert!(report.bad_metadata.is_empty() && report.unsettled_blocks == 0, "after a crash: {report:?}");
-    (ended, bad.len() as u64)
+    (ended, bad.len() as u64, healed.get())
 }
 
 #[test]
 fn bad_is_what_has_rotted_and_nobody_rewrote() {
     let seeds = if cfg!(debug_assertions) { 100 } else { 400 };
-    let (mut ended, mut bad) = (0, 0);
+    let (mut ended, mut bad, mut healed) = (0, 0, 0);
     let only = std::env::var("SCRUB_SEED").ok().map(|seed| seed.parse().expect("a number"));
     for seed in only.map_or(0..seeds, |seed: u64| seed..seed + 1) {
         let run = std::panic::catch_unwind(|| beside_a_load(seed, seed % 3 == 0));
-        let Ok((has_ended, found)) = run else { panic!("seed {seed}: run again with SCRUB_SEED={seed}") };
-        (ended, bad) = (ended + u64::from(has_ended), bad + found);
+        let Ok((has_ended, found, were_healed)) = run else { panic!("seed {seed}: run again with SCRUB_SEED={seed}") };
+        (ended, bad, healed) = (ended + u64::from(has_ended), bad + found, healed + were_healed);
     }
-    println!("{ended} passes, {bad} bad blocks");
-    assert!(only.is_some() || ended * 3 > seeds && bad > seeds / 10, "{ended} of {seeds} passes, {bad} bad blocks");
+    let drawn = format!("{ended} of {seeds} passes, {bad} bad blocks, {healed} healed");
+    println!("{drawn}");
+    assert!(only.is_some() || ended * 3 > seeds && bad > seeds / 10 && healed > seeds / 10, "{drawn}");
 }

@@ -2,6 +2,7 @@
 
 mod beside_checkpoints;
 mod finding;
+mod healing;
 mod load;
 mod mending;
 mod steering;
@@ -32,6 +33,7 @@ use ublk_integrity::{
     Access, BadReason, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, OpenOptions, PageName,
     RequestContext, Storage, Volume,
     create::FormatOptions,
+    heal::{HealError, Healed},
     scrub::{BadMetadata, MetadataPart, Remedy, Scrub, ScrubControl, ScrubFinding, ScrubReport, ScrubState},
 };
 

@@ -318,6 +318,9 @@ impl Disk {
                 self.ops[i].buf = Some(buf);
             }
             Kind::Write(part, durability) => {
+                let written = offset..offset + part.len() as u64;
+                let covers = |range: &Range<u64>| written.start <= range.start && range.end <= written.end;
+                self.bad_ranges.retain(|bad| bad.device != device || !bad.until_written || !covers(&bad.range));
                 self.writes += 1;
                 let durable = *durability == Durability::Durable;
                 let len = part.len() as u64;

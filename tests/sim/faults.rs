@@ -63,16 +63,18 @@ pub struct BadRange {
     pub writes: Option<Errno>,
     /// How long it takes to fail.
     pub takes: Duration,
+    /// A write of all of it makes it good, as of a sector that is remapped.
+    pub until_written: bool,
 }
 
 impl BadRange {
     /// Reads fail with EIO, at once.
     pub fn unreadable(device: Device, range: Range<u64>) -> Self {
-        Self { device, range, reads: Some(Errno::EIO), writes: None, takes: Duration::ZERO }
+        Self { device, range, reads: Some(Errno::EIO), writes: None, takes: Duration::ZERO, until_written: false }
     }
 
     pub fn unwritable(device: Device, range: Range<u64>, errno: Errno) -> Self {
-        Self { device, range, reads: None, writes: Some(errno), takes: Duration::ZERO }
+        Self { device, range, reads: None, writes: Some(errno), takes: Duration::ZERO, until_written: false }
     }
 }
 

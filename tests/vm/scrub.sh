@@ -32,7 +32,30 @@ refused 6 ui status -x -n "$id"
 grep -q 'degraded: 1 bad blocks found by a pass' /run/out || { cat /run/out; die 'its health is not told'; }
 ui events | grep -q " err *scrub-found: $data: scrub: bad: blocks $block: mismatch$" || die 'there is no event'
 ui metrics | grep -q '^ublk_integrity_scrub_bad_blocks{.*} 1$' || die 'there is no metric'
+step 'it is healed from an image, and from nothing older'
+refused 1 ui scrub -n "$id" --heal-only --repair-from $data
+truncate -s 1M /run/older
+refused 6 ui scrub -n "$id" --heal-only --repair-from /run/older
+grep -q "^not healed: no copy of blocks $block holds" /run/out || { cat /run/out; die 'it is not said'; }
+# The same block as it should be, where an image has it.
 flip_bit $data $((at + 100))
+truncate -s $(((block + 1) * 4096)) /run/image
+dd if=$data of=/run/image bs=4096 skip=$((at / 4096)) seek="$block" count=1 conv=notrunc status=none
+flip_bit $data $((at + 100))
+ui scrub -n "$id" --heal-only --repair-from /run/older --repair-from /run/image >/run/out || { cat /run/out; die 'it is not healed'; }
+grep -qx "healed: blocks $block from /run/image" /run/out || { cat /run/out; die 'what was healed is not told'; }
+[ "$(field healed_blocks)" = 1 ] && [ "$(field bad_blocks)" = 0 ] || die "its counts: $(ui scrub -n "$id" --status)"
+ui status -x -n "$id" || die 'it is bad yet'
+wait_for logged "$data: block $block was bad, and is healed from a replica"
+[ "$(read_block /mnt/t/file 0)" = ok ] || die 'the file is not what it was'
+# And in one go, from a copy of the device.
+flip_bit $data $((at + 100))
+dd if=$data of=/run/raw bs=4096 count=$((at / 4096 + 1)) status=none
+printf x | dd of=/run/raw bs=1 seek=$((at + 300)) conv=notrunc status=none
+flip_bit /run/raw $((at + 100))
+refused 6 ui scrub -n "$id" --repair-from /run/raw
+dd if=/run/image of=/run/raw bs=4096 skip="$block" seek=$((at / 4096)) count=1 conv=notrunc status=none
+ui scrub -n "$id" --repair-from /run/raw
 step 'a superblock copy is mended'
 flip_bit $data $((512 * 1024 + 80))
 pass >/run/out

@@ -7,6 +7,7 @@ use std::{fmt, io, path::Path, process::ExitCode};
 use ublk_integrity::{
     Device, DeviceError, Errno, KeyLength, Latched, ReadError, WriteError,
     create::FormatError,
+    heal::HealError,
     key_slots::SlotError,
     open::{GrowError, OpenError},
 };
@@ -252,6 +253,17 @@ fn exit_of_slot(e: &SlotError) -> Exit {
         SlotError::Changed => Exit::Busy,
         SlotError::Open(_) => Exit::Device,
         SlotError::FirstCopy(d) | SlotError::SecondCopy(d) => Exit::of_errno(d.errno.0),
+    }
+}
+
+impl From<HealError> for Failure {
+    fn from(e: HealError) -> Self {
+        match e {
+            HealError::Refused(e) => e.into(),
+            HealError::TagLost { .. } => Self::new(Exit::Integrity, e),
+            HealError::NotInPlace(_) => Self::new(Exit::Busy, e),
+            HealError::StillBad(..) => Self::new(Exit::Device, e),
+        }
     }
 }
 

@@ -30,6 +30,7 @@ pub struct ScrubSummary {
     bad_pieces: u64,
     waiting_pieces: u64,
     mended_pieces: u64,
+    healed: u64,
 }
 
 /// Whether a pass goes on, sooner or later.
@@ -61,6 +62,7 @@ impl ScrubStatus {
             bad_pieces: self.report.unmended_metadata,
             waiting_pieces: self.report.waiting_metadata,
             mended_pieces: self.report.mended_metadata,
+            healed: self.report.healed_blocks,
         }
     }
 }
@@ -80,6 +82,9 @@ impl fmt::Display for ScrubSummary {
             write!(f, " since it went on at block {}", self.resumed_at)?;
         }
         write!(f, ", {bad} bad, {unreadable} unreadable, {unsettled} unsettled")?;
+        if self.healed > 0 {
+            write!(f, ", {} healed", self.healed)?;
+        }
         for (count, what) in
             [(self.bad_pieces, "bad"), (self.waiting_pieces, "to be mended"), (self.mended_pieces, "mended")]
         {

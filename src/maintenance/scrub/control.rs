@@ -3,7 +3,7 @@
 
 use super::{metered::Metered, report::ScrubReport};
 use crate::{
-    Storage,
+    BlockIndex, Storage,
     format::{Scrub, ScrubState},
     sync::Mutex,
 };
@@ -49,6 +49,11 @@ impl ScrubControl {
     /// Notes when it has ended, in seconds since 1970.
     pub fn ended_at(&self, seconds: u64) {
         self.0.lock().report.ended_seconds = seconds;
+    }
+
+    /// A block that was found bad has been healed since. `false`: it is not listed as such.
+    pub fn healed(&self, block: BlockIndex) -> bool {
+        self.0.lock().report.heal(block)
     }
 
     /// What has been found so far.

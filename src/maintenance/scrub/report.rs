@@ -1,9 +1,9 @@
 //! What a pass has found so far.
 
 use crate::{
-    BadReason, ByteOffset, PageName,
+    BadReason, BlockIndex, ByteOffset, PageName,
     format::{Scrub, ScrubState},
-    maintenance::check::BadRun,
+    maintenance::check::{BadRun, take_out},
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -49,6 +49,9 @@ pub struct ScrubReport {
     pub bad_runs: Vec<BadRun>,
     /// Runs that are not listed.
     pub unlisted_runs: u64,
+    /// Blocks that were bad or unreadable, and have been healed from a replica since.
+    #[serde(default)]
+    pub healed_blocks: u64,
     /// Damaged metadata, as it is found first: it may still be good in memory.
     pub bad_metadata: Vec<BadMetadata>,
     /// Pieces of it that are not listed.
@@ -198,8 +201,12 @@ impl ScrubReport {
     }
 
     pub(super) fn count(&mut self, reason: BadReason) {
+        *self.count_of(reason) += 1;
+    }
+
+    fn count_of(&mut self, reason: BadReason) -> &mut u64 {
         let unreadable = matches!(reason, BadReason::Unreadable { .. });
-        *(if unreadable { &mut self.unreadable_blocks } else { &mut self.bad_blocks }) += 1;
+        if unreadable { &mut self.unreadable_blocks } else { &mut self.bad_blocks }
     }
 
     pub(super) fn add_run(&mut self, run: BadRun) {
@@ -207,6 +214,16 @@ impl ScrubReport {
             MAX_LISTED => self.unlisted_runs += 1,
             _ => self.bad_runs.push(run),
         }
+    }
+
+    /// A block of a run that is listed has been healed: it is bad no more, and listed no more. `false`: it
+    /// is in none.
+    pub(super) fn heal(&mut self, block: BlockIndex) -> bool {
+        let Some(reason) = take_out(&mut self.bad_runs, block) else { return false };
+        let count = self.count_of(reason);
+        *count = count.saturating_sub(1);
+        self.healed_blocks += 1;
+        true
     }
 
     pub(super) fn add_metadata(&mut self, bad: BadMetadata) {

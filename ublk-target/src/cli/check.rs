@@ -1,24 +1,28 @@
 //! `check`: verify every block of a volume that is not in use.
 
-use super::{DeviceArgs, ExpectedArgs, progress};
+use super::{
+    DeviceArgs, ExpectedArgs, progress,
+    replica::{Places, ReplicaArgs, Replicas, Tally},
+};
 use crate::{
     device::Use,
     failure::{Exit, Failure, Outcome},
     interrupt,
     key::KeyArgs,
-    offline::Opening,
+    offline::{Offline, Opening},
     output::Output,
     report,
 };
 use serde::Serialize;
 use std::ops::ControlFlow;
 use ublk_integrity::{
-    Volume,
+    Buf, RequestContext, Volume,
     check::{self, CheckReport},
+    heal::Healed,
     open::{Access, RecoveryReport},
 };
 
-/// Verify every block of a volume that is not in use; writes nothing
+/// Verify every block of a volume that is not in use; writes nothing but what --repair-from heals
 ///
 /// Interrupted (SIGINT, SIGTERM) it tells what it has found so far; the exit code is 6 if that is
 /// anything, else 7.
@@ -30,6 +34,8 @@ pub struct Args {
     expected: ExpectedArgs,
     #[command(flatten)]
     key: KeyArgs,
+    #[command(flatten)]
+    replicas: ReplicaArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -44,13 +50,21 @@ struct Report<'a> {
     finished: bool,
     #[serde(flatten)]
     check: &'a CheckReport,
+    /// Blocks that were bad, and were healed: the other figures don't count them as bad.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    healed: Option<u64>,
     recovery: &'a RecoveryReport,
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let offline = args.devices.open(Use::Shared)?;
+    let replicas = Replicas::open(&args.replicas)?;
+    replicas.refuse([Some(&args.devices.data), args.devices.meta.as_ref()].into_iter().flatten().cloned())?;
+    let heals = !args.replicas.repair_from.is_empty();
+    let offline = args.devices.open(if heals { Use::Exclusive } else { Use::Shared })?;
     let key = args.key.load()?;
-    let how = Opening { without_kept: true, ..Opening::new(Access::ReadOnly, args.expected.uuid) };
+    let access = if heals { Access::ReadWrite } else { Access::ReadOnly };
+    // What is to be healed is to be all that was answered.
+    let how = Opening { without_kept: !heals, ..Opening::new(access, args.expected.uuid) };
     let volume = offline.open_volume(&key, how)?;
     let recovery = volume.recovery();
     let block_size = u64::from(volume.info().block_size);
@@ -61,19 +75,51 @@ pub fn run(args: &Args) -> Outcome {
         bar.set_position(blocks * block_size);
         if interrupt::has_come() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let report = offline.run_to_its_end(check::check(&volume, &io, &mut context, progress))?;
+    let mut report = offline.run_to_its_end(check::check(&volume, &io, &mut context, progress))?;
     bar.finish_and_clear();
+    let mut tally = Tally::default();
+    if heals {
+        tally = heal(&offline, &volume, &mut context, &mut report, &replicas)?;
+    }
     if !report.is_whole() {
         // What has been found by then is told.
         interrupt::told();
     }
     let out = if args.json {
         let finished = report.is_whole();
-        Output::json(&Report { uuid: &volume.info().uuid, block_size, finished, check: &report, recovery })
+        let healed = heals.then_some(tally.healed);
+        Output::json(&Report { uuid: &volume.info().uuid, block_size, finished, check: &report, healed, recovery })
     } else {
-        lines(&report, recovery, block_size, |text| args.devices.named(text))
+        lines(&report, &tally, recovery, block_size, |text| args.devices.named(text))
     };
     out.print_with(verdict(&report).and_then(|()| refuse_latched(&volume)))
+}
+
+/// Heals the blocks that were found bad, and closes the volume. The report is of what is left.
+fn heal(
+    offline: &Offline,
+    volume: &Volume,
+    context: &mut RequestContext,
+    report: &mut CheckReport,
+    replicas: &Replicas,
+) -> Outcome<Tally> {
+    let io = offline.io();
+    let places = Places { block_size: volume.block_size() as u64, data_offset: volume.data_offset().0 };
+    let mut buf = Some(Buf::new(volume.block_size()));
+    let mut good = Vec::new();
+    let tally = replicas.heal(&report.bad_runs, places, |block, bytes| {
+        let mut replica = buf.take().unwrap_or_else(|| Buf::new(volume.block_size()));
+        replica.copy_from_slice(bytes);
+        let (healed, replica) = offline.run_to_its_end(volume.heal(&io, context, block, replica))?;
+        buf = Some(replica);
+        if matches!(healed, Ok(Healed::Healed | Healed::WasGood)) {
+            good.push(block);
+        }
+        Ok(healed?)
+    });
+    good.into_iter().for_each(|block| report.healed(block));
+    offline.run_to_its_end(volume.close(&io))??;
+    Ok(tally)
 }
 
 /// No verdict is good that a volume gives which could not be opened as it should be.
@@ -95,8 +141,15 @@ fn verdict(report: &CheckReport) -> Outcome {
 }
 
 /// `named` puts paths into the words.
-fn lines(report: &CheckReport, recovery: &RecoveryReport, block_size: u64, named: impl Fn(&str) -> String) -> Output {
+fn lines(
+    report: &CheckReport,
+    tally: &Tally,
+    recovery: &RecoveryReport,
+    block_size: u64,
+    named: impl Fn(&str) -> String,
+) -> Output {
     let mut out = Output::new();
+    tally.tell(&mut out);
     report::recovery(recovery).iter().for_each(|line| out.line(named(line)));
     for run in &report.bad_runs {
         out.line(named(&report::bad_run(run, block_size)));

@@ -28,6 +28,7 @@ mod names;
 mod new_file;
 mod progress;
 mod recover;
+mod replica;
 mod resize;
 mod scrub;
 mod status;

@@ -1,9 +1,12 @@
 //! `scrub`: verify all that lies on the medium of a device in use, in the background.
 
-use super::progress;
+use super::{
+    progress,
+    replica::{Places, ReplicaArgs, Replicas, Tally},
+};
 use crate::{
     daemon::{
-        client::{self, Unanswered},
+        client::{self, Conversation, Unanswered},
         protocol::{ANSWERS_WITHIN, Request},
         state::{State, socket_path},
     },
@@ -12,11 +15,16 @@ use crate::{
     report,
     scrub_status::ScrubStatus,
     size::Size,
+    ublk,
 };
 use serde::Deserialize;
-use serde_json::Value;
-use std::{num::NonZeroU64, thread, time::Duration};
-use ublk_integrity::scrub::{ScrubFinding, ScrubState};
+use serde_json::{Value, json};
+use std::{num::NonZeroU64, path::Path, thread, time::Duration};
+use ublk_integrity::{
+    heal::Healed,
+    hex,
+    scrub::{ScrubFinding, ScrubState},
+};
 
 /// How often `--wait` looks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -24,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Verify all that lies on the medium of a device in use
 ///
 /// A pass runs in the daemon, beside requests, and is in nobody's way. With --wait the exit code is 6 if it has
-/// found anything bad.
+/// found anything bad. With --repair-from it is waited for, too, and bad blocks are healed.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("verb").args(["status", "pause", "resume", "stop"]))]
 pub struct Args {
@@ -36,6 +44,11 @@ pub struct Args {
     /// Wait until the pass has ended, and tell what it has found
     #[arg(long, conflicts_with = "verb")]
     wait: bool,
+    #[command(flatten)]
+    replicas: ReplicaArgs,
+    /// Begin no pass: heal what the last one has found
+    #[arg(long, requires = "repair_from", conflicts_with_all = ["verb", "rate", "wait"])]
+    heal_only: bool,
     /// Tell how far the pass is, or the last one came, and what it has found
     #[arg(long)]
     status: bool,
@@ -65,15 +78,68 @@ pub fn run(args: &Args) -> Outcome {
         Args { pause: true, .. } => Request::ScrubPause {},
         Args { resume: true, .. } => Request::ScrubResume {},
         Args { stop: true, .. } => Request::ScrubStop {},
+        Args { heal_only: true, .. } => Request::ScrubStatus {},
         Args { rate, .. } => Request::ScrubStart { rate: *rate },
     };
+    let replicas = Replicas::open(&args.replicas)?;
+    replicas.refuse(state.settings.paths().map(Path::to_owned).chain([ublk::block_path(state.id)]))?;
+    let heals = !args.replicas.repair_from.is_empty();
     let mut answer = ask(&state, &request)?;
     let mut status = read(&answer)?;
-    if args.wait {
+    if args.wait || heals && !args.heal_only {
         (answer, status) = wait(&state, status.report.pass)?;
     }
-    let out = if args.json { Output::json(&answer) } else { lines(&status, &state) };
-    out.print_with(if args.wait { verdict(&status, &state) } else { Ok(()) })
+    let mut tally = Tally::default();
+    if heals {
+        refuse_unknown(&status)?;
+        tally = heal(&state, &status, &replicas)?;
+        answer = ask(&state, &Request::ScrubStatus {})?;
+        status = read(&answer)?;
+    }
+    let out = if args.json { Output::json(&answer) } else { lines(&status, &tally, &state) };
+    out.print_with(if args.wait || heals { verdict(&status, &state) } else { Ok(()) })
+}
+
+/// What was found before the daemon started has no list any more.
+fn refuse_unknown(status: &ScrubStatus) -> Outcome {
+    let report = &status.report;
+    let is_listed = !report.bad_runs.is_empty() || report.bad_blocks + report.unreadable_blocks == 0;
+    match is_listed && report.pass > 0 {
+        true => Ok(()),
+        false => {
+            let why = "it is not known which blocks are bad: without --heal-only a pass finds them first";
+            Err(Failure::new(Exit::Arguments, format_args!("{}: {why}", status.summary())))
+        }
+    }
+}
+
+/// Heals the blocks that the pass has found.
+fn heal(state: &State, status: &ScrubStatus, replicas: &Replicas) -> Outcome<Tally> {
+    if status.report.bad_runs.is_empty() {
+        return Ok(Tally::default());
+    }
+    let doing = "the daemon tells what this program does not understand";
+    let (mut daemon, answer) = Conversation::begin(&socket_path(state.id), &Request::Heal {})?;
+    let number = |field: &str| answer[field].as_u64().ok_or_else(|| Failure::new(Exit::Device, doing));
+    let places = Places { block_size: number("block_size")?, data_offset: number("data_offset")? };
+    let mut gone = None;
+    let tally = replicas.heal(&status.report.bad_runs, places, |block, bytes| {
+        // Once it does not answer any more there is nothing to ask.
+        if let Some(why) = &gone {
+            return Err(Failure::new(Exit::Device, why));
+        }
+        let answer = daemon.ask(&json!({ "block": block, "replica": hex(bytes) }));
+        if let Err(why) = answer.as_ref().map_err(|failure| &failure.message) {
+            gone = State::load_alive(state.id).is_err().then(|| why.clone());
+        }
+        match answer?["outcome"].as_str() {
+            Some("healed") => Ok(Healed::Healed),
+            Some("was_good") => Ok(Healed::WasGood),
+            Some("not_in_replica") => Ok(Healed::NotInReplica),
+            _ => Err(Failure::new(Exit::Device, doing)),
+        }
+    });
+    Ok(tally)
 }
 
 fn ask(state: &State, request: &Request) -> Outcome<Value> {
@@ -139,8 +205,9 @@ fn verdict(status: &ScrubStatus, state: &State) -> Outcome {
     }
 }
 
-fn lines(status: &ScrubStatus, state: &State) -> Output {
+fn lines(status: &ScrubStatus, tally: &Tally, state: &State) -> Output {
     let mut out = Output::new();
+    tally.tell(&mut out);
     if status.report.resumed_at > 0 && status.report.bad_blocks > 0 {
         out.line("bad: what was found before the daemon started is in the system log");
     }
@@ -201,6 +268,16 @@ mod tests {
             let over = ScrubStatus { report: ScrubReport { state, ..Default::default() }, ..Default::default() };
             assert!(over.is_over() && !ScrubStatus { under_way: true, ..over }.is_over());
         }
+    }
+
+    #[test]
+    fn only_what_is_listed_can_be_healed() {
+        let refused =
+            |report| refuse_unknown(&ScrubStatus { report, ..Default::default() }).err().map(|failure| failure.exit);
+        let clean = ScrubReport { pass: 1, ..Default::default() };
+        assert_eq!(refused(clean.clone()), None, "there is nothing to heal");
+        assert_eq!(refused(ScrubReport::default()), Some(Exit::Arguments), "there was no pass");
+        assert_eq!(refused(ScrubReport { bad_blocks: 3, ..clean }), Some(Exit::Arguments));
     }
 
     #[test]

@@ -203,7 +203,7 @@ const LINES: &[(&str, &str)] = &[
     ("state", "{state}"),
     (
         "verified",
-        "{blocks_verified} blocks: {mismatches} mismatches, {bad_pages} damaged pages met, {pages_lost} pages lost, {fixed_blocks} blocks fixed",
+        "{blocks_verified} blocks: {mismatches} mismatches, {bad_pages} damaged pages met, {pages_lost} pages lost, {fixed_blocks} blocks fixed, {healed_blocks} healed",
     ),
     ("scrub", "{scrub}"),
     ("reads", "{reads} ({read_bytes:size})"),

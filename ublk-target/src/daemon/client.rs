@@ -2,7 +2,7 @@
 //! [`ANSWERS_WITHIN`], or what is said with it.
 
 use super::protocol::{ANSWERS_WITHIN, HandOver, MOST_BYTES, Request};
-use crate::failure::{Exit, Failure, plain};
+use crate::failure::{Exit, Failure, Outcome, plain};
 use nix::{
     errno::Errno,
     sys::{
@@ -16,9 +16,12 @@ use std::{
     io::{self, ErrorKind, Read, Write},
     net::Shutdown,
     os::{fd::AsRawFd, unix::net::UnixStream},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+/// How long a daemon may take for an answer for which it has to read and write.
+const CONVERSES_WITHIN: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -41,6 +44,61 @@ pub fn ask(path: &Path, request: &Request) -> Result<Value, Unanswered> {
             None => failed(path, &why),
         }),
         None => Ok(answer),
+    }
+}
+
+/// A connection on which one line after the other is asked and answered.
+pub struct Conversation {
+    stream: UnixStream,
+    path: PathBuf,
+}
+
+impl Conversation {
+    /// Begins with a request, and how that was answered.
+    pub fn begin(path: &Path, request: &Request) -> Outcome<(Self, Value)> {
+        let stream = asked(path, request).map_err(|e| unanswered(path, &e).told_of(path))?;
+        let mut begun = Self { stream, path: path.to_owned() };
+        let answer = begun.answer()?;
+        Ok((begun, answer))
+    }
+
+    /// Asks more.
+    pub fn ask(&mut self, line: &Value) -> Outcome<Value> {
+        let text = format!("{line}\n");
+        self.stream.write_all(text.as_bytes()).map_err(|e| unanswered(&self.path, &e).told_of(&self.path))?;
+        self.answer()
+    }
+
+    /// A disk may take its time.
+    fn answer(&mut self) -> Outcome<Value> {
+        let path = &self.path;
+        let said = answer(&mut self.stream, Instant::now() + CONVERSES_WITHIN);
+        let said = said.map_err(|e| unanswered(path, &e).told_of(path))?;
+        if said.is_empty() {
+            let message = format!("{}: it has closed the connection", cant_reach(path));
+            return Err(Failure::new(Exit::Device, message));
+        }
+        let answer = parsed(path, &said).map_err(|e| e.told_of(path))?;
+        match answer["error"].as_str() {
+            None => Ok(answer),
+            Some(why) => match answer["exit"].as_u64().and_then(|code| u8::try_from(code).ok()) {
+                Some(code) => Err(Failure::new(Exit::from_code(code), why)),
+                None => Err(failed(path, &why).told_of(path)),
+            },
+        }
+    }
+}
+
+impl Unanswered {
+    fn told_of(self, path: &Path) -> Failure {
+        match self {
+            Self::Failed(failure) => failure,
+            Self::Late => {
+                let seconds = CONVERSES_WITHIN.as_secs();
+                let message = format!("{}: it has not answered within {seconds} s", cant_reach(path));
+                Failure::new(Exit::Busy, message)
+            }
+        }
     }
 }
 

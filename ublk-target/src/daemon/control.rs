@@ -281,7 +281,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(ask(&mut client, STATUS)["reads"], 3);
         }
-        assert!(ask(&mut client, b"{\"verb\":\"heal\"}\n")["error"].as_str().unwrap().contains("knows no heal"));
+        assert!(ask(&mut client, b"{\"verb\":\"shrink\"}\n")["error"].as_str().unwrap().contains("knows no shrink"));
         assert!(ask(&mut client, b"\n")["error"].is_string(), "and goes on");
         assert_eq!(ask(&mut client, &[STATUS, STATUS].concat())["reads"], 3);
         assert_eq!(ask(&mut client, b"")["reads"], 3, "the second of two at once");
@@ -334,7 +334,7 @@ mod tests {
             answer(line, &client, respond).unwrap()
         };
         assert_eq!(asked(STATUS, false)["changes"], false, "reading is for all who can connect");
-        for verb in [HAND_OVER, b"{\"verb\":\"scrub-stop\"}\n", b"{\"verb\":\"clear\"}\n"] {
+        for verb in [HAND_OVER, b"{\"verb\":\"scrub-stop\"}\n", b"{\"verb\":\"clear\"}\n", b"{\"verb\":\"heal\"}\n"] {
             assert_eq!(asked(verb, false)["exit"], Exit::KeyOrPermission as u8);
             assert_eq!(asked(verb, true)["changes"], true);
         }

@@ -19,6 +19,7 @@ mod counts;
 mod endings;
 mod hand_over;
 mod harden;
+mod heal;
 pub mod launch;
 pub mod life;
 mod links;

@@ -40,13 +40,24 @@ pub enum Request {
     ScrubResume {},
     /// It ends where it is.
     ScrubStop {},
+    /// Blocks that have rotted are to be healed from replicas, which follow on the same connection.
+    Heal {},
     /// How far it is, or the last one came, and what it has found.
     ScrubStatus {},
 }
 
 /// All of them, by the word that asks.
-const VERBS: &[&str] =
-    &["status", "hand-over", "clear", "scrub-start", "scrub-pause", "scrub-resume", "scrub-stop", "scrub-status"];
+const VERBS: &[&str] = &[
+    "status",
+    "hand-over",
+    "clear",
+    "scrub-start",
+    "scrub-pause",
+    "scrub-resume",
+    "scrub-stop",
+    "scrub-status",
+    "heal",
+];
 
 impl Request {
     /// From a line. What is wrong is told in words for whoever asked.
@@ -67,7 +78,7 @@ impl Request {
     pub(super) fn changes(&self) -> bool {
         match self {
             Self::Status {} | Self::ScrubStatus {} => false,
-            Self::HandOver {} | Self::Clear { .. } => true,
+            Self::HandOver {} | Self::Clear { .. } | Self::Heal {} => true,
             Self::ScrubStart { .. } | Self::ScrubPause {} | Self::ScrubResume {} | Self::ScrubStop {} => true,
         }
     }
@@ -152,8 +163,8 @@ mod tests {
     fn what_is_wrong_is_said() {
         let wrong = |line: &str| Request::parse(line.as_bytes()).unwrap_err();
         let version = env!("CARGO_PKG_VERSION");
-        let unknown = wrong(r#"{"verb":"heal","rate":3}"#);
-        assert!(unknown.starts_with(&format!("this daemon (version {version}) knows no heal: ")), "{unknown}");
+        let unknown = wrong(r#"{"verb":"shrink","rate":3}"#);
+        assert!(unknown.starts_with(&format!("this daemon (version {version}) knows no shrink: ")), "{unknown}");
         assert!(wrong("status").contains("JSON"));
         assert!(wrong("[]").contains("verb") && wrong(r#"{"verb":1}"#).contains("verb"));
         assert!(wrong(r#"{"verb":"status","rate":3}"#).contains("rate"), "never passed over");

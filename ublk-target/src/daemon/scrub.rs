@@ -2,6 +2,7 @@
 //! with it and go with it, as its memory does.
 
 use super::{
+    heal::Healing,
     log::{Event, Log},
     memory_budget::{Available, Purpose},
     protocol::failed,
@@ -19,7 +20,7 @@ use std::{
     convert::Infallible,
     io,
     num::NonZeroU64,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -27,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 use ublk_integrity::{
-    Volume,
+    BlockIndex, Volume,
     scrub::{Scrub, ScrubControl, ScrubReport, ScrubState},
 };
 
@@ -44,6 +45,7 @@ pub(super) struct Scrubs {
     files: DeviceFiles,
     log: Log,
     passes: Mutex<Passes>,
+    healing: Arc<Healing>,
 }
 
 #[derive(Default)]
@@ -83,6 +85,7 @@ impl Drop for Resting<'_> {
             return;
         }
         passes.stage = Stage::Serving;
+        self.0.healing.resume();
         let Some(pass) = &mut passes.last else { return };
         pass.leaves_since = None;
         // One that has a read under way reads on; one that has heeded it has but to say so.
@@ -122,6 +125,7 @@ impl Scrubs {
             files: backings.files(0),
             log: log.clone(),
             passes: Mutex::default(),
+            healing: Arc::new(Healing::of(volume, log)),
         })
     }
 
@@ -198,6 +202,7 @@ impl Scrubs {
                 (pass.clone(), within.saturating_sub(since.elapsed()))
             })
         };
+        self.healing.rest(within);
         let stays = leaves.is_some_and(|(pass, left)| !pass.is_gone_within(left));
         // One that has a read under way that does not come back only reads: it goes with the process.
         if stays && stage == Stage::Ending {
@@ -208,8 +213,7 @@ impl Scrubs {
     /// Does not wait for the thread: what fails there the status says.
     fn spawn(&self, from: Scrub, rate: Option<NonZeroU64>) -> Outcome<Pass> {
         let doing = "can't start the thread of the pass";
-        let descriptors = self.descriptors.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
-        let descriptors = descriptors.doing(doing)?;
+        let descriptors = self.cloned_descriptors()?;
         let (volume, files, log) = (Arc::clone(&self.volume), self.files, self.log.clone());
         let (pass, says_gone) = Pass::new(from, rate);
         let its = pass.clone();
@@ -257,6 +261,33 @@ impl Scrubs {
         }
         let summary = self.known().summary();
         failed(&Failure::new(Exit::Arguments, format_args!("no pass over this device is {wanted}: {summary}")))
+    }
+
+    /// Blocks are healed from what a client sends, who is answered there. `None`, but where that can't begin.
+    pub(super) fn heal(self: &Arc<Self>, client: UnixStream) -> Option<Value> {
+        let begin = || {
+            let descriptors = self.cloned_descriptors()?;
+            let scrubs = Arc::clone(self);
+            Arc::clone(&self.healing).begin(client, (descriptors, self.files), move |block| scrubs.is_healed(block))
+        };
+        begin().err().map(|failure| failed(&failure))
+    }
+
+    /// What the last pass has found is bad no more.
+    fn is_healed(&self, block: BlockIndex) {
+        if let Some(pass) = &self.passes().last {
+            if pass.control.healed(block) {
+                self.volume.note_scrub(pass.control.in_superblock());
+            }
+        }
+    }
+
+    fn cloned_descriptors(&self) -> Outcome<Vec<OwnedFd>> {
+        self.descriptors
+            .iter()
+            .map(OwnedFd::try_clone)
+            .collect::<io::Result<_>>()
+            .doing("can't open the devices once more")
     }
 
     fn known(&self) -> ScrubStatus {

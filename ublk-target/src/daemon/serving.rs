@@ -189,6 +189,10 @@ impl Answers {
             Request::ScrubResume {} => self.scrubs.resume(),
             Request::ScrubStop {} => self.scrubs.stop(),
             Request::ScrubStatus {} => self.scrubs.status(),
+            Request::Heal {} => match client.try_clone() {
+                Ok(client) => return self.scrubs.heal(client),
+                Err(e) => error(format!("can't pass the connection on: {e}")),
+            },
         })
     }
 

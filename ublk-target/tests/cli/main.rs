@@ -8,6 +8,7 @@ mod events;
 mod foreign;
 mod format;
 mod harness;
+mod heal;
 mod keys;
 mod manual;
 mod output;
