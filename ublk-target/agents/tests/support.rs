@@ -11,7 +11,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use ublk_anchor_protocol::{Body, Client, Error, Uuid};
+use ublk_anchor_protocol::{Client, Error, Secret, Uuid};
 
 /// How long anything may take on a busy machine. It only ends what hangs.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
@@ -44,8 +44,19 @@ impl Process {
     /// Stops it, and waits until it has stopped.
     pub(crate) fn stop(&self) {
         self.signal(Signal::STOP);
-        let status = format!("/proc/{}/status", self.0.id());
-        wait_for("it stops", || fs::read_to_string(&status).is_ok_and(|status| status.contains("State:\tT")));
+        wait_for("it stops", || self.status("State").starts_with('T'));
+    }
+
+    /// What the kernel says of it in a file of its own.
+    pub(crate) fn file(&self, name: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{name}", self.0.id())).unwrap()
+    }
+
+    /// One field of its status.
+    pub(crate) fn status(&self, field: &str) -> String {
+        let status = self.file("status");
+        let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        value.unwrap_or_default().trim().to_owned()
     }
 
     pub(crate) fn go_on(&self) {
@@ -75,23 +86,22 @@ pub(crate) fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// Ports that nobody listens on now.
-pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
+/// Two ports, one after the other, that nobody listens on now.
+pub(crate) fn free_ports() -> [u16; 2] {
+    loop {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ports = [0, 1].map(|more| first.local_addr().unwrap().port().saturating_add(more));
+        if TcpListener::bind(("127.0.0.1", ports[1])).is_ok() {
+            return ports;
+        }
+    }
 }
 
 /// A client of an agent, which may start yet.
-pub(crate) fn client(socket: &Path, timeout: Duration) -> Client {
-    let mut client = Client::new(socket, UUID, None, timeout).unwrap();
+pub(crate) fn client(socket: &Path, secret: Option<Secret>, timeout: Duration) -> Client {
+    let mut client = Client::new(socket, UUID, secret, timeout).unwrap();
     wait_for("the agent listens", || client.shape().is_ok());
     client
-}
-
-pub(crate) fn body(number: u64) -> Body {
-    let mut body = Body([0; Body::BYTES]);
-    body.0[..8].copy_from_slice(&number.to_le_bytes());
-    body
 }
 
 /// Asks what changes nothing until that is answered.

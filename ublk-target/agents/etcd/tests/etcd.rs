@@ -10,11 +10,17 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use support::{LIMIT, Process, UUID, body, client, free_ports, refused, until_answered, wait_for};
+use support::{LIMIT, Process, UUID, client, free_ports, refused, until_answered, wait_for};
 use tempfile::TempDir;
-use ublk_anchor_protocol::{Client, Error, Replaced, message::Shape};
+use ublk_anchor_protocol::{Body, Client, Error, Replaced, message::Shape};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_ublk-anchor-etcd");
+
+fn body(number: u64) -> Body {
+    let mut body = Body([0; Body::BYTES]);
+    body.0[..8].copy_from_slice(&number.to_le_bytes());
+    body
+}
 
 /// An etcd, and the folder of all that belongs to it.
 struct Etcd {
@@ -55,7 +61,7 @@ impl Etcd {
         let mut command = Command::new(AGENT);
         command.arg("--socket").arg(&socket).args(["--endpoint", &self.endpoint(), "--timeout", "1"]).args(more);
         let agent = Process::start(&mut command).unwrap();
-        (agent, client(&socket, Duration::from_millis(1500)))
+        (agent, client(&socket, None, Duration::from_millis(1500)))
     }
 }
 
@@ -322,7 +328,7 @@ fn by_tls_both_sides_prove_who_they_are() {
     let socket = etcd.path("misnamed");
     command.arg("--socket").arg(&socket).arg("--endpoint").arg(format!("https://127.0.0.1:{}", etcd.ports[0]));
     let _misnamed = Process::start(command.args(with("ca.crt", "agent")).args(["--timeout", "1"])).unwrap();
-    assert!(matches!(client(&socket, Duration::from_millis(1500)).load(), Err(Error::Away(_))));
+    assert!(matches!(client(&socket, None, Duration::from_millis(1500)).load(), Err(Error::Away(_))));
     assert_eq!(right.load(), Ok(Some((2, body(2)))));
 }
 
