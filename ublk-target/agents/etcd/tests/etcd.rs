@@ -55,13 +55,22 @@ impl Etcd {
         self.process = launch(self.dir.path(), self.ports, self.tls).unwrap();
     }
 
-    /// An agent of it, with a socket of that name. It waits for one second.
+    /// An agent of it, with a socket of that name, and a client; both wait long.
     fn agent(&self, name: &str, more: &[&str]) -> (Process, Client) {
-        let socket = self.path(name);
+        self.agent_that_waits(name, LIMIT / 2, more)
+    }
+
+    /// Both wait for a second or so: what stops is seen soon. On a busy machine anything may take longer.
+    fn impatient_agent(&self, name: &str) -> (Process, Client) {
+        self.agent_that_waits(name, Duration::from_secs(1), &[])
+    }
+
+    fn agent_that_waits(&self, name: &str, time: Duration, more: &[&str]) -> (Process, Client) {
+        let (socket, seconds) = (self.path(name), time.as_secs().to_string());
         let mut command = Command::new(AGENT);
-        command.arg("--socket").arg(&socket).args(["--endpoint", &self.endpoint(), "--timeout", "1"]).args(more);
+        command.arg("--socket").arg(&socket).args(["--endpoint", &self.endpoint(), "--timeout", &seconds]).args(more);
         let agent = Process::start(&mut command).unwrap();
-        (agent, client(&socket, None, Duration::from_millis(1500)))
+        (agent, client(&socket, None, time + time / 2))
     }
 }
 
@@ -155,14 +164,21 @@ fn replace_surely(client: &mut Client, at: u64, mut sent: u32) {
     }
 }
 
+/// Puts a first body there, however long that takes.
+fn begin(client: &mut Client) {
+    while until_answered(|| client.load()).is_none() {
+        let _ = client.init_store(0, &body(0));
+    }
+    assert_eq!(until_answered(|| client.load()), Some((0, body(0))));
+}
+
 /// What stops or kills etcd or the agent between a request and its answer leaves the body of before
 /// or the new one, and a request that is sent again is done once.
 #[test]
 fn a_replace_is_done_once_whatever_stops_in_the_middle() {
     let Some(mut etcd) = Etcd::start() else { return };
-    let (mut agent, mut client) = etcd.agent("agent", &[]);
-    until_answered(|| client.load());
-    assert_eq!(client.init_store(0, &body(0)), Ok(Replaced::Done));
+    let (mut agent, mut client) = etcd.impatient_agent("agent");
+    begin(&mut client);
     let mut at = 0;
     for round in 0..12 {
         for _ in 0..5 {
@@ -185,7 +201,7 @@ fn a_replace_is_done_once_whatever_stops_in_the_middle() {
             0 => etcd.process.go_on(),
             1 => agent.go_on(),
             2 => etcd.restart(),
-            _ => (agent, client) = etcd.agent("agent", &[]),
+            _ => (agent, client) = etcd.impatient_agent("agent"),
         }
         replace_surely(&mut client, at, 1);
         at += 1;
@@ -197,9 +213,8 @@ fn a_replace_is_done_once_whatever_stops_in_the_middle() {
 #[test]
 fn a_writer_goes_on_while_etcd_is_killed_at_random_moments() {
     let Some(mut etcd) = Etcd::start() else { return };
-    let (_agent, mut client) = etcd.agent("agent", &[]);
-    until_answered(|| client.load());
-    assert_eq!(client.init_store(0, &body(0)), Ok(Replaced::Done));
+    let (_agent, mut client) = etcd.impatient_agent("agent");
+    begin(&mut client);
     let writer = thread::spawn(move || {
         let since = Instant::now();
         let mut at = 0;
@@ -327,9 +342,43 @@ fn by_tls_both_sides_prove_who_they_are() {
     let mut command = Command::new(AGENT);
     let socket = etcd.path("misnamed");
     command.arg("--socket").arg(&socket).arg("--endpoint").arg(format!("https://127.0.0.1:{}", etcd.ports[0]));
-    let _misnamed = Process::start(command.args(with("ca.crt", "agent")).args(["--timeout", "1"])).unwrap();
-    assert!(matches!(client(&socket, None, Duration::from_millis(1500)).load(), Err(Error::Away(_))));
+    let _misnamed = Process::start(command.args(with("ca.crt", "agent"))).unwrap();
+    assert!(matches!(client(&socket, None, LIMIT).load(), Err(Error::Away(_))));
     assert_eq!(right.load(), Ok(Some((2, body(2)))));
+
+    // With roles it writes where it may and nowhere else: the document's commands.
+    let document = include_str!("../../../../docs/anchor-agents.md");
+    let commands: Vec<&str> = document.lines().filter(|line| line.starts_with("etcdctl ")).collect();
+    assert_eq!(commands.len(), 4);
+    let root = ["etcdctl user add root --no-password", "etcdctl user grant-role root root", "etcdctl auth enable"];
+    for command in commands.into_iter().chain(root) {
+        etcdctl(&etcd, command);
+    }
+    assert_eq!(until_answered(|| right.load()), Some((2, body(2))));
+    assert_eq!(right.replace(2, &body(3)), Ok(Replaced::Done));
+    let elsewhere = [&with("ca.crt", "agent")[..], &["--prefix".into(), "/elsewhere/".into()]].concat();
+    let elsewhere: Vec<&str> = elsewhere.iter().map(String::as_str).collect();
+    let (_elsewhere, mut elsewhere) = etcd.agent("elsewhere", &elsewhere);
+    let answer = elsewhere.load();
+    assert!(matches!(answer, Err(Error::Refused(why)) if why.as_str().contains("permission denied")), "{answer:?}");
+    assert!(matches!(elsewhere.init_store(1, &body(1)), Err(Error::Refused(_))));
+}
+
+fn etcdctl(etcd: &Etcd, command: &str) {
+    let mut words = command.split(' ');
+    let mut tool = Command::new(words.next().unwrap());
+    tool.args(words).args([
+        "--endpoints",
+        &etcd.endpoint(),
+        "--cacert",
+        "ca.crt",
+        "--cert",
+        "agent.crt",
+        "--key",
+        "agent.key",
+    ]);
+    let done = tool.env("ETCDCTL_API", "3").current_dir(etcd.dir.path()).output().expect("etcdctl is installed");
+    assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 fn openssl(dir: &Path, arguments: &str) {

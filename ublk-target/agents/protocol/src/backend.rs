@@ -84,6 +84,16 @@ pub trait Store {
 /// Keeps a number for each volume that only grows: what a new counter begins with is more than any
 /// that a counter of this place has had.
 pub trait Counter {
+    /// Loads what is needed later, before the first client is heard: what it lies on may wait for this
+    /// agent then.
+    ///
+    /// # Errors
+    ///
+    /// The place does not answer yet, which people are told.
+    fn begin(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Whether it needs `auth` from its clients.
     fn wants_secret(&self) -> bool;
 

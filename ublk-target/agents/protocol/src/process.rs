@@ -2,7 +2,7 @@
 //! when memory runs out. Each step that fails is told with its consequence; none ends the agent, for
 //! an anchor without it beats no anchor.
 
-use crate::{Backend, Server};
+use crate::{Backend, Failure, Server};
 use rustix::{
     mm::{MlockAllFlags, mlockall},
     net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with},
@@ -57,7 +57,13 @@ pub fn run(program: &str, path: &Path, backend: &mut Backend<'_>) -> ExitCode {
         Ok(server) => server,
         Err(e) => return Ended { why: e.to_string(), code: e.exit_code() }.told(program),
     };
-    harden(|warning| eprintln!("{program}: {warning}"));
+    let warn = |warning: String| eprintln!("{program}: {warning}");
+    if let Backend::Counter(counter) = backend {
+        if let Err(Failure::Away(why) | Failure::Refused(why)) = counter.begin() {
+            warn(format!("{why}; it is tried again for each request"));
+        }
+    }
+    harden(warn);
     ready();
     match server.serve(backend) {
         Ok(never) => match never {},

@@ -128,6 +128,11 @@ fn counted(expected: Option<u64>, value: Option<u64>) -> Result<Incremented, Fai
 }
 
 impl Counter for TpmCounter {
+    /// The library loads its part for this kind of TPM.
+    fn begin(&mut self) -> Result<(), Failure> {
+        self.chip.ask(index::defined).map(drop).map_err(|e| failure("at start", e))
+    }
+
     fn wants_secret(&self) -> bool {
         self.secret.is_none()
     }
