@@ -110,11 +110,10 @@ impl Cluster {
     fn see(&mut self, revision: Option<i64>) -> Result<(), Failure> {
         let revision = revision.unwrap_or(0);
         if revision < self.revision {
-            let text = format_args!(
+            return Err(Failure::Refused(Text::of(format_args!(
                 "etcd was put back: its revision was {} and is {revision}; see docs/anchor-agents.md",
                 self.revision
-            );
-            return Err(Failure::Refused(Text::of(text)));
+            ))));
         }
         self.revision = revision;
         Ok(())

@@ -70,9 +70,10 @@ impl TpmCounter {
 
     fn worn(&mut self) -> Result<(), Failure> {
         self.wear.take(Instant::now()).map_err(|wait| {
-            let text =
-                format_args!("--wear-limit: today's increments are used up, the next one in {} s", wait.as_secs() + 1);
-            Failure::Away(Text::of(text))
+            Failure::Away(Text::of(format_args!(
+                "--wear-limit: today's increments are used up, the next one in {} s",
+                wait.as_secs() + 1
+            )))
         })
     }
 
@@ -118,10 +119,9 @@ fn add_one(context: &mut Context, index: NvIndexHandle) -> Result<Option<u64>, E
 /// What a counter has after an increment of `expected`.
 fn counted(expected: Option<u64>, value: Option<u64>) -> Result<Incremented, Failure> {
     match (expected, value) {
-        (Some(expected), Some(value)) if value != expected + 1 => {
-            let text = format_args!("the counter went from {expected} to {value}: somebody else counts, too");
-            Err(Failure::Away(Text::of(text)))
-        }
+        (Some(expected), Some(value)) if value != expected + 1 => Err(Failure::Away(Text::of(format_args!(
+            "the counter went from {expected} to {value}: somebody else counts, too"
+        )))),
         (_, Some(value)) => Ok(Incremented::Done(value)),
         (_, None) => Err(Failure::Away(Text::of("the counter has no value after an increment"))),
     }
