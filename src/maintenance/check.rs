@@ -39,25 +39,27 @@ pub struct BadRun {
     pub reason: BadReason,
 }
 
-/// Takes a block out of the run that it is in. What was wrong with it.
-pub(super) fn take_out(runs: &mut Vec<BadRun>, block: BlockIndex) -> Option<BadReason> {
-    let i = runs.iter().position(|run| run.range.overlaps(BlockRange::new(block, 1)))?;
-    let BadRun { range, reason } = runs.remove(i);
-    let (before, after) = (block.0 - range.first.0, range.end() - block.0 - 1);
-    let parts = [BlockRange::new(range.first, before), BlockRange::new(BlockIndex(block.0 + 1), after)];
-    let parts = parts.into_iter().filter(|range| range.count > 0).map(|range| BadRun { range, reason });
-    runs.splice(i..i, parts);
-    Some(reason)
-}
-
 impl CheckReport {
-    /// A block that was found bad has been healed since.
-    pub fn healed(&mut self, block: BlockIndex) {
-        match take_out(&mut self.bad_runs, block) {
-            Some(BadReason::Unreadable { .. }) => self.unreadable_blocks -= 1,
-            Some(_) => self.bad_blocks -= 1,
-            None => {}
+    /// Blocks that were found bad are good now: in order, each once.
+    pub fn are_good(&mut self, blocks: &[BlockIndex]) {
+        let mut good = blocks.iter().peekable();
+        let runs = std::mem::take(&mut self.bad_runs);
+        for BadRun { mut range, reason } in runs {
+            while let Some(block) = good.next_if(|block| block.0 < range.end()) {
+                let before = BlockRange::new(range.first, block.0 - range.first.0);
+                if before.count > 0 {
+                    self.bad_runs.push(BadRun { range: before, reason });
+                }
+                range = BlockRange::new(BlockIndex(block.0 + 1), range.end() - block.0 - 1);
+                let unreadable = matches!(reason, BadReason::Unreadable { .. });
+                *(if unreadable { &mut self.unreadable_blocks } else { &mut self.bad_blocks }) -= 1;
+            }
+            if range.count > 0 {
+                self.bad_runs.push(BadRun { range, reason });
+            }
         }
+        self.truncated |= self.bad_runs.len() > MAX_REPORTED_RUNS;
+        self.bad_runs.truncate(MAX_REPORTED_RUNS);
     }
 
     fn add(&mut self, range: BlockRange, error: &ReadError) {

@@ -15,13 +15,11 @@ use crate::{
     WriteError,
     format::{LOST_TAG, Tag, ZERO_TAG},
     io::retry::{READ_BACK, retry},
-    lifecycle::recovery::{in_log::InLog, undecided::Undecided},
     log::{Log, Unsynced},
     metadata::Metadata,
     request::{context::TagSide, hash_batch::Hasher, lock_queue::Mode, range_lock::RangeLocks},
     write_back::AdmittedWrites,
 };
-use std::mem;
 
 /// What has become of a block for which there was a replica.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,8 +46,8 @@ pub enum HealError {
         /// The damaged page, where it is a page for which the tag can't be known.
         page: PageName,
     },
-    /// It can't be healed yet: the tag log has not come to rest about it.
-    #[error("block {0} can't be healed: what it should hold lies in the tag log, or is not decided")]
+    /// A write of it was answered before it was in place, and failed then.
+    #[error("block {0} can't be healed: what was last written there could not be put in place")]
     NotInPlace(BlockIndex),
     /// What was written does not read back.
     #[error("block {0} was written and is bad yet: {1}")]
@@ -69,8 +67,6 @@ pub(crate) struct Healer<'v> {
     pub(crate) log: &'v Log,
     pub(crate) ranges: &'v RangeLocks,
     pub(crate) admitted: &'v AdmittedWrites,
-    pub(crate) undecided: &'v Undecided,
-    pub(crate) in_log: &'v InLog,
 }
 
 impl Healer<'_> {
@@ -83,9 +79,6 @@ impl Healer<'_> {
         replica: Buf,
     ) -> (Result<Healed, HealError>, Buf) {
         let one = BlockRange::new(block, 1);
-        if let Some(why) = self.log.latched() {
-            return (Err(WriteError::Latched(why).into()), replica);
-        }
         // Before the tag is looked up: a write that came between would change it.
         let _guard = self.ranges.acquire(context.id, one, Mode::Exclusive).await;
         let tag = match self.tag(io, context, one).await {
@@ -97,9 +90,13 @@ impl Healer<'_> {
         if !self.hasher.tagger().proves(&tag, block, &replica[..bs]) {
             return (Ok(Healed::NotInReplica), replica);
         }
-        // One that can't be read may be readable once it has been written.
+        // Once, as requests wait. One that can't be read may be readable once it has been written.
         if self.read(io, context, block, &tag).await == Ok(true) {
             return (Ok(Healed::WasGood), replica);
+        }
+        // What a failed write has left there is not touched: recovery judges by it.
+        if let Some(why) = self.log.latched() {
+            return (Err(WriteError::Latched(why).into()), replica);
         }
         let at = self.metadata.layout().block_offset(block);
         let (written, replica) = io.write(Device::Data, at, replica, 0..bs, Durability::MayBeLost).await;
@@ -110,7 +107,7 @@ impl Healer<'_> {
         if let Err(why) = self.log.sync_data(io, context.id, Unsynced::Uncounted).await {
             return (Err(WriteError::Latched(why).into()), replica);
         }
-        let reason = match self.read(io, context, block, &tag).await {
+        let reason = match retry(io, READ_BACK, async || self.read(io, context, block, &tag).await).await {
             Ok(true) => {
                 context.counters.healed_blocks.add(1);
                 return (Ok(Healed::Healed), replica);
@@ -124,8 +121,8 @@ impl Healer<'_> {
     /// The tag of a block whose range is held.
     async fn tag<S: Io>(&self, io: &S, context: &mut RequestContext, one: BlockRange) -> Result<Tag, HealError> {
         let block = one.first;
-        let elsewhere = self.undecided.first_in(one).is_some() || self.in_log.within(one).next().is_some();
-        if elsewhere || self.admitted.has_failed(one) {
+        // A volume that is open to be written has nothing undecided, and nothing in the log alone, but this.
+        if self.admitted.has_failed(one) {
             return Err(HealError::NotInPlace(block));
         }
         let bad_page = self.metadata.lookup_patiently(io, context, one, TagSide::New).await?;
@@ -148,13 +145,7 @@ impl Healer<'_> {
         tag: &Tag,
     ) -> Result<bool, Errno> {
         let (at, bs) = (self.metadata.layout().block_offset(block), self.metadata.block_size());
-        let mut buf = context.pages.lend();
-        let read = retry(io, READ_BACK, async || {
-            let result;
-            (result, buf) = io.read(Device::Data, at, mem::replace(&mut buf, Buf::none()), 0..bs).await;
-            result
-        });
-        let result = read.await;
+        let (result, buf) = io.read(Device::Data, at, context.pages.lend(), 0..bs).await;
         io.charge();
         let proven = result.map(|()| self.hasher.tagger().proves(tag, block, &buf[..bs]));
         context.pages.give_back(buf);

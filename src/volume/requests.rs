@@ -355,8 +355,6 @@ impl Volume {
             log: &self.log,
             ranges: &self.ranges,
             admitted: &self.admitted,
-            undecided: &self.opened.undecided,
-            in_log: &self.opened.in_log,
         };
         healer.heal(io, context, block, replica).await
     }

@@ -79,8 +79,9 @@ fn what_can_not_be_healed_is_said() {
     assert_eq!(heal(&mut lab, 131, &content(4096, 131, 2)), Err(WriteError::ReadOnly.into()));
     lab.options.access = Access::ReadWrite;
     let mut lab = lab.reopened().unwrap();
-    lab.disk().faults.meta_dead = true;
+    lab.disk().faults.meta_unwritable = true;
     lab.try_write(3, 1, 9).unwrap_err();
+    rot(&lab, 131);
     let refused = heal(&mut lab, 131, &content(4096, 131, 2));
     assert!(matches!(refused, Err(HealError::Refused(WriteError::Latched(Latched::Device(_))))), "{refused:?}");
 }
@@ -93,14 +94,64 @@ fn what_is_healed_is_found_no_more() {
     block_on(&lab.io, lab.volume.scrub(&lab.io, &control, |_| {}));
     assert_eq!((bad_blocks(&control.report()), control.report().bad_blocks), (BTreeSet::from([5, 6, 7, 8, 131]), 5));
     assert_eq!(heal(&mut lab, 6, &content(4096, 6, 1)), Ok(Healed::Healed));
-    assert!(control.healed(BlockIndex(6)) && !control.healed(BlockIndex(6)) && !control.healed(BlockIndex(50)));
+    assert!(
+        control.is_good(BlockIndex(6), true)
+            && !control.is_good(BlockIndex(6), true)
+            && !control.is_good(BlockIndex(50), true)
+    );
     let report = control.report();
     assert_eq!((bad_blocks(&report), report.bad_blocks, report.healed_blocks), (BTreeSet::from([5, 7, 8, 131]), 4, 1));
     assert_eq!(report.bad_runs.len(), 3);
     for block in [5, 7, 8, 131] {
-        assert!(control.healed(BlockIndex(block)));
+        assert!(control.is_good(BlockIndex(block), true));
     }
     let report = control.report();
     assert!(report.is_clean() && report.bad_runs.is_empty() && report.healed_blocks == 5);
     assert_eq!(control.in_superblock().bad_blocks, 0);
+}
+
+#[test]
+fn a_report_does_not_grow_with_what_is_healed_in_it() {
+    let format = FormatOptions { size: Some(1024 * 4096), ..format_options(4096) };
+    let mut lab = Lab::new(&format, &open_options(&mut Rng::new(1)));
+    lab.write(0, 16, 4);
+    lab.write(16, 14, 4);
+    (0..1000).step_by(2).for_each(|first| {
+        if first >= 30 {
+            lab.write(first, 1, 4);
+        }
+    });
+    lab.checkpoint();
+    // A run of 30, and more than are listed of one.
+    (0..30).chain((30..1000).step_by(2)).for_each(|block| rot(&lab, block));
+    let control = ScrubControl::new(Scrub { pass: 3, ..Scrub::default() }, None);
+    block_on(&lab.io, lab.volume.scrub(&lab.io, &control, |_| {}));
+    let before = control.report();
+    assert!(before.bad_runs.len() == 200 && before.unlisted_runs > 0, "{before:?}");
+    for block in (0..30).step_by(2) {
+        assert!(control.is_good(BlockIndex(block), true));
+    }
+    let report = control.report();
+    assert_eq!((report.bad_runs.len(), report.healed_blocks), (200, 15));
+    assert_eq!(report.bad_blocks, before.bad_blocks - 15);
+    assert!(report.unlisted_runs > before.unlisted_runs);
+}
+
+#[test]
+fn a_write_that_fails_leaves_the_volume_as_it_was() {
+    let mut lab = lab(0);
+    rot(&lab, 131);
+    let at = lab.block_offset(131);
+    lab.disk().bad_ranges.push(BadRange::unwritable(Device::Data, at..at + 512, Errno::EIO));
+    let failed = heal(&mut lab, 131, &content(4096, 131, 2));
+    assert!(matches!(failed, Err(HealError::Refused(WriteError::Device(_)))), "{failed:?}");
+    assert_eq!(lab.volume.latched(), None);
+    assert!(lab.read(131).is_err() && lab.reads_as(132, 2));
+    lab.disk().bad_ranges.clear();
+    // What can be written and not be read.
+    lab.disk().bad_ranges.push(BadRange::unreadable(Device::Data, at..at + 512));
+    let failed = heal(&mut lab, 131, &content(4096, 131, 2));
+    assert!(matches!(failed, Err(HealError::StillBad(..))), "{failed:?}");
+    lab.disk().bad_ranges.clear();
+    assert!(lab.reads_as(131, 2));
 }

@@ -51,9 +51,9 @@ impl ScrubControl {
         self.0.lock().report.ended_seconds = seconds;
     }
 
-    /// A block that was found bad has been healed since. `false`: it is not listed as such.
-    pub fn healed(&self, block: BlockIndex) -> bool {
-        self.0.lock().report.heal(block)
+    /// A block that was found bad is good now. `was_bad`: until it was healed. `false`: it is not listed.
+    pub fn is_good(&self, block: BlockIndex, was_bad: bool) -> bool {
+        self.0.lock().report.heal(block, was_bad)
     }
 
     /// What has been found so far.

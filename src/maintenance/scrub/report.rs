@@ -1,9 +1,9 @@
 //! What a pass has found so far.
 
 use crate::{
-    BadReason, BlockIndex, ByteOffset, PageName,
+    BadReason, BlockIndex, BlockRange, ByteOffset, PageName,
     format::{Scrub, ScrubState},
-    maintenance::check::{BadRun, take_out},
+    maintenance::check::BadRun,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -210,19 +210,21 @@ impl ScrubReport {
     }
 
     pub(super) fn add_run(&mut self, run: BadRun) {
-        match self.bad_runs.len() {
-            MAX_LISTED => self.unlisted_runs += 1,
-            _ => self.bad_runs.push(run),
-        }
+        if self.bad_runs.len() < MAX_LISTED { self.bad_runs.push(run) } else { self.unlisted_runs += 1 }
     }
 
-    /// A block of a run that is listed has been healed: it is bad no more, and listed no more. `false`: it
-    /// is in none.
-    pub(super) fn heal(&mut self, block: BlockIndex) -> bool {
+    /// A block of a run that is listed is bad no more, and listed no more. `was_bad`: until it was healed.
+    /// `false`: it is in none.
+    pub(super) fn heal(&mut self, block: BlockIndex, was_bad: bool) -> bool {
         let Some(reason) = take_out(&mut self.bad_runs, block) else { return false };
+        // One may have become two.
+        if self.bad_runs.len() > MAX_LISTED {
+            self.bad_runs.pop();
+            self.unlisted_runs += 1;
+        }
         let count = self.count_of(reason);
         *count = count.saturating_sub(1);
-        self.healed_blocks += 1;
+        self.healed_blocks += u64::from(was_bad);
         true
     }
 
@@ -233,4 +235,15 @@ impl ScrubReport {
             _ => self.bad_metadata.push(bad),
         }
     }
+}
+
+/// Takes a block out of the run that it is in. What was wrong with it.
+fn take_out(runs: &mut Vec<BadRun>, block: BlockIndex) -> Option<BadReason> {
+    let i = runs.iter().position(|run| run.range.overlaps(BlockRange::new(block, 1)))?;
+    let BadRun { range, reason } = runs.remove(i);
+    let (before, after) = (block.0 - range.first.0, range.end() - block.0 - 1);
+    let parts = [BlockRange::new(range.first, before), BlockRange::new(BlockIndex(block.0 + 1), after)];
+    let parts = parts.into_iter().filter(|range| range.count > 0).map(|range| BadRun { range, reason });
+    runs.splice(i..i, parts);
+    Some(reason)
 }

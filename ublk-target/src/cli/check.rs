@@ -22,7 +22,9 @@ use ublk_integrity::{
     open::{Access, RecoveryReport},
 };
 
-/// Verify every block of a volume that is not in use; writes nothing but what --repair-from heals
+/// Verify every block of a volume that is not in use; writes nothing, unless it is to heal
+///
+/// With --repair-from the volume is opened as `add` opens it, so recovery writes, too.
 ///
 /// Interrupted (SIGINT, SIGTERM) it tells what it has found so far; the exit code is 6 if that is
 /// anything, else 7.
@@ -50,9 +52,9 @@ struct Report<'a> {
     finished: bool,
     #[serde(flatten)]
     check: &'a CheckReport,
-    /// Blocks that were bad, and were healed: the other figures don't count them as bad.
+    /// What has become of blocks that were bad: the other figures are of what is bad yet.
     #[serde(skip_serializing_if = "Option::is_none")]
-    healed: Option<u64>,
+    healing: Option<&'a Tally>,
     recovery: &'a RecoveryReport,
 }
 
@@ -77,9 +79,13 @@ pub fn run(args: &Args) -> Outcome {
     };
     let mut report = offline.run_to_its_end(check::check(&volume, &io, &mut context, progress))?;
     bar.finish_and_clear();
-    let mut tally = Tally::default();
+    let (mut tally, mut closed) = (Tally::default(), Ok(()));
     if heals {
-        tally = heal(&offline, &volume, &mut context, &mut report, &replicas)?;
+        if report.is_whole() {
+            tally = heal(&offline, &volume, &mut context, &mut report, &replicas);
+        }
+        // What was found and healed is told in any case.
+        closed = offline.run_to_its_end(volume.close(&io)).and_then(|closed| Ok(closed?));
     }
     if !report.is_whole() {
         // What has been found by then is told.
@@ -87,27 +93,31 @@ pub fn run(args: &Args) -> Outcome {
     }
     let out = if args.json {
         let finished = report.is_whole();
-        let healed = heals.then_some(tally.healed);
-        Output::json(&Report { uuid: &volume.info().uuid, block_size, finished, check: &report, healed, recovery })
+        let healing = heals.then_some(&tally);
+        Output::json(&Report { uuid: &volume.info().uuid, block_size, finished, check: &report, healing, recovery })
     } else {
         lines(&report, &tally, recovery, block_size, |text| args.devices.named(text))
     };
-    out.print_with(verdict(&report).and_then(|()| refuse_latched(&volume)))
+    out.print_with(verdict(&report, &tally).and(closed).and_then(|()| refuse_latched(&volume)))
 }
 
-/// Heals the blocks that were found bad, and closes the volume. The report is of what is left.
+/// Heals the blocks that were found bad, until the command is interrupted. The report is of what is left.
 fn heal(
     offline: &Offline,
     volume: &Volume,
     context: &mut RequestContext,
     report: &mut CheckReport,
     replicas: &Replicas,
-) -> Outcome<Tally> {
+) -> Tally {
     let io = offline.io();
     let places = Places { block_size: volume.block_size() as u64, data_offset: volume.data_offset().0 };
     let mut buf = Some(Buf::new(volume.block_size()));
     let mut good = Vec::new();
     let tally = replicas.heal(&report.bad_runs, places, |block, bytes| {
+        if interrupt::has_come() {
+            interrupt::told();
+            return Err(Failure::new(Exit::Interrupted, "interrupted"));
+        }
         let mut replica = buf.take().unwrap_or_else(|| Buf::new(volume.block_size()));
         replica.copy_from_slice(bytes);
         let (healed, replica) = offline.run_to_its_end(volume.heal(&io, context, block, replica))?;
@@ -117,9 +127,8 @@ fn heal(
         }
         Ok(healed?)
     });
-    good.into_iter().for_each(|block| report.healed(block));
-    offline.run_to_its_end(volume.close(&io))??;
-    Ok(tally)
+    report.are_good(&good);
+    tally
 }
 
 /// No verdict is good that a volume gives which could not be opened as it should be.
@@ -128,13 +137,16 @@ pub fn refuse_latched(volume: &Volume) -> Outcome {
 }
 
 /// A bad block counts more than that not all were looked at.
-fn verdict(report: &CheckReport) -> Outcome {
+fn verdict(report: &CheckReport, tally: &Tally) -> Outcome {
     let bad = report.bad_blocks + report.unreadable_blocks;
     let (checked, blocks) = (report.checked_blocks, report.blocks);
     let interrupted = format!("interrupted after {checked} of {blocks} blocks");
     match (report.is_clean(), report.is_whole()) {
         (true, true) => Ok(()),
-        (false, true) => Err(Failure::new(Exit::Integrity, format_args!("{bad} of {blocks} blocks are bad"))),
+        (false, true) => {
+            let healed = if tally.healed > 0 { format!(", {} were healed", tally.healed) } else { String::new() };
+            Err(Failure::new(Exit::Integrity, format_args!("{bad} of {blocks} blocks are bad{healed}")))
+        }
         (false, false) => Err(Failure::new(Exit::Integrity, format_args!("{interrupted}, {bad} of them bad"))),
         (true, false) => Err(Failure::new(Exit::Interrupted, format_args!("{interrupted}, none of them bad"))),
     }

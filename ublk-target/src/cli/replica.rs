@@ -8,9 +8,11 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     output::Output,
 };
+use serde::Serialize;
 use std::{
-    fs::File,
-    os::unix::fs::FileExt,
+    fs::{File, OpenOptions},
+    io::ErrorKind,
+    os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 use ublk_integrity::{BlockIndex, BlockRange, check::BadRun, heal::Healed};
@@ -36,12 +38,14 @@ pub struct Places {
 }
 
 /// What has become of blocks.
-#[derive(Default)]
+#[derive(Default, Serialize)]
 pub struct Tally {
     pub healed: u64,
     /// Found good when it was their turn.
     pub was_good: u64,
+    /// Bad yet.
     pub left: u64,
+    #[serde(skip)]
     lines: Vec<Line>,
 }
 
@@ -55,7 +59,14 @@ struct Line {
 impl Replicas {
     pub fn open(args: &ReplicaArgs) -> Outcome<Self> {
         let open = |path: &PathBuf| {
-            let file = File::open(path).doing(format_args!("can't read the replica {}", path.display()))?;
+            let doing = format!("can't read the replica {}", path.display());
+            // Nobody may ever write to a pipe.
+            let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).doing(&doing)?;
+            let kind = file.metadata().doing(&doing)?.file_type();
+            if !kind.is_file() && !kind.is_block_device() {
+                let why = format!("{doing}: it is neither a file nor a block device");
+                return Err(Failure::new(Exit::Arguments, why));
+            }
             Ok((path.clone(), file))
         };
         args.repair_from.iter().map(open).collect::<Outcome<_>>().map(Self)
@@ -89,7 +100,14 @@ impl Replicas {
                     tally.healed += 1;
                     tally.say(block, "healed: blocks ", format!(" from {}", path.display()));
                 }
-                Ok(Some(_)) => tally.was_good += 1,
+                Ok(Some(_)) => {
+                    tally.was_good += 1;
+                    tally.say(
+                        block,
+                        "good: blocks ",
+                        ", though they were found bad: restored, or read once more".into(),
+                    );
+                }
                 Ok(None) => {
                     tally.left += 1;
                     tally.say(block, "not healed: no copy of blocks ", " holds what was written last".into());
@@ -111,12 +129,17 @@ impl Replicas {
         heal: &mut impl FnMut(BlockIndex, &[u8]) -> Outcome<Healed>,
     ) -> Outcome<Option<(&Path, Healed)>> {
         let mut bytes = vec![0; places.block_size as usize];
-        let at = block.0 * places.block_size;
+        let (at, mut unread) = (block.0 * places.block_size, None);
         for (path, file) in &self.0 {
             for at in [at, places.data_offset + at] {
-                // A copy may be shorter, and rot, too.
-                if file.read_exact_at(&mut bytes, at).is_err() {
-                    continue;
+                match file.read_exact_at(&mut bytes, at) {
+                    Ok(()) => {}
+                    // A copy may be shorter, and rot, too.
+                    Err(e) if e.kind() == ErrorKind::UnexpectedEof => continue,
+                    Err(e) => {
+                        unread.get_or_insert_with(|| Failure::io(format_args!("can't read {}", path.display()), &e));
+                        continue;
+                    }
                 }
                 match heal(block, &bytes)? {
                     Healed::NotInReplica => {}
@@ -124,11 +147,21 @@ impl Replicas {
                 }
             }
         }
-        Ok(None)
+        unread.map_or(Ok(None), Err)
     }
 }
 
 impl Tally {
+    /// None of these could be tried.
+    pub fn none_of(runs: &[BadRun], why: &Failure) -> Self {
+        let mut tally = Self::default();
+        for block in runs.iter().flat_map(|run| run.range.blocks()) {
+            tally.left += 1;
+            tally.say(block, "not healed: blocks ", format!(": {}", why.message));
+        }
+        tally
+    }
+
     fn say(&mut self, block: BlockIndex, before: &'static str, after: String) {
         match self.lines.last_mut() {
             Some(last) if last.range.end() == block.0 && (last.before, &last.after) == (before, &after) => {

@@ -21,6 +21,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{num::NonZeroU64, path::Path, thread, time::Duration};
 use ublk_integrity::{
+    BlockIndex,
     heal::Healed,
     hex,
     scrub::{ScrubFinding, ScrubState},
@@ -35,6 +36,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// found anything bad. With --repair-from it is waited for, too, and bad blocks are healed.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("verb").args(["status", "pause", "resume", "stop"]))]
+#[command(mut_arg("repair_from", |arg| arg.conflicts_with("verb")))]
 pub struct Args {
     #[command(flatten)]
     device: super::OneDevice,
@@ -86,60 +88,115 @@ pub fn run(args: &Args) -> Outcome {
     let heals = !args.replicas.repair_from.is_empty();
     let mut answer = ask(&state, &request)?;
     let mut status = read(&answer)?;
+    if args.heal_only {
+        refuse_unknown(&status)?;
+    }
     if args.wait || heals && !args.heal_only {
         (answer, status) = wait(&state, status.report.pass)?;
     }
-    let mut tally = Tally::default();
-    if heals {
-        refuse_unknown(&status)?;
-        tally = heal(&state, &status, &replicas)?;
-        answer = ask(&state, &Request::ScrubStatus {})?;
-        status = read(&answer)?;
+    let (mut tally, mut done) = (Tally::default(), Ok(()));
+    if heals && !status.report.bad_runs.is_empty() {
+        tally = heal(&state, &status, &replicas);
+        // What was found and healed is told whatever becomes of the daemon.
+        match ask(&state, &Request::ScrubStatus {}).and_then(|answer| Ok((read(&answer)?, answer))) {
+            Ok((now, said)) if now.report.pass == status.report.pass => (status, answer) = (now, said),
+            Ok(_) => {}
+            Err(failure) => done = Err(failure),
+        }
     }
-    let out = if args.json { Output::json(&answer) } else { lines(&status, &tally, &state) };
-    out.print_with(if args.wait || heals { verdict(&status, &state) } else { Ok(()) })
+    let out = if args.json {
+        if heals {
+            answer["healing"] = json!(tally);
+        }
+        Output::json(&answer)
+    } else {
+        lines(&status, &tally, &state)
+    };
+    out.print_with(done.and_then(|()| if args.wait || heals { verdict(&status, &state) } else { Ok(()) }))
 }
 
-/// What was found before the daemon started has no list any more.
+/// What was found before the daemon started has no list any more, and what is being found has none yet.
 fn refuse_unknown(status: &ScrubStatus) -> Outcome {
-    let report = &status.report;
+    let (report, summary) = (&status.report, status.summary());
+    if status.under_way {
+        return Err(Failure::new(Exit::Busy, format_args!("{summary}: wait for its end, or end it with --stop")));
+    }
     let is_listed = !report.bad_runs.is_empty() || report.bad_blocks + report.unreadable_blocks == 0;
     match is_listed && report.pass > 0 {
         true => Ok(()),
         false => {
             let why = "it is not known which blocks are bad: without --heal-only a pass finds them first";
-            Err(Failure::new(Exit::Arguments, format_args!("{}: {why}", status.summary())))
+            Err(Failure::new(Exit::Arguments, format_args!("{summary}: {why}")))
         }
     }
 }
 
 /// Heals the blocks that the pass has found.
-fn heal(state: &State, status: &ScrubStatus, replicas: &Replicas) -> Outcome<Tally> {
-    if status.report.bad_runs.is_empty() {
-        return Ok(Tally::default());
+fn heal(state: &State, status: &ScrubStatus, replicas: &Replicas) -> Tally {
+    let mut healer = Healer { state, daemon: None };
+    match healer.daemon() {
+        Ok((_, places)) => replicas.heal(&status.report.bad_runs, places, |block, bytes| healer.heal(block, bytes)),
+        Err(failure) => Tally::none_of(&status.report.bad_runs, &failure),
     }
-    let doing = "the daemon tells what this program does not understand";
-    let (mut daemon, answer) = Conversation::begin(&socket_path(state.id), &Request::Heal {})?;
-    let number = |field: &str| answer[field].as_u64().ok_or_else(|| Failure::new(Exit::Device, doing));
-    let places = Places { block_size: number("block_size")?, data_offset: number("data_offset")? };
-    let mut gone = None;
-    let tally = replicas.heal(&status.report.bad_runs, places, |block, bytes| {
-        // Once it does not answer any more there is nothing to ask.
-        if let Some(why) = &gone {
-            return Err(Failure::new(Exit::Device, why));
+}
+
+/// Has the daemon heal blocks. It hangs up where a copy takes long to read.
+struct Healer<'s> {
+    state: &'s State,
+    daemon: Option<(Conversation, Places)>,
+}
+
+impl Healer<'_> {
+    fn daemon(&mut self) -> Outcome<(&mut Conversation, Places)> {
+        if self.daemon.is_none() {
+            let (daemon, answer) = Conversation::begin(&socket_path(self.state.id), &Request::Heal {})?;
+            let number = |field: &str| answer[field].as_u64().ok_or_else(not_understood);
+            let places = Places { block_size: number("block_size")?, data_offset: number("data_offset")? };
+            self.daemon = Some((daemon, places));
         }
-        let answer = daemon.ask(&json!({ "block": block, "replica": hex(bytes) }));
-        if let Err(why) = answer.as_ref().map_err(|failure| &failure.message) {
-            gone = State::load_alive(state.id).is_err().then(|| why.clone());
+        let (daemon, places) = self.daemon.as_mut().expect("made");
+        Ok((daemon, *places))
+    }
+
+    /// Once more on another connection, where the one that was there is broken.
+    fn heal(&mut self, block: BlockIndex, bytes: &[u8]) -> Outcome<Healed> {
+        let offer = json!({ "block": block, "replica": hex(bytes) });
+        let was_there = self.daemon.is_some();
+        match self.offer(&offer) {
+            Err(_) if was_there && self.daemon.is_none() => self.offer(&offer),
+            done => done,
         }
-        match answer?["outcome"].as_str() {
-            Some("healed") => Ok(Healed::Healed),
-            Some("was_good") => Ok(Healed::WasGood),
-            Some("not_in_replica") => Ok(Healed::NotInReplica),
-            _ => Err(Failure::new(Exit::Device, doing)),
+        .and_then(|answer| outcome_of(block, &answer))
+    }
+
+    fn offer(&mut self, offer: &Value) -> Outcome<Value> {
+        let answer = self.daemon()?.0.ask(offer);
+        // What is still to be said there would be taken for what is asked next.
+        if answer.is_err() {
+            self.daemon = None;
         }
-    });
-    Ok(tally)
+        answer
+    }
+}
+
+fn outcome_of(block: BlockIndex, answer: &Value) -> Outcome<Healed> {
+    if answer["block"] != json!(block) {
+        return Err(not_understood());
+    }
+    match (answer["outcome"].as_str(), answer["failed"].as_str()) {
+        (Some("healed"), _) => Ok(Healed::Healed),
+        (Some("was_good"), _) => Ok(Healed::WasGood),
+        (Some("not_in_replica"), _) => Ok(Healed::NotInReplica),
+        (_, Some(why)) => {
+            let exit = answer["exit"].as_u64().and_then(|code| u8::try_from(code).ok());
+            Err(Failure::new(exit.map_or(Exit::Device, Exit::from_code), why))
+        }
+        _ => Err(not_understood()),
+    }
+}
+
+fn not_understood() -> Failure {
+    Failure::new(Exit::Device, "the daemon tells what this program does not understand")
 }
 
 fn ask(state: &State, request: &Request) -> Outcome<Value> {
@@ -277,7 +334,20 @@ mod tests {
         let clean = ScrubReport { pass: 1, ..Default::default() };
         assert_eq!(refused(clean.clone()), None, "there is nothing to heal");
         assert_eq!(refused(ScrubReport::default()), Some(Exit::Arguments), "there was no pass");
-        assert_eq!(refused(ScrubReport { bad_blocks: 3, ..clean }), Some(Exit::Arguments));
+        assert_eq!(refused(ScrubReport { bad_blocks: 3, ..clean.clone() }), Some(Exit::Arguments));
+        let under_way = ScrubStatus { under_way: true, report: clean, failure: None };
+        assert_eq!(refuse_unknown(&under_way).unwrap_err().exit, Exit::Busy);
+    }
+
+    #[test]
+    fn an_answer_is_of_the_block_that_was_asked_for() {
+        let of = |answer: Value| outcome_of(BlockIndex(7), &answer).map_err(|failure| failure.exit);
+        assert_eq!(of(json!({ "block": 7, "outcome": "healed" })), Ok(Healed::Healed));
+        assert_eq!(of(json!({ "block": 7, "failed": "its tag is lost", "exit": 6 })), Err(Exit::Integrity));
+        for other in [json!({ "block": 6, "outcome": "healed" }), json!({ "outcome": "healed" }), json!({ "block": 7 })]
+        {
+            assert_eq!(of(other.clone()), Err(Exit::Device), "{other}");
+        }
     }
 
     #[test]

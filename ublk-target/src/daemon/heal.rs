@@ -6,6 +6,7 @@
 
 use super::{
     log::{Event, Log},
+    memory_budget::{Available, Purpose},
     protocol::{MOST_BYTES, failed, line},
 };
 use crate::{
@@ -32,6 +33,8 @@ use ublk_integrity::{
 
 /// How long a client may be silent, and take for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What it takes at most, beside what a request has: its ring and its stack.
+const MEMORY: u64 = 4 << 20;
 /// How often it is looked whether the daemon is about to end.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -64,40 +67,38 @@ impl Healing {
         }
     }
 
-    /// Has a thread of its own answer the client, on `devices`. `healed` hears of each block that is bad no
-    /// more.
+    /// Has a thread of its own answer the client, on `devices`. `good` hears of each block that is good now,
+    /// and whether it was bad until then.
     pub(super) fn begin(
         self: Arc<Self>,
         client: UnixStream,
         (descriptors, files): (Vec<OwnedFd>, DeviceFiles),
-        healed: impl Fn(BlockIndex) + Send + 'static,
+        good: impl Fn(BlockIndex, bool) + Send + 'static,
     ) -> Outcome {
+        self.refuse_under_way()?;
+        Available::here(Purpose::New).refuse_less_than(MEMORY, "heal when there is more")?;
         let doing = "can't begin to heal blocks";
-        client.set_nonblocking(false).doing(doing)?;
-        client.set_read_timeout(Some(LOOK)).doing(doing)?;
-        client.set_write_timeout(Some(PATIENCE)).doing(doing)?;
         let heal = move || {
             let mut client = Client { stream: client, received: Vec::new() };
-            // A ring belongs to the thread that made it.
-            let ring = OwnRing::new(descriptors).doing(doing);
-            if let Err(failure) = ring.and_then(|ring| self.serve(&mut client, &ring, files, healed)) {
+            if let Err(failure) = self.serve(&mut client, descriptors, files, good) {
                 client.say(&failed(&failure));
             }
         };
         named("heal").spawn(heal).doing(doing).map(drop)
     }
 
-    /// Nobody heals from now on: whoever does comes to the end of a block first, if that takes no longer
+    /// Nobody heals from now on. Whoever does comes to the end of a block first: whether that took no longer
     /// than this.
-    pub(super) fn rest(&self, within: Duration) {
+    pub(super) fn rest(&self, within: Duration) -> bool {
         self.open.store(false, Ordering::SeqCst);
         let begun = Instant::now();
-        while self.context.try_lock().is_err_and(|e| matches!(e, TryLockError::WouldBlock)) {
+        while self.is_under_way() {
             if begun.elapsed() >= within {
-                return;
+                return false;
             }
             thread::sleep(Duration::from_millis(5));
         }
+        true
     }
 
     /// Somebody may again.
@@ -105,19 +106,35 @@ impl Healing {
         self.open.store(true, Ordering::SeqCst);
     }
 
+    fn is_under_way(&self) -> bool {
+        matches!(self.context.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
+    /// Refuses to begin something else beside it.
+    pub(super) fn refuse_under_way(&self) -> Outcome {
+        if self.is_under_way() { Err(under_way()) } else { Ok(()) }
+    }
+
     fn alone(&self) -> Outcome<MutexGuard<'_, RequestContext>> {
         match self.context.try_lock() {
             Ok(context) => Ok(context),
+            // It is as it was before a request.
             Err(TryLockError::Poisoned(e)) => Ok(e.into_inner()),
-            Err(TryLockError::WouldBlock) => Err(Failure::new(
-                Exit::Busy,
-                "blocks of this device are being healed by another command: wait for its end",
-            )),
+            Err(TryLockError::WouldBlock) => Err(under_way()),
         }
     }
 
-    fn serve(&self, client: &mut Client, ring: &OwnRing, files: DeviceFiles, healed: impl Fn(BlockIndex)) -> Outcome {
+    fn serve(
+        &self,
+        client: &mut Client,
+        descriptors: Vec<OwnedFd>,
+        files: DeviceFiles,
+        good: impl Fn(BlockIndex, bool),
+    ) -> Outcome {
+        client.set_up().doing("can't talk to who is to be answered")?;
         let mut context = self.alone()?;
+        // A ring belongs to the thread that made it.
+        let ring = OwnRing::new(descriptors).doing("can't begin to heal blocks")?;
         let (io, bs) = (ring.storage(files), self.volume.block_size());
         let mut buf = Buf::new(bs);
         client.say(&json!({ "block_size": bs, "data_offset": self.volume.data_offset() }));
@@ -126,12 +143,15 @@ impl Healing {
                 Ok(block) => {
                     let heal = self.volume.heal(&io, &mut context, block, buf);
                     let outcome;
-                    (outcome, buf) = ring.block_on(heal).doing("io_uring failed")?;
+                    // With a write under way the block may not be given free: as any thread that writes.
+                    (outcome, buf) = ring.block_on(heal).expect("a ring that worked goes on working");
+                    if let Ok(healed @ (Healed::Healed | Healed::WasGood)) = outcome {
+                        good(block, healed == Healed::Healed);
+                    }
                     if outcome == Ok(Healed::Healed) {
                         self.log.tell(Event::Healed(block));
-                        healed(block);
                     }
-                    answer(outcome)
+                    answer(block, outcome)
                 }
                 Err(failure) => failed(&failure),
             };
@@ -143,14 +163,22 @@ impl Healing {
     }
 }
 
-fn answer(outcome: Result<Healed, HealError>) -> Value {
+fn under_way() -> Failure {
+    Failure::new(Exit::Busy, "blocks of this device are being healed by another command: wait for its end")
+}
+
+/// What is said of a block: of which, so that nobody takes it for another's.
+fn answer(block: BlockIndex, outcome: Result<Healed, HealError>) -> Value {
     let word = match outcome {
         Ok(Healed::Healed) => "healed",
         Ok(Healed::WasGood) => "was_good",
         Ok(Healed::NotInReplica) => "not_in_replica",
-        Err(e) => return failed(&e.into()),
+        Err(e) => {
+            let failure = Failure::from(e);
+            return json!({ "block": block, "failed": failure.message, "exit": failure.exit as u8 });
+        }
     };
-    json!({ "outcome": word })
+    json!({ "block": block, "outcome": word })
 }
 
 /// Which block it is for; its bytes go to the front of `buf`.
@@ -178,6 +206,12 @@ struct Client {
 }
 
 impl Client {
+    fn set_up(&self) -> io::Result<()> {
+        self.stream.set_nonblocking(false)?;
+        self.stream.set_read_timeout(Some(LOOK))?;
+        self.stream.set_write_timeout(Some(PATIENCE))
+    }
+
     /// Whether that could be said.
     fn say(&self, what: &Value) -> bool {
         (&self.stream).write_all(&line(what)).is_ok()
@@ -212,4 +246,112 @@ impl Client {
 
 fn is_silence(e: &io::Error) -> bool {
     matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offline::{Opening, scratch};
+    use std::{
+        io::{BufRead, BufReader},
+        sync::atomic::AtomicU64,
+    };
+    use ublk_integrity::Access;
+
+    struct Test {
+        healing: Arc<Healing>,
+        devices: Box<dyn Fn() -> (Vec<OwnedFd>, DeviceFiles)>,
+        good: Arc<AtomicU64>,
+        _file: tempfile::NamedTempFile,
+    }
+
+    impl Test {
+        fn new() -> Self {
+            let (file, offline, key) = scratch();
+            let volume = Arc::new(offline.open_volume(&key, Opening::new(Access::ReadWrite, None)).unwrap());
+            let backings = offline.into_backings();
+            let healing = Arc::new(Healing::of(&volume, &Log::of_test()));
+            let devices = Box::new(move || (backings.descriptors().unwrap(), backings.files(0)));
+            Self { healing, devices, good: Arc::default(), _file: file }
+        }
+
+        /// A client, and how it was answered first.
+        fn client(&self) -> (BufReader<UnixStream>, Value) {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let good = Arc::clone(&self.good);
+            let count = move |_, _| {
+                good.fetch_add(1, Ordering::SeqCst);
+            };
+            let begun = Arc::clone(&self.healing).begin(theirs, (self.devices)(), count);
+            let mut ours = BufReader::new(ours);
+            let answer = begun.err().map_or_else(|| next(&mut ours), |failure| failed(&failure));
+            (ours, answer)
+        }
+    }
+
+    fn next(client: &mut BufReader<UnixStream>) -> Value {
+        let mut text = String::new();
+        client.read_line(&mut text).unwrap();
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    fn offer(client: &mut BufReader<UnixStream>, line: &str) -> Value {
+        client.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+        next(client)
+    }
+
+    #[test]
+    fn one_line_for_each_block_and_what_is_wrong_is_said() {
+        let test = Test::new();
+        let (mut client, ready) = test.client();
+        let bs = ready["block_size"].as_u64().unwrap() as usize;
+        assert!(ready["data_offset"].as_u64().unwrap() > 0);
+        let replica = "5a".repeat(bs);
+        // It reads as zeros: whatever the replica is.
+        let good = offer(&mut client, &format!("{{\"block\":3,\"replica\":\"{replica}\"}}"));
+        assert_eq!((good["block"].as_u64(), good["outcome"].as_str()), (Some(3), Some("was_good")));
+        assert_eq!(test.good.load(Ordering::SeqCst), 1);
+        let outside = offer(&mut client, &format!("{{\"block\":99999999,\"replica\":\"{replica}\"}}"));
+        assert!(outside["block"] == 99999999 && outside["failed"].as_str().unwrap().contains("outside"), "{outside}");
+        for wrong in ["", "{}", "{\"block\":1,\"replica\":\"5a\"}", "{\"block\":1,\"replica\":\"\",\"more\":1}"] {
+            assert_eq!(offer(&mut client, wrong)["exit"], Exit::Arguments as u8, "{wrong}");
+        }
+        let odd = format!("{{\"block\":3,\"replica\":\"{}zz\"}}", "5a".repeat(bs - 1));
+        assert!(offer(&mut client, &odd)["error"].as_str().unwrap().contains("hexadecimal"));
+        assert_eq!(test.good.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn one_heals_at_a_time_and_none_while_the_daemon_ends() {
+        let test = Test::new();
+        let (mut first, _) = test.client();
+        let (_, second) = test.client();
+        assert_eq!(second["exit"], Exit::Busy as u8);
+        assert!(test.healing.refuse_under_way().is_err());
+        // It waits for its client alone: that ends at once.
+        let begun = Instant::now();
+        assert!(test.healing.rest(PATIENCE));
+        assert!(begun.elapsed() < PATIENCE);
+        assert!(next(&mut first)["error"].as_str().unwrap().contains("stopped"));
+        let (_, refused) = test.client();
+        assert_eq!(refused["block_size"].as_u64().is_some(), true, "it hears so when it asks");
+        assert!(test.healing.rest(PATIENCE));
+        test.healing.resume();
+        let (again, ready) = test.client();
+        assert!(ready["block_size"].is_u64());
+        drop(again);
+        while test.healing.is_under_way() {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused() {
+        let test = Test::new();
+        let (mut client, _) = test.client();
+        let _ = client.get_mut().write_all(&vec![b'x'; MOST_BYTES + 8192]);
+        let mut text = String::new();
+        let _ = client.read_line(&mut text);
+        assert!(text.is_empty() || text.contains("65536"), "{text}");
+    }
 }

@@ -55,7 +55,7 @@ pub enum Event {
     ScrubEnded(ScrubSummary),
     /// One could not go on.
     ScrubFailed(ScrubSummary),
-    /// One is still there when the daemon ends.
+    /// One, or a block that is healed, is still there when the daemon ends.
     ScrubStays,
     /// A signal that does nothing here.
     SignalIgnored(Signal),

@@ -140,16 +140,9 @@ impl Scrubs {
 
     fn try_start(&self, rate: Option<NonZeroU64>) -> Outcome {
         let mut passes = self.passes();
-        if passes.stage > Stage::Serving {
-            return Err(Failure::new(Exit::Busy, "the device is being stopped"));
-        }
-        if let Some(pass) = passes.last.as_ref().filter(|pass| pass.ended.get().is_none()) {
-            let remedy = match pass.control.state() {
-                ScrubState::Stopped => "it ends once what it has found is mended, in 15 s or so",
-                _ => "`--status` shows it, `--stop` ends it",
-            };
-            return Err(Failure::new(Exit::Busy, format_args!("{}: {remedy}", pass.status().summary())));
-        }
+        refuse_ending(&passes)?;
+        refuse_under_way(&passes)?;
+        self.healing.refuse_under_way()?;
         has_memory(Purpose::New)?;
         // Its number runs on as far as the volume can tell.
         let before = passes.last.as_ref().map(|pass| pass.control.in_superblock()).or_else(|| self.volume.last_scrub());
@@ -193,6 +186,7 @@ impl Scrubs {
     }
 
     fn leave(&self, stage: Stage, within: Duration) {
+        let begun = Instant::now();
         let leaves = {
             let mut passes = self.passes();
             passes.stage = passes.stage.max(stage);
@@ -202,10 +196,11 @@ impl Scrubs {
                 (pass.clone(), within.saturating_sub(since.elapsed()))
             })
         };
-        self.healing.rest(within);
-        let stays = leaves.is_some_and(|(pass, left)| !pass.is_gone_within(left));
-        // One that has a read under way that does not come back only reads: it goes with the process.
-        if stays && stage == Stage::Ending {
+        let heals = !self.healing.rest(within);
+        let stays = leaves.is_some_and(|(pass, left)| !pass.is_gone_within(left.saturating_sub(begun.elapsed())));
+        // One that has a read under way that does not come back only reads: it goes with the process. So does
+        // one that heals: what it writes is what is there, or was.
+        if (heals || stays) && stage == Stage::Ending {
             self.log.tell(Event::ScrubStays);
         }
     }
@@ -263,20 +258,24 @@ impl Scrubs {
         failed(&Failure::new(Exit::Arguments, format_args!("no pass over this device is {wanted}: {summary}")))
     }
 
-    /// Blocks are healed from what a client sends, who is answered there. `None`, but where that can't begin.
+    /// Blocks are healed from what a client sends, who is answered there. `None`, but where that can't
+    /// begin: a pass would find what is healed just then.
     pub(super) fn heal(self: &Arc<Self>, client: UnixStream) -> Option<Value> {
         let begin = || {
-            let descriptors = self.cloned_descriptors()?;
+            let passes = self.passes();
+            refuse_ending(&passes)?;
+            refuse_under_way(&passes)?;
+            let devices = (self.cloned_descriptors()?, self.files);
             let scrubs = Arc::clone(self);
-            Arc::clone(&self.healing).begin(client, (descriptors, self.files), move |block| scrubs.is_healed(block))
+            Arc::clone(&self.healing).begin(client, devices, move |block, was_bad| scrubs.is_good(block, was_bad))
         };
         begin().err().map(|failure| failed(&failure))
     }
 
     /// What the last pass has found is bad no more.
-    fn is_healed(&self, block: BlockIndex) {
+    fn is_good(&self, block: BlockIndex, was_bad: bool) {
         if let Some(pass) = &self.passes().last {
-            if pass.control.healed(block) {
+            if pass.control.is_good(block, was_bad) {
                 self.volume.note_scrub(pass.control.in_superblock());
             }
         }
@@ -346,6 +345,22 @@ impl Pass {
             report: self.control.report(),
         }
     }
+}
+
+fn refuse_ending(passes: &Passes) -> Outcome {
+    match passes.stage {
+        Stage::Serving => Ok(()),
+        _ => Err(Failure::new(Exit::Busy, "the device is being stopped")),
+    }
+}
+
+fn refuse_under_way(passes: &Passes) -> Outcome {
+    let Some(pass) = passes.last.as_ref().filter(|pass| pass.ended.get().is_none()) else { return Ok(()) };
+    let remedy = match pass.control.state() {
+        ScrubState::Stopped => "it ends once what it has found is mended, in 15 s or so",
+        _ => "`--status` shows it, `--stop` ends it",
+    };
+    Err(Failure::new(Exit::Busy, format_args!("{}: {remedy}", pass.status().summary())))
 }
 
 /// One that goes on has had its memory before, or is awaited.

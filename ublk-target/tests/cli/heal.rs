@@ -38,7 +38,7 @@ fn what_no_copy_has_stays_bad_and_is_named() {
     // The image has rotted, too, in one of them.
     f.flip_bit("image", 100 * 4096 + 9);
     let left = f.run(&format!("{CHECK} --repair-from image --json")).expect(INTEGRITY).json();
-    assert_eq!((left["healed"].as_u64(), left["bad_blocks"].as_u64()), (Some(1), Some(1)));
+    assert_eq!((left["healing"]["healed"].as_u64(), left["bad_blocks"].as_u64()), (Some(1), Some(1)));
     assert_eq!(left["bad_runs"][0]["range"]["first"], 100);
     let said = f.run(&format!("{CHECK} --repair-from image")).expect(INTEGRITY).says("1 of 2048 blocks are bad");
     said.prints("not healed: no copy of blocks 100 holds what was written last");
@@ -66,6 +66,11 @@ fn replicas_that_can_not_be_used_are_refused_before_anything_is_done() {
     let before = fs::read(f.path("disk")).unwrap();
     f.run(&format!("{CHECK} --repair-from nowhere")).expect(DEVICE).says("nowhere");
     f.run(&format!("{CHECK} --repair-from disk")).expect(ARGUMENTS).says("is the volume itself");
+    f.run(&format!("{CHECK} --repair-from .")).expect(ARGUMENTS).says("neither a file nor a block device");
+    for verb in ["--status", "--pause", "--stop", "--resume"] {
+        f.run(&format!("scrub -n 1048575 {verb} --repair-from image")).expect(ARGUMENTS);
+    }
+    f.run("scrub -n 1048575 --heal-only").expect(ARGUMENTS);
     assert!(fs::read(f.path("disk")).unwrap() == before);
     // Too short for one of the blocks: that is none that it has.
     let image = fs::OpenOptions::new().write(true).open(f.path("image")).unwrap();

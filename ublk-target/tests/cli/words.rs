@@ -91,6 +91,7 @@ fn the_json_is_what_its_page_says() {
     let payload = f.payload_offset("disk", 8 << 20);
     f.flip_bit("disk", payload);
     look("check --data disk --key-file key --json", INTEGRITY);
+    look("check --data disk --key-file key --repair-from in --json", DONE);
     look("benchmark --data . --size 8M --time 0.02 --json", DONE);
     fields(&serde_json::from_slice(&f.command("doctor --json").output().unwrap().stdout).unwrap(), &mut found);
     for name in &found {
@@ -112,6 +113,7 @@ fn the_json_is_what_its_page_says() {
         "unmended_metadata",
         "waiting_metadata",
         "tree_page",
+        "healed_blocks",
     ];
     let not_here = ["bad_page", "key_file", "may_be_older", "not_in_place", "key_or_permission"];
     let elsewhere = [&of_status[..], &of_latency, &of_scrub, &not_here].concat();
