@@ -211,7 +211,7 @@ impl KeySource {
     fn too_long(&self) -> Failure {
         let file = if let Self::File(path) = self { path.metadata().ok().filter(Metadata::is_file) } else { None };
         let size = file.map_or_else(|| format!("more than {MAX_KEY_BYTES}"), |file| file.len().to_string());
-        let message = format_args!("{self}: the key has {size} bytes; must be from {MIN_KEY_BYTES} to {MAX_KEY_BYTES}");
+        let message = format!("{self}: the key has {size} bytes; must be from {MIN_KEY_BYTES} to {MAX_KEY_BYTES}");
         Failure::new(Exit::KeyOrPermission, message)
     }
 }

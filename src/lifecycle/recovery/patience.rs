@@ -183,7 +183,8 @@ async fn answers<S: Storage>(io: &S, device: Device, places: Vec<(ByteOffset, us
         }
         false
     };
-    let (mut probes, mut over) = (pin!(probes), Some(pin!(io.sleep(time))));
+    let (mut probes, over) = (pin!(probes), pin!(io.sleep(time)));
+    let mut over = Some(over);
     poll_fn(|cx| {
         if let Poll::Ready(answered) = probes.as_mut().poll(cx) {
             return Poll::Ready(answered);
