@@ -282,6 +282,54 @@ fn put(port: u16, key: &str, value: &str) {
     assert!(Command::new("bash").args(["-c", &shell]).status().unwrap().success());
 }
 
+/// The program itself, with its anchor in etcd: an older copy of the disk is refused.
+#[test]
+fn the_program_refuses_an_older_disk() {
+    let Some(program) = std::env::var_os("UBLK_INTEGRITY") else {
+        println!("skipped: UBLK_INTEGRITY names no ublk-integrity; scripts/test anchor-agents does");
+        return;
+    };
+    let help = Command::new(&program).args(["format", "--help"]).output().unwrap();
+    if !String::from_utf8_lossy(&help.stdout).contains("--anchor") {
+        println!("skipped: this ublk-integrity has no anchors");
+        return;
+    }
+    let Some(mut etcd) = Etcd::start() else { return };
+    let (_agent, mut client) = etcd.agent("agent", &[]);
+    until_answered(|| client.load());
+    let dir = etcd.dir.path().to_owned();
+    let run = |command: &str| {
+        let anchor =
+            format!("--data disk --key-file key --anchor unix:{} --anchor-wait 1", dir.join("agent").display());
+        let command = command.replace("ANCHORED", &anchor);
+        let ended = Command::new(&program).args(command.split(' ')).current_dir(&dir).output().unwrap();
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    let (disk, older, newest) = (dir.join("disk"), dir.join("older"), dir.join("newest"));
+    let import = |fill: u8, more: &str| {
+        fs::write(dir.join("in"), vec![fill; 8 << 20]).unwrap();
+        assert_eq!(run(&format!("import ANCHORED {more}in")), (Some(0), String::new()));
+    };
+    assert_eq!(run("keygen key"), (Some(0), String::new()));
+    assert_eq!(run("format --create --size 8M ANCHORED"), (Some(0), String::new()));
+    import(1, "");
+    fs::copy(&disk, &older).unwrap();
+    import(2, "--force ");
+    fs::copy(&disk, &newest).unwrap();
+    fs::copy(&older, &disk).unwrap();
+    let (code, said) = run("check ANCHORED");
+    assert!(code == Some(6) && said.contains("older"), "{code:?}: {said}");
+    fs::copy(&newest, &disk).unwrap();
+    assert_eq!(run("check ANCHORED").0, Some(0));
+    // Where etcd does not answer nothing is believed, and where it is back all is.
+    etcd.process.kill();
+    let (code, said) = run("check ANCHORED");
+    assert!(code == Some(4), "{code:?}: {said}");
+    etcd.restart();
+    until_answered(|| client.load());
+    assert_eq!(run("check ANCHORED").0, Some(0));
+}
+
 #[test]
 fn by_tls_both_sides_prove_who_they_are() {
     let dir = tempfile::tempdir().unwrap();
