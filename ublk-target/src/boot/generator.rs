@@ -46,6 +46,20 @@ DefaultDependencies=no
 Before=sysinit.target
 ";
 
+/// What systemd accounts for all units of a template in. Its own would end at a shutdown, and take with
+/// it what is to stay until the machine stops.
+const SLICE: (&str, &str) = (
+    "system-ublk\\x2dintegrity.slice",
+    "\
+# Made by ublk-integrity-generator
+
+[Unit]
+Description=Authenticated volumes
+Documentation=man:ublk-integritytab(5)
+DefaultDependencies=no
+",
+);
+
 /// Whether a credential of this name is there encrypted.
 pub fn is_encrypted(name: &str) -> bool {
     ENCRYPTED.iter().any(|folder| Path::new(folder).join(name).exists())
@@ -55,6 +69,9 @@ pub fn is_encrypted(name: &str) -> bool {
 pub fn units(table: &Table, source: &Path, program: &Path, is_encrypted: &dyn Fn(&str) -> bool) -> Vec<Made> {
     let around = Surroundings { table: source, program, is_encrypted };
     let mut all: Vec<Made> = table.entries.iter().flat_map(|entry| of_entry(entry, &around)).collect();
+    if !table.entries.is_empty() {
+        all.push(Made { path: SLICE.0.into(), content: Content::Text(SLICE.1.into()) });
+    }
     if table.entries.iter().any(|entry| !entry.options.netdev) {
         all.push(Made { path: "ublk-integrity.target".into(), content: Content::Text(TARGET.into()) });
         all.push(wanted("sysinit.target", "wants", "ublk-integrity.target"));

@@ -14,7 +14,7 @@ use std::{
 /// keeps in memory for its successor would go with that.
 const SERVICE: &str = "\
 Type=notify
-NotifyAccess=main
+NotifyAccess=exec
 TimeoutStopSec=infinity
 Restart=on-abnormal
 RestartSec=500ms
@@ -112,6 +112,7 @@ pub(super) fn text(entry: &Entry, around: &Surroundings<'_>) -> String {
         format!(" --table {}", argument(around.table))
     };
     unit.line(format_args!("ExecStart=@{program} @ublk-integrity attach --foreground{table} {}", entry.name));
+    unit.line(format_args!("ExecReload={program} upgrade --reload -n {}", entry.name));
     match &entry.key {
         Key::Credential(name) if (around.is_encrypted)(name) => unit.set("LoadCredentialEncrypted", name),
         Key::Credential(name) => unit.set("LoadCredential", name),

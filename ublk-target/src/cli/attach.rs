@@ -1,12 +1,15 @@
 //! `attach`: devices of the table, as the boot makes them.
 
-use super::{add, names, recover};
+use super::{add, control_group, names, recover};
 use crate::{
     boot::{
         find,
         table::{BadLine, Entry, Key, Options, Place, TABLE, Table},
     },
-    daemon::state::State,
+    daemon::{
+        notify::Notify,
+        state::{Change, State},
+    },
     failure::{Context, Exit, Failure, Outcome},
     key::KeySource,
     name::DeviceName,
@@ -18,7 +21,8 @@ use std::{
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{self, Command},
+    time::Duration,
 };
 
 /// Start a device as /etc/ublk-integritytab says; one that waits for a daemon is recovered
@@ -94,14 +98,41 @@ fn attach(name: &DeviceName, table: &Table, args: &Args) -> Outcome {
         let message = format!("{} has no volume {name}", args.table.path().display());
         return Err(Failure::new(Exit::Arguments, message));
     };
-    if let Some(state) = names::find(name).filter(State::is_alive) {
-        return Err(there_already(&state));
+    let manager = Notify::from_environment();
+    if let Some(state) = names::find(name) {
+        if args.foreground && manager.is_heard() {
+            if adopt(state.id, &manager)? {
+                return Ok(());
+            }
+        } else if state.is_alive() {
+            return Err(there_already(&state));
+        }
     }
     let mut words = words(entry)?;
     if args.foreground {
         words.push("--foreground".into());
     }
     add(&parse(words)?)
+}
+
+/// How long an `upgrade` may take that gives the device another daemon.
+const TAKES_OVER_WITHIN: Duration = Duration::from_secs(180);
+
+/// Has systemd take the daemon that serves the device for the main process of the unit that it has
+/// started us for. It was started by hand, or by an `upgrade` whose end systemd has not heard of.
+/// `false` where none serves it.
+fn adopt(id: u32, manager: &Notify) -> Outcome<bool> {
+    // Who serves it is not known while that changes.
+    let _change = Change::follow_within(id, TAKES_OVER_WITHIN)?;
+    let Some(state) = State::load(id).ok().filter(State::is_alive) else { return Ok(false) };
+    let (pid, device) = (state.pid, ublk::block_path(id));
+    let device = device.display();
+    if let Err(e) = control_group::join(pid, process::id()) {
+        output::warn(format_args!("the daemon of {device} (pid {pid}) stays in the control group that it was in: {e}"));
+    }
+    manager.say(&format!("MAINPID={pid}\nREADY=1\nSTATUS=serving {device}"));
+    output::tell(format_args!("{device} is served already, by pid {pid}: this unit is its daemon's from now on"));
+    Ok(true)
 }
 
 /// Each by a process of its own: what one leaves behind is nothing to the next, and what has forked

@@ -8,6 +8,7 @@ mod check;
 pub mod claimed;
 mod clear;
 mod completions;
+mod control_group;
 mod del;
 mod detach;
 mod doctor;

@@ -32,7 +32,7 @@ pub struct Args {
     sync_log: Option<SyncLog>,
     /// Stay in the foreground, and log to standard error
     #[arg(long)]
-    foreground: bool,
+    pub(super) foreground: bool,
     /// What `upgrade` starts: follow the daemon that the device has, when that has ended
     #[arg(long, hide = true)]
     pub(super) successor: bool,

@@ -49,7 +49,7 @@ const BETWEEN_QUESTIONS: Duration = Duration::from_millis(50);
 pub(super) fn run(args: &Args) -> Outcome {
     os::close_inherited().doing("can't close inherited descriptors")?;
     launch::leave_session()?;
-    let reporter = Reporter::successor()?;
+    let reporter = Reporter::successor(args.foreground)?;
     let prepared = prepare(args, &reporter);
     let (number, start, life) = prepared.inspect_err(|failure| reporter.failed(failure)).map_err(Failure::told)?;
     // Requests wait from when we are ready on, those for our own pages among them.

@@ -49,6 +49,9 @@ pub struct Reporter {
     done: AtomicBool,
     /// systemd, where it has started us.
     notify: Notify,
+    /// Whether that hears nothing of the start: of one that follows another it may not believe
+    /// anything yet.
+    follows: bool,
 }
 
 /// The two sides of a fork.
@@ -70,14 +73,17 @@ impl Reporter {
         Self::new(Listener::Ublksrv(descriptor))
     }
 
-    /// For a process that somebody has started with a pipe as its output, to be a daemon.
-    pub fn successor() -> Outcome<Self> {
+    /// For a process that somebody has started with a pipe as its output, to be a daemon: the main
+    /// process of a unit, or of nobody's.
+    pub fn successor(of_unit: bool) -> Outcome<Self> {
         let pipe = io::stdout().as_fd().try_clone_to_owned().doing("can't keep the pipe to whoever started us")?;
-        Ok(Self::new(Listener::Parent(File::from(pipe))))
+        let notify = if of_unit { Notify::from_environment() } else { Notify::nobody() };
+        Ok(Self { notify, follows: true, ..Self::new(Listener::Parent(File::from(pipe))) })
     }
 
     fn new(listener: Listener) -> Self {
-        Self { listener: Mutex::new(listener), done: AtomicBool::new(false), notify: Notify::nobody() }
+        let (done, notify) = (AtomicBool::new(false), Notify::nobody());
+        Self { listener: Mutex::new(listener), done, notify, follows: false }
     }
 
     /// A line about what will be.
@@ -101,7 +107,9 @@ impl Reporter {
             return;
         }
         let path = ublk::block_path(number);
-        self.notify.say(&format!("READY=1\nSTATUS=serving {}", path.display()));
+        if !self.follows {
+            self.notify.say(&format!("READY=1\nSTATUS=serving {}", path.display()));
+        }
         match &mut *self.listener() {
             Listener::Terminal => {
                 let mut out = io::stdout();
@@ -121,7 +129,7 @@ impl Reporter {
         if self.done.swap(true, Ordering::SeqCst) {
             return;
         }
-        self.notify.status(&failure.to_string());
+        self.status(&failure.to_string());
         match &mut *self.listener() {
             Listener::Terminal => drop(writeln!(io::stderr(), "ublk-integrity: {failure}")),
             Listener::Parent(pipe) => {
@@ -140,7 +148,7 @@ impl Reporter {
     /// While the volume is opened, systemd shall wait: how long recovery takes is up to
     /// the log and the disks.
     pub fn extend_start(reporter: &Arc<Self>) {
-        if !reporter.notify.is_heard() {
+        if reporter.follows || !reporter.notify.is_heard() {
             return;
         }
         let reporter = Arc::clone(reporter);
@@ -159,9 +167,15 @@ impl Reporter {
         self.notify.say("STOPPING=1\nSTATUS=closing the volume");
     }
 
+    fn status(&self, text: &str) {
+        if !self.follows {
+            self.notify.status(text);
+        }
+    }
+
     fn line(&self, kind: char, text: &str) {
         if !self.done.load(Ordering::SeqCst) {
-            self.notify.status(text);
+            self.status(text);
         }
         match &mut *self.listener() {
             Listener::Terminal | Listener::Ublksrv(_) => {

@@ -32,7 +32,7 @@ enum Held {
 impl Life {
     /// That of the daemon `pid` whose lock is at `path`; `None` if it is dead: its lock is taken away by
     /// who follows it at the soonest.
-    pub(super) fn of(path: &Path, pid: u32) -> Option<Self> {
+    pub fn of(path: &Path, pid: u32) -> Option<Self> {
         let life = Self(match File::open(path) {
             Ok(file) => Held::Lock(file),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
@@ -72,9 +72,9 @@ pub(super) fn lock_current(path: &Path) -> io::Result<Flock<File>> {
 }
 
 /// The same of either kind, as long as `wait` allows.
-pub(super) fn lock_current_within(path: &Path, how: FlockArg, wait: &mut Wait) -> io::Result<Flock<File>> {
+pub fn lock_current_within(path: &Path, how: FlockArg, wait: &mut Wait) -> io::Result<Flock<File>> {
     loop {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let file = lock_within(file, how, wait)?;
         if is_current(&file, path) {
             return Ok(file);

@@ -26,7 +26,7 @@ mod links;
 pub mod log;
 pub mod memory_budget;
 mod names;
-mod notify;
+pub mod notify;
 mod opening;
 pub mod peek;
 pub mod protocol;

@@ -10,16 +10,16 @@ use std::{
 };
 
 /// Whoever waits for a word, if anybody does.
-pub(super) struct Notify(Option<(OwnedFd, UnixAddr)>);
+pub struct Notify(Option<(OwnedFd, UnixAddr)>);
 
 impl Notify {
     /// Nobody.
-    pub(super) fn nobody() -> Self {
+    pub fn nobody() -> Self {
         Self(None)
     }
 
     /// The manager that has started this process.
-    pub(super) fn from_environment() -> Self {
+    pub fn from_environment() -> Self {
         let address = env::var_os("NOTIFY_SOCKET").and_then(|name| address(name.as_bytes()));
         // To send never waits: nothing of ours may depend on who listens.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -28,19 +28,19 @@ impl Notify {
     }
 
     /// Whether somebody listens.
-    pub(super) fn is_heard(&self) -> bool {
+    pub fn is_heard(&self) -> bool {
         self.0.is_some()
     }
 
     /// Says lines like `READY=1`.
-    pub(super) fn say(&self, lines: &str) {
+    pub fn say(&self, lines: &str) {
         if let Some((socket, address)) = &self.0 {
             let _ = sendto(socket.as_raw_fd(), lines.as_bytes(), address, MsgFlags::MSG_NOSIGNAL);
         }
     }
 
     /// What goes on, in one line for people.
-    pub(super) fn status(&self, line: &str) {
+    pub fn status(&self, line: &str) {
         self.say(&format!("STATUS={}", line.replace('\n', " ")));
     }
 }

@@ -104,18 +104,23 @@ pub struct Change {
 impl Change {
     /// That to end device `id`. Several commands may have that, and none the other one meanwhile.
     pub fn end(id: u32) -> Outcome<Self> {
-        Self::begin(id, FlockArg::LockSharedNonblock)
+        Self::begin(id, FlockArg::LockSharedNonblock, LONGEST)
     }
 
     /// That to give device `id` another daemon. One command has it.
     pub fn follow(id: u32) -> Outcome<Self> {
-        Self::begin(id, FlockArg::LockExclusiveNonblock)
+        Self::follow_within(id, LONGEST)
     }
 
-    fn begin(id: u32, how: FlockArg) -> Outcome<Self> {
-        Self::at(file_of(id, "change"), how, LONGEST).map_err(|e| match e.kind() {
+    /// The same of one that waits so long for another.
+    pub fn follow_within(id: u32, limit: Duration) -> Outcome<Self> {
+        Self::begin(id, FlockArg::LockExclusiveNonblock, limit)
+    }
+
+    fn begin(id: u32, how: FlockArg, limit: Duration) -> Outcome<Self> {
+        Self::at(file_of(id, "change"), how, limit).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => {
-                let (path, seconds) = (file_of(id, "change"), LONGEST.as_secs());
+                let (path, seconds) = (file_of(id, "change"), limit.as_secs());
                 let path = path.display();
                 let message = format!(
                     "/dev/ublkb{id}: another `upgrade` or `del` has held {path} for {seconds} s: `fuser {path}` names it; try again when it has ended"

@@ -36,6 +36,7 @@ fn a_volume_is_a_unit_that_is_compared_word_for_word() {
             r"dev-ublk\x2dintegrity-home.device.requires/ublk-integrity@home.service",
             r"dev-ublk\x2dintegrity-home.device.d/50-ublk-integrity.conf",
             "ublk-integrity.target.requires/ublk-integrity@home.service",
+            r"system-ublk\x2dintegrity.slice",
             "ublk-integrity.target",
             "sysinit.target.wants/ublk-integrity.target",
         ]
@@ -75,6 +76,8 @@ fn options_decide_who_wants_it_and_for_how_long() {
     assert!(!unit(2).contains("Before=ublk-integrity.target") && unit(1).contains("Before=ublk-integrity.target"));
     assert!(unit(3).contains("After=network-online.target remote-fs-pre.target\nBefore=remote-fs.target"));
     assert!(!unit(4).contains("umount.target") && unit(1).contains("Conflicts=umount.target"));
+    // Nor may what systemd puts it in end before the machine stops.
+    assert!(text(&made, r"system-ublk\x2dintegrity.slice").contains("\nDefaultDependencies=no\n"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The daemon that serves until now, and its program.
 
-use super::{Device, Undone, within};
+use super::{super::control_group, Device, Undone, within};
 use crate::{
     daemon::{
         RESTS_WITHIN,
@@ -16,12 +16,12 @@ use crate::{
 };
 use memmap2::Mmap;
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File, Metadata},
     io,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{fs::MetadataExt, process::CommandExt},
+        unix::{ffi::OsStrExt, fs::MetadataExt, process::CommandExt},
     },
     process::{Command, Stdio},
     time::Duration,
@@ -65,17 +65,11 @@ impl<'s> DaemonBefore<'s> {
 
     /// Refuses what no other daemon can follow, or must not.
     pub(super) fn refuse(&self) -> Outcome {
-        let State { id, pid, settings, .. } = self.state;
+        let State { id, settings, .. } = self.state;
         if !settings.recovery {
             let message =
                 format!("it was added with --no-recovery, and ends with its daemon: `del -n {id}`, then `add`");
             return Err(Failure::new(Exit::Device, message));
-        }
-        if let Some(unit) = unit_of(*pid) {
-            let message = format!(
-                "systemd started its daemon and starts the next one, too: `systemctl kill --signal=SIGKILL {unit}` has it do so, with the program that is installed"
-            );
-            return Err(Failure::new(Exit::Busy, message));
         }
         Ok(())
     }
@@ -94,14 +88,7 @@ impl<'s> DaemonBefore<'s> {
     /// Puts a process where this one is accounted for and ends: not with whoever calls us, whose
     /// session or unit may end.
     pub(super) fn take_in(&self, pid: u32) -> io::Result<()> {
-        let groups = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup"));
-        let (its, ours) = (groups(self.state.pid)?, groups(pid)?);
-        match unified_group(&its) {
-            Some(group) if unified_group(&ours) != Some(group) => {
-                fs::write(format!("/sys/fs/cgroup{group}/cgroup.procs"), pid.to_string())
-            }
-            _ => Ok(()),
-        }
+        control_group::join(pid, self.state.pid)
     }
 
     /// Its program, in memory: where it lies on the device itself it can't be read when it is needed.
@@ -176,54 +163,32 @@ impl<'s> DaemonBefore<'s> {
     fn command(&self) -> Command {
         let mut command = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()));
         command.stdin(Stdio::null()).process_group(0);
+        // By such a name systemd knows whom to spare at the end of a shutdown.
+        let words = fs::read(format!("/proc/{}/cmdline", self.state.pid)).unwrap_or_default();
+        if let Some(name) = words.split(|byte| *byte == 0).next().filter(|name| name.starts_with(b"@")) {
+            command.arg0(OsStr::from_bytes(name));
+        }
         command
     }
-}
-
-/// The unit that a daemon is the main process of: systemd would take its end for the unit's.
-fn unit_of(pid: u32) -> Option<String> {
-    let read = |what: &str| fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
-    unit_in(&read("cmdline"), &String::from_utf8_lossy(&read("cgroup")))
-}
-
-/// One that stays in the foreground, whether or not systemd waits for its word.
-fn unit_in(command_line: &[u8], groups: &str) -> Option<String> {
-    let stays = command_line.split(|byte| *byte == 0).any(|word| word == b"--foreground");
-    let unit = groups.lines().find_map(|line| line.rsplit('/').next().filter(|name| name.ends_with(".service")))?;
-    stays.then(|| unit.to_owned())
-}
-
-/// The path of a control group in the one hierarchy, out of a process's /proc/PID/cgroup.
-fn unified_group(groups: &str) -> Option<&str> {
-    groups.lines().find_map(|line| line.strip_prefix("0::")).filter(|group| group.starts_with('/'))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_main_process_of_a_unit_is_one() {
-        let words = b"@ublk-integrity\0attach\0--foreground\0a\0";
-        let group = "0::/system.slice/system-ublk.slice/ublk-integrity@a.service\n";
-        assert_eq!(unit_in(words, group).as_deref(), Some("ublk-integrity@a.service"));
-        assert_eq!(unit_in(b"ublk-integrity\0add\0", group), None, "it has left its caller");
-        assert_eq!(unit_in(words, "0::/user.slice/session-1.scope\n"), None);
-    }
-
-    #[test]
-    fn a_control_group_is_that_of_the_one_hierarchy() {
-        assert_eq!(unified_group("1:name=systemd:/a\n0::/b c/d.scope\n"), Some("/b c/d.scope"));
-        assert_eq!(unified_group("4:memory:/a\n"), None);
-    }
+    use crate::{daemon::life::lock_current_within, wait::Wait};
+    use nix::fcntl::FlockArg;
 
     #[test]
     fn a_program_is_known_by_its_file() {
         let mut state = State::of_test(u32::MAX);
         state.pid = std::process::id();
         let own = "/proc/self/exe";
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0.lock");
+        let mut wait = Wait::up_to(Duration::ZERO, "nothing");
+        let _held = lock_current_within(&path, FlockArg::LockExclusiveNonblock, &mut wait).unwrap();
         let before = DaemonBefore {
-            life: state.watch().expect("this process lives"),
+            life: Life::of(&path, state.pid).expect("its lock is held"),
             process: os::open_process(state.pid).unwrap(),
             program: File::open(own).unwrap(),
             state: &state,

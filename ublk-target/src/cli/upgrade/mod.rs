@@ -1,8 +1,11 @@
 //! `upgrade`: another program for devices in use, without unmounting.
 
 mod daemon_before;
+mod in_reload;
 mod new_program;
 mod take_over;
+mod unit;
+mod wish;
 
 use super::{OneDevice, one_or_all};
 use crate::{
@@ -13,6 +16,7 @@ use crate::{
     ublk,
 };
 use new_program::NewProgram;
+use serde::{Deserialize, Serialize};
 use std::{
     path::PathBuf,
     thread,
@@ -34,6 +38,9 @@ pub struct Args {
     binary: Option<PathBuf>,
     #[command(flatten)]
     key: OptionalKeyArgs,
+    /// What the unit of a device runs to be reloaded
+    #[arg(long, hide = true, conflicts_with_all = ["all", "binary"])]
+    reload: bool,
 }
 
 /// Between two looks whether a process has ended.
@@ -58,7 +65,7 @@ struct Undone {
 }
 
 /// Who serves it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 enum Device {
     /// Nobody, until somebody does something about it.
     Waits,
@@ -77,6 +84,7 @@ impl From<Failure> for Undone {
 pub fn run(args: &Args) -> Outcome {
     let new = NewProgram::of(args.binary.as_deref(), args.key.source()?)?;
     match one_or_all(args.device.as_ref(), args.all)? {
+        Some(number) if args.reload => in_reload::run(number, new),
         Some(number) => {
             let done = take_over(number, &new, false).map_err(|undone| undone.failure)?;
             done.map_or(Ok(()), |done| output::line(done.in_words()))

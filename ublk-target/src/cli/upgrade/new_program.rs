@@ -1,16 +1,20 @@
 //! The program that is to serve, and its daemons.
 
-use super::within;
+use super::{wish::Wish, within};
 use crate::{
-    daemon::launch::{Listening, Silence},
+    daemon::{
+        launch::{Listening, Silence},
+        notify::Notify,
+    },
     failure::{Context, Exit, Failure, Outcome},
     key::KeySource,
+    ublk,
 };
 use nix::unistd::Pid;
 use std::{
     ffi::OsString,
     fs::Metadata,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -24,6 +28,9 @@ const SERVES: Silence = Silence { most: Duration::from_secs(60), late: "the new 
 /// How long it may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
+/// This very program, whatever has become of its file.
+const OURSELVES: &str = "/proc/self/exe";
+
 /// The program.
 pub(super) struct NewProgram {
     /// What is started.
@@ -35,22 +42,72 @@ pub(super) struct NewProgram {
     key: Vec<OsString>,
     /// How many bytes the volume is to have from then on, where that is another size.
     grow: Option<u64>,
+    /// systemd, where it is a unit's reload that hands the device over.
+    manager: Option<Notify>,
 }
+
+/// What the main process of a unit is called: systemd of before `SurviveFinalKillSignal=` spares it
+/// at the end of a shutdown.
+const STAYS: &str = "@ublk-integrity";
 
 impl NewProgram {
     /// That of a path; this one, where there is none.
     pub(super) fn of(path: Option<&Path>, key: Option<KeySource>) -> Outcome<Self> {
         let name = path.map_or_else(|| "the new program".into(), |path| path.display().to_string());
-        let path = path.unwrap_or(Path::new("/proc/self/exe"));
+        let path = path.unwrap_or(Path::new(OURSELVES));
         let what = format!("can't use {}", path.display());
         let file = path.metadata().doing(&what)?;
         // One without a slash would be looked for elsewhere.
-        Ok(Self { path: std::path::absolute(path).doing(&what)?, name, file, key: key_words(key)?, grow: None })
+        Ok(Self {
+            path: std::path::absolute(path).doing(&what)?,
+            name,
+            file,
+            key: key_words(key)?,
+            grow: None,
+            manager: None,
+        })
     }
 
     /// The same, which has the volume grow to so many bytes.
     pub(super) fn growing(self, size: u64) -> Self {
         Self { grow: Some(size), ..self }
+    }
+
+    /// That which somebody wants of a unit's reload.
+    pub(super) fn wished(wish: &Wish) -> Outcome<Self> {
+        let new = Self::of(wish.binary.as_deref(), None)?;
+        Ok(Self { key: wish.key.iter().map(OsString::from).collect(), grow: wish.grow, ..new })
+    }
+
+    /// What a unit's reload is to do to have the same effect.
+    pub(super) fn wish(&self) -> Outcome<Wish> {
+        // This very program has a name of its own.
+        let path = if self.path == Path::new(OURSELVES) { self.path.read_link() } else { Ok(self.path.clone()) };
+        let path = path.doing("can't tell where this program is")?;
+        let key = self.key.iter().map(|word| word.to_str().map(str::to_owned)).collect::<Option<_>>();
+        let key = key.ok_or_else(|| {
+            Failure::new(Exit::Arguments, "the key's path is not UTF-8 and can't be passed on: use a link to it")
+        })?;
+        // One that was replaced since it runs: the unit's own then.
+        Ok(Wish { binary: Some(path).filter(|path| path.exists()), key, grow: self.grow })
+    }
+
+    /// The same, from within the reload of the unit whose main process the daemon is.
+    pub(super) fn in_reload(self, manager: Notify) -> Self {
+        Self { manager: Some(manager), ..self }
+    }
+
+    /// Whether a unit's reload hands the device over.
+    pub(super) fn is_in_reload(&self) -> bool {
+        self.manager.is_some()
+    }
+
+    /// Tells systemd in a reload that the daemon of device `id` is the unit's main process from now
+    /// on.
+    pub(super) fn say_who_serves(&self, id: u32, pid: u32) {
+        let device = ublk::block_path(id);
+        let say = |manager: &Notify| manager.say(&format!("MAINPID={pid}\nSTATUS=serving {}", device.display()));
+        self.manager.iter().for_each(say);
     }
 
     /// What it is called.
@@ -75,6 +132,9 @@ impl NewProgram {
         command.args(["recover", "--successor", "-n", &id.to_string()]).args(&self.key);
         command.args(self.grow.into_iter().flat_map(|size| ["--grow".into(), size.to_string()]));
         command.args(known_format.into_iter().flat_map(|known| ["--known-format".into(), known]));
+        if self.is_in_reload() {
+            command.arg("--foreground").arg0(STAYS);
+        }
         let started = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = started.doing(format_args!("can't start {}", self.name))?;
         let pipe = child.stdout.take().expect("asked for");

@@ -10,7 +10,7 @@
 //!                    └─ nor can that: the device waits, as after any death of a daemon
 //! ```
 
-use super::{Device, Undone, daemon_before::DaemonBefore, new_program::NewProgram};
+use super::{Device, Undone, daemon_before::DaemonBefore, new_program::NewProgram, unit::Unit, wish};
 use crate::{
     daemon::{
         lock_memory,
@@ -49,7 +49,14 @@ pub(super) fn in_words(waited: Duration) -> String {
 pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Option<TakenOver>, Undone> {
     let device = ublk::block_path(id).display().to_string();
     let stays = |failure: Failure| failure.context(format_args!("{device} goes on as before"));
-    State::load(id)?;
+    let state = State::load(id)?;
+    if !new.is_in_reload() && state.is_alive() {
+        match Unit::of(state.pid) {
+            Some(Unit::Reloads(unit)) => return by_reload(&unit, &state, new, new_only),
+            Some(Unit::Restarts(unit)) => return Err(restarts(&device, &unit).into()),
+            None => {}
+        }
+    }
     let _change = Change::follow(id)?;
     // It may have another daemon since then.
     let state = State::load(id)?;
@@ -78,7 +85,11 @@ pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Opt
     // To the end, whatever asks us to stop: else nobody might serve.
     let _held = os::Blocked::hold(&os::heeded(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]));
     let begun = Instant::now();
-    if let Err(undone) = before.end() {
+    let ended = before.end();
+    if ended.is_ok() {
+        new.say_who_serves(id, successor.pid());
+    }
+    if let Err(undone) = ended {
         match undone.device {
             // Nobody serves it until the successor does.
             Device::IsClosed => drop(successor),
@@ -106,6 +117,27 @@ pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Opt
         return Err(why.context(context).into());
     }
     Err(nobody_or_another(&state, new.name(), &why))
+}
+
+/// By the reload of the unit whose main process the daemon is.
+fn by_reload(unit: &str, state: &State, new: &NewProgram, new_only: bool) -> Result<Option<TakenOver>, Undone> {
+    let device = ublk::block_path(state.id).display().to_string();
+    let runs_it = || DaemonBefore::of(state).map(|before| before.runs(new.file()));
+    if new_only && runs_it().map_err(|failure| failure.context(&device))? {
+        return Ok(None);
+    }
+    let waited = wish::ask(unit, state.id, &new.wish()?)?;
+    let words = |state: &State| state.version.clone().unwrap_or_else(|| "an older version".into());
+    let version = State::load(state.id).map_or_else(|_| "another".into(), |now| words(&now));
+    Ok(Some(TakenOver { device, before: words(state), version, waited }))
+}
+
+/// What is to be done about a unit that can't hand over.
+fn restarts(device: &str, unit: &str) -> Failure {
+    let message = format!(
+        "{device}: systemd started its daemon and starts the next one, too: `systemctl kill --signal=SIGKILL {unit}` has it do so, with the program that is installed"
+    );
+    Failure::new(Exit::Busy, message)
 }
 
 /// Neither program serves it as far as we know: whether another daemon does, and else what to type.
