@@ -129,6 +129,17 @@ pub enum WriteError {
     BadRange(BlockRange),
 }
 
+/// Why a volume goes on without its anchor, and so does not go on being written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AnchorLoss {
+    /// Somebody else's body is there, or none.
+    #[error("the anchor is somebody else's now: the volume was opened elsewhere, or the anchor reset")]
+    Taken,
+    /// It could not be asked for too long.
+    #[error("the anchor could not be asked for too long")]
+    Away,
+}
+
 /// The first failure after which nothing more may be written (fail-stop).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Latched {
@@ -152,6 +163,9 @@ pub enum Latched {
     /// The volume was closed in good order.
     #[error("the volume is closed")]
     Closed,
+    /// The anchor holds nothing that this volume may go on from.
+    #[error("{0}")]
+    Anchor(AnchorLoss),
     /// Opened so because a superblock copy can't be written.
     #[error("a superblock copy can't be written: {0}")]
     Superblock(DeviceError),

@@ -41,6 +41,7 @@
 //!   log/          append, group commit, flush
 //!   write_back.rs small writes that are answered before they are written back
 //!   maintenance/  checkpoint, check, scrub
+//!   anchor/       a place outside the disk that holds how far the volume has got
 //!   lifecycle/    format, superblocks, staged open, recovery
 //!   format/       what lies on the devices, byte by byte
 //!   crypto/       keys, tags, SHA-256 side by side
@@ -99,6 +100,7 @@
 // Not `forbid`: the SHA instructions of x86 (`crypto/sha256/sha_ni.rs`) can't be had without.
 #![deny(unsafe_code)]
 
+pub mod anchor;
 mod counters;
 mod crypto;
 mod error;
@@ -122,7 +124,7 @@ pub use counters::CounterValues;
 pub use crypto::keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAlgorithm, UnknownTagAlgorithm};
 pub use crypto::tagger::TagMaker;
 pub use crypto::wrapping::Credential;
-pub use error::{BadReason, DeviceError, Latched, PageName, ReadError, WriteError};
+pub use error::{AnchorLoss, BadReason, DeviceError, Latched, PageName, ReadError, WriteError};
 pub use format::hex;
 pub use info::{Status, VolumeInfo};
 pub use io::{

@@ -103,6 +103,8 @@ pub struct OpenOptions {
     /// Writes that each thread may have admitted at a time, as far as it is known: half of them may
     /// wait to be in place. 0: none waits.
     pub write_back_slots: usize,
+    /// Whether a volume that has an anchor may be opened without it: read-only alone.
+    pub without_anchor: bool,
     /// 32 fresh random bytes, drawn for this open.
     pub open_id: [u8; 32],
     /// How large the volume is to be from then on, where that is another size. It grows with what
@@ -134,6 +136,7 @@ impl OpenOptions {
             unread_log: UnreadLog::default(),
             unreadable_blocks: UnreadableBlocks::default(),
             write_back_slots: 0,
+            without_anchor: false,
             open_id,
             grow: None,
             hints: None,

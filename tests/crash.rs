@@ -46,7 +46,7 @@ impl Seen {
 }
 
 /// An empty volume of the seed's choice, and how to open it.
-fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
+pub(crate) fn volume_of(rng: &mut Rng, seed: u64) -> (SimStorage, OpenOptions) {
     let mut format = format_options(512 << rng.below(4));
     format.tag = tag_algorithm(seed);
     format.separate_meta = rng.chance(30);

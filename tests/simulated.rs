@@ -1,6 +1,7 @@
 //! The library's tests on the simulator: one program, so that the simulator is compiled once.
 
 mod adversary;
+mod anchored;
 mod away;
 mod counted;
 mod crash;

@@ -140,6 +140,14 @@ pub(crate) fn equal(a: &[u8; 32], b: &[u8; 32]) -> bool {
 /// The key of keyed BLAKE3.
 pub(crate) type Blake3Key = Zeroizing<[u8; 32]>;
 
+/// What an anchor's body is signed with: it outlives the opening that derived the other keys.
+#[derive(Clone)]
+pub(crate) struct AnchorKey {
+    pub(crate) mac: MacKey,
+    /// The id of the volume's key.
+    pub(crate) id: [u8; 16],
+}
+
 /// Everything derived from the master key for one volume: HKDF-SHA256 (RFC 5869), the volume's
 /// UUID as salt, one label for each use.
 pub(crate) struct Keys {
@@ -150,6 +158,7 @@ pub(crate) struct Keys {
     superblock: MacKey,
     identity: MacKey,
     key_area: MacKey,
+    anchor: AnchorKey,
     id: [u8; 16],
 }
 
@@ -161,8 +170,10 @@ impl Keys {
             hkdf.expand(label.as_bytes(), &mut *key).expect("32 bytes are a valid HKDF-SHA256 output");
             key
         };
-        let mut id = expand("ublk-integrity v1 key id");
-        let keys = Self {
+        let mut id_bytes = expand("ublk-integrity v1 key id");
+        let id = id_bytes[..16].try_into().expect("16 of 32 bytes");
+        id_bytes.zeroize();
+        Self {
             hmac_tags: HmacKey::new(&expand("ublk-integrity v1 block tags")),
             blake3_tags: expand("ublk-integrity v1 block tags, blake3"),
             aegis_tags: AegisKey::new(&expand("ublk-integrity v1 block tags, aegis-128x2")),
@@ -170,10 +181,9 @@ impl Keys {
             superblock: MacKey::new(&expand("ublk-integrity v1 superblock")),
             identity: MacKey::new(&expand("ublk-integrity v1 identity")),
             key_area: MacKey::new(&expand("ublk-integrity v1 key area")),
-            id: id[..16].try_into().expect("16 of 32 bytes"),
-        };
-        id.zeroize();
-        keys
+            anchor: AnchorKey { mac: MacKey::new(&expand("ublk-integrity v1 anchor")), id },
+            id,
+        }
     }
     /// Tells one key from another without telling anything else about it.
     pub(crate) fn id(&self) -> [u8; 16] {
@@ -199,6 +209,9 @@ impl Keys {
     }
     pub(crate) fn key_area(&self) -> &MacKey {
         &self.key_area
+    }
+    pub(crate) fn anchor(&self) -> &AnchorKey {
+        &self.anchor
     }
 }
 

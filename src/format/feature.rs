@@ -79,7 +79,7 @@ impl Serialize for Feature {
 impl Feature {
     /// Whether this program does what the feature asks for. It opens no volume with another.
     pub(crate) fn is_served(self) -> bool {
-        matches!(self, Self::SeparateMeta | Self::KeyArea | Self::ExplicitPlaces | Self::SyncLog)
+        matches!(self, Self::SeparateMeta | Self::Anchored | Self::KeyArea | Self::ExplicitPlaces | Self::SyncLog)
     }
 }
 
@@ -129,7 +129,8 @@ mod tests {
     #[test]
     fn nothing_is_served_but_what_is_done() {
         let served: Vec<_> = Feature::ALL.into_iter().filter(|feature| feature.is_served()).collect();
-        let done = [Feature::SeparateMeta, Feature::KeyArea, Feature::ExplicitPlaces, Feature::SyncLog];
+        let done =
+            [Feature::SeparateMeta, Feature::Anchored, Feature::KeyArea, Feature::ExplicitPlaces, Feature::SyncLog];
         assert_eq!(served, done);
     }
 }

@@ -43,7 +43,10 @@ mod tests {
     #[test]
     fn a_program_is_known_by_what_it_says() {
         let own = KnownFormat::own();
-        assert_eq!(own.features, ["separate_metadata", "key_area", "explicit_places", "sync_log"].map(String::from));
+        assert_eq!(
+            own.features,
+            ["separate_metadata", "anchored", "key_area", "explicit_places", "sync_log"].map(String::from)
+        );
         assert!(own.serves_sync_log());
         for less in [
             KnownFormat { versions: vec![1], ..own.clone() },

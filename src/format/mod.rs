@@ -2,6 +2,7 @@
 //!
 //! `docs/format.md` draws the same bytes for people. The only arithmetic on offsets is [`Layout`]'s.
 
+mod anchor;
 mod feature;
 mod identity;
 mod key_area;
@@ -15,6 +16,10 @@ mod superblock;
 mod unknown;
 mod version2;
 
+pub use anchor::ANCHOR_BODY_BYTES;
+#[cfg(test)]
+pub(crate) use anchor::tests::body as anchor_of_test;
+pub(crate) use anchor::{AnchorBody, AnchorPoint, AnchorState, BodyError, HostName, OpenId, claimed_generation};
 pub use feature::Feature;
 pub(crate) use feature::Features;
 pub(crate) use identity::{Identity, RawIdentity};

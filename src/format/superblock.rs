@@ -242,9 +242,17 @@ impl Superblock {
     /// The same with the sync log or without. Only an empty log goes without: a program that knows
     /// none would take blocks in the live log for what nobody knows.
     pub(crate) fn with_sync_log(self, sync_log: bool) -> Self {
+        self.with_feature(Feature::SyncLog, sync_log)
+    }
+
+    /// The same with an anchor that holds its newest state, too, or without.
+    pub(crate) fn with_anchor(self, anchored: bool) -> Self {
+        self.with_feature(Feature::Anchored, anchored)
+    }
+
+    fn with_feature(self, feature: Feature, is: bool) -> Self {
         let fields = self.version2.map_or_else(Version2::default, |(_, fields)| fields);
-        let features = self.features();
-        let features = if sync_log { features.with(Feature::SyncLog) } else { features.without(Feature::SyncLog) };
+        let features = if is { self.features().with(feature) } else { self.features().without(feature) };
         // How far a scrub was is not worth that older programs don't open it.
         let fields =
             Version2 { scrub: Scrub::default(), ..fields }.if_needed(features).map(|(features, _)| (features, fields));
@@ -265,6 +273,11 @@ impl Superblock {
     pub(crate) fn with_key_area(self) -> Self {
         let (features, fields) = self.version2.unwrap_or((self.features(), Version2::default()));
         Self { version2: Some((features.with(Feature::KeyArea), fields)), ..self }
+    }
+
+    /// Whether it says that an anchor holds its newest state, too.
+    pub(crate) fn is_anchored(&self) -> bool {
+        self.features().has(Feature::Anchored)
     }
 
     /// Whether the live log may hold blocks.

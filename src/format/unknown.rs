@@ -24,6 +24,9 @@ pub enum Unknown {
     /// A key area of another version.
     #[error("key area version {0} is not known to this program")]
     KeyAreaVersion(u32),
+    /// An anchor body of another version.
+    #[error("anchor body version {0} is not known to this program")]
+    AnchorVersion(u32),
     /// The kind of a key slot.
     #[error("key slot kind {0} is not known to this program")]
     SlotKind(u32),

@@ -1,6 +1,7 @@
 //! From bare devices to an open volume.
 
 pub mod create;
+mod devices;
 pub(crate) mod grow_error;
 mod growth;
 pub(crate) mod identity_block;

@@ -1,6 +1,8 @@
 //! Why a volume can't be opened.
 
-use crate::{BelowSector, DeviceError, RecordNumber, format::Unknown, lifecycle::grow_error::GrowError};
+use crate::{
+    BelowSector, DeviceError, RecordNumber, anchor::AnchorError, format::Unknown, lifecycle::grow_error::GrowError,
+};
 
 /// Why a volume can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +116,9 @@ pub enum OpenError {
     /// ([`UnreadableBlocks::TakeNewest`](crate::open::UnreadableBlocks::TakeNewest), a rescue).
     #[error("not one read succeeds any more, that device seems to be away; nothing was done: {0}")]
     Away(DeviceError),
+    /// The anchor can't be asked, or is against what the devices hold.
+    #[error(transparent)]
+    Anchor(#[from] AnchorError),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -11,13 +11,16 @@
 
 use crate::{
     BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, Storage, Volume,
+    anchor::{
+        self, Anchor, AnchorError, AnchorKeeper, AnchorNote, AnchorStatus, AnchorUse, MoveError, NoAnchor, Opening,
+    },
     crypto::tagger::Tagger,
     format::{PAGE_BYTES, Superblock, uuid_text},
     info::{RecoveryReport, VolumeInfo},
-    io::sectors::{refuse_blocks_below_sector, refuse_pages_below_sector, refuse_records_below_sector},
+    io::sectors::refuse_pages_below_sector,
     lifecycle::{
+        devices::{atomicity_warnings, check_devices, explain_no_superblock, refuse_unserved},
         growth::{Growth, grown},
-        identity_block::{Claimed, are_exchanged, check_identity, read_identity},
         open_error::OpenError,
         recovery::{
             BlockCandidates, Budget, Candidates, Placer, Settle, TooMuch, Torn, Unread, follow, in_log::InLog,
@@ -139,18 +142,81 @@ impl VerifiedVolume {
         &self.newest.superblock.open_id
     }
 
-    /// Recovers from the log and opens.
-    pub async fn open<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<Volume, OpenError> {
-        self.follow_log(io, options).await?.recover(io, options).await?.open(io, options).await
+    /// Whether the superblock says that the volume has an anchor. Somebody who has the disk can put back one that does not: whether
+    /// there must be one is the caller's to know.
+    pub fn is_anchored(&self) -> bool {
+        self.newest.superblock.is_anchored()
     }
 
-    async fn follow_log<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<CrashedVolume, OpenError> {
+    /// What an anchor holds of the volume.
+    pub async fn show_anchor<A: Anchor>(&self, anchor: &A) -> Result<AnchorStatus, AnchorError> {
+        let Superblock { uuid, .. } = self.newest.superblock;
+        anchor::show(anchor, self.newest.keys.anchor(), &uuid).await
+    }
+
+    /// Moves what an anchor holds of the volume to another. Nobody may have it open meanwhile.
+    pub async fn move_anchor<A: Anchor, B: Anchor>(
+        &self,
+        from_to: (&A, &B),
+        note: &AnchorNote,
+    ) -> Result<AnchorStatus, MoveError> {
+        let Superblock { uuid, .. } = self.newest.superblock;
+        anchor::move_to(from_to, self.newest.keys.anchor(), &uuid, note).await
+    }
+
+    /// Recovers from the log and opens. A volume that has an anchor is refused, unless the options say otherwise.
+    pub async fn open<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<Volume, OpenError> {
+        let passed = options.without_anchor && options.access == Access::ReadOnly;
+        if self.is_anchored() && !passed {
+            return Err(AnchorError::Needed.into());
+        }
+        self.open_with(io, options, &mut None::<Opening<'_, NoAnchor>>).await
+    }
+
+    /// The same with an anchor: what is older than it says is refused before anything is written, and nothing is served
+    /// before it says that this open is the newest. Who keeps it told while the volume is served; of one that is open
+    /// read-only there is nothing to tell.
+    pub async fn open_anchored<S: Storage, A: Anchor>(
+        self,
+        io: &S,
+        options: &OpenOptions,
+        anchor: AnchorUse<'_, A>,
+    ) -> Result<(Volume, AnchorKeeper), OpenError> {
+        let opening = Opening::begin(anchor, self.newest.keys.anchor(), &self.newest.superblock).await?;
+        let mut opening = Some(opening);
+        let volume = self.open_with(io, options, &mut opening).await?;
+        let keeper = opening.and_then(Opening::keeper).ok_or_else(|| {
+            OpenError::Options("nothing can be written to the volume, so its anchor was not written".into())
+        })?;
+        Ok((volume, keeper))
+    }
+
+    async fn open_with<S: Storage, A: Anchor>(
+        self,
+        io: &S,
+        options: &OpenOptions,
+        anchor: &mut Option<Opening<'_, A>>,
+    ) -> Result<Volume, OpenError> {
+        let crashed = self.follow_log(io, options, anchor.as_ref()).await?;
+        crashed.recover(io, options).await?.open(io, options, anchor).await
+    }
+
+    async fn follow_log<S: Storage, A: Anchor>(
+        self,
+        io: &S,
+        options: &OpenOptions,
+        anchor: Option<&Opening<'_, A>>,
+    ) -> Result<CrashedVolume, OpenError> {
         let Self { newest, growth } = self;
         let (available, own) = (options.max_memory_bytes, most_memory_bytes(&growth.of(&newest.superblock), options));
         let left = available.checked_sub(own).ok_or(OpenError::Memory { needed: own, available })?;
         let candidates = Candidates::within(left);
         let tagger = Arc::new(Tagger::new(&newest.keys, newest.superblock.tag, &newest.superblock.layout));
-        let chain = follow(io, &newest, &tagger, options.unread_log, candidates).await?;
+        let asked_for = anchor.and_then(Opening::asks_for);
+        let chain = follow(io, &newest, &tagger, options.unread_log, asked_for, candidates).await?;
+        if let Some(anchor) = anchor {
+            anchor.judge(&newest.superblock, chain.followed_to, chain.link_at)?;
+        }
         // Of what recovery skips nothing is known: the records that it followed count.
         if chain.followed_to < options.first_not_durable {
             return Err(OpenError::OlderState { next: chain.followed_to, least: options.first_not_durable });
@@ -192,12 +258,17 @@ impl CrashedVolume {
 impl RecoveredVolume {
     /// Writes down what recovery found and serves the volume; what must not or can't be written
     /// down is served from memory.
-    async fn open<S: Storage>(mut self, io: &S, options: &OpenOptions) -> Result<Volume, OpenError> {
+    async fn open<S: Storage, A: Anchor>(
+        mut self,
+        io: &S,
+        options: &OpenOptions,
+        anchor: &mut Option<Opening<'_, A>>,
+    ) -> Result<Volume, OpenError> {
         // No decision without evidence becomes durable.
         let first = self.undecided.first().map(|c| Latched::Undecided(c.block));
         let mut why = self.unread.map(|unread| Latched::Device(unread.why)).or(first);
         if why.is_none() && options.access == Access::ReadWrite {
-            match self.write_down(io, options).await? {
+            match self.write_down(io, options, anchor).await? {
                 Ok(WrittenDown { superblock, applied, placed, warning }) => {
                     self.warnings.extend(warning);
                     self.report.placed = placed;
@@ -234,25 +305,34 @@ impl RecoveredVolume {
     /// What was found goes to pages that nothing current names, then into the superblock. Before
     /// that, while the log still has them, blocks go to their places. The outer error: there is
     /// nothing that could be served.
-    async fn write_down<S: Storage>(
+    async fn write_down<S: Storage, A: Anchor>(
         &self,
         io: &S,
         options: &OpenOptions,
+        anchor: &mut Option<Opening<'_, A>>,
     ) -> Result<Result<WrittenDown, Latched>, OpenError> {
         let Self { newest, tree, tagger, set, in_log, .. } = self;
         let page = match self.repair(io).await {
             Ok(page) => page,
             Err(latched) => return Ok(Err(latched)),
         };
+        // Both copies are equal: from here on the devices may get the new id, and nothing older.
+        if let Some(anchor) = anchor {
+            anchor.intent(&newest.superblock, options.open_id).await?;
+        }
         let placed = match Placer::new(io, tree, tagger, set, newest).all(in_log).await? {
             Ok(placed) => placed,
             Err(latched) => return Ok(Err(latched)),
         };
-        let moved = self.move_on(io, options, page).await;
+        let is_anchored = anchor.as_ref().map_or(newest.superblock.is_anchored(), Opening::is_kept);
+        let moved = self.move_on(io, options, is_anchored, page).await;
         Ok(match moved {
             Ok((superblock, applied)) => {
                 // The superblock counts: nothing fails from here on.
                 let warning = self.growth.say(io, &newest.keys, &superblock).await;
+                if let Some(anchor) = anchor {
+                    anchor.commit(&superblock).await?;
+                }
                 Ok(WrittenDown { superblock, applied, placed, warning })
             }
             Err(latched) => Err(latched),
@@ -272,6 +352,7 @@ impl RecoveredVolume {
         &self,
         io: &S,
         options: &OpenOptions,
+        is_anchored: bool,
         page: Buf,
     ) -> Result<(Superblock, Applied), Latched> {
         let Self { newest, growth, head, tree, set, .. } = self;
@@ -293,6 +374,7 @@ impl RecoveredVolume {
         };
         // What this log may hold is said before it holds anything.
         let next = next.with_sync_log(options.sync_log && VolumeInfo::of(&next).fits_sync_log());
+        let next = next.with_anchor(is_anchored);
         let (moved, _) = publish(io, &newest.keys, SuperblockUpdate::MoveOn(&newest.superblock, &next), page).await;
         moved.map_err(Latched::Superblock)?;
         Ok((next, applied))
@@ -303,96 +385,4 @@ impl RecoveredVolume {
 fn most_memory_bytes(superblock: &Superblock, options: &OpenOptions) -> u64 {
     let OpenOptions { cache_bytes, max_requests, max_request_bytes, .. } = *options;
     crate::most_memory_bytes(Some(&VolumeInfo::of(superblock)), cache_bytes, max_requests, max_request_bytes)
-}
-
-/// The devices may not be those that the volume was formatted on: an image copied to another disk.
-fn atomicity_warnings<S: Storage>(io: &S, superblock: &Superblock) -> Vec<String> {
-    let (data, meta) = (io.geometry(Device::Data).physical_block, io.geometry(Device::Meta).physical_block);
-    let mut warnings = Vec::new();
-    let block = superblock.layout.block_size;
-    // The user's word counts for what the data device does not tear, and for what a write leaves
-    // alone if that is less than the device says.
-    let assumed = superblock.assumed_atomic_bytes();
-    let atomic = assumed.unwrap_or(data);
-    let data = assumed.map_or(data, |bytes| bytes.min(data));
-    let meta = assumed.filter(|_| !superblock.layout.separate_meta).map_or(meta, |bytes| bytes.min(meta));
-    if block > atomic {
-        warnings.push(format!(
-            "blocks of {block} bytes on a device that writes only {atomic} at once: a power cut may tear one, which then reads as an error"
-        ));
-    }
-    if block < data {
-        warnings.push(format!(
-            "blocks of {block} bytes on a device that writes {data} at once: a power cut may damage the neighbours of a block under way, which then read as errors"
-        ));
-    }
-    if meta > superblock.physical_block {
-        warnings.push(format!(
-            "the metadata device writes {meta} bytes at once, the volume was made for {}: a power cut may damage neighbouring metadata",
-            superblock.physical_block
-        ));
-    }
-    warnings
-}
-
-/// Nothing in this program does yet what the other features ask for.
-fn refuse_unserved(superblock: &Superblock) -> Result<(), OpenError> {
-    let unserved = superblock.features().iter().filter(|feature| !feature.is_served());
-    let mut names: Vec<_> = unserved.map(|feature| feature.to_string()).collect();
-    // Nothing moves pages from one area to the other yet.
-    names.extend(superblock.layout.has_second_area().then(|| "a second page area".into()));
-    if names.is_empty() { Ok(()) } else { Err(OpenError::NotServed { features: names.join(", ") }) }
-}
-
-/// There is no superblock: perhaps this is the data device of a volume whose metadata is elsewhere.
-async fn explain_no_superblock<S: Storage>(io: &S) -> Result<OpenError, DeviceError> {
-    if are_exchanged(io).await? {
-        let exchanged = "the devices are the other way round: use --data the metadata device --meta the data device";
-        return Ok(OpenError::Foreign(exchanged.into()));
-    }
-    Ok(match read_identity(io).await?.claim() {
-        Err(unknown) => unknown.into(),
-        Ok(Some(claim)) => OpenError::Foreign(format!(
-            "the data device holds the data of volume {}: name its metadata device with --meta",
-            uuid_text(&claim.uuid)
-        )),
-        Ok(None) => OpenError::NotAVolume,
-    })
-}
-
-/// The devices are the volume's, and large enough. What the data device says of its size,
-/// where it has no metadata.
-async fn check_devices<S: Storage>(
-    io: &S,
-    newest: &Newest,
-    options: &OpenOptions,
-) -> Result<Option<Claimed>, OpenError> {
-    let superblock = &newest.superblock;
-    let layout = &superblock.layout;
-    let uuid = uuid_text(&superblock.uuid);
-    match (layout.separate_meta, options.separate_meta) {
-        (true, false) => {
-            return Err(OpenError::Foreign(format!(
-                "the metadata device holds the metadata of volume {uuid}: name it with --meta, and its data device with --data"
-            )));
-        }
-        (false, true) => {
-            return Err(OpenError::Foreign(format!(
-                "volume {uuid} on the metadata device keeps data and metadata on one device: leave out --meta"
-            )));
-        }
-        _ => {}
-    }
-    for (device, need) in [(Device::Meta, layout.meta_device_bytes()), (Device::Data, layout.data_device_bytes())] {
-        let have = io.geometry(device).size;
-        if have < need {
-            return Err(OpenError::TooSmall { device, have, need });
-        }
-    }
-    refuse_blocks_below_sector(io, layout.block_size)?;
-    refuse_records_below_sector(io, superblock.physical_block)?;
-    match layout.separate_meta {
-        true => check_identity(io, superblock, &newest.keys).await.map(Some),
-        false => Ok(None),
-    }
 }

@@ -23,6 +23,8 @@ struct Outgoing {
     builder: RecordBuilder,
     head: RecordHead,
     last: Seq,
+    /// Which snapshot its flush entry is of; 0: it has none.
+    says: u64,
 }
 
 /// What a request that wants its record durable finds.
@@ -116,16 +118,17 @@ impl Log {
         s.sealing = true;
         s.taken = s.gather.last;
         s.gather.reserved = 0;
+        let says = std::mem::take(&mut s.gather.says);
         // The first of each thread to append to the next record checks at the boundary. One that
         // was to check for this record may still do so, which does no harm.
         s.gather.has_boundary_check.fill(false);
-        Outgoing { builder, head, last: s.gather.last }
+        Outgoing { builder, head, last: s.gather.last, says }
     }
 
     async fn write<S: Storage>(&self, io: &S, record: Outgoing) -> Result<(), Latched> {
         // The gathering buffer is empty now: a request that found it full may go on.
         self.wake_front();
-        let Outgoing { builder, head, last } = record;
+        let Outgoing { builder, head, last, says } = record;
         let unfinished = Unfinished::new(self);
         let (content, carries) = (builder.content(), builder.has_payload());
         let (buf, part, link) = builder.seal(&head, self.config.physical_block, &self.config.key);
@@ -140,6 +143,7 @@ impl Log {
             bytes: bytes as u64,
             content,
             carries,
+            says,
             done: false,
         });
         wake.into_iter().flatten().for_each(Waker::wake);
@@ -150,7 +154,11 @@ impl Log {
         unfinished.complete();
         wake.into_iter().flatten().for_each(Waker::wake);
         match result {
-            Ok(()) => self.wake_all(|s, why| matches!(why, Waiting::Commit(seq) if seq <= s.durable)),
+            Ok(()) => self.wake_all(|s, why| match why {
+                Waiting::Commit(seq) => seq <= s.durable,
+                Waiting::Recorded(snapshot) => snapshot <= s.sync.recorded,
+                Waiting::Space | Waiting::Sync => false,
+            }),
             Err(_) => self.wake_all(|_, _| true),
         }
         result
@@ -179,6 +187,8 @@ impl Log {
         while s.sealed.front().is_some_and(|record| record.done) {
             let record = s.sealed.pop_front().expect("just seen");
             s.durable = record.last;
+            s.durable_end = record.end;
+            s.sync.recorded = s.sync.recorded.max(record.says);
             // Damage to the last record of all looks as if a crash had torn it. Where it carries data
             // one follows that is sealed from now on, be it with what an earlier one has said.
             s.sync.unlogged |= record.carries;

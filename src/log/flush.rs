@@ -130,6 +130,7 @@ impl Log {
             let DurableNumbers { highest, except, .. } = &s.sync.durable;
             s.gather.reserved += s.sync.durable.alone(self.config.physical_block);
             s.gather.builder.push_flush(*highest, except.iter().copied());
+            s.gather.says = s.sync.durable.taken;
             s.sync.unlogged = false;
         }
     }

@@ -13,11 +13,13 @@
 mod append;
 mod commit;
 mod flush;
+mod recorded;
 mod state;
 mod sync_state;
 
 pub(crate) use append::{Appended, Change, Requester, Reserved};
 pub(crate) use commit::next_position;
+pub(crate) use recorded::Recorded;
 pub use state::CheckpointerWork;
 pub(crate) use state::{Log, LogConfig, LogPoint, RECORDS_IN_FLIGHT, Unfinished};
 pub(crate) use sync_state::Unsynced;

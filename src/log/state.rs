@@ -64,6 +64,8 @@ pub(super) enum Waiting {
     Space,
     Commit(Seq),
     Sync,
+    /// Until a durable record has this snapshot, or a later one.
+    Recorded(u64),
 }
 
 /// What the checkpoint thread waits for.
@@ -101,6 +103,8 @@ pub(super) struct SealedRecord {
     pub(super) content: usize,
     /// Whether it carries data.
     pub(super) carries: bool,
+    /// Which snapshot its flush entry is of; 0: it has none.
+    pub(super) says: u64,
     /// It is durable, but one before it is not yet.
     pub(super) done: bool,
 }
@@ -122,6 +126,8 @@ pub(super) struct Gather {
     pub(super) last: Seq,
     /// Bytes of the ring reserved for what is in it.
     pub(super) reserved: u64,
+    /// Which snapshot its flush entry is of; 0: it has none.
+    pub(super) says: u64,
     /// By thread: one of its requests with an entry in this record is yet to check, at the batch
     /// boundary, whether the record can go out. The others need not.
     pub(super) has_boundary_check: Vec<bool>,
@@ -149,6 +155,8 @@ pub(super) struct State {
 
     /// Where the next record goes.
     pub(super) head: LogPoint,
+    /// Behind the last record that is durable with all before it.
+    pub(super) durable_end: LogPoint,
     /// Everything before this position is free.
     pub(super) tail: u64,
     /// Every number up to this one is in a durable record.
@@ -217,6 +225,7 @@ impl Log {
                 epoch,
                 last: Seq(0),
                 reserved: 0,
+                says: 0,
                 has_boundary_check: vec![false; config.threads],
             },
             spares: (0..RECORDS_IN_FLIGHT).map(|_| Buf::new(config.max_record)).collect(),
@@ -224,6 +233,7 @@ impl Log {
             taken: Seq(0),
             sealed: VecDeque::with_capacity(RECORDS_IN_FLIGHT),
             head,
+            durable_end: head,
             tail: head.position,
             durable: Seq(0),
             space_queue: VecDeque::with_capacity(n),

@@ -12,17 +12,19 @@ pub(super) struct DurableNumbers {
     pub(super) highest: Seq,
     pub(super) except: Vec<Seq>,
     /// When it was taken: a later one says no less.
-    taken: u64,
+    pub(super) taken: u64,
+    /// Whether it says less than was durable then.
+    pub(super) is_cut: bool,
 }
 
 impl DurableNumbers {
     pub(super) fn nothing(max_requests: usize) -> Self {
-        Self { highest: Seq(0), except: Vec::with_capacity(max_requests + MAX_FAILED), taken: 0 }
+        Self { highest: Seq(0), except: Vec::with_capacity(max_requests + MAX_FAILED), taken: 0, is_cut: false }
     }
 
     /// All up to `highest` but `except`, as of now.
     fn take(&mut self, highest: Seq, except: impl Iterator<Item = Seq>, taken: u64) {
-        (self.highest, self.taken) = (highest, taken);
+        (self.highest, self.taken, self.is_cut) = (highest, taken, false);
         self.except.clear();
         self.except.extend(except);
     }
@@ -39,6 +41,7 @@ impl DurableNumbers {
             self.except.sort_unstable();
             self.highest = Seq(self.except[most].0 - 1);
             self.except.truncate(most);
+            self.is_cut = true;
         }
     }
 
@@ -87,6 +90,8 @@ pub(super) struct SyncState {
     /// Whether no record says so yet. Only the newest is logged, since it says all that those
     /// before it did.
     pub(super) unlogged: bool,
+    /// The newest snapshot that a durable record has, with all records before it.
+    pub(super) recorded: u64,
 }
 
 impl SyncState {
@@ -103,6 +108,7 @@ impl SyncState {
             snapshot: nothing(),
             durable: nothing(),
             unlogged: false,
+            recorded: 0,
         }
     }
 

@@ -4,7 +4,7 @@
 mod requests;
 
 use crate::{
-    Latched, Seq,
+    AnchorLoss, Epoch, Latched, RecordNumber, Seq,
     crypto::{keys::Keys, tagger::Tagger},
     format::{Layout, Superblock},
     info::{RecoveryReport, Status, VolumeInfo},
@@ -222,6 +222,26 @@ impl Volume {
     /// What recovery found when the volume was opened.
     pub fn recovery(&self) -> &RecoveryReport {
         &self.opened.recovery
+    }
+
+    /// The record of the log that is not durable yet, the first of them: how far the log has got.
+    pub fn next_record(&self) -> RecordNumber {
+        self.log.durable_point().number
+    }
+
+    /// The same, with the link that it carries.
+    pub(crate) fn durable_point(&self) -> LogPoint {
+        self.log.durable_point()
+    }
+
+    /// That of the superblock on the devices.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.checkpoints.superblock().epoch
+    }
+
+    /// Makes the volume read-only for good: its anchor does not follow any more.
+    pub fn latch_for_anchor(&self, loss: AnchorLoss) {
+        self.log.latch(Latched::Anchor(loss));
     }
 
     /// The first failure, if one has made the volume read-only.

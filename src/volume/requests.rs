@@ -4,9 +4,9 @@
 use super::{Opened, Volume};
 use crate::{
     Admitted, BlockIndex, BlockRange, Buf, CheckpointerWork, Durability, Hint, Io, Latched, ReadError, RequestContext,
-    Storage, WriteBackId, WriteError,
+    Seq, Storage, WriteBackId, WriteError,
     format::Scrub,
-    log::Unsynced,
+    log::{Recorded, Unsynced},
     maintenance::{
         checkpoint::{FLUSH_RECORD_DELAY, OWN_CONTEXT, WRITE_BACK_TICK},
         heal::{HealError, Healed, Healer},
@@ -225,6 +225,23 @@ impl Volume {
                 self.log.sync_data(io, context.id, Unsynced::NotCarried).await.map_err(WriteError::Latched)
             }
         }
+    }
+
+    /// A flush, and then the record that says so, durable: what an anchor may rely on. `None` where all that was answered has a
+    /// number up to `covered`.
+    pub(crate) async fn record_flush<S: Storage>(
+        &self,
+        io: &S,
+        context: &mut RequestContext,
+        covered: Option<Seq>,
+    ) -> Result<Option<Recorded>, Latched> {
+        // What was admitted may have no number before this.
+        self.admitted.flush(context.id).await;
+        if covered == Some(self.log.newest_number()) {
+            return self.log.latched().map_or(Ok(None), Err);
+        }
+        self.log.sync_data(io, context.id, Unsynced::NotCarried).await?;
+        self.log.recorded(io, context.id).await.map(Some)
     }
 
     /// Loads the tag pages around a hint into the cache, and runs ahead of sequential reads.

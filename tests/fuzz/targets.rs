@@ -76,6 +76,7 @@ macro_rules! sort_variants {
 sort_variants! { OpenError, REFUSALS, name_of_refusal:
     reached [
         NotAVolume Unknown NotServed Damaged WrongKey Tampered Foreign TooSmall BelowSector Memory OtherVolume OlderState
+        Anchor
     ]
     never [
         Options: "options are no bytes of a device"
@@ -94,6 +95,7 @@ sort_variants! { Unknown, UNKNOWNS, name_of_unknown:
     never [
         KeyAreaVersion: "an open is given the volume's key"
         SlotKind: "an open is given the volume's key"
+        AnchorVersion: "no anchor is asked"
     ]
 }
 sort_variants! { ReadError, READ_ERRORS, name_of_read_error:

@@ -375,4 +375,15 @@ impl Disk {
             ..Self::new(0, None, self.physical, seed)
         }
     }
+
+    /// Puts back what another disk holds in these bytes of a device.
+    pub fn put_back(&mut self, other: &Self, device: Device, bytes: Range<u64>) {
+        let disk = self.disk(device);
+        let within = |at: &u64| bytes.contains(at);
+        self.units[disk].retain(|at, _| !within(at));
+        self.unsettled[disk].retain(|at| !within(at));
+        let theirs = other.units[disk].iter().filter(|(at, _)| within(at));
+        self.units[disk].extend(theirs.map(|(at, versions)| (*at, versions.clone())));
+        self.unsettled[disk].extend(other.unsettled[disk].iter().filter(|at| within(at)));
+    }
 }

@@ -1,6 +1,7 @@
 //! A deterministic world for the library: one executor, one simulated pair of disks, one seed.
 #![allow(unreachable_pub)] // a program of tests has no outside
 
+pub mod anchor;
 pub mod answered;
 pub mod craft;
 pub mod disk;

@@ -109,6 +109,10 @@ impl Oracle {
     pub fn promised(&self) -> BTreeMap<u64, usize> {
         self.blocks.iter().filter(|(_, h)| h.floor > 0).map(|(b, h)| (*b, h.floor)).collect()
     }
+    /// What was acknowledged last, by block: places in the histories.
+    pub fn acknowledged(&self) -> BTreeMap<u64, usize> {
+        self.blocks.iter().map(|(b, h)| (*b, h.acked)).collect()
+    }
     /// What is read of a block that somebody has exchanged while the power was off.
     pub fn check_exchanged(&self, block: BlockIndex, recorded: usize, data: &[u8]) {
         self.check(block, recorded, &self.blocks[&block.0], data, "exchanged");

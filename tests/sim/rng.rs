@@ -1,5 +1,6 @@
 //! SplitMix64 (Steele, Lea, Flood 2014): small, seedable, the same everywhere.
 
+#[derive(Clone)]
 pub struct Rng(u64);
 
 impl Rng {

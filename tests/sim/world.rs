@@ -9,6 +9,7 @@ use super::{
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
+    future::Future,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -279,12 +280,18 @@ pub fn scrub_after(volume: &Volume, io: &SimStorage, oracle: &Oracle) {
 
 /// One life: requests on several queues, until the power fails after so many steps.
 /// `watch` sees every step.
-pub fn live(world: &World, seed: u64, steps: u64, mut watch: impl FnMut()) {
+pub fn live(world: &World, seed: u64, steps: u64, watch: impl FnMut()) {
+    live_beside(world, seed, steps, std::future::ready(()), watch);
+}
+
+/// The same with one more task.
+pub fn live_beside(world: &World, seed: u64, steps: u64, beside: impl Future<Output = ()>, mut watch: impl FnMut()) {
     elsewhere::crash();
     let mut exec = Executor::new(seed);
     let queues: Vec<_> =
         Queue::all(&world.volume).into_iter().map(|queue| Rc::new(RefCell::new(Some(queue)))).collect();
     exec.spawn(world.checkpoints());
+    exec.spawn(beside);
     if !world.distrust && world.rng.borrow_mut().chance(15) {
         exec.spawn(world.scrubs());
     }

@@ -5,7 +5,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 use std::{fmt, io, path::Path, process::ExitCode};
 use ublk_integrity::{
-    Device, DeviceError, Errno, KeyLength, Latched, ReadError, WriteError,
+    AnchorLoss, Device, DeviceError, Errno, KeyLength, Latched, ReadError, WriteError,
+    anchor::{AnchorError, KeepError, MoveError},
     create::FormatError,
     heal::HealError,
     key_slots::SlotError,
@@ -207,6 +208,8 @@ pub fn way_out(why: Latched) -> &'static str {
     match why {
         Latched::Undecided(_) => "it goes on once that can be read, and `add --decide-unreadable` gives such blocks up",
         Latched::Abandoned | Latched::Closed => "`del` and `add` open it anew",
+        Latched::Anchor(AnchorLoss::Taken) => "`del` ends it here; who has opened it since goes on",
+        Latched::Anchor(AnchorLoss::Away) => "once the anchor is there, `del` and `add` open it anew",
         Latched::Device(_) | Latched::WriteBack(_) | Latched::UnknownBlock(_) | Latched::Superblock(_) => {
             "mend or replace that device, and open it anew"
         }
@@ -281,6 +284,7 @@ impl From<OpenError> for Failure {
             }
             OpenError::Grow(GrowError::NoRoom { .. }) => Exit::Device,
             OpenError::Options(_) | OpenError::Grow(_) => Exit::Arguments,
+            OpenError::Anchor(e) => exit_of_anchor(e),
             OpenError::Memory { .. } => Exit::Memory,
             OpenError::Device(d) => Exit::of_errno(d.errno.0),
             OpenError::NotAVolume
@@ -299,6 +303,61 @@ impl From<OpenError> for Failure {
     }
 }
 
+/// What an anchor that says no stands for.
+fn exit_of_anchor(e: &AnchorError) -> Exit {
+    match e {
+        AnchorError::Needed => Exit::Arguments,
+        AnchorError::Older { .. } | AnchorError::Damaged => Exit::Integrity,
+        AnchorError::Taken { .. } | AnchorError::Present { .. } => Exit::Busy,
+        AnchorError::Away(_)
+        | AnchorError::Absent
+        | AnchorError::OtherVolume(_)
+        | AnchorError::OtherKey
+        | AnchorError::Unknown(_)
+        | AnchorError::MovedAway { .. } => Exit::Device,
+    }
+}
+
+/// What to do about an anchor that says no.
+fn about_anchor(e: &AnchorError) -> &'static str {
+    match e {
+        AnchorError::Needed => ": name it with --anchor; what only reads can do --without-anchor",
+        AnchorError::Away(_) => ": nothing is opened without it; try again when it is there",
+        AnchorError::Absent => ": is it another one? `anchor init` begins, `anchor reset` begins again",
+        AnchorError::Present { .. } => ": leave --anchor of `format` or `anchor init` out, or name another place",
+        AnchorError::Damaged => ": `anchor reset` begins again, with what the devices hold now",
+        AnchorError::OtherVolume(_) | AnchorError::OtherKey => ": name another",
+        AnchorError::Unknown(_) => ": a newer program knows it",
+        AnchorError::MovedAway { .. } => ": name the place that it is in now",
+        AnchorError::Older { .. } => {
+            ": put back the newest disk; if this state is meant, `anchor reset --accept-rollback` takes it"
+        }
+        AnchorError::Taken { .. } => ": nothing was served here",
+    }
+}
+
+impl From<AnchorError> for Failure {
+    fn from(e: AnchorError) -> Self {
+        Self::new(exit_of_anchor(&e), format_args!("{e}{}", about_anchor(&e)))
+    }
+}
+
+impl From<MoveError> for Failure {
+    fn from(e: MoveError) -> Self {
+        let (MoveError::From(of) | MoveError::To(of)) = &e;
+        Self::new(exit_of_anchor(of), format_args!("{e}{}", about_anchor(of)))
+    }
+}
+
+impl From<KeepError> for Failure {
+    fn from(e: KeepError) -> Self {
+        match e {
+            KeepError::Anchor(e) => e.into(),
+            KeepError::Latched(why) => why.into(),
+        }
+    }
+}
+
 /// What to do about a volume that can't be opened, where the error does not say.
 fn what_to_do(e: &OpenError) -> &'static str {
     match e {
@@ -307,6 +366,7 @@ fn what_to_do(e: &OpenError) -> &'static str {
         OpenError::Tampered { .. } => ": what it vouches for can't be told from a forgery; use a backup",
         OpenError::TooSmall { .. } => ": is it another device, or cut short?",
         OpenError::OtherVolume { .. } => ", is it another device?",
+        OpenError::Anchor(e) => about_anchor(e),
         OpenError::Device(_) => ": mend or replace that device",
         OpenError::Away(_) => "; try again when it is back",
         _ => "",

@@ -4,7 +4,9 @@ use super::{Candidates, patience::Effort, ring::Ring};
 use crate::{
     BlockIndex, ByteOffset, Device, DeviceError, Epoch, Errno, RecordNumber, Seq, Storage,
     crypto::{keys::Keys, tagger::Tagger},
-    format::{Entry, Feature, Layout, RawRecord, RecordHead, RecordShape, Superblock, Tag, Unknown, VerifiedRecord},
+    format::{
+        Entry, Feature, Layout, Link, RawRecord, RecordHead, RecordShape, Superblock, Tag, Unknown, VerifiedRecord,
+    },
     lifecycle::{open_error::OpenError, superblocks::Newest},
     log::{LogPoint, RECORDS_IN_FLIGHT, next_position},
     options::UnreadLog,
@@ -27,6 +29,8 @@ pub(crate) struct Chain {
     pub(crate) end: LogPoint,
     /// The number after that of the last record of the chain: that of the next may be higher.
     pub(crate) followed_to: RecordNumber,
+    /// The link that the chain has at the record asked for.
+    pub(crate) link_at: Option<Link>,
     /// A place of the ring that can't be read and where the chain does not go on: a warning.
     pub(crate) unreadable: Option<DeviceError>,
     pub(crate) unread: Option<Unread>,
@@ -56,12 +60,13 @@ pub(crate) struct Unread {
 ///
 /// It is never the case that a log ends where it can't be read: what can't be read may be the
 /// newest record, so the log is refused, or followed as `unread` says, with that told. What it says
-/// is added to `candidates`.
+/// is added to `candidates`. Of the record `asked_for` the link is noted, where the chain gets to it.
 pub(crate) async fn follow<S: Storage>(
     io: &S,
     newest: &Newest,
     tagger: &Tagger,
     unread: UnreadLog,
+    asked_for: Option<RecordNumber>,
     mut candidates: Candidates,
 ) -> Result<Chain, OpenError> {
     let effort = if unread == UnreadLog::Refuse { Effort::Bounded } else { Effort::Thorough };
@@ -76,8 +81,11 @@ pub(crate) async fn follow<S: Storage>(
         false_bytes: 0,
         torn: Torn::default(),
     };
-    let (mut records, mut missed, mut looks) = (0, None, 0);
+    let (mut records, mut missed, mut looks, mut link_at) = (0, None, 0, None);
     loop {
+        if asked_for == Some(walk.end.number) {
+            link_at = Some(walk.end.link);
+        }
         match walk.next().await? {
             Step::Record(record, bytes) => {
                 let VerifiedRecord { head, link, .. } = record;
@@ -109,7 +117,7 @@ pub(crate) async fn follow<S: Storage>(
     let number = walk.after_stranded().await?;
     let unreadable = walk.ring.first_unreadable().filter(|_| missed.is_none());
     let end = LogPoint { number, ..walk.end };
-    Ok(Chain { candidates, records, end, followed_to, unreadable, unread: missed, torn: walk.torn })
+    Ok(Chain { candidates, records, end, followed_to, link_at, unreadable, unread: missed, torn: walk.torn })
 }
 
 /// Adds what a record says to the candidates; `missed` is told which changes come after what could not

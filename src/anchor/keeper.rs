@@ -1,0 +1,151 @@
+//! Telling the anchor how far the log has got, while a volume is served.
+
+use super::{Anchor, AnchorError, AnchorNote, exchange};
+use crate::{
+    AnchorLoss, Latched, RequestContext, Seq, Storage, Volume,
+    crypto::keys::AnchorKey,
+    format::{AnchorBody, AnchorState},
+};
+use serde::Serialize;
+
+/// Tells the anchor of an open volume how far its log has got. One thread has it.
+pub struct AnchorKeeper {
+    key: AnchorKey,
+    /// What the anchor holds.
+    held: AnchorBody,
+    /// What was sent to it, and may be there or may come yet: until that is known nothing else is.
+    under_way: Option<AnchorBody>,
+    /// All numbers up to this one are covered, and none is left out.
+    covered: Option<Seq>,
+}
+
+/// What a tick has done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ticked {
+    /// The anchor holds all that was answered before the tick began.
+    Anchored,
+    /// The same, and it did before: nothing was written.
+    Idle,
+    /// The log had no room to say all that was durable: some of it is not covered yet.
+    Partly,
+}
+
+/// Why the anchor could not be told.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// The anchor's doing. [`Away`](AnchorError::Away) may pass; all else has made the volume read-only.
+    #[error(transparent)]
+    Anchor(AnchorError),
+    /// The volume is read-only.
+    #[error("{0}")]
+    Latched(Latched),
+}
+
+/// What an anchor holds, for people.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct AnchorStatus {
+    /// "serving", "moving" or "moved_away".
+    pub state: &'static str,
+    /// One more with every write.
+    pub generation: u64,
+    /// Number of the next log record: all before it are covered.
+    pub record: u64,
+    /// When it was written, in seconds since 1970.
+    pub written_seconds: u64,
+    /// By which host.
+    pub host: String,
+    /// How often an older state was accepted, on purpose.
+    pub resets: u64,
+    /// When that was last, in seconds since 1970; 0: never.
+    pub reset_seconds: u64,
+}
+
+impl AnchorStatus {
+    pub(super) fn of(body: &AnchorBody) -> Self {
+        Self {
+            state: match body.state {
+                AnchorState::Serving => "serving",
+                AnchorState::Moving => "moving",
+                AnchorState::MovedAway => "moved_away",
+            },
+            generation: body.generation,
+            record: body.point.number.0,
+            written_seconds: body.written_seconds,
+            host: body.host.to_string(),
+            resets: body.resets,
+            reset_seconds: body.reset_seconds,
+        }
+    }
+}
+
+impl AnchorKeeper {
+    pub(super) fn new(key: AnchorKey, held: AnchorBody) -> Self {
+        // Nothing has been written since the commit.
+        Self { key, held, under_way: None, covered: Some(Seq(0)) }
+    }
+
+    /// What the anchor holds, as far as is known.
+    pub fn status(&self) -> AnchorStatus {
+        AnchorStatus::of(&self.held)
+    }
+
+    /// Has the anchor cover all that was answered before: a flush, its entry in a durable record, then the point behind that. Like a
+    /// flush it may wait for writes and for the checkpoint; no request waits for it. An anchor that was taken over makes the
+    /// volume read-only. `context` is for this alone.
+    pub async fn tick<S: Storage, A: Anchor>(
+        &mut self,
+        (volume, io): (&Volume, &S),
+        context: &mut RequestContext,
+        (anchor, note): (&A, &AnchorNote),
+    ) -> Result<Ticked, KeepError> {
+        if let Some(why) = volume.latched() {
+            return Err(KeepError::Latched(why));
+        }
+        self.settle(volume, anchor).await?;
+        let recorded = volume.record_flush(io, context, self.covered).await.map_err(KeepError::Latched)?;
+        let Some(recorded) = recorded else { return Ok(Ticked::Idle) };
+        let body = self.held.at(recorded.point, volume.epoch(), note);
+        self.send(volume, anchor, body).await?;
+        self.covered = recorded.all_up_to;
+        Ok(if recorded.is_cut { Ticked::Partly } else { Ticked::Anchored })
+    }
+
+    /// The last point of a volume that has been [closed](Volume::close): not one record of it may be missing later.
+    pub async fn finish<A: Anchor>(
+        &mut self,
+        volume: &Volume,
+        (anchor, note): (&A, &AnchorNote),
+    ) -> Result<(), KeepError> {
+        match volume.latched() {
+            None | Some(Latched::Closed) => {}
+            Some(why) => return Err(KeepError::Latched(why)),
+        }
+        self.settle(volume, anchor).await?;
+        let end = volume.durable_point();
+        if (end.number, end.link) == (self.held.point.number, self.held.point.link) {
+            return Ok(());
+        }
+        let body = self.held.at(end, volume.epoch(), note);
+        self.send(volume, anchor, body).await
+    }
+
+    /// What was sent and not answered is sent again, the same: another body of the same generation could not be told from
+    /// somebody else's when the first arrives after all.
+    async fn settle<A: Anchor>(&mut self, volume: &Volume, anchor: &A) -> Result<(), KeepError> {
+        match self.under_way {
+            Some(body) => self.send(volume, anchor, body).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn send<A: Anchor>(&mut self, volume: &Volume, anchor: &A, body: AnchorBody) -> Result<(), KeepError> {
+        self.under_way = Some(body);
+        let sent = exchange::replace(anchor, &self.key, self.held.generation, &body).await;
+        match &sent {
+            Ok(()) => (self.held, self.under_way) = (body, None),
+            Err(AnchorError::Away(_)) => {}
+            Err(_) => volume.latch_for_anchor(AnchorLoss::Taken),
+        }
+        sent.map_err(KeepError::Anchor)
+    }
+}

@@ -1,0 +1,91 @@
+//! The bodies that follow each other in an anchor, and why each may.
+
+use super::AnchorNote;
+use crate::{
+    Epoch,
+    format::{AnchorBody, AnchorPoint, AnchorState, HostName, OpenId, Superblock},
+    log::LogPoint,
+};
+
+/// As much of it as a body has room for.
+fn host(note: &AnchorNote) -> HostName {
+    let mut name = HostName::new();
+    let fitting = note.host.chars().filter(|c| !c.is_control());
+    let _ = fitting.map(|c| name.try_push(c)).take_while(Result::is_ok).count();
+    name
+}
+
+impl AnchorBody {
+    fn followed(self, note: &AnchorNote) -> Self {
+        Self { generation: self.generation + 1, written_seconds: note.seconds, host: host(note), ..self }
+    }
+
+    /// An open is under way that will give the superblocks this id. What the devices hold stays permitted, and what they will
+    /// hold is: nothing has been served yet.
+    ///
+    /// Where they hold the superblock of an open that was cut short, *that* is what stays permitted from here on. Both copies
+    /// have it by now, and the state before is on the disk no more.
+    pub(super) fn intent(self, presented: &Superblock, id: OpenId, note: &AnchorNote) -> Self {
+        let base = match presented.open_id == self.id {
+            true => self,
+            false => Self {
+                id: presented.open_id,
+                point: AnchorPoint { number: presented.record_number, link: presented.link },
+                ..self
+            },
+        };
+        Self { state: AnchorState::Moving, next: Some(id), epoch: presented.epoch, ..base.followed(note) }
+    }
+
+    /// Both copies of the superblock have the id: every state from before is refused.
+    pub(super) fn commit(self, written: &Superblock, note: &AnchorNote) -> Self {
+        let point = AnchorPoint { number: written.record_number, link: written.link };
+        let (state, id, next) = (AnchorState::Serving, written.open_id, None);
+        Self { state, id, next, point, epoch: written.epoch, ..self.followed(note) }
+    }
+
+    /// The log has got so far in the life that is served.
+    pub(super) fn at(self, point: LogPoint, epoch: Epoch, note: &AnchorNote) -> Self {
+        let point = AnchorPoint { number: point.number, link: point.link };
+        Self { point, epoch, ..self.followed(note) }
+    }
+
+    /// Somebody else speaks for the volume from now on, or nobody.
+    pub(super) fn moved_away(self, note: &AnchorNote) -> Self {
+        Self { state: AnchorState::MovedAway, next: None, ..self.followed(note) }
+    }
+
+    /// The first of a volume, or the first after a reset: it follows one that had a `generation` and says how often such has
+    /// been.
+    pub(super) fn first(written: &Superblock, generation: u64, note: &AnchorNote, (resets, reset): (u64, u64)) -> Self {
+        Self {
+            state: AnchorState::Serving,
+            uuid: written.uuid,
+            // What is damaged may claim any.
+            generation: if generation < u64::MAX / 2 { generation + 1 } else { 1 },
+            id: written.open_id,
+            next: None,
+            point: AnchorPoint { number: written.record_number, link: written.link },
+            epoch: written.epoch,
+            written_seconds: note.seconds,
+            resets,
+            reset_seconds: reset,
+            host: host(note),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::anchor_of_test;
+
+    #[test]
+    fn a_host_name_is_cut_where_it_does_not_fit() {
+        let named = |name: &str| host(&AnchorNote { seconds: 1, host: name.into() }).to_string();
+        assert_eq!(named("alpha\n"), "alpha");
+        assert_eq!(named(&"é".repeat(40)), "é".repeat(32));
+        let next = anchor_of_test().moved_away(&AnchorNote { seconds: 5, host: "beta".into() });
+        assert_eq!((next.generation, next.written_seconds, next.host.as_str()), (8, 5, "beta"));
+    }
+}
