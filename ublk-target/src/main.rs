@@ -12,6 +12,7 @@
 //!
 //! ```text
 //!   cli/             one file for each command: options, words, exit codes
+//!   anchor/          where a volume's newest state is held outside its disk: the file, the daemon's thread
 //!   boot/            /etc/ublk-integritytab, and the units made from it
 //!   daemon/          a device's process: its start, what it refuses, threads, state files, end
 //!   ublk/            the kernel's driver: devices, queues, requests, answers, write-back
@@ -37,6 +38,7 @@
 // They panic where nothing can be written: `output` has what does not.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
+mod anchor;
 mod boot;
 mod checkpoints;
 mod cli;

@@ -2,6 +2,7 @@
 //! of their own.
 
 use crate::{
+    anchor::{AnyAnchor, Chosen, asked, note},
     checkpoints::{self, AtStop, Stop},
     daemon::memory_budget::{Available, Purpose},
     device::{Backing, Backings, Use},
@@ -22,6 +23,7 @@ use futures_util::future::{Either, join, select};
 use std::{future::Future, path::Path, pin::pin, time::Duration};
 use ublk_integrity::{
     Buf, Credential, Device, RequestContext, Volume,
+    anchor::{AnchorKeeper, AnchorPurpose, AnchorUse},
     key_slots::unlock,
     open::{Access, Grow, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
 };
@@ -72,13 +74,25 @@ pub struct Opening {
     pub grow: Option<Grow>,
     /// Whether to go on, with a warning, where a daemon that was killed has left writes in memory.
     pub without_kept: bool,
+    /// Whether a volume that has an anchor is read without it.
+    pub without_anchor: bool,
+    /// What becomes of its anchor, where one is named.
+    pub purpose: AnchorPurpose,
 }
 
 impl Opening {
     /// The strictest way.
     pub fn new(access: Access, uuid: Option<uuid::Uuid>) -> Self {
         let uuid = uuid.map(uuid::Uuid::into_bytes);
-        Self { access, uuid, unread_log: UnreadLog::Refuse, grow: None, without_kept: false }
+        Self {
+            access,
+            uuid,
+            unread_log: UnreadLog::Refuse,
+            grow: None,
+            without_kept: false,
+            without_anchor: false,
+            purpose: AnchorPurpose::Keep,
+        }
     }
 }
 
@@ -149,7 +163,18 @@ impl Offline {
 
     /// Opens the volume, with recovery. One read of the superblocks says which volume it is, what a
     /// daemon that was killed has left for it in memory, and what is opened.
+    #[cfg(test)]
     pub fn open_volume(&self, key: &Credential, how: Opening) -> Outcome<Volume> {
+        self.open_anchored(key, how, None).map(|(volume, _)| volume)
+    }
+
+    /// The same with an anchor. Who tells it what becomes of the volume, if that is written.
+    pub fn open_anchored(
+        &self,
+        key: &Credential,
+        how: Opening,
+        anchor: Option<&Chosen>,
+    ) -> Outcome<(Volume, Option<AnchorKeeper>)> {
         let available = Available::here(Purpose::Needed).bytes.saturating_sub((LANES * REQUEST) as u64);
         let options = OpenOptions {
             cache_bytes: CACHE.min(available / 4),
@@ -160,6 +185,7 @@ impl Offline {
             expected_uuid: how.uuid,
             unread_log: how.unread_log,
             grow: how.grow,
+            without_anchor: how.without_anchor,
             ..OpenOptions::new(how.access, random()?)
         };
         let verified = self.verify(key, &options)?;
@@ -171,14 +197,15 @@ impl Offline {
                 output::warn(format_args!("{line}; here the volume is as it was without them"));
             }
         }
-        let volume = self.open_verified(verified, &options, |failure| failure)?;
+        let with = anchor.map(|anchor| anchor.used(how.purpose));
+        let (volume, keeper) = self.open_verified((verified, with), &options, |failure| failure)?;
         if let Some(why) = volume.latched().filter(|_| how.access == Access::ReadWrite) {
             let backings = self.backings();
             let meta = backings.meta.as_ref().map(Backing::path);
             let line = format!("nothing can be written to the volume: {why}");
             output::warn(with_paths(&line, backings.data.path(), meta));
         }
-        Ok(volume)
+        Ok((volume, keeper))
     }
 
     /// Unlocks the volume's key, and reads and verifies the superblocks.
@@ -203,12 +230,22 @@ impl Offline {
     /// `older`: what more there is to say where the devices hold an older state than they should.
     pub fn open_verified(
         &self,
-        verified: VerifiedVolume,
+        (verified, anchor): (VerifiedVolume, Option<AnchorUse<'_, AnyAnchor>>),
         options: &OpenOptions,
         older: impl FnOnce(Failure) -> Failure,
-    ) -> Outcome<Volume> {
+    ) -> Outcome<(Volume, Option<AnchorKeeper>)> {
         let _notice = self.notice();
-        self.run(verified.open(&self.io(), options))?.map_err(|e| match e {
+        let io = self.io();
+        let opened = self.run(async {
+            match anchor {
+                Some(anchor) => {
+                    let opened = verified.open_anchored(&io, options, anchor).await;
+                    opened.map(|(volume, keeper)| (volume, Some(keeper)))
+                }
+                None => verified.open(&io, options).await.map(|volume| (volume, None)),
+            }
+        });
+        opened?.map_err(|e| match e {
             OpenError::OlderState { .. } => older(e.into()),
             _ => self.refusal(e),
         })
@@ -257,6 +294,14 @@ impl Offline {
             wait::tell(&still_opening(&paths, passed, now.zip(before).map(|(now, before)| now.saturating_sub(before))));
             before = now;
         })
+    }
+
+    /// Tells the anchor of a volume that has been closed its last point.
+    pub fn finish(volume: &Volume, keeper: Option<AnchorKeeper>, anchor: Option<&Chosen>) -> Outcome {
+        if let Some((mut keeper, chosen)) = keeper.zip(anchor) {
+            asked(keeper.finish(volume, (&chosen.anchor, &note())))?;
+        }
+        Ok(())
     }
 
     /// Runs `work` while checkpoints make room for what it writes, and one more at the end.

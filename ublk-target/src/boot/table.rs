@@ -1,6 +1,6 @@
 //! `/etc/ublk-integritytab`: which volumes the machine has, one in a line; docs/ublk-integritytab.md.
 
-use crate::{daemon::settings::SyncLog, name::DeviceName, size::Size};
+use crate::{anchor, daemon::settings::SyncLog, name::DeviceName, size::Size};
 use clap::ValueEnum;
 use std::{
     collections::HashMap,
@@ -90,6 +90,8 @@ pub struct Options {
     pub write_back: Option<u16>,
     /// Whether small writes that must be durable at once lie in the log with their data.
     pub sync_log: Option<SyncLog>,
+    /// Where the volume's anchor is.
+    pub anchor: Option<anchor::Place>,
     /// Not by itself at boot, nor by `attach --all`.
     pub noauto: bool,
     /// The boot goes on without it.
@@ -246,7 +248,7 @@ impl Key {
     }
 }
 
-const KNOWN: &str = "meta=, read-only, discard, no-discard, cache=, queues=, write-back=, sync-log=, on-mismatch=fail, noauto, nofail, _netdev, x-initrd.attach and timeout=";
+const KNOWN: &str = "meta=, read-only, discard, no-discard, cache=, queues=, write-back=, sync-log=, anchor=, on-mismatch=fail, noauto, nofail, _netdev, x-initrd.attach and timeout=";
 
 fn parse_options(words: &str) -> Result<Options, String> {
     let mut options = Options::default();
@@ -290,6 +292,7 @@ impl Options {
             "queues" => self.queues = Some(count(value()?, 1, 4096)?),
             "write-back" => self.write_back = Some(count(value()?, 0, 1024)?),
             "sync-log" => self.sync_log = Some(sync_log(value()?)?),
+            "anchor" => self.anchor = Some(value()?.parse()?),
             "on-mismatch" if value()? == "fail" => {}
             "on-mismatch" => return Err("only fail is allowed here: `add --on-mismatch` is for rescue".into()),
             "timeout" => self.timeout = Some(seconds(value()?)?),
@@ -395,7 +398,7 @@ mod tests {
 
     #[test]
     fn options_are_known_words() {
-        let all = "meta=PARTLABEL=m,read-only,no-discard,,cache=64M,queues=2,write-back=0,sync-log=off,on-mismatch=fail,noauto,nofail,_netdev,x-initrd.attach,timeout=2min";
+        let all = "meta=PARTLABEL=m,read-only,no-discard,,cache=64M,queues=2,write-back=0,sync-log=off,anchor=file:/mnt/a,on-mismatch=fail,noauto,nofail,_netdev,x-initrd.attach,timeout=2min";
         let expected = Options {
             meta: Some(Place::PartLabel("m".into())),
             read_only: true,
@@ -404,6 +407,7 @@ mod tests {
             queues: Some(2),
             write_back: Some(0),
             sync_log: Some(SyncLog::Off),
+            anchor: Some("file:/mnt/a".parse().unwrap()),
             noauto: true,
             nofail: true,
             netdev: true,
@@ -418,6 +422,7 @@ mod tests {
             "cache",
             "cache=",
             "cache=1.5G",
+            "anchor=/mnt/a",
             "queues=0",
             "queues=4097",
             "write-back=-1",

@@ -160,7 +160,8 @@ fn needed_files(entry: &Entry) -> Vec<PathBuf> {
         Place::Path(path) if !path.starts_with("/dev") => Some(path.clone()),
         _ => None,
     });
-    key.into_iter().filter(|key| !key.starts_with("/dev")).chain(files).collect()
+    let anchor = entry.options.anchor.as_ref().and_then(|place| place.file()).map(Path::to_owned);
+    key.into_iter().chain(anchor).filter(|path| !path.starts_with("/dev")).chain(files).collect()
 }
 
 /// Lines of a unit.

@@ -1,6 +1,10 @@
 //! `add`: a device from a volume.
 
-use super::{DeviceArgs, ExpectedArgs, device_number};
+use super::{
+    DeviceArgs, ExpectedArgs,
+    anchored::{AnchorArgs, KeepArgs},
+    device_number,
+};
 use crate::{
     daemon::{
         self, Origin, Start,
@@ -56,6 +60,13 @@ pub struct Args {
     /// Offer no discard, and pass none down
     #[arg(long)]
     no_discard: bool,
+    #[command(flatten)]
+    anchor: AnchorArgs,
+    #[command(flatten)]
+    keep: KeepArgs,
+    /// With --read-only: serve a volume that has an anchor without it; what is read may be an older state
+    #[arg(long, requires = "read_only", conflicts_with = "anchor")]
+    without_anchor: bool,
     /// Write nothing
     #[arg(long)]
     read_only: bool,
@@ -204,6 +215,8 @@ fn settings(
         read_only,
         write_back: if read_only { 0 } else { defaults.counts.write_back },
         sync_log: args.sync_log,
+        anchor: args.anchor.settings(&args.keep),
+        without_anchor: args.without_anchor,
         verbose: args.verbose,
         recovery: !args.no_recovery,
         decide_unreadable: args.decide_unreadable,
@@ -214,7 +227,7 @@ fn settings(
 /// What `recover` and `list` will need is stored as JSON, which has no bytes that are not text.
 pub fn refuse_unstorable(settings: &Settings) -> Outcome {
     let key = settings.key.file();
-    match std::iter::once(&settings.data).chain(&settings.meta).chain(key).find(|path| path.to_str().is_none()) {
+    match settings.needs().chain(key.map(PathBuf::as_path)).find(|path| path.to_str().is_none()) {
         Some(path) => {
             let message = format!("the path {} is not UTF-8 and can't be stored: use a link to it", path.display());
             Err(Failure::new(Exit::Arguments, message))

@@ -215,6 +215,7 @@ fn option_words(options: &Options) -> Vec<OsString> {
         ("--queues", options.queues.map(|count| count.to_string())),
         ("--write-back", options.write_back.map(|count| count.to_string())),
         ("--sync-log", options.sync_log.map(|when| when.as_str().into())),
+        ("--anchor", options.anchor.as_ref().map(ToString::to_string)),
     ];
     let flags = flags.into_iter().filter(|(_, wanted)| *wanted).map(|(word, _)| OsString::from(word));
     let values = values.into_iter().filter_map(|(word, value)| Some([word.into(), OsString::from(value?)]));
@@ -227,10 +228,10 @@ mod tests {
 
     #[test]
     fn each_option_of_the_table_is_one_of_add() {
-        let line = "home /dev/null /k read-only,no-discard,cache=64M,queues=2,write-back=0,sync-log=off,meta=/dev/zero";
+        let line = "home /dev/null /k read-only,no-discard,cache=64M,queues=2,write-back=0,sync-log=off,meta=/dev/zero,anchor=file:/a";
         let table = Table::parse(line.as_bytes());
         let words = words(&table.entries[0]).unwrap();
-        let expected = "--or-recover --name home --data /dev/null --meta /dev/zero --key-file /k --read-only --no-discard --cache 67108864 --queues 2 --write-back 0 --sync-log off";
+        let expected = "--or-recover --name home --data /dev/null --meta /dev/zero --key-file /k --read-only --no-discard --cache 67108864 --queues 2 --write-back 0 --sync-log off --anchor file:/a";
         assert_eq!(words.join(" ".as_ref()), expected);
         let args = parse(words).unwrap();
         assert!(args.or_recover && args.name.is_some_and(|name| name.as_str() == "home"));

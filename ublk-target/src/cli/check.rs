@@ -1,7 +1,9 @@
 //! `check`: verify every block of a volume that is not in use.
 
 use super::{
-    DeviceArgs, ExpectedArgs, progress,
+    DeviceArgs, ExpectedArgs,
+    anchored::{AnchorArgs, WithoutAnchor},
+    progress,
     replica::{Places, ReplicaArgs, Replicas, Tally},
 };
 use crate::{
@@ -38,6 +40,10 @@ pub struct Args {
     key: KeyArgs,
     #[command(flatten)]
     replicas: ReplicaArgs,
+    #[command(flatten)]
+    anchor: AnchorArgs,
+    #[command(flatten)]
+    without: WithoutAnchor,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -65,9 +71,11 @@ pub fn run(args: &Args) -> Outcome {
     let offline = args.devices.open(if heals { Use::Exclusive } else { Use::Shared })?;
     let key = args.key.load()?;
     let access = if heals { Access::ReadWrite } else { Access::ReadOnly };
+    let anchor = args.anchor.open(&args.devices)?;
+    let without_anchor = args.without.without_anchor;
     // What is to be healed is to be all that was answered.
-    let how = Opening { without_kept: !heals, ..Opening::new(access, args.expected.uuid) };
-    let volume = offline.open_volume(&key, how)?;
+    let how = Opening { without_kept: !heals, without_anchor, ..Opening::new(access, args.expected.uuid) };
+    let (volume, keeper) = offline.open_anchored(&key, how, anchor.as_ref())?;
     let recovery = volume.recovery();
     let block_size = u64::from(volume.info().block_size);
     let bar = progress::bar(volume.info().size);
@@ -86,6 +94,7 @@ pub fn run(args: &Args) -> Outcome {
         }
         // What was found and healed is told in any case.
         closed = offline.run_to_its_end(volume.close(&io)).and_then(|closed| Ok(closed?));
+        closed = closed.and_then(|()| Offline::finish(&volume, keeper, anchor.as_ref()));
     }
     if !report.is_whole() {
         // What has been found by then is told.

@@ -2,7 +2,14 @@
 
 mod rescue;
 
-use super::{DeviceArgs, ExpectedArgs, bad_runs::BadRuns, check::refuse_latched, new_file::NewFile, progress};
+use super::{
+    DeviceArgs, ExpectedArgs,
+    anchored::{AnchorArgs, WithoutAnchor},
+    bad_runs::BadRuns,
+    check::refuse_latched,
+    new_file::NewFile,
+    progress,
+};
 use crate::{
     device::Use,
     event_loop::ring::RingStorage,
@@ -38,6 +45,10 @@ pub struct Args {
     /// Overwrite OUT
     #[arg(long)]
     pub force: bool,
+    #[command(flatten)]
+    anchor: AnchorArgs,
+    #[command(flatten)]
+    without: WithoutAnchor,
     /// Where a part of the tag log can't be read: OUT gets what is newest for sure. What
     /// may be older than what was last written goes to OUT.may-be-older, OUT.map lists it,
     /// and the exit code is 6
@@ -68,7 +79,10 @@ pub fn run(args: &Args) -> Outcome {
     if args.rescue {
         return rescue::run(args, &offline, &key);
     }
-    let volume = offline.open_volume(&key, Opening::new(Access::ReadOnly, args.expected.uuid))?;
+    let anchor = args.anchor.open(&args.devices)?;
+    let how =
+        Opening { without_anchor: args.without.without_anchor, ..Opening::new(Access::ReadOnly, args.expected.uuid) };
+    let (volume, _) = offline.open_anchored(&key, how, anchor.as_ref())?;
     let out = Sink::open(args)?;
     let named = |text: &str| args.devices.named(text);
     let copied = copy(&offline, &volume, Part::From(BlockIndex(0)), out, &args.out, named)?;

@@ -1,7 +1,8 @@
 //! `format`: a new volume.
 
-use super::{DeviceArgs, dump::describe, key::new_slot, tag_name::TagName};
+use super::{DeviceArgs, anchor, anchored::AnchorArgs, dump::describe, key::new_slot, tag_name::TagName};
 use crate::{
+    anchor::asked,
     device::{Backing, Backings, Use, signature},
     failure::{Context, Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
@@ -21,7 +22,7 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    Credential, Device, MasterKey, Storage,
+    Credential, Device, Storage,
     create::{self, Capacity, FormatOptions, Label, VolumeInfo},
     key_slots::{self, UnlockedSlots},
     open::{self, Dump},
@@ -65,6 +66,8 @@ pub struct Args {
     /// is the first, `key add` adds others. A passphrase has slots anyhow
     #[arg(long)]
     key_slots: bool,
+    #[command(flatten)]
+    anchor: AnchorArgs,
     /// Destroy what is there, and disregard that it is mounted
     #[arg(long)]
     force: bool,
@@ -96,35 +99,41 @@ struct Report<'a> {
 }
 
 /// The key of a new volume.
-enum NewKey {
-    /// What was given.
-    Given(MasterKey),
-    /// A fresh one, in a slot that is opened by what was given.
-    Wrapped(Box<UnlockedSlots>),
+struct NewKey {
+    given: Credential,
+    /// A fresh key, in a slot that is opened by what was given: else that is the key.
+    wrapped: Option<Box<UnlockedSlots>>,
 }
 
 impl NewKey {
     fn of(given: KeySource, slots: bool) -> Outcome<Self> {
-        Ok(match given.load_new()? {
-            Credential::Key(key) if !slots => Self::Given(key),
-            by => {
-                let (uuid, key) = (uuid::Uuid::new_v4().into_bytes(), Zeroizing::new(random::<32>()?));
-                Self::Wrapped(Box::new(key_slots::first((&uuid, &key), &by, &new_slot(None)?)?))
-            }
-        })
+        let given = given.load_new()?;
+        if matches!(&given, Credential::Key(_) if !slots) {
+            return Ok(Self { given, wrapped: None });
+        }
+        let (uuid, key) = (uuid::Uuid::new_v4().into_bytes(), Zeroizing::new(random::<32>()?));
+        let wrapped = Box::new(key_slots::first((&uuid, &key), &given, &new_slot(None)?)?);
+        Ok(Self { given, wrapped: Some(wrapped) })
     }
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let key = NewKey::of(args.key.source()?, args.key_slots)?;
+    let mut key = NewKey::of(args.key.source()?, args.key_slots)?;
     let mut done = Done::default();
-    let volume = make_files(args, &mut done.made).and_then(|()| format(args, key, &mut done.wiped));
+    let volume = make_files(args, &mut done.made)
+        .and_then(|()| room_for_anchor(args, &mut done.made))
+        .and_then(|()| format(args, &mut key, &mut done.wiped));
     if volume.is_err() {
         for path in &done.made {
             let _ = std::fs::remove_file(path);
         }
     }
     let volume = volume?;
+    if args.anchor.anchor.is_some() {
+        let begun = args.devices.open(Use::Exclusive);
+        let begun = begun.and_then(|offline| anchor::begin(&offline, &key.given, &args.anchor, &args.devices));
+        begun.doing(format_args!("volume {} is made, but has no anchor (`anchor init`)", volume.uuid))?;
+    }
     let out = if args.json { Output::json(&Report { volume: &volume, done: &done }) } else { lines(&volume, &done) };
     out.print().doing(format_args!("volume {} is made, but", volume.uuid))
 }
@@ -228,7 +237,19 @@ fn refuse_dev(path: &Path) -> Outcome {
     Ok(())
 }
 
-fn format(args: &Args, key: NewKey, wiped: &mut Vec<(PathBuf, String)>) -> Outcome<VolumeInfo> {
+/// An anchor that can't be the volume's destroys nothing. A file that is made for it goes with the others.
+fn room_for_anchor(args: &Args, made: &mut Vec<PathBuf>) -> Outcome {
+    let Some(place) = &args.anchor.anchor else { return Ok(()) };
+    let is_new = place.is_new();
+    let chosen = args.anchor.make(&args.devices)?;
+    made.extend(is_new.then(|| place.path().to_owned()));
+    match asked(chosen.holds_nothing()) {
+        true => Ok(()),
+        false => Err(Failure::new(Exit::Busy, format_args!("the anchor {place} holds something: name another place"))),
+    }
+}
+
+fn format(args: &Args, key: &mut NewKey, wiped: &mut Vec<(PathBuf, String)>) -> Outcome<VolumeInfo> {
     let DeviceArgs { data, meta } = &args.devices;
     let purpose = if args.force { Use::Forced } else { Use::Exclusive };
     let backings = Backings::open(data, meta.as_deref(), purpose, Duration::ZERO)?;
@@ -250,9 +271,10 @@ fn format(args: &Args, key: NewKey, wiped: &mut Vec<(PathBuf, String)>) -> Outco
             wiped.extend(found.into_iter().map(|signature| (path.to_owned(), signature)));
         }
     }
-    let volume = match key {
-        NewKey::Given(key) => offline.run(create::format(&io, &key, &options))??,
-        NewKey::Wrapped(slots) => offline.run(create::format_with_slots(&io, *slots, &options))??,
+    let volume = match (&key.given, key.wrapped.take()) {
+        (_, Some(slots)) => offline.run(create::format_with_slots(&io, *slots, &options))??,
+        (Credential::Key(key), None) => offline.run(create::format(&io, key, &options))??,
+        (Credential::Passphrase(_), None) => unreachable!("it has slots anyhow"),
     };
     if options.tag.lacks_instructions() {
         output::warn(format_args!(

@@ -1,6 +1,6 @@
 //! `import`: the whole content, written through the verified path.
 
-use super::{DeviceArgs, ExpectedArgs, check::refuse_latched, export::is_zero, progress};
+use super::{DeviceArgs, ExpectedArgs, anchored::AnchorArgs, check::refuse_latched, export::is_zero, progress};
 use crate::{
     checkpoints::AtStop,
     device::Use,
@@ -8,7 +8,7 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     interrupt,
     key::KeyArgs,
-    offline::{LANES, Lane, Opening, REQUEST, lanes},
+    offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
     size::Size,
 };
 use futures_util::future::try_join_all;
@@ -30,6 +30,8 @@ pub struct Args {
     expected: ExpectedArgs,
     #[command(flatten)]
     key: KeyArgs,
+    #[command(flatten)]
+    anchor: AnchorArgs,
     /// The content (holes are not read), or "-" for standard input
     #[arg(value_name = "IN")]
     input: PathBuf,
@@ -56,7 +58,9 @@ pub fn run(args: &Args) -> Outcome {
     input.refuse_empty(&args.input)?;
     let offline = args.devices.open(Use::Exclusive)?;
     let key = key.load()?;
-    let volume = offline.open_volume(&key, Opening::new(Access::ReadWrite, args.expected.uuid))?;
+    let anchor = args.anchor.open(&args.devices)?;
+    let how = Opening::new(Access::ReadWrite, args.expected.uuid);
+    let (volume, keeper) = offline.open_anchored(&key, how, anchor.as_ref())?;
     refuse_latched(&volume)?;
     let size = volume.info().size;
     let wanted = Wanted { args, size };
@@ -104,6 +108,7 @@ pub fn run(args: &Args) -> Outcome {
         Ok(volume.flush(&io, &mut lanes[0].context).await?)
     });
     written.map_err(half_done)?;
+    Offline::finish(&volume, keeper, anchor.as_ref())?;
     interrupt::finished();
     bar.finish_and_clear();
     Ok(())

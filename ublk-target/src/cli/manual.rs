@@ -115,6 +115,37 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ),
     ("keygen", &["ublk-integrity keygen /etc/ublk-integrity-keys.d/home.key"]),
     (
+        "anchor",
+        &[
+            "ublk-integrity format --data /dev/vdb --key-file home.key --anchor file:/mnt/stick/home.anchor",
+            "ublk-integrity add --data /dev/vdb --key-file home.key --anchor file:/mnt/stick/home.anchor",
+        ],
+    ),
+    (
+        "anchor init",
+        &["ublk-integrity anchor init --data /dev/vdb --key-file home.key --anchor file:/mnt/stick/home.anchor"],
+    ),
+    (
+        "anchor show",
+        &["ublk-integrity anchor show --data /dev/vdb --key-file home.key --anchor file:/mnt/stick/home.anchor"],
+    ),
+    (
+        "anchor reset",
+        &[
+            "ublk-integrity anchor reset --accept-rollback --uuid baef170f-1036-4f2e-9acd-204d711f4c6a --data /dev/vdb --key-file home.key --anchor file:/mnt/stick/home.anchor",
+        ],
+    ),
+    (
+        "anchor move",
+        &[
+            "ublk-integrity anchor move --data /dev/vdb --key-file home.key --anchor file:/mnt/stick/home.anchor --to file:/mnt/nfs/home.anchor",
+        ],
+    ),
+    (
+        "anchor remove",
+        &["ublk-integrity anchor remove --data /dev/vdb --key-file home.key --anchor file:/mnt/stick/home.anchor"],
+    ),
+    (
         "key",
         &[
             "ublk-integrity key add --data /dev/vdb --key-file home.key --new-passphrase-file - --label rescue",

@@ -1,6 +1,8 @@
 //! The commands and their options.
 
 mod add;
+mod anchor;
+mod anchored;
 mod attach;
 mod bad_runs;
 mod benchmark;
@@ -76,6 +78,7 @@ Sizes are binary: 64M, 1T. Exit codes: 0 done, 1 bad arguments, 2 wrong key or n
 enum Command {
     Keygen(keygen::Args),
     Key(key::Args),
+    Anchor(anchor::Args),
     Format(format::Args),
     #[command(visible_alias = "open")]
     Add(add::Args),
@@ -299,6 +302,7 @@ impl Command {
         match self {
             Self::Keygen(args) => keygen::run(args),
             Self::Key(args) => key::run(args),
+            Self::Anchor(args) => anchor::run(args),
             Self::Format(args) => format::run(args).map_err(|failure| args.devices.failure(failure)),
             Self::Add(args) => attach::add(args),
             Self::Del(args) => del::run(args),

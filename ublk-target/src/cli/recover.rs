@@ -3,6 +3,7 @@
 use super::{
     OneDevice,
     add::{launch, refuse_unstorable},
+    anchored::AnchorArgs,
 };
 use crate::{
     daemon::{Origin, Start, peek::peek, refuse_own_stack, settings::SyncLog, state::State},
@@ -30,6 +31,8 @@ pub struct Args {
     /// what `add` was told]
     #[arg(long, value_name = "WHEN", value_enum)]
     sync_log: Option<SyncLog>,
+    #[command(flatten)]
+    anchor: AnchorArgs,
     /// Stay in the foreground, and log to standard error
     #[arg(long)]
     pub(super) foreground: bool,
@@ -58,6 +61,7 @@ pub fn run(args: &Args) -> Outcome {
 pub fn prepare(args: &Args) -> Outcome<Start> {
     let mut start = start(args.device.number()?, args.key.source()?, args.decide_unreadable)?;
     start.settings.sync_log = args.sync_log.unwrap_or(start.settings.sync_log);
+    start.settings.anchor = args.anchor.instead_of(start.settings.anchor.take());
     Ok(start)
 }
 

@@ -3,14 +3,16 @@
 //! One that is not in use is opened to grow, and closed. One in use is handed over, as by `upgrade`, to
 //! a daemon that opens it so; and that tells the kernel, once it serves.
 
-use super::{DeviceArgs, ExpectedArgs, OneDevice, check::refuse_latched, recover, successor, upgrade};
+use super::{
+    DeviceArgs, ExpectedArgs, OneDevice, anchored::AnchorArgs, check::refuse_latched, recover, successor, upgrade,
+};
 use crate::{
     checkpoints::AtStop,
     daemon::state::State,
     device::Use,
     failure::{Exit, Failure, Outcome},
     key::OptionalKeyArgs,
-    offline::Opening,
+    offline::{Offline, Opening},
     output,
     size::Size,
     ublk,
@@ -34,6 +36,8 @@ pub struct Args {
     key: OptionalKeyArgs,
     #[command(flatten)]
     expected: ExpectedArgs,
+    #[command(flatten)]
+    anchor: AnchorArgs,
     /// Usable size that it shall have [default: what the data device and --max-size of `format` allow]
     #[arg(long)]
     size: Option<Size>,
@@ -70,9 +74,11 @@ fn not_in_use(args: &Args, devices: &DeviceArgs) -> Outcome {
     // For the words alone.
     let before = offline.run(open::dump(&offline.io()))?.ok().and_then(|dump| dump.volume).map(|volume| volume.size);
     let how = Opening { grow: Some(args.grow()), ..Opening::new(Access::ReadWrite, args.expected.uuid) };
-    let volume = offline.open_volume(&key, how)?;
+    let anchor = args.anchor.open(devices)?;
+    let (volume, keeper) = offline.open_anchored(&key, how, anchor.as_ref())?;
     refuse_latched(&volume)?;
     offline.run_with_checkpoints(&volume, AtStop::Close, async { Ok(()) })?;
+    Offline::finish(&volume, keeper, anchor.as_ref())?;
     let now = volume.info().size;
     say(&devices.data.display().to_string(), before.unwrap_or(now), now, "")
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     daemon::{protocol::ANSWERS_WITHIN, state::State},
+    event::time,
     failure::{Exit, Failure, Outcome, with_paths},
     latency::{Distribution, Op, rounded},
     output::{self, Output},
@@ -194,6 +195,7 @@ const KNOWN: &[(&str, &str)] = &[
 /// `{name:size}` for bytes.
 const LINES: &[(&str, &str)] = &[
     ("name", "{name}"),
+    ("anchor", "{anchor}"),
     ("device", "{device}, pid {pid}"),
     ("volume", "{uuid}, {size:size} in blocks of {block_size}, {tag}"),
     ("label", "{label}"),
@@ -242,6 +244,7 @@ fn lines(seen: &Seen, health: &Health) -> Output {
 fn print_status(out: &mut Output, status: &Value) {
     let mut shown = status.clone();
     shown["state"] = state(status).into();
+    shown["anchor"] = anchor(&status["anchor"]).into();
     let scrub = ScrubStatus::deserialize(&status["scrub"]).ok();
     shown["scrub"] = scrub.filter(|scrub| scrub.report.pass > 0).map(|scrub| scrub.summary().to_string()).into();
     shown["sync_log"] = if status["sync_log"] == true { "on" } else { "off" }.into();
@@ -251,6 +254,26 @@ fn print_status(out: &mut Output, status: &Value) {
     let data = Path::new(status["data"].as_str().unwrap_or_default());
     let named = |line: &String| with_paths(line, data, status["meta"].as_str().map(Path::new));
     report::recovery(&found).iter().map(named).for_each(|line| out.line(line));
+}
+
+/// As of when older states are refused; first of all what is wrong with that.
+fn anchor(anchor: &Value) -> Option<String> {
+    let place = anchor["place"].as_str()?;
+    let number = |field: &str| anchor[field].as_u64().unwrap_or(0);
+    let fresh = format!("fresh as of {}, {} s ago", time(number("fresh_seconds")), number("age_seconds"));
+    let why = anchor["why"].as_str().unwrap_or_default();
+    let wrong = match anchor["state"].as_str() {
+        Some("away") => format!("AWAY ({why}), "),
+        Some("stale") => format!("STALE ({why}), what was written since can be rolled back: "),
+        Some("lost") => format!("LOST ({why}), "),
+        _ => String::new(),
+    };
+    let resets = match number("resets") {
+        0 => String::new(),
+        resets => format!(", {resets} resets, the last {}", time(number("reset_seconds"))),
+    };
+    let (generation, lag) = (number("generation"), number("lag_records"));
+    Some(format!("{wrong}{fresh}; {lag} records behind, generation {generation}{resets}, {place}"))
 }
 
 /// How long requests of each kind take that there were, if there were any.
@@ -271,7 +294,7 @@ fn print_lines(out: &mut Output, lines: &[(&str, &str)], values: &Value) {
 fn filled<'a>(lines: &'a [(&str, &str)], values: &'a Value) -> impl Iterator<Item = String> + 'a {
     let is_there = |what: &str| match what {
         "metadata" => values["meta"].is_string(),
-        "name" | "scrub" | "latency" => values[what].is_string(),
+        "name" | "anchor" | "scrub" | "latency" => values[what].is_string(),
         "label" => values["label"].as_str().is_some_and(|label| !label.is_empty()),
         "atomic" => values["assumed_atomic_bytes"].is_u64(),
         _ => true,
@@ -350,6 +373,21 @@ mod tests {
         assert!(text.contains("daemon    pid 1: dead\n") && text.contains("\nhealth    failed: its daemon"), "{text}");
         let two = all_devices(&[(Health::Ok, Seen::answering(0, &json!({}))), (Health::Ok, dead)]);
         assert_eq!(two.text().matches("\n\n").count(), 1);
+    }
+
+    #[test]
+    fn an_anchor_says_first_how_fresh_the_volume_is() {
+        let with = |state: &str, why: Value| {
+            let fields = json!({ "place": "file:/a", "fresh_seconds": 86400, "age_seconds": 2, "generation": 7 });
+            let mut fields = fields.as_object().unwrap().clone();
+            fields.extend([("state".into(), state.into()), ("why".into(), why), ("lag_records".into(), 3.into())]);
+            anchor(&Value::Object(fields)).unwrap()
+        };
+        let fresh = "fresh as of 1970-01-02T00:00:00Z, 2 s ago; 3 records behind, generation 7, file:/a";
+        assert_eq!(with("ok", Value::Null), fresh);
+        assert!(with("away", "gone".into()).starts_with("AWAY (gone), fresh as of"));
+        assert!(with("stale", "gone".into()).contains("can be rolled back: fresh"));
+        assert_eq!(anchor(&Value::Null), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The end of a volume, which comes once: with its device, or when that is handed over.
 
 use super::scrub::Scrubs;
-use crate::checkpoints::Stop;
+use crate::{anchor::Keeping, checkpoints::Stop};
 use std::{
     process,
     sync::{Arc, Mutex, PoisonError},
@@ -9,31 +9,44 @@ use std::{
 };
 use ublk_integrity::Latched;
 
-/// The pass over the volume and the checkpoint thread, until somebody ends them.
+/// The checkpoint thread, which makes a last checkpoint when it is stopped.
+type Checkpoints = JoinHandle<Result<(), Latched>>;
+
+/// The pass over the volume, the anchor thread and the checkpoint thread, until somebody ends them.
 pub(super) struct Closing {
     scrubs: Arc<Scrubs>,
     stop: Arc<Stop>,
-    checkpoints: Mutex<Option<JoinHandle<Result<(), Latched>>>>,
+    threads: Mutex<Option<(Checkpoints, Option<Keeping>)>>,
 }
 
 impl Closing {
-    pub(super) fn of(scrubs: Arc<Scrubs>, stop: Arc<Stop>, checkpoints: JoinHandle<Result<(), Latched>>) -> Self {
-        Self { scrubs, stop, checkpoints: Mutex::new(Some(checkpoints)) }
+    pub(super) fn of(
+        scrubs: Arc<Scrubs>,
+        (stop, checkpoints): (Arc<Stop>, Checkpoints),
+        keeping: Option<Keeping>,
+    ) -> Self {
+        Self { scrubs, stop, threads: Mutex::new(Some((checkpoints, keeping))) }
     }
 
-    /// Makes the last checkpoint. Where somebody else makes it this never returns: that one ends the
-    /// process.
+    /// Makes the last checkpoint, and tells the anchor. Where somebody else does it this never returns: that one
+    /// ends the process.
     pub(super) fn close(&self) -> Result<(), Latched> {
         // Held to the end: whoever comes second must not overtake the first.
-        let mut checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(last) = checkpoints.take() else {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((checkpoints, keeping)) = threads.take() else {
             loop {
                 thread::park();
             }
         };
         // Before the last checkpoint, which writes what the pass has to mend.
         self.scrubs.close();
+        // A tick may wait for a checkpoint.
+        let last = keeping.map(Keeping::end);
         self.stop.set();
-        last.join().unwrap_or_else(|_| process::abort())
+        let closed = checkpoints.join().unwrap_or_else(|_| process::abort());
+        if closed.is_ok() {
+            last.into_iter().for_each(|last| last.tell());
+        }
+        closed
     }
 }

@@ -30,8 +30,8 @@ impl Counts {
     pub fn write_back_slots(self) -> u64 {
         self.io_threads() * u64::from(self.write_back)
     }
-    /// Request contexts of a volume: one more to replay what the daemon before has left, and one to heal.
+    /// Request contexts of a volume: one more to replay what the daemon before has left, one to heal, and one for the anchor.
     pub fn contexts(self) -> usize {
-        (self.requests() + self.write_back_slots()) as usize + PREFETCH_LANES + 2
+        (self.requests() + self.write_back_slots()) as usize + PREFETCH_LANES + 3
     }
 }

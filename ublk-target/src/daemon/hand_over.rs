@@ -167,7 +167,7 @@ mod tests {
         let shared = Arc::new(Shared::of_test(volume, files));
         let checkpoints = workers::start_checkpoints(&shared.target, backings, &stop, &shared.log, false).unwrap();
         let scrubs = Arc::new(Scrubs::new(&shared.target, backings, &shared.log).unwrap());
-        let closing = Arc::new(Closing::of(Arc::clone(&scrubs), stop, checkpoints));
+        let closing = Arc::new(Closing::of(Arc::clone(&scrubs), (stop, checkpoints), None));
         let signals = Signals::of_test();
         signals.live(State::of_test(0), shared.log.clone());
         let settings = Settings { recovery: true, ..settings::tests::settings() };

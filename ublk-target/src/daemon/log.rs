@@ -43,6 +43,8 @@ pub enum Event {
     NotCopied(Request, Errno),
     /// The volume has become read-only.
     Latched(Latched),
+    /// Something is wrong with the anchor, or no more.
+    Anchor(String),
     /// The checkpoint thread has moved the superblock on.
     Checkpoint,
     /// Somebody has acknowledged findings.
@@ -85,6 +87,7 @@ impl Event {
             Self::Write(..) | Self::NotCopied(..) => Class::WriteFailed,
             Self::UnknownRequest(_) => Class::Refused,
             Self::Latched(_) => Class::Latched,
+            Self::Anchor(_) => Class::Anchor,
             Self::Checkpoint => Class::Checkpoint,
             Self::Cleared(_) => Class::Cleared,
             Self::Scrub(finding) if finding.is_bad() => Class::ScrubFound,
@@ -125,6 +128,7 @@ impl fmt::Display for Event {
             Self::UnknownRequest(what) => write!(f, "request refused: {what:?}"),
             Self::NotCopied(request, e) => write!(f, "{request} failed: its bytes could not be copied: {e}"),
             Self::Latched(why) => write!(f, "the volume is read-only from now on: {why}"),
+            Self::Anchor(what) => write!(f, "the anchor: {what}"),
             Self::Checkpoint => f.write_str("checkpoint"),
             Self::Cleared(what) => write!(f, "findings cleared: {what}"),
             Self::Scrub(finding) => write!(f, "scrub: {finding}"),

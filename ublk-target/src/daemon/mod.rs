@@ -40,6 +40,7 @@ pub mod state;
 pub mod workers;
 
 use crate::{
+    anchor::{AnchorReport, Keeping},
     checkpoints::Stop,
     device::{Backings, Use},
     event::About,
@@ -145,6 +146,8 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     let _name = names::claim(&settings, origin)?;
     refusals::unfit(&settings, origin)?;
     let backings = open_devices(&settings, origin, reporter)?;
+    // By its path, which this process may leave.
+    let anchor = settings.anchor.as_ref().map(|anchor| anchor.open(settings.paths())).transpose()?;
     let write_back = write_back(&settings, reporter);
     // Until the end of the process.
     let (_promise, for_volume) = promise_memory(&mut settings, may_shrink, origin, volume.as_ref())?;
@@ -153,7 +156,8 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     Reporter::extend_start(reporter);
 
     let accept = |found: &VolumeInfo| refusals::other_volume(&settings, origin, &Identity::of(found));
-    let opened = Opened::volume(&settings, (&key, uuid), backings, write_back.into(), for_volume, accept)?;
+    let with = (write_back.into(), anchor);
+    let opened = Opened::volume(&settings, (&key, uuid), backings, with, for_volume, accept)?;
     // The volume has derived its own.
     drop(key);
     let volume = opened.volume.info().clone();
@@ -240,6 +244,8 @@ struct Running {
     shared: Arc<Shared<Volume>>,
     scrubs: Arc<Scrubs>,
     closing: Arc<Closing>,
+    /// Of a volume that has an anchor and is written.
+    anchor: Option<Arc<AnchorReport>>,
     log: Log,
 }
 
@@ -276,8 +282,13 @@ impl Running {
         });
         let scrubs = Scrubs::new(&shared.target, &opened.backings, &log).doing("can't open the devices once more")?;
         let scrubs = Arc::new(scrubs);
-        let closing = Arc::new(Closing::of(Arc::clone(&scrubs), stop, checkpoints));
-        Ok(Self { backings: opened.backings, shared, scrubs, closing, log })
+        let is_written = !settings.read_only && shared.target.latched().is_none();
+        let kept = opened.anchored.filter(|_| is_written);
+        let keeping = kept.map(|kept| Keeping::start(&shared.target, &opened.backings, &log, kept)).transpose();
+        let keeping = keeping.doing("can't start the anchor thread")?;
+        let anchor = keeping.as_ref().map(Keeping::report);
+        let closing = Arc::new(Closing::of(Arc::clone(&scrubs), (stop, checkpoints), keeping));
+        Ok(Self { backings: opened.backings, shared, scrubs, closing, anchor, log })
     }
 
     /// The last checkpoint, and with it the end of all that is left of the device.

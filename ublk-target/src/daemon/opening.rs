@@ -3,6 +3,7 @@
 
 use super::{memory_budget::largest_request, settings::Settings, workers};
 use crate::{
+    anchor::{AnyAnchor, Kept, note},
     device::Backings,
     event_loop::HashPool,
     failure::{Context, Exit, Failure, Outcome, way_out},
@@ -14,6 +15,7 @@ use crate::{
 use std::sync::Arc;
 use ublk_integrity::{
     Credential, HintReceiver, Latched, RecordNumber, Volume,
+    anchor::{AnchorPurpose, AnchorUse},
     create::VolumeInfo,
     hints,
     open::{Access, OpenOptions, UnreadableBlocks, VerifiedVolume},
@@ -32,6 +34,8 @@ pub(super) struct Opened {
     pub(super) hashing: HashPool,
     /// Where writes are kept that are answered before they are in place.
     pub(super) write_back_file: Option<MappedFile>,
+    /// The volume's anchor, and who tells it.
+    pub(super) anchored: Option<Kept>,
     /// Writes that a daemon which was killed has answered: they are in place now.
     pub(super) put_in_place: usize,
 }
@@ -44,7 +48,7 @@ impl Opened {
         settings: &Settings,
         (key, uuid): (&Credential, Option<[u8; 16]>),
         backings: Backings,
-        write_back: usize,
+        (write_back, anchor): (usize, Option<AnyAnchor>),
         max_memory_bytes: u64,
         accept: impl FnOnce(&VolumeInfo) -> Outcome,
     ) -> Outcome<Self> {
@@ -88,7 +92,11 @@ impl Opened {
             Some(left) => left.cant_be_put_in_place(failure),
             None => failure,
         };
-        let volume = offline.open_verified(verified, &options, older)?;
+        options.without_anchor = settings.without_anchor;
+        let with = anchor.as_ref().map(|anchor| AnchorUse { anchor, purpose: AnchorPurpose::Keep, note: note() });
+        let (volume, keeper) = offline.open_verified((verified, with), &options, older)?;
+        let anchored = anchor.zip(keeper).zip(settings.anchor.clone());
+        let anchored = anchored.map(|((anchor, keeper), settings)| Kept { anchor, keeper, settings });
         let put_in_place = left.as_ref().map_or(Ok(0), |left| put_in_place(left, &offline, &volume))?;
         drop(left);
         let write_back_file = match write_back {
@@ -97,7 +105,16 @@ impl Opened {
             each => Some(MappedFile::new(&open_id, &owner, counts.io_threads() as usize, each)?),
         };
         let backings = offline.into_backings();
-        Ok(Self { volume: Arc::new(volume), open_id, backings, hints, hashing, write_back_file, put_in_place })
+        Ok(Self {
+            volume: Arc::new(volume),
+            open_id,
+            backings,
+            hints,
+            hashing,
+            write_back_file,
+            anchored,
+            put_in_place,
+        })
     }
 }
 

@@ -49,7 +49,7 @@ pub fn refuse_own_stack(settings: &Settings, number: u32) -> Outcome {
             return Err(Failure::new(Exit::Device, message));
         }
     }
-    Ok(())
+    settings.anchor.as_ref().map_or(Ok(()), |anchor| anchor.place.refuse_above(number))
 }
 
 /// How long to wait for the devices: only a daemon that is dead already can be about to let go of

@@ -17,6 +17,7 @@ use super::{
     state::{Identity, OwnState, State},
 };
 use crate::{
+    anchor::AnchorReport,
     cli::stop,
     failure::{Context, Outcome},
     ublk::{self, Device, Mark, Shape, Shared},
@@ -141,7 +142,8 @@ fn start_and_serve(
     let scrubs = Arc::clone(&running.scrubs);
     scrubs.go_on();
     let hand_over = Arc::new(HandOver::of(running, &state.settings, signals));
-    let answers = Answers { state, shared: Arc::clone(shared), hand_over, scrubs, cleared: Cleared::default() };
+    let (anchor, cleared) = (running.anchor.clone(), Cleared::default());
+    let answers = Answers { state, shared: Arc::clone(shared), hand_over, scrubs, anchor, cleared };
     control::serve(number, move |request, client| answers.to(request, client))
         .doing("can't open the control socket")?;
     let starting = Watchdog::start("START_DEV", reporter, move || {
@@ -169,6 +171,7 @@ struct Answers {
     hand_over: Arc<HandOver>,
     cleared: Cleared,
     scrubs: Arc<Scrubs>,
+    anchor: Option<Arc<AnchorReport>>,
 }
 
 impl Answers {
@@ -217,6 +220,7 @@ impl Answers {
             "cleared": self.cleared.json(),
             "handing_over": self.hand_over.is_under_way(),
             "scrub": self.scrubs.summary(),
+            "anchor": self.anchor.as_ref().map(|anchor| anchor.shown(&self.shared.target)),
         });
         for part in [more, json!(self.shared.target.status())] {
             if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {

@@ -5,6 +5,7 @@ use super::{
     memory_budget::{Available, machine_memory, most_memory, rest},
 };
 use crate::{
+    anchor::AnchorSettings,
     device::is_same_device,
     failure::{Exit, Failure, Outcome, with_paths},
     key::KeySource,
@@ -56,6 +57,12 @@ pub struct Settings {
     /// has the outcome by the plain name.
     #[serde(rename = "sync_log_option", default = "off")]
     pub sync_log: SyncLog,
+    /// The volume's anchor. `status` has a report by the plain name.
+    #[serde(rename = "anchor_option", default, skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<AnchorSettings>,
+    /// Whether a volume that has an anchor is read without it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_anchor: bool,
     /// Whether checkpoints are logged too.
     pub verbose: bool,
     /// Whether the device waits for a new daemon when this one dies. `status` has a
@@ -115,6 +122,11 @@ impl Settings {
     /// The devices.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         std::iter::once(&self.data).chain(&self.meta).map(PathBuf::as_path)
+    }
+
+    /// The devices, and what its anchor lies on.
+    pub fn needs(&self) -> impl Iterator<Item = &Path> {
+        self.paths().chain(self.anchor.as_ref().and_then(|anchor| anchor.place.file()))
     }
 
     /// The device that both need, by the path that it has here.

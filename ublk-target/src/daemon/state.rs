@@ -184,9 +184,9 @@ impl State {
         Ok(own)
     }
 
-    /// What the ublk device `id` lies on, if it is ours.
+    /// What the ublk device `id` lies on, or waits for, if it is ours.
     pub fn below(id: u32) -> Vec<PathBuf> {
-        Self::load(id).iter().flat_map(|state| state.settings.paths()).map(Path::to_owned).collect()
+        Self::load(id).iter().flat_map(|state| state.settings.needs()).map(Path::to_owned).collect()
     }
 
     /// All devices: those that lie on others' devices before these, so that each can be ended when

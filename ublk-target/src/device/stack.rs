@@ -30,6 +30,28 @@ pub fn lies_on_ublk(path: &Path, number: u32, below_ublk: impl Fn(u32) -> Vec<Pa
     false
 }
 
+/// Whether both lie on one disk in the end, or on one file system of which nobody knows the disk.
+pub fn share_a_disk(one: &Path, other: &Path) -> bool {
+    let (ours, theirs) = (all_below(one), all_below(other));
+    if !ours.is_empty() || !theirs.is_empty() {
+        return !ours.is_disjoint(&theirs);
+    }
+    let number = |path: &Path| path.metadata().ok().map(|meta| meta.dev());
+    number(one).is_some_and(|number_of_one| number(other) == Some(number_of_one))
+}
+
+/// The sysfs folders of all that a path lies on.
+fn all_below(path: &Path) -> HashSet<PathBuf> {
+    let mut seen = HashSet::new();
+    let mut below = vec![path.to_owned()];
+    while let Some(device) = below.pop().map(|path| device_of(&path)) {
+        below.extend(
+            device.filter(|device| seen.insert(device.clone())).iter().flat_map(|device| directly_below(device)),
+        );
+    }
+    seen
+}
+
 /// The sysfs folder of the block device that `path` is or lies on.
 fn device_of(path: &Path) -> Option<PathBuf> {
     let meta = path.metadata().ok()?;
@@ -83,6 +105,15 @@ fn directly_below(device: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_of_one_folder_share_a_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+        std::fs::write(&one, "").unwrap();
+        std::fs::write(&other, "").unwrap();
+        assert!(share_a_disk(&one, &other) && !share_a_disk(&one, Path::new("/proc/version")));
+    }
 
     #[test]
     fn the_mount_table_names_the_source() {

@@ -91,6 +91,8 @@ classes! {
     WriteFailed = "write-failed", Err, "f28e090c88574a5884dd018fa71ccd41";
     /// A failure has made the volume read-only.
     Latched = "latched", Crit, "e29931e6404340c1ac9d29b5d42c7d1f";
+    /// The anchor could not be asked for a while, or can be again.
+    Anchor = "anchor", Warning, "dcb9a863e931485fa9a966ded9d45264";
     /// What was found when the volume was opened.
     Opening = "opening", Warning, "cedd43ba36314327b9fb23c4e14d084a";
     /// The kernel has asked for what was not offered.
@@ -195,6 +197,11 @@ const SUFFIX: &str = ".events";
 /// Where the events of a volume are kept: the newest, and those before.
 fn files(folder: &Path, volume: &str) -> [PathBuf; 2] {
     [folder.join(format!("{volume}{SUFFIX}")), folder.join(format!("{volume}{SUFFIX}-before"))]
+}
+
+/// A moment, by its seconds since 1970, for people and programs.
+pub fn time(seconds: u64) -> String {
+    utc(Duration::from_secs(seconds))
 }
 
 /// A time since 1970, for people and programs. By the proleptic Gregorian calendar, whose years

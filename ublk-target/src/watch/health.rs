@@ -107,6 +107,11 @@ impl Health {
         if let Some(other) = status["on_mismatch"].as_str().filter(|what| *what != "fail") {
             why.push(format!("--on-mismatch {other}"));
         }
+        if let Some(state @ ("away" | "stale")) = status["anchor"]["state"].as_str() {
+            let reason = status["anchor"]["why"].as_str().unwrap_or_default();
+            let then = if state == "stale" { ", and what was written since can be rolled back" } else { "" };
+            why.push(format!("the anchor can't be asked{then}: {reason}"));
+        }
         if let Some(failure) = status["scrub"]["failure"].as_str() {
             why.push(format!("a pass could not go on: {failure}"));
         }
@@ -195,6 +200,9 @@ mod tests {
         assert_eq!(of(&json!({ "recovery": { "torn_was_durable": true } })).word(), "degraded");
         assert_eq!(of(&json!({ "recovery": { "torn_was_durable": false } })), Health::Ok);
         assert_eq!(of(&json!({ "scrub": { "waiting_metadata": 1, "unsettled_blocks": 2 } })), Health::Ok);
+        assert_eq!(of(&json!({ "anchor": { "state": "ok" } })), Health::Ok);
+        let away = of(&json!({ "anchor": { "state": "away", "why": "gone" } }));
+        assert_eq!(away.to_string(), "degraded: the anchor can't be asked: gone");
         assert!(of(&json!({ "scrub": { "failure": "no ring" } })).to_string().ends_with("could not go on: no ring"));
     }
 

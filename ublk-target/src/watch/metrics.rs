@@ -26,6 +26,17 @@ const GAUGES: &[(&str, &str, &str)] = &[
     ("/sync_log", "sync_log", "Whether small writes that must be durable at once may lie in the log with their data."),
 ];
 
+/// The same of its anchor, where it has one.
+const ANCHOR: &[(&str, &str, &str)] = &[
+    ("/anchor/age_seconds", "anchor_age_seconds", "Seconds since the moment as of which older states are refused."),
+    ("/anchor/lag_records", "anchor_lag_records", "Records of the log that are durable and not covered by the anchor."),
+    ("/anchor/generation", "anchor_generation", "Writes to the anchor."),
+    ("/anchor/resets", "anchor_resets", "How often an older state was accepted, on purpose."),
+];
+
+/// How that is, in a word.
+const ANCHOR_STATES: [&str; 4] = ["ok", "away", "stale", "lost"];
+
 /// The same of the last pass over the volume.
 const SCRUB: &[(&str, &str, &str)] = &[
     ("/scrub/pass", "scrub_pass", "Number of the last pass over the volume; 0: there was none."),
@@ -90,10 +101,12 @@ pub(super) fn of(devices: &[Seen]) -> Vec<Family> {
             number_at(seen, &pointer).map(|value| sample(seen, &[], value)).into_iter().collect::<Vec<_>>()
         }
     };
-    for (pointer, name, help) in GAUGES.iter().chain(SCRUB) {
+    for (pointer, name, help) in GAUGES.iter().chain(ANCHOR).chain(SCRUB) {
         let number = number(pointer);
         all.push(family(name, Kind::Gauge, help, each(&|seen, _| number(seen))));
     }
+    let help = "How the anchor is, in a word.";
+    all.push(family("anchor_state", Kind::StateSet, help, each(&|seen, _| anchor_states(seen))));
     let help = "How the last pass over the volume is, in a word.";
     all.push(family("scrub_state", Kind::StateSet, help, each(&|seen, _| scrub_states(seen))));
     for (name, help) in CounterValues::ALL.iter().chain([&DROPPED]) {
@@ -162,6 +175,11 @@ fn scrub_states(seen: &Seen) -> Vec<Sample> {
     state.map_or_else(Vec::new, |state| state_set(seen, "ublk_integrity_scrub_state", &SCRUB_STATES, state))
 }
 
+fn anchor_states(seen: &Seen) -> Vec<Sample> {
+    let state = seen.status().and_then(|status| status["anchor"]["state"].as_str());
+    state.map_or_else(Vec::new, |state| state_set(seen, "ublk_integrity_anchor_state", &ANCHOR_STATES, state))
+}
+
 fn info(seen: &Seen) -> Sample {
     let (state, settings) = (&seen.state, &seen.state.settings);
     let path = |path: &std::path::Path| path.display().to_string();
@@ -196,6 +214,7 @@ mod tests {
             SCRUB.iter().map(|(pointer, ..)| (pointer["/scrub/".len()..].to_owned(), json!(8))).collect();
         all["scrub"] = Value::Object(scrub.into_iter().collect());
         all["scrub"]["state"] = "paused".into();
+        all["anchor"] = json!({ "age_seconds": 1, "lag_records": 2, "generation": 3, "resets": 0, "state": "ok" });
         all["read_only"] = true.into();
         all["log_lines_dropped"] = 0.into();
         all["tag"] = "hmac-sha256".into();

@@ -1,6 +1,7 @@
 //! The program without ublk and without root: exit codes, one line for each failure,
 //! and volumes in files.
 
+mod anchors;
 mod boot;
 mod copies;
 mod errors;

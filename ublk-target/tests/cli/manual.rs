@@ -23,8 +23,10 @@ fn each_command_has_a_page_with_an_example() {
         fs::read_dir(f.path("man")).unwrap().map(|page| page.unwrap().file_name().into_string().unwrap()).collect();
     let mut wanted: BTreeSet<_> = commands.iter().map(|command| format!("ublk-integrity-{command}.8")).collect();
     wanted.insert("ublk-integrity.8".into());
-    // One of them has others below it.
+    // Two of them have others below them.
     wanted.extend(["add", "change", "list", "remove"].map(|verb| format!("ublk-integrity-key-{verb}.8")));
+    let verbs = ["init", "show", "reset", "move", "remove"];
+    wanted.extend(verbs.map(|verb| format!("ublk-integrity-anchor-{verb}.8")));
     assert_eq!(pages, wanted);
     for page in &pages {
         let text = fs::read_to_string(f.path("man").join(page)).unwrap();

@@ -92,6 +92,10 @@ fn the_json_is_what_its_page_says() {
     f.flip_bit("disk", payload);
     look("check --data disk --key-file key --json", INTEGRITY);
     look("check --data disk --key-file key --repair-from in --json", DONE);
+    let place = f.path("anchor").display().to_string();
+    let anchored = format!("--data slots --key-file key --anchor file:{place} --anchor-same-disk");
+    f.run(&format!("anchor init {anchored}")).expect(DONE);
+    look(&format!("anchor show {anchored} --json"), DONE);
     look("benchmark --data . --size 8M --time 0.02 --json", DONE);
     fields(&serde_json::from_slice(&f.command("doctor --json").output().unwrap().stdout).unwrap(), &mut found);
     for name in &found {
@@ -101,6 +105,20 @@ fn the_json_is_what_its_page_says() {
     let words = page.split('`').skip(1).step_by(2).filter(|word| word.contains('_') && !word.contains('-'));
     let of_status =
         ["sync_log", "sync_log_option", "begun_seconds", "ended_seconds", "verified_blocks", "unsettled_blocks"];
+    let of_anchor = [
+        "fresh_seconds",
+        "age_seconds",
+        "lag_records",
+        "interval_seconds",
+        "grace_seconds",
+        "anchor_option",
+        "wait_seconds",
+        "timeout_seconds",
+        "every_milliseconds",
+        "same_disk",
+        "without_anchor",
+        "moved_away",
+    ];
     let of_latency = ["sum_seconds", "p50_seconds", "p90_seconds", "p99_seconds", "p999_seconds"];
     let of_scrub = [
         "under_way",
@@ -116,7 +134,7 @@ fn the_json_is_what_its_page_says() {
         "healed_blocks",
     ];
     let not_here = ["bad_page", "key_file", "may_be_older", "not_in_place", "key_or_permission"];
-    let elsewhere = [&of_status[..], &of_latency, &of_scrub, &not_here].concat();
+    let elsewhere = [&of_status[..], &of_anchor, &of_latency, &of_scrub, &not_here].concat();
     for word in words.filter(|word| !elsewhere.contains(word)) {
         assert!(found.contains(word), "docs/json.md has `{word}`, which nothing prints");
     }

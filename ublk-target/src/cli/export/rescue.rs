@@ -95,10 +95,14 @@ impl OutFile {
 }
 
 fn open(args: &Args, offline: &Offline, key: &Credential, unread_log: UnreadLog) -> Outcome<Volume> {
-    offline.open_volume(
-        key,
-        Opening { unread_log, without_kept: true, ..Opening::new(Access::ReadOnly, args.expected.uuid) },
-    )
+    let anchor = args.anchor.open(&args.devices)?;
+    let how = Opening {
+        unread_log,
+        without_kept: true,
+        without_anchor: args.without.without_anchor,
+        ..Opening::new(Access::ReadOnly, args.expected.uuid)
+    };
+    offline.open_anchored(key, how, anchor.as_ref()).map(|(volume, _)| volume)
 }
 
 /// Bad blocks have been told one by one, and the exit code says no more.

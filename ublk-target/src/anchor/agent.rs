@@ -1,0 +1,290 @@
+//! An anchor that an agent keeps: a process that answers on a Unix socket (docs/anchor-protocol.md). Each call ends within a limit.
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use std::{
+    fmt::Write as _,
+    io::{self, ErrorKind, Read, Write},
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use ublk_integrity::anchor::{Anchor, AnchorBytes, Replaced, generation};
+
+/// The longest line, with its end.
+const LINE: usize = 2048;
+
+/// A store that an agent keeps.
+pub struct AgentAnchor {
+    path: PathBuf,
+    /// For each request, a new connection included.
+    timeout: Duration,
+    connection: Mutex<Option<Connection>>,
+}
+
+/// A connection that has said hello for a volume.
+struct Connection {
+    stream: UnixStream,
+    volume: [u8; 16],
+}
+
+/// Why there is no answer. Behind a request that changes something that means that the outcome is not known.
+type NoAnswer = String;
+
+impl AgentAnchor {
+    /// At this socket; nothing is connected yet.
+    pub fn at(path: &Path, timeout: Duration) -> Self {
+        Self { path: path.into(), timeout, connection: Mutex::new(None) }
+    }
+
+    /// One request and its answer. Without one the connection ends: a late answer would be taken for the next request's.
+    fn ask(&self, volume: &[u8; 16], request: &str) -> Result<String, NoAnswer> {
+        let deadline = Instant::now() + self.timeout;
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = connection.take().filter(|kept| kept.volume == *volume && kept.is_quiet());
+        let answer = kept.map_or_else(|| self.connect(volume, deadline), Ok).and_then(|mut made| {
+            let answer = made.exchange(request, deadline)?;
+            *connection = Some(made);
+            Ok(answer)
+        });
+        answer.map_err(|why| format!("{}: {why}", self.path.display()))
+    }
+
+    /// Whether anybody listens.
+    pub fn is_there(&self) -> Result<(), NoAnswer> {
+        self.reach().map(drop).map_err(|why| self.odd(&why))
+    }
+
+    /// A connection. An agent that stands still lets some wait, then no more: that is told at once.
+    fn reach(&self) -> Result<UnixStream, NoAnswer> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let made = socket(AddressFamily::Unix, SockType::Stream, flags, None);
+        let reached = made.and_then(|made| connect(made.as_raw_fd(), &UnixAddr::new(&self.path)?).map(|()| made));
+        let stream = UnixStream::from(reached.map_err(|e| e.desc().to_owned())?);
+        stream.set_nonblocking(false).map_err(|e| crate::failure::plain(&e))?;
+        Ok(stream)
+    }
+
+    fn connect(&self, volume: &[u8; 16], deadline: Instant) -> Result<Connection, NoAnswer> {
+        let stream = self.reach()?;
+        let mut made = Connection { stream, volume: *volume };
+        let answer = made.exchange(&format!("hello 1 {}", uuid::Uuid::from_bytes(*volume)), deadline)?;
+        let mut words = answer.split(' ');
+        match (words.next(), words.next()) {
+            (Some("ok"), Some("store")) => Ok(made),
+            (Some("ok"), Some("counter")) => {
+                Err("the agent keeps counters, and this program needs one that keeps bodies (a store)".into())
+            }
+            (Some("err" | "refused"), _) => Err(answer),
+            _ => Err("what listens there is no agent of an anchor".into()),
+        }
+    }
+}
+
+impl Connection {
+    /// What an agent has sent that ended meanwhile, or unasked, is no answer.
+    fn is_quiet(&self) -> bool {
+        let looked = self.stream.set_nonblocking(true).and_then(|()| (&self.stream).read(&mut [0]));
+        let quiet = matches!(looked, Err(e) if e.kind() == ErrorKind::WouldBlock);
+        quiet && self.stream.set_nonblocking(false).is_ok()
+    }
+
+    fn exchange(&mut self, request: &str, deadline: Instant) -> Result<String, NoAnswer> {
+        let late = |e: io::Error| match e.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => "no answer in time".into(),
+            _ => crate::failure::plain(&e),
+        };
+        let left = || {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() { Err("no answer in time".to_owned()) } else { Ok(Some(left)) }
+        };
+        self.stream.set_write_timeout(left()?).map_err(late)?;
+        self.stream.write_all(format!("{request}\n").as_bytes()).map_err(late)?;
+        let mut line = Vec::with_capacity(LINE);
+        loop {
+            self.stream.set_read_timeout(left()?).map_err(late)?;
+            let mut bytes = [0; LINE];
+            let room = bytes.len() - line.len();
+            match self.stream.read(&mut bytes[..room]) {
+                Ok(0) => return Err("the agent has closed the connection".into()),
+                Ok(count) => line.extend_from_slice(&bytes[..count]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) => return Err(late(e)),
+            }
+            match line.iter().position(|byte| *byte == b'\n') {
+                Some(end) if end + 1 == line.len() => {
+                    line.pop();
+                    return String::from_utf8(line).map_err(|_| "its answer is no text".into());
+                }
+                Some(_) => return Err("it answers more than was asked".into()),
+                None if line.len() == LINE => return Err("its answer is too long".into()),
+                None => {}
+            }
+        }
+    }
+}
+
+fn digits(body: &AnchorBytes) -> String {
+    body.iter().fold(String::with_capacity(2 * body.len()), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes everything");
+        text
+    })
+}
+
+/// A body and its generation, as `ok GENERATION BODY` has them.
+fn body_in(words: &str) -> Option<AnchorBytes> {
+    let (number, text) = words.split_once(' ')?;
+    let number: u64 = number.parse().ok()?;
+    let mut body: AnchorBytes = [0; 512];
+    if text.len() != 2 * body.len() || text.bytes().any(|byte| !matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    for (byte, pair) in body.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    // What it compares is what the body says.
+    (generation(Some(&body)) == number).then_some(body)
+}
+
+impl Anchor for AgentAnchor {
+    async fn load(&self, volume: &[u8; 16]) -> Result<Option<AnchorBytes>, String> {
+        let answer = self.ask(volume, "load")?;
+        match answer.split_once(' ') {
+            None if answer == "absent" => Ok(None),
+            Some(("ok", words)) => body_in(words).map(Some).ok_or_else(|| self.odd("what it holds is no body")),
+            _ => Err(self.odd(&answer)),
+        }
+    }
+
+    async fn replace(&self, volume: &[u8; 16], expected: u64, body: &AnchorBytes) -> Replaced {
+        let body_words = digits(body);
+        let request = match expected {
+            0 => format!("init {} {body_words}", generation(Some(body))),
+            _ => format!("replace {expected} {body_words}"),
+        };
+        match self.ask(volume, &request) {
+            Ok(answer) if answer == "ok" => Replaced::Done,
+            Ok(answer) if answer == "conflict" || answer == "absent" => Replaced::Conflict,
+            Ok(answer) => Replaced::Unknown(self.odd(&answer)),
+            Err(why) => Replaced::Unknown(why),
+        }
+    }
+}
+
+impl AgentAnchor {
+    fn odd(&self, what: &str) -> String {
+        format!("{}: {what}", self.path.display())
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::anchor::asked;
+    use std::{
+        io::{BufRead, BufReader},
+        os::unix::net::UnixListener,
+        thread,
+    };
+
+    const VOLUME: [u8; 16] = [1; 16];
+    const SOON: Duration = Duration::from_millis(300);
+
+    fn body(generation: u64, fill: u8) -> AnchorBytes {
+        let mut body = [fill; 512];
+        body[32..40].copy_from_slice(&generation.to_le_bytes());
+        body
+    }
+
+    /// An agent that answers the lines that come by `answers`, one after the other, over as many connections as it takes. An
+    /// answer is a text, or where it begins with a number so many milliseconds late. `-`: none, and the connection ends.
+    fn agent(answers: &'static [&'static str]) -> (tempfile::TempDir, AgentAnchor, thread::JoinHandle<Vec<String>>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let served = thread::spawn(move || {
+            let (mut asked, mut answers) = (Vec::new(), answers.iter());
+            'connections: while let Ok((mut stream, _)) = listener.accept() {
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                while let Some(Ok(line)) = lines.next() {
+                    asked.push(line);
+                    let Some(answer) = answers.next() else { break 'connections };
+                    if *answer == "-" {
+                        continue 'connections;
+                    }
+                    let (late, text) = match answer.split_once("ms ") {
+                        Some((late, text)) => (late.parse().unwrap(), text),
+                        None => (0, *answer),
+                    };
+                    thread::sleep(Duration::from_millis(late));
+                    let _ = stream.write_all(format!("{text}\n").as_bytes());
+                    if answers.as_slice().is_empty() {
+                        break 'connections;
+                    }
+                }
+            }
+            asked
+        });
+        (folder, AgentAnchor::at(&path, SOON), served)
+    }
+
+    #[test]
+    fn a_store_is_asked_line_by_line() {
+        let one = body(1, 7);
+        let line: &'static str = Box::leak(format!("ok 1 {}", digits(&one)).into_boxed_str());
+        let answers: &'static [&str] = Box::leak(vec!["ok store", "absent", "ok", line, "conflict"].into_boxed_slice());
+        let (_folder, anchor, served) = agent(answers);
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(None));
+        assert_eq!(asked(anchor.replace(&VOLUME, 0, &one)), Replaced::Done);
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Some(one)));
+        assert_eq!(asked(anchor.replace(&VOLUME, 1, &body(2, 8))), Replaced::Conflict);
+        let lines = served.join().unwrap();
+        assert_eq!(lines[0], "hello 1 01010101-0101-0101-0101-010101010101");
+        assert_eq!((lines[1].as_str(), lines[3].as_str()), ("load", "load"));
+        assert_eq!(lines[2], format!("init 1 {}", digits(&one)));
+        assert_eq!(lines[4], format!("replace 1 {}", digits(&body(2, 8))));
+    }
+
+    #[test]
+    fn an_answer_that_comes_late_twice_or_never_is_none() {
+        // Late: it is not taken for that of the next request, for there is another connection by then.
+        let (_folder, anchor, served) = agent(&["ok store", "900ms ok", "ok store", "absent"]);
+        let late = asked(anchor.replace(&VOLUME, 1, &body(2, 1)));
+        assert!(matches!(&late, Replaced::Unknown(why) if why.contains("in time")), "{late:?}");
+        let patient = AgentAnchor { timeout: Duration::from_secs(5), ..anchor };
+        assert_eq!(asked(patient.load(&VOLUME)), Ok(None));
+        assert_eq!(served.join().unwrap().len(), 4);
+        // Twice.
+        let (_folder, anchor, served) = agent(&["ok store", "ok\nok", "ok store", "absent"]);
+        let twice = asked(anchor.replace(&VOLUME, 1, &body(2, 1)));
+        assert!(matches!(&twice, Replaced::Done | Replaced::Unknown(_)), "{twice:?}");
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(None), "the second is not the answer to this");
+        drop(served.join());
+        // Never.
+        let (_folder, anchor, served) = agent(&["ok store", "-", "ok store", "absent"]);
+        assert!(
+            matches!(asked(anchor.replace(&VOLUME, 1, &body(2, 1))), Replaced::Unknown(why) if why.contains("closed"))
+        );
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(None));
+        drop(served.join());
+    }
+
+    #[test]
+    fn what_is_no_store_is_named() {
+        for (answer, word) in [
+            ("ok counter auth", "keeps counters"),
+            ("refused this agent speaks version 2 alone", "version 2"),
+            ("HTTP/1.1 400", "no agent"),
+        ] {
+            let answers: &'static [&str] = Box::leak(vec![answer].into_boxed_slice());
+            let (_folder, anchor, served) = agent(answers);
+            assert!(asked(anchor.load(&VOLUME)).unwrap_err().contains(word), "{answer}");
+            drop(served.join());
+        }
+        let (_folder, anchor, served) = agent(&["ok store", "ok 1 00"]);
+        assert!(asked(anchor.load(&VOLUME)).unwrap_err().contains("no body"));
+        drop(served.join());
+        let nobody = AgentAnchor::at(Path::new("/nonexistent/socket"), SOON);
+        assert!(asked(nobody.load(&VOLUME)).unwrap_err().contains("/nonexistent/socket"));
+    }
+}

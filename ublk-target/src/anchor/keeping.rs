@@ -1,0 +1,444 @@
+//! The daemon's anchor thread: it tells the anchor how far the volume has got, in each period. No request ever waits for it.
+
+use super::{AnchorSettings, AnyAnchor, Lost, asked, note};
+use crate::{
+    checkpoints::Stop,
+    daemon::log::{Event, Log},
+    device::Backings,
+    event_loop::{OwnRing, ring::DeviceFiles},
+    os,
+    threads::named,
+};
+use futures_util::FutureExt;
+use serde::Serialize;
+use std::{
+    io,
+    os::fd::OwnedFd,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::Instant,
+};
+use ublk_integrity::{
+    AnchorLoss, Storage, Volume,
+    anchor::{AnchorError, AnchorKeeper, AnchorStatus, KeepError, Ticked},
+};
+
+/// What is known of the anchor of a volume that is served.
+pub struct AnchorReport {
+    settings: AnchorSettings,
+    now: Mutex<Now>,
+}
+
+#[derive(Clone)]
+struct Now {
+    held: AnchorStatus,
+    /// All that was answered by then is covered, in seconds since 1970.
+    fresh_seconds: u64,
+    /// Records before this one hold nothing that is not covered.
+    covered_to: u64,
+    state: State,
+    why: Option<String>,
+}
+
+/// How the anchor is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    /// It follows.
+    Ok,
+    /// It could not be asked the last time.
+    Away,
+    /// It has been away for longer than it may, and the device goes on.
+    Stale,
+    /// It does not follow any more: the volume is read-only.
+    Lost,
+}
+
+/// The same as JSON.
+#[derive(Serialize)]
+pub struct Shown {
+    place: String,
+    state: &'static str,
+    /// What is wrong with it.
+    why: Option<String>,
+    fresh_seconds: u64,
+    age_seconds: u64,
+    generation: u64,
+    record: u64,
+    /// Records of the log that are durable and not covered.
+    lag_records: u64,
+    resets: u64,
+    reset_seconds: u64,
+    host: String,
+    interval_seconds: f64,
+    grace_seconds: u64,
+    lost: Lost,
+}
+
+impl AnchorReport {
+    fn new(settings: AnchorSettings, held: AnchorStatus) -> Self {
+        let fresh_seconds = os::since_1970().as_secs();
+        let now = Now { covered_to: held.record, held, fresh_seconds, state: State::Ok, why: None };
+        Self { settings, now: Mutex::new(now) }
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For `status`.
+    pub fn shown(&self, volume: &Volume) -> Shown {
+        let Now { held, fresh_seconds, covered_to, state, why } = self.now().clone();
+        Shown {
+            place: self.settings.place.to_string(),
+            state: match state {
+                State::Ok => "ok",
+                State::Away => "away",
+                State::Stale => "stale",
+                State::Lost => "lost",
+            },
+            why,
+            fresh_seconds,
+            age_seconds: os::since_1970().as_secs().saturating_sub(fresh_seconds),
+            generation: held.generation,
+            record: held.record,
+            lag_records: volume.next_record().0.saturating_sub(covered_to),
+            resets: held.resets,
+            reset_seconds: held.reset_seconds,
+            host: held.host,
+            interval_seconds: self.settings.every().as_secs_f64(),
+            grace_seconds: self.settings.grace_seconds,
+            lost: self.settings.lost,
+        }
+    }
+}
+
+/// The anchor of a volume that has been opened, and who tells it.
+pub struct Kept {
+    pub anchor: AnyAnchor,
+    pub keeper: AnchorKeeper,
+    pub settings: AnchorSettings,
+}
+
+/// The thread, until somebody ends it.
+pub struct Keeping {
+    volume: Arc<Volume>,
+    stop: Arc<Stop>,
+    thread: JoinHandle<(AnyAnchor, AnchorKeeper)>,
+    report: Arc<AnchorReport>,
+    log: Log,
+}
+
+/// What the thread works with.
+struct Thread {
+    volume: Arc<Volume>,
+    stop: Arc<Stop>,
+    report: Arc<AnchorReport>,
+    log: Log,
+    kept: (AnyAnchor, AnchorKeeper),
+    /// When it was first found to be away.
+    away_since: Option<Instant>,
+    is_warned: bool,
+}
+
+impl Keeping {
+    /// Starts the thread.
+    pub fn start(volume: &Arc<Volume>, backings: &Backings, log: &Log, kept: Kept) -> io::Result<Self> {
+        let Kept { anchor, keeper, settings } = kept;
+        let (volume, stop, log) = (Arc::clone(volume), Arc::new(Stop::default()), log.clone());
+        let report = Arc::new(AnchorReport::new(settings, keeper.status()));
+        let (fds, files) = (backings.descriptors()?, backings.files(0));
+        let (ready, started) = mpsc::channel();
+        let thread = Thread {
+            volume: Arc::clone(&volume),
+            stop: Arc::clone(&stop),
+            report: Arc::clone(&report),
+            log: log.clone(),
+            kept: (anchor, keeper),
+            away_since: None,
+            is_warned: false,
+        };
+        let thread = named("anchor").spawn(move || thread.run(fds, files, &ready))?;
+        started.recv().unwrap_or_else(|_| Err(io::Error::other("the anchor thread died")))?;
+        Ok(Self { volume, stop, thread, report, log })
+    }
+
+    /// What is known of it.
+    pub fn report(&self) -> Arc<AnchorReport> {
+        Arc::clone(&self.report)
+    }
+
+    /// Ends the thread. Before the volume is closed: it may wait for a checkpoint.
+    pub fn end(self) -> Last {
+        self.stop.set();
+        let kept = self.thread.join().unwrap_or_else(|_| std::process::abort());
+        Last { volume: self.volume, kept, report: self.report, log: self.log }
+    }
+}
+
+/// What is left to tell once the volume is closed.
+pub struct Last {
+    volume: Arc<Volume>,
+    kept: (AnyAnchor, AnchorKeeper),
+    report: Arc<AnchorReport>,
+    log: Log,
+}
+
+impl Last {
+    /// Not one record may be missing later. Where that can't be told the state is one that the anchor accepts all the same.
+    pub fn tell(mut self) {
+        let (anchor, keeper) = &mut self.kept;
+        match asked(keeper.finish(&self.volume, (anchor, &note()))) {
+            Ok(()) => self.report.now().held = keeper.status(),
+            // It was told before.
+            Err(KeepError::Latched(_)) => {}
+            Err(e) => self.log.tell(Event::Anchor(format!("the last point could not be told: {e}"))),
+        }
+    }
+}
+
+impl Thread {
+    fn run(
+        mut self,
+        fds: Vec<OwnedFd>,
+        files: DeviceFiles,
+        ready: &mpsc::Sender<io::Result<()>>,
+    ) -> (AnyAnchor, AnchorKeeper) {
+        // A ring belongs to the thread that made it.
+        let ring = match OwnRing::new(fds) {
+            Ok(ring) => ring,
+            Err(e) => {
+                let _ = ready.send(Err(e));
+                return self.kept;
+            }
+        };
+        let _ = ready.send(Ok(()));
+        let io = ring.storage(files);
+        ring.block_on(self.ticks(&io)).expect("a ring that worked goes on working");
+        self.kept
+    }
+
+    async fn ticks<S: Storage>(&mut self, io: &S) {
+        let mut context = self.volume.context(0);
+        let every = self.report.settings.every();
+        loop {
+            let is_stopped = {
+                let mut period = pin!(io.sleep(every).fuse());
+                let mut stopped = pin!(self.stop.wait().fuse());
+                futures_util::select_biased! {
+                    () = stopped => true,
+                    _ = period => false,
+                }
+            };
+            if is_stopped {
+                return;
+            }
+            let began = os::since_1970().as_secs();
+            let (anchor, keeper) = &mut self.kept;
+            let ticked = keeper.tick((&self.volume, io), &mut context, (anchor, &note())).await;
+            if !self.took(ticked, began) {
+                self.stop.wait().await;
+                return;
+            }
+        }
+    }
+
+    /// Notes what has come of a tick; `false` where there will be no other.
+    fn took(&mut self, ticked: Result<Ticked, KeepError>, began: u64) -> bool {
+        match ticked {
+            Ok(ticked) => {
+                let held = self.kept.1.status();
+                let mut now = self.report.now();
+                let fresh_seconds = if ticked == Ticked::Partly { now.fresh_seconds } else { began };
+                // What came without a change says again what was said before.
+                let covered_to = if ticked == Ticked::Idle { self.volume.next_record().0 } else { held.record };
+                *now = Now { held, fresh_seconds, covered_to, state: State::Ok, why: None };
+                drop(now);
+                if std::mem::take(&mut self.is_warned) {
+                    self.log.tell(Event::Anchor("it can be asked again: the volume is fresh".into()));
+                }
+                self.away_since = None;
+                true
+            }
+            Err(KeepError::Anchor(AnchorError::Away(why))) => self.is_away(why),
+            Err(KeepError::Anchor(e)) => {
+                self.lost(e.to_string());
+                self.volume.latched().into_iter().for_each(|why| self.log.tell(Event::Latched(why)));
+                false
+            }
+            // Whoever has latched it has told.
+            Err(KeepError::Latched(why)) => {
+                self.lost(why.to_string());
+                false
+            }
+        }
+    }
+
+    fn lost(&self, why: String) {
+        let mut now = self.report.now();
+        (now.state, now.why) = (State::Lost, Some(why));
+    }
+
+    /// It goes on for a while; then comes what was asked for.
+    fn is_away(&mut self, why: String) -> bool {
+        let settings = &self.report.settings;
+        let since = *self.away_since.get_or_insert_with(Instant::now);
+        let (passed, every) = (since.elapsed(), settings.every());
+        let is_over = passed.as_secs() >= settings.grace_seconds;
+        let (place, lost) = (settings.place.clone(), settings.lost);
+        {
+            let mut now = self.report.now();
+            let stale = is_over && lost == Lost::Continue;
+            (now.state, now.why) = (if stale { State::Stale } else { State::Away }, Some(why.clone()));
+        }
+        if is_over && lost == Lost::Readonly {
+            self.volume.latch_for_anchor(AnchorLoss::Away);
+            self.lost(why);
+            self.volume.latched().into_iter().for_each(|why| self.log.tell(Event::Latched(why)));
+            return false;
+        }
+        if (is_over || passed >= every * 3) && !std::mem::replace(&mut self.is_warned, true) {
+            let then = match lost {
+                Lost::Readonly => format!("read-only after {} s", settings.grace_seconds),
+                Lost::Continue => "what is written from now on can be rolled back".into(),
+            };
+            self.log.tell(Event::Anchor(format!("{place} can't be asked: {why}; {then}")));
+        }
+        true
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::{
+        anchor::{Chosen, FileAnchor},
+        offline::{Offline, Opening, scratch},
+        ublk::Shared,
+    };
+    use std::{path::Path, thread, time::Duration};
+    use ublk_integrity::{Access, BlockIndex, BlockRange, Buf, Credential, Durability, anchor::AnchorPurpose};
+
+    /// A volume that is served with an anchor, and a tick each 20 ms.
+    struct Served {
+        _file: tempfile::NamedTempFile,
+        folder: tempfile::TempDir,
+        offline: Offline,
+        key: Credential,
+        volume: Arc<Volume>,
+        keeping: Keeping,
+    }
+
+    impl Served {
+        fn new(grace_seconds: u64, lost: Lost) -> Self {
+            let (file, offline, key) = scratch();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("anchor");
+            let chosen = Chosen { anchor: AnyAnchor::File(FileAnchor::make(&path).unwrap()) };
+            let how = Opening { purpose: AnchorPurpose::Begin, ..Opening::new(Access::ReadWrite, None) };
+            let (volume, keeper) = offline.open_anchored(&key, how, Some(&chosen)).unwrap();
+            let (volume, keeper) = (Arc::new(volume), keeper.unwrap());
+            let settings = AnchorSettings {
+                place: format!("file:{}", path.display()).parse().unwrap(),
+                wait_seconds: 0,
+                timeout_seconds: 5,
+                every_milliseconds: 20,
+                grace_seconds,
+                lost,
+                same_disk: true,
+            };
+            let (backings, files) = offline.handles();
+            let log = Shared::of_test(Arc::clone(&volume), files).log;
+            let kept = Kept { anchor: chosen.anchor, keeper, settings };
+            let keeping = Keeping::start(&volume, backings, &log, kept).unwrap();
+            Self { _file: file, folder, offline, key, volume, keeping }
+        }
+
+        fn path(&self) -> std::path::PathBuf {
+            self.folder.path().join("anchor")
+        }
+
+        fn write(&self) {
+            let (one, mut context) = (BlockRange::new(BlockIndex(3), 1), self.volume.context(0));
+            let io = self.offline.io();
+            let write = self.volume.write(&io, &mut context, one, Buf::new(4096), Durability::MayBeLost);
+            self.offline.run(write).unwrap().0.unwrap();
+        }
+
+        fn shown(&self) -> serde_json::Value {
+            serde_json::to_value(self.keeping.report().shown(&self.volume)).unwrap()
+        }
+
+        /// Waits until `status` says so.
+        fn until(&self, is_so: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+            for _ in 0..3000 {
+                let shown = self.shown();
+                if is_so(&shown) {
+                    return shown;
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            panic!("in vain waited for: {}", self.shown());
+        }
+    }
+
+    fn with_size(path: &Path, bytes: u64) {
+        std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(bytes).unwrap();
+    }
+
+    #[test]
+    fn what_is_written_is_covered_and_an_orderly_end_to_the_last_record() {
+        let served = Served::new(60, Lost::Readonly);
+        let before = served.until(|shown| shown["state"] == "ok")["generation"].as_u64().unwrap();
+        served.write();
+        served.until(|shown| shown["generation"].as_u64() > Some(before) && shown["lag_records"] == 0);
+        served.write();
+        let Served { keeping, volume, offline, key, folder, _file } = served;
+        let last = keeping.end();
+        offline.run(volume.close(&offline.io())).unwrap().unwrap();
+        let end = volume.next_record().0;
+        last.tell();
+        drop(volume);
+        let chosen = Chosen { anchor: AnyAnchor::File(FileAnchor::open(&folder.path().join("anchor")).unwrap()) };
+        let how = Opening::new(Access::ReadOnly, None);
+        let (_, keeper) = offline.open_anchored(&key, how, Some(&chosen)).unwrap();
+        assert_eq!(keeper.unwrap().status().record, end);
+    }
+
+    #[test]
+    fn an_anchor_that_is_away_for_too_long_makes_the_volume_read_only() {
+        let served = Served::new(1, Lost::Readonly);
+        with_size(&served.path(), 0);
+        served.write();
+        let away = served.until(|shown| shown["state"] == "away");
+        assert!(away["why"].as_str().unwrap().contains("anchor"), "{away}");
+        assert_eq!(served.volume.latched(), None, "there is time");
+        served.until(|shown| shown["state"] == "lost");
+        assert!(served.volume.latched().is_some());
+    }
+
+    #[test]
+    fn or_it_goes_on_and_says_that_it_is_stale_until_it_is_back() {
+        let served = Served::new(0, Lost::Continue);
+        let whole = std::fs::read(served.path()).unwrap();
+        with_size(&served.path(), 0);
+        served.write();
+        served.until(|shown| shown["state"] == "stale");
+        assert_eq!(served.volume.latched(), None);
+        std::fs::write(served.path(), whole).unwrap();
+        served.until(|shown| shown["state"] == "ok");
+    }
+
+    #[test]
+    fn who_has_taken_the_anchor_ends_it_here() {
+        let served = Served::new(60, Lost::Readonly);
+        let mut bytes = std::fs::read(served.path()).unwrap();
+        bytes[..4096].fill(0);
+        bytes[4096..].fill(0);
+        std::fs::write(served.path(), bytes).unwrap();
+        served.write();
+        served.until(|shown| shown["state"] == "lost");
+        assert!(served.volume.latched().is_some_and(|why| why.to_string().contains("somebody else")));
+    }
+}

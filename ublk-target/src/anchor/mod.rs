@@ -1,0 +1,84 @@
+//! Anchors: where a volume's newest state is held outside its disk (docs/anchor.md).
+//!
+//! ```text
+//!   options (cli/anchored.rs) ──> Place ──> Chosen, file ──> the library's open, tick, finish
+//!                                     └── keeping: the daemon's thread, and what `status` says of it
+//! ```
+
+mod agent;
+mod any;
+mod chosen;
+mod file;
+mod keeping;
+mod place;
+
+pub use agent::AgentAnchor;
+pub use any::AnyAnchor;
+pub use chosen::Chosen;
+pub use file::FileAnchor;
+pub use keeping::{AnchorReport, Keeping, Kept};
+pub use place::Place;
+
+use crate::os;
+use futures_util::FutureExt;
+use serde::{Deserialize, Serialize};
+use std::{future::Future, time::Duration};
+use ublk_integrity::anchor::AnchorNote;
+
+/// What a device was told of its volume's anchor; kept in its state file, for the next daemon.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AnchorSettings {
+    /// Where it is.
+    pub place: Place,
+    /// How long to wait for it at an open, in seconds.
+    pub wait_seconds: u64,
+    /// How long an agent may take for an answer, in seconds.
+    #[serde(default = "five")]
+    pub timeout_seconds: u64,
+    /// Between two ticks, in milliseconds.
+    pub every_milliseconds: u64,
+    /// How long it may be away while the volume is served, in seconds.
+    pub grace_seconds: u64,
+    /// What comes then.
+    pub lost: Lost,
+    /// Whether it may be on the volume's own disk.
+    #[serde(default)]
+    pub same_disk: bool,
+}
+
+/// Of what is usual.
+fn five() -> u64 {
+    5
+}
+
+/// What becomes of a device whose anchor is away for too long.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Lost {
+    /// It becomes read-only
+    Readonly,
+    /// It goes on, and what is written from then on can be rolled back
+    Continue,
+}
+
+impl AnchorSettings {
+    /// Between two ticks.
+    pub fn every(&self) -> Duration {
+        Duration::from_millis(self.every_milliseconds)
+    }
+}
+
+/// What a body says besides, of now and here.
+pub fn note() -> AnchorNote {
+    AnchorNote { seconds: os::since_1970().as_secs(), host: host_name() }
+}
+
+/// What this host calls itself; empty where it does not say.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// Runs what asks anchors alone. Those of this program block, and are never pending.
+pub fn asked<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().expect("an anchor of this program blocks")
+}
