@@ -1,7 +1,10 @@
 //! `monitor`: a program is run for each event, as mdadm --monitor does.
 
 use crate::{
-    daemon::{log::Sink, state::State},
+    daemon::{
+        log::Sink,
+        state::{Change, State},
+    },
     event::{About, Class, EventFile, Feed, Record},
     failure::{Context, Exit, Failure, Outcome},
     output,
@@ -58,9 +61,9 @@ pub fn run(args: &Args) -> Outcome {
     }
 }
 
-/// A daemon that is dead while its device is there.
+/// A daemon that is dead while its device is there, and nobody is about to follow it.
 fn is_left(state: &State) -> bool {
-    !state.is_alive() && state.has_device()
+    !state.is_alive() && !Change::is_under_way(state.id) && state.has_device()
 }
 
 /// Daemons that have died, each told once.

@@ -15,7 +15,10 @@ use crate::{
     ublk::{self, Mark, Proof, Whose},
     wait::{LONGEST, Wait},
 };
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File, OpenOptions},
@@ -115,6 +118,16 @@ impl Change {
     /// The same of one that waits so long for another.
     pub fn follow_within(id: u32, limit: Duration) -> Outcome<Self> {
         Self::begin(id, FlockArg::LockExclusiveNonblock, limit)
+    }
+
+    /// Whether a command is about to give device `id` another daemon. To who may not know it, none is.
+    pub fn is_under_way(id: u32) -> bool {
+        Self::is_under_way_at(&file_of(id, "change"))
+    }
+
+    fn is_under_way_at(path: &Path) -> bool {
+        let Ok(file) = File::open(path) else { return false };
+        matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
     }
 
     fn begin(id: u32, how: FlockArg, limit: Duration) -> Outcome<Self> {
@@ -395,6 +408,19 @@ mod tests {
             drop(follower);
         });
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_daemon_that_is_about_to_be_followed_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.change");
+        assert!(!Change::is_under_way_at(&path));
+        let begin = |how| Change::at(path.clone(), how, Duration::ZERO).unwrap();
+        let follows = begin(FlockArg::LockExclusiveNonblock);
+        assert!(Change::is_under_way_at(&path));
+        drop(follows);
+        let _ends = begin(FlockArg::LockSharedNonblock);
+        assert!(!Change::is_under_way_at(&path), "it is to end, and nobody follows");
     }
 
     #[test]
