@@ -334,7 +334,7 @@ mod tests {
         assert!(begun.elapsed() < PATIENCE);
         assert!(next(&mut first)["error"].as_str().unwrap().contains("stopped"));
         let (_, refused) = test.client();
-        assert_eq!(refused["block_size"].as_u64().is_some(), true, "it hears so when it asks");
+        assert!(refused["block_size"].as_u64().is_some(), "it hears so when it asks");
         assert!(test.healing.rest(PATIENCE));
         test.healing.resume();
         let (again, ready) = test.client();
