@@ -525,6 +525,44 @@ fn an_answer_that_does_not_come_is_asked_for() {
     }
 }
 
+/// The record that a tick has written is slow: a checkpoint waits for it, else the next open would find it behind the end of
+/// an epoch that is over, and take it for a forgery.
+#[test]
+fn a_checkpoint_waits_for_the_record_of_a_tick() {
+    let mut small = Small::new();
+    let (volume, mut keeper) = small.open(AnchorPurpose::Keep).unwrap();
+    let (mut context, mut ticking) = (volume.context(0), volume.context(0));
+    small.write(&volume, &mut context, 2);
+    let (io, anchor, note) = (&small.io.clone(), small.anchor.clone(), note());
+    let poll = |future: &mut dyn FnMut(&mut std::task::Context<'_>) -> bool| {
+        future(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+    };
+    let mut tick = std::pin::pin!(keeper.tick((&volume, io), &mut ticking, (&anchor, &note)));
+    let mut ticked = |cx: &mut std::task::Context<'_>| tick.as_mut().poll(cx).is_ready();
+    // The sync of the data device, then the record, which stays under way.
+    assert!(!poll(&mut ticked) && io.complete_of(Device::Data) && !poll(&mut ticked));
+    assert_eq!(io.in_flight(), 1, "its record");
+    let mut checkpoint = std::pin::pin!(volume.checkpoint(io));
+    let mut ended = |cx: &mut std::task::Context<'_>| checkpoint.as_mut().poll(cx).is_ready();
+    for _ in 0..500 {
+        assert!(!poll(&mut ended), "the checkpoint has ended without the record");
+        if io.in_flight() > 1 {
+            io.complete(1);
+        }
+    }
+    io.complete(0);
+    for _ in 0..500 {
+        if poll(&mut ended) {
+            break;
+        }
+        if io.in_flight() > 0 {
+            io.complete(0);
+        }
+    }
+    io.disk().power_cut();
+    small.open(AnchorPurpose::Keep).map(drop).expect("what a crash leaves opens");
+}
+
 /// The power fails as soon as the anchor has a point, while other records are under way.
 #[test]
 fn a_point_is_durable_when_the_anchor_gets_it() {

@@ -296,12 +296,13 @@ impl Log {
         Some(ended)
     }
 
-    /// Waits until nothing of the epoch is in flight: every change logged in it has ended, and its
-    /// last record is written.
+    /// Waits until nothing of the epoch is in flight: every change logged in it has ended, and every
+    /// record of it is durable. One that became so later would lie behind the end that the superblock
+    /// names, and be of an epoch that is over: the next open would take it for a forgery.
     pub(crate) async fn drained(&self, epoch: Epoch) {
         poll_fn(|cx| {
             let mut s = self.state.lock();
-            if s.of(epoch).in_flight == 0 || s.latched.is_some() {
+            if s.of(epoch).is_drained() || s.latched.is_some() {
                 return Poll::Ready(());
             }
             s.checkpointer = Some((CheckpointerWaits::Drained, cx.waker().clone()));
@@ -313,8 +314,7 @@ impl Log {
     /// Where the log begins once `epoch` is in the tree: after its last record.
     pub(crate) fn end_of(&self, epoch: Epoch) -> LogPoint {
         let mut s = self.state.lock();
-        // A change ends only once its record is durable. Records with nothing but a flush entry are
-        // written by the checkpoint thread itself.
+        // It is drained.
         debug_assert!(s.sealed.iter().all(|record| record.epoch != epoch));
         s.of(epoch).end.expect("an epoch that changed something has a record")
     }
@@ -380,7 +380,7 @@ impl Appended<'_> {
             of.in_flight -= 1;
             of.tags = (of.tags - self.reserved.tags).saturating_add_signed(tags);
             of.runs = (of.runs - self.reserved.runs).saturating_add_signed(runs);
-            let drained = of.in_flight == 0 && self.epoch != s.epoch;
+            let drained = of.is_drained() && self.epoch != s.epoch;
             (drained.then(|| s.checkpointer_waker(CheckpointerWaits::Drained)).flatten(), full)
         };
         wake.into_iter().for_each(Waker::wake);

@@ -103,6 +103,7 @@ impl Log {
             // there was room, might not fit.
             s.gather.reserved = 0;
         }
+        s.of(s.gather.epoch).records += 1;
         self.push_flush_entry(s, 0);
         let spare = s.spares.pop().expect("as many as records may be in flight");
         let builder = std::mem::replace(&mut s.gather.builder, RecordBuilder::new(spare));
@@ -184,6 +185,7 @@ impl Log {
             return [None, None];
         }
         s.sealed.iter_mut().filter(|record| record.end == end).for_each(|record| record.done = true);
+        let mut drained = false;
         while s.sealed.front().is_some_and(|record| record.done) {
             let record = s.sealed.pop_front().expect("just seen");
             s.durable = record.last;
@@ -192,11 +194,17 @@ impl Log {
             // Damage to the last record of all looks as if a crash had torn it. Where it carries data
             // one follows that is sealed from now on, be it with what an earlier one has said.
             s.sync.unlogged |= record.carries;
-            s.of(record.epoch).end = Some(record.end);
+            let of = s.of(record.epoch);
+            of.end = Some(record.end);
+            of.records -= 1;
+            let is_drained = of.is_drained();
+            drained |= is_drained && record.epoch != s.epoch;
             s.records += 1;
             s.record_bytes += record.bytes;
         }
-        self.hand_on(&mut s)
+        let [lead, flush_record] = self.hand_on(&mut s);
+        let drained = drained.then(|| s.checkpointer_waker(CheckpointerWaits::Drained)).flatten();
+        [lead, flush_record.or(drained)]
     }
 
     /// Hands the lead on to one of those whose entries have gathered meanwhile.

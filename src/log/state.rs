@@ -75,11 +75,21 @@ pub(super) enum CheckpointerWaits {
     Drained,
 }
 
+impl EpochUse {
+    /// Whether nothing more becomes of it once it has ended.
+    pub(super) fn is_drained(&self) -> bool {
+        self.in_flight == 0 && self.records == 0
+    }
+}
+
 /// What an epoch uses. There is one for each of the two live epochs, by parity.
 #[derive(Clone, Copy, Default)]
 pub(super) struct EpochUse {
     /// Changes that are logged and have not ended.
     pub(super) in_flight: usize,
+    /// Records that are sealed, or about to be, and not durable. One with nothing but a flush entry holds
+    /// no change, and may be anybody's.
+    pub(super) records: usize,
     /// Blocks that pending space is reserved for or taken by.
     pub(super) tags: usize,
     /// The same for runs.
