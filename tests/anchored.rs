@@ -27,6 +27,7 @@ use ublk_integrity::{
     Access, AnchorLoss, BlockIndex, BlockRange, Buf, Device, Durability, Latched, OpenOptions, ReadError,
     RequestContext, Volume,
     anchor::{AnchorError, AnchorKeeper, AnchorPurpose, KeepError, Ticked},
+    create::FormatOptions,
     open::OpenError,
 };
 
@@ -73,6 +74,14 @@ impl Anchored {
                 Ok(Some(opened)) => return opened,
                 Ok(None) | Err(OpenError::Anchor(AnchorError::Away(_))) => {}
                 Err(OpenError::Anchor(AnchorError::Present { .. })) => return self.open(Disk::power_cut),
+                // It was cut short before the anchor had anything.
+                Err(OpenError::Anchor(AnchorError::Begun)) => {
+                    match self.try_open(AnchorPurpose::Reset, Disk::power_cut) {
+                        Ok(Some(opened)) => return opened,
+                        Ok(None) | Err(OpenError::Anchor(AnchorError::Away(_))) => {}
+                        Err(e) => panic!("reset: {e}"),
+                    }
+                }
                 Err(e) => panic!("begin: {e}"),
             }
         }
@@ -387,7 +396,11 @@ struct Small {
 
 impl Small {
     fn new() -> Self {
-        let io = formatted(&format_options(4096), 1);
+        Self::of(format_options(4096))
+    }
+
+    fn of(format: FormatOptions) -> Self {
+        let io = formatted(&format, 1);
         let anchor = SimAnchor::new(&io, 1);
         let mut small = Self { io, anchor, rng: Rng::new(7) };
         drop(small.open(AnchorPurpose::Begin).unwrap());
@@ -463,6 +476,8 @@ fn an_anchor_is_needed_begun_once_reset_and_ended() {
     let empty = SimAnchor::new(&small.io, 2);
     let full = std::mem::replace(&mut small.anchor, empty);
     assert_eq!(small.why_not(AnchorPurpose::Keep), AnchorError::Absent);
+    // A new place is no way to have an older disk accepted.
+    assert_eq!(small.why_not(AnchorPurpose::Begin), AnchorError::Begun);
     small.anchor = full;
     assert!(matches!(small.why_not(AnchorPurpose::Begin), AnchorError::Present { .. }));
     let older = small.snapshot();
@@ -482,8 +497,27 @@ fn an_anchor_is_needed_begun_once_reset_and_ended() {
     drop(reopen(&small.io, &options).expect("it has no anchor any more"));
     small.put_back(&anchored);
     assert!(matches!(small.why_not(AnchorPurpose::Keep), AnchorError::MovedAway { .. }));
+    assert_eq!(small.why_not(AnchorPurpose::Begin), AnchorError::Begun, "nor is one that was left");
     small.anchor.held().away = true;
     assert!(matches!(small.why_not(AnchorPurpose::Keep), AnchorError::Away(_)));
+}
+
+/// Whatever is accepted of a volume's own, what somebody else keeps there stays.
+#[test]
+fn another_volumes_anchor_is_not_reset() {
+    let mut small = Small::new();
+    let other = Small::of(FormatOptions { uuid: [7; 16], ..format_options(4096) });
+    let (own, body) = (small.anchor.held().body, other.anchor.held().body);
+    small.anchor.held().body = body;
+    for purpose in [AnchorPurpose::Keep, AnchorPurpose::Begin, AnchorPurpose::Reset] {
+        assert!(matches!(small.why_not(purpose), AnchorError::OtherVolume(_)));
+    }
+    assert!(small.anchor.held().body == body);
+    // Its own that is damaged is.
+    small.anchor.held().body = own;
+    small.anchor.held().body.as_mut().unwrap()[100] ^= 1;
+    assert_eq!(small.why_not(AnchorPurpose::Keep), AnchorError::Damaged);
+    drop(small.open(AnchorPurpose::Reset).unwrap());
 }
 
 /// A snapshot of a fresh volume is of before its anchor began: ids of zeros mean nothing.

@@ -30,6 +30,9 @@ pub enum AnchorError {
         /// When, in seconds since 1970.
         seconds: u64,
     },
+    /// The volume has one already, or its first one was cut short.
+    #[error("the volume on the metadata device says that it has an anchor already")]
+    Begun,
     /// What it holds is no body, or its MAC does not hold.
     #[error("what the anchor holds is damaged or forged")]
     Damaged,

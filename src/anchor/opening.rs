@@ -7,7 +7,7 @@ use super::{
 use crate::{
     RecordNumber,
     crypto::keys::AnchorKey,
-    format::{AnchorBody, AnchorState, Link, OpenId, Superblock},
+    format::{AnchorBody, AnchorState, BodyError, Link, OpenId, Superblock},
 };
 
 /// An open that goes on with an anchor.
@@ -39,6 +39,10 @@ impl<'a, A: Anchor> Opening<'a, A> {
                 let (generation, host) = (held.generation, held.host.to_string());
                 return Err(AnchorError::Present { generation, host, seconds: held.written_seconds });
             }
+            // With another place, or one that was left, an older state would be taken for the newest.
+            (AnchorPurpose::Begin, _) if superblock.is_anchored() => return Err(AnchorError::Begun),
+            // What is whole and somebody else's is not written over, whatever is accepted of our own.
+            (AnchorPurpose::Reset, Some(Err(e))) if e != BodyError::Damaged => return Err(e.into()),
             (AnchorPurpose::Begin | AnchorPurpose::Reset, held) => held.and_then(Result::ok),
         };
         Ok(Self { with, key: key.clone(), expected, held, is_committed: false })

@@ -308,7 +308,7 @@ fn exit_of_anchor(e: &AnchorError) -> Exit {
     match e {
         AnchorError::Needed => Exit::Arguments,
         AnchorError::Older { .. } | AnchorError::Damaged => Exit::Integrity,
-        AnchorError::Taken { .. } | AnchorError::Present { .. } => Exit::Busy,
+        AnchorError::Taken { .. } | AnchorError::Present { .. } | AnchorError::Begun => Exit::Busy,
         AnchorError::Away(_)
         | AnchorError::Absent
         | AnchorError::OtherVolume(_)
@@ -323,8 +323,11 @@ fn about_anchor(e: &AnchorError) -> &'static str {
     match e {
         AnchorError::Needed => ": name it with --anchor; what only reads can do --without-anchor",
         AnchorError::Away(_) => ": nothing is opened without it; try again when it is there",
-        AnchorError::Absent => ": is it another one? `anchor init` begins, `anchor reset` begins again",
-        AnchorError::Present { .. } => ": leave --anchor of `format` or `anchor init` out, or name another place",
+        AnchorError::Absent => ": is it another one? `anchor reset` begins again, with what the devices hold now",
+        AnchorError::Begun => {
+            ": name that one, or `anchor move` it; if it is lost, or was never begun, `anchor reset` begins again"
+        }
+        AnchorError::Present { .. } => ": it is begun; of what is no more, `anchor remove` ends it",
         AnchorError::Damaged => ": `anchor reset` begins again, with what the devices hold now",
         AnchorError::OtherVolume(_) | AnchorError::OtherKey => ": name another",
         AnchorError::Unknown(_) => ": a newer program knows it",

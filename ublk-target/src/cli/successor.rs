@@ -9,6 +9,7 @@
 
 use super::recover::{self, Args};
 use crate::{
+    anchor::asked,
     daemon::{
         self, Start, client,
         launch::{self, Reporter},
@@ -130,6 +131,11 @@ pub(super) fn look_at(start: &Start, volume: &Identity, grow: Option<Grow>) -> O
     };
     let named = |failure: Failure| Failure { message: settings.named(&failure.message), ..failure };
     let verified = offline.verify(&start.key, &options).map_err(named)?;
+    // Without it neither program could open the volume, once the one that serves has closed it.
+    if let Some(anchor) = &settings.anchor {
+        let there = anchor.open(settings.paths())?;
+        asked(verified.show_anchor(&there)).map_err(|e| named(e.into()))?;
+    }
     let found = Identity::of(&verified.info());
     // It may have grown since the daemon has opened it.
     if !volume.may_become(&found) {
