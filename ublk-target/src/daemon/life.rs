@@ -25,17 +25,22 @@ pub struct Life(Held);
 enum Held {
     /// Its lock.
     Lock(File),
-    /// Where that is not for us to open: its process, which another may follow under this number.
+    /// Where that is not for us to open, or of an older version: its process, which another may follow
+    /// under this number.
     Process(Pid),
 }
 
 impl Life {
-    /// That of the daemon `pid` whose lock is at `path`; `None` if it is dead: its lock is taken away by
-    /// who follows it at the soonest.
+    /// That of the daemon `pid` whose own lock is at `path`; `None` if it is dead: nobody but who follows
+    /// it takes that away.
     pub fn of(path: &Path, pid: u32) -> Option<Self> {
+        if path.try_exists().is_ok_and(|there| !there) { None } else { Self::of_older(path, pid) }
+    }
+
+    /// The same of a version that has the number's lock at `path` at most.
+    pub(super) fn of_older(path: &Path, pid: u32) -> Option<Self> {
         let life = Self(match File::open(path) {
             Ok(file) => Held::Lock(file),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
             Err(_) => Held::Process(Pid::from_raw(i32::try_from(pid).ok().filter(|pid| *pid > 0)?)),
         });
         life.goes_on().then_some(life)

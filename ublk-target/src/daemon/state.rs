@@ -255,7 +255,10 @@ impl State {
 
     /// The daemon's life, if it lives.
     pub fn watch(&self) -> Option<Life> {
-        Life::of(&self.life.clone().unwrap_or_else(|| file_of(self.id, "lock")), self.pid)
+        match &self.life {
+            Some(own) => Life::of(own, self.pid),
+            None => Life::of_older(&file_of(self.id, "lock"), self.pid),
+        }
     }
 
     /// What proves that the kernel's device of this number is the one that it describes.
