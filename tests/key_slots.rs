@@ -233,7 +233,7 @@ fn slots_of_a_volume_that_is_not_served_are_left_alone() {
     let before = copies(&io);
     for at in SUPERBLOCKS {
         let mut copy = io.disk().peek(Device::Meta, at, SUPERBLOCK_BYTES);
-        copy[12] |= 1 << 1;
+        copy[12] |= 1 << 5;
         image::sign_block(&mut copy);
         io.disk().poke(Device::Meta, at, &copy);
     }
