@@ -85,10 +85,10 @@ stop
 
 step 'kill -9 in a pass: it goes on'
 ui scrub -n "$id" --rate 1M
-# The cursor is in the superblock with the next checkpoint.
-said() { ui dump --data $data | grep '^scrub .* Running at block [1-9]'; }
-wait_for said
+# The cursor is in the superblock with the next checkpoint. Until then it may speak of a pass before.
 number=$(field pass)
+said() { ui dump --data $data | grep "^scrub .* $number: Running at block [1-9]"; }
+wait_for said
 kill_daemon
 ui recover -n "$id" --key-file $key
 [ "$(field under_way)" = true ] && [ "$(field pass)" = "$number" ] && [ "$(field resumed_at)" -gt 0 ]

@@ -1,6 +1,6 @@
 #!/bin/bash
 # systemd - a Debian whose init serves volumes: package, boot, hand-over by reload, shutdown, credentials; three boots
-# vm: image boots=3 disks=256M,128M,64M memory=1024 limit=600
+# vm: long image boots=3 disks=256M,128M,64M memory=1024 limit=600
 . tests/vm/lib.sh
 ublk_integrity=/usr/bin/ublk-integrity
 boot=$1
