@@ -21,7 +21,7 @@ use std::{
 };
 use ublk_integrity::{
     Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, MasterKey, MemoryStorage,
-    OpenOptions, Phase, Scheduler, Storage, TagAlgorithm, Volume, WriteError,
+    OpenOptions, Phase, Scheduler, Storage, Volume, WriteError,
     create::{FormatOptions, format},
     open::open,
 };
@@ -167,7 +167,7 @@ pub fn check(test: impl Fn() + Send + Sync + Copy + 'static) {
     let schedules = std::env::var("SHUTTLE_ITERATIONS").map_or(1000, |n| n.parse().expect("a number"));
     let mut config = Config::default();
     // Of a thread. The default is too small for a few functions that call each other, unoptimized.
-    config.stack_size = 256 << 10;
+    config.stack_size = 1 << 20;
     Runner::new(RandomScheduler::new(schedules / 2), config.clone()).run(test);
     Runner::new(PctScheduler::new(3, schedules / 2), config).run(test);
 }
