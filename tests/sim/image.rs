@@ -85,8 +85,16 @@ impl Superblock {
     }
     /// The newest copy whose checksum holds.
     pub fn newest(disk: &Disk) -> Self {
-        let copies = SUPERBLOCKS.map(|at| Self::parse(&disk.peek(Device::Meta, at, SUPERBLOCK_BYTES)));
-        copies.into_iter().flatten().max_by_key(|s| s.epoch).expect("a superblock")
+        Self::parse(&Self::newest_bytes(disk)).expect("its checksum holds")
+    }
+    /// Its bytes.
+    pub fn newest_bytes(disk: &Disk) -> Vec<u8> {
+        let whole = Self::copies(disk).into_iter().filter_map(|copy| Some((Self::parse(&copy)?.epoch, copy)));
+        whole.max_by_key(|(epoch, _)| *epoch).expect("a superblock").1
+    }
+    /// The bytes of both copies.
+    pub fn copies(disk: &Disk) -> [Vec<u8>; 2] {
+        SUPERBLOCKS.map(|at| disk.peek(Device::Meta, at, SUPERBLOCK_BYTES))
     }
 
     pub fn levels(&self) -> u8 {

@@ -71,6 +71,7 @@ pub fn open_sick(io: &SimStorage, options: &OpenOptions, rng: &mut Rng, oracle: 
     let access = if rng.chance(50) { Access::ReadOnly } else { Access::ReadWrite };
     let options = OpenOptions { access, open_id: rng.bytes(), ..options.clone() };
     let steps = if rng.chance(20) { rng.below(200) } else { u64::MAX };
+    let newest = Superblock::newest_bytes(&io.disk());
     fall_ill(io, rng);
     let writes = io.disk().writes;
     let faults = io.disk().faults;
@@ -79,14 +80,14 @@ pub fn open_sick(io: &SimStorage, options: &OpenOptions, rng: &mut Rng, oracle: 
     match opened {
         None => {}
         Some(Err(OpenError::Away(e))) if !may_be_away => panic!("bad sectors are no device that is away: {e}"),
+        // What is refused is left as it was,
+        Some(Err(OpenError::Device(_) | OpenError::LogUnreadable(_) | OpenError::Away(_)))
+            if io.disk().writes == writes => {}
+        // but that both superblock copies are the newest, where a part of the log can't be read any more when its
+        // blocks are to be put in place: before that is tried they must be.
         Some(Err(OpenError::Device(_) | OpenError::LogUnreadable(_) | OpenError::Away(_))) => {
-            // A part of the log that can't be read any more when its blocks are to be put in place: by then both
-            // superblock copies are the same, as they must be before anything is written there.
-            let mended = u64::from(access == Access::ReadWrite);
-            assert!(
-                io.disk().writes - writes <= mended,
-                "what is refused is left as it was, but for a superblock copy"
-            );
+            assert_eq!((io.disk().writes, access), (writes + 1, Access::ReadWrite));
+            assert!(Superblock::copies(&io.disk()).iter().all(|copy| *copy == newest));
         }
         Some(Err(e)) => panic!("a sick disk is no tampered one: {e}"),
         Some(Ok(volume)) => {
