@@ -125,7 +125,7 @@ pub use crypto::keys::{KeyLength, MAX_KEY_BYTES, MIN_KEY_BYTES, MasterKey, TagAl
 pub use crypto::tagger::TagMaker;
 pub use crypto::wrapping::Credential;
 pub use error::{AnchorLoss, BadReason, DeviceError, Latched, PageName, ReadError, WriteError};
-pub use format::hex;
+pub use format::{hex, read_hex};
 pub use info::{Status, VolumeInfo};
 pub use io::{
     buffer::{BUF_ALIGN, Buf, BufMark},

@@ -60,8 +60,31 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// The bytes of as many hexadecimal digits; `false` where that is not what the text is.
+pub fn read_hex(text: &str, into: &mut [u8]) -> bool {
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    let bytes = text.as_bytes().chunks(2).map(|pair| match pair {
+        [high, low] => Some((digit(*high)? << 4 | digit(*low)?) as u8),
+        _ => None,
+    });
+    text.len() == 2 * into.len()
+        && into.iter_mut().zip(bytes).all(|(into, byte)| byte.map(|byte| *into = byte).is_some())
+}
+
 #[cfg(test)]
 mod tests {
+    use super::{hex, read_hex};
+
+    #[test]
+    fn hexadecimal_is_read_as_it_is_written() {
+        let mut bytes = [0; 3];
+        assert!(read_hex(&hex(&[0, 0xa5, 0xff]), &mut bytes) && bytes == [0, 0xa5, 0xff]);
+        assert!(read_hex("00A5fF", &mut bytes));
+        for text in ["", "00a5f", "00a5ff0", "00a5ff00", "00a5fg", "00 5ff", "0\u{e4}5ff"] {
+            assert!(!read_hex(text, &mut bytes), "{text}");
+        }
+    }
+
     /// The rows of a section of the byte map that begin with two numbers, or with two sizes.
     fn rows(section: &str) -> Vec<(u64, u64)> {
         let page = include_str!("../../docs/format.md");

@@ -39,32 +39,37 @@ pub struct BadRun {
     pub reason: BadReason,
 }
 
+/// Takes blocks out of the runs that they are in, each once and in the order of the runs; `taken` hears what
+/// was wrong with each.
+pub(super) fn take_out(runs: &mut Vec<BadRun>, blocks: &[BlockIndex], mut taken: impl FnMut(BadReason)) {
+    let mut blocks = blocks.iter().peekable();
+    for BadRun { mut range, reason } in std::mem::take(runs) {
+        while let Some(block) = blocks.next_if(|block| range.overlaps(BlockRange::new(**block, 1))) {
+            let before = BlockRange::new(range.first, block.0 - range.first.0);
+            runs.extend((before.count > 0).then_some(BadRun { range: before, reason }));
+            range = BlockRange::new(BlockIndex(block.0 + 1), range.end() - block.0 - 1);
+            taken(reason);
+        }
+        runs.extend((range.count > 0).then_some(BadRun { range, reason }));
+    }
+}
+
 impl CheckReport {
     /// Blocks that were found bad are good now: in order, each once.
     pub fn are_good(&mut self, blocks: &[BlockIndex]) {
-        let mut good = blocks.iter().peekable();
-        let runs = std::mem::take(&mut self.bad_runs);
-        for BadRun { mut range, reason } in runs {
-            while let Some(block) = good.next_if(|block| block.0 < range.end()) {
-                let before = BlockRange::new(range.first, block.0 - range.first.0);
-                if before.count > 0 {
-                    self.bad_runs.push(BadRun { range: before, reason });
-                }
-                range = BlockRange::new(BlockIndex(block.0 + 1), range.end() - block.0 - 1);
-                let unreadable = matches!(reason, BadReason::Unreadable { .. });
-                *(if unreadable { &mut self.unreadable_blocks } else { &mut self.bad_blocks }) -= 1;
-            }
-            if range.count > 0 {
-                self.bad_runs.push(BadRun { range, reason });
-            }
-        }
-        self.truncated |= self.bad_runs.len() > MAX_REPORTED_RUNS;
-        self.bad_runs.truncate(MAX_REPORTED_RUNS);
+        let mut runs = std::mem::take(&mut self.bad_runs);
+        take_out(&mut runs, blocks, |reason| *self.count_of(matches!(reason, BadReason::Unreadable { .. })) -= 1);
+        self.truncated |= runs.len() > MAX_REPORTED_RUNS;
+        runs.truncate(MAX_REPORTED_RUNS);
+        self.bad_runs = runs;
+    }
+
+    fn count_of(&mut self, unreadable: bool) -> &mut u64 {
+        if unreadable { &mut self.unreadable_blocks } else { &mut self.bad_blocks }
     }
 
     fn add(&mut self, range: BlockRange, error: &ReadError) {
-        let unreadable = matches!(error, ReadError::Device(_));
-        *(if unreadable { &mut self.unreadable_blocks } else { &mut self.bad_blocks }) += range.count;
+        *self.count_of(matches!(error, ReadError::Device(_))) += range.count;
         let reason = error.reason();
         let full = self.bad_runs.len() == MAX_REPORTED_RUNS;
         match self.bad_runs.last_mut() {

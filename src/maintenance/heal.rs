@@ -15,14 +15,15 @@ use crate::{
     WriteError,
     format::{LOST_TAG, Tag, ZERO_TAG},
     io::retry::{READ_BACK, retry},
-    log::{Log, Unsynced},
-    metadata::Metadata,
-    request::{context::TagSide, hash_batch::Hasher, lock_queue::Mode, range_lock::RangeLocks},
-    write_back::AdmittedWrites,
+    log::Unsynced,
+    maintenance::scrub::Scrubber,
+    request::{context::TagSide, lock_queue::Mode},
 };
+use serde::{Deserialize, Serialize};
 
 /// What has become of a block for which there was a replica.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Healed {
     /// It was bad, and holds now what was written last.
     Healed,
@@ -60,16 +61,7 @@ impl From<DeviceError> for HealError {
     }
 }
 
-/// The parts of a volume that healing needs.
-pub(crate) struct Healer<'v> {
-    pub(crate) metadata: &'v Metadata,
-    pub(crate) hasher: &'v Hasher,
-    pub(crate) log: &'v Log,
-    pub(crate) ranges: &'v RangeLocks,
-    pub(crate) admitted: &'v AdmittedWrites,
-}
-
-impl Healer<'_> {
+impl Scrubber<'_> {
     /// Heals `block` from the front of `replica`.
     pub(crate) async fn heal<S: Io>(
         &self,
@@ -87,7 +79,7 @@ impl Healer<'_> {
             Err(e) => return (Err(e), replica),
         };
         let bs = self.metadata.block_size();
-        if !self.hasher.tagger().proves(&tag, block, &replica[..bs]) {
+        if !self.tagger.proves(&tag, block, &replica[..bs]) {
             return (Ok(Healed::NotInReplica), replica);
         }
         // Once, as requests wait. One that can't be read may be readable once it has been written.
@@ -147,7 +139,7 @@ impl Healer<'_> {
         let (at, bs) = (self.metadata.layout().block_offset(block), self.metadata.block_size());
         let (result, buf) = io.read(Device::Data, at, context.pages.lend(), 0..bs).await;
         io.charge();
-        let proven = result.map(|()| self.hasher.tagger().proves(tag, block, &buf[..bs]));
+        let proven = result.map(|()| self.tagger.proves(tag, block, &buf[..bs]));
         context.pages.give_back(buf);
         proven
     }

@@ -6,7 +6,7 @@ mod requests;
 use crate::{
     AnchorLoss, Epoch, Latched, RecordNumber, Seq,
     crypto::{keys::Keys, tagger::Tagger},
-    format::{Layout, Superblock},
+    format::{Layout, Scrub, Superblock},
     info::{RecoveryReport, Status, VolumeInfo},
     lifecycle::recovery::{in_log::InLog, undecided::Undecided},
     log::{Log, LogConfig, LogPoint},
@@ -242,6 +242,17 @@ impl Volume {
     /// Makes the volume read-only for good: its anchor does not follow any more.
     pub fn latch_for_anchor(&self, loss: AnchorLoss) {
         self.log.latch(Latched::Anchor(loss));
+    }
+
+    /// The last pass over the volume that its superblock says something of. `None`: it is of format version 1,
+    /// which has no place for that.
+    pub fn last_scrub(&self) -> Option<Scrub> {
+        self.checkpoints.superblock().scrub()
+    }
+
+    /// Says how a pass has ended, for the next superblock.
+    pub fn note_scrub(&self, scrub: Scrub) {
+        self.checkpoints.note_scrub(scrub);
     }
 
     /// The first failure, if one has made the volume read-only.

@@ -5,11 +5,10 @@ use super::{Opened, Volume};
 use crate::{
     Admitted, BlockIndex, BlockRange, Buf, CheckpointerWork, Durability, Hint, Io, Latched, ReadError, RequestContext,
     Seq, Storage, WriteBackId, WriteError,
-    format::Scrub,
     log::{Recorded, Unsynced},
     maintenance::{
         checkpoint::{FLUSH_RECORD_DELAY, OWN_CONTEXT, WRITE_BACK_TICK},
-        heal::{HealError, Healed, Healer},
+        heal::{HealError, Healed},
         scrub::{ScrubControl, ScrubFinding, Scrubber},
     },
     options::{Access, OnMismatch},
@@ -335,19 +334,7 @@ impl Volume {
     /// none of them, and none waits for it. `control` steers it and has what it finds, `tell` hears of each
     /// finding. Memory is taken here and given back at the end. One pass at a time.
     pub async fn scrub<S: Io>(&self, io: &S, control: &ScrubControl, tell: impl FnMut(ScrubFinding)) {
-        let scrubber = Scrubber {
-            metadata: &self.metadata,
-            ranges: &self.ranges,
-            tagger: self.hasher.tagger(),
-            log: &self.log,
-            admitted: &self.admitted,
-            checkpoints: &self.checkpoints,
-            contexts: &self.contexts,
-            undecided: &self.opened.undecided,
-            in_log: &self.opened.in_log,
-            writable: self.opened.access == Access::ReadWrite,
-        };
-        scrubber.run(io, control, tell).await;
+        self.scrubber().run(io, control, tell).await;
     }
 
     /// Puts a block that has rotted back in place from the front of `replica`, a copy of it, if its tag
@@ -366,25 +353,22 @@ impl Volume {
         if let Err(e) = self.writable(one) {
             return (Err(e.into()), replica);
         }
-        let healer = Healer {
+        self.scrubber().heal(io, context, block, replica).await
+    }
+
+    fn scrubber(&self) -> Scrubber<'_> {
+        Scrubber {
             metadata: &self.metadata,
-            hasher: &self.hasher,
-            log: &self.log,
             ranges: &self.ranges,
+            tagger: self.hasher.tagger(),
+            log: &self.log,
             admitted: &self.admitted,
-        };
-        healer.heal(io, context, block, replica).await
-    }
-
-    /// The last pass over the volume that its superblock says something of. `None`: it is of format version 1,
-    /// which has no place for that.
-    pub fn last_scrub(&self) -> Option<Scrub> {
-        self.checkpoints.superblock().scrub()
-    }
-
-    /// Says how a pass has ended, for the next superblock.
-    pub fn note_scrub(&self, scrub: Scrub) {
-        self.checkpoints.note_scrub(scrub);
+            checkpoints: &self.checkpoints,
+            contexts: &self.contexts,
+            undecided: &self.opened.undecided,
+            in_log: &self.opened.in_log,
+            writable: self.opened.access == Access::ReadWrite,
+        }
     }
 
     fn reader(&self) -> Reader<'_> {

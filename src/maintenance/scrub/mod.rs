@@ -48,7 +48,7 @@ const REST: Duration = Duration::from_millis(60);
 /// How long to wait before the next look at what may be being written.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
-/// The parts of a volume that a pass looks at.
+/// The parts of a volume that a pass looks at, and that healing a block needs.
 pub(crate) struct Scrubber<'v> {
     pub(crate) metadata: &'v Metadata,
     pub(crate) ranges: &'v RangeLocks,

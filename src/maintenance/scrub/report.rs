@@ -1,9 +1,9 @@
 //! What a pass has found so far.
 
 use crate::{
-    BadReason, BlockIndex, BlockRange, ByteOffset, PageName,
+    BadReason, BlockIndex, ByteOffset, PageName,
     format::{Scrub, ScrubState},
-    maintenance::check::BadRun,
+    maintenance::check::{BadRun, take_out},
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -216,7 +216,9 @@ impl ScrubReport {
     /// A block of a run that is listed is bad no more, and listed no more. `was_bad`: until it was healed.
     /// `false`: it is in none.
     pub(super) fn heal(&mut self, block: BlockIndex, was_bad: bool) -> bool {
-        let Some(reason) = take_out(&mut self.bad_runs, block) else { return false };
+        let mut was = None;
+        take_out(&mut self.bad_runs, &[block], |reason| was = Some(reason));
+        let Some(reason) = was else { return false };
         // One may have become two.
         if self.bad_runs.len() > MAX_LISTED {
             self.bad_runs.pop();
@@ -235,15 +237,4 @@ impl ScrubReport {
             _ => self.bad_metadata.push(bad),
         }
     }
-}
-
-/// Takes a block out of the run that it is in. What was wrong with it.
-fn take_out(runs: &mut Vec<BadRun>, block: BlockIndex) -> Option<BadReason> {
-    let i = runs.iter().position(|run| run.range.overlaps(BlockRange::new(block, 1)))?;
-    let BadRun { range, reason } = runs.remove(i);
-    let (before, after) = (block.0 - range.first.0, range.end() - block.0 - 1);
-    let parts = [BlockRange::new(range.first, before), BlockRange::new(BlockIndex(block.0 + 1), after)];
-    let parts = parts.into_iter().filter(|range| range.count > 0).map(|range| BadRun { range, reason });
-    runs.splice(i..i, parts);
-    Some(reason)
 }
