@@ -1,6 +1,9 @@
 //! The daemon's anchor thread: it tells the anchor how far the volume has got, in each period. No request ever waits for it.
 
-use super::{AnchorSettings, AnyAnchor, Lost, asked, note};
+use super::{
+    AnchorSettings, AnyAnchor, Lost, asked, note,
+    report::{AnchorReport, Now, State},
+};
 use crate::{
     checkpoints::Stop,
     daemon::log::{Event, Log},
@@ -10,109 +13,18 @@ use crate::{
     threads::named,
 };
 use futures_util::FutureExt;
-use serde::Serialize;
 use std::{
     io,
     os::fd::OwnedFd,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Instant,
 };
 use ublk_integrity::{
     AnchorLoss, Storage, Volume,
-    anchor::{AnchorError, AnchorKeeper, AnchorStatus, KeepError, Ticked},
+    anchor::{AnchorError, AnchorKeeper, KeepError, Ticked},
 };
-
-/// What is known of the anchor of a volume that is served.
-pub struct AnchorReport {
-    settings: AnchorSettings,
-    now: Mutex<Now>,
-}
-
-#[derive(Clone)]
-struct Now {
-    held: AnchorStatus,
-    /// All that was answered by then is covered, in seconds since 1970.
-    fresh_seconds: u64,
-    /// Records before this one hold nothing that is not covered.
-    covered_to: u64,
-    state: State,
-    why: Option<String>,
-}
-
-/// How the anchor is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum State {
-    /// It follows.
-    Ok,
-    /// It could not be asked the last time.
-    Away,
-    /// It has been away for longer than it may, and the device goes on.
-    Stale,
-    /// It does not follow any more: the volume is read-only.
-    Lost,
-}
-
-/// The same as JSON.
-#[derive(Serialize)]
-pub struct Shown {
-    place: String,
-    state: &'static str,
-    /// What is wrong with it.
-    why: Option<String>,
-    fresh_seconds: u64,
-    age_seconds: u64,
-    generation: u64,
-    record: u64,
-    /// Records of the log that are durable and not covered.
-    lag_records: u64,
-    resets: u64,
-    reset_seconds: u64,
-    host: String,
-    interval_seconds: f64,
-    grace_seconds: u64,
-    lost: Lost,
-}
-
-impl AnchorReport {
-    fn new(settings: AnchorSettings, held: AnchorStatus) -> Self {
-        let fresh_seconds = os::since_1970().as_secs();
-        let now = Now { covered_to: held.record, held, fresh_seconds, state: State::Ok, why: None };
-        Self { settings, now: Mutex::new(now) }
-    }
-
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// For `status`.
-    pub fn shown(&self, volume: &Volume) -> Shown {
-        let Now { held, fresh_seconds, covered_to, state, why } = self.now().clone();
-        Shown {
-            place: self.settings.place.to_string(),
-            state: match state {
-                State::Ok => "ok",
-                State::Away => "away",
-                State::Stale => "stale",
-                State::Lost => "lost",
-            },
-            why,
-            fresh_seconds,
-            age_seconds: os::since_1970().as_secs().saturating_sub(fresh_seconds),
-            generation: held.generation,
-            record: held.record,
-            lag_records: volume.next_record().0.saturating_sub(covered_to),
-            resets: held.resets,
-            reset_seconds: held.reset_seconds,
-            host: held.host,
-            interval_seconds: self.settings.every().as_secs_f64(),
-            grace_seconds: self.settings.grace_seconds,
-            lost: self.settings.lost,
-        }
-    }
-}
 
 /// The anchor of a volume that has been opened, and who tells it.
 pub struct Kept {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   options (cli/anchored.rs) ──> Place ──> Chosen, file ──> the library's open, tick, finish
-//!                                     └── keeping: the daemon's thread, and what `status` says of it
+//!                                     └── keeping: the daemon's thread ──> report: what `status` says of it
 //! ```
 
 mod agent;
@@ -11,13 +11,15 @@ mod chosen;
 mod file;
 mod keeping;
 mod place;
+mod report;
 
 pub use agent::AgentAnchor;
 pub use any::AnyAnchor;
 pub use chosen::Chosen;
 pub use file::FileAnchor;
-pub use keeping::{AnchorReport, Keeping, Kept};
+pub use keeping::{Keeping, Kept};
 pub use place::Place;
+pub use report::AnchorReport;
 
 use crate::os;
 use futures_util::FutureExt;
