@@ -2,14 +2,16 @@
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::{
-    fmt::Write as _,
     io::{self, ErrorKind, Read, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use ublk_integrity::anchor::{Anchor, AnchorBytes, Replaced, generation};
+use ublk_integrity::{
+    anchor::{Anchor, AnchorBytes, Replaced, generation},
+    hex, read_hex,
+};
 
 /// The longest line, with its end.
 const LINE: usize = 2048;
@@ -124,26 +126,14 @@ impl Connection {
     }
 }
 
-fn digits(body: &AnchorBytes) -> String {
-    body.iter().fold(String::with_capacity(2 * body.len()), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a string takes everything");
-        text
-    })
-}
-
 /// A body and its generation, as `ok GENERATION BODY` has them.
 fn body_in(words: &str) -> Option<AnchorBytes> {
     let (number, text) = words.split_once(' ')?;
     let number: u64 = number.parse().ok()?;
     let mut body: AnchorBytes = [0; 512];
-    if text.len() != 2 * body.len() || text.bytes().any(|byte| !matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-        return None;
-    }
-    for (byte, pair) in body.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
+    let is_read = !text.bytes().any(|byte| byte.is_ascii_uppercase()) && read_hex(text, &mut body);
     // What it compares is what the body says.
-    (generation(Some(&body)) == number).then_some(body)
+    (is_read && generation(Some(&body)) == number).then_some(body)
 }
 
 impl Anchor for AgentAnchor {
@@ -157,7 +147,7 @@ impl Anchor for AgentAnchor {
     }
 
     async fn replace(&self, volume: &[u8; 16], expected: u64, body: &AnchorBytes) -> Replaced {
-        let body_words = digits(body);
+        let body_words = hex(body);
         let request = match expected {
             0 => format!("init {} {body_words}", generation(Some(body))),
             _ => format!("replace {expected} {body_words}"),
@@ -231,7 +221,7 @@ mod tests {
     #[test]
     fn a_store_is_asked_line_by_line() {
         let one = body(1, 7);
-        let line: &'static str = Box::leak(format!("ok 1 {}", digits(&one)).into_boxed_str());
+        let line: &'static str = Box::leak(format!("ok 1 {}", hex(&one)).into_boxed_str());
         let answers: &'static [&str] = Box::leak(vec!["ok store", "absent", "ok", line, "conflict"].into_boxed_slice());
         let (_folder, anchor, served) = agent(answers);
         assert_eq!(asked(anchor.load(&VOLUME)), Ok(None));
@@ -241,8 +231,8 @@ mod tests {
         let lines = served.join().unwrap();
         assert_eq!(lines[0], "hello 1 01010101-0101-0101-0101-010101010101");
         assert_eq!((lines[1].as_str(), lines[3].as_str()), ("load", "load"));
-        assert_eq!(lines[2], format!("init 1 {}", digits(&one)));
-        assert_eq!(lines[4], format!("replace 1 {}", digits(&body(2, 8))));
+        assert_eq!(lines[2], format!("init 1 {}", hex(&one)));
+        assert_eq!(lines[4], format!("replace 1 {}", hex(&body(2, 8))));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     daemon::{
         client::{self, Conversation, Unanswered},
-        protocol::{ANSWERS_WITHIN, Request},
+        protocol::{ANSWERS_WITHIN, Offer, Offered, Request},
         state::{State, socket_path},
     },
     failure::{Context, Exit, Failure, Outcome},
@@ -160,7 +160,7 @@ impl Healer<'_> {
 
     /// Once more on another connection, where the one that was there is broken.
     fn heal(&mut self, block: BlockIndex, bytes: &[u8]) -> Outcome<Healed> {
-        let offer = json!({ "block": block, "replica": hex(bytes) });
+        let offer = Offer { block, replica: hex(bytes) };
         let was_there = self.daemon.is_some();
         match self.offer(&offer) {
             Err(_) if was_there && self.daemon.is_none() => self.offer(&offer),
@@ -169,7 +169,7 @@ impl Healer<'_> {
         .and_then(|answer| outcome_of(block, &answer))
     }
 
-    fn offer(&mut self, offer: &Value) -> Outcome<Value> {
+    fn offer(&mut self, offer: &Offer) -> Outcome<Value> {
         let answer = self.daemon()?.0.ask(offer);
         // What is still to be said there would be taken for what is asked next.
         if answer.is_err() {
@@ -179,17 +179,11 @@ impl Healer<'_> {
     }
 }
 
-fn outcome_of(block: BlockIndex, answer: &Value) -> Outcome<Healed> {
-    if answer["block"] != json!(block) {
-        return Err(not_understood());
-    }
-    match (answer["outcome"].as_str(), answer["failed"].as_str()) {
-        (Some("healed"), _) => Ok(Healed::Healed),
-        (Some("was_good"), _) => Ok(Healed::WasGood),
-        (Some("not_in_replica"), _) => Ok(Healed::NotInReplica),
-        (_, Some(why)) => {
-            let exit = answer["exit"].as_u64().and_then(|code| u8::try_from(code).ok());
-            Err(Failure::new(exit.map_or(Exit::Device, Exit::from_code), why))
+fn outcome_of(asked: BlockIndex, answer: &Value) -> Outcome<Healed> {
+    match Offered::deserialize(answer) {
+        Ok(Offered::Done { block, outcome }) if block == asked => Ok(outcome),
+        Ok(Offered::Failed { block, failed, exit }) if block == asked => {
+            Err(Failure::new(Exit::from_code(exit), failed))
         }
         _ => Err(not_understood()),
     }

@@ -10,6 +10,7 @@ use nix::{
         time::{TimeVal, TimeValLike},
     },
 };
+use serde::Serialize;
 use serde_json::Value;
 use std::{
     fmt::Display,
@@ -36,15 +37,7 @@ pub enum Unanswered {
 pub fn ask(path: &Path, request: &Request) -> Result<Value, Unanswered> {
     let deadline = Instant::now() + ANSWERS_WITHIN;
     let answer = asked(path, request).and_then(|mut stream| answer(&mut stream, deadline));
-    let answer = parsed(path, &answer.map_err(|e| unanswered(path, &e))?)?;
-    match answer["error"].as_str() {
-        // One that it has an exit code for was understood.
-        Some(why) => Err(match answer["exit"].as_u64().and_then(|code| u8::try_from(code).ok()) {
-            Some(code) => Unanswered::Failed(Failure::new(Exit::from_code(code), why)),
-            None => failed(path, &why),
-        }),
-        None => Ok(answer),
-    }
+    granted(path, &answer.map_err(|e| unanswered(path, &e))?)
 }
 
 /// A connection on which one line after the other is asked and answered.
@@ -63,9 +56,8 @@ impl Conversation {
     }
 
     /// Asks more.
-    pub fn ask(&mut self, line: &Value) -> Outcome<Value> {
-        let text = format!("{line}\n");
-        self.stream.write_all(text.as_bytes()).map_err(|e| unanswered(&self.path, &e).told_of(&self.path))?;
+    pub fn ask(&mut self, what: &impl Serialize) -> Outcome<Value> {
+        self.stream.write_all(&line(what)).map_err(|e| unanswered(&self.path, &e).told_of(&self.path))?;
         self.answer()
     }
 
@@ -78,14 +70,7 @@ impl Conversation {
             let message = format!("{}: it has closed the connection", cant_reach(path));
             return Err(Failure::new(Exit::Device, message));
         }
-        let answer = parsed(path, &said).map_err(|e| e.told_of(path))?;
-        match answer["error"].as_str() {
-            None => Ok(answer),
-            Some(why) => match answer["exit"].as_u64().and_then(|code| u8::try_from(code).ok()) {
-                Some(code) => Err(Failure::new(Exit::from_code(code), why)),
-                None => Err(failed(path, &why).told_of(path)),
-            },
-        }
+        granted(path, &said).map_err(|e| e.told_of(path))
     }
 }
 
@@ -144,6 +129,19 @@ fn parsed(path: &Path, answer: &[u8]) -> Result<Value, Unanswered> {
     serde_json::from_slice(line).map_err(|e| failed(path, &e))
 }
 
+/// The same, unless it says what is wrong.
+fn granted(path: &Path, answer: &[u8]) -> Result<Value, Unanswered> {
+    let answer = parsed(path, answer)?;
+    match answer["error"].as_str() {
+        // One that it has an exit code for was understood.
+        Some(why) => Err(match answer["exit"].as_u64().and_then(|code| u8::try_from(code).ok()) {
+            Some(code) => Unanswered::Failed(Failure::new(Exit::from_code(code), why)),
+            None => failed(path, &why),
+        }),
+        None => Ok(answer),
+    }
+}
+
 fn failed(path: &Path, why: &dyn Display) -> Unanswered {
     Unanswered::Failed(Failure::new(Exit::Device, format_args!("{}: {why}", cant_reach(path))))
 }
@@ -152,12 +150,16 @@ fn cant_reach(path: &Path) -> String {
     format!("can't reach the daemon at {}", path.display())
 }
 
+fn line(what: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec(what).expect("plain data");
+    text.push(b'\n');
+    text
+}
+
 /// A connection by which that was asked.
 fn asked(path: &Path, request: &Request) -> io::Result<UnixStream> {
     let mut stream = connected(path)?;
-    let mut text = serde_json::to_vec(request).expect("plain data");
-    text.push(b'\n');
-    match stream.write_all(&text) {
+    match stream.write_all(&line(request)) {
         // A daemon of before there were requests: it has said all it has to say and closed.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
         done => done?,

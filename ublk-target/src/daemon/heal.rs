@@ -7,14 +7,13 @@
 use super::{
     log::{Event, Log},
     memory_budget::{Available, Purpose},
-    protocol::{MOST_BYTES, failed, line},
+    protocol::{MOST_BYTES, Offer, Offered, failed, line},
 };
 use crate::{
     event_loop::{OwnRing, ring::DeviceFiles},
     failure::{Context, Exit, Failure, Outcome},
     threads::named,
 };
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -29,6 +28,7 @@ use std::{
 use ublk_integrity::{
     BlockIndex, Buf, RequestContext, Volume,
     heal::{HealError, Healed},
+    read_hex,
 };
 
 /// How long a client may be silent, and take for an answer.
@@ -46,15 +46,6 @@ pub(super) struct Healing {
     context: Mutex<RequestContext>,
     /// Whether somebody may.
     open: AtomicBool,
-}
-
-/// A block as it should be, as a client says: a line of JSON.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Offer {
-    block: u64,
-    /// Its bytes, hexadecimal.
-    replica: String,
 }
 
 impl Healing {
@@ -167,18 +158,14 @@ fn under_way() -> Failure {
     Failure::new(Exit::Busy, "blocks of this device are being healed by another command: wait for its end")
 }
 
-/// What is said of a block: of which, so that nobody takes it for another's.
 fn answer(block: BlockIndex, outcome: Result<Healed, HealError>) -> Value {
-    let word = match outcome {
-        Ok(Healed::Healed) => "healed",
-        Ok(Healed::WasGood) => "was_good",
-        Ok(Healed::NotInReplica) => "not_in_replica",
+    json!(match outcome {
+        Ok(outcome) => Offered::Done { block, outcome },
         Err(e) => {
-            let failure = Failure::from(e);
-            return json!({ "block": block, "failed": failure.message, "exit": failure.exit as u8 });
+            let Failure { message: failed, exit, .. } = e.into();
+            Offered::Failed { block, failed, exit: exit as u8 }
         }
-    };
-    json!({ "block": block, "outcome": word })
+    })
 }
 
 /// Which block it is for; its bytes go to the front of `buf`.
@@ -186,18 +173,10 @@ fn read(line: &[u8], buf: &mut Buf) -> Outcome<BlockIndex> {
     let wrong = |why: String| Failure::new(Exit::Arguments, why);
     let Offer { block, replica } = serde_json::from_slice(line).map_err(|e| wrong(format!("heal: {e}")))?;
     let bs = buf.len();
-    let digits = replica.as_bytes();
-    if digits.len() != 2 * bs {
-        return Err(wrong(format!("heal: a replica of {} hexadecimal digits, not {}", digits.len(), 2 * bs)));
+    if replica.len() != 2 * bs {
+        return Err(wrong(format!("heal: a replica of {} hexadecimal digits, not {}", replica.len(), 2 * bs)));
     }
-    for (byte, digits) in buf.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        let (Some(high), Some(low)) = (digit(digits[0]), digit(digits[1])) else {
-            return Err(wrong("heal: a replica is hexadecimal".into()));
-        };
-        *byte = (high << 4 | low) as u8;
-    }
-    Ok(BlockIndex(block))
+    if read_hex(&replica, buf) { Ok(block) } else { Err(wrong("heal: a replica is hexadecimal".into())) }
 }
 
 struct Client {

@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, num::NonZeroU64, time::Duration};
+use ublk_integrity::{BlockIndex, heal::Healed};
 
 /// Bytes of the longest line, either way.
 pub(super) const MOST_BYTES: usize = 64 << 10;
@@ -44,6 +45,24 @@ pub enum Request {
     Heal {},
     /// How far it is, or the last one came, and what it has found.
     ScrubStatus {},
+}
+
+/// A block as it should be: what is said once [`Request::Heal`] has been answered.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// Which.
+    pub block: BlockIndex,
+    /// Its bytes, hexadecimal.
+    pub replica: String,
+}
+
+/// What is answered: of which block, so that nobody takes it for another's.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Offered {
+    Done { block: BlockIndex, outcome: Healed },
+    Failed { block: BlockIndex, failed: String, exit: u8 },
 }
 
 /// All of them, by the word that asks.
