@@ -24,9 +24,10 @@ import sys
 
 from anchor_protocol.anchor import Anchor, Away
 from anchor_protocol.disk import BLOCKS, Bad, Disk, Refuse, User
-from anchor_protocol.faults import BUGS, COUNTS, FAIL, HOSTILE, ONLY, count, plant, planted
+from anchor_protocol.faults import BUGS, HOSTILE, ONLY
 from anchor_protocol.recovery import recover, tamper
 from anchor_protocol.volume import Node
+from protocol.faults import COUNTS, FAIL, count, plant, planted
 
 
 def run(seed, only=None, hostile=False):

@@ -1,7 +1,8 @@
 """The anchor: a two-slot file, a store with compare-and-swap, or a bare counter whose body lies on the disk."""
 
+from protocol.faults import bug
+
 from .disk import Refuse
-from .faults import bug
 
 
 class Anchor:  # trusted; what it holds: {gen, id, next, pos, link}

@@ -1,6 +1,6 @@
 """The disk and what a crash leaves of it; what its user was promised."""
 
-from .faults import bug
+from protocol.faults import bug
 
 BLOCKS, RING = 3, 14  # blocks (one a page); records in the ring
 

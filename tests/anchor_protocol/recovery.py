@@ -1,7 +1,8 @@
 """Opening: the chain, the candidates, the anchor's verdict, and the two steps by which the anchor moves on."""
 
+from protocol.faults import bug
+
 from .disk import BLOCKS, RING, Bad, Refuse
-from .faults import bug
 
 
 def newest(d):

@@ -1,7 +1,8 @@
 """An open volume: log, writes, flushes, checkpoints, and what it tells the anchor."""
 
+from protocol.faults import bug
+
 from .disk import RING
-from .faults import bug
 
 
 class Node:

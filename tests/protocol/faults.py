@@ -99,5 +99,9 @@ def bug(*names):
     return PLANTED in names
 
 
+def planted():
+    return PLANTED is not None
+
+
 def count(what, by=1):
     COUNTS[what] = COUNTS.get(what, 0) + by
