@@ -1,0 +1,257 @@
+//! An anchor that answers: what an open accepts and refuses, one case after the other.
+
+use super::*;
+
+/// A small volume with an anchor that answers, and a way to open it.
+struct Small {
+    io: SimStorage,
+    anchor: SimAnchor,
+    rng: Rng,
+}
+
+impl Small {
+    fn new() -> Self {
+        Self::of(format_options(4096))
+    }
+
+    fn of(format: FormatOptions) -> Self {
+        let io = formatted(&format, 1);
+        let anchor = SimAnchor::new(&io, 1);
+        let mut small = Self { io, anchor, rng: Rng::new(7) };
+        drop(small.open(AnchorPurpose::Begin).unwrap());
+        small
+    }
+
+    fn options(&mut self, access: Access) -> OpenOptions {
+        OpenOptions { access, ..open_options(&mut self.rng) }
+    }
+
+    fn open(&mut self, purpose: AnchorPurpose) -> Result<(Volume, AnchorKeeper), OpenError> {
+        let options = self.options(Access::ReadWrite);
+        block_on(&self.io, open_anchored(&self.io, &key(), &options, (&self.anchor, purpose)))
+    }
+
+    fn why_not(&mut self, purpose: AnchorPurpose) -> AnchorError {
+        match self.open(purpose).err() {
+            Some(OpenError::Anchor(e)) => e,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn write(&self, volume: &Volume, context: &mut RequestContext, blocks: u64) {
+        for block in 0..blocks {
+            let one = BlockRange::new(BlockIndex(block), 1);
+            let write = volume.write(&self.io, context, one, Buf::new(4096), Durability::MayBeLost);
+            block_on(&self.io, with_checkpoints(volume, &self.io, write)).0.unwrap();
+        }
+    }
+
+    fn snapshot(&self) -> Disk {
+        self.io.disk().fork(1)
+    }
+
+    fn put_back(&self, disk: &Disk) {
+        *self.io.disk() = disk.fork(2);
+    }
+}
+
+#[test]
+fn an_abandoned_branch_that_had_got_further_is_refused() {
+    let mut small = Small::new();
+    let (volume, mut keeper) = small.open(AnchorPurpose::Keep).unwrap();
+    let (mut context, mut ticking) = (volume.context(0), volume.context(0));
+    small.write(&volume, &mut context, 2);
+    let note = note();
+    let tick = keeper.tick((&volume, &small.io), &mut ticking, (&small.anchor, &note));
+    assert_eq!(block_on(&small.io, tick).unwrap(), Ticked::Anchored);
+    let covered = small.snapshot();
+    // This branch goes on without a tick, well past the point of the next.
+    for _ in 0..3 {
+        small.write(&volume, &mut context, 20);
+        block_on(&small.io, volume.checkpoint(&small.io)).unwrap();
+    }
+    drop((context, ticking, volume));
+    let abandoned = small.snapshot();
+    small.put_back(&covered);
+    drop(small.open(AnchorPurpose::Keep).expect("it holds all that the anchor covers"));
+    small.put_back(&abandoned);
+    assert!(matches!(small.why_not(AnchorPurpose::Keep), AnchorError::Older { followed_to: None, .. }));
+}
+
+#[test]
+fn an_anchor_is_needed_begun_once_reset_and_ended() {
+    let mut small = Small::new();
+    let options = small.options(Access::ReadWrite);
+    let needed = reopen(&small.io, &options).err();
+    assert!(matches!(needed, Some(OpenError::Anchor(AnchorError::Needed))), "{needed:?}");
+    let options = OpenOptions { without_anchor: true, ..small.options(Access::ReadWrite) };
+    assert!(reopen(&small.io, &options).is_err(), "to write it is needed whatever is said");
+    let options = OpenOptions { without_anchor: true, ..small.options(Access::ReadOnly) };
+    assert!(reopen(&small.io, &options).is_ok());
+    let empty = SimAnchor::new(&small.io, 2);
+    let full = std::mem::replace(&mut small.anchor, empty);
+    assert_eq!(small.why_not(AnchorPurpose::Keep), AnchorError::Absent);
+    // A new place is no way to have an older disk accepted.
+    assert_eq!(small.why_not(AnchorPurpose::Begin), AnchorError::Begun);
+    small.anchor = full;
+    assert!(matches!(small.why_not(AnchorPurpose::Begin), AnchorError::Present { .. }));
+    let older = small.snapshot();
+    drop(small.open(AnchorPurpose::Keep).unwrap());
+    small.put_back(&older);
+    assert!(matches!(small.why_not(AnchorPurpose::Keep), AnchorError::Older { .. }));
+    let (volume, keeper) = small.open(AnchorPurpose::Reset).unwrap();
+    assert_eq!((keeper.status().resets, keeper.status().reset_seconds), (1, note().seconds));
+    drop(volume);
+    let (volume, _) = small.open(AnchorPurpose::Keep).unwrap();
+    drop(volume);
+    let anchored = small.snapshot();
+    let (volume, _) = small.open(AnchorPurpose::End).unwrap();
+    block_on(&small.io, volume.close(&small.io)).unwrap();
+    drop(volume);
+    let options = small.options(Access::ReadWrite);
+    drop(reopen(&small.io, &options).expect("it has no anchor any more"));
+    small.put_back(&anchored);
+    assert!(matches!(small.why_not(AnchorPurpose::Keep), AnchorError::MovedAway { .. }));
+    assert_eq!(small.why_not(AnchorPurpose::Begin), AnchorError::Begun, "nor is one that was left");
+    small.anchor.held().away = true;
+    assert!(matches!(small.why_not(AnchorPurpose::Keep), AnchorError::Away(_)));
+}
+
+/// Whatever is accepted of a volume's own, what somebody else keeps there stays.
+#[test]
+fn another_volumes_anchor_is_not_reset() {
+    let mut small = Small::new();
+    let other = Small::of(FormatOptions { uuid: [7; 16], ..format_options(4096) });
+    let (own, body) = (small.anchor.held().body, other.anchor.held().body);
+    small.anchor.held().body = body;
+    for purpose in [AnchorPurpose::Keep, AnchorPurpose::Begin, AnchorPurpose::Reset] {
+        assert!(matches!(small.why_not(purpose), AnchorError::OtherVolume(_)));
+    }
+    assert!(small.anchor.held().body == body);
+    // Its own that is damaged is.
+    small.anchor.held().body = own;
+    small.anchor.held().body.as_mut().unwrap()[100] ^= 1;
+    assert_eq!(small.why_not(AnchorPurpose::Keep), AnchorError::Damaged);
+    drop(small.open(AnchorPurpose::Reset).unwrap());
+}
+
+/// A snapshot of a fresh volume is of before its anchor began: ids of zeros mean nothing.
+#[test]
+fn the_disk_of_before_the_anchor_is_refused() {
+    let mut small = Small::new();
+    let fresh = formatted(&format_options(4096), 1);
+    let before = fresh.disk().fork(3);
+    small.put_back(&before);
+    assert!(matches!(small.why_not(AnchorPurpose::Keep), AnchorError::Older { .. }));
+}
+
+/// What was sent and not answered is sent again, the same, and told from somebody else's.
+#[test]
+fn an_answer_that_does_not_come_is_asked_for() {
+    for seed in 0..40 {
+        let mut small = Small::new();
+        small.anchor = {
+            let anchor = SimAnchor::new(&small.io, seed);
+            anchor.held().body = small.anchor.held().body;
+            anchor
+        };
+        let (volume, mut keeper) = small.open(AnchorPurpose::Keep).unwrap();
+        let (mut context, mut ticking) = (volume.context(0), volume.context(0));
+        small.anchor.held().unreliable = 60;
+        let mut ticked = 0;
+        while ticked < 5 {
+            small.write(&volume, &mut context, 1);
+            small.anchor.held().land();
+            let note = note();
+            let tick = keeper.tick((&volume, &small.io), &mut ticking, (&small.anchor, &note));
+            match block_on(&small.io, tick) {
+                Ok(Ticked::Anchored) => ticked += 1,
+                Err(KeepError::Anchor(AnchorError::Away(_))) => {}
+                other => panic!("seed {seed}: {other:?}"),
+            }
+        }
+        assert_eq!(volume.latched(), None);
+    }
+}
+
+/// The record that a tick has written is slow: a checkpoint waits for it, else the next open would find it behind the end of
+/// an epoch that is over, and take it for a forgery.
+#[test]
+fn a_checkpoint_waits_for_the_record_of_a_tick() {
+    let mut small = Small::new();
+    let (volume, mut keeper) = small.open(AnchorPurpose::Keep).unwrap();
+    let (mut context, mut ticking) = (volume.context(0), volume.context(0));
+    small.write(&volume, &mut context, 2);
+    let (io, anchor, note) = (&small.io.clone(), small.anchor.clone(), note());
+    let poll = |future: &mut dyn FnMut(&mut std::task::Context<'_>) -> bool| {
+        future(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+    };
+    let mut tick = std::pin::pin!(keeper.tick((&volume, io), &mut ticking, (&anchor, &note)));
+    let mut ticked = |cx: &mut std::task::Context<'_>| tick.as_mut().poll(cx).is_ready();
+    // The sync of the data device, then the record, which stays under way.
+    assert!(!poll(&mut ticked) && io.complete_of(Device::Data) && !poll(&mut ticked));
+    assert_eq!(io.in_flight(), 1, "its record");
+    let mut checkpoint = std::pin::pin!(volume.checkpoint(io));
+    let mut ended = |cx: &mut std::task::Context<'_>| checkpoint.as_mut().poll(cx).is_ready();
+    for _ in 0..500 {
+        assert!(!poll(&mut ended), "the checkpoint has ended without the record");
+        if io.in_flight() > 1 {
+            io.complete(1);
+        }
+    }
+    io.complete(0);
+    for _ in 0..500 {
+        if poll(&mut ended) {
+            break;
+        }
+        if io.in_flight() > 0 {
+            io.complete(0);
+        }
+    }
+    io.disk().power_cut();
+    small.open(AnchorPurpose::Keep).map(drop).expect("what a crash leaves opens");
+}
+
+/// The power fails as soon as the anchor has a point, while other records are under way.
+#[test]
+fn a_point_is_durable_when_the_anchor_gets_it() {
+    for seed in 0..300 {
+        let mut small = Small::new();
+        let (volume, mut keeper) = small.open(AnchorPurpose::Keep).unwrap();
+        let (volume, done, note) = (&volume, Cell::new(false), note());
+        let mut exec = Executor::new(seed);
+        exec.spawn(async {
+            loop {
+                let work = volume.work_wanted().await;
+                volume.work(&small.io, work).await.unwrap();
+            }
+        });
+        for writer in 0..4 {
+            let (io, mut context) = (&small.io, volume.context(writer % 2));
+            exec.spawn(async move {
+                for block in 0.. {
+                    let one = BlockRange::new(BlockIndex(writer as u64 * 20 + block % 20), 1);
+                    let write = volume.write(io, &mut context, one, Buf::new(4096), Durability::MayBeLost);
+                    write.await.0.unwrap();
+                }
+            });
+        }
+        exec.spawn(async {
+            let mut context = volume.context(0);
+            let mut anchored = 0;
+            while anchored <= seed % 3 {
+                let tick = keeper.tick((volume, &small.io), &mut context, (&small.anchor, &note));
+                anchored += u64::from(tick.await.unwrap() == Ticked::Anchored);
+                yield_now().await;
+            }
+            done.set(true);
+        });
+        while !done.get() {
+            assert_eq!(exec.step(&small.io), Step::Ran, "deadlock");
+        }
+        drop(exec);
+        small.io.disk().power_cut();
+        let opened = small.open(AnchorPurpose::Keep);
+        assert!(opened.is_ok(), "seed {seed}: {:?}", opened.err());
+    }
+}
