@@ -3,7 +3,7 @@
 use super::{
     DeviceArgs, ExpectedArgs,
     anchored::{AnchorArgs, KeepArgs},
-    device_number,
+    one_device::device_number,
 };
 use crate::{
     daemon::{

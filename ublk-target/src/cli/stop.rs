@@ -27,7 +27,7 @@ use std::{
 #[derive(clap::Args)]
 pub struct Args {
     /// The device: its number, or /dev/ublkbN
-    #[arg(short, long, value_name = "N", value_parser = super::device_number)]
+    #[arg(short, long, value_name = "N", value_parser = super::one_device::device_number)]
     number: u32,
     /// Only if nobody uses it
     #[arg(long, value_enum, default_value = "now")]
