@@ -2,7 +2,7 @@
 //! of their own.
 
 use crate::{
-    anchor::{AnyAnchor, Chosen, asked, note},
+    anchor::{AnyAnchor, asked, note},
     checkpoints::{self, AtStop, Stop},
     daemon::memory_budget::{Available, Purpose},
     device::{Backing, Backings, Use},
@@ -173,7 +173,7 @@ impl Offline {
         &self,
         key: &Credential,
         how: Opening,
-        anchor: Option<&Chosen>,
+        anchor: Option<&AnyAnchor>,
     ) -> Outcome<(Volume, Option<AnchorKeeper>)> {
         let available = Available::here(Purpose::Needed).bytes.saturating_sub((LANES * REQUEST) as u64);
         let options = OpenOptions {
@@ -297,9 +297,9 @@ impl Offline {
     }
 
     /// Tells the anchor of a volume that has been closed its last point.
-    pub fn finish(volume: &Volume, keeper: Option<AnchorKeeper>, anchor: Option<&Chosen>) -> Outcome {
+    pub fn finish(volume: &Volume, keeper: Option<AnchorKeeper>, anchor: Option<&AnyAnchor>) -> Outcome {
         if let Some((mut keeper, chosen)) = keeper.zip(anchor) {
-            asked(keeper.finish(volume, (&chosen.anchor, &note())))?;
+            asked(keeper.finish(volume, (chosen, &note())))?;
         }
         Ok(())
     }

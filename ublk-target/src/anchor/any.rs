@@ -1,7 +1,7 @@
 //! An anchor of whichever kind.
 
-use super::{AgentAnchor, FileAnchor};
-use ublk_integrity::anchor::{Anchor, AnchorBytes, Replaced};
+use super::{AgentAnchor, FileAnchor, note};
+use ublk_integrity::anchor::{Anchor, AnchorBytes, AnchorPurpose, AnchorUse, Replaced};
 
 /// An anchor of whichever kind. Its calls block, and end within a limit.
 pub enum AnyAnchor {
@@ -9,6 +9,21 @@ pub enum AnyAnchor {
     File(FileAnchor),
     /// With an agent.
     Agent(AgentAnchor),
+}
+
+impl AnyAnchor {
+    /// Whether a file has no body in it yet. An agent has one place for each volume.
+    pub async fn holds_nothing(&self) -> bool {
+        match self {
+            Self::File(anchor) => anchor.load(&[0; 16]).await == Ok(None),
+            Self::Agent(_) => true,
+        }
+    }
+
+    /// For an open.
+    pub fn used(&self, purpose: AnchorPurpose) -> AnchorUse<'_, Self> {
+        AnchorUse { anchor: self, purpose, note: note() }
+    }
 }
 
 impl Anchor for AnyAnchor {

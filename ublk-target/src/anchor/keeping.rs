@@ -225,7 +225,7 @@ impl Thread {
 mod tests {
     use super::*;
     use crate::{
-        anchor::{Chosen, FileAnchor},
+        anchor::FileAnchor,
         offline::{Offline, Opening, scratch},
         ublk::Shared,
     };
@@ -247,7 +247,7 @@ mod tests {
             let (file, offline, key) = scratch();
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("anchor");
-            let chosen = Chosen { anchor: AnyAnchor::File(FileAnchor::make(&path).unwrap()) };
+            let chosen = AnyAnchor::File(FileAnchor::make(&path).unwrap());
             let how = Opening { purpose: AnchorPurpose::Begin, ..Opening::new(Access::ReadWrite, None) };
             let (volume, keeper) = offline.open_anchored(&key, how, Some(&chosen)).unwrap();
             let (volume, keeper) = (Arc::new(volume), keeper.unwrap());
@@ -262,7 +262,7 @@ mod tests {
             };
             let (backings, files) = offline.handles();
             let log = Shared::of_test(Arc::clone(&volume), files).log;
-            let kept = Kept { anchor: chosen.anchor, keeper, settings };
+            let kept = Kept { anchor: chosen, keeper, settings };
             let keeping = Keeping::start(&volume, backings, &log, kept).unwrap();
             Self { _file: file, folder, offline, key, volume, keeping }
         }
@@ -312,7 +312,7 @@ mod tests {
         let end = volume.next_record().0;
         last.tell();
         drop(volume);
-        let chosen = Chosen { anchor: AnyAnchor::File(FileAnchor::open(&folder.path().join("anchor")).unwrap()) };
+        let chosen = AnyAnchor::File(FileAnchor::open(&folder.path().join("anchor")).unwrap());
         let how = Opening::new(Access::ReadOnly, None);
         let (_, keeper) = offline.open_anchored(&key, how, Some(&chosen)).unwrap();
         assert_eq!(keeper.unwrap().status().record, end);

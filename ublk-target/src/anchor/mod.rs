@@ -1,13 +1,12 @@
 //! Anchors: where a volume's newest state is held outside its disk (docs/anchor.md).
 //!
 //! ```text
-//!   options (cli/anchored.rs) ──> Place ──> Chosen, file ──> the library's open, tick, finish
+//!   options (cli/anchored.rs) ──> Place ──> AnyAnchor ──> the library's open, tick, finish
 //!                                     └── keeping: the daemon's thread ──> report: what `status` says of it
 //! ```
 
 mod agent;
 mod any;
-mod chosen;
 mod file;
 mod keeping;
 mod place;
@@ -15,16 +14,15 @@ mod report;
 
 pub use agent::AgentAnchor;
 pub use any::AnyAnchor;
-pub use chosen::Chosen;
 pub use file::FileAnchor;
 pub use keeping::{Keeping, Kept};
 pub use place::Place;
 pub use report::AnchorReport;
 
-use crate::os;
+use crate::{failure::Outcome, os};
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
-use std::{future::Future, time::Duration};
+use std::{future::Future, path::Path, time::Duration};
 use ublk_integrity::anchor::AnchorNote;
 
 /// What a device was told of its volume's anchor; kept in its state file, for the next daemon.
@@ -64,6 +62,16 @@ pub enum Lost {
 }
 
 impl AnchorSettings {
+    /// Opens it for a daemon.
+    pub fn open<'a>(&self, devices: impl IntoIterator<Item = &'a Path>) -> Outcome<AnyAnchor> {
+        let [wait, timeout] = [self.wait_seconds, self.timeout_seconds].map(Duration::from_secs);
+        let anchor = self.place.open(wait, timeout)?;
+        if !self.same_disk {
+            self.place.refuse_same_disk(devices)?;
+        }
+        Ok(anchor)
+    }
+
     /// Between two ticks.
     pub fn every(&self) -> Duration {
         Duration::from_millis(self.every_milliseconds)

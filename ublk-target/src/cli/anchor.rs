@@ -2,7 +2,7 @@
 
 use super::{DeviceArgs, anchored::AnchorArgs};
 use crate::{
-    anchor::{Chosen, Place, asked, note},
+    anchor::{AnyAnchor, Place, asked, note},
     checkpoints::AtStop,
     device::Use,
     failure::{Context, Exit, Failure, Outcome},
@@ -101,7 +101,7 @@ impl OnVolume {
         Ok((self.devices.open(purpose)?, key))
     }
 
-    fn chosen(&self) -> Outcome<Chosen> {
+    fn chosen(&self) -> Outcome<AnyAnchor> {
         self.anchor.needed()?;
         Ok(self.anchor.open(&self.devices)?.expect("one is named"))
     }
@@ -115,7 +115,7 @@ impl OnVolume {
 /// Opens the volume for `purpose`, and closes it.
 fn open_and_close(
     (offline, key): (&Offline, &Credential),
-    chosen: &Chosen,
+    chosen: &AnyAnchor,
     purpose: AnchorPurpose,
     uuid: Option<Uuid>,
 ) -> Outcome<AnchorStatus> {
@@ -125,7 +125,7 @@ fn open_and_close(
     super::check::refuse_latched(&volume)?;
     offline.run_with_checkpoints(&volume, AtStop::Close, async { Ok(()) })?;
     if purpose != AnchorPurpose::End {
-        asked(keeper.finish(&volume, (&chosen.anchor, &note())))?;
+        asked(keeper.finish(&volume, (chosen, &note())))?;
     }
     Ok(keeper.status())
 }
@@ -153,7 +153,7 @@ fn show(args: &ShowArgs) -> Outcome {
     let (offline, key) = args.volume.open(Use::Unlocked)?;
     let chosen = args.volume.chosen()?;
     let verified = args.volume.verify(&offline, &key)?;
-    let status = asked(verified.show_anchor(&chosen.anchor))?;
+    let status = asked(verified.show_anchor(&chosen))?;
     let out = if args.json { Output::json(&status) } else { lines(&status) };
     out.print()
 }
@@ -181,7 +181,7 @@ fn reset(args: &ResetArgs) -> Outcome {
         let message = format!("the metadata device holds volume {}, not {}", verified.info().uuid, args.uuid);
         return Err(Failure::new(Exit::Device, message));
     }
-    if let Ok(before) = asked(verified.show_anchor(&chosen.anchor)) {
+    if let Ok(before) = asked(verified.show_anchor(&chosen)) {
         let written = crate::event::time(before.written_seconds);
         output::tell(format_args!(
             "the anchor was written {written} by {}: record {} was the next; what the devices hold counts from now on",
@@ -202,9 +202,7 @@ fn move_to(args: &MoveArgs) -> Outcome {
     if args.to == *args.volume.anchor.needed()? {
         return Err(Failure::new(Exit::Arguments, "--to is where the anchor is already: name another place"));
     }
-    asked(verified.move_anchor((&from.anchor, &to.anchor), &note()))
-        .map_err(Failure::from)
-        .doing("nothing was moved")?;
+    asked(verified.move_anchor((&from, &to), &note())).map_err(Failure::from).doing("nothing was moved")?;
     output::line(format_args!("anchor        {}", args.to))
 }
 

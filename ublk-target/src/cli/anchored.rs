@@ -2,7 +2,7 @@
 
 use super::DeviceArgs;
 use crate::{
-    anchor::{AnchorSettings, Chosen, Lost, Place},
+    anchor::{AnchorSettings, AnyAnchor, Lost, Place},
     failure::{Exit, Failure, Outcome},
 };
 use std::time::Duration;
@@ -61,15 +61,15 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 impl AnchorArgs {
     /// Opens the anchor, if one was named. Refuses one that protects from nothing.
-    pub fn open(&self, devices: &DeviceArgs) -> Outcome<Option<Chosen>> {
+    pub fn open(&self, devices: &DeviceArgs) -> Outcome<Option<AnyAnchor>> {
         let Some(place) = &self.anchor else { return Ok(None) };
         let anchor = place.open(Duration::from_secs(self.anchor_wait), self.timeout())?;
         self.refuse_same_disk(place, devices)?;
-        Ok(Some(Chosen { anchor }))
+        Ok(Some(anchor))
     }
 
     /// The same, and makes what holds it, if there is none.
-    pub fn make(&self, devices: &DeviceArgs) -> Outcome<Chosen> {
+    pub fn make(&self, devices: &DeviceArgs) -> Outcome<AnyAnchor> {
         let place = self.needed()?;
         let is_new = place.is_new();
         let anchor = place.make(self.timeout())?;
@@ -78,7 +78,7 @@ impl AnchorArgs {
                 place.unmake();
             }
         })?;
-        Ok(Chosen { anchor })
+        Ok(anchor)
     }
 
     fn timeout(&self) -> Duration {

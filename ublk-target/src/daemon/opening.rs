@@ -3,7 +3,7 @@
 
 use super::{memory_budget::largest_request, settings::Settings, workers};
 use crate::{
-    anchor::{AnyAnchor, Kept, note},
+    anchor::{AnyAnchor, Kept},
     device::Backings,
     event_loop::HashPool,
     failure::{Context, Exit, Failure, Outcome, way_out},
@@ -15,7 +15,7 @@ use crate::{
 use std::sync::Arc;
 use ublk_integrity::{
     Credential, HintReceiver, Latched, RecordNumber, Volume,
-    anchor::{AnchorPurpose, AnchorUse},
+    anchor::AnchorPurpose,
     create::VolumeInfo,
     hints,
     open::{Access, OpenOptions, UnreadableBlocks, VerifiedVolume},
@@ -93,7 +93,7 @@ impl Opened {
             None => failure,
         };
         options.without_anchor = settings.without_anchor;
-        let with = anchor.as_ref().map(|anchor| AnchorUse { anchor, purpose: AnchorPurpose::Keep, note: note() });
+        let with = anchor.as_ref().map(|anchor| anchor.used(AnchorPurpose::Keep));
         let (volume, keeper) = offline.open_verified((verified, with), &options, older)?;
         let anchored = anchor.zip(keeper).zip(settings.anchor.clone());
         let anchored = anchored.map(|((anchor, keeper), settings)| Kept { anchor, keeper, settings });
