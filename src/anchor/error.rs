@@ -1,7 +1,7 @@
 //! Why an anchor's word can't be had, or is against what the devices hold.
 
 use crate::{
-    RecordNumber,
+    DeviceError, RecordNumber,
     format::{AnchorBody, BodyError, Unknown, uuid_text},
 };
 
@@ -68,6 +68,11 @@ pub enum AnchorError {
         /// When, in seconds since 1970.
         seconds: u64,
     },
+    /// The log has got as far as could be read, and its rest may have what the anchor says.
+    #[error(
+        "a record of the tag log can't be read, so nothing proves that this is the state that the anchor speaks of: {0}"
+    )]
+    Unread(DeviceError),
     /// Somebody else has opened the volume since.
     #[error("somebody else has opened the volume since{}", by(.host, *.seconds))]
     Taken {

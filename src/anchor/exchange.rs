@@ -35,13 +35,23 @@ pub(super) async fn replace<A: Anchor>(
             return Ok(());
         }
         if generation(there.as_ref()) != expected {
-            let other = there.map(|bytes| AnchorBody::verify(&bytes, key, &body.uuid));
-            return Err(match other {
-                None => AnchorError::Absent,
-                Some(Err(e)) => e.into(),
-                Some(Ok(other)) => AnchorError::taken(&other),
-            });
+            return Err(other(there, key, &body.uuid));
         }
     }
     Err(AnchorError::Away(last))
+}
+
+/// Whether the anchor still holds `body`.
+pub(super) async fn confirm<A: Anchor>(anchor: &A, key: &AnchorKey, body: &AnchorBody) -> Result<(), AnchorError> {
+    let there = load(anchor, &body.uuid).await?;
+    if there == Some(body.seal(key)) { Ok(()) } else { Err(other(there, key, &body.uuid)) }
+}
+
+/// What the anchor holds in the place of our body.
+fn other(there: Option<AnchorBytes>, key: &AnchorKey, uuid: &[u8; 16]) -> AnchorError {
+    match there.map(|bytes| AnchorBody::verify(&bytes, key, uuid)) {
+        None => AnchorError::Absent,
+        Some(Err(e)) => e.into(),
+        Some(Ok(other)) => AnchorError::taken(&other),
+    }
 }

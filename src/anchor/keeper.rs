@@ -110,6 +110,15 @@ impl AnchorKeeper {
         Ok(if recorded.is_cut { Ticked::Partly } else { Ticked::Anchored })
     }
 
+    /// Asks whether the volume is still this host's: while nothing is written, no tick finds out. One that was taken over becomes
+    /// read-only, so that its orderly end leaves the superblocks alone.
+    pub async fn look<A: Anchor>(&mut self, volume: &Volume, anchor: &A) -> Result<(), KeepError> {
+        self.settle(volume, anchor).await?;
+        let held = exchange::confirm(anchor, &self.key, &self.held).await;
+        Self::heard(volume, &held);
+        held.map_err(KeepError::Anchor)
+    }
+
     /// The last point of a volume that has been [closed](Volume::close): not one record of it may be missing later.
     pub async fn finish<A: Anchor>(
         &mut self,
@@ -141,11 +150,18 @@ impl AnchorKeeper {
     async fn send<A: Anchor>(&mut self, volume: &Volume, anchor: &A, body: AnchorBody) -> Result<(), KeepError> {
         self.under_way = Some(body);
         let sent = exchange::replace(anchor, &self.key, self.held.generation, &body).await;
-        match &sent {
-            Ok(()) => (self.held, self.under_way) = (body, None),
-            Err(AnchorError::Away(_)) => {}
+        if sent.is_ok() {
+            (self.held, self.under_way) = (body, None);
+        }
+        Self::heard(volume, &sent);
+        sent.map_err(KeepError::Anchor)
+    }
+
+    /// Only an anchor that does not answer may be as it was.
+    fn heard(volume: &Volume, answer: &Result<(), AnchorError>) {
+        match answer {
+            Ok(()) | Err(AnchorError::Away(_)) => {}
             Err(_) => volume.latch_for_anchor(AnchorLoss::Taken),
         }
-        sent.map_err(KeepError::Anchor)
     }
 }

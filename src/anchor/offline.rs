@@ -6,12 +6,15 @@ use crate::{crypto::keys::AnchorKey, format::AnchorBody};
 /// Why a move could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
-    /// The anchor of before. Nothing was done, unless [`Away`](AnchorError::Away) or [`Taken`](AnchorError::Taken): then both are there.
+    /// The anchor of before. Nothing was done.
     #[error("{0}")]
     From(AnchorError),
-    /// The new one: nothing was done.
+    /// The new one. Nothing was done, unless [`Away`](AnchorError::Away): then it may come to hold the state.
     #[error("the new anchor: {0}")]
     To(AnchorError),
+    /// The anchor of before could not be told that it is left: both hold the state now.
+    #[error("the new anchor holds the state, and the one of before was not told: {0}")]
+    Both(AnchorError),
 }
 
 /// What an anchor holds of the volume with this UUID.
@@ -50,6 +53,6 @@ pub(crate) async fn move_to<A: Anchor, B: Anchor>(
     let moved = AnchorBody { generation, ..held };
     exchange::replace(to, key, expected, &moved).await.map_err(MoveError::To)?;
     let gone = held.moved_away(note);
-    exchange::replace(from, key, held.generation, &gone).await.map_err(MoveError::From)?;
+    exchange::replace(from, key, held.generation, &gone).await.map_err(MoveError::Both)?;
     Ok(AnchorStatus::of(&moved))
 }

@@ -215,7 +215,9 @@ impl VerifiedVolume {
         let asked_for = anchor.and_then(Opening::asks_for);
         let chain = follow(io, &newest, &tagger, options.unread_log, asked_for, candidates).await?;
         if let Some(anchor) = anchor {
-            anchor.judge(&newest.superblock, chain.followed_to, chain.link_at)?;
+            let judged = anchor.judge(&newest.superblock, chain.followed_to, chain.link_at);
+            // A disk that can't be read is not one that was put back.
+            judged.map_err(|older| chain.unread.map_or(older, |unread| AnchorError::Unread(unread.why)))?;
         }
         // Of what recovery skips nothing is known: the records that it followed count.
         if chain.followed_to < options.first_not_durable {

@@ -31,6 +31,10 @@ sync
 wait_for fresh
 ui status -n "$id" | tee /run/status
 grep -q '^anchor  *fresh as of ' /run/status || die 'status does not say as of when it is fresh'
+ui metrics >/run/metrics
+grep -o 'ublk_integrity_anchor_[a-z_]*' docs/metrics.md | sort -u | while read -r name; do
+  grep -q "^${name}[ {]" /run/metrics || die "no $name"
+done
 snapshot /run/running
 step 'killed, and followed: that is no older state'
 kill_daemon

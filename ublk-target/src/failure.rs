@@ -311,6 +311,7 @@ fn exit_of_anchor(e: &AnchorError) -> Exit {
         AnchorError::Taken { .. } | AnchorError::Present { .. } | AnchorError::Begun => Exit::Busy,
         AnchorError::Away(_)
         | AnchorError::Absent
+        | AnchorError::Unread(_)
         | AnchorError::OtherVolume(_)
         | AnchorError::OtherKey
         | AnchorError::Unknown(_)
@@ -335,6 +336,7 @@ fn about_anchor(e: &AnchorError) -> &'static str {
         AnchorError::Older { .. } => {
             ": put back the newest disk; if this state is meant, `anchor reset --accept-rollback` takes it"
         }
+        AnchorError::Unread(_) => ": what can be read is exported with --without-anchor",
         AnchorError::Taken { .. } => ": nothing was served here",
     }
 }
@@ -347,7 +349,7 @@ impl From<AnchorError> for Failure {
 
 impl From<MoveError> for Failure {
     fn from(e: MoveError) -> Self {
-        let (MoveError::From(of) | MoveError::To(of)) = &e;
+        let (MoveError::From(of) | MoveError::To(of) | MoveError::Both(of)) = &e;
         Self::new(exit_of_anchor(of), format_args!("{e}{}", about_anchor(of)))
     }
 }

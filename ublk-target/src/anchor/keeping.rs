@@ -19,12 +19,18 @@ use std::{
     pin::pin,
     sync::{Arc, mpsc},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use ublk_integrity::{
     AnchorLoss, Storage, Volume,
     anchor::{AnchorError, AnchorKeeper, KeepError, Ticked},
 };
+
+/// How long nobody asks at most whether the volume is still this host's, where nothing is written to it.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long an anchor that is away is left alone at most.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The anchor of a volume that has been opened, and who tells it.
 pub struct Kept {
@@ -49,6 +55,8 @@ struct Thread {
     report: Arc<AnchorReport>,
     log: Log,
     kept: (AnyAnchor, AnchorKeeper),
+    /// When it has last answered.
+    answered: Instant,
     /// When it was first found to be away.
     away_since: Option<Instant>,
     is_warned: bool,
@@ -68,6 +76,7 @@ impl Keeping {
             report: Arc::clone(&report),
             log: log.clone(),
             kept: (anchor, keeper),
+            answered: Instant::now(),
             away_since: None,
             is_warned: false,
         };
@@ -133,10 +142,9 @@ impl Thread {
 
     async fn ticks<S: Storage>(&mut self, io: &S) {
         let mut context = self.volume.context(0);
-        let every = self.report.settings.every();
         loop {
             let is_stopped = {
-                let mut period = pin!(io.sleep(every).fuse());
+                let mut period = pin!(io.sleep(self.pause()).fuse());
                 let mut stopped = pin!(self.stop.wait().fuse());
                 futures_util::select_biased! {
                     () = stopped => true,
@@ -144,16 +152,40 @@ impl Thread {
                 }
             };
             if is_stopped {
+                // Whoever lost the volume to another host must not write the superblocks at its orderly end.
+                let _ = self.look().await.inspect_err(|e| self.lose(e));
                 return;
             }
             let began = os::since_1970().as_secs();
             let (anchor, keeper) = &mut self.kept;
-            let ticked = keeper.tick((&self.volume, io), &mut context, (anchor, &note())).await;
+            let mut ticked = keeper.tick((&self.volume, io), &mut context, (anchor, &note())).await;
+            if matches!(ticked, Ok(Ticked::Idle)) && self.answered.elapsed() >= LOOK_AGAIN {
+                ticked = self.look().await.map(|()| Ticked::Idle);
+            } else if matches!(ticked, Ok(Ticked::Anchored | Ticked::Partly)) {
+                self.answered = Instant::now();
+            }
             if !self.took(ticked, began) {
                 self.stop.wait().await;
                 return;
             }
         }
+    }
+
+    /// Until the next tick. One that is away is asked again soon, and once more when its time is over.
+    fn pause(&self) -> Duration {
+        let every = self.report.settings.every();
+        let Some(since) = self.away_since else { return every };
+        let left = Duration::from_secs(self.report.settings.grace_seconds).saturating_sub(since.elapsed());
+        let soon = every.min(ASK_AGAIN);
+        if left.is_zero() { soon } else { soon.min(left) }
+    }
+
+    /// Asks whether the volume is still this host's.
+    async fn look(&mut self) -> Result<(), KeepError> {
+        let (anchor, keeper) = &mut self.kept;
+        keeper.look(&self.volume, anchor).await?;
+        self.answered = Instant::now();
+        Ok(())
     }
 
     /// Notes what has come of a tick; `false` where there will be no other.
@@ -174,17 +206,24 @@ impl Thread {
                 true
             }
             Err(KeepError::Anchor(AnchorError::Away(why))) => self.is_away(why),
-            Err(KeepError::Anchor(e)) => {
-                self.lost(e.to_string());
-                self.volume.latched().into_iter().for_each(|why| self.log.tell(Event::Latched(why)));
-                false
-            }
-            // Whoever has latched it has told.
-            Err(KeepError::Latched(why)) => {
-                self.lost(why.to_string());
+            Err(e) => {
+                self.lose(&e);
                 false
             }
         }
+    }
+
+    /// The volume is read-only from now on, or was before. An anchor that is away has taken nothing.
+    fn lose(&self, e: &KeepError) {
+        match e {
+            KeepError::Anchor(AnchorError::Away(_)) => return,
+            KeepError::Anchor(_) => {
+                self.volume.latched().into_iter().for_each(|why| self.log.tell(Event::Latched(why)));
+            }
+            // Whoever has latched it has told.
+            KeepError::Latched(_) => {}
+        }
+        self.lost(e.to_string());
     }
 
     fn lost(&self, why: String) {
@@ -247,7 +286,7 @@ mod tests {
             let (file, offline, key) = scratch();
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("anchor");
-            let chosen = AnyAnchor::File(FileAnchor::make(&path).unwrap());
+            let chosen = AnyAnchor::File(FileAnchor::make(&path, Duration::from_secs(20)).unwrap());
             let how = Opening { purpose: AnchorPurpose::Begin, ..Opening::new(Access::ReadWrite, None) };
             let (volume, keeper) = offline.open_anchored(&key, how, Some(&chosen)).unwrap();
             let (volume, keeper) = (Arc::new(volume), keeper.unwrap());
@@ -312,7 +351,7 @@ mod tests {
         let end = volume.next_record().0;
         last.tell();
         drop(volume);
-        let chosen = AnyAnchor::File(FileAnchor::open(&folder.path().join("anchor")).unwrap());
+        let chosen = AnyAnchor::File(FileAnchor::open(&folder.path().join("anchor"), Duration::from_secs(20)).unwrap());
         let how = Opening::new(Access::ReadOnly, None);
         let (_, keeper) = offline.open_anchored(&key, how, Some(&chosen)).unwrap();
         assert_eq!(keeper.unwrap().status().record, end);
@@ -340,6 +379,21 @@ mod tests {
         assert_eq!(served.volume.latched(), None);
         std::fs::write(served.path(), whole).unwrap();
         served.until(|shown| shown["state"] == "ok");
+    }
+
+    /// It has nothing to tell, and its orderly end would write the superblocks.
+    #[test]
+    fn who_has_lost_the_volume_and_is_idle_notices_before_it_ends() {
+        let served = Served::new(60, Lost::Readonly);
+        served.until(|shown| shown["state"] == "ok");
+        std::fs::write(served.path(), [0; 8192]).unwrap();
+        let Served { keeping, volume, offline, _file, folder: _folder, .. } = served;
+        let before = std::fs::read(_file.path()).unwrap();
+        let last = keeping.end();
+        assert!(volume.latched().is_some_and(|why| why.to_string().contains("somebody else")));
+        assert!(offline.run(volume.close(&offline.io())).unwrap().is_err());
+        last.tell();
+        assert!(std::fs::read(_file.path()).unwrap() == before, "something was written");
     }
 
     #[test]

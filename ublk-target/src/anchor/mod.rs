@@ -11,6 +11,7 @@ mod file;
 mod keeping;
 mod place;
 mod report;
+mod slots;
 
 pub use agent::AgentAnchor;
 pub use any::AnyAnchor;
@@ -23,7 +24,7 @@ use crate::{failure::Outcome, os};
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use std::{future::Future, path::Path, time::Duration};
-use ublk_integrity::anchor::AnchorNote;
+use ublk_integrity::{VolumeInfo, anchor::AnchorNote};
 
 /// What a device was told of its volume's anchor; kept in its state file, for the next daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -62,10 +63,14 @@ pub enum Lost {
 }
 
 impl AnchorSettings {
-    /// Opens it for a daemon.
-    pub fn open<'a>(&self, devices: impl IntoIterator<Item = &'a Path>) -> Outcome<AnyAnchor> {
+    /// Opens that of `volume` for a daemon.
+    pub fn open<'a>(
+        &self,
+        devices: impl IntoIterator<Item = &'a Path>,
+        volume: Option<&VolumeInfo>,
+    ) -> Outcome<AnyAnchor> {
         let [wait, timeout] = [self.wait_seconds, self.timeout_seconds].map(Duration::from_secs);
-        let anchor = self.place.open(wait, timeout)?;
+        let anchor = self.place.open((wait, timeout), volume)?;
         if !self.same_disk {
             self.place.refuse_same_disk(devices)?;
         }

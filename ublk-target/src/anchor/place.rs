@@ -1,6 +1,6 @@
 //! Where an anchor is: `file:PATH`, or `unix:PATH` for an agent.
 
-use super::{AgentAnchor, AnyAnchor, FileAnchor};
+use super::{AgentAnchor, AnyAnchor, FileAnchor, asked};
 use crate::{
     daemon::state::State,
     device::stack,
@@ -14,6 +14,8 @@ use std::{
     str::FromStr,
     time::Duration,
 };
+use ublk_integrity::{VolumeInfo, anchor::Anchor};
+use uuid::Uuid;
 
 /// Where an anchor is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -75,12 +77,19 @@ impl Place {
         if let Self::File(path) = self { Some(path) } else { None }
     }
 
-    /// Opens it. What is not there may come within so long: a stick, a mount, an agent that starts. An agent answers within
-    /// `timeout`.
-    pub fn open(&self, wait: Duration, timeout: Duration) -> Outcome<AnyAnchor> {
+    /// Opens it. What is not there may come within so long: a stick, a mount, an agent that starts, or what that one asks about
+    /// this `volume`. What is asked of it is answered within `timeout`, or not at all.
+    pub fn open(&self, (wait, timeout): (Duration, Duration), volume: Option<&VolumeInfo>) -> Outcome<AnyAnchor> {
+        let uuid = volume.and_then(|volume| volume.uuid.parse::<Uuid>().ok());
         let mut wait = Wait::up_to(wait, format_args!("the anchor {self}"));
         loop {
-            match self.try_open(timeout) {
+            let opened = self.try_open(timeout).and_then(|anchor| {
+                if let (AnyAnchor::Agent(agent), Some(uuid)) = (&anchor, &uuid) {
+                    asked(agent.load(uuid.as_bytes())).map_err(|why| Failure::new(Exit::Device, why))?;
+                }
+                Ok(anchor)
+            });
+            match opened {
                 Err(failure) if failure.exit == Exit::Device && wait.pause() => {}
                 Err(failure) => return Err(failure.context(format_args!("the anchor {self}"))),
                 opened => return opened,
@@ -90,7 +99,7 @@ impl Place {
 
     fn try_open(&self, timeout: Duration) -> Outcome<AnyAnchor> {
         match self {
-            Self::File(path) => FileAnchor::open(path).map(AnyAnchor::File),
+            Self::File(path) => FileAnchor::open(path, timeout).map(AnyAnchor::File),
             Self::Agent(path) => {
                 let agent = AgentAnchor::at(path, timeout);
                 agent.is_there().map(|()| AnyAnchor::Agent(agent)).map_err(|why| Failure::new(Exit::Device, why))
@@ -101,7 +110,7 @@ impl Place {
     /// The same, and makes a file that holds nothing, if there is none.
     pub fn make(&self, timeout: Duration) -> Outcome<AnyAnchor> {
         match self {
-            Self::File(path) => FileAnchor::make(path).map(AnyAnchor::File),
+            Self::File(path) => FileAnchor::make(path, timeout).map(AnyAnchor::File),
             Self::Agent(_) => self.try_open(timeout),
         }
         .doing(format_args!("the anchor {self}"))
@@ -120,7 +129,7 @@ impl Place {
     /// Refuses one that whoever can put back the volume's disk puts back with it.
     pub fn refuse_same_disk<'a>(&self, devices: impl IntoIterator<Item = &'a Path>) -> Outcome {
         let Some(path) = self.file() else { return Ok(()) };
-        match devices.into_iter().find(|device| stack::share_a_disk(path, device)) {
+        match devices.into_iter().find(|device| stack::share_a_disk(path, device, State::lies_on)) {
             None => Ok(()),
             Some(device) => {
                 let message = format!(

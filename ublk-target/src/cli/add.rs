@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(long)]
     no_discard: bool,
     #[command(flatten)]
-    anchor: AnchorArgs,
+    pub(super) anchor: AnchorArgs,
     #[command(flatten)]
     keep: KeepArgs,
     /// With --read-only: serve a volume that has an anchor without it; what is read may be an older state

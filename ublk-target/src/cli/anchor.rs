@@ -5,14 +5,14 @@ use crate::{
     anchor::{AnyAnchor, Place, asked, note},
     checkpoints::AtStop,
     device::Use,
-    failure::{Context, Exit, Failure, Outcome},
+    failure::{Exit, Failure, Outcome},
     key::KeyArgs,
     offline::{Offline, Opening},
     output::{self, Output},
 };
 use ublk_integrity::{
     Access, Credential, OpenOptions,
-    anchor::{AnchorPurpose, AnchorStatus},
+    anchor::{AnchorPurpose, AnchorStatus, MoveError},
     open::VerifiedVolume,
 };
 use uuid::Uuid;
@@ -197,12 +197,21 @@ fn move_to(args: &MoveArgs) -> Outcome {
     let (offline, key) = args.volume.open(Use::Exclusive)?;
     let from = args.volume.chosen()?;
     let place = AnchorArgs { anchor: Some(args.to.clone()), ..args.volume.anchor.clone() };
-    let verified = args.volume.verify(&offline, &key)?;
-    let to = place.make(&args.volume.devices)?;
     if args.to == *args.volume.anchor.needed()? {
         return Err(Failure::new(Exit::Arguments, "--to is where the anchor is already: name another place"));
     }
-    asked(verified.move_anchor((&from, &to), &note())).map_err(Failure::from).doing("nothing was moved")?;
+    let verified = args.volume.verify(&offline, &key)?;
+    let is_new = args.to.is_new();
+    let to = place.make(&args.volume.devices)?;
+    let moved = asked(verified.move_anchor((&from, &to), &note()));
+    moved.map_err(|e| {
+        if is_new && asked(to.holds_nothing()) {
+            args.to.unmake();
+        }
+        let was_moved = matches!(e, MoveError::Both(_));
+        let failure = Failure::from(e);
+        if was_moved { failure } else { failure.context("nothing was moved") }
+    })?;
     output::line(format_args!("anchor        {}", args.to))
 }
 

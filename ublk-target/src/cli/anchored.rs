@@ -3,6 +3,7 @@
 use super::DeviceArgs;
 use crate::{
     anchor::{AnchorSettings, AnyAnchor, Lost, Place},
+    daemon::peek,
     failure::{Exit, Failure, Outcome},
 };
 use std::time::Duration;
@@ -63,7 +64,9 @@ impl AnchorArgs {
     /// Opens the anchor, if one was named. Refuses one that protects from nothing.
     pub fn open(&self, devices: &DeviceArgs) -> Outcome<Option<AnyAnchor>> {
         let Some(place) = &self.anchor else { return Ok(None) };
-        let anchor = place.open(Duration::from_secs(self.anchor_wait), self.timeout())?;
+        // Whoever reads it in earnest says what is wrong with it.
+        let volume = peek::look(devices.meta_path());
+        let anchor = place.open((Duration::from_secs(self.anchor_wait), self.timeout()), volume.as_ref())?;
         self.refuse_same_disk(place, devices)?;
         Ok(Some(anchor))
     }

@@ -79,7 +79,8 @@ pub fn add(args: &add::Args) -> Outcome {
         None => add::run(args),
         Some(state) if state.is_alive() => Err(there_already(&state)),
         Some(state) => {
-            let start = recover::start(state.id, Some(args.key.source()?), args.decide_unreadable)?;
+            let mut start = recover::start(state.id, Some(args.key.source()?), args.decide_unreadable)?;
+            start.settings.anchor = args.anchor.instead_of(start.settings.anchor.take());
             add::launch(start, args.foreground)
         }
     }

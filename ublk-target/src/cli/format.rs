@@ -1,6 +1,12 @@
 //! `format`: a new volume.
 
-use super::{DeviceArgs, anchor, anchored::AnchorArgs, dump::describe, key::new_slot, tag_name::TagName};
+use super::{
+    DeviceArgs, anchor,
+    anchored::AnchorArgs,
+    dump::describe,
+    key::{CostArgs, new_slot},
+    tag_name::TagName,
+};
 use crate::{
     anchor::asked,
     device::{Backing, Backings, Use, signature},
@@ -67,6 +73,8 @@ pub struct Args {
     #[arg(long)]
     key_slots: bool,
     #[command(flatten)]
+    cost: CostArgs,
+    #[command(flatten)]
     anchor: AnchorArgs,
     /// Destroy what is there, and disregard that it is mounted
     #[arg(long)]
@@ -106,19 +114,19 @@ struct NewKey {
 }
 
 impl NewKey {
-    fn of(given: KeySource, slots: bool) -> Outcome<Self> {
+    fn of(given: KeySource, slots: bool, cost: CostArgs) -> Outcome<Self> {
         let given = given.load_new()?;
         if matches!(&given, Credential::Key(_) if !slots) {
             return Ok(Self { given, wrapped: None });
         }
         let (uuid, key) = (uuid::Uuid::new_v4().into_bytes(), Zeroizing::new(random::<32>()?));
-        let wrapped = Box::new(key_slots::first((&uuid, &key), &given, &new_slot(None)?)?);
+        let wrapped = Box::new(key_slots::first((&uuid, &key), &given, &new_slot(None, cost)?)?);
         Ok(Self { given, wrapped: Some(wrapped) })
     }
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let mut key = NewKey::of(args.key.source()?, args.key_slots)?;
+    let mut key = NewKey::of(args.key.source()?, args.key_slots, args.cost)?;
     let mut done = Done::default();
     let volume = make_files(args, &mut done.made)
         .and_then(|()| room_for_anchor(args, &mut done.made))

@@ -10,6 +10,7 @@ use crate::{
     os,
     output::{self, Output},
     random::random,
+    size::Size,
 };
 use serde::Serialize;
 use std::{
@@ -61,6 +62,38 @@ struct NewArgs {
     /// Name of the slot, for people: at most 32 bytes
     #[arg(long, value_name = "TEXT")]
     label: Option<Label>,
+    #[command(flatten)]
+    cost: CostArgs,
+}
+
+/// What a guess at a new passphrase costs (argon2id, RFC 9106), and each open of the volume with it. The options are named as
+/// those of cryptsetup.
+#[derive(Clone, Copy, clap::Args)]
+pub struct CostArgs {
+    /// For a passphrase: memory that a guess takes [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = guess_memory)]
+    pbkdf_memory: Option<u32>,
+    /// For a passphrase: passes over that memory [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pbkdf_force_iterations: Option<u32>,
+}
+
+/// In KiB.
+fn guess_memory(text: &str) -> Result<u32, String> {
+    let Size(bytes) = text.parse()?;
+    let fits = (8 << 20..=1 << 30).contains(&bytes);
+    if fits { Ok((bytes >> 10) as u32) } else { Err("must be from 8M to 1G".into()) }
+}
+
+impl CostArgs {
+    fn cost(self) -> GuessCost {
+        let usual = GuessCost::default();
+        GuessCost {
+            memory_kib: self.pbkdf_memory.unwrap_or(usual.memory_kib),
+            passes: self.pbkdf_force_iterations.unwrap_or(usual.passes),
+            ..usual
+        }
+    }
 }
 
 /// The options that name another key.
@@ -135,7 +168,7 @@ fn fill(args: &NewArgs, one_more: bool) -> Outcome {
     }
     // Before anything is held: somebody may have to type them.
     let (old, new) = (old.load()?, new.load_new()?);
-    let slot = new_slot(args.label)?;
+    let slot = new_slot(args.label, args.cost)?;
     let (number, done) = Slots::change(&args.devices, &old, |slots| match one_more {
         true => Ok((slots.add(&new, &slot)?, "in use")),
         false => slots.change(&new, &slot).map(|()| (slots.opened(), "changed")),
@@ -150,9 +183,9 @@ fn remove(args: &RemoveArgs) -> Outcome {
 }
 
 /// A fresh slot, named so.
-pub fn new_slot(label: Option<Label>) -> Outcome<NewSlot> {
+pub fn new_slot(label: Option<Label>, cost: CostArgs) -> Outcome<NewSlot> {
     let (made_seconds, label) = (os::since_1970().as_secs(), label.unwrap_or_default());
-    Ok(NewSlot { cost: GuessCost::default(), made_seconds, label, salt: random()?, nonce: random()? })
+    Ok(NewSlot { cost: cost.cost(), made_seconds, label, salt: random()?, nonce: random()? })
 }
 
 impl NewKeyArgs {

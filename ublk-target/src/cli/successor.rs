@@ -133,7 +133,7 @@ pub(super) fn look_at(start: &Start, volume: &Identity, grow: Option<Grow>) -> O
     let verified = offline.verify(&start.key, &options).map_err(named)?;
     // Without it neither program could open the volume, once the one that serves has closed it.
     if let Some(anchor) = &settings.anchor {
-        let there = anchor.open(settings.paths())?;
+        let there = anchor.open(settings.paths(), start.volume.as_ref())?;
         asked(verified.show_anchor(&there)).map_err(|e| named(e.into()))?;
     }
     let found = Identity::of(&verified.info());

@@ -147,7 +147,7 @@ fn serve(start: Start, reporter: &Arc<Reporter>, sink: Sink) -> Outcome {
     refusals::unfit(&settings, origin)?;
     let backings = open_devices(&settings, origin, reporter)?;
     // By its path, which this process may leave.
-    let anchor = settings.anchor.as_ref().map(|anchor| anchor.open(settings.paths())).transpose()?;
+    let anchor = settings.anchor.as_ref().map(|anchor| anchor.open(settings.paths(), volume.as_ref())).transpose()?;
     let write_back = write_back(&settings, reporter);
     // Until the end of the process.
     let (_promise, for_volume) = promise_memory(&mut settings, may_shrink, origin, volume.as_ref())?;

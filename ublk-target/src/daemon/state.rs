@@ -197,16 +197,21 @@ impl State {
         Ok(own)
     }
 
+    /// What the ublk device `id` lies on, if it is ours.
+    pub fn lies_on(id: u32) -> Vec<PathBuf> {
+        Self::load(id).iter().flat_map(|state| state.settings.paths()).map(Path::to_owned).collect()
+    }
+
     /// What the ublk device `id` lies on, or waits for, if it is ours.
     pub fn below(id: u32) -> Vec<PathBuf> {
         Self::load(id).iter().flat_map(|state| state.settings.needs()).map(Path::to_owned).collect()
     }
 
-    /// All devices: those that lie on others' devices before these, so that each can be ended when
-    /// nothing of ours lies on it any more.
+    /// All devices: those that lie on others' devices, or have their anchor there, before these, so that each can be ended
+    /// when nothing of ours lies on it any more.
     pub fn all_top_down() -> Vec<Self> {
         in_order(Self::all(), |upper, lower| {
-            upper.id != lower.id && upper.settings.paths().any(|path| stack::lies_on_ublk(path, lower.id, Self::below))
+            upper.id != lower.id && upper.settings.needs().any(|path| stack::lies_on_ublk(path, lower.id, Self::below))
         })
     }
 

@@ -12,27 +12,12 @@ use std::{
 /// through loop devices, partitions and device-mapper, or through other ublk devices, of which
 /// `below_ublk` names what they lie on.
 pub fn lies_on_ublk(path: &Path, number: u32, below_ublk: impl Fn(u32) -> Vec<PathBuf>) -> bool {
-    let mut seen = HashSet::new();
-    let mut below = vec![path.to_owned()];
-    while let Some(path) = below.pop() {
-        let Some(device) = device_of(&path) else { continue };
-        if !seen.insert(device.clone()) {
-            continue;
-        }
-        if let Some(ublk) = ublk_number(&device) {
-            if ublk == number {
-                return true;
-            }
-            below.extend(below_ublk(ublk));
-        }
-        below.extend(directly_below(&device));
-    }
-    false
+    all_below(path, below_ublk).iter().any(|device| ublk_number(device) == Some(number))
 }
 
 /// Whether both lie on one disk in the end, or on one file system of which nobody knows the disk.
-pub fn share_a_disk(one: &Path, other: &Path) -> bool {
-    let (ours, theirs) = (all_below(one), all_below(other));
+pub fn share_a_disk(one: &Path, other: &Path, below_ublk: impl Fn(u32) -> Vec<PathBuf>) -> bool {
+    let (ours, theirs) = (all_below(one, &below_ublk), all_below(other, &below_ublk));
     if !ours.is_empty() || !theirs.is_empty() {
         return !ours.is_disjoint(&theirs);
     }
@@ -41,15 +26,39 @@ pub fn share_a_disk(one: &Path, other: &Path) -> bool {
 }
 
 /// The sysfs folders of all that a path lies on.
-fn all_below(path: &Path) -> HashSet<PathBuf> {
+fn all_below(path: &Path, below_ublk: impl Fn(u32) -> Vec<PathBuf>) -> HashSet<PathBuf> {
     let mut seen = HashSet::new();
     let mut below = vec![path.to_owned()];
-    while let Some(device) = below.pop().map(|path| device_of(&path)) {
-        below.extend(
-            device.filter(|device| seen.insert(device.clone())).iter().flat_map(|device| directly_below(device)),
-        );
+    while let Some(path) = below.pop() {
+        for device in devices_of(&path) {
+            if seen.insert(device.clone()) {
+                below.extend(ublk_number(&device).into_iter().flat_map(&below_ublk));
+                below.extend(directly_below(&device));
+            }
+        }
     }
     seen
+}
+
+/// The sysfs folders of the block devices that `path` is or lies on: of Btrfs several, and of a union those of what is
+/// written to.
+fn devices_of(path: &Path) -> Vec<PathBuf> {
+    let Some(device) = device_of(path) else {
+        let upper = mount_of(path).and_then(|mount| mount.option("upperdir"));
+        // One that lies in itself is nothing that can be mounted.
+        return upper.iter().flat_map(|upper| devices_of(upper)).collect();
+    };
+    let members = btrfs_members(&device);
+    if members.is_empty() { vec![device] } else { members }
+}
+
+/// All devices of the Btrfs file system that this one is of.
+fn btrfs_members(device: &Path) -> Vec<PathBuf> {
+    let Some(name) = device.file_name() else { return Vec::new() };
+    let systems = fs::read_dir("/sys/fs/btrfs").into_iter().flatten().flatten();
+    let ours = systems.map(|entry| entry.path().join("devices")).find(|devices| devices.join(name).exists());
+    let members = ours.into_iter().flat_map(fs::read_dir).flatten().flatten();
+    members.filter_map(|member| fs::canonicalize(member.path()).ok()).collect()
 }
 
 /// The sysfs folder of the block device that `path` is or lies on.
@@ -59,21 +68,38 @@ fn device_of(path: &Path) -> Option<PathBuf> {
     let folder = |id: u64| fs::canonicalize(format!("/sys/dev/block/{}:{}", libc::major(id), libc::minor(id))).ok();
     // Btrfs and others number their file systems apart from their devices; the mount
     // table knows the device.
-    folder(id).or_else(|| folder(mount_source(id)?.metadata().ok()?.rdev()))
+    folder(id).or_else(|| folder(mount_of(path)?.source.metadata().ok()?.rdev()))
 }
 
-/// What is mounted as the file system with device number `id`.
-fn mount_source(id: u64) -> Option<PathBuf> {
+/// A line of the mount table.
+#[derive(PartialEq, Eq, Debug)]
+struct Mount {
+    source: PathBuf,
+    options: String,
+}
+
+impl Mount {
+    /// The path that an option names. Where it has a comma or blank in it the table writes that otherwise, and nothing is found.
+    fn option(&self, name: &str) -> Option<PathBuf> {
+        self.options.split(',').find_map(|option| Some(option.strip_prefix(name)?.strip_prefix('=')?.into()))
+    }
+}
+
+/// What is mounted where this file lies.
+fn mount_of(path: &Path) -> Option<Mount> {
+    let id = path.metadata().ok()?.dev();
     let number = format!("{}:{}", libc::major(id), libc::minor(id));
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    source_in(&table, &number)
+    mount_in(&table, &number)
 }
 
-/// In a mountinfo table: the third field is the number, the second after the lone "-" the source.
-fn source_in(table: &str, number: &str) -> Option<PathBuf> {
+/// In a mountinfo table: the third field is the number; after the lone "-" come the type, the source, and the options of the
+/// file system.
+fn mount_in(table: &str, number: &str) -> Option<Mount> {
     let line = table.lines().find(|line| line.split(' ').nth(2) == Some(number))?;
     let (_, after) = line.split_once(" - ")?;
-    after.split(' ').nth(1).map(PathBuf::from)
+    let mut words = after.split(' ').skip(1);
+    Some(Mount { source: words.next()?.into(), options: words.next().unwrap_or_default().into() })
 }
 
 /// The sector size of the disk that `path` is, lies on, or is a partition of, in bytes.
@@ -112,15 +138,18 @@ mod tests {
         let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
         std::fs::write(&one, "").unwrap();
         std::fs::write(&other, "").unwrap();
-        assert!(share_a_disk(&one, &other) && !share_a_disk(&one, Path::new("/proc/version")));
+        let shares = |other: &Path| share_a_disk(&one, other, |_| Vec::new());
+        assert!(shares(&other) && !shares(Path::new("/proc/version")));
     }
 
     #[test]
-    fn the_mount_table_names_the_source() {
-        let table =
-            "25 1 0:22 / / rw shared:1 - overlay o rw\n30 25 0:31 /sub /mnt rw shared:2 master:1 - btrfs /dev/sdb rw\n";
-        assert_eq!(source_in(table, "0:31"), Some(PathBuf::from("/dev/sdb")));
-        assert_eq!(source_in(table, "0:99"), None);
+    fn the_mount_table_names_source_and_options() {
+        let table = "25 1 0:22 / / rw shared:1 - overlay o rw,lowerdir=/a:/b,upperdir=/disk/up,workdir=/w\n30 25 0:31 /sub /mnt rw shared:2 master:1 - btrfs /dev/sdb rw\n";
+        assert_eq!(mount_in(table, "0:31").unwrap().source, Path::new("/dev/sdb"));
+        let union = mount_in(table, "0:22").unwrap();
+        assert_eq!(union.option("upperdir"), Some("/disk/up".into()));
+        assert_eq!((union.option("upper"), union.option("index")), (None, None));
+        assert_eq!(mount_in(table, "0:99"), None);
     }
 
     #[test]

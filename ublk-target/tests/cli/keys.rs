@@ -42,6 +42,22 @@ fn a_volume_is_opened_by_each_of_its_slots_and_by_nothing_else() {
 }
 
 #[test]
+fn a_guess_costs_what_was_asked_for() {
+    let f = with_slots();
+    f.run("keygen more").expect(DONE);
+    let cheap = "--pbkdf-memory 8M --pbkdf-force-iterations 2";
+    f.run(&format!("key change --data disk --passphrase-file word --new-passphrase-file word {cheap}")).expect(DONE);
+    f.run("key list --data disk").expect(DONE).prints("passphrase (argon2id, 8 MiB, 2 passes");
+    f.run("check --data disk --passphrase-file word").expect(DONE);
+    for bad in ["--pbkdf-memory 4M", "--pbkdf-memory 2G", "--pbkdf-force-iterations 0", "--pbkdf-force-iterations 17"] {
+        let option = bad.split(' ').next().unwrap();
+        f.run(&format!("key add --data disk --key-file key --new-key-file more {bad}")).expect(ARGUMENTS).says(option);
+    }
+    f.run(&format!("format --data other --create --size 8M --passphrase-file word {cheap}")).expect(DONE);
+    f.run("key list --data other").expect(DONE).prints("8 MiB, 2 passes");
+}
+
+#[test]
 fn a_slot_is_changed_and_removed() {
     let f = with_slots();
     fs::write(f.path("new-word"), "something else").unwrap();

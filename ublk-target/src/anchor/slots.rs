@@ -1,0 +1,317 @@
+//! The file of an anchor: two slots of 4096 bytes, of which one is whole at any moment. docs/format.md has the bytes.
+//! What is asked of it takes as long as the disk takes; `file.rs` waits for it within a limit.
+
+use crate::failure::{Context, Exit, Failure, Outcome};
+use nix::fcntl::{FcntlArg, fcntl};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+use ublk_integrity::{
+    Buf,
+    anchor::{ANCHOR_BODY_BYTES, AnchorBytes, Replaced, checksum, generation},
+};
+
+/// Bytes of a slot: what a disk writes at once, or more.
+const SLOT: usize = 4096;
+/// Bytes of the file.
+const BYTES: u64 = 2 * SLOT as u64;
+
+/// An open anchor file.
+pub(super) struct SlotFile {
+    file: File,
+    /// Generation of a body whose write has failed. It may be read back from memory, and not be on the disk.
+    doubtful: Option<u64>,
+}
+
+/// A slot as it was read.
+enum Slot {
+    /// Nothing was ever written.
+    Empty,
+    Whole(AnchorBytes),
+    /// A write was cut short, or it has rotted.
+    Damaged(AnchorBytes),
+}
+
+/// What the file holds, in which slot, and where the next body goes.
+struct Current {
+    body: Option<AnchorBytes>,
+    next: usize,
+}
+
+impl SlotFile {
+    /// Opens the file, which must be there.
+    pub(super) fn open(path: &Path) -> Outcome<Self> {
+        let what = format!("can't open {}", path.display());
+        let file = open(path).doing(&what)?;
+        let meta = file.metadata().doing(&what)?;
+        if !meta.is_file() || meta.len() != BYTES {
+            let message =
+                format!("{} is no anchor: a file of {BYTES} bytes, as `anchor init` makes it", path.display());
+            return Err(Failure::new(Exit::Arguments, message));
+        }
+        Ok(Self { file, doubtful: None })
+    }
+
+    /// The same, and makes the file where there is none; nothing of it is left where that fails.
+    pub(super) fn make(path: &Path) -> Outcome<Self> {
+        if path.exists() {
+            return Self::open(path);
+        }
+        let what = format!("can't make {}", path.display());
+        // What somebody else has made meanwhile stays. Without O_DIRECT: some refuse that once they have made the file.
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing(&what)?;
+        let filled = made.write_all_at(&[0; 2 * SLOT], 0).and_then(|()| made.sync_all());
+        // Its name, too.
+        let named = filled.and_then(|()| File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all());
+        named.doing(&what).and_then(|()| Self::open(path)).inspect_err(|_| drop(std::fs::remove_file(path)))
+    }
+
+    /// The body that counts. One whose write has failed counts once it has been written.
+    pub(super) fn load(&mut self, until: Instant) -> io::Result<Option<AnchorBytes>> {
+        let Some(doubtful) = self.doubtful else {
+            return self.locked(libc::F_RDLCK, until, |this| this.read()).map(|current| current.body);
+        };
+        let body = self.locked(libc::F_WRLCK, until, |this| {
+            let current = this.read()?;
+            // The one before it is in the other slot, and stays.
+            if let Some(body) = current.body.filter(|body| generation(Some(body)) == doubtful) {
+                this.write(&body, 1 - current.next)?;
+            }
+            Ok(current.body)
+        })?;
+        self.doubtful = None;
+        Ok(body)
+    }
+
+    /// Has `body` take the place of the one of generation `expected`; not once it is late: nobody waits for it any more.
+    pub(super) fn replace(&mut self, expected: u64, body: &AnchorBytes, until: Instant) -> io::Result<Replaced> {
+        let mut begun = false;
+        let done = self.locked(libc::F_WRLCK, until, |this| {
+            let current = this.read()?;
+            if generation(current.body.as_ref()) != expected {
+                return Ok(Replaced::Conflict);
+            }
+            in_time(until)?;
+            begun = true;
+            // Not over the one that counts: a write may be cut short.
+            this.write(body, current.next)?;
+            Ok(Replaced::Done)
+        });
+        if begun && done.is_err() {
+            self.doubtful = Some(generation(Some(body)));
+        }
+        done
+    }
+
+    fn read(&self) -> io::Result<Current> {
+        let mut buf = Buf::new(2 * SLOT);
+        self.file.read_exact_at(&mut buf, 0)?;
+        let slots = [&buf[..SLOT], &buf[SLOT..]].map(Slot::parse);
+        let of = |slot: &Slot| if let Slot::Whole(body) = slot { Some(*body) } else { None };
+        let newest = (0..2).filter_map(|i| Some((i, of(&slots[i])?))).max_by_key(|(_, body)| generation(Some(body)));
+        if let Some((at, body)) = newest {
+            return Ok(Current { body: Some(body), next: 1 - at });
+        }
+        // Whoever asks finds that it is damaged: that is not the same as nothing.
+        let damaged = slots.iter().find_map(|slot| if let Slot::Damaged(body) = slot { Some(*body) } else { None });
+        Ok(Current { body: damaged, next: 0 })
+    }
+
+    /// From memory that is aligned as O_DIRECT wants it.
+    fn write(&self, body: &AnchorBytes, slot: usize) -> io::Result<()> {
+        let mut buf = Buf::new(SLOT);
+        buf[..ANCHOR_BODY_BYTES].copy_from_slice(body);
+        buf[ANCHOR_BODY_BYTES..ANCHOR_BODY_BYTES + 32].copy_from_slice(&checksum(body));
+        self.file.write_all_at(&buf, (slot * SLOT) as u64)
+    }
+
+    /// Does something while nobody else reads or writes the file, on whichever host.
+    fn locked<T>(&self, kind: i32, until: Instant, then: impl FnOnce(&Self) -> io::Result<T>) -> io::Result<T> {
+        while let Err(e) = self.lock(kind) {
+            if !matches!(e, nix::Error::EAGAIN | nix::Error::EACCES | nix::Error::EINTR) {
+                return Err(e.into());
+            }
+            in_time(until)?;
+            thread::sleep(Duration::from_millis(5));
+        }
+        let done = self.is_there().and_then(|()| then(self));
+        let unlocked = self.lock(libc::F_UNLCK);
+        done.and_then(|done| unlocked.map(|()| done).map_err(Into::into))
+    }
+
+    /// What no path leads to any more nobody finds at the next open.
+    fn is_there(&self) -> io::Result<()> {
+        if self.file.metadata()?.nlink() == 0 { Err(io::Error::other("the file was removed")) } else { Ok(()) }
+    }
+
+    /// Belongs to this descriptor: another one in the same process is somebody else.
+    fn lock(&self, kind: i32) -> nix::Result<()> {
+        let all = libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
+        fcntl(&self.file, FcntlArg::F_OFD_SETLK(&all)).map(drop)
+    }
+}
+
+fn in_time(until: Instant) -> io::Result<()> {
+    if Instant::now() < until { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+}
+
+impl Slot {
+    fn parse(bytes: &[u8]) -> Self {
+        let body: AnchorBytes = bytes[..ANCHOR_BODY_BYTES].try_into().expect("a slot is larger");
+        let (sum, rest) = bytes[ANCHOR_BODY_BYTES..].split_at(32);
+        let zeros = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+        match () {
+            () if zeros(bytes) => Self::Empty,
+            () if sum == checksum(&body) && zeros(rest) => Self::Whole(body),
+            () => Self::Damaged(body),
+        }
+    }
+}
+
+/// Each write is durable when it returns, and what is read comes from the disk, where the file system can.
+fn open(path: &Path) -> io::Result<File> {
+    let with = |direct| {
+        let flags = libc::O_DSYNC | libc::O_NOFOLLOW | direct;
+        OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+    };
+    match with(libc::O_DIRECT) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => with(0),
+        opened => opened,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(generation: u64, fill: u8) -> AnchorBytes {
+        let mut body = [fill; ANCHOR_BODY_BYTES];
+        body[32..40].copy_from_slice(&generation.to_le_bytes());
+        body
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    fn made() -> (tempfile::TempDir, std::path::PathBuf, SlotFile) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("anchor");
+        let file = SlotFile::make(&path).unwrap();
+        (folder, path, file)
+    }
+
+    fn replace(file: &mut SlotFile, expected: u64, body: &AnchorBytes) -> Replaced {
+        file.replace(expected, body, soon()).unwrap()
+    }
+
+    fn load(file: &mut SlotFile) -> Option<AnchorBytes> {
+        file.load(soon()).unwrap()
+    }
+
+    #[test]
+    fn a_body_takes_the_place_of_the_one_that_is_expected_alone() {
+        let (_folder, path, mut file) = made();
+        assert_eq!(load(&mut file), None);
+        assert_eq!(replace(&mut file, 1, &body(2, 1)), Replaced::Conflict);
+        for (expected, fill) in [(0, 1), (1, 2), (2, 3)] {
+            assert_eq!(replace(&mut file, expected, &body(expected + 1, fill)), Replaced::Done);
+            let mut other = SlotFile::open(&path).unwrap();
+            assert_eq!(load(&mut other), Some(body(expected + 1, fill)));
+            assert_eq!(replace(&mut other, expected, &body(expected + 1, 9)), Replaced::Conflict);
+        }
+    }
+
+    #[test]
+    fn a_write_that_is_cut_short_leaves_the_body_before() {
+        let (_folder, path, mut file) = made();
+        for (expected, fill) in [(0, 1), (1, 2)] {
+            replace(&mut file, expected, &body(expected + 1, fill));
+        }
+        // The next one goes to the first slot.
+        for torn in [0, 40, 511, 512, 520] {
+            let whole = std::fs::read(&path).unwrap();
+            let mut cut = whole.clone();
+            cut[torn] ^= 1;
+            std::fs::write(&path, cut).unwrap();
+            assert_eq!(load(&mut file), Some(body(2, 2)), "byte {torn}");
+            assert_eq!(replace(&mut file, 2, &body(3, 3)), Replaced::Done);
+            assert_eq!(load(&mut file), Some(body(3, 3)));
+            std::fs::write(&path, whole).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_is_not_nothing() {
+        let (_folder, path, mut file) = made();
+        replace(&mut file, 0, &body(1, 1));
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[7] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(load(&mut file).is_some_and(|found| found != body(1, 1)));
+        assert_eq!(replace(&mut file, 1, &body(2, 2)), Replaced::Done, "a reset goes on from there");
+    }
+
+    #[test]
+    fn only_a_file_of_its_size_is_an_anchor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("other");
+        assert_eq!(SlotFile::open(&path).err().map(|e| e.exit), Some(Exit::Device));
+        std::fs::write(&path, [0; 100]).unwrap();
+        assert_eq!(SlotFile::open(&path).err().map(|e| e.exit), Some(Exit::Arguments));
+        assert_eq!(SlotFile::make(&path).err().map(|e| e.exit), Some(Exit::Arguments), "it is left alone");
+        assert_eq!(std::fs::read(&path).unwrap().len(), 100);
+        // One that leads nowhere is not a file that is not there.
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path().join("nothing"), &link).unwrap();
+        assert!(SlotFile::make(&link).is_err());
+        assert!(link.symlink_metadata().is_ok(), "it was removed");
+    }
+
+    #[test]
+    fn who_holds_the_lock_keeps_others_out_and_who_is_late_writes_nothing() {
+        let (_folder, path, mut file) = made();
+        let mut other = SlotFile::open(&path).unwrap();
+        file.lock(libc::F_WRLCK).unwrap();
+        let late = Instant::now() + Duration::from_millis(20);
+        assert_eq!(other.load(late).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(other.replace(0, &body(1, 1), late).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        file.lock(libc::F_UNLCK).unwrap();
+        assert_eq!(other.replace(0, &body(1, 1), late).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!((load(&mut file), other.doubtful), (None, None));
+        assert_eq!(replace(&mut other, 0, &body(1, 1)), Replaced::Done);
+    }
+
+    /// A write that failed may be read back from memory all the same.
+    #[test]
+    fn what_could_not_be_written_counts_once_it_was() {
+        let (_folder, path, mut file) = made();
+        replace(&mut file, 0, &body(1, 1));
+        replace(&mut file, 1, &body(2, 2));
+        let bytes = std::fs::read(&path).unwrap();
+        let before = body(1, 1);
+        for doubtful in [2, 3] {
+            file.doubtful = Some(doubtful);
+            assert_eq!(load(&mut file), Some(body(2, 2)));
+            assert_eq!((file.doubtful, std::fs::read(&path).unwrap() == bytes), (None, true));
+        }
+        // Where it can't be written now it is not told.
+        file.doubtful = Some(2);
+        file.file = File::open(&path).unwrap();
+        assert!(file.load(soon()).is_err() && file.doubtful == Some(2));
+        assert_eq!(&std::fs::read(&path).unwrap()[..512], &before);
+    }
+
+    #[test]
+    fn a_file_that_was_removed_is_no_anchor_any_more() {
+        let (_folder, path, mut file) = made();
+        std::fs::remove_file(&path).unwrap();
+        assert!(file.load(soon()).unwrap_err().to_string().contains("removed"));
+        assert!(file.replace(0, &body(1, 1), soon()).is_err());
+    }
+}
