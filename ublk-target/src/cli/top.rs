@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Watch what all devices do: requests and bytes a second, latencies, cache hits, log, health
+/// Watch what all devices do: requests and bytes a second, latencies, cache hits, log, pass, health
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -60,6 +60,7 @@ const COLUMNS: &[Column] = &[
     number("f99", |row| row.took(Op::Flush, 0.99)),
     number("hit", |row| row.share(row.more("cache_hits")?, row.more("cache_misses")? + row.more("cache_hits")?)),
     number("log", |row| row.share(row.now("log_used")?, row.now("log_size")?)),
+    number("scrub", |row| row.pass()),
     number("f/s", |row| Some(count(row.rate("flushes")?))),
     number("early", |row| row.share(row.more("write_back_writes")?, row.more("writes")?)),
     text("NAME", |row| row.seen.state.settings.name.as_ref().map(|name| name.as_str().to_owned())),
@@ -100,6 +101,15 @@ impl<'l> Row<'l> {
     /// In per cent.
     fn share(&self, part: f64, of: f64) -> Option<String> {
         (of > 0.0).then(|| format!("{:.0}%", part / of * 100.0))
+    }
+
+    /// How far a pass over the volume is, while there is one.
+    fn pass(&self) -> Option<String> {
+        let scrub = &self.now?["scrub"];
+        match scrub["state"].as_str().filter(|_| scrub["under_way"] == true)? {
+            "paused" => Some("paused".into()),
+            _ => self.share(scrub["cursor"].as_f64()?, scrub["blocks"].as_f64()?),
+        }
     }
 
     fn took(&self, op: Op, share: f64) -> Option<String> {
@@ -169,8 +179,10 @@ fn scaled(number: f64, step: f64, units: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::{super::survey::Daemon, *};
+    use crate::scrub_status::ScrubStatus;
     use serde_json::json;
     use std::time::Duration;
+    use ublk_integrity::scrub::ScrubReport;
 
     fn took(buckets: &Value) -> Value {
         json!({ "sum_seconds": 1, "buckets": buckets })
@@ -196,8 +208,8 @@ mod tests {
         assert_eq!(
             table(Some(&before), &now),
             [
-                "DEVICE HEALTH  r/s w/s rB/s wB/s  r50  r99 w50 w99 f99 hit log f/s early NAME",
-                "ublkb0 ok     1.2k 2.0 1.0M 8.0K 88us 96us   -   -   - 90% 25%   0   75% -",
+                "DEVICE HEALTH  r/s w/s rB/s wB/s  r50  r99 w50 w99 f99 hit log scrub f/s early NAME",
+                "ublkb0 ok     1.2k 2.0 1.0M 8.0K 88us 96us   -   -   - 90% 25%     -   0   75% -",
             ]
         );
         let first = table(None, &now);
@@ -206,6 +218,22 @@ mod tests {
         let Daemon::Answers(status) = &mut now.devices[0].daemon else { unreachable!() };
         status["pid"] = 77.into();
         assert_eq!(table(Some(&before), &now), first);
+    }
+
+    #[test]
+    fn a_pass_that_is_under_way_is_told_in_per_cent() {
+        let told = |under_way, state: &str| {
+            let report = ScrubReport { cursor: 410, blocks: 1000, ..ScrubReport::default() };
+            let mut scrub = json!(ScrubStatus { under_way, failure: None, report });
+            scrub["state"] = state.into();
+            let seen = Seen::answering(0, &json!({ "log_used": 1, "log_size": 4, "scrub": scrub }));
+            let shown = lines(None, &Look::of(vec![seen]), Room::ENDLESS);
+            let of_log = |word: &&str| *word == "25%";
+            shown[1].split_whitespace().skip_while(|word| !of_log(word)).nth(1).unwrap().to_owned()
+        };
+        assert_eq!([told(true, "running"), told(true, "paused")], ["41%", "paused"]);
+        // One that has left with the daemon, or could not go on, is as far as before, and goes no further.
+        assert_eq!([told(false, "running"), told(false, "ended"), told(false, "none")], ["-", "-", "-"]);
     }
 
     #[test]
