@@ -46,7 +46,7 @@ ui scrub -n "$id" --heal-only --repair-from /run/older --repair-from /run/image 
 grep -qx "healed: blocks $block from /run/image" /run/out || { cat /run/out; die 'what was healed is not told'; }
 [ "$(field healed_blocks)" = 1 ] && [ "$(field bad_blocks)" = 0 ] || die "its counts: $(ui scrub -n "$id" --status)"
 ui status -x -n "$id" || die 'it is bad yet'
-wait_for logged "$data: block $block was bad, and is healed from a replica"
+wait_for logged "$data: healed from a replica: blocks $block$"
 [ "$(read_block /mnt/t/file 0)" = ok ] || die 'the file is not what it was'
 # And in one go, from a copy of the device.
 flip_bit $data $((at + 100))

@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 use ublk_integrity::{
-    BlockIndex, Buf, RequestContext, Volume,
+    BlockIndex, BlockRange, Buf, RequestContext, Volume,
     heal::{HealError, Healed},
     read_hex,
 };
@@ -35,6 +35,8 @@ use ublk_integrity::{
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What it takes at most, beside what a request has: its ring and its stack.
 const MEMORY: u64 = 4 << 20;
+/// For how long blocks that are healed one after the other make one run.
+const RUN: Duration = Duration::from_secs(1);
 /// How often it is looked whether the daemon is about to end.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -127,6 +129,7 @@ impl Healing {
         // A ring belongs to the thread that made it.
         let ring = OwnRing::new(descriptors).doing("can't begin to heal blocks")?;
         let (io, bs) = (ring.storage(files), self.volume.block_size());
+        let mut healed = Runs::new(|run| self.log.tell(Event::Healed(run)));
         let mut buf = Buf::new(bs);
         client.say(&json!({ "block_size": bs, "data_offset": self.volume.data_offset() }));
         while let Some(line) = client.next_line(&self.open)? {
@@ -136,11 +139,11 @@ impl Healing {
                     let outcome;
                     // With a write under way the block may not be given free: as any thread that writes.
                     (outcome, buf) = ring.block_on(heal).expect("a ring that worked goes on working");
-                    if let Ok(healed @ (Healed::Healed | Healed::WasGood)) = outcome {
-                        good(block, healed == Healed::Healed);
+                    if let Ok(now @ (Healed::Healed | Healed::WasGood)) = outcome {
+                        good(block, now == Healed::Healed);
                     }
                     if outcome == Ok(Healed::Healed) {
-                        self.log.tell(Event::Healed(block));
+                        healed.add(block, Instant::now());
                     }
                     answer(block, outcome)
                 }
@@ -177,6 +180,43 @@ fn read(line: &[u8], buf: &mut Buf) -> Outcome<BlockIndex> {
         return Err(wrong(format!("heal: a replica of {} hexadecimal digits, not {}", replica.len(), 2 * bs)));
     }
     if read_hex(&replica, buf) { Ok(block) } else { Err(wrong("heal: a replica is hexadecimal".into())) }
+}
+
+/// Blocks that are healed, as runs: each is told once another block than its next is, or a while has gone by,
+/// and the last at the end.
+struct Runs<F: FnMut(BlockRange)> {
+    tell: F,
+    /// And when it began.
+    run: Option<(BlockRange, Instant)>,
+}
+
+impl<F: FnMut(BlockRange)> Runs<F> {
+    fn new(tell: F) -> Self {
+        Self { tell, run: None }
+    }
+
+    fn add(&mut self, block: BlockIndex, now: Instant) {
+        match &mut self.run {
+            Some((run, begun)) if run.end() == block.0 && now.duration_since(*begun) < RUN => run.count += 1,
+            _ => {
+                self.end();
+                self.run = Some((BlockRange::new(block, 1), now));
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some((run, _)) = self.run.take() {
+            (self.tell)(run);
+        }
+    }
+}
+
+/// However the client has left.
+impl<F: FnMut(BlockRange)> Drop for Runs<F> {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 struct Client {
@@ -322,6 +362,22 @@ mod tests {
         while test.healing.is_under_way() {
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    #[test]
+    fn what_is_healed_is_told_in_runs_and_each_block_of_it_once() {
+        let mut told = Vec::new();
+        let mut runs = Runs::new(|run| told.push(run));
+        let begun = Instant::now();
+        for block in [5, 6, 7, 9, 10, 3] {
+            runs.add(BlockIndex(block), begun);
+        }
+        // Whoever heals many is heard of meanwhile.
+        runs.add(BlockIndex(4), begun + RUN);
+        runs.add(BlockIndex(5), begun + RUN);
+        drop(runs);
+        let run = |first, count| BlockRange::new(BlockIndex(first), count);
+        assert_eq!(told, [run(5, 3), run(9, 2), run(3, 1), run(4, 2)]);
     }
 
     #[test]

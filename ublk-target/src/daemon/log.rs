@@ -22,9 +22,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use ublk_integrity::{
-    BlockIndex, BlockRange, Errno, Latched, ReadError, WriteError, check::BadRun, scrub::ScrubFinding,
-};
+use ublk_integrity::{BlockRange, Errno, Latched, ReadError, WriteError, check::BadRun, scrub::ScrubFinding};
 
 /// Events that may wait to be written.
 const CAPACITY: usize = 1024;
@@ -51,8 +49,8 @@ pub enum Event {
     Cleared(String),
     /// A pass over the volume has found something.
     Scrub(ScrubFinding),
-    /// A block was bad, and is no more.
-    Healed(BlockIndex),
+    /// Blocks were bad, and are no more.
+    Healed(BlockRange),
     /// It has ended, or leaves with the daemon.
     ScrubEnded(ScrubSummary),
     /// One could not go on.
@@ -103,9 +101,10 @@ impl Event {
     /// Blocks that it is about.
     fn blocks(&self) -> Option<BlockRange> {
         match self {
-            Self::Read(range, _) | Self::Scrub(ScrubFinding::Blocks(BadRun { range, .. })) => Some(*range),
+            Self::Read(range, _) | Self::Scrub(ScrubFinding::Blocks(BadRun { range, .. })) | Self::Healed(range) => {
+                Some(*range)
+            }
             Self::Write(request, _) | Self::NotCopied(request, _) => request.range(),
-            Self::Healed(block) => Some(BlockRange::new(*block, 1)),
             _ => None,
         }
     }
@@ -132,7 +131,7 @@ impl fmt::Display for Event {
             Self::Checkpoint => f.write_str("checkpoint"),
             Self::Cleared(what) => write!(f, "findings cleared: {what}"),
             Self::Scrub(finding) => write!(f, "scrub: {finding}"),
-            Self::Healed(block) => write!(f, "block {block} was bad, and is healed from a replica"),
+            Self::Healed(range) => write!(f, "healed from a replica: blocks {range}"),
             Self::ScrubEnded(summary) => write!(f, "scrub: {summary}"),
             Self::ScrubFailed(summary) => write!(f, "scrub: {summary}: it can't go on: `scrub --status` says why"),
             Self::ScrubStays => f.write_str("scrub: a read has not come back for 10 s: the daemon ends without it"),

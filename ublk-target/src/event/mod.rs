@@ -101,7 +101,7 @@ classes! {
     ScrubFound = "scrub-found", Err, "6338e03f957c4f259957b29d39d0077c";
     /// A pass over the volume has found damaged metadata that it can write anew, or has done that.
     ScrubMended = "scrub-mended", Warning, "f4d49df0036c4b5f8a8c1377f960a874";
-    /// A bad block was put back in place from a replica.
+    /// Bad blocks were put back in place from a replica.
     Healed = "healed", Notice, "7c11073759894376b8b1d94a1cff608f";
     /// A pass over the volume has ended, or leaves with the daemon.
     ScrubEnded = "scrub-ended", Notice, "f5349c31e166459cbd5d3025b2d5bed3";
