@@ -106,6 +106,7 @@ fn crash_after_every_write(seed: u64) -> u64 {
         next_version: Rc::default(),
         kept: Rc::default(),
         tail: no_tail(),
+        covered: None,
         distrust: false,
     };
     let (mut writes, mut crashes, steps) = (io.disk().writes, 0, rng.below(600));
@@ -159,6 +160,7 @@ fn several_lives(seed: u64) -> u64 {
             next_version: next_version.clone(),
             kept: kept.clone(),
             tail: no_tail(),
+            covered: None,
             distrust: false,
         };
         let steps = if rng.chance(20) { rng.below(3000) } else { rng.below(300) };

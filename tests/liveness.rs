@@ -88,6 +88,7 @@ fn world(io: &SimStorage, options: &OpenOptions, seed: u64) -> World {
         next_version: Rc::new(RefCell::new(1)),
         kept: Rc::default(),
         tail: no_tail(),
+        covered: None,
         distrust: false,
     };
     let places = world.oracle.borrow_mut().issue(all, 1);

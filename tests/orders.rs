@@ -43,6 +43,7 @@ fn watched(seed: u64) -> (Watch, [u64; 2]) {
         next_version: Rc::default(),
         kept: Rc::default(),
         tail: no_tail(),
+        covered: None,
         distrust: false,
     };
     let mut watch = Watch::new(&io);

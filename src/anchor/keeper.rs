@@ -26,7 +26,7 @@ pub enum Ticked {
     Anchored,
     /// The same, and it did before: nothing was written.
     Idle,
-    /// The log had no room to say all that was durable: some of it is not covered yet.
+    /// The log had no room to say all that was durable: some of that is not covered yet. A later tick will.
     Partly,
 }
 
@@ -91,7 +91,8 @@ impl AnchorKeeper {
 
     /// Has the anchor cover all that was answered before: a flush, its entry in a durable record, then the point behind that. Like a
     /// flush it may wait for writes and for the checkpoint; no request waits for it. An anchor that was taken over makes the
-    /// volume read-only. `context` is for this alone.
+    /// volume read-only, and so does one that can't be told where a [held flush](Self::hold_flushes) waits for that: it must not be
+    /// answered, nor wait on. `context` is for this alone.
     pub async fn tick<S: Storage, A: Anchor>(
         &mut self,
         (volume, io): (&Volume, &S),
@@ -101,6 +102,23 @@ impl AnchorKeeper {
         if let Some(why) = volume.latched() {
             return Err(KeepError::Latched(why));
         }
+        let round = volume.log().begin_round();
+        let ticked = self.cover((volume, io), context, (anchor, note)).await;
+        match &ticked {
+            Ok(Ticked::Anchored | Ticked::Idle) => volume.log().end_round(round),
+            Ok(Ticked::Partly) | Err(KeepError::Latched(_)) => {}
+            Err(KeepError::Anchor(_)) if volume.log().holds_a_flush() => volume.latch_for_anchor(AnchorLoss::Away),
+            Err(KeepError::Anchor(_)) => {}
+        }
+        ticked
+    }
+
+    async fn cover<S: Storage, A: Anchor>(
+        &mut self,
+        (volume, io): (&Volume, &S),
+        context: &mut RequestContext,
+        (anchor, note): (&A, &AnchorNote),
+    ) -> Result<Ticked, KeepError> {
         self.settle(volume, anchor).await?;
         let recorded = volume.record_flush(io, context, self.covered).await.map_err(KeepError::Latched)?;
         let Some(recorded) = recorded else { return Ok(Ticked::Idle) };
@@ -108,6 +126,17 @@ impl AnchorKeeper {
         self.send(volume, anchor, body).await?;
         self.covered = recorded.all_up_to;
         Ok(if recorded.is_cut { Ticked::Partly } else { Ticked::Anchored })
+    }
+
+    /// From now on no flush of this volume is answered that the anchor does not cover. Whoever calls this goes on to
+    /// [tick](Self::tick) whenever a [flush waits](Self::flush_waits).
+    pub fn hold_flushes(&self, volume: &Volume) {
+        volume.log().hold_flushes();
+    }
+
+    /// Waits until a held flush waits for a tick, or the volume is latched. `context` is that of the ticks.
+    pub async fn flush_waits(&self, volume: &Volume, context: &RequestContext) {
+        volume.log().flush_held(context.id).await;
     }
 
     /// Asks whether the volume is still this host's: while nothing is written, no tick finds out. One that was taken over becomes
@@ -130,7 +159,7 @@ impl AnchorKeeper {
             Some(why) => return Err(KeepError::Latched(why)),
         }
         self.settle(volume, anchor).await?;
-        let end = volume.durable_point();
+        let end = volume.log().durable_point();
         if (end.number, end.link) == (self.held.point.number, self.held.point.link) {
             return Ok(());
         }

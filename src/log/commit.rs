@@ -158,7 +158,7 @@ impl Log {
             Ok(()) => self.wake_all(|s, why| match why {
                 Waiting::Commit(seq) => seq <= s.durable,
                 Waiting::Recorded(snapshot) => snapshot <= s.sync.recorded,
-                Waiting::Space | Waiting::Sync => false,
+                Waiting::Space | Waiting::Sync | Waiting::Anchored(_) | Waiting::HeldFlush => false,
             }),
             Err(_) => self.wake_all(|_, _| true),
         }

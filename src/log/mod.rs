@@ -8,11 +8,13 @@
 //!
 //! Who waits: an append waits for space, before it has logged anything. A commit waits for a batch
 //! boundary of its thread, and for the leader's write and the log writes before it, which some ring
-//! completes. The checkpoint frees space, and waits for neither an append nor a commit.
+//! completes. The checkpoint frees space, and waits for neither an append nor a commit. A flush that the anchor holds back
+//! waits for a round of whoever tells the anchor.
 
 mod append;
 mod commit;
 mod flush;
+mod held;
 mod recorded;
 mod state;
 mod sync_state;

@@ -3,6 +3,7 @@
 use super::{
     Log, LogPoint,
     state::{CheckpointerWaits, State, Waiting},
+    sync_state::Unsynced,
 };
 use crate::{Latched, Seq, Storage};
 use std::{
@@ -17,7 +18,7 @@ pub(crate) struct Recorded {
     pub(crate) point: LogPoint,
     /// All numbers up to this one are durable, if none had to be left out.
     pub(crate) all_up_to: Option<Seq>,
-    /// The record has no room for all that was durable: some of it is not recorded.
+    /// The record had no room for all that was durable: some of what had a number when this began is not recorded.
     pub(crate) is_cut: bool,
 }
 
@@ -32,12 +33,29 @@ impl Log {
         Seq(self.state.lock().next_seq.0 - 1)
     }
 
+    /// Syncs the data device, and waits until a durable record says what that has made durable. `None` where all up to the
+    /// newest number was `covered` before.
+    pub(crate) async fn record_flush<S: Storage>(
+        &self,
+        io: &S,
+        request: usize,
+        covered: Option<Seq>,
+    ) -> Result<Option<Recorded>, Latched> {
+        let newest = self.newest_number();
+        if covered == Some(newest) {
+            return self.latched().map_or(Ok(None), Err);
+        }
+        self.sync_data(io, request, Unsynced::NotCarried).await?;
+        self.recorded(io, request, newest).await.map(Some)
+    }
+
     /// Waits until a durable record says what the last sync has made durable. The record is written
     /// here where no other is about to carry it. Where the ring is full this waits for the
     /// checkpoint, which does not wait for it.
-    pub(crate) async fn recorded<S: Storage>(&self, io: &S, request: usize) -> Result<Recorded, Latched> {
-        let (snapshot, is_cut) = self.demand_record();
+    async fn recorded<S: Storage>(&self, io: &S, request: usize, newest: Seq) -> Result<Recorded, Latched> {
+        let (snapshot, highest) = self.demand_record();
         self.write_flush_record(io).await?;
+        let is_cut = highest < newest;
         poll_fn(|cx| match self.poll_recorded(request, snapshot, cx.waker()) {
             Some(recorded) => Poll::Ready(recorded.map(|recorded| Recorded { is_cut, ..recorded })),
             None => Poll::Pending,
@@ -45,8 +63,8 @@ impl Log {
         .await
     }
 
-    /// Has the newest snapshot logged, unless it is or is about to be. Which one that is, and whether it was cut.
-    fn demand_record(&self) -> (u64, bool) {
+    /// Has the newest snapshot logged, unless it is or is about to be. Which one that is, and the highest number in it.
+    fn demand_record(&self) -> (u64, Seq) {
         let (snapshot, wake) = {
             let mut s = self.state.lock();
             let newest = s.sync.durable.taken;
@@ -55,7 +73,7 @@ impl Log {
                 s.sync.unlogged = true;
             }
             let wake = self.wants_flush_record(&s).then(|| s.checkpointer_waker(CheckpointerWaits::Work));
-            ((newest, s.sync.durable.is_cut), wake.flatten())
+            ((newest, s.sync.durable.highest), wake.flatten())
         };
         wake.into_iter().for_each(Waker::wake);
         snapshot

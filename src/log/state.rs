@@ -1,6 +1,9 @@
 //! The state of the log, behind one mutex, and the requests that wait for it.
 
-use super::sync_state::{MAX_FAILED, SyncState};
+use super::{
+    held::AnchorRounds,
+    sync_state::{MAX_FAILED, SyncState},
+};
 use crate::{
     Buf, ByteOffset, Epoch, Latched, RecordNumber, Seq,
     crypto::keys::MacKey,
@@ -66,6 +69,10 @@ pub(super) enum Waiting {
     Sync,
     /// Until a durable record has this snapshot, or a later one.
     Recorded(u64),
+    /// Until this round of the anchor is done.
+    Anchored(u64),
+    /// Who tells the anchor: until a flush waits for that.
+    HeldFlush,
 }
 
 /// What the checkpoint thread waits for.
@@ -180,6 +187,8 @@ pub(super) struct State {
     pub(super) want_checkpoint: bool,
 
     pub(super) sync: SyncState,
+    /// Where flushes wait for the anchor.
+    pub(super) anchor_rounds: Option<AnchorRounds>,
     pub(super) latched: Option<Latched>,
     pub(super) records: u64,
     pub(super) record_bytes: u64,
@@ -251,6 +260,7 @@ impl Log {
             checkpointer: None,
             want_checkpoint: false,
             sync: SyncState::new(n),
+            anchor_rounds: None,
             latched: None,
             records: 0,
             record_bytes: 0,

@@ -13,18 +13,16 @@ pub(super) struct DurableNumbers {
     pub(super) except: Vec<Seq>,
     /// When it was taken: a later one says no less.
     pub(super) taken: u64,
-    /// Whether it says less than was durable then.
-    pub(super) is_cut: bool,
 }
 
 impl DurableNumbers {
     pub(super) fn nothing(max_requests: usize) -> Self {
-        Self { highest: Seq(0), except: Vec::with_capacity(max_requests + MAX_FAILED), taken: 0, is_cut: false }
+        Self { highest: Seq(0), except: Vec::with_capacity(max_requests + MAX_FAILED), taken: 0 }
     }
 
     /// All up to `highest` but `except`, as of now.
     fn take(&mut self, highest: Seq, except: impl Iterator<Item = Seq>, taken: u64) {
-        (self.highest, self.taken, self.is_cut) = (highest, taken, false);
+        (self.highest, self.taken) = (highest, taken);
         self.except.clear();
         self.except.extend(except);
     }
@@ -41,7 +39,6 @@ impl DurableNumbers {
             self.except.sort_unstable();
             self.highest = Seq(self.except[most].0 - 1);
             self.except.truncate(most);
-            self.is_cut = true;
         }
     }
 

@@ -229,9 +229,9 @@ impl Volume {
         self.log.durable_point().number
     }
 
-    /// The same, with the link that it carries.
-    pub(crate) fn durable_point(&self) -> LogPoint {
-        self.log.durable_point()
+    /// The log, for who tells an anchor how far that has got.
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
     }
 
     /// That of the superblock on the devices.

@@ -213,12 +213,14 @@ impl Volume {
         self.writer().zero(io, context, range, discard).await
     }
 
-    /// Makes every write that completed before durable.
+    /// Makes every write that completed before durable; where flushes [wait for the anchor](crate::anchor::AnchorKeeper::hold_flushes),
+    /// covered by that.
     pub async fn flush<S: Io>(&self, io: &S, context: &mut RequestContext) -> Result<(), WriteError> {
         context.counters.flushes.add(1);
         match self.opened.access {
             // Nothing was written, so there is nothing to make durable.
             Access::ReadOnly if self.log.latched().is_none() => Ok(()),
+            _ if self.log.holds_flushes() => self.log.covered(context.id).await.map_err(WriteError::Latched),
             _ => {
                 self.admitted.flush(context.id).await;
                 self.log.sync_data(io, context.id, Unsynced::NotCarried).await.map_err(WriteError::Latched)
@@ -236,11 +238,7 @@ impl Volume {
     ) -> Result<Option<Recorded>, Latched> {
         // What was admitted may have no number before this.
         self.admitted.flush(context.id).await;
-        if covered == Some(self.log.newest_number()) {
-            return self.log.latched().map_or(Ok(None), Err);
-        }
-        self.log.sync_data(io, context.id, Unsynced::NotCarried).await?;
-        self.log.recorded(io, context.id).await.map(Some)
+        self.log.record_flush(io, context.id, covered).await
     }
 
     /// Loads the tag pages around a hint into the cache, and runs ahead of sequential reads.

@@ -16,12 +16,11 @@ use crate::{
         open_options,
         oracle::Oracle,
         reopen,
-        world::{Kept, World, compare, live_beside, no_tail},
+        world::{Covered, Kept, World, compare, cover, live_beside, no_tail},
     },
 };
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -34,15 +33,12 @@ use ublk_integrity::{
 };
 
 /// Disks that were put back and refused, that were accepted, ticks that moved the anchor, requests to it that arrived late,
-/// hosts that were fenced.
-static SEEN: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+/// hosts that were fenced, lives whose flushes waited for the anchor.
+static SEEN: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
 
 fn saw(what: usize, times: u64) {
     SEEN[what].fetch_add(times, Ordering::Relaxed);
 }
-
-/// By block: the oldest version, by its place in the history, that the anchor covers.
-type Covered = Rc<RefCell<BTreeMap<u64, usize>>>;
 
 /// A volume, its anchor, and who looks at both.
 struct Anchored {
@@ -139,17 +135,29 @@ impl Anchored {
             next_version: Rc::new(RefCell::new(self.rng.next() >> 32 << 10)),
             kept: Kept::default(),
             tail: no_tail(),
+            // Of what flushes say to cover nothing is known but what was answered by then.
+            covered: rng.chance(40).then(|| self.covered.clone()),
             distrust: false,
         };
         let anchor = self.anchor.clone();
+        let holds = world.covered.is_some();
+        if holds {
+            keeper.hold_flushes(&world.volume);
+            saw(5, 1);
+        }
         let ticks = async {
             let mut context = world.volume.context(1);
-            for _ in 0..rng.below(12) {
+            let most = if holds { u64::MAX } else { rng.below(12) };
+            for _ in 0..most {
                 for _ in 0..rng.below(60) {
                     yield_now().await;
                 }
+                if holds && rng.chance(80) {
+                    keeper.flush_waits(&world.volume, &context).await;
+                }
                 anchor.held().land();
-                anchor.held().away = rng.chance(5);
+                // A flush that waits would fail, and the volume be read-only.
+                anchor.held().away = !holds && rng.chance(5);
                 let answered = world.oracle.borrow().acknowledged();
                 let ticked = keeper.tick((&world.volume, &self.io), &mut context, (&anchor, &note())).await;
                 match ticked {
@@ -158,6 +166,7 @@ impl Anchored {
                         cover(&self.covered, answered);
                     }
                     Ok(Ticked::Partly) | Err(KeepError::Anchor(AnchorError::Away(_))) => {}
+                    Err(KeepError::Latched(Latched::Anchor(AnchorLoss::Away))) => return,
                     Err(e) => panic!("nobody else has opened it: {e}"),
                 }
             }
@@ -287,14 +296,6 @@ fn rng_of(world: &World) -> u64 {
     world.rng.borrow_mut().next()
 }
 
-fn cover(covered: &Covered, answered: BTreeMap<u64, usize>) {
-    let mut covered = covered.borrow_mut();
-    for (block, place) in answered {
-        let before = covered.entry(block).or_default();
-        *before = place.max(*before);
-    }
-}
-
 /// One seed: a volume through several lives, with older disks put back at each crash.
 fn several_lives(seed: u64) {
     let (mut all, mut volume, mut keeper) = Anchored::new(seed);
@@ -382,9 +383,9 @@ fn an_older_disk_is_refused_and_what_a_crash_leaves_is_not() {
         let all: Vec<_> = (0..threads).map(|first| s.spawn(move || some(first))).collect();
         all.into_iter().for_each(|one| one.join().expect("a seed failed, see above"));
     });
-    let [refused, accepted, ticks, landed, fenced] = SEEN.each_ref().map(|n| n.load(Ordering::Relaxed));
+    let [refused, accepted, ticks, landed, fenced, held] = SEEN.each_ref().map(|n| n.load(Ordering::Relaxed));
     println!(
-        "{seeds} seeds: {refused} disks refused, {accepted} accepted; {ticks} ticks, {landed} late requests that landed, {fenced} hosts fenced"
+        "{seeds} seeds: {refused} disks refused, {accepted} accepted; {ticks} ticks, {landed} late requests that landed, {fenced} hosts fenced, {held} lives with held flushes"
     );
-    assert!(seeds < 100 || [refused, accepted, ticks, landed, fenced].iter().all(|n| *n > 0));
+    assert!(seeds < 100 || [refused, accepted, ticks, landed, fenced, held].iter().all(|n| *n > 0));
 }

@@ -112,7 +112,7 @@ impl Scheduler for Memory {
     }
 }
 
-fn key() -> MasterKey {
+pub fn key() -> MasterKey {
     MasterKey::new(&[1; 32]).unwrap()
 }
 

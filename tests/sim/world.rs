@@ -14,7 +14,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 use ublk_integrity::{
-    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, ReadError, RequestContext, Volume, WriteError,
+    AnchorLoss, BlockIndex, BlockRange, Buf, Device, Durability, Latched, OpenOptions, ReadError, RequestContext,
+    Volume, WriteError,
     open::{OpenError, open},
     scrub::{Scrub, ScrubControl, ScrubFinding, ScrubState},
 };
@@ -36,6 +37,18 @@ const KEPT_SHIFT: u32 = 20;
 /// daemon, not the machine.
 pub type Kept = Rc<RefCell<BTreeMap<u64, (BlockRange, VersionId)>>>;
 
+/// By block: the oldest version, by its place in the history, that an anchor covers.
+pub type Covered = Rc<RefCell<BTreeMap<u64, usize>>>;
+
+/// From now on it covers what had been answered.
+pub fn cover(covered: &Covered, answered: BTreeMap<u64, usize>) {
+    let mut covered = covered.borrow_mut();
+    for (block, place) in answered {
+        let before = covered.entry(block).or_default();
+        *before = place.max(*before);
+    }
+}
+
 /// What all tasks of one life share.
 pub struct World {
     pub io: SimStorage,
@@ -46,6 +59,9 @@ pub struct World {
     pub kept: Kept,
     /// What was written last.
     pub tail: Cell<BlockRange>,
+    /// By block: the oldest version, by its place in the history, that the anchor covers since a flush was answered. Where
+    /// flushes wait for the anchor.
+    pub covered: Option<Covered>,
     /// The devices misbehave: any request may fail, but what is read must still be right.
     pub distrust: bool,
 }
@@ -155,7 +171,7 @@ impl World {
             q.buf = Some(buf);
             match result {
                 Ok(()) => {}
-                Err(_) if self.distrust => self.oracle.borrow_mut().fail(range),
+                Err(_) if self.forgives() => self.oracle.borrow_mut().fail(range),
                 Err(e) => panic!("write of {range}, which was answered: {e}"),
             }
             return;
@@ -166,7 +182,7 @@ impl World {
         match result {
             Ok(()) => oracle.ack(range, &places, durable),
             Err(WriteError::Device(_)) if self.io.disk().faults.data_writes > 0 => oracle.fail(range),
-            Err(_) if self.distrust => oracle.fail(range),
+            Err(_) if self.forgives() => oracle.fail(range),
             Err(e) => panic!("write of {range}: {e}"),
         }
     }
@@ -182,16 +198,25 @@ impl World {
         let places = self.oracle.borrow_mut().issue(range, 0);
         match self.volume.zero(&self.io, &mut q.context, range, discard).await {
             Ok(()) => self.oracle.borrow_mut().ack(range, &places, false),
-            Err(_) if self.distrust => {}
+            Err(_) if self.forgives() => {}
             Err(e) => panic!("zeroing of {range}: {e}"),
         }
     }
 
+    /// Whether any request may fail: also where a flush could not be told to the anchor, and the volume is read-only.
+    fn forgives(&self) -> bool {
+        self.distrust || self.volume.latched() == Some(Latched::Anchor(AnchorLoss::Away))
+    }
+
     async fn flush(&self, q: &mut Queue) {
         let snapshot = self.oracle.borrow().snapshot();
+        let answered = self.covered.as_ref().map(|_| self.oracle.borrow().acknowledged());
         match self.volume.flush(&self.io, &mut q.context).await {
-            Ok(()) => self.oracle.borrow_mut().flushed(snapshot),
-            Err(_) if self.distrust => {}
+            Ok(()) => {
+                self.oracle.borrow_mut().flushed(snapshot);
+                self.covered.iter().zip(answered).for_each(|(covered, answered)| cover(covered, answered));
+            }
+            Err(_) if self.forgives() => {}
             Err(e) => panic!("flush: {e}"),
         }
     }
@@ -218,7 +243,7 @@ impl World {
                     self.oracle.borrow_mut().check_running(block, at_start, data);
                 }
             }
-            Err(_) if self.distrust => {}
+            Err(_) if self.forgives() => {}
             Err(ReadError::Mismatch { block }) => {
                 let before = &start[(block.0 - range.first.0) as usize];
                 assert!(
@@ -247,7 +272,7 @@ impl World {
         loop {
             let work = self.volume.work_wanted().await;
             let result = self.volume.work(&self.io, work).await;
-            assert!(result.is_ok() || self.distrust, "{result:?}");
+            assert!(result.is_ok() || self.forgives(), "{result:?}");
         }
     }
 }

@@ -1,9 +1,12 @@
 #!/bin/bash
-# moment-after - when a command has returned its device is free, a hundred times of a hundred
+# moment-after - when a command has returned its device is free, each time (--full: a hundred times)
 . tests/vm/lib.sh
+# How often: a hundred times of a hundred in the long run.
+times=${FULL:+25}
+times=${times:-8}
 echo content >/run/content
 step 'format and import in turns'
-for _ in $(seq 100); do
+for _ in $(seq $((times * 4))); do
   ui format --data /dev/vdb --size 16M --key-file $key --force >/dev/null
   ui import --zero-rest --data /dev/vdb --key-file $key /run/content
 done
@@ -14,13 +17,13 @@ mount /dev/vdc /mnt/t
 ui format --data /mnt/t/volume --create --size 16M --key-file $key
 ui import --zero-rest --data /mnt/t/volume --key-file $key /run/content
 umount /mnt/t
-for _ in $(seq 50); do
+for _ in $(seq $((times * 2))); do
   mount /dev/vdc /mnt/t
   ui check --data /mnt/t/volume --key-file $key >/dev/null
   umount /mnt/t
 done
 step 'interrupted while it reads and writes'
-for n in $(seq 20); do
+for n in $(seq $((times * 4 / 5))); do
   mount /dev/vdc /mnt/t
   timeout -s INT "0.$((n % 10))5" "$ublk_integrity" import --force --zero-rest --data /mnt/t/volume --key-file $key <(head -c 12M /dev/urandom) || true
   umount /mnt/t

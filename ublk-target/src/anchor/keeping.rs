@@ -1,4 +1,5 @@
-//! The daemon's anchor thread: it tells the anchor how far the volume has got, in each period. No request ever waits for it.
+//! The daemon's anchor thread: it tells the anchor how far the volume has got, in each period, and when a flush waits for that.
+//! No other request ever waits for it.
 
 use super::{
     AnchorSettings, AnyAnchor, Lost, asked, note,
@@ -67,6 +68,9 @@ impl Keeping {
     pub fn start(volume: &Arc<Volume>, backings: &Backings, log: &Log, kept: Kept) -> io::Result<Self> {
         let Kept { anchor, keeper, settings } = kept;
         let (volume, stop, log) = (Arc::clone(volume), Arc::new(Stop::default()), log.clone());
+        if settings.holds_flushes {
+            keeper.hold_flushes(&volume);
+        }
         let report = Arc::new(AnchorReport::new(settings, keeper.status()));
         let (fds, files) = (backings.descriptors()?, backings.files(0));
         let (ready, started) = mpsc::channel();
@@ -146,8 +150,10 @@ impl Thread {
             let is_stopped = {
                 let mut period = pin!(io.sleep(self.pause()).fuse());
                 let mut stopped = pin!(self.stop.wait().fuse());
+                let mut held = pin!(self.kept.1.flush_waits(&self.volume, &context).fuse());
                 futures_util::select_biased! {
                     () = stopped => true,
+                    () = held => false,
                     _ = period => false,
                 }
             };
@@ -205,7 +211,7 @@ impl Thread {
                 self.away_since = None;
                 true
             }
-            Err(KeepError::Anchor(AnchorError::Away(why))) => self.is_away(why),
+            Err(KeepError::Anchor(AnchorError::Away(why))) if self.volume.latched().is_none() => self.is_away(why),
             Err(e) => {
                 self.lose(&e);
                 false
@@ -216,7 +222,8 @@ impl Thread {
     /// The volume is read-only from now on, or was before. An anchor that is away has taken nothing.
     fn lose(&self, e: &KeepError) {
         match e {
-            KeepError::Anchor(AnchorError::Away(_)) => return,
+            // A flush waited for it.
+            KeepError::Anchor(AnchorError::Away(_)) if self.volume.latched().is_none() => return,
             KeepError::Anchor(_) => {
                 self.volume.latched().into_iter().for_each(|why| self.log.tell(Event::Latched(why)));
             }
@@ -269,7 +276,9 @@ mod tests {
         ublk::Shared,
     };
     use std::{path::Path, thread, time::Duration};
-    use ublk_integrity::{Access, BlockIndex, BlockRange, Buf, Credential, Durability, anchor::AnchorPurpose};
+    use ublk_integrity::{
+        Access, BlockIndex, BlockRange, Buf, Credential, Durability, Latched, WriteError, anchor::AnchorPurpose,
+    };
 
     /// A volume that is served with an anchor, and a tick each 20 ms.
     struct Served {
@@ -283,6 +292,10 @@ mod tests {
 
     impl Served {
         fn new(grace_seconds: u64, lost: Lost) -> Self {
+            Self::with(grace_seconds, lost, false)
+        }
+
+        fn with(grace_seconds: u64, lost: Lost, holds_flushes: bool) -> Self {
             let (file, offline, key) = scratch();
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("anchor");
@@ -297,6 +310,7 @@ mod tests {
                 every_milliseconds: 20,
                 grace_seconds,
                 lost,
+                holds_flushes,
                 same_disk: true,
             };
             let (backings, files) = offline.handles();
@@ -315,6 +329,11 @@ mod tests {
             let io = self.offline.io();
             let write = self.volume.write(&io, &mut context, one, Buf::new(4096), Durability::MayBeLost);
             self.offline.run(write).unwrap().0.unwrap();
+        }
+
+        fn flush(&self) -> Result<(), WriteError> {
+            let (io, mut context) = (self.offline.io(), self.volume.context(0));
+            self.offline.run(self.volume.flush(&io, &mut context)).unwrap()
         }
 
         fn shown(&self) -> serde_json::Value {
@@ -379,6 +398,20 @@ mod tests {
         assert_eq!(served.volume.latched(), None);
         std::fs::write(served.path(), whole).unwrap();
         served.until(|shown| shown["state"] == "ok");
+    }
+
+    #[test]
+    fn a_flush_waits_for_the_anchor_and_fails_where_that_does_not_answer() {
+        let served = Served::with(3600, Lost::Continue, true);
+        served.write();
+        served.flush().unwrap();
+        let shown = served.shown();
+        assert_eq!((&shown["lag_records"], &shown["mode"]), (&0.into(), &"flush".into()), "{shown}");
+        served.flush().unwrap();
+        with_size(&served.path(), 0);
+        served.write();
+        assert!(matches!(served.flush(), Err(WriteError::Latched(Latched::Anchor(AnchorLoss::Away)))));
+        served.until(|shown| shown["state"] == "lost");
     }
 
     /// It has nothing to tell, and its orderly end would write the superblocks.

@@ -42,9 +42,21 @@ pub struct AnchorSettings {
     pub grace_seconds: u64,
     /// What comes then.
     pub lost: Lost,
+    /// Whether a flush is answered only once the anchor covers it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub holds_flushes: bool,
     /// Whether it may be on the volume's own disk.
     #[serde(default)]
     pub same_disk: bool,
+}
+
+/// When the anchor is told how far the volume has got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mode {
+    /// Between two ticks.
+    pub every: Duration,
+    /// Whether a flush is answered only once the anchor covers it.
+    pub holds_flushes: bool,
 }
 
 /// Of what is usual.

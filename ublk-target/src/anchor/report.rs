@@ -53,6 +53,8 @@ pub struct Shown {
     resets: u64,
     reset_seconds: u64,
     host: String,
+    /// "interval" or "flush".
+    mode: &'static str,
     interval_seconds: f64,
     grace_seconds: u64,
     lost: Lost,
@@ -84,6 +86,7 @@ impl AnchorReport {
             resets: held.resets,
             reset_seconds: held.reset_seconds,
             host: held.host,
+            mode: if self.settings.holds_flushes { "flush" } else { "interval" },
             interval_seconds: self.settings.every().as_secs_f64(),
             grace_seconds: self.settings.grace_seconds,
             lost: self.settings.lost,

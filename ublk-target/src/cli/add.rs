@@ -122,6 +122,7 @@ pub fn run(args: &Args) -> Outcome {
 
 /// Checks what can be checked before there is a daemon.
 pub fn prepare(args: &Args) -> Outcome<Start> {
+    args.keep.refuse_contradiction()?;
     let shares_queues = ublk::shares_queues();
     let available = Available::here(Purpose::New);
     let volume = peek(args.devices.meta_path())?;

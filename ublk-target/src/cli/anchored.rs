@@ -2,7 +2,7 @@
 
 use super::DeviceArgs;
 use crate::{
-    anchor::{AnchorSettings, AnyAnchor, Lost, Place},
+    anchor::{AnchorSettings, AnyAnchor, Lost, Mode, Place},
     daemon::peek,
     failure::{Exit, Failure, Outcome},
 };
@@ -36,10 +36,10 @@ pub struct WithoutAnchor {
 /// How a daemon keeps an anchor told.
 #[derive(clap::Args, Clone, Debug)]
 pub struct KeepArgs {
-    /// How often the anchor is told how far the volume has got: interval, or interval:SECONDS. What was written since can be
-    /// rolled back
-    #[arg(long, value_name = "MODE", requires = "anchor", default_value = "interval:1", value_parser = interval)]
-    pub anchor_mode: Duration,
+    /// How often the anchor is told how far the volume has got: interval, or interval:SECONDS, and what was written since can be
+    /// rolled back; flush: no flush is answered before
+    #[arg(long, value_name = "MODE", requires = "anchor", default_value = "interval:1", value_parser = mode)]
+    pub anchor_mode: Mode,
     /// How long the anchor may be away while the device is served
     #[arg(long, value_name = "SECONDS", requires = "anchor", default_value_t = 60)]
     pub anchor_grace: u64,
@@ -48,7 +48,10 @@ pub struct KeepArgs {
     pub anchor_lost: Lost,
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
+fn mode(text: &str) -> Result<Mode, String> {
+    if text == "flush" {
+        return Ok(Mode { every: Duration::from_secs(1), holds_flushes: true });
+    }
     let seconds = match text.strip_prefix("interval") {
         Some("") => Some(1.0),
         Some(rest) => rest.strip_prefix(':').and_then(|seconds| seconds.parse::<f64>().ok()),
@@ -56,8 +59,8 @@ fn interval(text: &str) -> Result<Duration, String> {
     };
     let seconds = seconds.filter(|seconds| (0.1..=86_400.0).contains(seconds));
     seconds
-        .map(Duration::from_secs_f64)
-        .ok_or_else(|| "must be interval, or interval: and seconds from 0.1 to 86400".into())
+        .map(|seconds| Mode { every: Duration::from_secs_f64(seconds), holds_flushes: false })
+        .ok_or_else(|| "must be flush, interval, or interval: and seconds from 0.1 to 86400".into())
 }
 
 impl AnchorArgs {
@@ -108,7 +111,8 @@ impl AnchorArgs {
             place,
             wait_seconds: self.anchor_wait,
             timeout_seconds: self.anchor_timeout,
-            every_milliseconds: keep.anchor_mode.as_millis() as u64,
+            every_milliseconds: keep.anchor_mode.every.as_millis() as u64,
+            holds_flushes: keep.anchor_mode.holds_flushes,
             grace_seconds: keep.anchor_grace,
             lost: keep.anchor_lost,
             same_disk: self.anchor_same_disk,
@@ -119,17 +123,29 @@ impl AnchorArgs {
     pub fn instead_of(&self, before: Option<AnchorSettings>) -> Option<AnchorSettings> {
         let named = self.settings(&KeepArgs::default());
         match (named, before) {
-            (Some(named), Some(AnchorSettings { every_milliseconds, grace_seconds, lost, .. })) => {
-                Some(AnchorSettings { every_milliseconds, grace_seconds, lost, ..named })
+            (Some(named), Some(AnchorSettings { every_milliseconds, holds_flushes, grace_seconds, lost, .. })) => {
+                Some(AnchorSettings { every_milliseconds, holds_flushes, grace_seconds, lost, ..named })
             }
             (named, before) => named.or(before),
         }
     }
 }
 
+impl KeepArgs {
+    /// Refuses what contradicts itself.
+    pub fn refuse_contradiction(&self) -> Outcome {
+        if self.anchor_mode.holds_flushes && self.anchor_lost == Lost::Continue {
+            let message = "--anchor-lost continue goes with --anchor-mode interval alone: a flush that the anchor does not cover fails, and the device is read-only then";
+            return Err(Failure::new(Exit::Arguments, message));
+        }
+        Ok(())
+    }
+}
+
 impl Default for KeepArgs {
     fn default() -> Self {
-        Self { anchor_mode: Duration::from_secs(1), anchor_grace: 60, anchor_lost: Lost::Readonly }
+        let anchor_mode = Mode { every: Duration::from_secs(1), holds_flushes: false };
+        Self { anchor_mode, anchor_grace: 60, anchor_lost: Lost::Readonly }
     }
 }
 
@@ -139,10 +155,11 @@ mod tests {
 
     #[test]
     fn intervals_have_limits() {
-        assert_eq!(interval("interval"), Ok(Duration::from_secs(1)));
-        assert_eq!(interval("interval:0.5"), Ok(Duration::from_millis(500)));
-        for text in ["", "1", "flush", "interval:", "interval:0", "interval:-1", "interval:NaN", "interval:1e9"] {
-            assert!(interval(text).unwrap_err().contains("0.1"), "{text}");
+        let every = |milliseconds| Ok(Mode { every: Duration::from_millis(milliseconds), holds_flushes: false });
+        assert_eq!((mode("interval"), mode("interval:0.5")), (every(1000), every(500)));
+        assert!(mode("flush").unwrap().holds_flushes);
+        for text in ["", "1", "flush:1", "interval:", "interval:0", "interval:-1", "interval:NaN", "interval:1e9"] {
+            assert!(mode(text).unwrap_err().contains("0.1"), "{text}");
         }
     }
 
@@ -154,11 +171,12 @@ mod tests {
             anchor_timeout: 5,
             anchor_same_disk: false,
         };
-        let keep = KeepArgs { anchor_grace: 9, ..KeepArgs::default() };
+        let keep = KeepArgs { anchor_grace: 9, anchor_mode: mode("flush").unwrap(), ..KeepArgs::default() };
         let before = args(Some("file:/a")).settings(&keep);
         assert_eq!(args(None).instead_of(before.clone()), before);
         let now = args(Some("file:/b")).instead_of(before).unwrap();
         assert_eq!((now.place.to_string().as_str(), now.grace_seconds, now.wait_seconds), ("file:/b", 9, 7));
+        assert!(now.holds_flushes);
         assert_eq!(args(Some("file:/b")).instead_of(None).unwrap().grace_seconds, 60);
     }
 }

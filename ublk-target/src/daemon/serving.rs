@@ -63,6 +63,8 @@ impl Served {
             size: self.volume.size,
             read_only: self.read_only,
             discard: settings.discard,
+            // A flush is what the anchor holds back.
+            fua: !settings.anchor.as_ref().is_some_and(|anchor| anchor.holds_flushes),
             recovery: settings.recovery,
             mark,
         }

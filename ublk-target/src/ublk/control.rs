@@ -65,6 +65,8 @@ pub struct Shape {
     pub read_only: bool,
     /// Whether discards are offered.
     pub discard: bool,
+    /// Whether a write may ask to be durable by itself (FUA). Where not, the kernel sends a flush after it.
+    pub fua: bool,
     /// Whether the device waits for a new daemon when this one dies.
     pub recovery: bool,
     /// What the kernel shall remember it by.
@@ -197,7 +199,10 @@ fn describe(device: &mut UblkDev, shape: &Shape, fds: &[RawFd], block_shift: u32
     device.set_default_params(shape.size);
     let target = &mut device.tgt;
     let basic = &mut target.params.basic;
-    basic.attrs = sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA;
+    basic.attrs = sys::UBLK_ATTR_VOLATILE_CACHE;
+    if shape.fua {
+        basic.attrs |= sys::UBLK_ATTR_FUA;
+    }
     if shape.read_only {
         basic.attrs |= sys::UBLK_ATTR_READ_ONLY;
     }
