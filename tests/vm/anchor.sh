@@ -79,6 +79,24 @@ refused 6 ui add --data $data --key-file $key "${anchor[@]}"
 put_back /run/copy
 check_closed "${anchor[@]}"
 
+step 'no flush is answered that the anchor does not cover'
+add "${anchor[@]}" --anchor-mode flush
+[ "$(cat "/sys/block/ublkb$id/queue/fua")" = 0 ] || die 'writes may pass the flush'
+mount "$disk" /mnt/t
+snapshot /run/before
+echo synced >/mnt/t/file
+sync /mnt/t/file
+kill_daemon
+snapshot /run/newest
+put_back /run/before
+refused 6 ui recover -n "$id" --key-file $key
+put_back /run/newest
+ui recover -n "$id" --key-file $key
+[ "$(cat /mnt/t/file)" = synced ] || die "after recover: $(cat /mnt/t/file)"
+umount /mnt/t
+remove
+check_closed "${anchor[@]}"
+
 step 'an anchor that is gone: refused, and the volume read-only after the grace'
 add "${anchor[@]}" --anchor-mode interval:0.2 --anchor-grace 2
 truncate -s 0 /mnt/stick/t.anchor
