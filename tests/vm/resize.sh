@@ -51,7 +51,8 @@ grow_mounted() { # MAKE GROW CHECK
     larger $size
     pid=$(daemon)
     goes_on 100
-    ui resize -n "$id"
+    ui resize -n "$id" --json >/run/grown
+    jq -e ".path == \"$disk\" and .size_before < .size and .size == $(((size - 1) << 20)) and .waited_seconds > 0" /run/grown
     [ "$(daemon)" != "$pid" ] || die 'no new daemon'
     is_of $size
     $2

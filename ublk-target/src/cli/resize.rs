@@ -13,11 +13,12 @@ use crate::{
     failure::{Exit, Failure, Outcome},
     key::OptionalKeyArgs,
     offline::{Offline, Opening},
-    output,
+    output::Output,
     size::Size,
     ublk,
 };
-use std::path::PathBuf;
+use serde::Serialize;
+use std::{path::PathBuf, time::Duration};
 use ublk_integrity::open::{self, Access, Grow};
 
 /// Make a volume larger, on a data device that has become so: not in use (--data), or by its device
@@ -41,6 +42,22 @@ pub struct Args {
     /// Usable size that it shall have [default: what the data device and --max-size of `format` allow]
     #[arg(long)]
     size: Option<Size>,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// How it went.
+#[derive(Serialize)]
+struct Grown {
+    /// The device, or where the data is of a volume that is not in use.
+    path: String,
+    /// Usable bytes until then.
+    size_before: u64,
+    /// Usable bytes now.
+    size: u64,
+    /// How long requests waited; `None` where nobody served them, or serves them otherwise now.
+    waited_seconds: Option<f64>,
 }
 
 impl Args {
@@ -55,17 +72,19 @@ impl Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    match (&args.data, &args.device) {
+    let grown = match (&args.data, &args.device) {
         (Some(data), _) => {
             let devices = DeviceArgs { data: data.clone(), meta: args.meta.clone() };
             not_in_use(args, &devices).map_err(|failure| devices.failure(failure))
         }
         (None, Some(device)) => in_use(args, device.number()?),
         (None, None) => unreachable!("one is required"),
-    }
+    }?;
+    let out = if args.json { Output::json(&grown) } else { grown.line() };
+    out.print()
 }
 
-fn not_in_use(args: &Args, devices: &DeviceArgs) -> Outcome {
+fn not_in_use(args: &Args, devices: &DeviceArgs) -> Outcome<Grown> {
     let missing =
         || Failure::new(Exit::Arguments, "no key given: --key-file FILE, --key keyring:NAME or --passphrase-file FILE");
     let source = args.key.source()?.ok_or_else(missing)?;
@@ -79,11 +98,16 @@ fn not_in_use(args: &Args, devices: &DeviceArgs) -> Outcome {
     refuse_latched(&volume)?;
     offline.run_with_checkpoints(&volume, AtStop::Close, async { Ok(()) })?;
     Offline::finish(&volume, keeper, anchor.as_ref())?;
-    let now = volume.info().size;
-    say(&devices.data.display().to_string(), before.unwrap_or(now), now, "")
+    let size = volume.info().size;
+    Ok(Grown {
+        path: devices.data.display().to_string(),
+        size_before: before.unwrap_or(size),
+        size,
+        waited_seconds: None,
+    })
 }
 
-fn in_use(args: &Args, number: u32) -> Outcome {
+fn in_use(args: &Args, number: u32) -> Outcome<Grown> {
     let state = State::load(number)?;
     ublk::need_driver()?;
     let device = ublk::block_path(number).display().to_string();
@@ -104,6 +128,12 @@ fn in_use(args: &Args, number: u32) -> Outcome {
         return Err(Failure::new(Exit::Device, message));
     }
     let before = state.volume.size;
+    let grown = |size, waited: Option<Duration>| Grown {
+        path: device.clone(),
+        size_before: before,
+        size,
+        waited_seconds: waited.map(|waited| waited.as_secs_f64()),
+    };
     let (volume, source) = (state.volume.clone(), args.key.source()?);
     let start = recover::of(state, source.clone())?;
     let size = successor::look_at(&start, &volume, Some(args.grow()))?;
@@ -111,7 +141,7 @@ fn in_use(args: &Args, number: u32) -> Outcome {
     drop(start);
     // A kernel that did not take the size is asked again.
     if size == before && ublk::disk_size(number).is_none_or(|disk| disk >= size) {
-        return say(&device, before, size, "");
+        return Ok(grown(size, None));
     }
     let has_grown = || State::load(number).is_ok_and(|state| state.volume.size == size);
     let waited = upgrade::serve_larger(number, source, size).map_err(|failure| match has_grown() {
@@ -129,12 +159,18 @@ fn in_use(args: &Args, number: u32) -> Outcome {
         );
         return Err(Failure::new(Exit::Device, message));
     }
-    say(&device, before, size, &format!(", {waited}"))
+    Ok(grown(size, waited))
 }
 
-fn say(what: &str, before: u64, now: u64, more: &str) -> Outcome {
-    output::line(match now == before {
-        true => format!("{what}: {} ({now} bytes) as before", Size(now)),
-        false => format!("{what}: {} → {} ({now} bytes){more}", Size(before), Size(now)),
-    })
+impl Grown {
+    fn line(&self) -> Output {
+        let Self { path, size_before, size, waited_seconds } = self;
+        let mut out = Output::new();
+        let waited = waited_seconds.map_or_else(String::new, |seconds| format!(", requests waited {seconds:.2} s"));
+        out.line(match size == size_before {
+            true => format!("{path}: {} ({size} bytes) as before", Size(*size)),
+            false => format!("{path}: {} → {} ({size} bytes){waited}", Size(*size_before), Size(*size)),
+        });
+        out
+    }
 }

@@ -42,7 +42,12 @@ fn a_volume_grows_with_its_file_and_keeps_what_it_holds() {
     f.run("import --data disk --key-file key --force in").expect(DONE);
     f.run("check --data disk --key-file key").expect(DONE);
     lengthen(&f, "disk", 100 * MIB);
-    f.run("resize --data disk --key-file key --size 20M").expect(DONE);
+    let grown = f.run("resize --data disk --key-file key --size 20M --json").expect(DONE).json();
+    assert_eq!((&grown["schema"], &grown["path"]), (&1.into(), &"disk".into()), "{grown}");
+    assert_eq!((&grown["size_before"], &grown["size"]), (&(16 * MIB).into(), &(20 * MIB).into()), "{grown}");
+    assert!(grown["waited_seconds"].is_null(), "nobody served it: {grown}");
+    let refused = f.run("resize --data disk --key-file key --size 4M --json").expect(ARGUMENTS).json();
+    assert_eq!(refused["error"]["exit"], ARGUMENTS, "{refused}");
     f.run("resize --data disk --key-file key").expect(DONE);
     assert_eq!(volume(&f, "--data disk"), (64 * MIB, 64 * MIB), "its metadata has no room for more");
 }

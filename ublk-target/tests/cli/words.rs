@@ -86,6 +86,7 @@ fn the_json_is_what_its_page_says() {
     fs::write(f.path("word"), "a passphrase").unwrap();
     f.run("key add --data slots --key-file key --new-passphrase-file word").expect(DONE);
     look("key list --data slots --json", DONE);
+    look("resize --data disk --key-file key --json", DONE);
     fs::write(f.path("in"), vec![7; 8 << 20]).unwrap();
     f.run("import --data disk --key-file key in").expect(DONE);
     let payload = f.payload_offset("disk", 8 << 20);
@@ -151,6 +152,8 @@ fn programs_are_told_of_failures_too() {
         ("dump --json", ARGUMENTS, "arguments"),
         ("format --json --data disk --key-file key", BUSY, "busy"),
         ("status --json -n 4999", DEVICE, "device"),
+        ("resize --json 4999", DEVICE, "device"),
+        ("resize --json --data disk --key-file key --size 1T", ARGUMENTS, "arguments"),
         ("nonsense --json", ARGUMENTS, "arguments"),
     ] {
         let run = f.run(args).expect(code);

@@ -94,11 +94,11 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 /// Has a daemon of this program follow that of the device, and the volume be of `size` bytes from then
-/// on. How long requests waited, in words.
-pub(super) fn serve_larger(id: u32, key: Option<KeySource>, size: u64) -> Outcome<String> {
+/// on. How long requests waited, unless it was served so already.
+pub(super) fn serve_larger(id: u32, key: Option<KeySource>, size: u64) -> Outcome<Option<Duration>> {
     let new = NewProgram::of(None, key)?.growing(size);
     let done = take_over(id, &new, false).map_err(|undone| undone.failure)?;
-    Ok(done.map_or_else(String::new, |done| take_over::in_words(done.waited)))
+    Ok(done.map(|done| done.waited))
 }
 
 /// One after the other, those that lie on others first. What is served by the program already stays

@@ -40,7 +40,7 @@ impl TakenOver {
 }
 
 /// How long requests waited.
-pub(super) fn in_words(waited: Duration) -> String {
+fn in_words(waited: Duration) -> String {
     format!("requests waited {:.2} s", waited.as_secs_f64())
 }
 
