@@ -110,6 +110,7 @@ fn the_json_is_what_its_page_says() {
         "fresh_seconds",
         "age_seconds",
         "lag_records",
+        "holds_flushes",
         "interval_seconds",
         "grace_seconds",
         "anchor_option",
