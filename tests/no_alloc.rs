@@ -6,7 +6,7 @@ use arrayvec::{ArrayVec, CapacityError};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
-    future::Future,
+    future::{Future, poll_fn},
     ops::Range,
     pin::{Pin, pin},
     sync::Mutex,
@@ -16,9 +16,10 @@ use std::{
 use ublk_integrity::{
     Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
     MasterKey, MemoryStorage, OpenOptions, Phase, RequestContext, Scheduler, Storage, Volume,
+    anchor::{Anchor, AnchorBytes, AnchorKeeper, AnchorNote, AnchorPurpose, AnchorUse, Replaced, generation},
     create::{FormatOptions, format},
     hints,
-    open::open,
+    open::{VerifiedVolume, open},
 };
 
 thread_local! {
@@ -215,16 +216,31 @@ fn drive(requests: &mut [Pin<&mut dyn Future<Output = ()>>; CLIENTS], worker: &m
     panic!("requests do not end");
 }
 
-fn volume(io: &Memory, cache_bytes: u64, key: &MasterKey, hints: hints::HintSender) -> Volume {
-    let options = OpenOptions {
+/// An anchor that holds what it was told last.
+struct Told(Cell<Option<AnchorBytes>>);
+
+impl Anchor for Told {
+    async fn load(&self, _: &[u8; 16]) -> Result<Option<AnchorBytes>, String> {
+        Ok(self.0.get())
+    }
+    async fn replace(&self, _: &[u8; 16], expected: u64, body: &AnchorBytes) -> Replaced {
+        let is_expected = generation(self.0.get().as_ref()) == expected;
+        if is_expected {
+            self.0.set(Some(*body));
+        }
+        if is_expected { Replaced::Done } else { Replaced::Conflict }
+    }
+}
+
+fn options_of_open(cache_bytes: u64, hints: hints::HintSender) -> OpenOptions {
+    OpenOptions {
         cache_bytes,
-        max_requests: CLIENTS,
+        max_requests: CLIENTS + 1,
         max_request_bytes: MAX_BLOCKS as usize * BLOCK,
         hints: Some(hints),
         hash_threads: Some(hash_threads()),
         ..OpenOptions::new(Access::ReadWrite, [1; 32])
-    };
-    block_on(open(io, key, &options)).unwrap()
+    }
 }
 
 #[test]
@@ -239,24 +255,58 @@ fn the_io_path_does_not_allocate() {
         options.uuid = [i as u8; 16];
         block_on(format(&io, &key, &options)).unwrap();
         let (sender, _receiver) = hints::channel(8);
-        let volume = volume(&io, cache_bytes, &key, sender);
-        let mut clients: [Client; CLIENTS] = std::array::from_fn(|i| Client::new(&volume, i as u64));
-        RequestContext::work_together(clients.iter_mut().map(|client| &mut client.context));
-        let checkpoints = run(&volume, &io, clients, rounds);
+        let volume = block_on(open(&io, &key, &options_of_open(cache_bytes, sender))).unwrap();
+        let checkpoints = run(&volume, &io, std::future::pending(), rounds);
         assert!(volume.status().counters.write_back_writes > rounds / 10, "few writes were answered early");
         assert!(checkpoints > 10, "{checkpoints} checkpoints");
         assert!(JOBS.get() > rounds / 10, "{} jobs for other threads", JOBS.get());
     }
 }
 
+/// Where flushes wait for the anchor they allocate nothing either, nor does who tells it.
+#[test]
+fn the_io_path_with_an_anchor_does_not_allocate() {
+    let rounds = if cfg!(debug_assertions) { 2_000 } else { 20_000 };
+    let (key, io) = (MasterKey::new(&[1; 32]).unwrap(), Memory(MemoryStorage::new(vec![0; 16 << 20], 512)));
+    let format_options =
+        FormatOptions { size: Some(8 << 20), log_size: Some(256 << 10), ..FormatOptions::new(BLOCK as u32, [3; 16]) };
+    block_on(format(&io, &key, &format_options)).unwrap();
+    let (sender, _receiver) = hints::channel(8);
+    let (options, anchor, note) = (options_of_open(4 << 20, sender), Told(Cell::new(None)), AnchorNote::default());
+    let with_anchor = AnchorUse { anchor: &anchor, purpose: AnchorPurpose::Begin, note: note.clone() };
+    let (volume, mut keeper): (Volume, AnchorKeeper) = block_on(async {
+        let verified = VerifiedVolume::read(&io, &key, &options).await.unwrap();
+        verified.open_anchored(&io, &options, with_anchor).await.unwrap()
+    });
+    keeper.hold_flushes(&volume);
+    let before = generation(anchor.0.get().as_ref());
+    let mut context = volume.context(0);
+    let ticks = async {
+        loop {
+            keeper.flush_waits(&volume, &context).await;
+            keeper.tick((&volume, &io), &mut context, (&anchor, &note)).await.unwrap();
+        }
+    };
+    run(&volume, &io, ticks, rounds);
+    let told = generation(anchor.0.get().as_ref()) - before;
+    assert!(told > rounds / 20, "the anchor was told {told} times");
+}
+
 /// Returns the number of checkpoints.
-fn run(volume: &Volume, io: &Memory, mut clients: [Client; CLIENTS], rounds: u64) -> u64 {
-    let mut worker = pin!(async {
+fn run(volume: &Volume, io: &Memory, ticks: impl Future<Output = ()>, rounds: u64) -> u64 {
+    let mut clients: [Client; CLIENTS] = std::array::from_fn(|i| Client::new(volume, i as u64));
+    RequestContext::work_together(clients.iter_mut().map(|client| &mut client.context));
+    let mut checkpoints = pin!(async {
         loop {
             let work = volume.work_wanted().await;
             volume.work(io, work).await.unwrap();
         }
     });
+    let mut ticks = pin!(ticks);
+    let mut worker = pin!(poll_fn(|cx| {
+        let _: Poll<()> = checkpoints.as_mut().poll(cx);
+        ticks.as_mut().poll(cx)
+    }));
     let mut worker: Pin<&mut dyn Future<Output = ()>> = worker.as_mut();
     let before = ALLOCATIONS.get();
     for round in 1..=rounds {
