@@ -3,14 +3,14 @@
 use super::*;
 
 /// A small volume with an anchor that answers, and a way to open it.
-struct Small {
-    io: SimStorage,
-    anchor: SimAnchor,
+pub(super) struct Small {
+    pub(super) io: SimStorage,
+    pub(super) anchor: SimAnchor,
     rng: Rng,
 }
 
 impl Small {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::of(format_options(4096))
     }
 
@@ -22,11 +22,11 @@ impl Small {
         small
     }
 
-    fn options(&mut self, access: Access) -> OpenOptions {
+    pub(super) fn options(&mut self, access: Access) -> OpenOptions {
         OpenOptions { access, ..open_options(&mut self.rng) }
     }
 
-    fn open(&mut self, purpose: AnchorPurpose) -> Result<(Volume, AnchorKeeper), OpenError> {
+    pub(super) fn open(&mut self, purpose: AnchorPurpose) -> Result<(Volume, AnchorKeeper), OpenError> {
         let options = self.options(Access::ReadWrite);
         block_on(&self.io, open_anchored(&self.io, &key(), &options, (&self.anchor, purpose)))
     }
@@ -46,11 +46,11 @@ impl Small {
         }
     }
 
-    fn snapshot(&self) -> Disk {
+    pub(super) fn snapshot(&self) -> Disk {
         self.io.disk().fork(1)
     }
 
-    fn put_back(&self, disk: &Disk) {
+    pub(super) fn put_back(&self, disk: &Disk) {
         *self.io.disk() = disk.fork(2);
     }
 }

@@ -1,5 +1,6 @@
 //! Volumes with an anchor: somebody puts older disks back, at each crash and in the middle of a life. See docs/testing.md.
 
+mod cut_short;
 mod directed;
 
 use crate::{
