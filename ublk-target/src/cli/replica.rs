@@ -8,6 +8,7 @@ use crate::{
     failure::{Context, Exit, Failure, Outcome},
     output::Output,
 };
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde::Serialize;
 use std::{
     fs::{File, OpenOptions},
@@ -85,6 +86,17 @@ impl Replicas {
         Ok(())
     }
 
+    /// The kernel may have an older content of a device in memory: whoever writes to the other leg of a mirror goes past
+    /// that. From now on they are read from their disks, and no block before its turn.
+    fn read_anew(&self) {
+        for (_, file) in &self.0 {
+            for advice in [PosixFadviseAdvice::POSIX_FADV_DONTNEED, PosixFadviseAdvice::POSIX_FADV_RANDOM] {
+                // Where it is not heeded a block may not be healed: no tag proves an older one.
+                let _ = posix_fadvise(file, 0, 0, advice);
+            }
+        }
+    }
+
     /// Heals the blocks of these runs: `heal` is to write one of them, if its tag proves the bytes. A
     /// failure of one block does not keep the others from being tried.
     pub fn heal(
@@ -93,6 +105,7 @@ impl Replicas {
         places: Places,
         mut heal: impl FnMut(BlockIndex, &[u8]) -> Outcome<Healed>,
     ) -> Tally {
+        self.read_anew();
         let mut tally = Tally::default();
         for block in runs.iter().flat_map(|run| run.range.blocks()) {
             match self.heal_one(block, places, &mut heal) {
