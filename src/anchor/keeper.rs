@@ -91,8 +91,8 @@ impl AnchorKeeper {
 
     /// Has the anchor cover all that was answered before: a flush, its entry in a durable record, then the point behind that. Like a
     /// flush it may wait for writes and for the checkpoint; no request waits for it. An anchor that was taken over makes the
-    /// volume read-only, and so does one that can't be told where a [held flush](Self::hold_flushes) waits for that: it must not be
-    /// answered, nor wait on. `context` is for this alone.
+    /// volume read-only. Where one can't be told and a [held flush](Self::holds_a_flush) waits for that, whoever calls this tries again,
+    /// and gives up in the end ([`Volume::latch_for_anchor`]): it must not be answered, nor wait on. `context` is for this alone.
     pub async fn tick<S: Storage, A: Anchor>(
         &mut self,
         (volume, io): (&Volume, &S),
@@ -104,11 +104,8 @@ impl AnchorKeeper {
         }
         let round = volume.log().begin_round();
         let ticked = self.cover((volume, io), context, (anchor, note)).await;
-        match &ticked {
-            Ok(Ticked::Anchored | Ticked::Idle) => volume.log().end_round(round),
-            Ok(Ticked::Partly) | Err(KeepError::Latched(_)) => {}
-            Err(KeepError::Anchor(_)) if volume.log().holds_a_flush() => volume.latch_for_anchor(AnchorLoss::Away),
-            Err(KeepError::Anchor(_)) => {}
+        if matches!(ticked, Ok(Ticked::Anchored | Ticked::Idle)) {
+            volume.log().end_round(round);
         }
         ticked
     }
@@ -137,6 +134,11 @@ impl AnchorKeeper {
     /// Waits until a held flush waits for a tick, or the volume is latched. `context` is that of the ticks.
     pub async fn flush_waits(&self, volume: &Volume, context: &RequestContext) {
         volume.log().flush_held(context.id).await;
+    }
+
+    /// Whether one does.
+    pub fn holds_a_flush(&self, volume: &Volume) -> bool {
+        volume.log().holds_a_flush()
     }
 
     /// Asks whether the volume is still this host's: while nothing is written, no tick finds out. One that was taken over becomes

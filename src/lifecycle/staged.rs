@@ -217,7 +217,10 @@ impl VerifiedVolume {
         if let Some(anchor) = anchor {
             let judged = anchor.judge(&newest.superblock, chain.followed_to, chain.link_at);
             // A disk that can't be read is not one that was put back.
-            judged.map_err(|older| chain.unread.map_or(older, |unread| AnchorError::Unread(unread.why)))?;
+            judged.map_err(|older| match (older, chain.unread) {
+                (AnchorError::Older { followed_to: Some(_), .. }, Some(unread)) => AnchorError::Unread(unread.why),
+                (older, _) => older,
+            })?;
         }
         // Of what recovery skips nothing is known: the records that it followed count.
         if chain.followed_to < options.first_not_durable {

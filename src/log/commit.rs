@@ -157,7 +157,8 @@ impl Log {
         match result {
             Ok(()) => self.wake_all(|s, why| match why {
                 Waiting::Commit(seq) => seq <= s.durable,
-                Waiting::Recorded(snapshot) => snapshot <= s.sync.recorded,
+                // Or it may write the record itself now.
+                Waiting::Recorded(snapshot) => snapshot <= s.sync.recorded || self.wants_flush_record(s),
                 Waiting::Space | Waiting::Sync | Waiting::Anchored(_) | Waiting::HeldFlush => false,
             }),
             Err(_) => self.wake_all(|_, _| true),

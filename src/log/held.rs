@@ -14,15 +14,6 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// The rounds of the anchor.
-#[derive(Default)]
-pub(super) struct AnchorRounds {
-    started: u64,
-    done: u64,
-    /// The last one that a flush waits for.
-    wanted: u64,
-}
-
 impl Log {
     /// From now on flushes wait for the anchor.
     pub(crate) fn hold_flushes(&self) {

@@ -54,13 +54,14 @@ impl Log {
     /// checkpoint, which does not wait for it.
     async fn recorded<S: Storage>(&self, io: &S, request: usize, newest: Seq) -> Result<Recorded, Latched> {
         let (snapshot, highest) = self.demand_record();
-        self.write_flush_record(io).await?;
         let is_cut = highest < newest;
-        poll_fn(|cx| match self.poll_recorded(request, snapshot, cx.waker()) {
-            Some(recorded) => Poll::Ready(recorded.map(|recorded| Recorded { is_cut, ..recorded })),
-            None => Poll::Pending,
-        })
-        .await
+        loop {
+            let recorded = poll_fn(|cx| self.poll_recorded(request, snapshot, cx.waker())).await?;
+            match recorded {
+                Some(recorded) => return Ok(Recorded { is_cut, ..recorded }),
+                None => self.write_flush_record(io).await?,
+            }
+        }
     }
 
     /// Has the newest snapshot logged, unless it is or is about to be. Which one that is, and the highest number in it.
@@ -79,18 +80,20 @@ impl Log {
         snapshot
     }
 
-    fn poll_recorded(&self, request: usize, snapshot: u64, waker: &Waker) -> Option<Result<Recorded, Latched>> {
+    /// `None`: no other record is about to be written, and one with the entry alone may be.
+    fn poll_recorded(&self, request: usize, snapshot: u64, waker: &Waker) -> Poll<Result<Option<Recorded>, Latched>> {
         let mut s = self.state.lock();
         let done = match s.latched {
             Some(why) => Err(why),
-            None if s.sync.recorded >= snapshot => Ok(Self::as_recorded(&s)),
+            None if s.sync.recorded >= snapshot => Ok(Some(Self::as_recorded(&s))),
+            None if self.wants_flush_record(&s) => Ok(None),
             None => {
                 s.waiters.wait(request, Waiting::Recorded(snapshot), waker);
-                return None;
+                return Poll::Pending;
             }
         };
         s.waiters.remove(request);
-        Some(done)
+        Poll::Ready(done)
     }
 
     fn as_recorded(s: &State) -> Recorded {

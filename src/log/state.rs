@@ -1,9 +1,6 @@
 //! The state of the log, behind one mutex, and the requests that wait for it.
 
-use super::{
-    held::AnchorRounds,
-    sync_state::{MAX_FAILED, SyncState},
-};
+use super::sync_state::{AnchorRounds, MAX_FAILED, SyncState};
 use crate::{
     Buf, ByteOffset, Epoch, Latched, RecordNumber, Seq,
     crypto::keys::MacKey,

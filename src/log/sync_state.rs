@@ -1,5 +1,5 @@
 //! The syncs of the data device: which sequence numbers they have made durable, and whether the log
-//! says so yet.
+//! says so yet. And the rounds of the anchor.
 
 use crate::{Seq, format::RecordBuilder};
 
@@ -164,4 +164,13 @@ impl SyncState {
     pub(super) fn is_running(&self) -> bool {
         self.started > self.done
     }
+}
+
+/// The rounds of the anchor, where flushes wait for that.
+#[derive(Default)]
+pub(super) struct AnchorRounds {
+    pub(super) started: u64,
+    pub(super) done: u64,
+    /// The last one that a flush waits for.
+    pub(super) wanted: u64,
 }

@@ -153,12 +153,11 @@ impl Anchored {
                 for _ in 0..rng.below(60) {
                     yield_now().await;
                 }
-                if holds && rng.chance(80) {
+                if holds && !anchor.held().away && rng.chance(80) {
                     keeper.flush_waits(&world.volume, &context).await;
                 }
                 anchor.held().land();
-                // A flush that waits would fail, and the volume be read-only.
-                anchor.held().away = !holds && rng.chance(5);
+                anchor.held().away = rng.chance(5);
                 let answered = world.oracle.borrow().acknowledged();
                 let ticked = keeper.tick((&world.volume, &self.io), &mut context, (&anchor, &note())).await;
                 match ticked {
@@ -167,7 +166,6 @@ impl Anchored {
                         cover(&self.covered, answered);
                     }
                     Ok(Ticked::Partly) | Err(KeepError::Anchor(AnchorError::Away(_))) => {}
-                    Err(KeepError::Latched(Latched::Anchor(AnchorLoss::Away))) => return,
                     Err(e) => panic!("nobody else has opened it: {e}"),
                 }
             }

@@ -14,8 +14,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 use ublk_integrity::{
-    AnchorLoss, BlockIndex, BlockRange, Buf, Device, Durability, Latched, OpenOptions, ReadError, RequestContext,
-    Volume, WriteError,
+    BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, ReadError, RequestContext, Volume, WriteError,
     open::{OpenError, open},
     scrub::{Scrub, ScrubControl, ScrubFinding, ScrubState},
 };
@@ -171,7 +170,7 @@ impl World {
             q.buf = Some(buf);
             match result {
                 Ok(()) => {}
-                Err(_) if self.forgives() => self.oracle.borrow_mut().fail(range),
+                Err(_) if self.distrust => self.oracle.borrow_mut().fail(range),
                 Err(e) => panic!("write of {range}, which was answered: {e}"),
             }
             return;
@@ -182,7 +181,7 @@ impl World {
         match result {
             Ok(()) => oracle.ack(range, &places, durable),
             Err(WriteError::Device(_)) if self.io.disk().faults.data_writes > 0 => oracle.fail(range),
-            Err(_) if self.forgives() => oracle.fail(range),
+            Err(_) if self.distrust => oracle.fail(range),
             Err(e) => panic!("write of {range}: {e}"),
         }
     }
@@ -198,14 +197,9 @@ impl World {
         let places = self.oracle.borrow_mut().issue(range, 0);
         match self.volume.zero(&self.io, &mut q.context, range, discard).await {
             Ok(()) => self.oracle.borrow_mut().ack(range, &places, false),
-            Err(_) if self.forgives() => {}
+            Err(_) if self.distrust => {}
             Err(e) => panic!("zeroing of {range}: {e}"),
         }
-    }
-
-    /// Whether any request may fail: also where a flush could not be told to the anchor, and the volume is read-only.
-    fn forgives(&self) -> bool {
-        self.distrust || self.volume.latched() == Some(Latched::Anchor(AnchorLoss::Away))
     }
 
     async fn flush(&self, q: &mut Queue) {
@@ -216,7 +210,7 @@ impl World {
                 self.oracle.borrow_mut().flushed(snapshot);
                 self.covered.iter().zip(answered).for_each(|(covered, answered)| cover(covered, answered));
             }
-            Err(_) if self.forgives() => {}
+            Err(_) if self.distrust => {}
             Err(e) => panic!("flush: {e}"),
         }
     }
@@ -243,7 +237,7 @@ impl World {
                     self.oracle.borrow_mut().check_running(block, at_start, data);
                 }
             }
-            Err(_) if self.forgives() => {}
+            Err(_) if self.distrust => {}
             Err(ReadError::Mismatch { block }) => {
                 let before = &start[(block.0 - range.first.0) as usize];
                 assert!(
@@ -272,7 +266,7 @@ impl World {
         loop {
             let work = self.volume.work_wanted().await;
             let result = self.volume.work(&self.io, work).await;
-            assert!(result.is_ok() || self.forgives(), "{result:?}");
+            assert!(result.is_ok() || self.distrust, "{result:?}");
         }
     }
 }

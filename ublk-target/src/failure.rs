@@ -350,7 +350,11 @@ impl From<AnchorError> for Failure {
 impl From<MoveError> for Failure {
     fn from(e: MoveError) -> Self {
         let (MoveError::From(of) | MoveError::To(of) | MoveError::Both(of)) = &e;
-        Self::new(exit_of_anchor(of), format_args!("{e}{}", about_anchor(of)))
+        let what_to_do = match e {
+            MoveError::Both(_) => ": name the new one from now on, and take the old one away",
+            MoveError::From(_) | MoveError::To(_) => about_anchor(of),
+        };
+        Self::new(exit_of_anchor(of), format_args!("{e}{what_to_do}"))
     }
 }
 

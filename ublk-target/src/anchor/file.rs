@@ -7,6 +7,7 @@ use crate::{
     threads::named,
 };
 use crossbeam_channel::{Sender, bounded};
+use nix::sys::signal::SigSet;
 use std::{
     io,
     path::{Path, PathBuf},
@@ -44,12 +45,15 @@ impl FileAnchor {
         Self::within(path, timeout, SlotFile::make)
     }
 
-    /// No thread is left behind: a process that goes on to set itself up has one.
+    /// No thread is left behind: a process that goes on to set itself up has one. But where the disk hangs: that one takes no signal.
     fn within(path: &Path, timeout: Duration, open: fn(&Path) -> Outcome<SlotFile>) -> Outcome<Self> {
         let (opened, answered) = bounded(1);
         let name = path.to_owned();
-        let thread =
-            named("anchor file").spawn(move || drop(opened.send(open(&name)))).doing("can't start a thread")?;
+        let work = move || {
+            let _ = SigSet::all().thread_block();
+            let _ = opened.send(open(&name));
+        };
+        let thread = named("anchor file").spawn(work).doing("can't start a thread")?;
         let late = || Err(Failure::new(Exit::Device, late(path, timeout)));
         let file = answered.recv_timeout(timeout).unwrap_or_else(|_| late())?;
         thread.join().unwrap_or_else(|_| std::process::abort());
@@ -124,10 +128,16 @@ mod tests {
         body
     }
 
-    /// Holds the thread up, as a disk does that stands still, until the sender is dropped.
+    /// Holds the thread up, as a disk does that stands still, until the sender is dropped, or for half a minute.
     fn hang(anchor: &FileAnchor) -> Sender<()> {
         let (held, released) = bounded::<()>(0);
-        anchor.jobs().unwrap().send(Box::new(move |_| assert!(released.recv().is_err()))).unwrap();
+        anchor
+            .jobs()
+            .unwrap()
+            .send(Box::new(move |_| {
+                let _ = released.recv_timeout(Duration::from_secs(30));
+            }))
+            .unwrap();
         held
     }
 

@@ -13,7 +13,7 @@ use crate::{
     os,
     threads::named,
 };
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::FusedFuture};
 use std::{
     io,
     os::fd::OwnedFd,
@@ -146,11 +146,20 @@ impl Thread {
 
     async fn ticks<S: Storage>(&mut self, io: &S) {
         let mut context = self.volume.context(0);
+        // A timer that is given up stays in the ring until its time has come.
+        let mut period = pin!(io.sleep(self.pause()).fuse());
         loop {
             let is_stopped = {
-                let mut period = pin!(io.sleep(self.pause()).fuse());
                 let mut stopped = pin!(self.stop.wait().fuse());
-                let mut held = pin!(self.kept.1.flush_waits(&self.volume, &context).fuse());
+                // One that is away is asked again in time, whoever waits for it.
+                let hears = self.away_since.is_none();
+                let held = async {
+                    if !hears {
+                        std::future::pending::<()>().await;
+                    }
+                    self.kept.1.flush_waits(&self.volume, &context).await;
+                };
+                let mut held = pin!(held.fuse());
                 futures_util::select_biased! {
                     () = stopped => true,
                     () = held => false,
@@ -170,9 +179,13 @@ impl Thread {
             } else if matches!(ticked, Ok(Ticked::Anchored | Ticked::Partly)) {
                 self.answered = Instant::now();
             }
+            let was_away = self.away_since.is_some();
             if !self.took(ticked, began) {
                 self.stop.wait().await;
                 return;
+            }
+            if period.is_terminated() || was_away != self.away_since.is_some() {
+                period.set(io.sleep(self.pause()).fuse());
             }
         }
     }
@@ -182,7 +195,7 @@ impl Thread {
         let every = self.report.settings.every();
         let Some(since) = self.away_since else { return every };
         let left = Duration::from_secs(self.report.settings.grace_seconds).saturating_sub(since.elapsed());
-        let soon = every.min(ASK_AGAIN);
+        let soon = every.min(if self.report.settings.holds_flushes { Duration::from_secs(1) } else { ASK_AGAIN });
         if left.is_zero() { soon } else { soon.min(left) }
     }
 
@@ -211,7 +224,7 @@ impl Thread {
                 self.away_since = None;
                 true
             }
-            Err(KeepError::Anchor(AnchorError::Away(why))) if self.volume.latched().is_none() => self.is_away(why),
+            Err(KeepError::Anchor(AnchorError::Away(why))) => self.is_away(why),
             Err(e) => {
                 self.lose(&e);
                 false
@@ -222,8 +235,7 @@ impl Thread {
     /// The volume is read-only from now on, or was before. An anchor that is away has taken nothing.
     fn lose(&self, e: &KeepError) {
         match e {
-            // A flush waited for it.
-            KeepError::Anchor(AnchorError::Away(_)) if self.volume.latched().is_none() => return,
+            KeepError::Anchor(AnchorError::Away(_)) => return,
             KeepError::Anchor(_) => {
                 self.volume.latched().into_iter().for_each(|why| self.log.tell(Event::Latched(why)));
             }
@@ -243,8 +255,12 @@ impl Thread {
         let settings = &self.report.settings;
         let since = *self.away_since.get_or_insert_with(Instant::now);
         let (passed, every) = (since.elapsed(), settings.every());
-        let is_over = passed.as_secs() >= settings.grace_seconds;
-        let (place, lost) = (settings.place.clone(), settings.lost);
+        let (place, mut lost) = (settings.place.clone(), settings.lost);
+        let mut is_over = passed.as_secs() >= settings.grace_seconds;
+        if passed.as_secs() >= settings.timeout_seconds && self.kept.1.holds_a_flush(&self.volume) {
+            // It must not be answered, and may not wait for ever.
+            (is_over, lost) = (true, Lost::Readonly);
+        }
         {
             let mut now = self.report.now();
             let stale = is_over && lost == Lost::Continue;
@@ -306,7 +322,7 @@ mod tests {
             let settings = AnchorSettings {
                 place: format!("file:{}", path.display()).parse().unwrap(),
                 wait_seconds: 0,
-                timeout_seconds: 5,
+                timeout_seconds: 1,
                 every_milliseconds: 20,
                 grace_seconds,
                 lost,
@@ -405,8 +421,7 @@ mod tests {
         let served = Served::with(3600, Lost::Continue, true);
         served.write();
         served.flush().unwrap();
-        let shown = served.shown();
-        assert_eq!((&shown["lag_records"], &shown["mode"]), (&0.into(), &"flush".into()), "{shown}");
+        served.until(|shown| shown["lag_records"] == 0 && shown["mode"] == "flush" && shown["generation"] != 1);
         served.flush().unwrap();
         with_size(&served.path(), 0);
         served.write();

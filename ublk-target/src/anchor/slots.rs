@@ -40,6 +40,8 @@ enum Slot {
 /// What the file holds, in which slot, and where the next body goes.
 struct Current {
     body: Option<AnchorBytes>,
+    /// Whether its checksum holds.
+    is_whole: bool,
     next: usize,
 }
 
@@ -79,7 +81,7 @@ impl SlotFile {
         let body = self.locked(libc::F_WRLCK, until, |this| {
             let current = this.read()?;
             // The one before it is in the other slot, and stays.
-            if let Some(body) = current.body.filter(|body| generation(Some(body)) == doubtful) {
+            if let Some(body) = current.body.filter(|body| current.is_whole && generation(Some(body)) == doubtful) {
                 this.write(&body, 1 - current.next)?;
             }
             Ok(current.body)
@@ -115,11 +117,11 @@ impl SlotFile {
         let of = |slot: &Slot| if let Slot::Whole(body) = slot { Some(*body) } else { None };
         let newest = (0..2).filter_map(|i| Some((i, of(&slots[i])?))).max_by_key(|(_, body)| generation(Some(body)));
         if let Some((at, body)) = newest {
-            return Ok(Current { body: Some(body), next: 1 - at });
+            return Ok(Current { body: Some(body), is_whole: true, next: 1 - at });
         }
         // Whoever asks finds that it is damaged: that is not the same as nothing.
         let damaged = slots.iter().find_map(|slot| if let Slot::Damaged(body) = slot { Some(*body) } else { None });
-        Ok(Current { body: damaged, next: 0 })
+        Ok(Current { body: damaged, is_whole: false, next: 0 })
     }
 
     /// From memory that is aligned as O_DIRECT wants it.

@@ -63,7 +63,7 @@ pub struct Args {
     #[command(flatten)]
     pub(super) anchor: AnchorArgs,
     #[command(flatten)]
-    keep: KeepArgs,
+    pub(super) keep: KeepArgs,
     /// With --read-only: serve a volume that has an anchor without it; what is read may be an older state
     #[arg(long, requires = "read_only", conflicts_with = "anchor")]
     without_anchor: bool,

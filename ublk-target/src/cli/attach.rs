@@ -81,6 +81,15 @@ pub fn add(args: &add::Args) -> Outcome {
         Some(state) => {
             let mut start = recover::start(state.id, Some(args.key.source()?), args.decide_unreadable)?;
             start.settings.anchor = args.anchor.instead_of(start.settings.anchor.take());
+            args.keep.refuse_contradiction()?;
+            if args.keep.anchor_mode.holds_flushes && !start.settings.anchor.as_ref().is_some_and(|of| of.holds_flushes)
+            {
+                let message = format!(
+                    "device {} was added with another --anchor-mode, which it keeps: `del -n {0}`, then `add`",
+                    state.id
+                );
+                return Err(Failure::new(Exit::Arguments, message));
+            }
             add::launch(start, args.foreground)
         }
     }

@@ -3,8 +3,11 @@
 
 use std::{
     collections::HashSet,
-    fs,
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    fs::{self, OpenOptions},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -85,18 +88,20 @@ impl Mount {
     }
 }
 
-/// What is mounted where this file lies.
+/// What is mounted where this file lies. By the mount's own id: a file of Btrfs has the device number of its subvolume, which no
+/// mount has.
 fn mount_of(path: &Path) -> Option<Mount> {
-    let id = path.metadata().ok()?.dev();
-    let number = format!("{}:{}", libc::major(id), libc::minor(id));
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).ok()?;
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let id = about.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim();
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    mount_in(&table, &number)
+    mount_in(&table, id)
 }
 
-/// In a mountinfo table: the third field is the number; after the lone "-" come the type, the source, and the options of the
-/// file system.
-fn mount_in(table: &str, number: &str) -> Option<Mount> {
-    let line = table.lines().find(|line| line.split(' ').nth(2) == Some(number))?;
+/// In a mountinfo table: the first field is the id; after the lone "-" come the type, the source, and the options of the file
+/// system.
+fn mount_in(table: &str, id: &str) -> Option<Mount> {
+    let line = table.lines().find(|line| line.split(' ').next() == Some(id))?;
     let (_, after) = line.split_once(" - ")?;
     let mut words = after.split(' ').skip(1);
     Some(Mount { source: words.next()?.into(), options: words.next().unwrap_or_default().into() })
@@ -145,11 +150,12 @@ mod tests {
     #[test]
     fn the_mount_table_names_source_and_options() {
         let table = "25 1 0:22 / / rw shared:1 - overlay o rw,lowerdir=/a:/b,upperdir=/disk/up,workdir=/w\n30 25 0:31 /sub /mnt rw shared:2 master:1 - btrfs /dev/sdb rw\n";
-        assert_eq!(mount_in(table, "0:31").unwrap().source, Path::new("/dev/sdb"));
-        let union = mount_in(table, "0:22").unwrap();
+        assert_eq!(mount_in(table, "30").unwrap().source, Path::new("/dev/sdb"));
+        let union = mount_in(table, "25").unwrap();
         assert_eq!(union.option("upperdir"), Some("/disk/up".into()));
         assert_eq!((union.option("upper"), union.option("index")), (None, None));
-        assert_eq!(mount_in(table, "0:99"), None);
+        assert_eq!(mount_in(table, "3"), None);
+        assert!(mount_of(Path::new("/proc/version")).is_some_and(|mount| mount.source.as_os_str() == "proc"));
     }
 
     #[test]
