@@ -25,7 +25,7 @@ use std::{
 };
 use ublk_integrity::{
     AnchorLoss, Buf, Durability, HashThreads, OpenOptions, RequestContext, Volume,
-    anchor::{Anchor, AnchorBytes, AnchorNote, AnchorPurpose, AnchorUse, Replaced, generation},
+    anchor::{Anchor, AnchorBytes, AnchorNote, AnchorPurpose, AnchorUse, Held, Replaced, generation},
     hints,
     open::VerifiedVolume,
     scrub::{Scrub, ScrubControl},
@@ -350,8 +350,8 @@ struct Told {
 }
 
 impl Anchor for Told {
-    async fn load(&self, _: &[u8; 16]) -> Result<Option<AnchorBytes>, String> {
-        Ok(*self.body.lock().unwrap())
+    async fn load(&self, _: &[u8; 16]) -> Result<Held, String> {
+        Ok(Held::of(*self.body.lock().unwrap()))
     }
     async fn replace(&self, _: &[u8; 16], expected: u64, body: &AnchorBytes) -> Replaced {
         let mut there = self.body.lock().unwrap();

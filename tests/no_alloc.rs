@@ -16,7 +16,7 @@ use std::{
 use ublk_integrity::{
     Access, BlockIndex, BlockRange, Buf, ByteOffset, Device, Durability, Errno, Geometry, HashJob, HashThreads,
     MasterKey, MemoryStorage, OpenOptions, Phase, RequestContext, Scheduler, Storage, Volume,
-    anchor::{Anchor, AnchorBytes, AnchorKeeper, AnchorNote, AnchorPurpose, AnchorUse, Replaced, generation},
+    anchor::{Anchor, AnchorBytes, AnchorKeeper, AnchorNote, AnchorPurpose, AnchorUse, Held, Replaced, generation},
     create::{FormatOptions, format},
     hints,
     open::{VerifiedVolume, open},
@@ -220,8 +220,8 @@ fn drive(requests: &mut [Pin<&mut dyn Future<Output = ()>>; CLIENTS], worker: &m
 struct Told(Cell<Option<AnchorBytes>>);
 
 impl Anchor for Told {
-    async fn load(&self, _: &[u8; 16]) -> Result<Option<AnchorBytes>, String> {
-        Ok(self.0.get())
+    async fn load(&self, _: &[u8; 16]) -> Result<Held, String> {
+        Ok(Held::of(self.0.get()))
     }
     async fn replace(&self, _: &[u8; 16], expected: u64, body: &AnchorBytes) -> Replaced {
         let is_expected = generation(self.0.get().as_ref()) == expected;

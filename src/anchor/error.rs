@@ -53,6 +53,17 @@ pub enum AnchorError {
         /// When, in seconds since 1970.
         seconds: u64,
     },
+    /// The anchor is a counter, and the disk does not hold the body that belongs to its value.
+    #[error(
+        "the metadata device holds an older or another state of the volume than its anchor says: the counter is at {counter}, and {}",
+        bare(.newest.as_ref())
+    )]
+    Bare {
+        /// What the counter says.
+        counter: u64,
+        /// The newest body that the disk holds of this volume: its generation, who wrote it, and when, in seconds since 1970.
+        newest: Option<(u64, String, u64)>,
+    },
     /// The devices hold an older state than the anchor says, or one that went another way.
     #[error(
         "the metadata device holds an older or another state of the volume than its anchor says{}: record {} was the next when the anchor was written{}",
@@ -88,7 +99,21 @@ fn behind(followed_to: Option<RecordNumber>) -> String {
     followed_to.map(|number| format!(", it has got to record {number}")).unwrap_or_default()
 }
 
+/// Words for the bodies that the disk has instead.
+fn bare(newest: Option<&(u64, String, u64)>) -> String {
+    match newest {
+        Some((generation, host, seconds)) => {
+            format!("the newest body there is of generation {generation}{}", by(host, *seconds))
+        }
+        None => "no body of it is there".into(),
+    }
+}
+
+/// Nothing where it is not known.
 fn by(host: &str, seconds: u64) -> String {
+    if seconds == 0 {
+        return String::new();
+    }
     let host = if host.is_empty() { String::new() } else { format!(" by {host}") };
     format!("{host} at {}", utc(seconds))
 }
@@ -107,6 +132,11 @@ fn utc(seconds: u64) -> String {
 }
 
 impl AnchorError {
+    pub(super) fn bare(counter: u64, older: Option<&AnchorBody>) -> Self {
+        let newest = older.map(|body| (body.generation, body.host.to_string(), body.written_seconds));
+        Self::Bare { counter, newest }
+    }
+
     pub(super) fn taken(by: &AnchorBody) -> Self {
         Self::Taken { host: by.host.to_string(), seconds: by.written_seconds }
     }

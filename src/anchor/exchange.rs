@@ -1,14 +1,36 @@
 //! Asking an anchor, and telling it: what becomes of an answer that does not come.
 
-use super::{Anchor, AnchorBytes, AnchorError, Replaced, generation};
+use super::{Anchor, AnchorBytes, AnchorError, Beginning, Held, Replaced, generation};
 use crate::{crypto::keys::AnchorKey, format::AnchorBody};
 
-/// How often a body is sent whose fate is not known, in one go.
+/// How often a change is asked for whose fate is not known, in one go.
 const TRIES: usize = 3;
 
 /// What the anchor holds of this volume, as bytes.
-pub(super) async fn load<A: Anchor>(anchor: &A, volume: &[u8; 16]) -> Result<Option<AnchorBytes>, AnchorError> {
+pub(super) async fn load<A: Anchor>(anchor: &A, volume: &[u8; 16]) -> Result<Held, AnchorError> {
     anchor.load(volume).await.map_err(AnchorError::Away)
+}
+
+/// The body that an anchor speaks of a volume with, which must be there.
+pub(super) fn whole(held: &Held, key: &AnchorKey, volume: &[u8; 16]) -> Result<AnchorBody, AnchorError> {
+    match held {
+        Held::Nothing => Err(AnchorError::Absent),
+        Held::Body(bytes) | Held::Prepared(bytes) => Ok(AnchorBody::verify(bytes, key, volume)?),
+        Held::Bare { value, older } => {
+            let older = older.and_then(|bytes| AnchorBody::verify(&bytes, key, volume).ok());
+            Err(AnchorError::bare(*value, older.as_ref()))
+        }
+    }
+}
+
+/// A change of what the anchor holds.
+pub(super) struct Change<'a> {
+    pub(super) volume: &'a [u8; 16],
+    /// The generation that counts before it.
+    pub(super) expected: u64,
+    pub(super) bytes: AnchorBytes,
+    /// Whether this was asked for before, and no answer came.
+    pub(super) is_again: bool,
 }
 
 /// Has the anchor hold `body` in the place of the one with generation `expected`.
@@ -16,42 +38,74 @@ pub(super) async fn load<A: Anchor>(anchor: &A, volume: &[u8; 16]) -> Result<Opt
 /// An answer that does not come says nothing. Then the anchor is asked: where it has this very body all is well, and where it
 /// has the one of before this one is sent again, the same. Another body is somebody else's. A request that arrives late
 /// finds another generation, and does nothing.
-pub(super) async fn replace<A: Anchor>(
-    anchor: &A,
-    key: &AnchorKey,
-    expected: u64,
-    body: &AnchorBody,
-) -> Result<(), AnchorError> {
-    let bytes = body.seal(key);
+///
+/// A conflict is not of our making where nothing of it can be under way. A counter's value would not tell.
+pub(super) async fn replace<A: Anchor>(anchor: &A, key: &AnchorKey, change: Change<'_>) -> Result<(), AnchorError> {
+    let Change { volume, expected, bytes, mut is_again } = change;
     let mut last = String::new();
     for _ in 0..TRIES {
-        match anchor.replace(&body.uuid, expected, &bytes).await {
+        match anchor.replace(volume, expected, &bytes).await {
             Replaced::Done => return Ok(()),
             Replaced::Conflict => {}
-            Replaced::Unknown(why) => last = why,
+            Replaced::Unknown(why) => (last, is_again) = (why, true),
         }
-        let there = load(anchor, &body.uuid).await?;
-        if there == Some(bytes) {
+        let there = load(anchor, volume).await?;
+        if is_again && there == Held::Body(bytes) {
             return Ok(());
         }
-        if generation(there.as_ref()) != expected {
-            return Err(other(there, key, &body.uuid));
+        if there.counted() != expected {
+            return Err(somebody_else(&there, key, volume));
         }
     }
     Err(AnchorError::Away(last))
 }
 
-/// Whether the anchor still holds `body`.
+/// Whether the anchor still holds `body`. Of a counter only its value says so: where the body has gone from the disk, the next one
+/// takes its place.
 pub(super) async fn confirm<A: Anchor>(anchor: &A, key: &AnchorKey, body: &AnchorBody) -> Result<(), AnchorError> {
     let there = load(anchor, &body.uuid).await?;
-    if there == Some(body.seal(key)) { Ok(()) } else { Err(other(there, key, &body.uuid)) }
+    let is_ours = match anchor.is_counter() {
+        true => there.counted() == body.generation,
+        false => there == Held::Body(body.seal(key)),
+    };
+    if is_ours { Ok(()) } else { Err(somebody_else(&there, key, &body.uuid)) }
 }
 
-/// What the anchor holds in the place of our body.
-fn other(there: Option<AnchorBytes>, key: &AnchorKey, uuid: &[u8; 16]) -> AnchorError {
-    match there.map(|bytes| AnchorBody::verify(&bytes, key, uuid)) {
-        None => AnchorError::Absent,
-        Some(Err(e)) => e.into(),
-        Some(Ok(other)) => AnchorError::taken(&other),
+/// Who has changed what the anchor holds, as far as it can be told.
+fn somebody_else(there: &Held, key: &AnchorKey, volume: &[u8; 16]) -> AnchorError {
+    match whole(there, key, volume) {
+        Ok(other) => AnchorError::taken(&other),
+        // A host that has another disk, or a copy of this one, writes its bodies there.
+        Err(AnchorError::Bare { .. }) => AnchorError::Taken { host: String::new(), seconds: 0 },
+        Err(e) => e,
     }
+}
+
+/// Has the anchor count the body with this generation, which is prepared.
+pub(super) async fn forward<A: Anchor>(anchor: &A, volume: &[u8; 16], prepared: u64) -> Result<(), AnchorError> {
+    let mut last = String::new();
+    for _ in 0..TRIES {
+        match anchor.forward(volume, prepared).await {
+            Replaced::Done => return Ok(()),
+            Replaced::Conflict => {}
+            Replaced::Unknown(why) => last = why,
+        }
+        match load(anchor, volume).await? {
+            // Whoever has counted it: it counts.
+            Held::Body(body) if generation(Some(&body)) == prepared => return Ok(()),
+            held if held.counted().saturating_add(1) == prepared => {}
+            _ => return Err(AnchorError::Taken { host: String::new(), seconds: 0 }),
+        }
+    }
+    Err(AnchorError::Away(last))
+}
+
+/// Where the first body goes, or the first after all that there were.
+pub(super) async fn begin<A: Anchor>(
+    anchor: &A,
+    volume: &[u8; 16],
+    held: &Held,
+    above: u64,
+) -> Result<Beginning, AnchorError> {
+    anchor.begin(volume, held, above).await.map_err(AnchorError::Away)
 }

@@ -1,6 +1,9 @@
 //! Telling the anchor how far the log has got, while a volume is served.
 
-use super::{Anchor, AnchorError, AnchorNote, exchange};
+use super::{
+    Anchor, AnchorError, AnchorNote,
+    exchange::{self, Change},
+};
 use crate::{
     AnchorLoss, Latched, RequestContext, Seq, Storage, Volume,
     crypto::keys::AnchorKey,
@@ -179,8 +182,10 @@ impl AnchorKeeper {
     }
 
     async fn send<A: Anchor>(&mut self, volume: &Volume, anchor: &A, body: AnchorBody) -> Result<(), KeepError> {
-        self.under_way = Some(body);
-        let sent = exchange::replace(anchor, &self.key, self.held.generation, &body).await;
+        let is_again = self.under_way.replace(body).is_some();
+        let (bytes, expected) = (body.seal(&self.key), self.held.generation);
+        let change = Change { volume: &body.uuid, expected, bytes, is_again };
+        let sent = exchange::replace(anchor, &self.key, change).await;
         if sent.is_ok() {
             (self.held, self.under_way) = (body, None);
         }

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! `judge.rs` and `moving.rs` decide, without I/O; `opening.rs` and `keeper.rs` ask the anchor. Why that order: `docs/crash-safety.md`,
-//! "The anchor".
+//! "The anchor". An anchor is a store of bodies, or a counter with room for bodies on the disk (`counter.rs`).
 
+mod counter;
 mod error;
 mod exchange;
 mod judge;
@@ -19,13 +20,14 @@ mod offline;
 mod opening;
 
 pub use crate::format::ANCHOR_BODY_BYTES;
+pub use counter::{BodyRoom, Counter, CounterAnchor};
 pub use error::AnchorError;
 pub use keeper::{AnchorKeeper, AnchorStatus, KeepError, Ticked};
 pub use offline::MoveError;
 pub(crate) use offline::{move_to, show};
 pub(crate) use opening::Opening;
 
-use std::future::Future;
+use std::future::{Future, ready};
 
 /// The body of a volume, as an anchor holds it: signed, so that the anchor need not be believed what it says, only that it keeps it.
 pub type AnchorBytes = [u8; ANCHOR_BODY_BYTES];
@@ -41,14 +43,94 @@ pub enum Replaced {
     Unknown(String),
 }
 
+/// What an anchor holds of a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Held {
+    /// Nothing.
+    Nothing,
+    /// This body.
+    Body(AnchorBytes),
+    /// Of a counter alone: this body is written, and has not been counted yet. Its generation is one more than the counter's
+    /// value.
+    Prepared(AnchorBytes),
+    /// Of a counter alone: its body is not on the disk.
+    Bare {
+        /// What the counter says.
+        value: u64,
+        /// The newest of the bodies that are there instead.
+        older: Option<AnchorBytes>,
+    },
+}
+
+impl Held {
+    /// Of a store.
+    pub fn of(body: Option<AnchorBytes>) -> Self {
+        body.map_or(Self::Nothing, Self::Body)
+    }
+
+    /// The body that speaks for the volume.
+    pub fn body(&self) -> Option<&AnchorBytes> {
+        match self {
+            Self::Body(body) | Self::Prepared(body) => Some(body),
+            Self::Nothing | Self::Bare { .. } => None,
+        }
+    }
+
+    /// The generation that a [`replace`](Anchor::replace) has to expect; 0: of none.
+    pub fn counted(&self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Body(body) => generation(Some(body)),
+            Self::Prepared(body) => generation(Some(body)).saturating_sub(1),
+            Self::Bare { value, .. } => *value,
+        }
+    }
+
+    /// Where the first body goes in a store that holds this. Generations go on from there, and from `above`, so that none is
+    /// used again.
+    pub fn beginning(&self, above: u64) -> Beginning {
+        let expected = self.counted();
+        // What is damaged may claim any.
+        let newest = Some(expected.max(above)).filter(|newest| *newest < u64::MAX / 2).unwrap_or(0);
+        Beginning { expected, generation: newest + 1 }
+    }
+}
+
+/// Where the bodies of a volume begin in an anchor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Beginning {
+    /// The generation that the first [`replace`](Anchor::replace) has to expect; 0: of none.
+    pub expected: u64,
+    /// The generation of the first body.
+    pub generation: u64,
+}
+
 /// A trusted place with room for a body of each volume, by its UUID. Each call ends: an implementation that asks over a network has a limit of its own.
+///
+/// What has a default here is for [counters](CounterAnchor): a store does nothing.
 pub trait Anchor {
-    /// The body, if there is one. The error: why it can't be had now.
-    fn load(&self, volume: &[u8; 16]) -> impl Future<Output = Result<Option<AnchorBytes>, String>>;
+    /// What it holds. The error: why it can't be had now.
+    fn load(&self, volume: &[u8; 16]) -> impl Future<Output = Result<Held, String>>;
 
     /// Has `body` take the place of the one with generation `expected` (0: of none), or leaves things as they are. Never is a
     /// body put in the place of one with another generation, however late the request arrives.
     fn replace(&self, volume: &[u8; 16], expected: u64, body: &AnchorBytes) -> impl Future<Output = Replaced>;
+
+    /// Whether it is a counter: its bodies lie on the volume's disk, as those of another one would.
+    fn is_counter(&self) -> bool {
+        false
+    }
+
+    /// Ends what was begun: the prepared body of this generation counts from then on.
+    fn forward(&self, _volume: &[u8; 16], _generation: u64) -> impl Future<Output = Replaced> {
+        ready(Replaced::Done)
+    }
+
+    /// Has it hold no body that was ever made for the volume, so that the next one is a first; `held` is what it holds now.
+    /// A store has nothing to do for that. The error: why it can't be done now.
+    fn begin(&self, _volume: &[u8; 16], held: &Held, above: u64) -> impl Future<Output = Result<Beginning, String>> {
+        ready(Ok(held.beginning(above)))
+    }
 }
 
 /// No anchor: for a volume that has none.
@@ -56,7 +138,7 @@ pub trait Anchor {
 pub enum NoAnchor {}
 
 impl Anchor for NoAnchor {
-    async fn load(&self, _: &[u8; 16]) -> Result<Option<AnchorBytes>, String> {
+    async fn load(&self, _: &[u8; 16]) -> Result<Held, String> {
         match *self {}
     }
     async fn replace(&self, _: &[u8; 16], _: u64, _: &AnchorBytes) -> Replaced {

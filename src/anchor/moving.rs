@@ -55,14 +55,12 @@ impl AnchorBody {
         Self { state: AnchorState::MovedAway, next: None, ..self.followed(note) }
     }
 
-    /// The first of a volume, or the first after a reset: it follows one that had a `generation` and says how often such has
-    /// been.
+    /// The first of a volume, or the first after a reset, of which it says how often such has been.
     pub(super) fn first(written: &Superblock, generation: u64, note: &AnchorNote, (resets, reset): (u64, u64)) -> Self {
         Self {
             state: AnchorState::Serving,
             uuid: written.uuid,
-            // What is damaged may claim any.
-            generation: if generation < u64::MAX / 2 { generation + 1 } else { 1 },
+            generation,
             id: written.open_id,
             next: None,
             point: AnchorPoint { number: written.record_number, link: written.link },

@@ -1,6 +1,10 @@
 //! What is done with the anchor of a volume that nobody serves.
 
-use super::{Anchor, AnchorError, AnchorNote, AnchorStatus, exchange, opening::in_use};
+use super::{
+    Anchor, AnchorError, AnchorNote, AnchorStatus, Beginning, Held,
+    exchange::{self, Change},
+    opening::in_use,
+};
 use crate::{crypto::keys::AnchorKey, format::AnchorBody};
 
 /// Why a move could not be made.
@@ -15,12 +19,17 @@ pub enum MoveError {
     /// The anchor of before could not be told that it is left: both hold the state now.
     #[error("the new anchor holds the state, and the one of before was not told: {0}")]
     Both(AnchorError),
+    /// Nothing was done.
+    #[error(
+        "both anchors are counters, whose bodies would lie in the same place of the disk: move to a file first, and from there"
+    )]
+    Counters,
 }
 
 /// What an anchor holds of the volume with this UUID.
 pub(crate) async fn show<A: Anchor>(anchor: &A, key: &AnchorKey, uuid: &[u8; 16]) -> Result<AnchorStatus, AnchorError> {
-    let there = exchange::load(anchor, uuid).await?.ok_or(AnchorError::Absent)?;
-    Ok(AnchorStatus::of(&AnchorBody::verify(&there, key, uuid)?))
+    let there = exchange::load(anchor, uuid).await?;
+    Ok(AnchorStatus::of(&exchange::whole(&there, key, uuid)?))
 }
 
 /// Moves what an anchor holds to another place. The new one first, then the old one says that it was moved away: cut short in
@@ -31,28 +40,40 @@ pub(crate) async fn move_to<A: Anchor, B: Anchor>(
     uuid: &[u8; 16],
     note: &AnchorNote,
 ) -> Result<AnchorStatus, MoveError> {
-    let there =
-        exchange::load(from, uuid).await.map_err(MoveError::From)?.ok_or(MoveError::From(AnchorError::Absent))?;
-    let verified = AnchorBody::verify(&there, key, uuid).map_err(AnchorError::from);
-    let held = verified.and_then(in_use).map_err(MoveError::From)?;
-    let room = exchange::load(to, uuid).await.map_err(MoveError::To)?;
-    let expected = match room.map(|bytes| AnchorBody::verify(&bytes, key, uuid)) {
-        None => 0,
-        Some(Err(e)) => return Err(MoveError::To(e.into())),
-        Some(Ok(other)) => match in_use(other) {
+    let there = exchange::load(from, uuid).await.map_err(MoveError::From)?;
+    let held = exchange::whole(&there, key, uuid).and_then(in_use).map_err(MoveError::From)?;
+    if from.is_counter() && to.is_counter() {
+        return Err(MoveError::Counters);
+    }
+    let room = room_in(to, key, uuid).await.map_err(MoveError::To)?;
+    let beginning = exchange::begin(to, uuid, &room, held.generation).await.map_err(MoveError::To)?;
+    let moved = AnchorBody { generation: beginning.generation, ..held };
+    put(to, key, beginning, &moved).await.map_err(MoveError::To)?;
+    let end = exchange::begin(from, uuid, &there, 0).await.map_err(MoveError::Both)?;
+    let gone = AnchorBody { generation: end.generation, ..held.moved_away(note) };
+    put(from, key, end, &gone).await.map_err(MoveError::Both)?;
+    Ok(AnchorStatus::of(&moved))
+}
+
+/// What a place holds that nobody goes by.
+async fn room_in<A: Anchor>(to: &A, key: &AnchorKey, uuid: &[u8; 16]) -> Result<Held, AnchorError> {
+    let there = exchange::load(to, uuid).await?;
+    match exchange::whole(&there, key, uuid) {
+        Err(AnchorError::Absent) => Ok(there),
+        Err(e) => Err(e),
+        Ok(other) => match in_use(other) {
             // Left by an earlier move.
-            Err(_) => other.generation,
+            Err(_) => Ok(there),
             Ok(_) => {
                 let (generation, host) = (other.generation, other.host.to_string());
-                let present = AnchorError::Present { generation, host, seconds: other.written_seconds };
-                return Err(MoveError::To(present));
+                Err(AnchorError::Present { generation, host, seconds: other.written_seconds })
             }
         },
-    };
-    let generation = held.generation.max(expected) + 1;
-    let moved = AnchorBody { generation, ..held };
-    exchange::replace(to, key, expected, &moved).await.map_err(MoveError::To)?;
-    let gone = held.moved_away(note);
-    exchange::replace(from, key, held.generation, &gone).await.map_err(MoveError::Both)?;
-    Ok(AnchorStatus::of(&moved))
+    }
+}
+
+/// The first body of its kind.
+async fn put<A: Anchor>(anchor: &A, key: &AnchorKey, at: Beginning, body: &AnchorBody) -> Result<(), AnchorError> {
+    let (bytes, expected) = (body.seal(key), at.expected);
+    exchange::replace(anchor, key, Change { volume: &body.uuid, expected, bytes, is_again: false }).await
 }

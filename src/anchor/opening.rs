@@ -1,21 +1,24 @@
 //! The anchor's part in an open for writing, and its word on one for reading.
 
 use super::{
-    Anchor, AnchorError, AnchorKeeper, AnchorPurpose, AnchorUse, exchange,
+    Anchor, AnchorError, AnchorKeeper, AnchorPurpose, AnchorUse, Beginning, Held,
+    exchange::{self, Change},
     judge::{Presented, judge},
 };
 use crate::{
     RecordNumber,
     crypto::keys::AnchorKey,
-    format::{AnchorBody, AnchorState, BodyError, Link, OpenId, Superblock},
+    format::{AnchorBody, AnchorState, Link, OpenId, Superblock},
 };
 
 /// An open that goes on with an anchor.
 pub(crate) struct Opening<'a, A> {
     with: AnchorUse<'a, A>,
     key: AnchorKey,
-    /// The generation of what it holds; 0: of nothing.
-    expected: u64,
+    /// What it held at first.
+    found: Held,
+    /// Where the next body goes.
+    next: Beginning,
     /// What it holds, if that is a body of the volume.
     held: Option<AnchorBody>,
     is_committed: bool,
@@ -28,24 +31,24 @@ impl<'a, A: Anchor> Opening<'a, A> {
         key: &AnchorKey,
         superblock: &Superblock,
     ) -> Result<Self, AnchorError> {
-        let there = exchange::load(with.anchor, &superblock.uuid).await?;
-        let held = there.map(|bytes| AnchorBody::verify(&bytes, key, &superblock.uuid));
-        let expected = super::generation(there.as_ref());
-        let held = match (with.purpose, held) {
-            (AnchorPurpose::Keep | AnchorPurpose::End, None) => return Err(AnchorError::Absent),
-            (AnchorPurpose::Keep | AnchorPurpose::End, Some(held)) => Some(in_use(held?)?),
-            (AnchorPurpose::Begin, Some(Err(e))) => return Err(e.into()),
-            (AnchorPurpose::Begin, Some(Ok(held))) if held.state != AnchorState::MovedAway => {
+        let found = exchange::load(with.anchor, &superblock.uuid).await?;
+        let held = match (with.purpose, exchange::whole(&found, key, &superblock.uuid)) {
+            (AnchorPurpose::Keep | AnchorPurpose::End, held) => Some(in_use(held?)?),
+            (AnchorPurpose::Begin, Ok(held)) if held.state != AnchorState::MovedAway => {
                 let (generation, host) = (held.generation, held.host.to_string());
                 return Err(AnchorError::Present { generation, host, seconds: held.written_seconds });
             }
+            (AnchorPurpose::Begin, Err(e)) if e != AnchorError::Absent && !is_bare(&e) => return Err(e),
             // With another place, or one that was left, an older state would be taken for the newest.
             (AnchorPurpose::Begin, _) if superblock.is_anchored() => return Err(AnchorError::Begun),
+            // A counter that has counted for the volume: so would it here.
+            (AnchorPurpose::Begin, Err(e)) if is_bare(&e) => return Err(e),
             // What is whole and somebody else's is not written over, whatever is accepted of our own.
-            (AnchorPurpose::Reset, Some(Err(e))) if e != BodyError::Damaged => return Err(e.into()),
-            (AnchorPurpose::Begin | AnchorPurpose::Reset, held) => held.and_then(Result::ok),
+            (AnchorPurpose::Reset, Err(e)) if !may_be_reset(&e) => return Err(e),
+            (AnchorPurpose::Begin | AnchorPurpose::Reset, held) => held.ok(),
         };
-        Ok(Self { with, key: key.clone(), expected, held, is_committed: false })
+        let next = Beginning { expected: found.counted(), generation: 0 };
+        Ok(Self { with, key: key.clone(), found, next, held, is_committed: false })
     }
 
     /// Which record of the log the anchor asks for.
@@ -76,26 +79,33 @@ impl<'a, A: Anchor> Opening<'a, A> {
 
     /// The superblocks are about to get this id. Both copies are equal to `presented`.
     pub(crate) async fn intent(&mut self, presented: &Superblock, id: OpenId) -> Result<(), AnchorError> {
-        match self.judged() {
-            Some(held) => self.replace(held.intent(presented, id, &self.with.note)).await,
+        let (anchor, uuid) = (self.with.anchor, &presented.uuid);
+        let Some(held) = self.judged().copied() else {
             // A crash before the end refuses the disk, and whoever began or reset does so again.
-            None => Ok(()),
+            self.next = exchange::begin(anchor, uuid, &self.found, 0).await?;
+            return Ok(());
+        };
+        if let Held::Prepared(_) = self.found {
+            // What was begun is ended first: else two bodies would have one generation.
+            exchange::forward(anchor, uuid, held.generation).await?;
         }
+        self.next.expected = held.generation;
+        self.replace(held.intent(presented, id, &self.with.note)).await
     }
 
     /// Both copies of the superblock are `written`. Before anything is served.
     pub(crate) async fn commit(&mut self, written: &Superblock) -> Result<(), AnchorError> {
-        let note = &self.with.note;
+        let (note, first) = (&self.with.note, self.next.generation);
         let body = match (self.with.purpose, self.held) {
             (AnchorPurpose::Keep, Some(held)) => held.commit(written, note),
             (AnchorPurpose::End, Some(held)) => held.moved_away(note),
             (AnchorPurpose::Reset, held) => {
                 let resets = held.map_or(0, |held| held.resets) + 1;
-                AnchorBody::first(written, self.expected, note, (resets, note.seconds))
+                AnchorBody::first(written, first, note, (resets, note.seconds))
             }
             (_, held) => {
                 let resets = held.map_or((0, 0), |held| (held.resets, held.reset_seconds));
-                AnchorBody::first(written, self.expected, note, resets)
+                AnchorBody::first(written, first, note, resets)
             }
         };
         self.replace(body).await?;
@@ -104,8 +114,10 @@ impl<'a, A: Anchor> Opening<'a, A> {
     }
 
     async fn replace(&mut self, body: AnchorBody) -> Result<(), AnchorError> {
-        exchange::replace(self.with.anchor, &self.key, self.expected, &body).await?;
-        (self.expected, self.held) = (body.generation, Some(body));
+        let (bytes, expected) = (body.seal(&self.key), self.next.expected);
+        let change = Change { volume: &body.uuid, expected, bytes, is_again: false };
+        exchange::replace(self.with.anchor, &self.key, change).await?;
+        (self.next.expected, self.held) = (body.generation, Some(body));
         Ok(())
     }
 
@@ -115,6 +127,15 @@ impl<'a, A: Anchor> Opening<'a, A> {
         let is_done = is_committed || with.purpose == AnchorPurpose::Keep;
         held.filter(|_| is_done).map(|held| AnchorKeeper::new(key, held))
     }
+}
+
+fn is_bare(e: &AnchorError) -> bool {
+    matches!(e, AnchorError::Bare { .. })
+}
+
+/// Whether what an anchor says of a volume, which is this, is given up with a reset.
+fn may_be_reset(e: &AnchorError) -> bool {
+    is_bare(e) || matches!(e, AnchorError::Absent | AnchorError::Damaged)
 }
 
 /// A body that somebody goes by.

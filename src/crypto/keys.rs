@@ -146,6 +146,8 @@ pub(crate) struct AnchorKey {
     pub(crate) mac: MacKey,
     /// The id of the volume's key.
     pub(crate) id: [u8; 16],
+    /// What a counter knows us by, and we it.
+    pub(crate) secret: Zeroizing<[u8; 32]>,
 }
 
 /// Everything derived from the master key for one volume: HKDF-SHA256 (RFC 5869), the volume's
@@ -181,7 +183,11 @@ impl Keys {
             superblock: MacKey::new(&expand("ublk-integrity v1 superblock")),
             identity: MacKey::new(&expand("ublk-integrity v1 identity")),
             key_area: MacKey::new(&expand("ublk-integrity v1 key area")),
-            anchor: AnchorKey { mac: MacKey::new(&expand("ublk-integrity v1 anchor")), id },
+            anchor: AnchorKey {
+                mac: MacKey::new(&expand("ublk-integrity v1 anchor")),
+                id,
+                secret: expand("ublk-integrity v1 anchor counter"),
+            },
             id,
         }
     }

@@ -136,6 +136,11 @@ impl VerifiedVolume {
         Ok(grown(io, &self.newest.superblock.layout, grow)?.size())
     }
 
+    /// Its UUID.
+    pub fn uuid(&self) -> &[u8; 16] {
+        &self.newest.superblock.uuid
+    }
+
     /// The id that was drawn when the volume was last opened for writing: 256 random bits, or that
     /// of its format.
     pub fn last_opened(&self) -> &[u8; 32] {
@@ -146,6 +151,12 @@ impl VerifiedVolume {
     /// there must be one is the caller's to know.
     pub fn is_anchored(&self) -> bool {
         self.newest.superblock.is_anchored()
+    }
+
+    /// The secret by which an anchor that is a counter knows that it is asked by who has the volume's key. It says nothing of
+    /// that key, and signs no body.
+    pub fn anchor_secret(&self) -> &[u8; 32] {
+        &self.newest.keys.anchor().secret
     }
 
     /// What an anchor holds of the volume.

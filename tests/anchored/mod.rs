@@ -1,5 +1,6 @@
 //! Volumes with an anchor: somebody puts older disks back, at each crash and in the middle of a life. See docs/testing.md.
 
+mod branches;
 mod cut_short;
 mod directed;
 
@@ -7,7 +8,7 @@ use crate::{
     crash::volume_of,
     sim::{
         Disk, Rng, SimStorage,
-        anchor::{SimAnchor, note, open_anchored},
+        anchor::{BODIES, SimAnchor, any_shape, note, open_anchored},
         block_on,
         exec::{Executor, Step, block_on_steps, yield_now},
         format_options, formatted,
@@ -58,7 +59,7 @@ impl Anchored {
         let mut rng = Rng::new(seed);
         let (io, mut options) = volume_of(&mut rng, seed);
         options.max_requests += 1;
-        let anchor = SimAnchor::new(&io, seed);
+        let anchor = SimAnchor::of(any_shape(&mut rng), &io, seed);
         anchor.held().unreliable = [0, 10, 30][rng.index(3)];
         let (oracle, covered) = Default::default();
         let mut all = Self { io, anchor, options, rng, oracle, covered, snapshots: Vec::new() };
@@ -73,8 +74,8 @@ impl Anchored {
                 Ok(Some(opened)) => return opened,
                 Ok(None) | Err(OpenError::Anchor(AnchorError::Away(_))) => {}
                 Err(OpenError::Anchor(AnchorError::Present { .. })) => return self.open(Disk::power_cut),
-                // It was cut short before the anchor had anything.
-                Err(OpenError::Anchor(AnchorError::Begun)) => {
+                // It was cut short before the anchor had anything, or before the counter had a body.
+                Err(OpenError::Anchor(AnchorError::Begun | AnchorError::Bare { .. })) => {
                     match self.try_open(AnchorPurpose::Reset, Disk::power_cut) {
                         Ok(Some(opened)) => return opened,
                         Ok(None) | Err(OpenError::Anchor(AnchorError::Away(_))) => {}
@@ -205,10 +206,10 @@ impl Anchored {
             access: if self.rng.chance(30) { Access::ReadOnly } else { Access::ReadWrite },
             ..self.options.clone()
         };
-        let before = anchor.held().body;
+        let before = anchor.held().told();
         match block_on(&io, open_anchored(&io, &key(), &options, (&anchor, AnchorPurpose::Keep))) {
-            Err(OpenError::Anchor(AnchorError::Older { .. })) => {
-                assert!(anchor.held().body == before, "a refused open leaves the anchor alone");
+            Err(OpenError::Anchor(AnchorError::Older { .. } | AnchorError::Bare { .. })) => {
+                assert!(anchor.held().told() == before, "a refused open leaves the anchor alone");
                 saw(0, 1);
             }
             Ok((volume, _)) => {
@@ -238,6 +239,13 @@ impl Anchored {
         }
         if self.rng.chance(10) {
             disk.put_back(&all[any(&mut self.rng, all)], Device::Meta, log.clone());
+        }
+        for slot in BODIES {
+            match self.rng.below(100) {
+                0..25 => disk.put_back(&all[any(&mut self.rng, all)], Device::Meta, slot),
+                25..28 => disk.poke(Device::Meta, slot.start, &[0; 4096]),
+                _ => {}
+            }
         }
         disk.power_cut();
         if self.rng.chance(30) {

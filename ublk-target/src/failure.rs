@@ -307,7 +307,7 @@ impl From<OpenError> for Failure {
 fn exit_of_anchor(e: &AnchorError) -> Exit {
     match e {
         AnchorError::Needed => Exit::Arguments,
-        AnchorError::Older { .. } | AnchorError::Damaged => Exit::Integrity,
+        AnchorError::Older { .. } | AnchorError::Bare { .. } | AnchorError::Damaged => Exit::Integrity,
         AnchorError::Taken { .. } | AnchorError::Present { .. } | AnchorError::Begun => Exit::Busy,
         AnchorError::Away(_)
         | AnchorError::Absent
@@ -333,7 +333,7 @@ fn about_anchor(e: &AnchorError) -> &'static str {
         AnchorError::OtherVolume(_) | AnchorError::OtherKey => ": name another",
         AnchorError::Unknown(_) => ": a newer program knows it",
         AnchorError::MovedAway { .. } => ": name the place that it is in now",
-        AnchorError::Older { .. } => {
+        AnchorError::Older { .. } | AnchorError::Bare { .. } => {
             ": put back the newest disk; if this state is meant, `anchor reset --accept-rollback` takes it"
         }
         AnchorError::Unread(_) => ": what can be read is exported with --without-anchor",
@@ -349,10 +349,10 @@ impl From<AnchorError> for Failure {
 
 impl From<MoveError> for Failure {
     fn from(e: MoveError) -> Self {
-        let (MoveError::From(of) | MoveError::To(of) | MoveError::Both(of)) = &e;
-        let what_to_do = match e {
-            MoveError::Both(_) => ": name the new one from now on, and take the old one away",
-            MoveError::From(_) | MoveError::To(_) => about_anchor(of),
+        let (of, what_to_do) = match &e {
+            MoveError::From(of) | MoveError::To(of) => (of, about_anchor(of)),
+            MoveError::Both(of) => (of, ": name the new one from now on, and take the old one away"),
+            MoveError::Counters => return Self::new(Exit::Arguments, &e),
         };
         Self::new(exit_of_anchor(of), format_args!("{e}{what_to_do}"))
     }

@@ -2,7 +2,7 @@
 //! of their own.
 
 use crate::{
-    anchor::{AnyAnchor, asked, note},
+    anchor::{AnyAnchor, MetaDevice, asked, note},
     checkpoints::{self, AtStop, Stop},
     daemon::memory_budget::{Available, Purpose},
     device::{Backing, Backings, Use},
@@ -23,7 +23,7 @@ use futures_util::future::{Either, join, select};
 use std::{future::Future, path::Path, pin::pin, time::Duration};
 use ublk_integrity::{
     Buf, Credential, Device, RequestContext, Volume,
-    anchor::{AnchorKeeper, AnchorPurpose, AnchorUse},
+    anchor::{AnchorError, AnchorKeeper, AnchorPurpose, AnchorUse},
     key_slots::unlock,
     open::{Access, Grow, OpenError, OpenOptions, UnreadLog, VerifiedVolume},
 };
@@ -197,6 +197,7 @@ impl Offline {
                 output::warn(format_args!("{line}; here the volume is as it was without them"));
             }
         }
+        anchor.map_or(Ok(()), |anchor| self.introduce(&verified, anchor))?;
         let with = anchor.map(|anchor| anchor.used(how.purpose));
         let (volume, keeper) = self.open_verified((verified, with), &options, |failure| failure)?;
         if let Some(why) = volume.latched().filter(|_| how.access == Access::ReadWrite) {
@@ -223,6 +224,14 @@ impl Offline {
             VerifiedVolume::read(&io, &key, options).await
         };
         self.run(read)?.map_err(|e| self.refusal(e))
+    }
+
+    /// Tells an anchor what it has to know of the volume, before it is asked anything.
+    pub fn introduce(&self, verified: &VerifiedVolume, anchor: &AnyAnchor) -> Outcome {
+        let AnyAnchor::Agent(agent) = anchor else { return Ok(()) };
+        let device = MetaDevice::of(self.backings()).doing("can't open the metadata device once more")?;
+        let told = agent.introduce(verified.uuid(), verified.anchor_secret(), device);
+        told.map_err(|why| AnchorError::Away(why).into())
     }
 
     /// Recovers and opens.

@@ -1,33 +1,57 @@
 //! An anchor that an agent keeps: a process that answers on a Unix socket (docs/anchor-protocol.md). Each call ends within a limit.
+//!
+//! Of an agent that keeps counters the bodies lie on the metadata device.
 
+use super::meta_device::MetaDevice;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::{
     io::{self, ErrorKind, Read, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 use ublk_integrity::{
-    anchor::{Anchor, AnchorBytes, Replaced, generation},
+    anchor::{Anchor, AnchorBytes, Beginning, BodyRoom, Counter, CounterAnchor, Held, Replaced, generation},
     hex, read_hex,
 };
+use zeroize::Zeroizing;
 
 /// The longest line, with its end.
 const LINE: usize = 2048;
 
-/// A store that an agent keeps.
+/// An anchor that an agent keeps.
 pub struct AgentAnchor {
     path: PathBuf,
     /// For each request, a new connection included.
     timeout: Duration,
     connection: Mutex<Option<Connection>>,
+    /// What it said at first. An agent has one shape for good.
+    shape: OnceLock<Shape>,
+    /// What a counter needs of the volume.
+    own: OnceLock<Own>,
+}
+
+/// What an agent keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Shape {
+    /// Bodies.
+    Store,
+    /// A number that only grows.
+    Counter,
+}
+
+/// What a counter needs of the volume.
+struct Own {
+    secret: Zeroizing<[u8; 32]>,
+    room: BodyRoom<MetaDevice>,
 }
 
 /// A connection that has said hello for a volume.
 struct Connection {
     stream: UnixStream,
     volume: [u8; 16],
+    shape: Shape,
 }
 
 /// Why there is no answer. Behind a request that changes something that means that the outcome is not known.
@@ -36,7 +60,8 @@ type NoAnswer = String;
 impl AgentAnchor {
     /// At this socket; nothing is connected yet.
     pub fn at(path: &Path, timeout: Duration) -> Self {
-        Self { path: path.into(), timeout, connection: Mutex::new(None) }
+        let (connection, shape, own) = Default::default();
+        Self { path: path.into(), timeout, connection, shape, own }
     }
 
     /// One request and its answer. Without one the connection ends: a late answer would be taken for the next request's.
@@ -50,6 +75,42 @@ impl AgentAnchor {
             Ok(answer)
         });
         answer.map_err(|why| format!("{}: {why}", self.path.display()))
+    }
+
+    /// Tells what it has to know where the agent keeps counters: the volume's secret for them, and where the bodies are. What was told
+    /// before stays. The error: what the agent keeps can't be had.
+    pub fn introduce(&self, volume: &[u8; 16], secret: &[u8; 32], device: MetaDevice) -> Result<(), NoAnswer> {
+        self.own.get_or_init(|| Own { secret: Zeroizing::new(*secret), room: BodyRoom::new(device) });
+        // One that was made before does not know us.
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.shape(volume).map(drop)
+    }
+
+    /// What the agent keeps.
+    fn shape(&self, volume: &[u8; 16]) -> Result<Shape, NoAnswer> {
+        if let Some(shape) = self.shape.get() {
+            return Ok(*shape);
+        }
+        let deadline = Instant::now() + self.timeout;
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = self.connect(volume, deadline).map_err(|why| self.odd(&why))?;
+        let shape = made.shape;
+        *connection = Some(made);
+        Ok(shape)
+    }
+
+    /// Whether it can say something of a volume. A counter asks for the key before it does.
+    pub fn answers(&self, volume: &[u8; 16]) -> Result<(), NoAnswer> {
+        match self.shape(volume)? {
+            Shape::Store => self.ask(volume, "load").map(drop),
+            Shape::Counter => Ok(()),
+        }
+    }
+
+    /// As an anchor that is a counter.
+    fn counted(&self) -> Result<CounterAnchor<'_, Self, MetaDevice>, NoAnswer> {
+        let own = self.own.get().ok_or_else(|| self.odd("it keeps counters, and the volume is not known"))?;
+        Ok(CounterAnchor { counter: self, room: &own.room })
     }
 
     /// Whether anybody listens.
@@ -68,18 +129,27 @@ impl AgentAnchor {
     }
 
     fn connect(&self, volume: &[u8; 16], deadline: Instant) -> Result<Connection, NoAnswer> {
-        let stream = self.reach()?;
-        let mut made = Connection { stream, volume: *volume };
+        let mut made = Connection { stream: self.reach()?, volume: *volume, shape: Shape::Store };
         let answer = made.exchange(&format!("hello 1 {}", uuid::Uuid::from_bytes(*volume)), deadline)?;
         let mut words = answer.split(' ');
-        match (words.next(), words.next()) {
-            (Some("ok"), Some("store")) => Ok(made),
-            (Some("ok"), Some("counter")) => {
-                Err("the agent keeps counters, and this program needs one that keeps bodies (a store)".into())
-            }
-            (Some("err" | "refused"), _) => Err(answer),
-            _ => Err("what listens there is no agent of an anchor".into()),
+        made.shape = match (words.next(), words.next()) {
+            (Some("ok"), Some("store")) => Shape::Store,
+            (Some("ok"), Some("counter")) => Shape::Counter,
+            (Some("err" | "refused"), _) => return Err(answer),
+            _ => return Err("what listens there is no agent of an anchor".into()),
+        };
+        if *self.shape.get_or_init(|| made.shape) != made.shape {
+            return Err("the agent keeps something else than before".into());
         }
+        // Before the volume's key is known nothing is asked but what it keeps.
+        if let Some(own) = self.own.get().filter(|_| words.any(|word| word == "auth")) {
+            let request = Zeroizing::new(format!("auth {}", *Zeroizing::new(hex(&*own.secret))));
+            match made.exchange(&request, deadline)?.as_str() {
+                "ok" => {}
+                other => return Err(other.to_owned()),
+            }
+        }
+        Ok(made)
     }
 }
 
@@ -136,24 +206,15 @@ fn body_in(words: &str) -> Option<AnchorBytes> {
     (is_read && generation(Some(&body)) == number).then_some(body)
 }
 
-impl Anchor for AgentAnchor {
-    async fn load(&self, volume: &[u8; 16]) -> Result<Option<AnchorBytes>, String> {
-        let answer = self.ask(volume, "load")?;
-        match answer.split_once(' ') {
-            None if answer == "absent" => Ok(None),
-            Some(("ok", words)) => body_in(words).map(Some).ok_or_else(|| self.odd("what it holds is no body")),
-            _ => Err(self.odd(&answer)),
-        }
+impl AgentAnchor {
+    fn odd(&self, what: &str) -> String {
+        format!("{}: {what}", self.path.display())
     }
 
-    async fn replace(&self, volume: &[u8; 16], expected: u64, body: &AnchorBytes) -> Replaced {
-        let body_words = hex(body);
-        let request = match expected {
-            0 => format!("init {} {body_words}", generation(Some(body))),
-            _ => format!("replace {expected} {body_words}"),
-        };
-        match self.ask(volume, &request) {
-            Ok(answer) if answer == "ok" => Replaced::Done,
+    /// What became of a change.
+    fn changed(&self, answer: Result<String, NoAnswer>, is_done: impl FnOnce(&str) -> bool) -> Replaced {
+        match answer {
+            Ok(answer) if is_done(&answer) => Replaced::Done,
             Ok(answer) if answer == "conflict" || answer == "absent" => Replaced::Conflict,
             Ok(answer) => Replaced::Unknown(self.odd(&answer)),
             Err(why) => Replaced::Unknown(why),
@@ -161,16 +222,92 @@ impl Anchor for AgentAnchor {
     }
 }
 
-impl AgentAnchor {
-    fn odd(&self, what: &str) -> String {
-        format!("{}: {what}", self.path.display())
+impl Anchor for AgentAnchor {
+    async fn load(&self, volume: &[u8; 16]) -> Result<Held, String> {
+        if self.shape(volume)? == Shape::Counter {
+            return self.counted()?.load(volume).await;
+        }
+        let answer = self.ask(volume, "load")?;
+        match answer.split_once(' ') {
+            None if answer == "absent" => Ok(Held::Nothing),
+            Some(("ok", words)) => body_in(words).map(Held::Body).ok_or_else(|| self.odd("what it holds is no body")),
+            _ => Err(self.odd(&answer)),
+        }
     }
+
+    async fn replace(&self, volume: &[u8; 16], expected: u64, body: &AnchorBytes) -> Replaced {
+        match self.shape(volume) {
+            Ok(Shape::Store) => {}
+            Ok(Shape::Counter) => {
+                return match self.counted() {
+                    Ok(counted) => counted.replace(volume, expected, body).await,
+                    Err(why) => Replaced::Unknown(why),
+                };
+            }
+            Err(why) => return Replaced::Unknown(why),
+        }
+        let body_words = hex(body);
+        let request = match expected {
+            0 => format!("init {} {body_words}", generation(Some(body))),
+            _ => format!("replace {expected} {body_words}"),
+        };
+        self.changed(self.ask(volume, &request), |answer| answer == "ok")
+    }
+
+    fn is_counter(&self) -> bool {
+        self.shape.get() == Some(&Shape::Counter)
+    }
+
+    async fn forward(&self, volume: &[u8; 16], generation: u64) -> Replaced {
+        match self.counted() {
+            Ok(counted) if self.is_counter() => counted.forward(volume, generation).await,
+            Ok(_) => Replaced::Done,
+            Err(why) => Replaced::Unknown(why),
+        }
+    }
+
+    async fn begin(&self, volume: &[u8; 16], held: &Held, above: u64) -> Result<Beginning, String> {
+        match self.is_counter() {
+            true => self.counted()?.begin(volume, held, above).await,
+            false => Ok(held.beginning(above)),
+        }
+    }
+}
+
+impl Counter for AgentAnchor {
+    async fn read(&self, volume: &[u8; 16]) -> Result<Option<u64>, String> {
+        let answer = self.ask(volume, "read")?;
+        match value_in(&answer) {
+            None if answer == "absent" => Ok(None),
+            None => Err(self.odd(&answer)),
+            value => Ok(value),
+        }
+    }
+
+    async fn increment(&self, volume: &[u8; 16], expected: u64) -> Replaced {
+        let answer = self.ask(volume, &format!("increment {expected}"));
+        // Whatever else it says it has now, it is not what was to become of it.
+        self.changed(answer, |answer| value_in(answer).is_some() && value_in(answer) == expected.checked_add(1))
+    }
+
+    async fn init(&self, volume: &[u8; 16]) -> Result<u64, String> {
+        let answer = self.ask(volume, "init")?;
+        value_in(&answer).ok_or_else(|| self.odd(&answer))
+    }
+}
+
+/// The value in `ok VALUE`.
+fn value_in(answer: &str) -> Option<u64> {
+    answer.strip_prefix("ok ")?.parse().ok()
 }
 
 #[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
-    use crate::anchor::asked;
+    use crate::{
+        anchor::asked,
+        device::{Backings, Use},
+    };
     use std::{
         io::{BufRead, BufReader},
         os::unix::net::UnixListener,
@@ -224,9 +361,9 @@ mod tests {
         let line: &'static str = Box::leak(format!("ok 1 {}", hex(&one)).into_boxed_str());
         let answers: &'static [&str] = Box::leak(vec!["ok store", "absent", "ok", line, "conflict"].into_boxed_slice());
         let (_folder, anchor, served) = agent(answers);
-        assert_eq!(asked(anchor.load(&VOLUME)), Ok(None));
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Nothing));
         assert_eq!(asked(anchor.replace(&VOLUME, 0, &one)), Replaced::Done);
-        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Some(one)));
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Body(one)));
         assert_eq!(asked(anchor.replace(&VOLUME, 1, &body(2, 8))), Replaced::Conflict);
         let lines = served.join().unwrap();
         assert_eq!(lines[0], "hello 1 01010101-0101-0101-0101-010101010101");
@@ -242,27 +379,61 @@ mod tests {
         let late = asked(anchor.replace(&VOLUME, 1, &body(2, 1)));
         assert!(matches!(&late, Replaced::Unknown(why) if why.contains("in time")), "{late:?}");
         let patient = AgentAnchor { timeout: Duration::from_secs(5), ..anchor };
-        assert_eq!(asked(patient.load(&VOLUME)), Ok(None));
+        assert_eq!(asked(patient.load(&VOLUME)), Ok(Held::Nothing));
         assert_eq!(served.join().unwrap().len(), 4);
         // Twice.
         let (_folder, anchor, served) = agent(&["ok store", "ok\nok", "ok store", "absent"]);
         let twice = asked(anchor.replace(&VOLUME, 1, &body(2, 1)));
         assert!(matches!(&twice, Replaced::Done | Replaced::Unknown(_)), "{twice:?}");
-        assert_eq!(asked(anchor.load(&VOLUME)), Ok(None), "the second is not the answer to this");
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Nothing), "the second is not the answer to this");
         drop(served.join());
         // Never.
         let (_folder, anchor, served) = agent(&["ok store", "-", "ok store", "absent"]);
         assert!(
             matches!(asked(anchor.replace(&VOLUME, 1, &body(2, 1))), Replaced::Unknown(why) if why.contains("closed"))
         );
-        assert_eq!(asked(anchor.load(&VOLUME)), Ok(None));
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Nothing));
         drop(served.join());
+    }
+
+    #[test]
+    fn a_counter_is_asked_line_by_line_once_the_volume_is_known() {
+        let meta = tempfile::NamedTempFile::new().unwrap();
+        meta.as_file().set_len(1 << 20).unwrap();
+        let backings = Backings::open(meta.path(), None, Use::Exclusive, Duration::ZERO).unwrap();
+        let (_folder, anchor, served) = agent(&[
+            "ok counter auth", // Only to see what it keeps.
+            "ok counter auth",
+            "ok",
+            "absent",
+            "ok 7",
+            "ok 8",
+            "ok 8",
+            "ok 9",
+            "ok 9",
+            "ok 9",
+        ]);
+        assert_eq!(anchor.answers(&VOLUME), Ok(()));
+        assert!(anchor.is_counter());
+        anchor.introduce(&VOLUME, &[0xab; 32], MetaDevice::of(&backings).unwrap()).unwrap();
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Nothing));
+        let beginning = asked(anchor.begin(&VOLUME, &Held::Nothing, 100));
+        assert_eq!(beginning, Ok(Beginning { expected: 8, generation: 9 }), "whatever its first value is");
+        assert_eq!(asked(anchor.replace(&VOLUME, 8, &body(9, 1))), Replaced::Done);
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Body(body(9, 1))));
+        assert_eq!(asked(anchor.replace(&VOLUME, 8, &body(9, 2))), Replaced::Conflict);
+        let lines = served.join().unwrap();
+        assert_eq!(lines[2], format!("auth {}", "ab".repeat(32)));
+        assert_eq!(lines[3..], ["read", "init", "increment 7", "read", "increment 8", "read", "read"]);
+        let written = std::fs::read(meta.path()).unwrap();
+        let places: Vec<usize> = (0..written.len()).filter(|at| written[*at] != 0).collect();
+        assert!(places.first() >= Some(&(256 << 10)) && places.last() < Some(&(264 << 10)), "it writes nowhere else");
     }
 
     #[test]
     fn what_is_no_store_is_named() {
         for (answer, word) in [
-            ("ok counter auth", "keeps counters"),
+            ("ok counter auth", "the volume is not known"),
             ("refused this agent speaks version 2 alone", "version 2"),
             ("HTTP/1.1 400", "no agent"),
         ] {

@@ -14,7 +14,7 @@ use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use ublk_integrity::anchor::{Anchor, AnchorBytes, Replaced};
+use ublk_integrity::anchor::{Anchor, AnchorBytes, Held, Replaced};
 
 /// Something to do with the file.
 type Job = Box<dyn FnOnce(&mut SlotFile) + Send>;
@@ -104,8 +104,8 @@ fn late(path: &Path, timeout: Duration) -> String {
 }
 
 impl Anchor for FileAnchor {
-    async fn load(&self, _: &[u8; 16]) -> Result<Option<AnchorBytes>, String> {
-        self.ask(SlotFile::load)
+    async fn load(&self, _: &[u8; 16]) -> Result<Held, String> {
+        self.ask(SlotFile::load).map(Held::of)
     }
 
     async fn replace(&self, _: &[u8; 16], expected: u64, body: &AnchorBytes) -> Replaced {
@@ -154,8 +154,8 @@ mod tests {
         assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
         drop(held);
         let anchor = FileAnchor { timeout: Duration::from_secs(20), ..anchor };
-        assert_eq!(asked(anchor.load(&VOLUME)), Ok(None), "nobody waited for it any more");
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Nothing), "nobody waited for it any more");
         assert_eq!(asked(anchor.replace(&VOLUME, 0, &body(1))), Replaced::Done);
-        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Some(body(1))));
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Body(body(1))));
     }
 }

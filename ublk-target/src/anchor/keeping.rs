@@ -2,7 +2,7 @@
 //! No other request ever waits for it.
 
 use super::{
-    AnchorSettings, AnyAnchor, Lost, asked, note,
+    AnchorSettings, AnyAnchor, Lost, Pace, asked, note,
     report::{AnchorReport, Now, State},
 };
 use crate::{
@@ -24,7 +24,7 @@ use std::{
 };
 use ublk_integrity::{
     AnchorLoss, Storage, Volume,
-    anchor::{AnchorError, AnchorKeeper, KeepError, Ticked},
+    anchor::{Anchor, AnchorError, AnchorKeeper, KeepError, Ticked},
 };
 
 /// How long nobody asks at most whether the volume is still this host's, where nothing is written to it.
@@ -38,6 +38,7 @@ pub struct Kept {
     pub anchor: AnyAnchor,
     pub keeper: AnchorKeeper,
     pub settings: AnchorSettings,
+    pub pace: Pace,
 }
 
 /// The thread, until somebody ends it.
@@ -66,12 +67,12 @@ struct Thread {
 impl Keeping {
     /// Starts the thread.
     pub fn start(volume: &Arc<Volume>, backings: &Backings, log: &Log, kept: Kept) -> io::Result<Self> {
-        let Kept { anchor, keeper, settings } = kept;
+        let Kept { anchor, keeper, settings, pace } = kept;
         let (volume, stop, log) = (Arc::clone(volume), Arc::new(Stop::default()), log.clone());
         if settings.holds_flushes {
             keeper.hold_flushes(&volume);
         }
-        let report = Arc::new(AnchorReport::new(settings, keeper.status()));
+        let report = Arc::new(AnchorReport::new((settings, pace), anchor.is_counter(), keeper.status()));
         let (fds, files) = (backings.descriptors()?, backings.files(0));
         let (ready, started) = mpsc::channel();
         let thread = Thread {
@@ -192,9 +193,9 @@ impl Thread {
 
     /// Until the next tick. One that is away is asked again soon, and once more when its time is over.
     fn pause(&self) -> Duration {
-        let every = self.report.settings.every();
+        let every = self.report.pace.every;
         let Some(since) = self.away_since else { return every };
-        let left = Duration::from_secs(self.report.settings.grace_seconds).saturating_sub(since.elapsed());
+        let left = self.report.pace.grace.saturating_sub(since.elapsed());
         let soon = every.min(if self.report.settings.holds_flushes { Duration::from_secs(1) } else { ASK_AGAIN });
         if left.is_zero() { soon } else { soon.min(left) }
     }
@@ -254,9 +255,9 @@ impl Thread {
     fn is_away(&mut self, why: String) -> bool {
         let settings = &self.report.settings;
         let since = *self.away_since.get_or_insert_with(Instant::now);
-        let (passed, every) = (since.elapsed(), settings.every());
+        let (passed, Pace { every, grace }) = (since.elapsed(), self.report.pace);
         let (place, mut lost) = (settings.place.clone(), settings.lost);
-        let mut is_over = passed.as_secs() >= settings.grace_seconds;
+        let mut is_over = passed >= grace;
         if passed.as_secs() >= settings.timeout_seconds && self.kept.1.holds_a_flush(&self.volume) {
             // It must not be answered, and may not wait for ever.
             (is_over, lost) = (true, Lost::Readonly);
@@ -274,7 +275,7 @@ impl Thread {
         }
         if (is_over || passed >= every * 3) && !std::mem::replace(&mut self.is_warned, true) {
             let then = match lost {
-                Lost::Readonly => format!("read-only after {} s", settings.grace_seconds),
+                Lost::Readonly => format!("read-only after {} s", grace.as_secs()),
                 Lost::Continue => "what is written from now on can be rolled back".into(),
             };
             self.log.tell(Event::Anchor(format!("{place} can't be asked: {why}; {then}")));
@@ -323,15 +324,17 @@ mod tests {
                 place: format!("file:{}", path.display()).parse().unwrap(),
                 wait_seconds: 0,
                 timeout_seconds: 1,
-                every_milliseconds: 20,
-                grace_seconds,
+                every_milliseconds: Some(20),
+                grace_seconds: Some(grace_seconds),
                 lost,
                 holds_flushes,
                 same_disk: true,
+                wear_ok: false,
             };
             let (backings, files) = offline.handles();
             let log = Shared::of_test(Arc::clone(&volume), files).log;
-            let kept = Kept { anchor: chosen, keeper, settings };
+            let pace = settings.pace(false).unwrap();
+            let kept = Kept { anchor: chosen, keeper, settings, pace };
             let keeping = Keeping::start(&volume, backings, &log, kept).unwrap();
             Self { _file: file, folder, offline, key, volume, keeping }
         }

@@ -9,6 +9,7 @@ mod agent;
 mod any;
 mod file;
 mod keeping;
+mod meta_device;
 mod place;
 mod report;
 mod slots;
@@ -17,10 +18,14 @@ pub use agent::AgentAnchor;
 pub use any::AnyAnchor;
 pub use file::FileAnchor;
 pub use keeping::{Keeping, Kept};
+pub use meta_device::MetaDevice;
 pub use place::Place;
 pub use report::AnchorReport;
 
-use crate::{failure::Outcome, os};
+use crate::{
+    failure::{Exit, Failure, Outcome},
+    os,
+};
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use std::{future::Future, path::Path, time::Duration};
@@ -36,10 +41,10 @@ pub struct AnchorSettings {
     /// How long an agent may take for an answer, in seconds.
     #[serde(default = "five")]
     pub timeout_seconds: u64,
-    /// Between two ticks, in milliseconds.
-    pub every_milliseconds: u64,
-    /// How long it may be away while the volume is served, in seconds.
-    pub grace_seconds: u64,
+    /// Between two ticks, in milliseconds; `None`: as is usual for what it is.
+    pub every_milliseconds: Option<u64>,
+    /// How long it may be away while the volume is served, in seconds; the same.
+    pub grace_seconds: Option<u64>,
     /// What comes then.
     pub lost: Lost,
     /// Whether a flush is answered only once the anchor covers it.
@@ -48,13 +53,33 @@ pub struct AnchorSettings {
     /// Whether it may be on the volume's own disk.
     #[serde(default)]
     pub same_disk: bool,
+    /// Whether a counter may be told more often than spares it.
+    #[serde(default)]
+    pub wear_ok: bool,
+}
+
+/// How often an anchor is told, and how long it may be away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pace {
+    /// Between two ticks.
+    pub every: Duration,
+    /// How long it may be away while the volume is served.
+    pub grace: Duration,
+}
+
+impl Pace {
+    const STORE: Self = Self { every: Duration::from_secs(1), grace: Duration::from_secs(60) };
+    /// Each tick wears a cell of a chip, which bears some 100,000.
+    const COUNTER: Self = Self { every: Duration::from_secs(3600), grace: Duration::from_secs(24 * 3600) };
+    /// What is more often wears a chip out within months.
+    const LEAST_OF_COUNTER: Duration = Duration::from_secs(60);
 }
 
 /// When the anchor is told how far the volume has got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mode {
-    /// Between two ticks.
-    pub every: Duration,
+    /// Between two ticks; `None`: as is usual for what the anchor is.
+    pub every: Option<Duration>,
     /// Whether a flush is answered only once the anchor covers it.
     pub holds_flushes: bool,
 }
@@ -89,9 +114,26 @@ impl AnchorSettings {
         Ok(anchor)
     }
 
-    /// Between two ticks.
-    pub fn every(&self) -> Duration {
-        Duration::from_millis(self.every_milliseconds)
+    /// How often it is told. One that is a counter is not worn out unasked.
+    pub fn pace(&self, is_counter: bool) -> Outcome<Pace> {
+        let usual = if is_counter { Pace::COUNTER } else { Pace::STORE };
+        let every = self.every_milliseconds.map_or(usual.every, Duration::from_millis);
+        let grace = self.grace_seconds.map_or(usual.grace, Duration::from_secs);
+        let often = match self.holds_flushes {
+            true => Some("mode flush".to_owned()),
+            false if every < Pace::LEAST_OF_COUNTER => Some(format!("an interval of {} s", every.as_secs_f64())),
+            false => None,
+        };
+        match often.filter(|_| is_counter && !self.wear_ok) {
+            Some(often) => Err(Failure::new(
+                Exit::Arguments,
+                format_args!(
+                    "the anchor {} is a counter, and {often} wears out a chip: --anchor-mode interval:60 or longer, or --anchor-wear-ok",
+                    self.place
+                ),
+            )),
+            None => Ok(Pace { every, grace }),
+        }
     }
 }
 
@@ -108,4 +150,32 @@ fn host_name() -> String {
 /// Runs what asks anchors alone. Those of this program block, and are never pending.
 pub fn asked<T>(future: impl Future<Output = T>) -> T {
     future.now_or_never().expect("an anchor of this program blocks")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_told_each_hour_and_not_worn_out_unasked() {
+        let usual = AnchorSettings {
+            place: "unix:/run/a".parse().unwrap(),
+            wait_seconds: 0,
+            timeout_seconds: 5,
+            every_milliseconds: None,
+            grace_seconds: None,
+            lost: Lost::Readonly,
+            holds_flushes: false,
+            same_disk: false,
+            wear_ok: false,
+        };
+        assert_eq!((usual.pace(false).unwrap(), usual.pace(true).unwrap()), (Pace::STORE, Pace::COUNTER));
+        let flush = AnchorSettings { holds_flushes: true, ..usual.clone() };
+        assert!(flush.pace(true).is_err() && flush.pace(false).is_ok());
+        let often = AnchorSettings { every_milliseconds: Some(59_000), ..usual };
+        let said = often.pace(true).unwrap_err();
+        assert!(said.exit == Exit::Arguments && said.message.contains("59 s") && said.message.contains("wear-ok"));
+        assert_eq!(often.pace(false).unwrap().every.as_secs(), 59);
+        assert_eq!(AnchorSettings { wear_ok: true, ..often }.pace(true).unwrap().every.as_secs(), 59);
+    }
 }

@@ -1,6 +1,6 @@
 //! Where an anchor is: `file:PATH`, or `unix:PATH` for an agent.
 
-use super::{AgentAnchor, AnyAnchor, FileAnchor, asked};
+use super::{AgentAnchor, AnyAnchor, FileAnchor};
 use crate::{
     daemon::state::State,
     device::stack,
@@ -14,7 +14,7 @@ use std::{
     str::FromStr,
     time::Duration,
 };
-use ublk_integrity::{VolumeInfo, anchor::Anchor};
+use ublk_integrity::VolumeInfo;
 use uuid::Uuid;
 
 /// Where an anchor is.
@@ -85,7 +85,7 @@ impl Place {
         loop {
             let opened = self.try_open(timeout).and_then(|anchor| {
                 if let (AnyAnchor::Agent(agent), Some(uuid)) = (&anchor, &uuid) {
-                    asked(agent.load(uuid.as_bytes())).map_err(|why| Failure::new(Exit::Device, why))?;
+                    agent.answers(uuid.as_bytes()).map_err(|why| Failure::new(Exit::Device, why))?;
                 }
                 Ok(anchor)
             });

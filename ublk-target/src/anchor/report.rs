@@ -1,6 +1,6 @@
 //! What is known of the anchor of a volume that is served: its thread says it, `status` shows it.
 
-use super::{AnchorSettings, Lost};
+use super::{AnchorSettings, Lost, Pace};
 use crate::os;
 use serde::Serialize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,6 +9,8 @@ use ublk_integrity::{Volume, anchor::AnchorStatus};
 /// What is known of the anchor of a volume that is served.
 pub struct AnchorReport {
     pub(super) settings: AnchorSettings,
+    pub(super) pace: Pace,
+    is_counter: bool,
     now: Mutex<Now>,
 }
 
@@ -47,6 +49,8 @@ pub struct Shown {
     fresh_seconds: u64,
     age_seconds: u64,
     generation: u64,
+    /// Whether that is how often a counter was incremented.
+    counter: bool,
     record: u64,
     /// Records of the log that are durable and not covered.
     lag_records: u64,
@@ -61,10 +65,10 @@ pub struct Shown {
 }
 
 impl AnchorReport {
-    pub(super) fn new(settings: AnchorSettings, held: AnchorStatus) -> Self {
+    pub(super) fn new((settings, pace): (AnchorSettings, Pace), is_counter: bool, held: AnchorStatus) -> Self {
         let fresh_seconds = os::since_1970().as_secs();
         let now = Now { covered_to: held.record, held, fresh_seconds, state: State::Ok, why: None };
-        Self { settings, now: Mutex::new(now) }
+        Self { settings, pace, is_counter, now: Mutex::new(now) }
     }
 
     pub(super) fn now(&self) -> MutexGuard<'_, Now> {
@@ -81,14 +85,15 @@ impl AnchorReport {
             fresh_seconds,
             age_seconds: os::since_1970().as_secs().saturating_sub(fresh_seconds),
             generation: held.generation,
+            counter: self.is_counter,
             record: held.record,
             lag_records: volume.next_record().0.saturating_sub(covered_to),
             resets: held.resets,
             reset_seconds: held.reset_seconds,
             host: held.host,
             mode: if self.settings.holds_flushes { "flush" } else { "interval" },
-            interval_seconds: self.settings.every().as_secs_f64(),
-            grace_seconds: self.settings.grace_seconds,
+            interval_seconds: self.pace.every.as_secs_f64(),
+            grace_seconds: self.pace.grace.as_secs(),
             lost: self.settings.lost,
         }
     }

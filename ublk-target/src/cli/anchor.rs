@@ -153,6 +153,7 @@ fn show(args: &ShowArgs) -> Outcome {
     let (offline, key) = args.volume.open(Use::Unlocked)?;
     let chosen = args.volume.chosen()?;
     let verified = args.volume.verify(&offline, &key)?;
+    offline.introduce(&verified, &chosen)?;
     let status = asked(verified.show_anchor(&chosen))?;
     let out = if args.json { Output::json(&status) } else { lines(&status) };
     out.print()
@@ -181,6 +182,7 @@ fn reset(args: &ResetArgs) -> Outcome {
         let message = format!("the metadata device holds volume {}, not {}", verified.info().uuid, args.uuid);
         return Err(Failure::new(Exit::Device, message));
     }
+    offline.introduce(&verified, &chosen)?;
     if let Ok(before) = asked(verified.show_anchor(&chosen)) {
         let written = crate::event::time(before.written_seconds);
         output::tell(format_args!(
@@ -203,6 +205,8 @@ fn move_to(args: &MoveArgs) -> Outcome {
     let verified = args.volume.verify(&offline, &key)?;
     let is_new = args.to.is_new();
     let to = place.make(&args.volume.devices)?;
+    offline.introduce(&verified, &from)?;
+    offline.introduce(&verified, &to)?;
     let moved = asked(verified.move_anchor((&from, &to), &note()));
     moved.map_err(|e| {
         if is_new && asked(to.holds_nothing()) {

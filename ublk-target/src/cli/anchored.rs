@@ -37,29 +37,33 @@ pub struct WithoutAnchor {
 #[derive(clap::Args, Clone, Debug)]
 pub struct KeepArgs {
     /// How often the anchor is told how far the volume has got: interval, or interval:SECONDS, and what was written since can be
-    /// rolled back; flush: no flush is answered before
-    #[arg(long, value_name = "MODE", requires = "anchor", default_value = "interval:1", value_parser = mode)]
+    /// rolled back; flush: no flush is answered before. An interval is a second if nothing else is said, and an hour where the
+    /// anchor is a counter
+    #[arg(long, value_name = "MODE", requires = "anchor", default_value = "interval", value_parser = mode)]
     pub anchor_mode: Mode,
-    /// How long the anchor may be away while the device is served
-    #[arg(long, value_name = "SECONDS", requires = "anchor", default_value_t = 60)]
-    pub anchor_grace: u64,
+    /// How long the anchor may be away while the device is served. If it is not given: 60, and a day where it is a counter
+    #[arg(long, value_name = "SECONDS", requires = "anchor")]
+    pub anchor_grace: Option<u64>,
     /// What becomes of the device then
     #[arg(long, value_enum, requires = "anchor", default_value = "readonly")]
     pub anchor_lost: Lost,
+    /// Tell an anchor that is a counter more often than each minute, which wears out a chip: for counters in software
+    #[arg(long, requires = "anchor")]
+    pub anchor_wear_ok: bool,
 }
 
 fn mode(text: &str) -> Result<Mode, String> {
     if text == "flush" {
-        return Ok(Mode { every: Duration::from_secs(1), holds_flushes: true });
+        return Ok(Mode { every: None, holds_flushes: true });
     }
     let seconds = match text.strip_prefix("interval") {
-        Some("") => Some(1.0),
+        Some("") => return Ok(Mode { every: None, holds_flushes: false }),
         Some(rest) => rest.strip_prefix(':').and_then(|seconds| seconds.parse::<f64>().ok()),
         None => None,
     };
     let seconds = seconds.filter(|seconds| (0.1..=86_400.0).contains(seconds));
     seconds
-        .map(|seconds| Mode { every: Duration::from_secs_f64(seconds), holds_flushes: false })
+        .map(|seconds| Mode { every: Some(Duration::from_secs_f64(seconds)), holds_flushes: false })
         .ok_or_else(|| "must be flush, interval, or interval: and seconds from 0.1 to 86400".into())
 }
 
@@ -111,11 +115,12 @@ impl AnchorArgs {
             place,
             wait_seconds: self.anchor_wait,
             timeout_seconds: self.anchor_timeout,
-            every_milliseconds: keep.anchor_mode.every.as_millis() as u64,
+            every_milliseconds: keep.anchor_mode.every.map(|every| every.as_millis() as u64),
             holds_flushes: keep.anchor_mode.holds_flushes,
             grace_seconds: keep.anchor_grace,
             lost: keep.anchor_lost,
             same_disk: self.anchor_same_disk,
+            wear_ok: keep.anchor_wear_ok,
         })
     }
 
@@ -123,9 +128,10 @@ impl AnchorArgs {
     pub fn instead_of(&self, before: Option<AnchorSettings>) -> Option<AnchorSettings> {
         let named = self.settings(&KeepArgs::default());
         match (named, before) {
-            (Some(named), Some(AnchorSettings { every_milliseconds, holds_flushes, grace_seconds, lost, .. })) => {
-                Some(AnchorSettings { every_milliseconds, holds_flushes, grace_seconds, lost, ..named })
-            }
+            (
+                Some(named),
+                Some(AnchorSettings { every_milliseconds, holds_flushes, grace_seconds, lost, wear_ok, .. }),
+            ) => Some(AnchorSettings { every_milliseconds, holds_flushes, grace_seconds, lost, wear_ok, ..named }),
             (named, before) => named.or(before),
         }
     }
@@ -144,8 +150,8 @@ impl KeepArgs {
 
 impl Default for KeepArgs {
     fn default() -> Self {
-        let anchor_mode = Mode { every: Duration::from_secs(1), holds_flushes: false };
-        Self { anchor_mode, anchor_grace: 60, anchor_lost: Lost::Readonly }
+        let anchor_mode = Mode { every: None, holds_flushes: false };
+        Self { anchor_mode, anchor_grace: None, anchor_lost: Lost::Readonly, anchor_wear_ok: false }
     }
 }
 
@@ -155,8 +161,10 @@ mod tests {
 
     #[test]
     fn intervals_have_limits() {
-        let every = |milliseconds| Ok(Mode { every: Duration::from_millis(milliseconds), holds_flushes: false });
-        assert_eq!((mode("interval"), mode("interval:0.5")), (every(1000), every(500)));
+        let every = |milliseconds: Option<u64>| {
+            Ok(Mode { every: milliseconds.map(Duration::from_millis), holds_flushes: false })
+        };
+        assert_eq!((mode("interval"), mode("interval:0.5")), (every(None), every(Some(500))));
         assert!(mode("flush").unwrap().holds_flushes);
         for text in ["", "1", "flush:1", "interval:", "interval:0", "interval:-1", "interval:NaN", "interval:1e9"] {
             assert!(mode(text).unwrap_err().contains("0.1"), "{text}");
@@ -171,12 +179,12 @@ mod tests {
             anchor_timeout: 5,
             anchor_same_disk: false,
         };
-        let keep = KeepArgs { anchor_grace: 9, anchor_mode: mode("flush").unwrap(), ..KeepArgs::default() };
+        let keep = KeepArgs { anchor_grace: Some(9), anchor_mode: mode("flush").unwrap(), ..KeepArgs::default() };
         let before = args(Some("file:/a")).settings(&keep);
         assert_eq!(args(None).instead_of(before.clone()), before);
         let now = args(Some("file:/b")).instead_of(before).unwrap();
-        assert_eq!((now.place.to_string().as_str(), now.grace_seconds, now.wait_seconds), ("file:/b", 9, 7));
+        assert_eq!((now.place.to_string().as_str(), now.grace_seconds, now.wait_seconds), ("file:/b", Some(9), 7));
         assert!(now.holds_flushes);
-        assert_eq!(args(Some("file:/b")).instead_of(None).unwrap().grace_seconds, 60);
+        assert_eq!(args(Some("file:/b")).instead_of(None).unwrap().grace_seconds, None);
     }
 }

@@ -272,8 +272,10 @@ fn anchor(anchor: &Value) -> Option<String> {
         0 => String::new(),
         resets => format!(", {resets} resets, the last {}", time(number("reset_seconds"))),
     };
+    // A counter's generation is what it has counted to, and it wears.
+    let of = if anchor["counter"] == true { "counter at" } else { "generation" };
     let (generation, lag) = (number("generation"), number("lag_records"));
-    Some(format!("{wrong}{fresh}; {lag} records behind, generation {generation}{resets}, {place}"))
+    Some(format!("{wrong}{fresh}; {lag} records behind, {of} {generation}{resets}, {place}"))
 }
 
 /// How long requests of each kind take that there were, if there were any.

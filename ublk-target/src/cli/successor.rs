@@ -134,6 +134,7 @@ pub(super) fn look_at(start: &Start, volume: &Identity, grow: Option<Grow>) -> O
     // Without it neither program could open the volume, once the one that serves has closed it.
     if let Some(anchor) = &settings.anchor {
         let there = anchor.open(settings.paths(), start.volume.as_ref())?;
+        offline.introduce(&verified, &there)?;
         asked(verified.show_anchor(&there)).map_err(|e| named(e.into()))?;
     }
     let found = Identity::of(&verified.info());

@@ -15,7 +15,7 @@ use crate::{
 use std::sync::Arc;
 use ublk_integrity::{
     Credential, HintReceiver, Latched, RecordNumber, Volume,
-    anchor::AnchorPurpose,
+    anchor::{Anchor, AnchorPurpose},
     create::VolumeInfo,
     hints,
     open::{Access, OpenOptions, UnreadableBlocks, VerifiedVolume},
@@ -92,11 +92,18 @@ impl Opened {
             Some(left) => left.cant_be_put_in_place(failure),
             None => failure,
         };
+        let pace = match anchor.as_ref().zip(settings.anchor.as_ref()) {
+            Some((anchor, told)) => {
+                offline.introduce(&verified, anchor)?;
+                Some(told.pace(anchor.is_counter())?)
+            }
+            None => None,
+        };
         options.without_anchor = settings.without_anchor;
         let with = anchor.as_ref().map(|anchor| anchor.used(AnchorPurpose::Keep));
         let (volume, keeper) = offline.open_verified((verified, with), &options, older)?;
-        let anchored = anchor.zip(keeper).zip(settings.anchor.clone());
-        let anchored = anchored.map(|((anchor, keeper), settings)| Kept { anchor, keeper, settings });
+        let anchored = anchor.zip(keeper).zip(settings.anchor.clone().zip(pace));
+        let anchored = anchored.map(|((anchor, keeper), (settings, pace))| Kept { anchor, keeper, settings, pace });
         let put_in_place = left.as_ref().map_or(Ok(0), |left| put_in_place(left, &offline, &volume))?;
         drop(left);
         let write_back_file = match write_back {

@@ -2,7 +2,13 @@
 
 use crate::harness::*;
 use serde_json::Value;
-use std::fs;
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    sync::{Arc, Mutex},
+    thread,
+};
 
 /// A folder with a volume of 8 MiB in "disk" whose anchor is in "anchor", full of "in".
 fn anchored() -> Folder {
@@ -154,4 +160,110 @@ fn volumes_of_passphrases_and_two_devices_have_anchors_too() {
     run(&f, "check --data disk --meta meta --passphrase-file word ANCHOR").expect(DONE);
     fs::write(f.path("meta"), older).unwrap();
     run(&f, "check --data disk --meta meta --passphrase-file word ANCHOR").expect(INTEGRITY).says("meta");
+}
+
+/// An agent of counters, for one volume. What its counter is at; `None`: there is none.
+fn counting(f: &Folder) -> Arc<Mutex<Option<u64>>> {
+    let value: Arc<Mutex<Option<u64>>> = Arc::default();
+    let (listener, kept) = (UnixListener::bind(f.path("agent")).unwrap(), Arc::clone(&value));
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let kept = Arc::clone(&kept);
+            thread::spawn(move || answer(stream, &kept));
+        }
+    });
+    value
+}
+
+fn answer(mut stream: UnixStream, value: &Mutex<Option<u64>>) {
+    let mut is_known = false;
+    for line in BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok) {
+        let mut value = value.lock().unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        let said = match (words[0], *value) {
+            ("hello", _) => "ok counter auth".to_owned(),
+            ("auth", _) => {
+                is_known = words[1].len() == 64;
+                "ok".to_owned()
+            }
+            _ if !is_known => "refused say auth first".to_owned(),
+            ("read", Some(now)) => format!("ok {now}"),
+            ("init", None) => format!("ok {}", value.insert(207)),
+            ("increment", Some(now)) if words[1] == now.to_string() => format!("ok {}", value.insert(now + 1)),
+            ("read" | "increment", None) => "absent".to_owned(),
+            ("init" | "increment", Some(_)) => "conflict".to_owned(),
+            _ => "refused".to_owned(),
+        };
+        drop(value);
+        if writeln!(stream, "{said}").is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_counter_is_an_anchor_whose_bodies_lie_on_the_disk() {
+    let f = Folder::new();
+    let counter = counting(&f);
+    let run = |args: &str| {
+        let agent = format!("--anchor unix:{} --anchor-wait 0", f.path("agent").display());
+        f.run(&args.replace("COUNTER", &agent))
+    };
+    run("format --data disk --create --size 8M --key-file key COUNTER").expect(DONE);
+    // One to begin with, so that nothing which was prepared counts, and one for the body.
+    assert_eq!(*counter.lock().unwrap(), Some(209));
+    fs::write(f.path("in"), vec![0x5a; 8 << 20]).unwrap();
+    let older = fs::read(f.path("disk")).unwrap();
+    run("import --data disk --key-file key COUNTER in").expect(DONE);
+    assert_eq!(*counter.lock().unwrap(), Some(212), "an open counts twice, its orderly end once");
+    let newest = fs::read(f.path("disk")).unwrap();
+    let shown = run("anchor show --data disk --key-file key COUNTER --json").expect(DONE).json();
+    assert_eq!((&shown["generation"], &shown["state"]), (&212.into(), &"serving".into()));
+    // All of it put back, and all of it but the bodies.
+    let mut mixed = older.clone();
+    mixed[256 << 10..264 << 10].copy_from_slice(&newest[256 << 10..264 << 10]);
+    fs::write(f.path("disk"), &older).unwrap();
+    let said = run("check --data disk --key-file key COUNTER").expect(INTEGRITY);
+    said.says("the counter is at 212").says("generation 209").says("anchor reset --accept-rollback");
+    run("anchor init --data disk --key-file key COUNTER").expect(BUSY).says("has an anchor already");
+    fs::write(f.path("disk"), &mixed).unwrap();
+    run("export --data disk --key-file key COUNTER out")
+        .expect(INTEGRITY)
+        .says("was the next when the anchor was written");
+    assert_eq!(*counter.lock().unwrap(), Some(212), "who is refused counts nothing");
+    // Both bodies gone.
+    let mut gone = newest.clone();
+    gone[256 << 10..264 << 10].fill(0);
+    fs::write(f.path("disk"), &gone).unwrap();
+    run("check --data disk --key-file key COUNTER").expect(INTEGRITY).says("no body of it is there");
+    let uuid = f.run("dump --data disk --json").expect(DONE).json()["volume"]["uuid"].as_str().unwrap().to_owned();
+    run(&format!("anchor reset --data disk --key-file key COUNTER --accept-rollback --uuid {uuid}")).expect(DONE);
+    run("check --data disk --key-file key COUNTER").expect(DONE);
+    fs::write(f.path("disk"), &newest).unwrap();
+    run("check --data disk --key-file key COUNTER").expect(INTEGRITY);
+    fs::write(f.path("disk"), &gone).unwrap();
+    run(&format!("anchor reset --data disk --key-file key COUNTER --accept-rollback --uuid {uuid}")).expect(DONE);
+    // To a file, and back.
+    let file = format!("file:{}", f.path("anchor").display());
+    let moved = f.run(&format!(
+        "anchor move --data disk --key-file key --anchor unix:{} --anchor-same-disk --to {file}",
+        f.path("agent").display()
+    ));
+    moved.expect(DONE).prints("anchor");
+    run("check --data disk --key-file key COUNTER").expect(DEVICE).says("moved away");
+    let with_file =
+        |verb: &str| f.run(&format!("{verb} --data disk --key-file key --anchor {file} --anchor-same-disk"));
+    with_file("check").expect(DONE);
+    with_file(&format!("anchor move --to unix:{}", f.path("agent").display())).expect(DONE);
+    with_file("check").expect(DEVICE).says("moved away");
+    run("check --data disk --key-file key COUNTER").expect(DONE);
+    // A counter that is gone, as that of a TPM that was cleared.
+    let kept = counter.lock().unwrap().take();
+    run("check --data disk --key-file key COUNTER").expect(DEVICE).says("holds nothing");
+    *counter.lock().unwrap() = kept;
+    run("anchor remove --data disk --key-file key COUNTER").expect(DONE);
+    f.run("check --data disk --key-file key").expect(DONE);
+    run("anchor init --data disk --key-file key COUNTER").expect(DONE);
+    run("export --data disk --key-file key COUNTER out").expect(DONE);
+    assert!(fs::read(f.path("out")).unwrap() == vec![0x5a; 8 << 20]);
 }

@@ -118,6 +118,7 @@ fn the_json_is_what_its_page_says() {
         "timeout_seconds",
         "every_milliseconds",
         "same_disk",
+        "wear_ok",
         "without_anchor",
         "moved_away",
     ];
