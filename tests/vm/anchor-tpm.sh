@@ -1,5 +1,5 @@
 #!/bin/bash
-# anchor-tpm - the TPM's agent on /dev/tpmrm0: killed in the middle of requests it counts none twice, and leaves no session
+# anchor-tpm - the TPM's agent on /dev/tpmrm0: killed it counts none twice; with it a disk put back and a cleared TPM are refused
 . tests/vm/lib.sh
 agent=$PWD/target/agents/debug/ublk-anchor-tpm
 [ -x "$agent" ] || skip 'ublk-anchor-tpm is not built: scripts/test anchor-agents does it'
@@ -78,6 +78,58 @@ left=$(TPM2TOOLS_TCTI=device:/dev/tpmrm0 tpm2_getcap handles-loaded-session)
 
 step 'the index, as the kernel shows it to anybody'
 TPM2TOOLS_TCTI=device:/dev/tpmrm0 tpm2_nvreadpublic
+
+step 'the TPM is the anchor of a volume'
+start_agent() {
+  rm -f /run/agent
+  "$agent" --socket /run/agent --wear-limit 0 & agent_pid=$!
+  wait_for test -S /run/agent
+}
+end_agent() { kill $agent_pid; wait $agent_pid || true; }
+start_agent
+# An emulated machine with a TPM in software may take long for an answer.
+anchor=(--anchor unix:/run/agent --anchor-timeout 60)
+snapshot() { dd if=$data of="$1" bs=1M count=64 iflag=direct status=none; }
+put_back() { dd if="$1" of=$data bs=1M oflag=direct conv=fsync status=none; }
+fresh() { ui status -n "$id" --json | jq -e '.anchor.state == "ok" and .anchor.lag_records == 0' >/dev/null; }
+format --size 32M --log-size 8M "${anchor[@]}"
+refused 1 ui add --data $data --key-file $key "${anchor[@]}" --anchor-mode interval:1
+refused 1 ui add --data $data --key-file $key "${anchor[@]}" --anchor-mode flush
+add "${anchor[@]}"
+[ "$(counter interval_seconds)" = 3600 ] || die 'it is not told each hour'
+remove
+snapshot /run/before
+add "${anchor[@]}" --anchor-mode interval:0.5 --anchor-wear-ok
+mark_block "$disk" 7 written
+wait_for fresh
+ui status -n "$id" | grep '^anchor  *fresh as of .* counter at '
+kill_daemon
+ui recover -n "$id" --key-file $key
+cmp <(head -c 4096 <(yes written)) <(dd if="$disk" bs=4096 skip=7 count=1 iflag=direct status=none)
+remove
+check_closed "${anchor[@]}"
+snapshot /run/newest
+
+step 'the disk of before is put back, with its bodies and with the newest'
+put_back /run/before
+refused 6 ui add --data $data --key-file $key "${anchor[@]}"
+grep -q 'the counter is at' /run/err || die 'it does not say what the counter is at'
+dd if=/run/newest of=$data bs=4096 skip=64 seek=64 count=2 oflag=direct conv=notrunc,fsync status=none
+refused 6 ui add --data $data --key-file $key "${anchor[@]}"
+grep -q 'was the next when the anchor was written' /run/err || die 'it does not say how old it is'
+put_back /run/newest
+check_closed "${anchor[@]}"
+
+step 'the TPM is cleared'
+end_agent
+TPM2TOOLS_TCTI=device:/dev/tpmrm0 tpm2_clear -c p
+start_agent
+refused 4 ui add --data $data --key-file $key "${anchor[@]}"
+grep -q 'holds nothing' /run/err || die 'it does not say that the counter is gone'
+uuid=$(ui dump --data $data --json | jq -r .volume.uuid)
+ui anchor reset --accept-rollback --uuid "$uuid" --data $data --key-file $key "${anchor[@]}"
+check_closed "${anchor[@]}"
+end_agent
 kill $tpm
 trap - EXIT
 wait $tpm || true
