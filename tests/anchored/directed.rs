@@ -1,6 +1,7 @@
 //! An anchor that answers: what an open accepts and refuses, one case after the other.
 
 use super::*;
+use crate::sim::anchor::Shape;
 
 /// A small volume with an anchor that answers, and a way to open it.
 pub(super) struct Small {
@@ -15,8 +16,12 @@ impl Small {
     }
 
     fn of(format: FormatOptions) -> Self {
+        Self::shaped(Shape::Store, format)
+    }
+
+    pub(super) fn shaped(shape: Shape, format: FormatOptions) -> Self {
         let io = formatted(&format, 1);
-        let anchor = SimAnchor::new(&io, 1);
+        let anchor = SimAnchor::of(shape, &io, 1);
         let mut small = Self { io, anchor, rng: Rng::new(7) };
         drop(small.open(AnchorPurpose::Begin).unwrap());
         small
@@ -133,6 +138,21 @@ fn another_volumes_anchor_is_not_reset() {
     small.anchor.held().body.as_mut().unwrap()[100] ^= 1;
     assert_eq!(small.why_not(AnchorPurpose::Keep), AnchorError::Damaged);
     drop(small.open(AnchorPurpose::Reset).unwrap());
+}
+
+/// The counter's value alone says no more than that somebody has incremented it.
+#[test]
+fn an_increment_by_somebody_else_is_not_taken_for_ours() {
+    let mut small = Small::shaped(Shape::Counter, format_options(4096));
+    let (volume, mut keeper) = small.open(AnchorPurpose::Keep).unwrap();
+    let (mut context, mut ticking) = (volume.context(0), volume.context(0));
+    small.write(&volume, &mut context, 2);
+    small.anchor.held().is_passed = true;
+    let note = note();
+    let tick = keeper.tick((&volume, &small.io), &mut ticking, (&small.anchor, &note));
+    let ticked = block_on(&small.io, tick);
+    assert!(matches!(ticked, Err(KeepError::Anchor(AnchorError::Taken { .. }))), "{ticked:?}");
+    assert_eq!(volume.latched(), Some(Latched::Anchor(AnchorLoss::Taken)));
 }
 
 /// A snapshot of a fresh volume is of before its anchor began: ids of zeros mean nothing.

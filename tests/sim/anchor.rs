@@ -29,6 +29,8 @@ pub struct Held {
     late: Vec<(u64, Option<AnchorBytes>)>,
     /// Does not answer at all.
     pub away: bool,
+    /// Of a counter: somebody else increments it right before the next one who does.
+    pub is_passed: bool,
     /// In percent: answers that don't come.
     pub unreliable: u64,
     rng: Rng,
@@ -51,6 +53,9 @@ impl Held {
         let unknown = || Replaced::Unknown("no answer".into());
         if self.away {
             return unknown();
+        }
+        if body.is_none() && std::mem::take(&mut self.is_passed) {
+            self.value = self.value.map(|value| value + 1);
         }
         let (fate, part) = (self.rng.below(100), self.unreliable);
         if fate < part / 2 {
@@ -114,8 +119,17 @@ impl SimAnchor {
     pub fn of(shape: Shape, io: &SimStorage, seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0xa2c4);
         let newest = rng.below(300);
-        let held =
-            Held { body: None, value: None, newest, late: Vec::new(), away: false, unreliable: 0, rng, landed: 0 };
+        let held = Held {
+            body: None,
+            value: None,
+            newest,
+            late: Vec::new(),
+            away: false,
+            is_passed: false,
+            unreliable: 0,
+            rng,
+            landed: 0,
+        };
         Self { io: io.clone(), shape, held: Rc::new(RefCell::new(held)) }
     }
 
