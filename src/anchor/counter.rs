@@ -34,6 +34,8 @@ pub trait Counter {
 /// Room for the bodies on the metadata device. It writes nowhere else.
 pub struct BodyRoom<S> {
     io: S,
+    /// Whether a write or a sync has failed: what is read may be in memory alone then.
+    doubtful: Cell<bool>,
     /// Memory for both slots, taken beforehand.
     buf: Cell<Option<Buf>>,
 }
@@ -49,33 +51,57 @@ pub struct CounterAnchor<'a, C, S> {
 impl<S: Storage> BodyRoom<S> {
     /// On this metadata device.
     pub fn new(io: S) -> Self {
-        Self { io, buf: Cell::new(Some(Buf::new(2 * SLOT))) }
+        Self { io, doubtful: Cell::new(false), buf: Cell::new(Some(Buf::new(SLOT))) }
+    }
+
+    fn memory(&self) -> Buf {
+        self.buf.take().unwrap_or_else(|| Buf::new(SLOT))
+    }
+
+    /// The body in a slot, if there is a whole one.
+    async fn read_slot(&self, slot: usize) -> Result<Option<AnchorBytes>, DeviceError> {
+        let at = SLOTS[slot];
+        let (read, buf) = self.io.read(Device::Meta, at, self.memory(), 0..SLOT).await;
+        let body = parse(&buf[..SLOT]);
+        self.buf.set(Some(buf));
+        read.map(|()| body).map_err(|errno| DeviceError::new("read", Device::Meta, at, SLOT, errno))
+    }
+
+    /// What is in both. A write that was cut short may leave one that can't be read until it is written.
+    async fn slots(&self) -> [Result<Option<AnchorBytes>, DeviceError>; 2] {
+        [self.read_slot(0).await, self.read_slot(1).await]
     }
 
     /// The bodies that are whole.
     async fn read(&self) -> Result<[Option<AnchorBytes>; 2], String> {
-        let buf = self.buf.take().unwrap_or_else(|| Buf::new(2 * SLOT));
-        let (read, buf) = self.io.read(Device::Meta, SLOTS[0], buf, 0..2 * SLOT).await;
-        let bodies = [&buf[..SLOT], &buf[SLOT..]].map(parse);
-        self.buf.set(Some(buf));
-        read.map_err(|errno| DeviceError::new("read", Device::Meta, SLOTS[0], 2 * SLOT, errno).to_string())?;
-        Ok(bodies)
+        match self.slots().await {
+            [Err(e), Err(_)] => Err(e.to_string()),
+            slots => Ok(slots.map(|slot| slot.ok().flatten())),
+        }
     }
 
     /// Durable when it has ended.
-    async fn write(&self, slot: usize, body: &AnchorBytes) -> Result<(), String> {
-        let (at, mut buf) = (SLOTS[slot], self.buf.take().unwrap_or_else(|| Buf::new(2 * SLOT)));
+    async fn write(&self, slot: usize, body: &AnchorBytes) -> Result<(), DeviceError> {
+        let (at, mut buf) = (SLOTS[slot], self.memory());
         buf[..SLOT].fill(0);
         buf[..ANCHOR_BODY_BYTES].copy_from_slice(body);
         buf[ANCHOR_BODY_BYTES..][..32].copy_from_slice(&checksum(body));
         let (written, buf) = self.io.write(Device::Meta, at, buf, 0..SLOT, Durability::Durable).await;
         self.buf.set(Some(buf));
-        written.map_err(|errno| DeviceError::new("write", Device::Meta, at, SLOT, errno).to_string())
+        self.doubtful.set(written.is_err());
+        written.map_err(|errno| DeviceError::new("write", Device::Meta, at, SLOT, errno))
     }
 
-    /// What was written before, by whomever, is durable.
-    async fn sync(&self) -> Result<(), String> {
-        self.io.sync(Device::Meta).await.map_err(|errno| DeviceError::sync(Device::Meta, errno).to_string())
+    /// This body, which was read from the slot, is durable.
+    async fn keep(&self, slot: usize, body: &AnchorBytes) -> Result<(), DeviceError> {
+        if self.doubtful.get() {
+            // A sync that fails is told once: a later one says nothing.
+            return self.write(slot, body).await;
+        }
+        // Written again it could tear, while an increment that was asked for before is still on its way.
+        let synced = self.io.sync(Device::Meta).await;
+        self.doubtful.set(synced.is_err());
+        synced.map_err(|errno| DeviceError::sync(Device::Meta, errno))
     }
 }
 
@@ -108,14 +134,18 @@ fn first_behind(value: u64) -> Beginning {
 
 impl<C: Counter, S: Storage> CounterAnchor<'_, C, S> {
     /// The body is durable: in the slot that does not hold the one that counts.
-    async fn prepare(&self, counts: u64, body: &AnchorBytes) -> Result<(), String> {
-        let bodies = self.room.read().await?;
-        if bodies.contains(&Some(*body)) {
-            // It was sent before. Written again it could tear, while the increment of before is still on its way.
-            return self.room.sync().await;
+    async fn prepare(&self, counts: u64, body: &AnchorBytes) -> Result<(), DeviceError> {
+        let slots = self.room.slots().await;
+        if let Some(slot) = slots.iter().position(|slot| *slot == Ok(Some(*body))) {
+            // It was sent before.
+            return self.room.keep(slot, body).await;
         }
-        let holds = |slot: usize| bodies[slot].is_some_and(|body| generation(Some(&body)) == counts);
-        self.room.write(if holds(0) { 1 } else { 0 }, body).await
+        let counts =
+            |slot: &Result<Option<AnchorBytes>, _>| matches!(slot, Ok(Some(body)) if generation(Some(body)) == counts);
+        // One that can't be read may hold it, too, unless the other does.
+        let free = |slot: &&Result<_, _>| slot.is_ok() && !counts(slot);
+        let slot = if counts(&slots[0]) || (slots[0].is_err() && slots.iter().any(|slot| free(&slot))) { 1 } else { 0 };
+        self.room.write(slot, body).await
     }
 }
 
@@ -123,7 +153,16 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
     async fn load(&self, volume: &[u8; 16]) -> Result<Held, String> {
         match self.counter.read(volume).await? {
             None => Ok(Held::Nothing),
-            Some(value) => Ok(held(value, self.room.read().await?)),
+            Some(mut value) => loop {
+                let held = held(value, self.room.read().await?);
+                // Somebody who counts on meanwhile writes over what was just asked for.
+                let is_bare = matches!(held, Held::Bare { .. });
+                match if is_bare { self.counter.read(volume).await? } else { Some(value) } {
+                    Some(now) if now == value => return Ok(held),
+                    Some(now) => value = now,
+                    None => return Ok(Held::Nothing),
+                }
+            },
         }
     }
 
@@ -138,7 +177,7 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
         }
         match self.prepare(expected, body).await {
             Ok(()) => self.counter.increment(volume, expected).await,
-            Err(why) => Replaced::Unknown(why),
+            Err(e) => Replaced::Failed(e),
         }
     }
 
@@ -147,10 +186,16 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
     }
 
     async fn forward(&self, volume: &[u8; 16], generation: u64) -> Replaced {
+        let slots = self.room.slots().await;
+        let prepared = slots.into_iter().enumerate().find_map(|(slot, body)| {
+            let body = body.ok().flatten()?;
+            (super::generation(Some(&body)) == generation).then_some((slot, body))
+        });
         // It was read, which does not make it durable.
-        match self.room.sync().await {
+        let Some((slot, body)) = prepared else { return Replaced::Unknown("it is not on the disk any more".into()) };
+        match self.room.keep(slot, &body).await {
             Ok(()) => self.counter.increment(volume, generation.saturating_sub(1)).await,
-            Err(why) => Replaced::Unknown(why),
+            Err(e) => Replaced::Failed(e),
         }
     }
 
@@ -161,16 +206,22 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
             Held::Nothing => self.counter.init(volume).await?,
             held => held.counted(),
         };
-        let mut last = "somebody else uses it".to_owned();
+        let behind = value.saturating_add(1);
+        let (mut last, mut is_again) = (String::new(), false);
         for _ in 0..TRIES {
             match self.counter.increment(volume, value).await {
-                Replaced::Done => return Ok(first_behind(value.saturating_add(1))),
+                Replaced::Done => return Ok(first_behind(behind)),
                 Replaced::Conflict => {}
-                Replaced::Unknown(why) => last = why,
+                Replaced::Unknown(why) => (last, is_again) = (why, true),
+                Replaced::Failed(e) => return Err(e.to_string()),
             }
             match self.counter.read(volume).await? {
                 Some(now) if now == value => {}
-                Some(now) => return Ok(first_behind(now)),
+                // Where nothing of ours can be under way it was somebody else, who prepares bodies for what comes now.
+                Some(now) if now == behind && is_again => return Ok(first_behind(behind)),
+                Some(_) => {
+                    return Err("somebody else increments the counter: nobody else may have the volume open".into());
+                }
                 None => return Err("the counter is gone".into()),
             }
         }
@@ -181,6 +232,12 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Errno, Geometry};
+    use std::{
+        future::{Ready, ready},
+        ops::Range,
+        time::Duration,
+    };
 
     fn body(generation: u64) -> AnchorBytes {
         let mut body = [generation as u8; ANCHOR_BODY_BYTES];
@@ -215,5 +272,115 @@ mod tests {
             assert_eq!(disk.run(room.read()), Ok([None, None]), "byte {at}");
             disk.tamper(|bytes| bytes[SLOTS[1].0 as usize + at] ^= 1);
         }
+    }
+
+    /// A disk with a slot that can't be read until it is written, and whose next writes or syncs fail though they are done.
+    struct Sick {
+        disk: crate::MemoryStorage,
+        unreadable: Cell<Option<ByteOffset>>,
+        fails: Cell<u32>,
+        writes: Cell<u32>,
+    }
+
+    impl Sick {
+        fn fate(&self) -> Result<(), Errno> {
+            let fails = self.fails.get();
+            self.fails.set(fails.saturating_sub(1));
+            if fails == 0 { Ok(()) } else { Err(Errno::EIO) }
+        }
+    }
+
+    impl Storage for &Sick {
+        type Transfer = Ready<(Result<(), Errno>, Buf)>;
+        type Command = Ready<Result<(), Errno>>;
+
+        fn geometry(&self, device: Device) -> Geometry {
+            self.disk.geometry(device)
+        }
+        fn read(&self, device: Device, at: ByteOffset, buf: Buf, part: Range<usize>) -> Self::Transfer {
+            match self.unreadable.get() {
+                Some(bad) if bad == at => ready((Err(Errno::EIO), buf)),
+                _ => self.disk.read(device, at, buf, part),
+            }
+        }
+        fn write(
+            &self,
+            device: Device,
+            at: ByteOffset,
+            buf: Buf,
+            part: Range<usize>,
+            how: Durability,
+        ) -> Self::Transfer {
+            self.writes.set(self.writes.get() + 1);
+            self.unreadable.set(self.unreadable.get().filter(|bad| *bad != at));
+            let (done, buf) = self.disk.write(device, at, buf, part, how).into_inner();
+            ready((done.and_then(|()| self.fate()), buf))
+        }
+        fn sync(&self, _: Device) -> Self::Command {
+            ready(self.fate())
+        }
+        fn discard(&self, device: Device, at: ByteOffset, bytes: u64) -> Self::Command {
+            self.disk.discard(device, at, bytes)
+        }
+        fn sleep(&self, time: Duration) -> Self::Command {
+            self.disk.sleep(time)
+        }
+    }
+
+    /// Counts, unless somebody else was faster.
+    struct Number(Cell<u64>, Cell<bool>);
+
+    impl Counter for Number {
+        async fn read(&self, _: &[u8; 16]) -> Result<Option<u64>, String> {
+            Ok(Some(self.0.get()))
+        }
+        async fn increment(&self, _: &[u8; 16], expected: u64) -> Replaced {
+            let is_passed = self.1.take();
+            self.0.set(self.0.get() + u64::from(is_passed));
+            let fits = self.0.get() == expected;
+            self.0.set(self.0.get() + u64::from(fits));
+            if fits { Replaced::Done } else { Replaced::Conflict }
+        }
+        async fn init(&self, _: &[u8; 16]) -> Result<u64, String> {
+            Err("it is there".into())
+        }
+    }
+
+    #[test]
+    fn a_slot_that_cant_be_read_is_written_and_a_write_that_failed_is_made_again() {
+        let disk = crate::MemoryStorage::new(vec![0; 512 << 10], 512);
+        let sick = Sick { disk, unreadable: Cell::new(None), fails: Cell::new(0), writes: Cell::new(0) };
+        let (room, number) = (BodyRoom::new(&sick), Number(Cell::new(6), Cell::new(false)));
+        let anchor = CounterAnchor { counter: &number, room: &room };
+        let run = |expected, of| sick.disk.run(anchor.replace(&[0; 16], expected, &body(of)));
+        assert_eq!(run(6, 7), Replaced::Done);
+        sick.unreadable.set(Some(SLOTS[1]));
+        assert_eq!(sick.disk.run(anchor.load(&[0; 16])), Ok(Held::Body(body(7))));
+        assert_eq!(run(7, 8), Replaced::Done);
+        assert_eq!(sick.disk.run(room.read()), Ok([Some(body(7)), Some(body(8))]));
+        // The one that can't be read does not count, but might.
+        sick.unreadable.set(Some(SLOTS[1]));
+        assert!(matches!(sick.disk.run(anchor.load(&[0; 16])), Ok(Held::Bare { value: 8, .. })));
+        assert_eq!(run(8, 9), Replaced::Done);
+        sick.unreadable.set(None);
+        assert_eq!(sick.disk.run(room.read()), Ok([Some(body(9)), Some(body(8))]));
+        // Done, and the disk says that it failed: that is all it will say.
+        sick.fails.set(1);
+        assert!(matches!(run(9, 10), Replaced::Failed(_)) && number.0.get() == 9);
+        let before = sick.writes.get();
+        assert_eq!(run(9, 10), Replaced::Done);
+        assert_eq!(sick.writes.get(), before + 1, "what was read back was believed");
+        assert_eq!(sick.disk.run(anchor.load(&[0; 16])), Ok(Held::Body(body(10))));
+    }
+
+    #[test]
+    fn a_beginning_beside_somebody_who_counts_is_none() {
+        let disk = crate::MemoryStorage::new(vec![0; 512 << 10], 512);
+        let (room, number) = (BodyRoom::new(disk), Number(Cell::new(6), Cell::new(true)));
+        let anchor = CounterAnchor { counter: &number, room: &room };
+        let held = Held::Bare { value: 6, older: None };
+        assert!(room.io.run(anchor.begin(&[0; 16], &held, 0)).unwrap_err().contains("somebody else"));
+        let held = Held::Bare { value: 7, older: None };
+        assert_eq!(room.io.run(anchor.begin(&[0; 16], &held, 0)), Ok(first_behind(8)));
     }
 }

@@ -79,6 +79,9 @@ pub enum AnchorError {
         /// When, in seconds since 1970.
         seconds: u64,
     },
+    /// The bodies of a counter can't be written to the metadata device.
+    #[error("the anchor's body can't be written: {0}")]
+    Device(DeviceError),
     /// The log has got as far as could be read, and its rest may have what the anchor says.
     #[error(
         "a record of the tag log can't be read, so nothing proves that this is the state that the anchor speaks of: {0}"

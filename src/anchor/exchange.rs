@@ -16,11 +16,14 @@ pub(super) fn whole(held: &Held, key: &AnchorKey, volume: &[u8; 16]) -> Result<A
     match held {
         Held::Nothing => Err(AnchorError::Absent),
         Held::Body(bytes) | Held::Prepared(bytes) => Ok(AnchorBody::verify(bytes, key, volume)?),
-        Held::Bare { value, older } => {
-            let older = older.and_then(|bytes| AnchorBody::verify(&bytes, key, volume).ok());
-            Err(AnchorError::bare(*value, older.as_ref()))
-        }
+        Held::Bare { value, .. } => Err(AnchorError::bare(*value, older(held, key, volume).as_ref())),
     }
+}
+
+/// The newest body that is there in the place of the one that a counter asks for.
+pub(super) fn older(held: &Held, key: &AnchorKey, volume: &[u8; 16]) -> Option<AnchorBody> {
+    let Held::Bare { older, .. } = held else { return None };
+    AnchorBody::verify(older.as_ref()?, key, volume).ok()
 }
 
 /// A change of what the anchor holds.
@@ -48,6 +51,7 @@ pub(super) async fn replace<A: Anchor>(anchor: &A, key: &AnchorKey, change: Chan
             Replaced::Done => return Ok(()),
             Replaced::Conflict => {}
             Replaced::Unknown(why) => (last, is_again) = (why, true),
+            Replaced::Failed(e) => return Err(AnchorError::Device(e)),
         }
         let there = load(anchor, volume).await?;
         if is_again && there == Held::Body(bytes) {
@@ -89,6 +93,7 @@ pub(super) async fn forward<A: Anchor>(anchor: &A, volume: &[u8; 16], prepared: 
             Replaced::Done => return Ok(()),
             Replaced::Conflict => {}
             Replaced::Unknown(why) => last = why,
+            Replaced::Failed(e) => return Err(AnchorError::Device(e)),
         }
         match load(anchor, volume).await? {
             // Whoever has counted it: it counts.

@@ -197,6 +197,8 @@ impl AnchorKeeper {
     fn heard(volume: &Volume, answer: &Result<(), AnchorError>) {
         match answer {
             Ok(()) | Err(AnchorError::Away(_)) => {}
+            // That may be all that is ever said of what the volume has lost there.
+            Err(AnchorError::Device(e)) => volume.log().latch(Latched::Device(*e)),
             Err(_) => volume.latch_for_anchor(AnchorLoss::Taken),
         }
     }

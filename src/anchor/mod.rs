@@ -27,6 +27,7 @@ pub use offline::MoveError;
 pub(crate) use offline::{move_to, show};
 pub(crate) use opening::Opening;
 
+use crate::DeviceError;
 use std::future::{Future, ready};
 
 /// The body of a volume, as an anchor holds it: signed, so that the anchor need not be believed what it says, only that it keeps it.
@@ -41,6 +42,9 @@ pub enum Replaced {
     Conflict,
     /// It can't be told: the body may be there, or may come yet. Why.
     Unknown(String),
+    /// Of a counter alone: the body could not be written to the metadata device, and nothing was counted. What else was written
+    /// there may be lost: it is not told again.
+    Failed(DeviceError),
 }
 
 /// What an anchor holds of a volume.

@@ -44,8 +44,11 @@ impl<'a, A: Anchor> Opening<'a, A> {
             // A counter that has counted for the volume: so would it here.
             (AnchorPurpose::Begin, Err(e)) if is_bare(&e) => return Err(e),
             // What is whole and somebody else's is not written over, whatever is accepted of our own.
-            (AnchorPurpose::Reset, Err(e)) if !may_be_reset(&e) => return Err(e),
-            (AnchorPurpose::Begin | AnchorPurpose::Reset, held) => held.ok(),
+            (AnchorPurpose::Reset, Err(e)) if !may_be_reset(&e, with.anchor) => return Err(e),
+            // How often there was a reset is known where an older body is.
+            (AnchorPurpose::Begin | AnchorPurpose::Reset, held) => {
+                held.ok().or_else(|| exchange::older(&found, key, &superblock.uuid))
+            }
         };
         let next = Beginning { expected: found.counted(), generation: 0 };
         Ok(Self { with, key: key.clone(), found, next, held, is_committed: false })
@@ -133,9 +136,11 @@ fn is_bare(e: &AnchorError) -> bool {
     matches!(e, AnchorError::Bare { .. })
 }
 
-/// Whether what an anchor says of a volume, which is this, is given up with a reset.
-fn may_be_reset(e: &AnchorError) -> bool {
-    is_bare(e) || matches!(e, AnchorError::Absent | AnchorError::Damaged)
+/// Whether what an anchor says of a volume, which is this, is given up with a reset. The bodies of a counter lie on the volume's own
+/// disk, whatever is in them.
+fn may_be_reset<A: Anchor>(e: &AnchorError, anchor: &A) -> bool {
+    let is_nobodys = anchor.is_counter() && !matches!(e, AnchorError::Away(_));
+    is_nobodys || is_bare(e) || matches!(e, AnchorError::Absent | AnchorError::Damaged)
 }
 
 /// A body that somebody goes by.

@@ -312,6 +312,7 @@ fn exit_of_anchor(e: &AnchorError) -> Exit {
         AnchorError::Away(_)
         | AnchorError::Absent
         | AnchorError::Unread(_)
+        | AnchorError::Device(_)
         | AnchorError::OtherVolume(_)
         | AnchorError::OtherKey
         | AnchorError::Unknown(_)
@@ -336,6 +337,7 @@ fn about_anchor(e: &AnchorError) -> &'static str {
         AnchorError::Older { .. } | AnchorError::Bare { .. } => {
             ": put back the newest disk; if this state is meant, `anchor reset --accept-rollback` takes it"
         }
+        AnchorError::Device(_) => "",
         AnchorError::Unread(_) => ": what can be read is exported with --without-anchor",
         AnchorError::Taken { .. } => ": nothing was served here",
     }

@@ -78,6 +78,8 @@ impl Opened {
             ..OpenOptions::new(access, open_id)
         };
         let offline = Offline::with(backings)?;
+        // Dropped before them: it may have one of the devices open.
+        let anchor = anchor;
         let owner = Owner::of(&offline.backings().data)?;
         let verified = offline.verify(key, &options)?;
         accept(&verified.info())?;
