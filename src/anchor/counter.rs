@@ -7,12 +7,10 @@
 //!
 //! Cut short in between, the body is *prepared*: it speaks for the volume, and is counted before another one is prepared.
 
-use super::{Anchor, AnchorBytes, Beginning, Held, Replaced, checksum, generation};
-use crate::{Buf, ByteOffset, Device, DeviceError, Durability, Storage, format::ANCHOR_BODY_BYTES};
+use super::{Anchor, AnchorBytes, Beginning, Held, Replaced, SLOT_BYTES, Slot, generation};
+use crate::{Buf, ByteOffset, Device, DeviceError, Durability, Storage};
 use std::{cell::Cell, future::Future};
 
-/// Bytes of a slot.
-const SLOT: usize = 4096;
 /// Where they lie on the metadata device, side by side.
 const SLOTS: [ByteOffset; 2] = [ByteOffset(256 << 10), ByteOffset(260 << 10)];
 /// How often an increment is asked for whose fate is not known, in one go.
@@ -36,7 +34,7 @@ pub struct BodyRoom<S> {
     io: S,
     /// Whether a write or a sync has failed: what is read may be in memory alone then.
     doubtful: Cell<bool>,
-    /// Memory for both slots, taken beforehand.
+    /// Memory for a slot, taken beforehand.
     buf: Cell<Option<Buf>>,
 }
 
@@ -51,20 +49,20 @@ pub struct CounterAnchor<'a, C, S> {
 impl<S: Storage> BodyRoom<S> {
     /// On this metadata device.
     pub fn new(io: S) -> Self {
-        Self { io, doubtful: Cell::new(false), buf: Cell::new(Some(Buf::new(SLOT))) }
+        Self { io, doubtful: Cell::new(false), buf: Cell::new(Some(Buf::new(SLOT_BYTES))) }
     }
 
     fn memory(&self) -> Buf {
-        self.buf.take().unwrap_or_else(|| Buf::new(SLOT))
+        self.buf.take().unwrap_or_else(|| Buf::new(SLOT_BYTES))
     }
 
     /// The body in a slot, if there is a whole one.
     async fn read_slot(&self, slot: usize) -> Result<Option<AnchorBytes>, DeviceError> {
         let at = SLOTS[slot];
-        let (read, buf) = self.io.read(Device::Meta, at, self.memory(), 0..SLOT).await;
-        let body = parse(&buf[..SLOT]);
+        let (read, buf) = self.io.read(Device::Meta, at, self.memory(), 0..SLOT_BYTES).await;
+        let body = Slot::parse(&buf[..SLOT_BYTES]).whole();
         self.buf.set(Some(buf));
-        read.map(|()| body).map_err(|errno| DeviceError::new("read", Device::Meta, at, SLOT, errno))
+        read.map(|()| body).map_err(|errno| DeviceError::new("read", Device::Meta, at, SLOT_BYTES, errno))
     }
 
     /// What is in both. A write that was cut short may leave one that can't be read until it is written.
@@ -83,13 +81,11 @@ impl<S: Storage> BodyRoom<S> {
     /// Durable when it has ended.
     async fn write(&self, slot: usize, body: &AnchorBytes) -> Result<(), DeviceError> {
         let (at, mut buf) = (SLOTS[slot], self.memory());
-        buf[..SLOT].fill(0);
-        buf[..ANCHOR_BODY_BYTES].copy_from_slice(body);
-        buf[ANCHOR_BODY_BYTES..][..32].copy_from_slice(&checksum(body));
-        let (written, buf) = self.io.write(Device::Meta, at, buf, 0..SLOT, Durability::Durable).await;
+        Slot::fill(&mut buf[..SLOT_BYTES], body);
+        let (written, buf) = self.io.write(Device::Meta, at, buf, 0..SLOT_BYTES, Durability::Durable).await;
         self.buf.set(Some(buf));
         self.doubtful.set(written.is_err());
-        written.map_err(|errno| DeviceError::new("write", Device::Meta, at, SLOT, errno))
+        written.map_err(|errno| DeviceError::new("write", Device::Meta, at, SLOT_BYTES, errno))
     }
 
     /// This body, which was read from the slot, is durable.
@@ -103,13 +99,6 @@ impl<S: Storage> BodyRoom<S> {
         self.doubtful.set(synced.is_err());
         synced.map_err(|errno| DeviceError::sync(Device::Meta, errno))
     }
-}
-
-/// The body in a slot, if it is whole.
-fn parse(slot: &[u8]) -> Option<AnchorBytes> {
-    let (body, rest) = slot.split_first_chunk()?;
-    let is_whole = rest[..32] == checksum(body) && rest[32..].iter().all(|byte| *byte == 0);
-    is_whole.then_some(*body)
 }
 
 /// What a counter of this value and such bodies say together.
@@ -232,7 +221,7 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Errno, Geometry};
+    use crate::{Errno, Geometry, anchor::ANCHOR_BODY_BYTES};
     use std::{
         future::{Ready, ready},
         ops::Range,
@@ -266,7 +255,7 @@ mod tests {
         assert_eq!(disk.run(room.read()), Ok([None, Some(body(5))]));
         let image = disk.image();
         assert!(image[..SLOTS[1].0 as usize].iter().all(|byte| *byte == 0), "it writes nowhere else");
-        assert!(image[SLOTS[1].0 as usize + SLOT..].iter().all(|byte| *byte == 0));
+        assert!(image[SLOTS[1].0 as usize + SLOT_BYTES..].iter().all(|byte| *byte == 0));
         for at in [0, 511, 512, 543, 544, 4095] {
             disk.tamper(|bytes| bytes[SLOTS[1].0 as usize + at] ^= 1);
             assert_eq!(disk.run(room.read()), Ok([None, None]), "byte {at}");

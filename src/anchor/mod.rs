@@ -18,6 +18,7 @@ mod keeper;
 mod moving;
 mod offline;
 mod opening;
+mod slot;
 
 pub use crate::format::ANCHOR_BODY_BYTES;
 pub use counter::{BodyRoom, Counter, CounterAnchor};
@@ -26,6 +27,7 @@ pub use keeper::{AnchorKeeper, AnchorStatus, KeepError, Ticked};
 pub use offline::MoveError;
 pub(crate) use offline::{move_to, show};
 pub(crate) use opening::Opening;
+pub use slot::{SLOT_BYTES, Slot};
 
 use crate::DeviceError;
 use std::future::{Future, ready};
@@ -185,10 +187,4 @@ pub struct AnchorUse<'a, A> {
 /// The generation that a body claims to have: what a store compares. 0 for none.
 pub fn generation(body: Option<&AnchorBytes>) -> u64 {
     body.map_or(0, crate::format::claimed_generation)
-}
-
-/// The SHA-256 of a body: for a place that keeps several, and has to know which of them is whole.
-pub fn checksum(body: &AnchorBytes) -> [u8; 32] {
-    use sha2::{Digest as _, Sha256};
-    Sha256::digest(body).into()
 }

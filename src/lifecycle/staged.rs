@@ -9,11 +9,11 @@
 //! The superblocks are read once: an attacker who holds the disk could answer a second read with
 //! other copies.
 
+mod anchored;
+
 use crate::{
     BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, Storage, Volume,
-    anchor::{
-        self, Anchor, AnchorError, AnchorKeeper, AnchorNote, AnchorStatus, AnchorUse, MoveError, NoAnchor, Opening,
-    },
+    anchor::{Anchor, AnchorError, NoAnchor, Opening},
     crypto::tagger::Tagger,
     format::{PAGE_BYTES, Superblock, uuid_text},
     info::{RecoveryReport, VolumeInfo},
@@ -147,34 +147,6 @@ impl VerifiedVolume {
         &self.newest.superblock.open_id
     }
 
-    /// Whether the superblock says that the volume has an anchor. Somebody who has the disk can put back one that does not: whether
-    /// there must be one is the caller's to know.
-    pub fn is_anchored(&self) -> bool {
-        self.newest.superblock.is_anchored()
-    }
-
-    /// The secret by which an anchor that is a counter knows that it is asked by who has the volume's key. It says nothing of
-    /// that key, and signs no body.
-    pub fn anchor_secret(&self) -> &[u8; 32] {
-        &self.newest.keys.anchor().secret
-    }
-
-    /// What an anchor holds of the volume.
-    pub async fn show_anchor<A: Anchor>(&self, anchor: &A) -> Result<AnchorStatus, AnchorError> {
-        let Superblock { uuid, .. } = self.newest.superblock;
-        anchor::show(anchor, self.newest.keys.anchor(), &uuid).await
-    }
-
-    /// Moves what an anchor holds of the volume to another. Nobody may have it open meanwhile.
-    pub async fn move_anchor<A: Anchor, B: Anchor>(
-        &self,
-        from_to: (&A, &B),
-        note: &AnchorNote,
-    ) -> Result<AnchorStatus, MoveError> {
-        let Superblock { uuid, .. } = self.newest.superblock;
-        anchor::move_to(from_to, self.newest.keys.anchor(), &uuid, note).await
-    }
-
     /// Recovers from the log and opens. A volume that has an anchor is refused, unless the options say otherwise.
     pub async fn open<S: Storage>(self, io: &S, options: &OpenOptions) -> Result<Volume, OpenError> {
         let passed = options.without_anchor && options.access == Access::ReadOnly;
@@ -182,24 +154,6 @@ impl VerifiedVolume {
             return Err(AnchorError::Needed.into());
         }
         self.open_with(io, options, &mut None::<Opening<'_, NoAnchor>>).await
-    }
-
-    /// The same with an anchor: what is older than it says is refused before anything is written, and nothing is served
-    /// before it says that this open is the newest. Who keeps it told while the volume is served; of one that is open
-    /// read-only there is nothing to tell.
-    pub async fn open_anchored<S: Storage, A: Anchor>(
-        self,
-        io: &S,
-        options: &OpenOptions,
-        anchor: AnchorUse<'_, A>,
-    ) -> Result<(Volume, AnchorKeeper), OpenError> {
-        let opening = Opening::begin(anchor, self.newest.keys.anchor(), &self.newest.superblock).await?;
-        let mut opening = Some(opening);
-        let volume = self.open_with(io, options, &mut opening).await?;
-        let keeper = opening.and_then(Opening::keeper).ok_or_else(|| {
-            OpenError::Options("nothing can be written to the volume, so its anchor was not written".into())
-        })?;
-        Ok((volume, keeper))
     }
 
     async fn open_with<S: Storage, A: Anchor>(

@@ -4,11 +4,8 @@
 //! many flushes share one, and who comes meanwhile joins the next. Who tells the anchor is the one to begin and end rounds,
 //! and waits for no flush.
 
-use super::{
-    Log,
-    state::{State, Waiting},
-};
-use crate::Latched;
+use super::{Log, state::Waiting};
+use crate::{Latched, sync::Ordering};
 use std::{
     future::poll_fn,
     task::{Poll, Waker},
@@ -17,12 +14,12 @@ use std::{
 impl Log {
     /// From now on flushes wait for the anchor.
     pub(crate) fn hold_flushes(&self) {
-        self.state.lock().anchor_rounds.get_or_insert_default();
+        self.holds_flushes.store(true, Ordering::SeqCst);
     }
 
-    /// Whether they do.
+    /// Whether they do: each flush of each volume asks.
     pub(crate) fn holds_flushes(&self) -> bool {
-        self.state.lock().anchor_rounds.is_some()
+        self.holds_flushes.load(Ordering::SeqCst)
     }
 
     /// Waits until the anchor covers all that was answered before.
@@ -34,7 +31,7 @@ impl Log {
     fn poll_covered(&self, request: usize, wanted: &mut Option<u64>, waker: &Waker) -> Poll<Result<(), Latched>> {
         let mut guard = self.state.lock();
         let s = &mut *guard;
-        let rounds = s.anchor_rounds.get_or_insert_default();
+        let rounds = &mut s.anchor_rounds;
         // What a round covers that has begun is known: this flush may speak of more.
         let wanted = *wanted.get_or_insert(rounds.started + 1);
         let answer = match s.latched {
@@ -56,18 +53,14 @@ impl Log {
 
     /// Whether a flush waits for a round that is not done.
     pub(crate) fn holds_a_flush(&self) -> bool {
-        Self::wants_round(&self.state.lock())
-    }
-
-    fn wants_round(s: &State) -> bool {
-        s.anchor_rounds.as_ref().is_some_and(|rounds| rounds.wanted > rounds.done)
+        self.state.lock().anchor_rounds.is_wanted()
     }
 
     /// Waits until [one does](Self::holds_a_flush), or the volume is latched: then none waits any more.
     pub(crate) async fn flush_held(&self, request: usize) {
         poll_fn(|cx| {
             let mut s = self.state.lock();
-            if s.latched.is_some() || Self::wants_round(&s) {
+            if s.latched.is_some() || s.anchor_rounds.is_wanted() {
                 s.waiters.remove(request);
                 return Poll::Ready(());
             }
@@ -79,18 +72,14 @@ impl Log {
 
     /// A round begins: it will cover all that was answered before. Its number.
     pub(crate) fn begin_round(&self) -> u64 {
-        let mut s = self.state.lock();
-        s.anchor_rounds.as_mut().map_or(0, |rounds| {
-            rounds.started += 1;
-            rounds.started
-        })
+        let rounds = &mut self.state.lock().anchor_rounds;
+        rounds.started += 1;
+        rounds.started
     }
 
     /// The anchor covers what it was to in that round, durable.
     pub(crate) fn end_round(&self, round: u64) {
-        if let Some(rounds) = self.state.lock().anchor_rounds.as_mut() {
-            rounds.done = round;
-        }
+        self.state.lock().anchor_rounds.done = round;
         self.wake_all(|_, why| matches!(why, Waiting::Anchored(wanted) if wanted <= round));
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     Buf, ByteOffset, Epoch, Latched, RecordNumber, Seq,
     crypto::keys::MacKey,
     format::{Link, RecordBuilder},
-    sync::Mutex,
+    sync::{AtomicBool, Mutex},
     wait_list::WaitList,
 };
 use std::{collections::VecDeque, ops::Range, task::Waker};
@@ -184,8 +184,7 @@ pub(super) struct State {
     pub(super) want_checkpoint: bool,
 
     pub(super) sync: SyncState,
-    /// Where flushes wait for the anchor.
-    pub(super) anchor_rounds: Option<AnchorRounds>,
+    pub(super) anchor_rounds: AnchorRounds,
     pub(super) latched: Option<Latched>,
     pub(super) records: u64,
     pub(super) record_bytes: u64,
@@ -223,6 +222,8 @@ impl State {
 /// The log of an open volume.
 pub(crate) struct Log {
     pub(super) config: LogConfig,
+    /// Whether flushes wait for the anchor.
+    pub(super) holds_flushes: AtomicBool,
     pub(super) state: Mutex<State>,
 }
 
@@ -257,12 +258,12 @@ impl Log {
             checkpointer: None,
             want_checkpoint: false,
             sync: SyncState::new(n),
-            anchor_rounds: None,
+            anchor_rounds: AnchorRounds::default(),
             latched: None,
             records: 0,
             record_bytes: 0,
         };
-        Self { config, state: Mutex::new(state) }
+        Self { config, holds_flushes: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
     /// The memory of a log with records of at most `max_record` bytes.

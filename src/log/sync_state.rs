@@ -174,3 +174,10 @@ pub(super) struct AnchorRounds {
     /// The last one that a flush waits for.
     pub(super) wanted: u64,
 }
+
+impl AnchorRounds {
+    /// Whether a flush waits for one that is not done.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted > self.done
+    }
+}

@@ -229,9 +229,11 @@ impl Offline {
     /// Tells an anchor what it has to know of the volume, before it is asked anything.
     pub fn introduce(&self, verified: &VerifiedVolume, anchor: &AnyAnchor) -> Outcome {
         let AnyAnchor::Agent(agent) = anchor else { return Ok(()) };
-        let device = MetaDevice::of(self.backings()).doing("can't open the metadata device once more")?;
-        let told = agent.introduce(verified.uuid(), verified.anchor_secret(), device);
-        told.map_err(|why| AnchorError::Away(why).into())
+        if agent.keeps_counters(verified.uuid()).map_err(AnchorError::Away)? {
+            let device = MetaDevice::of(self.backings()).doing("can't open the metadata device once more")?;
+            agent.introduce(verified.anchor_secret(), device);
+        }
+        Ok(())
     }
 
     /// Recovers and opens.

@@ -77,13 +77,17 @@ impl AgentAnchor {
         answer.map_err(|why| format!("{}: {why}", self.path.display()))
     }
 
-    /// Tells what it has to know where the agent keeps counters: the volume's secret for them, and where the bodies are. What was told
-    /// before stays. The error: what the agent keeps can't be had.
-    pub fn introduce(&self, volume: &[u8; 16], secret: &[u8; 32], device: MetaDevice) -> Result<(), NoAnswer> {
+    /// Whether it keeps counters. The error: what it keeps can't be had.
+    pub fn keeps_counters(&self, volume: &[u8; 16]) -> Result<bool, NoAnswer> {
+        Ok(self.shape(volume)? == Shape::Counter)
+    }
+
+    /// Tells one that keeps counters what it has to know: the volume's secret for them, and where the bodies are. What was told
+    /// before stays.
+    pub fn introduce(&self, secret: &[u8; 32], device: MetaDevice) {
         self.own.get_or_init(|| Own { secret: Zeroizing::new(*secret), room: BodyRoom::new(device) });
-        // One that was made before does not know us.
+        // A connection that was made before does not know us.
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.shape(volume).map(drop)
     }
 
     /// What the agent keeps.
@@ -259,9 +263,11 @@ impl Anchor for AgentAnchor {
     }
 
     async fn forward(&self, volume: &[u8; 16], generation: u64) -> Replaced {
+        if !self.is_counter() {
+            return Replaced::Done;
+        }
         match self.counted() {
-            Ok(counted) if self.is_counter() => counted.forward(volume, generation).await,
-            Ok(_) => Replaced::Done,
+            Ok(counted) => counted.forward(volume, generation).await,
             Err(why) => Replaced::Unknown(why),
         }
     }
@@ -415,7 +421,7 @@ mod tests {
         ]);
         assert_eq!(anchor.answers(&VOLUME), Ok(()));
         assert!(anchor.is_counter());
-        anchor.introduce(&VOLUME, &[0xab; 32], MetaDevice::of(&backings).unwrap()).unwrap();
+        anchor.introduce(&[0xab; 32], MetaDevice::of(&backings).unwrap());
         assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Nothing));
         let beginning = asked(anchor.begin(&VOLUME, &Held::Nothing, 100));
         assert_eq!(beginning, Ok(Beginning { expected: 8, generation: 9 }), "whatever its first value is");

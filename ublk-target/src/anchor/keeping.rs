@@ -237,13 +237,15 @@ impl Thread {
     fn lose(&self, e: &KeepError) {
         match e {
             KeepError::Anchor(AnchorError::Away(_)) => return,
-            KeepError::Anchor(_) => {
-                self.volume.latched().into_iter().for_each(|why| self.log.tell(Event::Latched(why)));
-            }
+            KeepError::Anchor(_) => self.tell_latched(),
             // Whoever has latched it has told.
             KeepError::Latched(_) => {}
         }
         self.lost(e.to_string());
+    }
+
+    fn tell_latched(&self) {
+        self.volume.latched().into_iter().for_each(|why| self.log.tell(Event::Latched(why)));
     }
 
     fn lost(&self, why: String) {
@@ -270,7 +272,7 @@ impl Thread {
         if is_over && lost == Lost::Readonly {
             self.volume.latch_for_anchor(AnchorLoss::Away);
             self.lost(why);
-            self.volume.latched().into_iter().for_each(|why| self.log.tell(Event::Latched(why)));
+            self.tell_latched();
             return false;
         }
         if (is_over || passed >= every * 3) && !std::mem::replace(&mut self.is_warned, true) {

@@ -13,28 +13,17 @@ use std::{
 };
 use ublk_integrity::{
     Buf,
-    anchor::{ANCHOR_BODY_BYTES, AnchorBytes, Replaced, checksum, generation},
+    anchor::{AnchorBytes, Replaced, SLOT_BYTES, Slot, generation},
 };
 
-/// Bytes of a slot: what a disk writes at once, or more.
-const SLOT: usize = 4096;
 /// Bytes of the file.
-const BYTES: u64 = 2 * SLOT as u64;
+const BYTES: u64 = 2 * SLOT_BYTES as u64;
 
 /// An open anchor file.
 pub(super) struct SlotFile {
     file: File,
     /// Generation of a body whose write has failed. It may be read back from memory, and not be on the disk.
     doubtful: Option<u64>,
-}
-
-/// A slot as it was read.
-enum Slot {
-    /// Nothing was ever written.
-    Empty,
-    Whole(AnchorBytes),
-    /// A write was cut short, or it has rotted.
-    Damaged(AnchorBytes),
 }
 
 /// What the file holds, in which slot, and where the next body goes.
@@ -67,7 +56,7 @@ impl SlotFile {
         let what = format!("can't make {}", path.display());
         // What somebody else has made meanwhile stays. Without O_DIRECT: some refuse that once they have made the file.
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing(&what)?;
-        let filled = made.write_all_at(&[0; 2 * SLOT], 0).and_then(|()| made.sync_all());
+        let filled = made.write_all_at(&[0; 2 * SLOT_BYTES], 0).and_then(|()| made.sync_all());
         // Its name, too.
         let named = filled.and_then(|()| File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all());
         named.doing(&what).and_then(|()| Self::open(path)).inspect_err(|_| drop(std::fs::remove_file(path)))
@@ -111,11 +100,10 @@ impl SlotFile {
     }
 
     fn read(&self) -> io::Result<Current> {
-        let mut buf = Buf::new(2 * SLOT);
+        let mut buf = Buf::new(2 * SLOT_BYTES);
         self.file.read_exact_at(&mut buf, 0)?;
-        let slots = [&buf[..SLOT], &buf[SLOT..]].map(Slot::parse);
-        let of = |slot: &Slot| if let Slot::Whole(body) = slot { Some(*body) } else { None };
-        let newest = (0..2).filter_map(|i| Some((i, of(&slots[i])?))).max_by_key(|(_, body)| generation(Some(body)));
+        let slots = [&buf[..SLOT_BYTES], &buf[SLOT_BYTES..]].map(Slot::parse);
+        let newest = (0..2).filter_map(|i| Some((i, slots[i].whole()?))).max_by_key(|(_, body)| generation(Some(body)));
         if let Some((at, body)) = newest {
             return Ok(Current { body: Some(body), is_whole: true, next: 1 - at });
         }
@@ -126,10 +114,9 @@ impl SlotFile {
 
     /// From memory that is aligned as O_DIRECT wants it.
     fn write(&self, body: &AnchorBytes, slot: usize) -> io::Result<()> {
-        let mut buf = Buf::new(SLOT);
-        buf[..ANCHOR_BODY_BYTES].copy_from_slice(body);
-        buf[ANCHOR_BODY_BYTES..ANCHOR_BODY_BYTES + 32].copy_from_slice(&checksum(body));
-        self.file.write_all_at(&buf, (slot * SLOT) as u64)
+        let mut buf = Buf::new(SLOT_BYTES);
+        Slot::fill(&mut buf, body);
+        self.file.write_all_at(&buf, (slot * SLOT_BYTES) as u64)
     }
 
     /// Does something while nobody else reads or writes the file, on whichever host.
@@ -162,19 +149,6 @@ fn in_time(until: Instant) -> io::Result<()> {
     if Instant::now() < until { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
-impl Slot {
-    fn parse(bytes: &[u8]) -> Self {
-        let body: AnchorBytes = bytes[..ANCHOR_BODY_BYTES].try_into().expect("a slot is larger");
-        let (sum, rest) = bytes[ANCHOR_BODY_BYTES..].split_at(32);
-        let zeros = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
-        match () {
-            () if zeros(bytes) => Self::Empty,
-            () if sum == checksum(&body) && zeros(rest) => Self::Whole(body),
-            () => Self::Damaged(body),
-        }
-    }
-}
-
 /// Each write is durable when it returns, and what is read comes from the disk, where the file system can.
 fn open(path: &Path) -> io::Result<File> {
     let with = |direct| {
@@ -190,6 +164,7 @@ fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ublk_integrity::anchor::ANCHOR_BODY_BYTES;
 
     fn body(generation: u64, fill: u8) -> AnchorBytes {
         let mut body = [fill; ANCHOR_BODY_BYTES];

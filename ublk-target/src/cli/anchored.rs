@@ -72,7 +72,7 @@ impl AnchorArgs {
     pub fn open(&self, devices: &DeviceArgs) -> Outcome<Option<AnyAnchor>> {
         let Some(place) = &self.anchor else { return Ok(None) };
         // Whoever reads it in earnest says what is wrong with it.
-        let volume = peek::look(devices.meta_path());
+        let volume = if place.file().is_none() { peek::look(devices.meta_path()) } else { None };
         let anchor = place.open((Duration::from_secs(self.anchor_wait), self.timeout()), volume.as_ref())?;
         self.refuse_same_disk(place, devices)?;
         Ok(Some(anchor))
@@ -128,10 +128,9 @@ impl AnchorArgs {
     pub fn instead_of(&self, before: Option<AnchorSettings>) -> Option<AnchorSettings> {
         let named = self.settings(&KeepArgs::default());
         match (named, before) {
-            (
-                Some(named),
-                Some(AnchorSettings { every_milliseconds, holds_flushes, grace_seconds, lost, wear_ok, .. }),
-            ) => Some(AnchorSettings { every_milliseconds, holds_flushes, grace_seconds, lost, wear_ok, ..named }),
+            (Some(AnchorSettings { place, wait_seconds, timeout_seconds, same_disk, .. }), Some(before)) => {
+                Some(AnchorSettings { place, wait_seconds, timeout_seconds, same_disk, ..before })
+            }
             (named, before) => named.or(before),
         }
     }

@@ -79,9 +79,9 @@ pub fn add(args: &add::Args) -> Outcome {
         None => add::run(args),
         Some(state) if state.is_alive() => Err(there_already(&state)),
         Some(state) => {
+            args.keep.refuse_contradiction()?;
             let mut start = recover::start(state.id, Some(args.key.source()?), args.decide_unreadable)?;
             start.settings.anchor = args.anchor.instead_of(start.settings.anchor.take());
-            args.keep.refuse_contradiction()?;
             if args.keep.anchor_mode.holds_flushes && !start.settings.anchor.as_ref().is_some_and(|of| of.holds_flushes)
             {
                 let message = format!(

@@ -166,7 +166,8 @@ impl Grown {
     fn line(&self) -> Output {
         let Self { path, size_before, size, waited_seconds } = self;
         let mut out = Output::new();
-        let waited = waited_seconds.map_or_else(String::new, |seconds| format!(", requests waited {seconds:.2} s"));
+        let waited = waited_seconds
+            .map_or_else(String::new, |seconds| format!(", {}", upgrade::in_words(Duration::from_secs_f64(seconds))));
         out.line(match size == size_before {
             true => format!("{path}: {} ({size} bytes) as before", Size(*size)),
             false => format!("{path}: {} → {} ({size} bytes){waited}", Size(*size_before), Size(*size)),

@@ -22,6 +22,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+pub(super) use take_over::in_words;
 use take_over::take_over;
 
 /// Have another program serve a device in use: requests wait a moment, nothing is unmounted

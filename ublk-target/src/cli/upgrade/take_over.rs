@@ -40,7 +40,7 @@ impl TakenOver {
 }
 
 /// How long requests waited.
-fn in_words(waited: Duration) -> String {
+pub(in crate::cli) fn in_words(waited: Duration) -> String {
     format!("requests waited {:.2} s", waited.as_secs_f64())
 }
 

@@ -1,0 +1,55 @@
+//! What a verified volume has to do with its anchor.
+
+use super::VerifiedVolume;
+use crate::{
+    Storage, Volume,
+    anchor::{self, Anchor, AnchorError, AnchorKeeper, AnchorNote, AnchorStatus, AnchorUse, MoveError, Opening},
+    lifecycle::open_error::OpenError,
+    options::OpenOptions,
+};
+
+impl VerifiedVolume {
+    /// Whether the superblock says that the volume has an anchor. Somebody who has the disk can put back one that does not: whether
+    /// there must be one is the caller's to know.
+    pub fn is_anchored(&self) -> bool {
+        self.newest.superblock.is_anchored()
+    }
+
+    /// The secret by which an anchor that is a counter knows that it is asked by who has the volume's key. It says nothing of
+    /// that key, and signs no body.
+    pub fn anchor_secret(&self) -> &[u8; 32] {
+        &self.newest.keys.anchor().secret
+    }
+
+    /// What an anchor holds of the volume.
+    pub async fn show_anchor<A: Anchor>(&self, anchor: &A) -> Result<AnchorStatus, AnchorError> {
+        anchor::show(anchor, self.newest.keys.anchor(), self.uuid()).await
+    }
+
+    /// Moves what an anchor holds of the volume to another. Nobody may have it open meanwhile.
+    pub async fn move_anchor<A: Anchor, B: Anchor>(
+        &self,
+        from_to: (&A, &B),
+        note: &AnchorNote,
+    ) -> Result<AnchorStatus, MoveError> {
+        anchor::move_to(from_to, self.newest.keys.anchor(), self.uuid(), note).await
+    }
+
+    /// [Opens](Self::open) with an anchor: what is older than it says is refused before anything is written, and nothing is served
+    /// before it says that this open is the newest. Who keeps it told while the volume is served; of one that is open
+    /// read-only there is nothing to tell.
+    pub async fn open_anchored<S: Storage, A: Anchor>(
+        self,
+        io: &S,
+        options: &OpenOptions,
+        anchor: AnchorUse<'_, A>,
+    ) -> Result<(Volume, AnchorKeeper), OpenError> {
+        let opening = Opening::begin(anchor, self.newest.keys.anchor(), &self.newest.superblock).await?;
+        let mut opening = Some(opening);
+        let volume = self.open_with(io, options, &mut opening).await?;
+        let keeper = opening.and_then(Opening::keeper).ok_or_else(|| {
+            OpenError::Options("nothing can be written to the volume, so its anchor was not written".into())
+        })?;
+        Ok((volume, keeper))
+    }
+}
