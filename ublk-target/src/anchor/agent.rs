@@ -2,11 +2,11 @@
 //!
 //! Of an agent that keeps counters the bodies lie on the metadata device.
 
-use super::meta_device::MetaDevice;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use super::{
+    lines::{Lines, NoAnswer},
+    meta_device::MetaDevice,
+};
 use std::{
-    io::{self, ErrorKind, Read, Write},
-    os::{fd::AsRawFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
@@ -16,9 +16,6 @@ use ublk_integrity::{
     hex, read_hex,
 };
 use zeroize::Zeroizing;
-
-/// The longest line, with its end.
-const LINE: usize = 2048;
 
 /// An anchor that an agent keeps.
 pub struct AgentAnchor {
@@ -49,13 +46,10 @@ struct Own {
 
 /// A connection that has said hello for a volume.
 struct Connection {
-    stream: UnixStream,
+    lines: Lines,
     volume: [u8; 16],
     shape: Shape,
 }
-
-/// Why there is no answer. Behind a request that changes something that means that the outcome is not known.
-type NoAnswer = String;
 
 impl AgentAnchor {
     /// At this socket; nothing is connected yet.
@@ -68,9 +62,9 @@ impl AgentAnchor {
     fn ask(&self, volume: &[u8; 16], request: &str) -> Result<String, NoAnswer> {
         let deadline = Instant::now() + self.timeout;
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = connection.take().filter(|kept| kept.volume == *volume && kept.is_quiet());
+        let kept = connection.take().filter(|kept| kept.volume == *volume && kept.lines.is_quiet());
         let answer = kept.map_or_else(|| self.connect(volume, deadline), Ok).and_then(|mut made| {
-            let answer = made.exchange(request, deadline)?;
+            let answer = made.lines.exchange(request, deadline)?;
             *connection = Some(made);
             Ok(answer)
         });
@@ -119,22 +113,12 @@ impl AgentAnchor {
 
     /// Whether anybody listens.
     pub fn is_there(&self) -> Result<(), NoAnswer> {
-        self.reach().map(drop).map_err(|why| self.odd(&why))
-    }
-
-    /// A connection. An agent that stands still lets some wait, then no more: that is told at once.
-    fn reach(&self) -> Result<UnixStream, NoAnswer> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let made = socket(AddressFamily::Unix, SockType::Stream, flags, None);
-        let reached = made.and_then(|made| connect(made.as_raw_fd(), &UnixAddr::new(&self.path)?).map(|()| made));
-        let stream = UnixStream::from(reached.map_err(|e| e.desc().to_owned())?);
-        stream.set_nonblocking(false).map_err(|e| crate::failure::plain(&e))?;
-        Ok(stream)
+        Lines::to(&self.path).map(drop).map_err(|why| self.odd(&why))
     }
 
     fn connect(&self, volume: &[u8; 16], deadline: Instant) -> Result<Connection, NoAnswer> {
-        let mut made = Connection { stream: self.reach()?, volume: *volume, shape: Shape::Store };
-        let answer = made.exchange(&format!("hello 1 {}", uuid::Uuid::from_bytes(*volume)), deadline)?;
+        let mut made = Connection { lines: Lines::to(&self.path)?, volume: *volume, shape: Shape::Store };
+        let answer = made.lines.exchange(&format!("hello 1 {}", uuid::Uuid::from_bytes(*volume)), deadline)?;
         let mut words = answer.split(' ');
         made.shape = match (words.next(), words.next()) {
             (Some("ok"), Some("store")) => Shape::Store,
@@ -148,55 +132,12 @@ impl AgentAnchor {
         // Before the volume's key is known nothing is asked but what it keeps.
         if let Some(own) = self.own.get().filter(|_| words.any(|word| word == "auth")) {
             let request = Zeroizing::new(format!("auth {}", *Zeroizing::new(hex(&*own.secret))));
-            match made.exchange(&request, deadline)?.as_str() {
+            match made.lines.exchange(&request, deadline)?.as_str() {
                 "ok" => {}
                 other => return Err(other.to_owned()),
             }
         }
         Ok(made)
-    }
-}
-
-impl Connection {
-    /// What an agent has sent that ended meanwhile, or unasked, is no answer.
-    fn is_quiet(&self) -> bool {
-        let looked = self.stream.set_nonblocking(true).and_then(|()| (&self.stream).read(&mut [0]));
-        let quiet = matches!(looked, Err(e) if e.kind() == ErrorKind::WouldBlock);
-        quiet && self.stream.set_nonblocking(false).is_ok()
-    }
-
-    fn exchange(&mut self, request: &str, deadline: Instant) -> Result<String, NoAnswer> {
-        let late = |e: io::Error| match e.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => "no answer in time".into(),
-            _ => crate::failure::plain(&e),
-        };
-        let left = || {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() { Err("no answer in time".to_owned()) } else { Ok(Some(left)) }
-        };
-        self.stream.set_write_timeout(left()?).map_err(late)?;
-        self.stream.write_all(format!("{request}\n").as_bytes()).map_err(late)?;
-        let mut line = Vec::with_capacity(LINE);
-        loop {
-            self.stream.set_read_timeout(left()?).map_err(late)?;
-            let mut bytes = [0; LINE];
-            let room = bytes.len() - line.len();
-            match self.stream.read(&mut bytes[..room]) {
-                Ok(0) => return Err("the agent has closed the connection".into()),
-                Ok(count) => line.extend_from_slice(&bytes[..count]),
-                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(e) => return Err(late(e)),
-            }
-            match line.iter().position(|byte| *byte == b'\n') {
-                Some(end) if end + 1 == line.len() => {
-                    line.pop();
-                    return String::from_utf8(line).map_err(|_| "its answer is no text".into());
-                }
-                Some(_) => return Err("it answers more than was asked".into()),
-                None if line.len() == LINE => return Err("its answer is too long".into()),
-                None => {}
-            }
-        }
     }
 }
 
@@ -315,7 +256,7 @@ mod tests {
         device::{Backings, Use},
     };
     use std::{
-        io::{BufRead, BufReader},
+        io::{BufRead, BufReader, Write},
         os::unix::net::UnixListener,
         thread,
     };

@@ -9,6 +9,7 @@ mod agent;
 mod any;
 mod file;
 mod keeping;
+mod lines;
 mod meta_device;
 mod place;
 mod report;
