@@ -86,8 +86,7 @@ pub trait BlockTarget: Send + Sync {
     /// Makes every write durable that was answered before.
     fn flush<S: Io>(&self, io: &S, context: &mut Self::Context) -> impl Future<Output = Result<(), WriteError>>;
 
-    /// Admits a write to the write-back cache, if its range is free: it may be answered once its
-    /// bytes are kept; one that is to be durable, once it is [safe](Self::wait_safe). Until it is
+    /// Admits a write to the write-back cache, in line for its range: it may be answered once its bytes are kept; one that is to be durable, once it is [safe](Self::wait_safe). Until it is
     /// written back, reads of the range wait for it, or are served from
     /// [what is kept](Self::read_kept). Flushes wait until it is safe.
     /// `None`: it is to be [written](Self::write) first.
@@ -98,8 +97,8 @@ pub trait BlockTarget: Send + Sync {
         durability: Durability,
     ) -> Option<Self::Admitted<'t>>;
     /// Writes an admitted write back, from the front of `buf`, with the context that it was
-    /// admitted with. Once it is safe, and before any later write of its blocks is, `clear` clears
-    /// the bytes that were kept. The write may wait for others before it ends.
+    /// admitted with. Once it is safe, or a later one is to be written in its place, and before any later write of its blocks is
+    /// safe, `clear` clears the bytes that were kept. The write may wait for others before it ends.
     fn write_back<'t, S: Io>(
         &'t self,
         io: &S,
@@ -116,9 +115,10 @@ pub trait BlockTarget: Send + Sync {
     fn end_write_back(&self, thread: usize);
 }
 
-/// A write whose range is held, and which may be answered before it is written. Dropped before it
+/// A write whose range is held or in line, and which may be answered before it is written. Dropped before it
 /// is [written back](BlockTarget::write_back), it makes its target read-only: its bytes may have
-/// been promised.
+/// been promised. Those that are kept when the process dies are to be written in the order of their
+/// [numbers](WriteBackId::number).
 pub trait AdmittedWrite {
     /// What it is to write.
     fn range(&self) -> BlockRange;
@@ -127,8 +127,8 @@ pub trait AdmittedWrite {
     fn first_not_durable(&self) -> RecordNumber;
     /// By this it can be waited for until it is safe.
     fn id(&self) -> WriteBackId;
-    /// Says where the caller keeps its bytes, unchanged until the write back has ended.
-    fn kept_at(&self, at: u64) {
+    /// Says where the caller keeps its bytes, unchanged until the write back has ended. They must be there already.
+    fn kept_at(&mut self, at: u64) {
         let _ = at;
     }
     /// Releases the range: the write has not been answered.
@@ -228,7 +228,7 @@ impl AdmittedWrite for Admitted<'_> {
     fn id(&self) -> WriteBackId {
         self.id()
     }
-    fn kept_at(&self, at: u64) {
+    fn kept_at(&mut self, at: u64) {
         self.kept_at(at);
     }
     fn withdraw(self) {

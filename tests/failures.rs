@@ -271,18 +271,20 @@ fn a_log_that_fails_leaves_no_old_block_where_a_write_was_answered() {
 }
 
 #[test]
-fn only_a_write_that_nobody_is_in_the_way_of_is_answered() {
+fn a_write_that_was_answered_and_is_dropped_makes_the_volume_read_only() {
     let mut lab = Lab::new(&format_options(512), &options());
     let range = |first, count| BlockRange::new(BlockIndex(first), count);
-    let contexts = [(); 3].map(|()| lab.volume.context(0));
+    let contexts = [(); 4].map(|()| lab.volume.context(0));
     // Its bytes did not come: it has not been answered, and is nobody's.
     lab.volume.admit(&contexts[0], range(5, 2), SOON).unwrap().withdraw();
     assert!(lab.volume.latched().is_none() && lab.try_flush().is_ok());
     lab.write(5, 2, 1);
     let one = lab.volume.admit(&contexts[0], range(5, 2), SOON).unwrap();
-    assert!(lab.volume.admit(&contexts[1], range(6, 1), SOON).is_none(), "its range is held");
-    let other = lab.volume.admit(&contexts[1], range(7, 1), SOON).expect("the attempt has left nothing behind");
-    assert!(lab.volume.admit(&contexts[2], range(lab.volume.blocks(), 1), SOON).is_none(), "outside");
+    let other = lab.volume.admit(&contexts[1], range(7, 1), SOON).expect("nobody holds its range");
+    let behind = lab.volume.admit(&contexts[2], range(6, 1), SOON).expect("it is in line behind one that was answered");
+    assert!(one.id().number < behind.id().number);
+    behind.withdraw();
+    assert!(lab.volume.admit(&contexts[3], range(lab.volume.blocks(), 1), SOON).is_none(), "outside");
     assert_eq!((one.range(), other.range()), (range(5, 2), range(7, 1)));
     // Dropped, nobody would ever write them.
     drop(one);

@@ -2,7 +2,8 @@
 """Random model of the orders of writes (docs/crash-safety.md), with crashes between any two steps.
 
 In it: one ring log with group commit, two records under way, torn records, and a finite size; writes of 1 to 3 blocks, plain,
-admitted (answered early, held, kept for whoever comes after a kill) and FUA; records that carry the blocks of small writes;
+admitted (answered early, also behind others in line, held, not written where a later one covers them, kept in
+order for whoever comes after a kill) and FUA; records that carry the blocks of small writes;
 parked writes, which later ones pass, their turns, and those that are superseded; writes that fail, before and after their
 answer; flushes with and without a sync; flush entries that find no room, and lists cut short; runs of zeros; checkpoints (two
 slots a page, two superblock copies that can tear, epochs, drain); pages that are touched, which are written anew as they are; blocks that rot,
@@ -18,7 +19,7 @@ Oracle:
   it. None may read as something older than what is recorded.
 - What is recorded in a record that was durable when a later one was sealed is *firm*: it may not read as something older
   where any one record has rotted.
-- A kill without a power cut loses nothing that was answered and is not kept. A read returns what was answered last.
+- A kill without a power cut loses nothing that was answered: what is not kept is there, and nothing that is kept is older. A read returns what was answered last.
 - A volume never shrinks, and opens whatever size its data device says after a crash.
 - Nothing ever deadlocks. Nothing is left that flushes had to say, and the last record that carries blocks is followed by one.
 
@@ -29,7 +30,7 @@ import random
 import sys
 
 from protocol.disk import BLOCKS, Disk, User, Wrong
-from protocol.faults import BUGS, COUNTS, FAIL, count, plant
+from protocol.faults import BUGS, COUNTS, FAIL, bug, count, plant
 from protocol.recovery import look, newest, recover
 from protocol.volume import Lock, Volume
 
@@ -107,6 +108,9 @@ class Run:
         for b in set(range(BLOCKS)).difference(u.torn, d.damaged, *x.n.kept.values()):
             if u.index(b, got[b]) < u.acked[b]:
                 raise Wrong(f"a kill lost what was answered on block {b}: {got[b]}, answered was {u.acked[b]} of {u.issued[b]}")
+        for b, v in {b: v for v, blocks in x.n.kept.items() for b in sorted(blocks)}.items():   # what is replayed last
+            if u.index(b, v) < u.acked[b]:
+                raise Wrong(f"what is kept of block {b} is older than what was answered: {v}, {u.acked[b]} of {u.issued[b]}")
 
     def live(x):
         n, r = x.n, x.r
@@ -167,11 +171,12 @@ class Run:
             u.acked[b] = u.floor[b] = u.recorded[b] = u.firm[b] = len(u.issued[b]) - 1
         x.n = n = Volume(d, u, sb, top)
         replays = [(Lock(blocks), u.issue("w", blocks)) for blocks in kept.values()]
-        r.shuffle(replays)                          # still kept, in any order: they don't overlap
-        for mine, v in replays:
+        if bug("kept_unordered"):
+            r.shuffle(replays)
+        for mine, v in replays:                     # still kept
             n.admit(mine, v)
             n.locks.append(mine)
-            x.spawn(n.log_and_place(mine, v, False, False, False))
+            x.spawn(n.replay(mine, v))
 
     def recover(x, steps):
         task = recover(x.d, x.u)

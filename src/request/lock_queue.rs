@@ -48,6 +48,7 @@ pub(crate) enum AdmittedBefore {
 }
 
 /// A request in the queue of a shard.
+#[derive(Clone, Copy)]
 pub(super) struct LockRequest {
     pub(super) request: usize,
     pub(super) range: BlockRange,
@@ -60,6 +61,10 @@ pub(super) struct LockRequest {
 }
 
 impl LockRequest {
+    pub(super) fn new(request: usize, range: BlockRange, mode: Mode, admission: Admission) -> Self {
+        Self { request, range, mode, admission, granted: false, parked: false }
+    }
+
     /// Whether it writes what the caller keeps.
     pub(super) fn is_kept(&self) -> bool {
         matches!(self.admission, Admission::Kept { .. })
@@ -100,6 +105,11 @@ impl LockQueue {
             }
             Some(_) => AdmittedBefore::Some,
         }
+    }
+
+    /// The newest lock of any of these blocks before that of `request`.
+    pub(super) fn newest_before(&self, request: usize, range: BlockRange) -> Option<&LockRequest> {
+        self.requests[..self.position(request)].iter().rev().find(|lock| lock.range.overlaps(range))
     }
 
     /// Whether the lock at `i` must wait.

@@ -47,11 +47,16 @@ impl Holder<'_, '_> {
         }
     }
 
-    /// Whether a record is to carry so many bytes of it. An admitted write waits for a flush here.
-    async fn is_to_be_carried(&mut self, bytes: usize) -> bool {
+    /// Whether a record is to carry so many bytes of it, which are `whole` or a part. An admitted write waits for a flush here.
+    /// `None`: it is not to be written, for a later one has taken its place.
+    async fn go_on(&mut self, bytes: usize, whole: bool) -> Option<bool> {
         match self {
-            Self::Request(_) => false,
-            Self::Admitted(WriteBack { admitted, .. }) => admitted.hold(bytes).await,
+            Self::Request(_) => Some(false),
+            Self::Admitted(WriteBack { admitted, .. }) => {
+                // A record carries the whole of a write, or nothing of it.
+                let carry = whole && admitted.hold(bytes).await;
+                admitted.begin().then_some(carry)
+            }
         }
     }
 }
@@ -97,8 +102,8 @@ impl Writer<'_> {
         let work = HashWork { first: part.first, buf, at, count: part.count as usize, tags: context.tags.lend() };
         let HashWork { buf, tags, .. } = self.hasher.make_tags(io, context.batch.as_ref(), work).await;
         context.tags.give_back(tags);
-        // A record carries the whole of a write, or nothing of it.
-        let carry = part == holder.guard().range() && holder.is_to_be_carried(bytes.len()).await;
+        let whole = part == holder.guard().range();
+        let Some(carry) = holder.go_on(bytes.len(), whole).await else { return (Ok(()), buf) };
         let (first, tags) = (part.first, context.tags.tags(part.count));
         let change = match carry {
             true => Change::Payload { first, tags, blocks: &buf[bytes.clone()] },

@@ -145,16 +145,15 @@ impl Volume {
         (result, buf)
     }
 
-    /// Admits the write of the context's next request, if its range is free or held by writes that
-    /// are safe: it may be answered at once. One that is to be durable may be answered when it
+    /// Admits the write of the context's next request, which takes its place in line for its range: it may be answered at once. One that is to be durable may be answered when it
     /// [is](Self::wait_safe). `None`: write it [as usual](Self::write), which waits or says why not.
     pub fn admit(&self, context: &RequestContext, range: BlockRange, durability: Durability) -> Option<Admitted<'_>> {
         self.writable(range).ok()?;
         if durability == Durability::Durable && !self.log.may_carry_data() {
             return None;
         }
-        let guard = self.ranges.try_acquire_admitted(context.id, range)?;
-        self.admitted.admit(&self.log, guard, context.thread, durability)
+        let lock = self.ranges.admit(context.id, range, || self.admitted.next_number());
+        self.admitted.admit(&self.log, lock, context.thread, durability)
     }
 
     /// Waits until the admitted write with this id is safe: durable, if it was admitted to be. Fails
@@ -170,9 +169,8 @@ impl Volume {
         self.admitted.end_thread(thread);
     }
 
-    /// Writes what `context` has admitted, from the front of `buf`. Once it is safe, `clear`
-    /// clears what was kept of it; it may be long until this ends. If the write fails, the volume is
-    /// latched.
+    /// Writes what `context` has admitted, from the front of `buf`. Once it is safe, or a later write is to be written in its
+    /// place, `clear` clears what was kept of it; it may be long until this ends. If it fails, the volume is latched.
     pub async fn write_back<S: Io>(
         &self,
         io: &S,
@@ -186,12 +184,14 @@ impl Volume {
         let mut clear = Some(clear);
         let mut clear = || clear.take().into_iter().for_each(|clear| clear());
         let (mut result, buf) = match self.request_bytes(range, &buf) {
-            Some(_) => {
+            Some(_) if admitted.granted().await => {
                 let holder = Holder::Admitted(WriteBack { admitted: &mut admitted, clear: &mut clear });
                 self.writer().write(io, context, range, buf, holder).await
             }
+            Some(_) => (Ok(()), buf),
             None => (Err(WriteError::BadRange(range)), buf),
         };
+        context.counters.superseded_writes.add(admitted.has_heir().into());
         if result.is_ok() && admitted.durability() == Durability::Durable && !admitted.is_safe() {
             result = self.log.sync_data(io, context.id, Unsynced::NotCarried).await.map_err(WriteError::Latched);
         }

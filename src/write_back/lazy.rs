@@ -40,8 +40,8 @@ pub(super) enum GoOn {
 struct Waiting {
     /// Its request.
     request: usize,
-    /// Its number among the admitted writes.
-    number: u64,
+    /// See [`Place::since`].
+    since: u64,
     bytes: usize,
 }
 
@@ -118,7 +118,7 @@ impl LazyWrites {
         }
         let mut thread = self.threads[at.thread].lock();
         // Under the mutex: a flush sets this before it looks for those that are held.
-        if at.number < self.flushed_below.load(Ordering::SeqCst) {
+        if at.since < self.flushed_below.load(Ordering::SeqCst) {
             return Some(GoOn::Flush);
         }
         if thread.ended || thread.on_their_way > 0 || thread.held_bytes + bytes > MOST_HELD_BYTES {
@@ -128,7 +128,7 @@ impl LazyWrites {
             return Some(GoOn::InPlace);
         }
         thread.held_bytes += bytes;
-        thread.held.push(Waiting { request: at.request, number: at.number, bytes });
+        thread.held.push(Waiting { request: at.request, since: at.since, bytes });
         self.begin_wait(at.request);
         let many = thread.held.len() > self.per_thread / 2;
         drop(thread);
@@ -149,7 +149,7 @@ impl LazyWrites {
         if thread.ended || !may_wait() {
             return Some(GoOn::InPlace);
         }
-        thread.parked.push(Waiting { request: at.request, number: at.number, bytes: 0 });
+        thread.parked.push(Waiting { request: at.request, since: at.since, bytes: 0 });
         self.begin_wait(at.request);
         let many = thread.parked.len() >= self.per_thread / 2;
         drop(thread);
@@ -260,7 +260,7 @@ impl LazyWrites {
 
     fn tell_held(&self, thread: usize, below: u64, go_on: GoOn) {
         self.tell(thread, go_on, |writes| {
-            let i = writes.held.iter().position(|waiting| waiting.number < below)?;
+            let i = writes.held.iter().position(|waiting| waiting.since < below)?;
             let waiting = writes.held.remove(i);
             writes.held_bytes -= waiting.bytes;
             if go_on == GoOn::InPlace {
@@ -272,7 +272,7 @@ impl LazyWrites {
 
     fn tell_parked(&self, thread: usize, below: u64) {
         self.tell(thread, GoOn::InPlace, |writes| {
-            let i = writes.parked.iter().position(|waiting| waiting.number < below)?;
+            let i = writes.parked.iter().position(|waiting| waiting.since < below)?;
             Some(writes.parked.remove(i))
         });
     }
@@ -297,8 +297,8 @@ mod tests {
 
     const BYTES: usize = 4096;
 
-    fn at(thread: usize, request: usize, number: u64) -> Place {
-        Place { thread, request, number }
+    fn at(thread: usize, request: usize, since: u64) -> Place {
+        Place { thread, request, since }
     }
 
     fn told(lazy: &LazyWrites, request: usize) -> Option<GoOn> {

@@ -116,7 +116,7 @@ fn reads_of_a_block_that_is_being_written_find_what_was_answered_or_newer() {
                 write(v, io, range(0, 1), 2).unwrap();
                 answered.store(2, Ordering::SeqCst);
                 for version in [3, 4] {
-                    let Some(admitted) = v.admit(&context, range(0, 1), Durability::MayBeLost) else { continue };
+                    let Some(mut admitted) = v.admit(&context, range(0, 1), Durability::MayBeLost) else { continue };
                     memory.store(version, Ordering::SeqCst);
                     admitted.kept_at(0);
                     answered.store(version, Ordering::SeqCst);
@@ -205,22 +205,56 @@ fn a_flush_waits_for_what_was_answered_before_it() {
     });
 }
 
-/// Both would be kept, and nobody could tell which is the newer.
+/// Each is filled with its number, and kept at that.
 #[test]
-fn of_two_writes_of_a_block_that_fail_one_is_answered() {
+fn of_writes_that_are_answered_in_line_the_last_counts() {
     check(|| {
         let io = formatted();
         let volume = opened(&io, 1);
-        io.writes_left.store(0, Ordering::SeqCst);
-        let writers = [(); 2].map(|()| {
-            with(&volume, &io, |v, io| {
+        let newest = Arc::new(AtomicU8::new(0));
+        let writers = [(); 3].map(|()| {
+            let newest = newest.clone();
+            with(&volume, &io, move |v, io| {
                 let mut context = v.context(0);
-                let Some(admitted) = v.admit(&context, range(0, 1), Durability::MayBeLost) else { return 0 };
-                block_on(v.write_back(io, &mut context, admitted, Buf::new(BLOCK), || ())).0.unwrap_err();
-                1
+                let mut admitted =
+                    v.admit(&context, range(0, 1), Durability::MayBeLost).expect("nothing else is in line");
+                let fill = admitted.id().number as u8;
+                admitted.kept_at(fill.into());
+                newest.fetch_max(fill, Ordering::SeqCst);
+                let mut buf = Buf::new(BLOCK);
+                buf.fill(fill);
+                block_on(v.write_back(io, &mut context, admitted, buf, || ())).0.unwrap();
             })
         });
-        assert_eq!(writers.map(|w| w.join().unwrap()).iter().sum::<usize>(), 1);
+        let reader = {
+            let newest = newest.clone();
+            with(&volume, &io, move |v, io| {
+                let (mut context, before) = (v.context(0), newest.load(Ordering::SeqCst));
+                let mut found = 0;
+                let mut copy = |at: u64| {
+                    found = at as u8;
+                    true
+                };
+                if !v.read_kept(&context, range(0, 1), &mut copy) {
+                    // It stands in line, for it needs the next block, too.
+                    let (result, buf) = block_on(v.read(io, &mut context, range(0, 2), Buf::new(2 * BLOCK)));
+                    result.expect("a false alarm");
+                    found = buf[0];
+                }
+                assert!(found >= before, "read {found}, though {before} had been answered");
+            })
+        };
+        let before = newest.load(Ordering::SeqCst);
+        block_on(volume.flush(&io, &mut volume.context(0))).unwrap();
+        let blocks_at = volume.info().data_device_bytes - volume.info().size;
+        let in_place = io.disk.lock().unwrap().image()[blocks_at as usize];
+        assert!(
+            in_place >= before,
+            "{in_place} is in place after the flush, though {before} had been answered before it"
+        );
+        reader.join().unwrap();
+        writers.into_iter().for_each(|w| w.join().unwrap());
+        assert_eq!(read(&volume, &io, range(0, 1)), newest.load(Ordering::SeqCst));
     });
 }
 

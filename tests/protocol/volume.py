@@ -10,7 +10,8 @@ class Lock:
 
     def __init__(l, blocks):
         l.blocks, l.epoch = set(blocks), None
-        l.admitted = l.carried = False
+        l.reads = l.admitted = l.carried = False
+        l.waits, l.heir = False, None               # admitted, and nothing has begun; what it need not be written for
         l.logged = l.safe = False                   # its record is durable, and of a carried one: it is parked
         l.go, l.place = None, False                 # what ends the hold ('carried' or 'tags'), and the parking
 
@@ -65,16 +66,52 @@ class Volume(Log):
         if not bug("kept_answered"):
             n.kept[v] = mine.blocks
 
+    def queue(n, blocks):
+        """Admits a write, which need not have its range yet. The one before it need not be written if it covers that, and nothing
+        has begun of it."""
+        before = [l for l in n.locks if l.blocks & set(blocks)]
+        mine, v = Lock(blocks), n.u.issue("w", blocks)
+        n.locks.append(mine)
+        n.admit(mine, v)
+        mine.waits = True
+        last = ([l for l in before if not (bug("heir_over_read") and l.reads)] or [mine])[-1]
+        if last is not mine and last.waits and (last.blocks <= mine.blocks or bug("heir_of_part")):
+            last.heir, mine.go = mine, last.go
+        return mine, v
+
+    def behind(n, mine):
+        """What an admitted write waits for before it begins. It goes on."""
+        found = [l for l in n.locks[:n.locks.index(mine)] if l.blocks & mine.blocks and not l.safe]
+        for l in found:
+            l.go = l.go or "tags"
+        return found
+
     def write(n, blocks, mode, fails):
         """mode: plain, admitted, small (FUA), large (FUA)"""
-        mine = yield from n.lock(blocks, True)
-        v = n.u.issue("w", blocks)
         if mode == "admitted":
-            n.admit(mine, v)
+            mine, v = n.queue(blocks)
+            while n.behind(mine) and not mine.heir and not bug("queue_passes"):
+                yield
             if n.d.r.random() < HOLD:
-                while not mine.go and n.d.r.random() < .9:      # held: nothing is logged
+                while not (mine.go or mine.heir) and n.d.r.random() < .9:   # held: nothing is logged
                     yield
+            mine.waits = False
+            if mine.heir:
+                count("writes that had an heir")
+                if not bug("heir_keeps"):
+                    n.kept.pop(v, None)
+                n.locks.remove(mine)
+                return
+        else:
+            mine = yield from n.lock(blocks, True)
+            v = n.u.issue("w", blocks)
         yield from n.log_and_place(mine, v, mode == "small" or mine.go == "carried", mode in ("small", "large"), fails)
+
+    def replay(n, mine, v):
+        """What was kept, in the order in which it was admitted."""
+        while n.behind(mine):
+            yield
+        yield from n.log_and_place(mine, v, False, False, False)
 
     def log_and_place(n, mine, v, carry, fua, fails):
         q, epoch, mine.carried = yield from n.append("pay" if carry else "tag", mine.blocks, v)
@@ -135,7 +172,7 @@ class Volume(Log):
             if not bug("fail_forgets"):
                 n.failed[q] = epoch
             if found == old[b] or old[b][0] == "zero":
-                u.issued[b].remove(v)
+                u.issued[b][u.index(b, v)] = ("failed", v[1])   # later ones may have been answered: they keep their places
             else:                                   # proves nothing: reads fail until the next write
                 n.publish(epoch, b, v)
                 u.torn.add(b)
@@ -223,25 +260,34 @@ class Volume(Log):
             n.locks.remove(mine)
 
     def read(n, b):
-        while waits := [l for l in n.locks if b in l.blocks and not (bug("read_medium") and l.safe)]:
+        mine, acked = Lock([b]), n.u.acked[b]
+        mine.reads = True
+        n.locks.append(mine)
+
+        def in_the_way(l):
+            return b in l.blocks and not l.reads and not (bug("read_medium") and l.safe)
+        while waits := [l for l in n.locks[:n.locks.index(mine)] if in_the_way(l)]:
             for l in waits:
                 l.place = True
                 l.go = l.go or "tags"
             yield
+        n.locks.remove(mine)
         v, found = n.tag(b), n.d.data[b][-1]
         if b in n.u.torn or found[0] == "torn":
             return
         if v[0] != "zero" and found != v:
             raise Wrong(f"a read of block {b} fails: {found} is not {v}")
-        if n.u.index(b, v) < n.u.acked[b]:
-            raise Wrong(f"a read of block {b} returns {v}, answered was {n.u.acked[b]} of {n.u.issued[b]}")
+        if n.u.index(b, v) < acked:
+            raise Wrong(f"a read of block {b} returns {v}, answered was {acked} of {n.u.issued[b]}")
 
     def flush(n):
         acked, before = list(n.u.acked), [l for l in n.locks if l.admitted and not l.safe]
         for l in before:
             l.go = l.go or "carried"
 
-        def done(l):                                # in place, or safe by the log
+        def done(l):                                # in place, or safe by the log; or its heir is
+            while l.heir and not bug("heir_unawaited"):
+                l = l.heir
             return l not in n.locks or l.safe or bug("pay_early") and l.carried
         while not bug("early_flush") and not all(done(l) for l in before):
             yield

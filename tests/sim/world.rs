@@ -152,14 +152,14 @@ impl World {
         // The history's order is the order in which ranges are taken: at the first poll, which is
         // now.
         let places = self.oracle.borrow_mut().issue(range, version);
-        if let Some(admitted) = admitted {
+        if let Some(mut admitted) = admitted {
             if !durable {
                 self.oracle.borrow_mut().ack(range, &places, false);
             }
-            self.kept.borrow_mut().insert(range.first.0, (range, version));
-            admitted.kept_at(version << KEPT_SHIFT);
-            let clear = || _ = self.kept.borrow_mut().remove(&range.first.0);
             let id = admitted.id();
+            self.kept.borrow_mut().insert(id.number, (range, version));
+            admitted.kept_at(version << KEPT_SHIFT);
+            let clear = || _ = self.kept.borrow_mut().remove(&id.number);
             let safe = async {
                 if durable && self.volume.wait_safe(&mut q.waiter, id).await.is_ok() {
                     self.oracle.borrow_mut().ack(range, &places, true);
@@ -354,13 +354,13 @@ pub fn recover(
 pub fn replay(volume: &Volume, io: &SimStorage, kept: &Kept, steps: u64) -> bool {
     let mut context = volume.context(0);
     let all = async {
-        let first = || kept.borrow().values().next().copied();
-        while let Some((range, version)) = first() {
+        let first = || kept.borrow().first_key_value().map(|(number, write)| (*number, *write));
+        while let Some((number, (range, version))) = first() {
             let mut buf = Buf::new(MAX_REQUEST);
             fill_all(range, version, volume.block_size(), &mut buf);
             let write = volume.write(io, &mut context, range, buf, Durability::MayBeLost);
             with_checkpoints(volume, io, write).await.0.expect("the devices are in order");
-            kept.borrow_mut().remove(&range.first.0);
+            kept.borrow_mut().remove(&number);
         }
     };
     block_on_steps(io, all, steps).is_some()

@@ -89,7 +89,7 @@ impl Opened {
         let left = left.map(Left::of).transpose()?;
         // Before anything is written: what is kept must find the records that were there when it
         // was answered.
-        options.first_not_durable = left.as_ref().map_or(RecordNumber(0), |left| left.first_not_durable);
+        options.first_not_durable = left.as_ref().map_or(RecordNumber(0), Left::first_not_durable);
         let older = |failure| match &left {
             Some(left) => left.cant_be_put_in_place(failure),
             None => failure,
@@ -165,14 +165,15 @@ fn stay_kept(left: &WriteBackFile, count: usize, why: Latched) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::write_back_file::of_test;
+    use crate::write_back_file::{KeptWrite, of_test};
     use ublk_integrity::{BlockIndex, BlockRange, RecordNumber};
 
     #[test]
     fn what_stays_kept_says_every_way_out() {
         let folder = tempfile::tempdir().unwrap();
         let (kept, mut part) = of_test(folder.path(), 2);
-        part.heads.keep(0, BlockRange::new(BlockIndex(3), 1), RecordNumber(5));
+        let range = BlockRange::new(BlockIndex(3), 1);
+        part.heads.keep(0, KeptWrite { range, first_not_durable: RecordNumber(5), number: 1 });
         let said = |why| stay_kept(&kept, kept.count().unwrap(), why).message;
         let link = format!("remove {}/kept-0101", folder.path().display());
         let undecided = said(Latched::Undecided(BlockIndex(7)));

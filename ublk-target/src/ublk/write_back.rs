@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     daemon::log::Event,
-    write_back_file::{Heads, MOST_BYTES, MappedPart},
+    write_back_file::{Heads, KeptWrite, MOST_BYTES, MappedPart},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -78,7 +78,7 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
         self.writers.iter_mut().filter_map(|writer| writer.get_mut().memory.as_mut())
     }
 
-    /// Admits a write if it is small and its range is free: its bytes are fetched, and it may be
+    /// Admits a write if it is small: its bytes are fetched, and it may be
     /// answered at once or when it is safe. `None`: it is to be served as usual, and nothing has been
     /// fetched.
     pub(super) fn admit(
@@ -93,7 +93,7 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
         let slot = *self.idle.borrow().last().filter(|_| bytes <= MOST_BYTES)?;
         let mut writer = self.writers[slot].borrow_mut();
         let memory = writer.memory.as_mut().expect("an idle writer's memory is here");
-        let admitted = shared.target.admit(&memory.context, range, durability)?;
+        let mut admitted = shared.target.admit(&memory.context, range, durability)?;
         if let Err(e) = transfer.fetch(&mut memory.buf, bytes) {
             admitted.withdraw();
             return Some(Err(shared.not_copied(request, e)));
@@ -102,7 +102,9 @@ impl<'t, T: BlockTarget + 't> WriteBack<'t, T> {
             Durability::MayBeLost => Answer::Now,
             Durability::Durable => Answer::Safe(admitted.id()),
         };
-        self.heads.borrow_mut().as_mut().expect("there are writers").keep(slot, range, admitted.first_not_durable());
+        let first_not_durable = admitted.first_not_durable();
+        let kept = KeptWrite { range, first_not_durable, number: admitted.id().number };
+        self.heads.borrow_mut().as_mut().expect("there are writers").keep(slot, kept);
         if let Some(mapped) = &shared.write_back_file {
             admitted.kept_at(mapped.file.bytes_at(self.thread, slot));
         }
@@ -204,8 +206,7 @@ mod tests {
         assert!(shared.target.latched().is_none(), "nobody was promised anything");
 
         assert_eq!(admit(request(0, 4, soon), from(device, 0)), Some(Ok(Answer::Now)));
-        assert_eq!(admit(request(3, 2, soon), from(device, 1)), None, "the first holds one of its blocks");
-        assert_eq!(admit(request(9, 2, soon), from(device, 1)), Some(Ok(Answer::Now)));
+        assert_eq!(admit(request(3, 2, soon), from(device, 1)), Some(Ok(Answer::Now)), "in line behind the first");
         assert_eq!(admit(request(20, 1, soon), from(device, 2)), None, "all writers are busy");
         assert_eq!(kept.count().unwrap(), 2);
         write_back.tag_ends(&shared);
@@ -213,7 +214,7 @@ mod tests {
         (0..2).for_each(|writer| offline.run(write_back.write(writer, &io, &shared, &load)).unwrap());
         assert_eq!(kept.count().unwrap(), 0);
         let mut context = shared.target.context(0);
-        for (first, count, byte) in [(0, 4, 1), (9, 2, 2), (20, 1, 0)] {
+        for (first, count, byte) in [(0, 3, 1), (3, 2, 2), (20, 1, 0)] {
             let range = BlockRange::new(BlockIndex(first), count);
             let (result, buf) =
                 offline.run(shared.target.read(&io, &mut context, range, Buf::new(MOST_BYTES))).unwrap();

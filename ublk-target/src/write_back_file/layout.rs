@@ -16,13 +16,14 @@ use std::{
     path::Path,
     sync::atomic::AtomicU64,
 };
+use ublk_integrity::{BlockRange, RecordNumber};
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 /// Bytes of the largest write that is admitted. Larger ones gain little by write-back.
 pub const MOST_BYTES: usize = 16 << 10;
 
 /// State of a slot that holds a write, in this layout.
-pub const TAKEN: u64 = u64::from_le_bytes(*b"kept wr2");
+pub const TAKEN: u64 = u64::from_le_bytes(*b"kept wr3");
 /// State of a slot that holds none.
 pub const FREE: u64 = 0;
 
@@ -37,6 +38,18 @@ pub struct Head {
     /// The first record of the log that was not durable when it was admitted: a volume without
     /// those before is an older one.
     pub first_not_durable: u64,
+    /// Of two writes of one block the later has the higher number.
+    pub number: u64,
+}
+
+/// A write that is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeptWrite {
+    pub range: BlockRange,
+    /// See [`Head::first_not_durable`].
+    pub first_not_durable: RecordNumber,
+    /// See [`Head::number`].
+    pub number: u64,
 }
 
 /// Bytes of a page of memory.

@@ -28,7 +28,7 @@ use crate::{
     unnamed,
 };
 use layout::{FREE, FileLabel, FileLayout, Head, TAKEN, opened};
-pub use layout::{MOST_BYTES, Owner, PAGE, Slot};
+pub use layout::{KeptWrite, MOST_BYTES, Owner, PAGE, Slot};
 pub use memory::mount_memory;
 use memory::{DYING, links_to, lock};
 use nix::{
@@ -221,9 +221,8 @@ impl WriteBackFile {
         symlink(&self.path, &link).doing(format!("can't make {}", link.display()))
     }
 
-    /// The write in a slot: its range, and the first record that was not durable when it was
-    /// admitted.
-    fn held_in(&self, slot: Slot) -> Outcome<Option<(BlockRange, RecordNumber)>> {
+    /// The write in a slot.
+    fn held_in(&self, slot: Slot) -> Outcome<Option<KeptWrite>> {
         let what = format!("can't read {}", self.path.display());
         let mut head = [0; size_of::<Head>()];
         self.file.read_exact_at(&mut head, slot.head).doing(&what)?;
@@ -232,7 +231,8 @@ impl WriteBackFile {
             FREE => Ok(None),
             TAKEN => {
                 let range = BlockRange::new(BlockIndex(head.first_block), head.blocks);
-                Ok(Some((range, RecordNumber(head.first_not_durable))))
+                let first_not_durable = RecordNumber(head.first_not_durable);
+                Ok(Some(KeptWrite { range, first_not_durable, number: head.number }))
             }
             other => {
                 let what = format!("{what}: {other:#x} is not known: is it of another version of this program?");
@@ -251,17 +251,14 @@ impl WriteBackFile {
         self.layout.all().try_fold(0, |count, slot| Ok(count + usize::from(self.held_in(slot)?.is_some())))
     }
 
-    /// All writes: their slots and ranges, and the first record that was not durable when the last
-    /// of them was admitted.
-    pub fn all(&self) -> Outcome<(Vec<(Slot, BlockRange)>, RecordNumber)> {
-        let (mut all, mut newest) = (Vec::new(), RecordNumber(0));
+    /// All writes and their slots, in the order in which they are to be put in place.
+    pub fn all(&self) -> Outcome<Vec<(Slot, KeptWrite)>> {
+        let mut all = Vec::new();
         for slot in self.layout.all() {
-            if let Some((range, first_not_durable)) = self.held_in(slot)? {
-                all.push((slot, range));
-                newest = newest.max(first_not_durable);
-            }
+            all.extend(self.held_in(slot)?.map(|write| (slot, write)));
         }
-        Ok((all, newest))
+        all.sort_by_key(|(_, write)| write.number);
+        Ok(all)
     }
 
     /// Reads the bytes in a slot, to the front of `buf`.
@@ -355,10 +352,10 @@ mod tests {
         kept.part(thread).unwrap()
     }
 
-    /// Fills the front of the buffer in a slot, and keeps it.
+    /// Fills the front of the buffer in a slot, and keeps it. It has the number of its bytes.
     fn keep(part: &mut MappedPart, slot: usize, range: BlockRange, bytes: &[u8]) {
         part.bufs[slot][..bytes.len()].copy_from_slice(bytes);
-        part.heads.keep(slot, range, RecordNumber(5));
+        part.heads.keep(slot, KeptWrite { range, first_not_durable: RecordNumber(5), number: bytes[0].into() });
     }
 
     fn found_by(folder: &Path, id: u8, opener: &Owner) -> Outcome<Option<WriteBackFile>> {
@@ -392,16 +389,12 @@ mod tests {
         for id in [1, 2] {
             let left = found(folder, id).unwrap().unwrap();
             let mut bytes = vec![0; MOST_BYTES];
-            let seen: Vec<_> = left
-                .layout
-                .all()
-                .filter_map(|slot| {
-                    left.file.read_exact_at(&mut bytes, slot.bytes).unwrap();
-                    Some((left.held_in(slot).unwrap()?.0, bytes[0], bytes[511]))
-                })
-                .collect();
-            assert_eq!(seen, [(range(0, 1), 4, 4), (range(7, 2), 1, 1), (range(u64::MAX >> 9, 4), 3, 3)]);
-            assert!(bytes.iter().all(|byte| *byte == 3));
+            let read = |(slot, write): (Slot, KeptWrite)| {
+                left.read(slot, &mut bytes).unwrap();
+                (write.range, bytes[0], bytes[511])
+            };
+            let seen: Vec<_> = left.all().unwrap().into_iter().map(read).collect();
+            assert_eq!(seen, [(range(7, 2), 1, 1), (range(u64::MAX >> 9, 4), 3, 3), (range(0, 1), 4, 4)], "by number");
             assert_eq!(left.retire().unwrap(), 3, "kept for the next");
         }
         let left = found(folder, 2).unwrap().unwrap();

@@ -3,7 +3,7 @@
 //! A write is fetched into such a buffer, and hashed and written from there. So
 //! keeping it takes no copy.
 
-use super::{FREE, FileLayout, Head, MOST_BYTES, OpenId, Owner, PAGE, TAKEN, WriteBackFile};
+use super::{FREE, FileLayout, Head, KeptWrite, MOST_BYTES, OpenId, Owner, PAGE, TAKEN, WriteBackFile};
 use crate::{
     failure::{Context, Outcome},
     os,
@@ -13,7 +13,7 @@ use std::{
     io,
     sync::{Mutex, PoisonError, atomic::Ordering},
 };
-use ublk_integrity::{BlockRange, Buf, RecordNumber};
+use ublk_integrity::Buf;
 use zerocopy::FromBytes;
 
 /// The heads of one thread's slots. While they are mapped nobody else looks at them.
@@ -74,9 +74,11 @@ impl Heads {
     }
 
     /// Keeps the write whose bytes are in a slot: the slot was free, and is taken now.
-    pub fn keep(&mut self, slot: usize, range: BlockRange, first_not_durable: RecordNumber) {
+    pub fn keep(&mut self, slot: usize, write: KeptWrite) {
+        let KeptWrite { range, first_not_durable, number } = write;
         let head = self.head(slot);
-        (head.first_block, head.blocks, head.first_not_durable) = (range.first.0, range.count, first_not_durable.0);
+        (head.first_block, head.blocks) = (range.first.0, range.count);
+        (head.first_not_durable, head.number) = (first_not_durable.0, number);
         head.state.store(TAKEN, Ordering::Release);
     }
 

@@ -4,6 +4,9 @@
 //! A request waits here only for requests that came before it and overlap it. Each of those either
 //! has its range or waits for still earlier ones: no cycle.
 //!
+//! A write that is answered before it is in place (an admitted one) is so while it waits, too. As long as it has not begun, the
+//! next one that covers it can be its *heir*: then it need not be written at all, if nobody came between the two.
+//!
 //! A write whose data is durable in the log *parks* its lock: it need not be in place before the
 //! next write of its blocks is logged. Later writes pass it, reads and all else wait for it.
 //! Before a write touches the medium it makes its lock exclusive, so data gets there in the
@@ -14,6 +17,8 @@
 //! mutexes of all of them meanwhile. That makes it one step: of two requests the same one is first
 //! in every shard that both touch.
 
+mod heir;
+
 use super::{
     lock_queue::{Admission, AdmittedBefore, KeptWrite, LockQueue, LockRequest, Mode},
     range_watch::{RangeWatch, Watches},
@@ -23,6 +28,7 @@ use crate::{
     sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering},
 };
 use arrayvec::ArrayVec;
+use heir::Progress;
 use std::{
     future::poll_fn,
     task::{Context, Poll, Waker},
@@ -34,6 +40,12 @@ const SHARDS: usize = 16;
 /// Some of the shards.
 #[derive(Clone, Copy)]
 struct ShardSet(u16);
+
+impl ShardSet {
+    fn contains(self, shard: usize) -> bool {
+        self.0 & 1 << shard != 0
+    }
+}
 
 impl Iterator for ShardSet {
     type Item = usize;
@@ -70,6 +82,7 @@ struct Waiter {
     contended: AtomicBool,
     /// Of one that has its range and does nothing until it is contended.
     lazy: Mutex<Option<Waker>>,
+    progress: Progress,
 }
 
 pub(crate) struct RangeLocks {
@@ -101,6 +114,7 @@ impl RangeLocks {
             waker: Mutex::new(None),
             contended: AtomicBool::new(false),
             lazy: Mutex::new(None),
+            progress: Progress::new(),
         };
         Self {
             shards: (0..SHARDS).map(shard).collect(),
@@ -131,10 +145,17 @@ impl RangeLocks {
         guard.is_granted().then_some(guard)
     }
 
-    /// The same for a write that is to be admitted.
-    pub(crate) fn try_acquire_admitted(&self, request: usize, range: BlockRange) -> Option<RangeGuard<'_>> {
-        let guard = self.enqueue(request, range, Mode::Write, Admission::Admitted);
-        guard.is_granted().then_some(guard)
+    /// A lock for a write that is to be admitted, at once: it need not be [granted](RangeGuard::granted) yet. `number` is called while
+    /// no other lock can come between: the numbers of writes that overlap are in the order of their locks.
+    pub(crate) fn admit(
+        &self,
+        request: usize,
+        range: BlockRange,
+        number: impl FnOnce() -> u64,
+    ) -> (RangeGuard<'_>, u64) {
+        let mut queues = self.lock_all(range);
+        let lock = LockRequest::new(request, range, Mode::Write, Admission::Admitted);
+        (self.enqueue_in(&mut queues, &lock), number())
     }
 
     /// Which admitted writes of these blocks are not in place. Those that were not admitted don't
@@ -184,13 +205,17 @@ impl RangeLocks {
     }
 
     fn enqueue(&self, request: usize, range: BlockRange, mode: Mode, admission: Admission) -> RangeGuard<'_> {
-        let mut queues = self.lock_all(range);
-        if mode != Mode::Shared {
+        self.enqueue_in(&mut self.lock_all(range), &LockRequest::new(request, range, mode, admission))
+    }
+
+    fn enqueue_in(&self, queues: &mut [MutexGuard<'_, LockQueue>], lock: &LockRequest) -> RangeGuard<'_> {
+        let LockRequest { request, range, .. } = *lock;
+        if lock.mode != Mode::Shared {
             self.watches.disturb(range);
         }
         let (mut waiting, mut behind) = (0, false);
-        for queue in &mut queues {
-            let mut lock = LockRequest { request, range, mode, admission, granted: false, parked: false };
+        for queue in queues {
+            let mut lock = *lock;
             let mut earlier = queue.requests.iter().filter(|earlier| earlier.conflicts(&lock)).peekable();
             behind |= earlier.peek().is_some();
             lock.granted = !earlier.any(|earlier| lock.waits_for(earlier));
@@ -202,6 +227,7 @@ impl RangeLocks {
         }
         let waiter = &self.waiters[request];
         waiter.contended.store(false, Ordering::Relaxed);
+        waiter.progress.begin_anew();
         // While the mutexes are held: until they are released nobody can grant anything.
         waiter.shards.store(waiting, Ordering::Release);
         RangeGuard { ranges: self, request, range, behind }
@@ -248,17 +274,6 @@ impl RangeGuard<'_> {
 
     pub(crate) fn range(&self) -> BlockRange {
         self.range
-    }
-
-    /// Says where the bytes of an admitted write are, until this is released.
-    pub(crate) fn kept(&self, number: u64, at: u64) {
-        let shards = self.ranges.shards_of(self.range);
-        for (shard, queue) in shards.zip(&mut self.ranges.lock_all(self.range)) {
-            let i = queue.position(self.request);
-            let was_kept = queue.requests[i].is_kept();
-            queue.requests[i].admission = Admission::Kept { at, number };
-            self.ranges.shards[shard].kept.fetch_add((!was_kept).into(), Ordering::Relaxed);
-        }
     }
 
     /// Parks the lock, which is granted: what is written is durable in the log, and goes to its place
@@ -378,6 +393,7 @@ mod tests {
     use super::*;
     use crate::BlockIndex;
     use proptest::prelude::*;
+    use std::{future::Future, pin::pin};
 
     fn range(first: u64, count: u64) -> BlockRange {
         BlockRange::new(BlockIndex(first), count)
@@ -403,6 +419,10 @@ mod tests {
         assert!(held(&late));
     }
 
+    fn admit(r: &RangeLocks, request: usize, range: BlockRange) -> RangeGuard<'_> {
+        r.admit(request, range, || 0).0
+    }
+
     #[test]
     fn a_read_finds_the_newest_admitted_write_and_passes_others() {
         let r = RangeLocks::new(8, 1);
@@ -410,16 +430,16 @@ mod tests {
         let waiting = r.enqueue(1, range(0, 3), Mode::Write, Admission::No);
         assert_eq!(r.admitted_before(range(0, 3)), AdmittedBefore::None, "neither has been answered");
         drop((_writing, waiting));
-        let a = r.try_acquire_admitted(2, range(0, 3)).unwrap();
+        let a = admit(&r, 2, range(0, 3));
         assert_eq!(r.admitted_before(range(2, 1)), AdmittedBefore::Some, "its bytes are not there yet");
-        a.kept(7, 100);
+        a.kept(7, 100, false, |_| ());
         let kept = AdmittedBefore::Kept(KeptWrite { range: range(0, 3), at: 100, number: 7 });
         assert_eq!([range(0, 3), range(2, 1)].map(|of| r.admitted_before(of)), [kept; 2]);
         assert_eq!(r.admitted_before(range(2, 2)), AdmittedBefore::Some, "only a part of it");
         assert_eq!(r.admitted_before(range(3, 9)), AdmittedBefore::None);
         a.park();
-        let b = r.try_acquire_admitted(3, range(2, 2)).unwrap();
-        b.kept(8, 200);
+        let b = admit(&r, 3, range(2, 2));
+        b.kept(8, 200, false, |_| ());
         let newer = KeptWrite { range: range(2, 2), at: 200, number: 8 };
         assert_eq!(r.admitted_before(range(2, 1)), AdmittedBefore::Kept(newer));
         assert_eq!(r.admitted_before(range(1, 2)), AdmittedBefore::Some, "of two");
@@ -434,15 +454,15 @@ mod tests {
     fn a_read_takes_no_mutex_where_nothing_is_kept() {
         let r = RangeLocks::new(8, 1);
         let (writing, elsewhere) = (r.enqueue(0, range(1, 1), Mode::Write, Admission::No), range(SHARDS as u64 / 2, 1));
-        let a = r.try_acquire_admitted(1, range(0, 1)).unwrap();
+        let a = admit(&r, 1, range(0, 1));
         let untaken = |of: BlockRange| {
             // It would wait for itself.
             let _all = r.lock_all(of);
             r.kept_before(of)
         };
         assert_eq!([range(0, 1), range(1, 1), elsewhere].map(untaken), [None; 3]);
-        a.kept(7, 100);
-        a.kept(7, 200);
+        a.kept(7, 100, false, |_| ());
+        a.kept(7, 200, false, |_| ());
         assert_eq!(r.kept_before(range(0, 1)), Some(KeptWrite { range: range(0, 1), at: 200, number: 7 }));
         assert_eq!([range(1, 1), range(0, 2), elsewhere].map(untaken), [None; 3], "it is in one shard alone");
         // Another of this shard.
@@ -494,6 +514,65 @@ mod tests {
         assert!(held(&third), "it passes a parked one that is exclusive, too");
         drop(second);
         assert!(!third.become_exclusive());
+    }
+
+    #[test]
+    fn admitted_writes_stand_in_line_and_have_their_numbers_in_its_order() {
+        let r = RangeLocks::new(8, 1);
+        let mut last = 0;
+        let mut admit = |request, from, count| {
+            r.admit(request, range(from, count), || {
+                last += 1;
+                last
+            })
+        };
+        let reader = r.enqueue(0, range(0, 1), Mode::Shared, Admission::No);
+        let (first, second, elsewhere) = (admit(1, 0, 2), admit(2, 1, 2), admit(3, 3, 1));
+        assert_eq!(
+            [&first, &second, &elsewhere].map(|(guard, number)| (held(guard), *number)),
+            [(false, 1), (false, 2), (true, 3)]
+        );
+        drop(reader);
+        assert!(held(&first.0) && !held(&second.0));
+    }
+
+    #[test]
+    fn a_write_that_waits_leaves_to_the_next_one_that_covers_it() {
+        let r = RangeLocks::new(16, 1);
+        let admit = |request, from, count| admit(&r, request, range(from, count));
+        let kept = |guard: &RangeGuard<'_>, may_have_heir| {
+            let mut inherits = None;
+            guard.kept(0, 0, may_have_heir, |from| inherits = Some(from));
+            inherits.filter(|from| r.waiters[*from].progress.has_heir())
+        };
+        let has_ended = |guard: &RangeGuard<'_>| {
+            let mut granted = pin!(guard.granted());
+            granted.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        };
+        let begun = admit(0, 0, 2);
+        assert_eq!((kept(&begun, true), begun.begin()), (None, true));
+        let second = admit(1, 0, 2);
+        assert_eq!(kept(&second, true), None, "the one before it has begun");
+        assert!(has_ended(&second).is_pending());
+        let part = admit(2, 1, 1);
+        assert_eq!(kept(&part, true), None, "it covers a part");
+        let third = admit(3, 1, 2);
+        assert_eq!(kept(&third, true), Some(2));
+        assert_eq!((has_ended(&part), part.begin()), (Poll::Ready(false), false));
+        let wide = admit(4, 0, 3);
+        assert_eq!(kept(&wide, true), Some(3), "the nearest alone");
+        assert!(has_ended(&second).is_pending() && has_ended(&wide).is_pending());
+        let reader = r.enqueue(5, range(2, 1), Mode::Shared, Admission::No);
+        let behind = admit(6, 0, 3);
+        assert_eq!(kept(&behind, true), None, "who reads has to find what was answered");
+        let durable = admit(7, 0, 3);
+        assert_eq!(kept(&durable, false), Some(6));
+        let last = admit(8, 0, 4);
+        assert_eq!(kept(&last, true), None, "that one is waited for");
+        drop((begun, second, part, third));
+        assert_eq!((has_ended(&wide), wide.begin()), (Poll::Ready(true), true));
+        drop((wide, reader, behind));
+        assert!(held(&durable) && !held(&last));
     }
 
     #[test]
@@ -603,7 +682,7 @@ mod tests {
                         let mode = [Mode::Shared, Mode::Write, Mode::Exclusive][kind];
                         let guard = r.enqueue(request, range(first, count), mode, Admission::No);
                         let (range, admission) = (range(first, count), Admission::No);
-                        let lock = LockRequest { request, range, mode, admission, granted: false, parked: false };
+                        let lock = LockRequest::new(request, range, mode, admission);
                         match count {
                             0 => prop_assert!(held(&guard), "no blocks are in nobody's way"),
                             _ => queue.push(lock),
@@ -661,11 +740,10 @@ mod interleavings {
             let writers = [0, 1].map(|request| {
                 let ranges = Arc::clone(&ranges);
                 thread::spawn(move || {
-                    let Some(guard) = ranges.try_acquire_admitted(request, blocks) else { return };
-                    guard.kept(7, request as u64);
-                    // Nobody is found while the other tries.
-                    let found = ranges.kept_before(blocks);
-                    assert!(found.is_none_or(|kept| kept.at == request as u64));
+                    let (guard, number) = ranges.admit(request, blocks, || 7);
+                    guard.kept(number, request as u64, false, |_| ());
+                    // The other may have come since.
+                    assert!(ranges.kept_before(blocks).is_none_or(|kept| kept.range == blocks));
                 })
             });
             assert!(ranges.kept_before(blocks).is_none_or(|kept| kept.range == blocks));
