@@ -42,6 +42,8 @@ counters! {
     carried_writes,
     /// Writes that were written again before they were in place, and never were.
     superseded_writes,
+    /// Writes that were written again before anything was logged of them, and never were.
+    inherited_writes,
     /// Discard and write-zeroes requests.
     zeroes,
     /// Flush requests.
@@ -84,6 +86,14 @@ counters! {
     failed_writes,
     /// Discards that the device refused; the blocks read as zeros all the same.
     failed_discards,
+}
+
+impl ThreadCounters {
+    /// A write request of so many bytes.
+    pub(crate) fn count_write(&self, bytes: usize) {
+        self.writes.add(1);
+        self.written_bytes.add(bytes as u64);
+    }
 }
 
 /// A counter that one thread writes and others read.

@@ -28,19 +28,20 @@ static EXCHANGED: AtomicU64 = AtomicU64::new(0);
 static GROWN: AtomicU64 = AtomicU64::new(0);
 
 /// What the sync log has had to do.
-static SEEN: Seen = Seen([const { AtomicU64::new(0) }; 4]);
+static SEEN: Seen = Seen([const { AtomicU64::new(0) }; 5]);
 
-/// Writes that were carried and superseded, blocks that recovery has placed, and torn records.
-struct Seen([AtomicU64; 4]);
+/// Writes that were carried, superseded and inherited, blocks that recovery has placed, and torn records.
+struct Seen([AtomicU64; 5]);
 
 impl Seen {
     /// A life has ended, or a recovery.
     fn add(&self, volume: &Volume) {
         let (counters, recovery) = (volume.status().counters, volume.recovery());
-        let now = [counters.carried_writes, counters.superseded_writes, recovery.placed, recovery.torn_records];
+        let writes = [counters.carried_writes, counters.superseded_writes, counters.inherited_writes];
+        let now = writes.into_iter().chain([recovery.placed, recovery.torn_records]);
         self.0.iter().zip(now).for_each(|(all, more)| _ = all.fetch_add(more, Ordering::Relaxed));
     }
-    fn all(&self) -> [u64; 4] {
+    fn all(&self) -> [u64; 5] {
         self.0.each_ref().map(|n| n.load(Ordering::Relaxed))
     }
 }
@@ -259,13 +260,14 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
     });
     let minutes = start.elapsed().as_secs_f64() / 60.0;
     println!("{total} crash points, {:.0} a minute", total as f64 / minutes);
-    let [carried, superseded, placed, torn] = SEEN.all();
+    let [carried, superseded, inherited, placed, torn] = SEEN.all();
     let passes = PASSES.load(Ordering::Relaxed);
     println!("{passes} passes of a scrub");
     assert!(total < 3000 || passes > 100, "the scrub had nothing to do");
-    println!("{carried} writes carried, {superseded} superseded; recovery placed {placed} blocks, {torn} torn records");
+    println!("{carried} writes carried, {superseded} superseded, {inherited} inherited");
+    println!("recovery placed {placed} blocks, {torn} torn records");
     assert!(
-        total < 3000 || [carried, superseded, placed, torn].iter().all(|n| *n > 0),
+        total < 3000 || [carried, superseded, inherited, placed, torn].iter().all(|n| *n > 0),
         "the sync log had nothing to do"
     );
     assert!(total < 3000 || GROWN.load(Ordering::Relaxed) > 0, "no volume has grown");

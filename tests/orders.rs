@@ -154,7 +154,7 @@ fn admitted<'a>(lab: &'a Lab, beside: &mut Beside<'a>, block: u64, blocks: u64) 
     let mut context = volume.context(0);
     let admitted = volume
         .admit(&context, BlockRange::new(BlockIndex(block), blocks), Durability::MayBeLost)
-        .expect("its range is free");
+        .expect("the volume takes writes");
     beside.spawn(async move {
         let buf = Buf::new(blocks as usize * volume.block_size());
         volume.write_back(io, &mut context, admitted, buf, || ()).await.0.unwrap();
@@ -225,7 +225,7 @@ fn a_commit_of_a_journal_is_two_durable_writes() {
     assert_eq!(seen, RECORD);
     let mut writer = lab.volume.context(0);
     let range = BlockRange::new(BlockIndex(108), 1);
-    let commit = lab.volume.admit(&writer, range, Durability::Durable).expect("its range is free");
+    let commit = lab.volume.admit(&writer, range, Durability::Durable).expect("the volume takes writes");
     let id = commit.id();
     let Lab { io, volume, .. } = &lab;
     beside.spawn(async move {

@@ -71,8 +71,7 @@ impl Writer<'_> {
         mut buf: Buf,
         mut holder: Holder<'_, '_>,
     ) -> (Result<(), WriteError>, Buf) {
-        context.counters.writes.add(1);
-        context.counters.written_bytes.add(range.count * self.metadata.block_size() as u64);
+        context.counters.count_write(range.count as usize * self.metadata.block_size());
         let most = self.log.max_entry_tags() as u64;
         let mut done = 0;
         while done < range.count {

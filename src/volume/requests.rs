@@ -188,10 +188,13 @@ impl Volume {
                 let holder = Holder::Admitted(WriteBack { admitted: &mut admitted, clear: &mut clear });
                 self.writer().write(io, context, range, buf, holder).await
             }
-            Some(_) => (Ok(()), buf),
+            Some(bytes) => {
+                context.counters.count_write(bytes);
+                (Ok(()), buf)
+            }
             None => (Err(WriteError::BadRange(range)), buf),
         };
-        context.counters.superseded_writes.add(admitted.has_heir().into());
+        context.counters.inherited_writes.add(admitted.has_heir().into());
         if result.is_ok() && admitted.durability() == Durability::Durable && !admitted.is_safe() {
             result = self.log.sync_data(io, context.id, Unsynced::NotCarried).await.map_err(WriteError::Latched);
         }

@@ -67,10 +67,18 @@ impl Admitted<'_> {
     /// has ended: reads of its blocks can be served [from there](crate::Volume::read_kept). The bytes must be there: an earlier
     /// write that this one covers may not be written from now on.
     pub fn kept_at(&mut self, at: u64) {
-        let Self { writes, guard, number, place, .. } = self;
+        let (request, mut since) = (self.place.request, None);
+        let inherit = |earlier| {
+            since = self.writes.inherit(request, earlier);
+            since.is_some()
+        };
         // One that must be durable is answered once it is, by itself.
         let may_have_heir = self.durability == Durability::MayBeLost;
-        guard.kept(*number, at, may_have_heir, |earlier| place.since = writes.inherit(place.request, earlier, *number));
+        let is_heir = self.guard.kept(self.number, at, may_have_heir, inherit);
+        match since.filter(|_| is_heir) {
+            Some(since) => self.place.since = since,
+            None => self.writes.begin(request, self.number),
+        }
     }
 
     /// Waits until it has its range. `false`: it has an heir, and is not to be written.

@@ -79,6 +79,8 @@ pub(super) struct LazyWrites {
     ticker: Mutex<Option<Waker>>,
     /// The number that was next at each of the last ticks, newest first.
     ticks: Mutex<[u64; PARKED_TICKS]>,
+    /// Those below have been held for long enough.
+    due_below: AtomicU64,
 }
 
 impl LazyWrites {
@@ -98,7 +100,13 @@ impl LazyWrites {
             count: AtomicUsize::new(0),
             ticker: Mutex::new(None),
             ticks: Mutex::new([0; PARKED_TICKS]),
+            due_below: AtomicU64::new(0),
         }
+    }
+
+    /// Whether a flush waits for writes since then, or has.
+    pub(super) fn is_flushed(&self, since: u64) -> bool {
+        since < self.flushed_below.load(Ordering::SeqCst)
     }
 
     /// The memory for so many requests.
@@ -118,10 +126,12 @@ impl LazyWrites {
         }
         let mut thread = self.threads[at.thread].lock();
         // Under the mutex: a flush sets this before it looks for those that are held.
-        if at.since < self.flushed_below.load(Ordering::SeqCst) {
+        if self.is_flushed(at.since) {
             return Some(GoOn::Flush);
         }
-        if thread.ended || thread.on_their_way > 0 || thread.held_bytes + bytes > MOST_HELD_BYTES {
+        // Those whose place it takes have been held before.
+        let is_due = at.since < self.due_below.load(Ordering::SeqCst);
+        if thread.ended || is_due || thread.on_their_way > 0 || thread.held_bytes + bytes > MOST_HELD_BYTES {
             thread.on_their_way += 1;
             drop(thread);
             self.tell_held(at.thread, u64::MAX, GoOn::InPlace);
@@ -252,6 +262,7 @@ impl LazyWrites {
             ticks[0] = next;
             below
         };
+        self.due_below.store(held_below, Ordering::SeqCst);
         for thread in 0..self.threads.len() {
             self.tell_held(thread, held_below, GoOn::InPlace);
             self.tell_parked(thread, parked_below);
@@ -362,6 +373,8 @@ mod tests {
         assert_eq!([1, 2].map(|n| told(&lazy, n)), [None; 2], "it may have been a moment");
         lazy.tick(3);
         assert_eq!([1, 2].map(|n| told(&lazy, n)), [Some(GoOn::InPlace), None]);
+        lazy.arrives(0);
+        assert_eq!(lazy.hold(at(0, 4, 2), BYTES), Some(GoOn::InPlace), "an heir is as old as what it is written for");
         (0..PARKED_TICKS - 2).for_each(|_| lazy.tick(3));
         assert_eq!(told(&lazy, 2), None);
         lazy.tick(3);

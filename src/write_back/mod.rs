@@ -41,6 +41,9 @@ use std::{
 /// The request has no admitted write in flight.
 const NONE: u64 = 0;
 
+/// The most writes in whose place an heir is written: so that a block which is written without a pause is written at all.
+const MOST_INHERITED: u64 = 64;
+
 /// What somebody waits for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Awaited {
@@ -74,6 +77,15 @@ struct InFlight {
     number: AtomicU64,
     /// [`Place::since`] of that.
     since: AtomicU64,
+    /// How many writes it is written for besides itself.
+    inherited: AtomicU64,
+}
+
+impl InFlight {
+    fn none() -> Self {
+        let [number, since, inherited] = [NONE, NONE, 0].map(AtomicU64::new);
+        Self { number, since, inherited }
+    }
 }
 
 /// The admitted writes that are not in place yet, and the flushes that wait for them.
@@ -101,9 +113,7 @@ impl AdmittedWrites {
     pub(crate) fn new(threads: usize, requests: usize, per_thread: usize, sync_log: bool) -> Self {
         Self {
             next: AtomicU64::new(NONE + 1),
-            in_flight: (0..requests)
-                .map(|_| InFlight { number: AtomicU64::new(NONE), since: AtomicU64::new(NONE) })
-                .collect(),
+            in_flight: (0..requests).map(|_| InFlight::none()).collect(),
             heirs: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             waiters: Mutex::new(WaitList::new(requests)),
@@ -141,17 +151,24 @@ impl AdmittedWrites {
 
     /// A flush that has begun since the number was given does not wait for it, and need not: it has not been answered.
     fn begin(&self, request: usize, number: u64) {
-        self.in_flight[request].since.store(number, Ordering::SeqCst);
-        self.in_flight[request].number.store(number, Ordering::SeqCst);
+        let write = &self.in_flight[request];
+        write.inherited.store(0, Ordering::SeqCst);
+        write.since.store(number, Ordering::SeqCst);
+        write.number.store(number, Ordering::SeqCst);
     }
 
-    /// The write of a request becomes the heir of that of another, which has not ended: since when it counts.
-    fn inherit(&self, request: usize, from: usize, own: u64) -> u64 {
-        let since = Some(self.in_flight[from].since.load(Ordering::SeqCst)).filter(|since| *since != NONE);
-        let since = since.map_or(own, |since| since.min(own));
-        self.in_flight[request].since.store(since, Ordering::SeqCst);
+    /// The write of a request is to be the heir of that of another, which has not ended: since when it counts. `None`: somebody
+    /// waits for the other, or it has been put off for long enough.
+    fn inherit(&self, request: usize, from: usize) -> Option<u64> {
+        let [write, from] = [request, from].map(|request| &self.in_flight[request]);
+        let (since, inherited) = (from.since.load(Ordering::SeqCst), from.inherited.load(Ordering::SeqCst) + 1);
+        if since == NONE || inherited > MOST_INHERITED || self.lazy.is_flushed(since) {
+            return None;
+        }
+        write.inherited.store(inherited, Ordering::SeqCst);
+        write.since.store(since, Ordering::SeqCst);
         self.heirs.fetch_add(1, Ordering::SeqCst);
-        since
+        Some(since)
     }
 
     /// The write is safe, or has failed.
@@ -302,6 +319,28 @@ mod tests {
         writes.end(0);
         assert!(woken.0.load(Ordering::SeqCst) && flush.as_mut().poll(&mut cx).is_ready());
         assert_eq!((writes.waiting.load(Ordering::SeqCst), writes.oldest()), (0, 3));
+    }
+
+    #[test]
+    fn a_block_that_is_written_without_a_pause_is_written_at_all() {
+        let writes = AdmittedWrites::new(1, 4, 2, true);
+        let next = |request| writes.begin(request, writes.next_number());
+        next(0);
+        for i in 0..MOST_INHERITED as usize {
+            next((i + 1) % 2);
+            assert_eq!(writes.inherit((i + 1) % 2, i % 2), Some(1), "it counts as the first");
+        }
+        next(1);
+        assert_eq!(writes.inherit(1, 0), None);
+        next(0);
+        assert_eq!(
+            writes.inherit(0, 1),
+            Some(writes.next.load(Ordering::SeqCst) - 2),
+            "what was refused counts as itself"
+        );
+        assert!(pin!(writes.flush(3)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        writes.begin(1, writes.next_number());
+        assert_eq!(writes.inherit(1, 0), None, "a flush waits for it");
     }
 
     #[test]

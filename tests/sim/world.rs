@@ -32,7 +32,7 @@ pub static PASSES: AtomicU64 = AtomicU64::new(0);
 /// Where the bytes of a version are kept: below are those of its blocks.
 const KEPT_SHIFT: u32 = 20;
 
-/// Writes that were answered and are not in place, by their first block: memory that outlives the
+/// Writes that were answered and are not in place, by their number: memory that outlives the
 /// daemon, not the machine.
 pub type Kept = Rc<RefCell<BTreeMap<u64, (BlockRange, VersionId)>>>;
 

@@ -52,9 +52,9 @@ impl Progress {
 impl RangeGuard<'_> {
     /// Says where the bytes of an admitted write are, until this is released, and whether it may have an heir.
     ///
-    /// It is the heir of the write just before it if it covers that, and nothing has begun of it. Then `inherit` is called with
-    /// the other's request before that can end. It may be called in vain.
-    pub(crate) fn kept(&self, number: u64, at: u64, may_have_heir: bool, inherit: impl FnOnce(usize)) {
+    /// It is the heir of the write just before it if it covers that, and nothing has begun of it, and `inherit` agrees: that is
+    /// called with the other's request before that can end. Whether it is.
+    pub(crate) fn kept(&self, number: u64, at: u64, may_have_heir: bool, inherit: impl FnOnce(usize) -> bool) -> bool {
         let waiters = &self.ranges.waiters;
         // Held until the other has heard: it can't leave its context to the next request meanwhile.
         let mut queues = self.ranges.lock_all(self.range);
@@ -68,17 +68,17 @@ impl RangeGuard<'_> {
             waiters[self.request].progress.wait();
         }
         let Some(earlier) = self.predecessor(&queues).filter(|earlier| waiters[*earlier].progress.waits()) else {
-            return;
+            return false;
         };
-        inherit(earlier);
-        if !waiters[earlier].progress.leave(INHERITED) {
-            return;
+        if !inherit(earlier) || !waiters[earlier].progress.leave(INHERITED) {
+            return false;
         }
         waiters[earlier].contended.store(true, Ordering::SeqCst);
         drop(queues);
         // Whatever it waits for. A waker may be that of the context's next request by now, which then is polled once in vain.
         let wakers = [&waiters[earlier].lazy, &waiters[earlier].waker].map(|slot| slot.lock().take());
         wakers.into_iter().flatten().for_each(Waker::wake);
+        true
     }
 
     /// The request just before this one that this one covers, with nobody between the two.

@@ -432,14 +432,14 @@ mod tests {
         drop((_writing, waiting));
         let a = admit(&r, 2, range(0, 3));
         assert_eq!(r.admitted_before(range(2, 1)), AdmittedBefore::Some, "its bytes are not there yet");
-        a.kept(7, 100, false, |_| ());
+        a.kept(7, 100, false, |_| true);
         let kept = AdmittedBefore::Kept(KeptWrite { range: range(0, 3), at: 100, number: 7 });
         assert_eq!([range(0, 3), range(2, 1)].map(|of| r.admitted_before(of)), [kept; 2]);
         assert_eq!(r.admitted_before(range(2, 2)), AdmittedBefore::Some, "only a part of it");
         assert_eq!(r.admitted_before(range(3, 9)), AdmittedBefore::None);
         a.park();
         let b = admit(&r, 3, range(2, 2));
-        b.kept(8, 200, false, |_| ());
+        b.kept(8, 200, false, |_| true);
         let newer = KeptWrite { range: range(2, 2), at: 200, number: 8 };
         assert_eq!(r.admitted_before(range(2, 1)), AdmittedBefore::Kept(newer));
         assert_eq!(r.admitted_before(range(1, 2)), AdmittedBefore::Some, "of two");
@@ -461,8 +461,8 @@ mod tests {
             r.kept_before(of)
         };
         assert_eq!([range(0, 1), range(1, 1), elsewhere].map(untaken), [None; 3]);
-        a.kept(7, 100, false, |_| ());
-        a.kept(7, 200, false, |_| ());
+        a.kept(7, 100, false, |_| true);
+        a.kept(7, 200, false, |_| true);
         assert_eq!(r.kept_before(range(0, 1)), Some(KeptWrite { range: range(0, 1), at: 200, number: 7 }));
         assert_eq!([range(1, 1), range(0, 2), elsewhere].map(untaken), [None; 3], "it is in one shard alone");
         // Another of this shard.
@@ -542,8 +542,8 @@ mod tests {
         let admit = |request, from, count| admit(&r, request, range(from, count));
         let kept = |guard: &RangeGuard<'_>, may_have_heir| {
             let mut inherits = None;
-            guard.kept(0, 0, may_have_heir, |from| inherits = Some(from));
-            inherits.filter(|from| r.waiters[*from].progress.has_heir())
+            let is_heir = guard.kept(0, 0, may_have_heir, |from| inherits.replace(from).is_none());
+            inherits.filter(|_| is_heir)
         };
         let has_ended = |guard: &RangeGuard<'_>| {
             let mut granted = pin!(guard.granted());
@@ -569,10 +569,12 @@ mod tests {
         assert_eq!(kept(&durable, false), Some(6));
         let last = admit(8, 0, 4);
         assert_eq!(kept(&last, true), None, "that one is waited for");
+        let refused = admit(9, 0, 4);
+        assert!(!refused.kept(0, 0, true, |_| false) && has_ended(&last).is_pending(), "who may not inherit does not");
         drop((begun, second, part, third));
         assert_eq!((has_ended(&wide), wide.begin()), (Poll::Ready(true), true));
         drop((wide, reader, behind));
-        assert!(held(&durable) && !held(&last));
+        assert!(held(&durable) && !held(&last) && !held(&refused));
     }
 
     #[test]
@@ -741,7 +743,7 @@ mod interleavings {
                 let ranges = Arc::clone(&ranges);
                 thread::spawn(move || {
                     let (guard, number) = ranges.admit(request, blocks, || 7);
-                    guard.kept(number, request as u64, false, |_| ());
+                    guard.kept(number, request as u64, false, |_| true);
                     // The other may have come since.
                     assert!(ranges.kept_before(blocks).is_none_or(|kept| kept.range == blocks));
                 })

@@ -29,7 +29,7 @@ use crate::{
 };
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
-use std::{future::Future, path::Path, time::Duration};
+use std::{future::Future, path::Path, str::FromStr, time::Duration};
 use ublk_integrity::{VolumeInfo, anchor::AnchorNote};
 
 /// What a device was told of its volume's anchor; kept in its state file, for the next daemon.
@@ -83,6 +83,26 @@ pub struct Mode {
     pub every: Option<Duration>,
     /// Whether a flush is answered only once the anchor covers it.
     pub holds_flushes: bool,
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "flush" {
+            return Ok(Self { every: None, holds_flushes: true });
+        }
+        let seconds = match text.strip_prefix("interval") {
+            Some("") => return Ok(Self { every: None, holds_flushes: false }),
+            Some(rest) => rest.strip_prefix(':').and_then(|seconds| seconds.parse::<f64>().ok()),
+            None => None,
+        };
+        let seconds = seconds.filter(|seconds| (0.1..=86_400.0).contains(seconds));
+        let every = seconds
+            .map(Duration::from_secs_f64)
+            .ok_or("must be flush, interval, or interval: and seconds from 0.1 to 86400")?;
+        Ok(Self { every: Some(every), holds_flushes: false })
+    }
 }
 
 /// Of what is usual.
@@ -178,5 +198,17 @@ mod tests {
         assert!(said.exit == Exit::Arguments && said.message.contains("59 s") && said.message.contains("wear-ok"));
         assert_eq!(often.pace(false).unwrap().every.as_secs(), 59);
         assert_eq!(AnchorSettings { wear_ok: true, ..often }.pace(true).unwrap().every.as_secs(), 59);
+    }
+
+    #[test]
+    fn intervals_have_limits() {
+        let every = |milliseconds: Option<u64>| {
+            Ok(Mode { every: milliseconds.map(Duration::from_millis), holds_flushes: false })
+        };
+        assert_eq!(("interval".parse(), "interval:0.5".parse()), (every(None), every(Some(500))));
+        assert!("flush".parse::<Mode>().unwrap().holds_flushes);
+        for text in ["", "1", "flush:1", "interval:", "interval:0", "interval:-1", "interval:NaN", "interval:1e9"] {
+            assert!(text.parse::<Mode>().unwrap_err().contains("0.1"), "{text}");
+        }
     }
 }

@@ -92,6 +92,8 @@ pub struct Options {
     pub sync_log: Option<SyncLog>,
     /// Where the volume's anchor is.
     pub anchor: Option<anchor::Place>,
+    /// How the daemon keeps it told: options of `add` with their values, as they are written.
+    pub anchor_options: Vec<(&'static str, Option<String>)>,
     /// Not by itself at boot, nor by `attach --all`.
     pub noauto: bool,
     /// The boot goes on without it.
@@ -248,7 +250,7 @@ impl Key {
     }
 }
 
-const KNOWN: &str = "meta=, read-only, discard, no-discard, cache=, queues=, write-back=, sync-log=, anchor=, on-mismatch=fail, noauto, nofail, _netdev, x-initrd.attach and timeout=";
+const KNOWN: &str = "meta=, read-only, discard, no-discard, cache=, queues=, write-back=, sync-log=, anchor=, anchor-mode=, anchor-wait=, anchor-timeout=, anchor-grace=, anchor-lost=, anchor-wear-ok, on-mismatch=fail, noauto, nofail, _netdev, x-initrd.attach and timeout=";
 
 fn parse_options(words: &str) -> Result<Options, String> {
     let mut options = Options::default();
@@ -263,7 +265,10 @@ fn parse_options(words: &str) -> Result<Options, String> {
         seen.push(once);
         options.set(name, value).map_err(|why| format!("option {word:?}: {why}"))?;
     }
-    Ok(options)
+    match seen.iter().find(|word| word.starts_with("anchor-")).filter(|_| options.anchor.is_none()) {
+        Some(word) => Err(format!("option {word:?}: there is no anchor=")),
+        None => Ok(options),
+    }
 }
 
 impl Options {
@@ -293,6 +298,8 @@ impl Options {
             "write-back" => self.write_back = Some(count(value()?, 0, 1024)?),
             "sync-log" => self.sync_log = Some(sync_log(value()?)?),
             "anchor" => self.anchor = Some(value()?.parse()?),
+            "anchor-wear-ok" if value().is_ok() => return Err("takes no value".into()),
+            name if name.starts_with("anchor-") => self.anchor_options.push(anchor_option(name, given)?),
             "on-mismatch" if value()? == "fail" => {}
             "on-mismatch" => return Err("only fail is allowed here: `add --on-mismatch` is for rescue".into()),
             "timeout" => self.timeout = Some(seconds(value()?)?),
@@ -300,6 +307,27 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// One of `add`, checked as that does.
+fn anchor_option(name: &str, value: Option<&str>) -> Result<(&'static str, Option<String>), String> {
+    let needed = || value.ok_or("needs a value");
+    let option = match name {
+        "anchor-wear-ok" => return Ok(("--anchor-wear-ok", None)),
+        "anchor-mode" => needed()?.parse::<anchor::Mode>().map(|_| "--anchor-mode")?,
+        "anchor-lost" => anchor::Lost::from_str(needed()?, false)
+            .map(|_| "--anchor-lost")
+            .map_err(|_| "must be readonly or continue")?,
+        "anchor-timeout" => count(needed()?, 1, 60).map(|_| "--anchor-timeout")?,
+        "anchor-wait" => {
+            needed()?.parse::<u32>().map(|_| "--anchor-wait").map_err(|_| "must be a number of seconds")?
+        }
+        "anchor-grace" => {
+            needed()?.parse::<u32>().map(|_| "--anchor-grace").map_err(|_| "must be a number of seconds")?
+        }
+        _ => return Err(format!("not known: there are {KNOWN}")),
+    };
+    Ok((option, value.map(Into::into)))
 }
 
 fn meta(text: &str) -> Result<Place, String> {
@@ -398,7 +426,7 @@ mod tests {
 
     #[test]
     fn options_are_known_words() {
-        let all = "meta=PARTLABEL=m,read-only,no-discard,,cache=64M,queues=2,write-back=0,sync-log=off,anchor=file:/mnt/a,on-mismatch=fail,noauto,nofail,_netdev,x-initrd.attach,timeout=2min";
+        let all = "meta=PARTLABEL=m,read-only,no-discard,,cache=64M,queues=2,write-back=0,sync-log=off,anchor=file:/mnt/a,anchor-mode=interval:60,anchor-wear-ok,on-mismatch=fail,noauto,nofail,_netdev,x-initrd.attach,timeout=2min";
         let expected = Options {
             meta: Some(Place::PartLabel("m".into())),
             read_only: true,
@@ -408,6 +436,7 @@ mod tests {
             write_back: Some(0),
             sync_log: Some(SyncLog::Off),
             anchor: Some("file:/mnt/a".parse().unwrap()),
+            anchor_options: vec![("--anchor-mode", Some("interval:60".into())), ("--anchor-wear-ok", None)],
             noauto: true,
             nofail: true,
             netdev: true,
@@ -423,6 +452,14 @@ mod tests {
             "cache=",
             "cache=1.5G",
             "anchor=/mnt/a",
+            "anchor-wear-ok",
+            "anchor=file:/a,anchor-mode=fluhs",
+            "anchor=file:/a,anchor-mode",
+            "anchor=file:/a,anchor-lost=never",
+            "anchor=file:/a,anchor-timeout=0",
+            "anchor=file:/a,anchor-grace=1h",
+            "anchor=file:/a,anchor-wear-ok=1",
+            "anchor=file:/a,anchor-same-disk",
             "queues=0",
             "queues=4097",
             "write-back=-1",

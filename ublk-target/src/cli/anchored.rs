@@ -33,13 +33,13 @@ pub struct WithoutAnchor {
     pub without_anchor: bool,
 }
 
-/// How a daemon keeps an anchor told.
+/// How a daemon keeps an anchor told. In the table of volumes they have the same names (`boot/table.rs`).
 #[derive(clap::Args, Clone, Debug)]
 pub struct KeepArgs {
     /// How often the anchor is told how far the volume has got: interval, or interval:SECONDS, and what was written since can be
     /// rolled back; flush: no flush is answered before. An interval is a second if nothing else is said, and an hour where the
     /// anchor is a counter
-    #[arg(long, value_name = "MODE", requires = "anchor", default_value = "interval", value_parser = mode)]
+    #[arg(long, value_name = "MODE", requires = "anchor", default_value = "interval")]
     pub anchor_mode: Mode,
     /// How long the anchor may be away while the device is served. If it is not given: 60, and a day where it is a counter
     #[arg(long, value_name = "SECONDS", requires = "anchor")]
@@ -50,21 +50,6 @@ pub struct KeepArgs {
     /// Tell an anchor that is a counter more often than each minute, which wears out a chip: for counters in software
     #[arg(long, requires = "anchor")]
     pub anchor_wear_ok: bool,
-}
-
-fn mode(text: &str) -> Result<Mode, String> {
-    if text == "flush" {
-        return Ok(Mode { every: None, holds_flushes: true });
-    }
-    let seconds = match text.strip_prefix("interval") {
-        Some("") => return Ok(Mode { every: None, holds_flushes: false }),
-        Some(rest) => rest.strip_prefix(':').and_then(|seconds| seconds.parse::<f64>().ok()),
-        None => None,
-    };
-    let seconds = seconds.filter(|seconds| (0.1..=86_400.0).contains(seconds));
-    seconds
-        .map(|seconds| Mode { every: Some(Duration::from_secs_f64(seconds)), holds_flushes: false })
-        .ok_or_else(|| "must be flush, interval, or interval: and seconds from 0.1 to 86400".into())
 }
 
 impl AnchorArgs {
@@ -159,18 +144,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn intervals_have_limits() {
-        let every = |milliseconds: Option<u64>| {
-            Ok(Mode { every: milliseconds.map(Duration::from_millis), holds_flushes: false })
-        };
-        assert_eq!((mode("interval"), mode("interval:0.5")), (every(None), every(Some(500))));
-        assert!(mode("flush").unwrap().holds_flushes);
-        for text in ["", "1", "flush:1", "interval:", "interval:0", "interval:-1", "interval:NaN", "interval:1e9"] {
-            assert!(mode(text).unwrap_err().contains("0.1"), "{text}");
-        }
-    }
-
-    #[test]
     fn a_device_keeps_what_it_was_told_but_for_the_place() {
         let args = |anchor: Option<&str>| AnchorArgs {
             anchor: anchor.map(|place| place.parse().unwrap()),
@@ -178,7 +151,7 @@ mod tests {
             anchor_timeout: 5,
             anchor_same_disk: false,
         };
-        let keep = KeepArgs { anchor_grace: Some(9), anchor_mode: mode("flush").unwrap(), ..KeepArgs::default() };
+        let keep = KeepArgs { anchor_grace: Some(9), anchor_mode: "flush".parse().unwrap(), ..KeepArgs::default() };
         let before = args(Some("file:/a")).settings(&keep);
         assert_eq!(args(None).instead_of(before.clone()), before);
         let now = args(Some("file:/b")).instead_of(before).unwrap();

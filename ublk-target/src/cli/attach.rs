@@ -229,7 +229,10 @@ fn option_words(options: &Options) -> Vec<OsString> {
     ];
     let flags = flags.into_iter().filter(|(_, wanted)| *wanted).map(|(word, _)| OsString::from(word));
     let values = values.into_iter().filter_map(|(word, value)| Some([word.into(), OsString::from(value?)]));
-    flags.chain(values.flatten()).collect()
+    let anchored = options.anchor_options.iter().flat_map(|(word, value)| {
+        [Some(OsString::from(*word)), value.as_ref().map(OsString::from)].into_iter().flatten()
+    });
+    flags.chain(values.flatten()).chain(anchored).collect()
 }
 
 #[cfg(test)]
@@ -238,10 +241,10 @@ mod tests {
 
     #[test]
     fn each_option_of_the_table_is_one_of_add() {
-        let line = "home /dev/null /k read-only,no-discard,cache=64M,queues=2,write-back=0,sync-log=off,meta=/dev/zero,anchor=file:/a";
+        let line = "home /dev/null /k read-only,no-discard,cache=64M,queues=2,write-back=0,sync-log=off,meta=/dev/zero,anchor-mode=flush,anchor=file:/a,anchor-timeout=9,anchor-wait=0,anchor-grace=7,anchor-lost=readonly,anchor-wear-ok";
         let table = Table::parse(line.as_bytes());
         let words = words(&table.entries[0]).unwrap();
-        let expected = "--or-recover --name home --data /dev/null --meta /dev/zero --key-file /k --read-only --no-discard --cache 67108864 --queues 2 --write-back 0 --sync-log off --anchor file:/a";
+        let expected = "--or-recover --name home --data /dev/null --meta /dev/zero --key-file /k --read-only --no-discard --cache 67108864 --queues 2 --write-back 0 --sync-log off --anchor file:/a --anchor-mode flush --anchor-timeout 9 --anchor-wait 0 --anchor-grace 7 --anchor-lost readonly --anchor-wear-ok";
         assert_eq!(words.join(" ".as_ref()), expected);
         let args = parse(words).unwrap();
         assert!(args.or_recover && args.name.is_some_and(|name| name.as_str() == "home"));

@@ -22,7 +22,7 @@ use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 /// Bytes of the largest write that is admitted. Larger ones gain little by write-back.
 pub const MOST_BYTES: usize = 16 << 10;
 
-/// State of a slot that holds a write, in this layout.
+/// State of a slot that holds a write.
 pub const TAKEN: u64 = u64::from_le_bytes(*b"kept wr3");
 /// State of a slot that holds none.
 pub const FREE: u64 = 0;
@@ -61,8 +61,8 @@ pub const PAGE: usize = 4096;
 pub struct FileLayout {
     /// One for each thread.
     pub parts: usize,
-    /// Of each part.
-    #[serde(rename = "places")]
+    /// Of each part, with heads that have numbers. A file whose label says `places` here has others, and is left alone.
+    #[serde(rename = "numbered")]
     pub slots: usize,
 }
 

@@ -523,6 +523,14 @@ mod tests {
             .unwrap()
             .write_all_at(&[b' '; PAGE], 100)
             .unwrap();
+        let unnumbered = found(folder, 1).map(|_| ()).unwrap_err();
+        assert!(unnumbered.message.contains("another version"), "{unnumbered}");
+        let label = format!(
+            "{{\"owner\":{},\"layout\":{{\"parts\":2,\"places\":3}}}}",
+            serde_json::to_string(&owner("/dev/a", 1)).unwrap()
+        );
+        let file = File::options().write(true).open(memory(folder).join(hex(&[1; 32]))).unwrap();
+        file.write_all_at(format!("{label:4096}").as_bytes(), 0).unwrap();
         let older = found(folder, 1).map(|_| ()).unwrap_err();
         assert!(older.message.contains("another version"), "{older}");
         fs::remove_file(memory(folder).join(hex(&[1; 32]))).unwrap();
