@@ -364,3 +364,36 @@ mod tests {
         assert!(writes.has_failed(range(8, 1)) && writes.has_failed(range(0, 8)) && !writes.has_failed(range(9, 5)));
     }
 }
+
+/// Real threads under a model checker: see `sync.rs`.
+#[cfg(all(test, shuttle))]
+mod interleavings {
+    use super::*;
+    use shuttle::{sync::Arc, thread};
+
+    #[test]
+    fn who_looks_for_the_oldest_misses_no_heir() {
+        const SCHEDULES: usize = 5000;
+        let test = || {
+            let writes = Arc::new(AdmittedWrites::new(1, 2, 2, true));
+            // Who looks comes to its heir first, and then to this.
+            writes.begin(1, writes.next_number());
+            let heir = {
+                let writes = writes.clone();
+                thread::spawn(move || {
+                    writes.begin(0, writes.next_number());
+                    assert_eq!(writes.inherit(0, 1), Some(NONE + 1));
+                    writes.end(1);
+                })
+            };
+            assert_eq!(
+                writes.oldest(),
+                NONE + 1,
+                "a flush would not wait for what is written in the place of the first"
+            );
+            heir.join().unwrap();
+        };
+        shuttle::check_random(test, SCHEDULES);
+        shuttle::check_pct(test, SCHEDULES, 3);
+    }
+}
