@@ -163,8 +163,7 @@ impl Volume {
         self.log.latched().map_or(Ok(()), |why| Err(WriteError::Latched(why)))
     }
 
-    /// No more writes of the contexts of `thread` are admitted: those that wait to be in place go
-    /// there.
+    /// No more writes of the contexts of `thread` are admitted: those that wait to be in place go there.
     pub fn end_write_back(&self, thread: usize) {
         self.admitted.end_thread(thread);
     }
