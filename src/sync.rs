@@ -31,3 +31,11 @@ impl<T> Mutex<T> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
+
+/// Tries so many interleavings of a test at random, and as many in which one thread runs far ahead of another, with so many
+/// changes of who does (Burckhardt and others 2010).
+#[cfg(all(test, shuttle))]
+pub(crate) fn check(test: impl Fn() + Send + Sync + Copy + 'static, schedules: usize, changes: usize) {
+    shuttle::check_random(test, schedules);
+    shuttle::check_pct(test, schedules, changes);
+}

@@ -86,9 +86,9 @@ pub trait BlockTarget: Send + Sync {
     /// Makes every write durable that was answered before.
     fn flush<S: Io>(&self, io: &S, context: &mut Self::Context) -> impl Future<Output = Result<(), WriteError>>;
 
-    /// Admits a write to the write-back cache, in line for its range: it may be answered once its bytes are kept; one that is to be durable, once it is [safe](Self::wait_safe). Until it is
-    /// written back, reads of the range wait for it, or are served from
-    /// [what is kept](Self::read_kept). Flushes wait until it is safe.
+    /// Admits a write to the write-back cache, in line for its range: it may be answered once its bytes are kept; one
+    /// that is to be durable, once it is [safe](Self::wait_safe). Until it is written back, reads of the range wait for
+    /// it, or are served from [what is kept](Self::read_kept). Flushes wait until it is safe.
     /// `None`: it is to be [written](Self::write) first.
     fn admit<'t>(
         &'t self,

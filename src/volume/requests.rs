@@ -145,8 +145,8 @@ impl Volume {
         (result, buf)
     }
 
-    /// Admits the write of the context's next request, which takes its place in line for its range: it may be answered at once. One that is to be durable may be answered when it
-    /// [is](Self::wait_safe). `None`: write it [as usual](Self::write), which waits or says why not.
+    /// Admits the write of the context's next request, in line for its range: it may be answered at once, or when it is
+    /// [safe](Self::wait_safe) if it is to be durable. `None`: [write](Self::write) it, which waits or says why not.
     pub fn admit(&self, context: &RequestContext, range: BlockRange, durability: Durability) -> Option<Admitted<'_>> {
         self.writable(range).ok()?;
         if durability == Durability::Durable && !self.log.may_carry_data() {
@@ -156,8 +156,8 @@ impl Volume {
         self.admitted.admit(&self.log, lock, context.thread, durability)
     }
 
-    /// Waits until the admitted write with this id is safe: durable, if it was admitted to be. Fails
-    /// if the volume is read-only by then.
+    /// Waits until the admitted write with this id is safe: durable, if it was admitted to be. Fails if the volume is
+    /// read-only by then.
     pub async fn wait_safe(&self, context: &mut RequestContext, id: WriteBackId) -> Result<(), WriteError> {
         self.admitted.wait_safe(context.id, id).await;
         self.log.latched().map_or(Ok(()), |why| Err(WriteError::Latched(why)))

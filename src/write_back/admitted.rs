@@ -75,9 +75,11 @@ impl Admitted<'_> {
         // One that must be durable is answered once it is, by itself.
         let may_have_heir = self.durability == Durability::MayBeLost;
         let is_heir = self.guard.kept(self.number, at, may_have_heir, inherit);
-        match since.filter(|_| is_heir) {
-            Some(since) => self.place.since = since,
-            None => self.writes.begin(request, self.number),
+        match since {
+            Some(since) if is_heir => self.place.since = since,
+            // The other has begun meanwhile.
+            Some(_) => self.writes.begin(request, self.number),
+            None => {}
         }
     }
 

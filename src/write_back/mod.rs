@@ -369,11 +369,11 @@ mod tests {
 #[cfg(all(test, shuttle))]
 mod interleavings {
     use super::*;
+    use crate::sync::check;
     use shuttle::{sync::Arc, thread};
 
     #[test]
     fn who_looks_for_the_oldest_misses_no_heir() {
-        const SCHEDULES: usize = 5000;
         let test = || {
             let writes = Arc::new(AdmittedWrites::new(1, 2, 2, true));
             // Who looks comes to its heir first, and then to this.
@@ -393,7 +393,6 @@ mod interleavings {
             );
             heir.join().unwrap();
         };
-        shuttle::check_random(test, SCHEDULES);
-        shuttle::check_pct(test, SCHEDULES, 3);
+        check(test, 5000, 3);
     }
 }

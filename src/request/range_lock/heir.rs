@@ -26,7 +26,7 @@ impl Progress {
     }
 
     /// The next request of the context has come.
-    pub(super) fn begin_anew(&self) {
+    pub(super) fn reset(&self) {
         self.0.store(BEGUN, Ordering::SeqCst);
     }
 

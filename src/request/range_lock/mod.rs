@@ -227,7 +227,7 @@ impl RangeLocks {
         }
         let waiter = &self.waiters[request];
         waiter.contended.store(false, Ordering::Relaxed);
-        waiter.progress.begin_anew();
+        waiter.progress.reset();
         // While the mutexes are held: until they are released nobody can grant anything.
         waiter.shards.store(waiting, Ordering::Release);
         RangeGuard { ranges: self, request, range, behind }
@@ -706,12 +706,11 @@ mod tests {
 #[cfg(all(test, shuttle))]
 mod interleavings {
     use super::*;
-    use crate::BlockIndex;
+    use crate::{BlockIndex, sync::check};
     use shuttle::{future::block_on, sync::Arc, thread};
 
     #[test]
     fn a_dropped_waiter_leaves_nothing_to_the_next_request_of_its_context() {
-        const SCHEDULES: usize = 10_000;
         let test = || {
             let blocks = BlockRange::new(BlockIndex(0), 1);
             let shared = Arc::new((RangeLocks::new(3, 1), AtomicUsize::new(0)));
@@ -728,13 +727,11 @@ mod interleavings {
             hold(&shared, 2);
             others.into_iter().for_each(|thread| thread.join().unwrap());
         };
-        shuttle::check_random(test, SCHEDULES);
-        shuttle::check_pct(test, SCHEDULES, 4);
+        check(test, 10_000, 4);
     }
 
     #[test]
     fn what_is_kept_is_counted_as_long_as_it_is() {
-        const SCHEDULES: usize = 5000;
         let test = || {
             // In two shards.
             let blocks = BlockRange::new(BlockIndex(0), 2);
@@ -752,7 +749,6 @@ mod interleavings {
             writers.into_iter().for_each(|thread| thread.join().unwrap());
             assert!(ranges.shards.iter().all(|shard| shard.kept.load(Ordering::Relaxed) == 0), "it is kept no more");
         };
-        shuttle::check_random(test, SCHEDULES);
-        shuttle::check_pct(test, SCHEDULES, 4);
+        check(test, 5000, 4);
     }
 }
