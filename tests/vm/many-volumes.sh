@@ -1,6 +1,6 @@
 #!/bin/bash
 # many-volumes - twelve volumes with defaults in 1.5 GiB: the later ones get less or are refused, and the machine lives
-# vm: memory=1536
+# vm: memory=1536 long
 . tests/vm/lib.sh
 # Nothing may be killed for memory: a daemon can't be, and then the kernel panics.
 no_kills() { if dmesg | grep -E 'Out of memory|oom-kill|invoked oom'; then die 'memory ran out'; fi; }

@@ -1,6 +1,6 @@
 #!/bin/bash
 # waits - a disk that stands still and a lock that is never let go of hold nobody else up, and a signal ends whoever waits
-# vm: limit=900
+# vm: limit=900 long
 . tests/vm/lib.sh
 linear hung /dev/vdb
 hung=(--data /dev/mapper/hung --key-file "$key")
