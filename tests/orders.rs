@@ -5,6 +5,7 @@ use crate::sim::{
     Lab, Rng, SimStorage,
     answered::{BeforeAnswer, Beside},
     disk::Trace,
+    exec::yield_now,
     format_options, formatted,
     image::Logged,
     open_options,
@@ -12,7 +13,13 @@ use crate::sim::{
     watch::Watch,
     world::{MAX_REQUEST, QUEUES, World, live, no_tail},
 };
-use std::{cell::RefCell, future::Future, rc::Rc};
+use std::{
+    cell::RefCell,
+    future::Future,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Waker},
+};
 use ublk_integrity::{
     BlockIndex, BlockRange, Buf, CheckpointerWork, Device, Durability, OpenOptions, create::FormatOptions, open::open,
 };
@@ -213,6 +220,102 @@ fn an_fsync_of_a_small_write_is_one_durable_write() {
     beside.end(&lab.io);
     let counters = lab.volume.status().counters;
     assert_eq!((counters.carried_writes, counters.superseded_writes), (3, 1));
+}
+
+/// Those beside get as far as they do without anybody.
+fn settled(lab: &Lab, beside: &mut Beside<'_>) {
+    beside.answer(&lab.io, async {
+        for _ in 0..50 {
+            yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn a_flush_logs_what_is_held_and_wakes_nobody() {
+    let lab = lab_with_sync_log();
+    let (mut beside, mut context) = (Beside::default(), lab.volume.context(0));
+    // The first of them is written again, twice: it hears that it is waited for.
+    for blocks in [vec![3, 5, 7], vec![3], vec![3]] {
+        blocks.into_iter().for_each(|block| admitted(&lab, &mut beside, block, 1));
+        settled(&lab, &mut beside);
+        // Those whose writes they are do nothing meanwhile.
+        let (flushed, seen) = Beside::default().answer(&lab.io, lab.volume.flush(&lab.io, &mut context));
+        flushed.unwrap();
+        assert_eq!(seen, RECORD);
+    }
+    assert_eq!(lab.volume.status().counters.carried_writes, 2, "no other had to go on");
+    lab.volume.end_write_back(0);
+    beside.end(&lab.io);
+    let counters = lab.volume.status().counters;
+    assert_eq!((counters.carried_writes, counters.superseded_writes, counters.write_back_writes), (5, 1, 5));
+}
+
+#[test]
+fn what_a_flush_has_logged_and_given_up_goes_on_by_itself() {
+    let lab = lab_with_sync_log();
+    let (mut beside, mut context) = (Beside::default(), lab.volume.context(0));
+    admitted(&lab, &mut beside, 3, 1);
+    settled(&lab, &mut beside);
+    {
+        let flush = pin!(lab.volume.flush(&lab.io, &mut context));
+        assert!(flush.poll(&mut Context::from_waker(Waker::noop())).is_pending(), "its record has not been written");
+    }
+    // It is waited for by another write, too.
+    admitted(&lab, &mut beside, 3, 1);
+    let (flushed, _) = beside.answer(&lab.io, lab.volume.flush(&lab.io, &mut context));
+    flushed.unwrap();
+    lab.volume.end_write_back(0);
+    beside.end(&lab.io);
+    assert_eq!(lab.volume.status().counters.carried_writes, 2);
+}
+
+#[test]
+fn what_a_flush_has_made_durable_goes_in_place_though_the_volume_becomes_read_only() {
+    let mut lab = lab_with_sync_log();
+    {
+        let (mut beside, mut context) = (Beside::default(), lab.volume.context(0));
+        admitted(&lab, &mut beside, 3, 1);
+        settled(&lab, &mut beside);
+        Beside::default().answer(&lab.io, lab.volume.flush(&lab.io, &mut context)).0.unwrap();
+        // Answered, and nobody writes it.
+        drop(lab.volume.admit(&context, BlockRange::new(BlockIndex(9), 1), Durability::MayBeLost).unwrap());
+        assert!(lab.volume.latched().is_some());
+        lab.volume.end_write_back(0);
+        beside.end(&lab.io);
+    }
+    lab.read(3).expect("it is in place");
+}
+
+/// Polls without anything happening on the devices.
+fn poll_alone(future: Pin<&mut impl Future>) {
+    let mut future = future;
+    for _ in 0..9 {
+        assert!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+}
+
+#[test]
+fn a_flush_that_is_given_up_while_it_waits_to_lead_does_not_lead() {
+    let lab = lab_with_sync_log();
+    let Lab { io, volume, .. } = &lab;
+    // Of those that wait the flush comes first.
+    let (mut flusher, mut writer) = (volume.context(0), volume.context(0));
+    let mut beside = Beside::default();
+    admitted(&lab, &mut beside, 3, 1);
+    settled(&lab, &mut beside);
+    // A record is under way that is larger than what gathers meanwhile.
+    let large = volume.admit(&writer, BlockRange::new(BlockIndex(20), 32), Durability::Durable).unwrap();
+    let mut large = Box::pin(volume.write_back(io, &mut writer, large, Buf::new(32 * 512), || ()));
+    poll_alone(large.as_mut());
+    poll_alone(pin!(volume.flush(io, &mut flusher)));
+    beside.spawn(async {
+        large.await.0.unwrap();
+    });
+    let (flushed, _) = beside.answer(io, volume.flush(io, &mut flusher));
+    flushed.unwrap();
+    volume.end_write_back(0);
+    beside.end(io);
 }
 
 #[test]

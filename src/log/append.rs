@@ -11,6 +11,7 @@ use crate::{
 };
 use std::{
     future::poll_fn,
+    ops::Deref,
     task::{Poll, Waker},
 };
 
@@ -46,7 +47,7 @@ impl<'a> Change<'a> {
         }
     }
     /// Bytes of the ring for a record with this entry alone.
-    fn alone(&self, physical_block: usize) -> u64 {
+    pub(super) fn alone(&self, physical_block: usize) -> u64 {
         let bytes = match self {
             Change::Payload { tags, blocks, .. } => {
                 RecordBuilder::padded_alone_payload(tags.len(), blocks.len(), physical_block)
@@ -84,12 +85,10 @@ pub(crate) struct Reserved {
     pub(crate) runs: usize,
 }
 
-/// A change that has its number, and must be completed or failed. Dropped before that, it latches
-/// the volume: the log says something that may never come true.
-pub(crate) struct Appended<'a> {
-    log: &'a Log,
-    pub(super) request: usize,
-    pub(super) thread: usize,
+/// A change that has its number.
+#[derive(Clone, Copy)]
+pub(crate) struct Logged {
+    pub(super) requester: Requester,
     pub(crate) seq: Seq,
     pub(crate) epoch: Epoch,
     /// Whether its record carries the data: that is durable with the record, before it is in place.
@@ -97,8 +96,23 @@ pub(crate) struct Appended<'a> {
     reserved: Reserved,
     /// Whether it is the first of its thread in the record that gathers: at the batch boundary it
     /// alone checks whether the record can go out, and may then lead.
-    pub(super) checks_at_boundary: bool,
-    ended: bool,
+    pub(crate) checks_at_boundary: bool,
+}
+
+/// What becomes of a change that is logged: it must be completed or failed. Dropped before that, it latches
+/// the volume: the log says something that may never come true.
+pub(crate) struct Appended<'a> {
+    pub(super) log: &'a Log,
+    pub(super) logged: Logged,
+    pub(super) ended: bool,
+}
+
+impl Deref for Appended<'_> {
+    type Target = Logged;
+
+    fn deref(&self) -> &Logged {
+        &self.logged
+    }
 }
 
 /// What has become of a change's data.
@@ -169,26 +183,13 @@ impl Log {
                 }
                 None
             };
-            self.ask_for_checkpoint(&mut s);
-            let wanted = s.want_checkpoint;
-            (result, wanted.then(|| s.checkpointer_waker(CheckpointerWaits::Work)).flatten())
+            (result, self.ask_for_checkpoint(&mut s))
         };
         wake.into_iter().for_each(Waker::wake);
         result
     }
 
-    /// Whether a record may carry the data of this change: it has room for it, and the log is empty
-    /// enough. Tags, which everybody needs, keep a quarter of the ring. So data never waits for space
-    /// there.
-    fn may_carry(&self, s: &State, change: &Change<'_>) -> bool {
-        let Change::Payload { tags, blocks, .. } = change else { return false };
-        let alone = change.alone(self.config.physical_block) + self.config.max_record as u64;
-        self.config.sync_log
-            && RecordBuilder::can_carry(self.config.max_record, tags.len(), blocks.len())
-            && (s.used() + alone) * 4 <= self.config.size * 3
-    }
-
-    fn has_room(&self, s: &mut State, change: &Change<'_>, alone: u64) -> bool {
+    pub(super) fn has_room(&self, s: &mut State, change: &Change<'_>, alone: u64) -> bool {
         let epoch = s.epoch;
         // Up to one record's worth is skipped at the ring's end.
         let ring = s.used() + alone + self.config.max_record as u64 <= self.config.size;
@@ -203,7 +204,7 @@ impl Log {
         gathers && ring && pending
     }
 
-    fn take_step(&self, s: &mut State, request: Requester, change: &Change<'_>, alone: u64) -> Appended<'_> {
+    pub(super) fn take_step(&self, s: &mut State, request: Requester, change: &Change<'_>, alone: u64) -> Appended<'_> {
         let (seq, epoch, reserved) = (s.next_seq, s.epoch, change.reserved());
         s.next_seq = Seq(seq.0 + 1);
         debug_assert!(s.in_flight[request.id].is_none(), "one change a request at a time");
@@ -234,20 +235,12 @@ impl Log {
         }
         s.gather.last = seq;
         let checks_at_boundary = !std::mem::replace(&mut s.gather.has_boundary_check[request.thread], true);
-        Appended {
-            log: self,
-            request: request.id,
-            thread: request.thread,
-            seq,
-            epoch,
-            carried,
-            reserved,
-            checks_at_boundary,
-            ended: false,
-        }
+        let logged = Logged { requester: request, seq, epoch, carried, reserved, checks_at_boundary };
+        Appended { log: self, logged, ended: false }
     }
 
-    fn ask_for_checkpoint(&self, s: &mut State) {
+    /// Asks for a checkpoint where it is time for one. The checkpoint thread's waker, if it is wanted.
+    pub(super) fn ask_for_checkpoint(&self, s: &mut State) -> Option<Waker> {
         let epoch = s.epoch;
         let used = s.used();
         let of = s.of(epoch);
@@ -257,6 +250,7 @@ impl Log {
         let enough =
             used * 2 > self.config.size || of.tags * 4 > self.config.max_tags * 3 || of.runs * 2 > self.config.max_runs;
         s.want_checkpoint |= enough;
+        s.want_checkpoint.then(|| s.checkpointer_waker(CheckpointerWaits::Work)).flatten()
     }
 
     /// Waits until there is work for the checkpoint thread.
@@ -322,7 +316,7 @@ impl Log {
     /// Both superblock copies name the epoch after this one: its log space and failed numbers are
     /// free.
     pub(crate) fn release(&self, epoch: Epoch) {
-        {
+        let wake = {
             let mut s = self.state.lock();
             let end = s.of(epoch).end.expect("released once");
             s.tail = end.position;
@@ -330,8 +324,9 @@ impl Log {
             s.failed.retain(|(_, e)| *e != epoch);
             // A checkpoint was asked for because of space that is free now.
             s.want_checkpoint = false;
-            self.ask_for_checkpoint(&mut s);
-        }
+            self.ask_for_checkpoint(&mut s)
+        };
+        wake.into_iter().for_each(Waker::wake);
         self.wake_front();
     }
 }
@@ -360,12 +355,13 @@ impl Appended<'_> {
 
     fn end(&mut self, tags: isize, runs: isize, data: DataWrite) {
         self.ended = true;
+        let Logged { requester, seq, epoch, carried, reserved, .. } = self.logged;
         let failed = data == DataWrite::Failed;
         let (wake, full) = {
             let mut s = self.log.state.lock();
             if data != DataWrite::None {
                 // What may be on the medium, too.
-                s.sync.data_write_ended(self.carried);
+                s.sync.data_write_ended(carried);
             }
             let full = failed && s.failed.len() == MAX_FAILED;
             if full {
@@ -373,14 +369,14 @@ impl Appended<'_> {
                 // in flight nor listed, and the volume not latched.
                 s.latched.get_or_insert(Latched::Abandoned);
             } else if failed {
-                s.failed.push((self.seq, self.epoch));
+                s.failed.push((seq, epoch));
             }
-            s.in_flight[self.request] = None;
-            let of = s.of(self.epoch);
+            s.in_flight[requester.id] = None;
+            let of = s.of(epoch);
             of.in_flight -= 1;
-            of.tags = (of.tags - self.reserved.tags).saturating_add_signed(tags);
-            of.runs = (of.runs - self.reserved.runs).saturating_add_signed(runs);
-            let drained = of.is_drained() && self.epoch != s.epoch;
+            of.tags = (of.tags - reserved.tags).saturating_add_signed(tags);
+            of.runs = (of.runs - reserved.runs).saturating_add_signed(runs);
+            let drained = of.is_drained() && epoch != s.epoch;
             (drained.then(|| s.checkpointer_waker(CheckpointerWaits::Drained)).flatten(), full)
         };
         wake.into_iter().for_each(Waker::wake);

@@ -5,7 +5,7 @@
 //! record up to its own is.
 
 use super::{
-    Appended, Log, LogPoint,
+    Log, LogPoint, Logged, Requester,
     state::{CheckpointerWaits, SealedRecord, State, Unfinished, Waiting},
 };
 use crate::{
@@ -38,15 +38,16 @@ enum CommitRole {
 type Next = [Option<Waker>; 2];
 
 impl Log {
-    /// Waits until the record of a change is durable, and writes it where no other request does.
-    pub(crate) async fn commit<S: Io>(&self, io: &S, change: &Appended<'_>) -> Result<(), Latched> {
+    /// Waits until the record of a change is durable, and writes it where no other request does. `request` is the one that
+    /// waits.
+    pub(crate) async fn commit<S: Io>(&self, io: &S, request: usize, change: &Logged) -> Result<(), Latched> {
         let mut at_boundary = change.checks_at_boundary;
         if at_boundary {
             // Until the batch boundary, so that one record carries all that this thread has to log.
             io.batch_boundary(Phase::Commit).await;
         }
         loop {
-            let role = poll_fn(|cx| match self.role(change, std::mem::take(&mut at_boundary), cx.waker()) {
+            let role = poll_fn(|cx| match self.role((request, change), std::mem::take(&mut at_boundary), cx.waker()) {
                 Some(role) => Poll::Ready(role),
                 None => Poll::Pending,
             })
@@ -72,8 +73,13 @@ impl Log {
     }
 
     /// `at_boundary`: this is the check that the others of its thread rely on.
-    fn role(&self, change: &Appended<'_>, at_boundary: bool, waker: &Waker) -> Option<Result<CommitRole, Latched>> {
-        let Appended { request, thread, seq, .. } = *change;
+    fn role(
+        &self,
+        (request, change): (usize, &Logged),
+        at_boundary: bool,
+        waker: &Waker,
+    ) -> Option<Result<CommitRole, Latched>> {
+        let Logged { requester: Requester { thread, .. }, seq, .. } = *change;
         let mut s = self.state.lock();
         s.gather.has_boundary_check[thread] &= !at_boundary;
         // The latch first: a page-cache write error is reported to one sync only, so beside one

@@ -12,6 +12,7 @@
 //! waits for a round of whoever tells the anchor.
 
 mod append;
+mod carry;
 mod commit;
 mod flush;
 mod held;
@@ -19,7 +20,7 @@ mod recorded;
 mod state;
 mod sync_state;
 
-pub(crate) use append::{Appended, Change, Requester, Reserved};
+pub(crate) use append::{Appended, Change, Logged, Requester, Reserved};
 pub(crate) use commit::next_position;
 pub(crate) use recorded::Recorded;
 pub use state::CheckpointerWork;

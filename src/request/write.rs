@@ -14,6 +14,7 @@ use crate::{
     io::retry::{READ_BACK, retry},
     log::{Appended, Change, Log, Reserved, Unsynced},
     metadata::Metadata,
+    write_back::Next,
 };
 
 /// Most blocks of one zeros entry: its count has 32 bits.
@@ -47,16 +48,14 @@ impl Holder<'_, '_> {
         }
     }
 
-    /// Whether a record is to carry so many bytes of it, which are `whole` or a part. An admitted write waits for a flush here.
-    /// `None`: it is not to be written, for a later one has taken its place.
-    async fn go_on(&mut self, bytes: usize, whole: bool) -> Option<bool> {
+    /// What becomes of the tagged blocks in `work`, `bytes` of them, which are `whole` or a part. An admitted write waits for a
+    /// flush here.
+    async fn go_on(&mut self, work: HashWork, bytes: usize, whole: bool) -> (Next, HashWork) {
         match self {
-            Self::Request(_) => Some(false),
-            Self::Admitted(WriteBack { admitted, .. }) => {
-                // A record carries the whole of a write, or nothing of it.
-                let carry = whole && admitted.hold(bytes).await;
-                admitted.begin().then_some(carry)
-            }
+            Self::Request(_) => (Next::Log { carry: false }, work),
+            // A record carries the whole of a write, or nothing of it.
+            Self::Admitted(WriteBack { admitted, .. }) if whole => admitted.hold(work, bytes).await,
+            Self::Admitted(WriteBack { admitted, .. }) => (admitted.begin(false), work),
         }
     }
 }
@@ -99,27 +98,15 @@ impl Writer<'_> {
     ) -> (Result<(), WriteError>, Buf) {
         let bytes = at..at + part.count as usize * self.metadata.block_size();
         let work = HashWork { first: part.first, buf, at, count: part.count as usize, tags: context.tags.lend() };
-        let HashWork { buf, tags, .. } = self.hasher.make_tags(io, context.batch.as_ref(), work).await;
-        context.tags.give_back(tags);
+        let work = self.hasher.make_tags(io, context.batch.as_ref(), work).await;
         let whole = part == holder.guard().range();
-        let Some(carry) = holder.go_on(bytes.len(), whole).await else { return (Ok(()), buf) };
-        let (first, tags) = (part.first, context.tags.tags(part.count));
-        let change = match carry {
-            true => Change::Payload { first, tags, blocks: &buf[bytes.clone()] },
-            false => Change::Tags { first, tags },
-        };
-        let appended = match self.log.append(context.requester(), change).await {
-            Ok(appended) => appended,
+        let (next, HashWork { buf, tags, .. }) = holder.go_on(work, bytes.len(), whole).await;
+        context.tags.give_back(tags);
+        let appended = match self.log_part(io, context, (part, &buf[bytes.clone()]), next, holder).await {
+            Ok(Some(appended)) => appended,
+            Ok(None) => return (Ok(()), buf),
             Err(why) => return (Err(WriteError::Latched(why)), buf),
         };
-        // Durable in the log first. If the data reached the medium before the record, a crash in
-        // between would leave a block that nothing vouches for.
-        if let Holder::Admitted(WriteBack { admitted, .. }) = holder {
-            admitted.appended(&appended);
-        }
-        if let Err(why) = self.log.commit(io, &appended).await {
-            return (Err(WriteError::Latched(why)), buf);
-        }
         if appended.carried {
             context.counters.carried_writes.add(1);
             if let Holder::Admitted(WriteBack { admitted, clear }) = holder {
@@ -159,6 +146,35 @@ impl Writer<'_> {
                 (Err(resolved.err().map_or(WriteError::Device(device(errno)), WriteError::Latched)), buf)
             }
         }
+    }
+
+    /// Logs a part whose tags are made, and waits until its record is durable: if the data reached the medium before that, a crash
+    /// in between would leave a block that nothing vouches for. `None`: it is not to be written.
+    async fn log_part<S: Io>(
+        &self,
+        io: &S,
+        context: &RequestContext,
+        (part, blocks): (BlockRange, &[u8]),
+        next: Next,
+        holder: &mut Holder<'_, '_>,
+    ) -> Result<Option<Appended<'_>>, Latched> {
+        let (first, tags) = (part.first, context.tags.tags(part.count));
+        let is_durable = matches!(next, Next::Logged { is_durable: true, .. });
+        let appended = match next {
+            Next::Inherited => return Ok(None),
+            Next::Logged { logged, .. } => self.log.take_over(logged),
+            Next::Log { carry: true } => {
+                self.log.append(context.requester(), Change::Payload { first, tags, blocks }).await?
+            }
+            Next::Log { carry: false } => self.log.append(context.requester(), Change::Tags { first, tags }).await?,
+        };
+        if let Holder::Admitted(WriteBack { admitted, .. }) = holder {
+            admitted.appended(&appended);
+        }
+        if !is_durable {
+            self.log.commit(io, context.id, &appended).await?;
+        }
+        Ok(Some(appended))
     }
 
     /// A data write failed: finds out, block by block, what is on the medium now. The caller holds
@@ -232,7 +248,7 @@ impl Writer<'_> {
             let part = BlockRange::new(BlockIndex(range.first.0 + done), MAX_ZERO_RUN.min(range.count - done));
             let appended =
                 self.log.append(context.requester(), Change::Zeros(part)).await.map_err(WriteError::Latched)?;
-            self.log.commit(io, &appended).await.map_err(WriteError::Latched)?;
+            self.log.commit(io, context.id, &appended).await.map_err(WriteError::Latched)?;
             if discard {
                 let offset = self.metadata.layout().block_offset(part.first);
                 let bytes = part.count * self.metadata.block_size() as u64;

@@ -224,7 +224,7 @@ impl Volume {
             Access::ReadOnly if self.log.latched().is_none() => Ok(()),
             _ if self.log.holds_flushes() => self.log.covered(context.id).await.map_err(WriteError::Latched),
             _ => {
-                self.admitted.flush(context.id).await;
+                self.admitted.flush_and_log(io, context.requester(), &self.log, &self.ranges).await;
                 self.log.sync_data(io, context.id, Unsynced::NotCarried).await.map_err(WriteError::Latched)
             }
         }

@@ -1,10 +1,10 @@
 //! One admitted write, from its answer until it is in place.
 
-use super::{AdmittedWrites, Place, WriteBackId, lazy::GoOn};
+use super::{AdmittedWrites, Place, WriteBackId, flush::Held, lazy::GoOn};
 use crate::{
     BlockRange, Durability, Latched, RecordNumber, WriteError,
-    log::{Appended, Log},
-    request::range_lock::RangeGuard,
+    log::{Appended, Log, Logged},
+    request::{hash_batch::HashWork, range_lock::RangeGuard},
 };
 use std::{
     future::poll_fn,
@@ -22,7 +22,19 @@ pub struct Admitted<'v> {
     stage: Stage,
     durability: Durability,
     first_not_durable: RecordNumber,
+    /// A record carries it, and it has been told to go to its place.
+    is_hurried: bool,
     why_failed: Option<Latched>,
+}
+
+/// What becomes of a write that has its tags.
+pub(crate) enum Next {
+    /// It is logged, with its blocks if a record is to carry it.
+    Log { carry: bool },
+    /// A flush has logged it, and perhaps seen its record durable.
+    Logged { logged: Logged, is_durable: bool },
+    /// Nothing: a later one is written in its place.
+    Inherited,
 }
 
 /// How far an admitted write is.
@@ -30,7 +42,7 @@ pub struct Admitted<'v> {
 enum Stage {
     /// Nothing is decided.
     Admitted,
-    /// It waits, with nothing logged.
+    /// It waits, with nothing logged but by a flush.
     Held,
     /// On its way in place, with nobody to carry it.
     InPlace,
@@ -53,7 +65,8 @@ impl<'v> Admitted<'v> {
     ) -> Self {
         let place = Place { thread, request: guard.request(), since: number };
         let (stage, why_failed) = (Stage::Admitted, Some(Latched::Abandoned));
-        Self { writes, log, guard, number, place, stage, durability, first_not_durable, why_failed }
+        let is_hurried = false;
+        Self { writes, log, guard, number, place, stage, durability, first_not_durable, is_hurried, why_failed }
     }
 }
 
@@ -88,37 +101,52 @@ impl Admitted<'_> {
         self.guard.granted().await
     }
 
-    /// Waits for a flush, with its tags made and nothing logged, unless it is to go on. Whether a
-    /// record is to carry so many bytes of it.
-    pub(crate) async fn hold(&mut self, bytes: usize) -> bool {
-        let go_on = match self.durability {
-            Durability::Durable => GoOn::Flush,
-            Durability::MayBeLost => match self.writes.lazy.hold(self.place, bytes) {
-                Some(go_on) => go_on,
-                None => self.wait(Stage::Held).await,
-            },
+    /// Waits for a flush, with its tags made and nothing logged, unless it is to go on. `bytes` of its blocks are in `work`.
+    pub(crate) async fn hold(&mut self, work: HashWork, bytes: usize) -> (Next, HashWork) {
+        if self.durability == Durability::Durable {
+            self.stage = Stage::Carried;
+            return (self.begin(true), work);
+        }
+        let held = &self.writes.held[self.place.request];
+        // Before a flush can find it among those that are held.
+        *held.lock() = Some(Held { work, bytes, logged: None, is_durable: false });
+        let go_on = match self.writes.lazy.hold(self.place, bytes) {
+            Some(go_on) => go_on,
+            None => self.wait(Stage::Held).await,
         };
-        self.stage = if go_on == GoOn::Flush { Stage::Carried } else { Stage::InPlace };
-        go_on == GoOn::Flush
+        self.stage = if go_on == GoOn::InPlace { Stage::InPlace } else { Stage::Carried };
+        let Held { work, logged, is_durable, .. } = held.lock().take().expect("nobody else takes it");
+        let next = match logged {
+            Some(logged) => Next::Logged { logged, is_durable },
+            None => self.begin(go_on == GoOn::Flush),
+        };
+        (next, work)
     }
 
-    /// It begins. `false`: it has an heir, and is not to be written.
-    pub(crate) fn begin(&self) -> bool {
-        self.guard.begin()
+    /// It begins.
+    pub(crate) fn begin(&self, carry: bool) -> Next {
+        if self.guard.begin() { Next::Log { carry } } else { Next::Inherited }
     }
 
     /// Waits until it is told to go on, or somebody waits for its range.
     async fn wait(&mut self, stage: Stage) -> GoOn {
         self.stage = stage;
-        poll_fn(|cx| self.poll_go_on(cx)).await
+        let (go_on, is_told) = poll_fn(|cx| self.poll_go_on(cx)).await;
+        self.is_hurried = is_told && go_on == GoOn::Logged;
+        go_on
     }
 
-    fn poll_go_on(&self, cx: &Context<'_>) -> Poll<GoOn> {
+    /// Why it goes on, and whether it has been told.
+    fn poll_go_on(&self, cx: &Context<'_>) -> Poll<(GoOn, bool)> {
         let lazy = &self.writes.lazy;
         if let Poll::Ready(told) = lazy.poll_told(self.place.request, cx.waker()) {
-            return Poll::Ready(told);
+            return Poll::Ready((told, true));
         }
-        self.guard.poll_contended(cx).map(|()| lazy.stop_waiting(self.place))
+        match self.guard.poll_contended(cx).map(|()| lazy.stop_waiting(self.place)) {
+            Poll::Ready(Some(go_on)) => Poll::Ready((go_on, false)),
+            // A flush has it in hand.
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
     }
 
     /// Whether a later write is written in its place.
@@ -135,14 +163,15 @@ impl Admitted<'_> {
     }
 
     /// The record that carries it is durable, and all before it. `clear` clears what was kept of
-    /// it; later writes of its blocks go on. Then it waits, unless `may_wait` says that it must not
-    /// or somebody needs it in place.
+    /// it; later writes of its blocks go on. Then it waits, unless `may_wait` says that it must not,
+    /// it has been told before, or somebody needs it in place.
     pub(crate) async fn park(&mut self, clear: impl FnOnce(), may_wait: impl FnOnce() -> bool) {
         clear();
         self.stage = Stage::Safe;
         self.writes.end(self.place.request);
         self.guard.park();
-        if self.writes.lazy.park(self.place, may_wait).is_none() {
+        let is_hurried = std::mem::take(&mut self.is_hurried);
+        if self.writes.lazy.park(self.place, || !is_hurried && may_wait()) {
             self.wait(Stage::Parked).await;
             self.stage = Stage::Safe;
         }
@@ -207,8 +236,11 @@ impl Drop for Admitted<'_> {
         }
         let lazy = &self.writes.lazy;
         // One that still waits has been dropped.
-        let waited = matches!(self.stage, Stage::Held | Stage::Parked).then(|| lazy.stop_waiting(self.place));
+        let waited = matches!(self.stage, Stage::Held | Stage::Parked).then(|| lazy.stop_waiting(self.place)).flatten();
         let set_out = self.stage == Stage::InPlace || self.stage == Stage::Held && waited == Some(GoOn::InPlace);
+        if self.stage == Stage::Held {
+            *self.writes.held[self.place.request].lock() = None;
+        }
         if set_out {
             lazy.arrives(self.place.thread);
         }

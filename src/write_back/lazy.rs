@@ -1,13 +1,13 @@
 //! Which admitted writes wait, though nothing keeps them from going on: those that others may make
 //! cheaper.
 //!
-//! - A write that has its tags is *held*, with nothing logged: if a flush comes next, one record
+//! - A write that has its tags is *held*, with nothing logged: if a flush comes next, that logs it, one record
 //!   carries its data, and that record is all that the flush waits for.
 //! - A write that a durable record carries is *parked*: several go to their places together, and one
 //!   that is written again meanwhile need not go at all.
 //!
-//! Nobody waits for either without telling it. A held write goes on when a flush comes (its record
-//! carries it then), and otherwise in place at once: when a request waits for its range, when many
+//! Nobody waits for either without telling it. A held write is parked at once where a flush has logged it. It goes on,
+//! to be carried, when a flush has come that could not. Otherwise it goes in place at once: when a request waits for its range, when many
 //! are held, at the next tick, at the end. A parked write goes on when a request waits for its
 //! range, when half of its thread's writes are parked, when its epoch has ended, after some ticks,
 //! at the end.
@@ -31,8 +31,10 @@ const PARKED_TICKS: usize = 4;
 pub(super) enum GoOn {
     /// A flush waits for it.
     Flush = 1,
-    /// It is to be in place.
+    /// It is to be in place, and nothing is logged.
     InPlace = 2,
+    /// It is to be in place, and a record carries it.
+    Logged = 3,
 }
 
 /// A write that waits.
@@ -58,7 +60,16 @@ struct ThreadWrites {
     ended: bool,
 }
 
-/// What a request that waits has been told.
+impl ThreadWrites {
+    fn remove_held(&mut self, i: usize) -> Waiting {
+        let waiting = self.held.remove(i);
+        self.held_bytes -= waiting.bytes;
+        waiting
+    }
+}
+
+/// What a request that waits has been told. One that has been told nothing, and neither is held nor parked, is in the hands of
+/// the flush that logs it.
 struct Told {
     go_on: AtomicU8,
     waker: Mutex<Option<Waker>>,
@@ -67,7 +78,7 @@ struct Told {
 pub(super) struct LazyWrites {
     /// By I/O thread.
     threads: Vec<Mutex<ThreadWrites>>,
-    /// By request. Written under the mutex of the request's thread.
+    /// By request.
     told: Vec<Told>,
     /// The writes that a thread may have; half of them may be held, and half parked.
     per_thread: usize,
@@ -87,8 +98,8 @@ impl LazyWrites {
     /// For so many threads, requests, and writes that each thread may have admitted: with less than
     /// two none waits.
     pub(super) fn new(threads: usize, requests: usize, per_thread: usize) -> Self {
-        // When one more is in it they go on.
-        let list = || Vec::with_capacity(per_thread / 2 + 1);
+        // Flushes of other threads park writes, too.
+        let list = || Vec::with_capacity(per_thread);
         let thread =
             |_| Mutex::new(ThreadWrites { held: list(), held_bytes: 0, parked: list(), on_their_way: 0, ended: false });
         let told = |_| Told { go_on: AtomicU8::new(0), waker: Mutex::new(None) };
@@ -134,7 +145,7 @@ impl LazyWrites {
         if thread.ended || is_due || thread.on_their_way > 0 || thread.held_bytes + bytes > MOST_HELD_BYTES {
             thread.on_their_way += 1;
             drop(thread);
-            self.tell_held(at.thread, u64::MAX, GoOn::InPlace);
+            self.tell_held(at.thread, u64::MAX);
             return Some(GoOn::InPlace);
         }
         thread.held_bytes += bytes;
@@ -143,21 +154,21 @@ impl LazyWrites {
         let many = thread.held.len() > self.per_thread / 2;
         drop(thread);
         match many {
-            true => self.tell_held(at.thread, u64::MAX, GoOn::InPlace),
+            true => self.tell_held(at.thread, u64::MAX),
             false => self.wake_ticker(),
         }
         None
     }
 
-    /// Parks a write, unless it is to go on at once. `may_wait` is asked while nobody who looks for
+    /// Parks a write: `true`, unless it is to go on at once. `may_wait` is asked while nobody who looks for
     /// parked writes can miss it.
-    pub(super) fn park(&self, at: Place, may_wait: impl FnOnce() -> bool) -> Option<GoOn> {
+    pub(super) fn park(&self, at: Place, may_wait: impl FnOnce() -> bool) -> bool {
         if !self.is_lazy() {
-            return Some(GoOn::InPlace);
+            return false;
         }
         let mut thread = self.threads[at.thread].lock();
         if thread.ended || !may_wait() {
-            return Some(GoOn::InPlace);
+            return false;
         }
         thread.parked.push(Waiting { request: at.request, since: at.since, bytes: 0 });
         self.begin_wait(at.request);
@@ -167,7 +178,7 @@ impl LazyWrites {
             true => self.tell_parked(at.thread, u64::MAX),
             false => self.wake_ticker(),
         }
-        None
+        true
     }
 
     fn begin_wait(&self, request: usize) {
@@ -177,34 +188,43 @@ impl LazyWrites {
 
     /// What a write that waits has been told.
     pub(super) fn poll_told(&self, request: usize, waker: &Waker) -> Poll<GoOn> {
-        let Told { go_on, waker: slot } = &self.told[request];
-        if go_on.load(Ordering::SeqCst) == 0 {
-            *slot.lock() = Some(waker.clone());
+        let told = self.told(request);
+        if told.is_ready() {
+            return told;
         }
-        match go_on.load(Ordering::SeqCst) {
+        *self.told[request].waker.lock() = Some(waker.clone());
+        self.told(request)
+    }
+
+    fn told(&self, request: usize) -> Poll<GoOn> {
+        match self.told[request].go_on.load(Ordering::SeqCst) {
             0 => Poll::Pending,
             told if told == GoOn::Flush as u8 => Poll::Ready(GoOn::Flush),
-            _ => Poll::Ready(GoOn::InPlace),
+            told if told == GoOn::InPlace as u8 => Poll::Ready(GoOn::InPlace),
+            _ => Poll::Ready(GoOn::Logged),
         }
     }
 
-    /// A write stops to wait of its own accord. What it has been told counts, if it has.
-    pub(super) fn stop_waiting(&self, at: Place) -> GoOn {
+    /// A write stops to wait of its own accord. What it has been told counts, if it has. `None`: it can't, for a flush has
+    /// it in hand, which will tell it.
+    pub(super) fn stop_waiting(&self, at: Place) -> Option<GoOn> {
         let mut thread = self.threads[at.thread].lock();
         let is_it = |waiting: &Waiting| waiting.request == at.request;
-        if let Some(i) = thread.held.iter().position(is_it) {
-            let waiting = thread.held.remove(i);
-            thread.held_bytes -= waiting.bytes;
+        let go_on = if let Some(i) = thread.held.iter().position(is_it) {
+            thread.remove_held(i);
             thread.on_their_way += 1;
+            GoOn::InPlace
         } else if let Some(i) = thread.parked.iter().position(is_it) {
             thread.parked.remove(i);
+            GoOn::Logged
         } else {
-            drop(thread);
-            let told = self.poll_told(at.request, Waker::noop());
-            return if told == Poll::Ready(GoOn::Flush) { GoOn::Flush } else { GoOn::InPlace };
-        }
+            return match self.told(at.request) {
+                Poll::Ready(told) => Some(told),
+                Poll::Pending => None,
+            };
+        };
         self.count.fetch_sub(1, Ordering::SeqCst);
-        GoOn::InPlace
+        Some(go_on)
     }
 
     /// A write that was to be carried goes in place all the same.
@@ -221,10 +241,36 @@ impl LazyWrites {
         }
     }
 
-    /// A flush waits for all writes below this number: those that are held, or will be, go on.
-    pub(super) fn flush(&self, below: u64) {
+    /// A flush waits for all writes below this number: those that are held, or will be, go on. Each that is held is put
+    /// into the hands of `log` first. If that keeps it (`true`) it is to be [told](Self::tell_one) or parked later.
+    pub(super) fn flush(&self, below: u64, mut log: impl FnMut(Place) -> bool) {
         self.flushed_below.fetch_max(below, Ordering::SeqCst);
-        (0..self.threads.len()).for_each(|thread| self.tell_held(thread, below, GoOn::Flush));
+        for thread in 0..self.threads.len() {
+            while let Some(Waiting { request, since, .. }) = self.take_held(thread, below) {
+                if !log(Place { thread, request, since }) {
+                    self.tell_one(request, GoOn::Flush);
+                }
+            }
+        }
+    }
+
+    fn take_held(&self, thread: usize, below: u64) -> Option<Waiting> {
+        let mut writes = self.threads[thread].lock();
+        let i = writes.held.iter().position(|waiting| waiting.since < below)?;
+        self.count.fetch_sub(1, Ordering::SeqCst);
+        Some(writes.remove_held(i))
+    }
+
+    /// Tells one that is in hand.
+    pub(super) fn tell_one(&self, request: usize, go_on: GoOn) {
+        self.told[request].go_on.store(go_on as u8, Ordering::SeqCst);
+        self.wake(request);
+    }
+
+    /// Has a write that waits look around.
+    pub(super) fn wake(&self, request: usize) {
+        let waker = self.told[request].waker.lock().take();
+        waker.into_iter().for_each(Waker::wake);
     }
 
     /// All parked writes go on: an epoch has ended.
@@ -235,7 +281,7 @@ impl LazyWrites {
     /// No more writes of the thread come, so none waits any more.
     pub(super) fn end(&self, thread: usize) {
         self.threads[thread].lock().ended = true;
-        self.tell_held(thread, u64::MAX, GoOn::InPlace);
+        self.tell_held(thread, u64::MAX);
         self.tell_parked(thread, u64::MAX);
     }
 
@@ -264,25 +310,22 @@ impl LazyWrites {
         };
         self.due_below.store(held_below, Ordering::SeqCst);
         for thread in 0..self.threads.len() {
-            self.tell_held(thread, held_below, GoOn::InPlace);
+            self.tell_held(thread, held_below);
             self.tell_parked(thread, parked_below);
         }
     }
 
-    fn tell_held(&self, thread: usize, below: u64, go_on: GoOn) {
-        self.tell(thread, go_on, |writes| {
+    /// Those that are held go in place.
+    fn tell_held(&self, thread: usize, below: u64) {
+        self.tell(thread, GoOn::InPlace, |writes| {
             let i = writes.held.iter().position(|waiting| waiting.since < below)?;
-            let waiting = writes.held.remove(i);
-            writes.held_bytes -= waiting.bytes;
-            if go_on == GoOn::InPlace {
-                writes.on_their_way += 1;
-            }
-            Some(waiting)
+            writes.on_their_way += 1;
+            Some(writes.remove_held(i))
         });
     }
 
     fn tell_parked(&self, thread: usize, below: u64) {
-        self.tell(thread, GoOn::InPlace, |writes| {
+        self.tell(thread, GoOn::Logged, |writes| {
             let i = writes.parked.iter().position(|waiting| waiting.since < below)?;
             Some(writes.parked.remove(i))
         });
@@ -325,17 +368,32 @@ mod tests {
         assert_eq!(lazy.hold(at(0, 1, 1), BYTES), None);
         assert_eq!(lazy.hold(at(1, 2, 2), BYTES), None);
         assert_eq!(lazy.hold(at(0, 3, 5), BYTES), None);
-        lazy.flush(4);
+        lazy.flush(4, |_| false);
         assert_eq!([1, 2, 3].map(|request| told(&lazy, request)), [Some(GoOn::Flush), Some(GoOn::Flush), None]);
         assert_eq!(lazy.hold(at(1, 4, 3), BYTES), Some(GoOn::Flush), "it was admitted before the flush came");
         assert_eq!(lazy.hold(at(1, 5, 4), BYTES), None);
     }
 
     #[test]
+    fn what_a_flush_has_in_hand_hears_from_nobody_else() {
+        let lazy = LazyWrites::new(1, 4, 8);
+        (1..=2).for_each(|n| assert_eq!(lazy.hold(at(0, n, n as u64), BYTES), None));
+        lazy.flush(3, |place| place.request == 1);
+        assert_eq!([1, 2].map(|n| told(&lazy, n)), [None, Some(GoOn::Flush)]);
+        (0..2).for_each(|_| lazy.tick(3));
+        assert_eq!((told(&lazy, 1), lazy.stop_waiting(at(0, 1, 1))), (None, None));
+        assert!(lazy.park(at(0, 1, 1), || true));
+        assert_eq!(lazy.stop_waiting(at(0, 1, 1)), Some(GoOn::Logged));
+        assert!(lazy.poll_tick(Waker::noop()).is_pending(), "none waits any more");
+        lazy.tell_one(1, GoOn::Logged);
+        assert_eq!(told(&lazy, 1), Some(GoOn::Logged));
+    }
+
+    #[test]
     fn none_is_held_beside_one_that_is_on_its_way() {
         let lazy = LazyWrites::new(2, 8, 8);
         assert_eq!(lazy.hold(at(0, 1, 1), BYTES), None);
-        assert_eq!(lazy.stop_waiting(at(0, 1, 1)), GoOn::InPlace, "somebody waits for its range");
+        assert_eq!(lazy.stop_waiting(at(0, 1, 1)), Some(GoOn::InPlace), "somebody waits for its range");
         assert_eq!(lazy.hold(at(0, 2, 2), BYTES), Some(GoOn::InPlace));
         assert_eq!(lazy.hold(at(1, 3, 3), BYTES), None, "that is another thread");
         lazy.arrives(0);
@@ -355,11 +413,11 @@ mod tests {
         assert_eq!(lazy.hold(at(0, 4, 4), MOST_HELD_BYTES), None);
         assert_eq!(lazy.hold(at(0, 5, 5), BYTES), Some(GoOn::InPlace), "one record would not carry both");
         assert_eq!(told(&lazy, 4), Some(GoOn::InPlace));
-        assert_eq!(lazy.park(at(0, 6, 6), || true), None);
+        assert!(lazy.park(at(0, 6, 6), || true));
         assert_eq!(told(&lazy, 6), None);
-        assert_eq!(lazy.park(at(0, 7, 7), || true), None);
-        assert_eq!([6, 7].map(|n| told(&lazy, n)), [Some(GoOn::InPlace); 2]);
-        assert_eq!(lazy.park(at(0, 8, 8), || false), Some(GoOn::InPlace), "its epoch has ended");
+        assert!(lazy.park(at(0, 7, 7), || true));
+        assert_eq!([6, 7].map(|n| told(&lazy, n)), [Some(GoOn::Logged); 2]);
+        assert!(!lazy.park(at(0, 8, 8), || false), "its epoch has ended");
     }
 
     #[test]
@@ -378,7 +436,7 @@ mod tests {
         (0..PARKED_TICKS - 2).for_each(|_| lazy.tick(3));
         assert_eq!(told(&lazy, 2), None);
         lazy.tick(3);
-        assert_eq!(told(&lazy, 2), Some(GoOn::InPlace));
+        assert_eq!(told(&lazy, 2), Some(GoOn::Logged));
         assert!(lazy.poll_tick(Waker::noop()).is_pending());
     }
 
@@ -389,10 +447,10 @@ mod tests {
         lazy.park(at(0, 2, 2), || true);
         lazy.park(at(1, 3, 3), || true);
         lazy.end(0);
-        assert_eq!([1, 2, 3].map(|n| told(&lazy, n)), [Some(GoOn::InPlace), Some(GoOn::InPlace), None]);
+        assert_eq!([1, 2, 3].map(|n| told(&lazy, n)), [Some(GoOn::InPlace), Some(GoOn::Logged), None]);
         assert_eq!(lazy.hold(at(0, 4, 4), BYTES), Some(GoOn::InPlace));
-        assert_eq!(lazy.park(at(0, 5, 5), || true), Some(GoOn::InPlace));
+        assert!(!lazy.park(at(0, 5, 5), || true));
         lazy.hurry_parked();
-        assert_eq!(told(&lazy, 3), Some(GoOn::InPlace));
+        assert_eq!(told(&lazy, 3), Some(GoOn::Logged));
     }
 }

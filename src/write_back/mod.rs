@@ -6,22 +6,23 @@
 //! 2. A flush waits until all writes that were admitted before it began are *safe*: in place, or
 //!    carried by a record that is durable, and all before it.
 //! 3. The caller keeps the bytes where they outlive this process. If the process dies, they are
-//!    written again after the next [`open`](crate::open::open), in the order of their numbers. Once the write is safe the
-//!    caller clears them, while no later write of these blocks can be: so they never overwrite
+//!    written again after the next [`open`](crate::open::open), in the order of their numbers. Once the write is safe, be it
+//!    some time later, the caller clears them, while no later write of these blocks can be: so they never overwrite
 //!    anything newer. The engine leaves these bytes unchanged, whether the write succeeds or fails.
 //! 4. An admitted write that fails latches the volume: no flush succeeds any more. Its blocks don't
 //!    hold what was last written, so they can't be read.
 //! 5. One that waits, with nothing logged, is not written where the next one covers it: that is its *heir*. For flushes the heir
 //!    counts as admitted when the first of those was whose place it takes.
 //!
-//! With a sync log admitted writes wait so that a flush finds them, and once they are safe
+//! With a sync log admitted writes wait so that a flush finds them and logs them ([`flush`]), and once they are safe
 //! ([`lazy`]). A write that must be durable when it is answered can be admitted, too: it is answered
 //! when it is safe.
 //!
-//! An admitted write waits for what any write waits for, and never for a flush to end. So none waits
-//! for itself in a circle.
+//! An admitted write waits for what any write waits for, and for the record of a flush that has logged it, but never for a
+//! flush to end. So none waits for itself in a circle.
 
 mod admitted;
+mod flush;
 mod lazy;
 
 use crate::{
@@ -32,6 +33,8 @@ use crate::{
     wait_list::WaitList,
 };
 pub use admitted::Admitted;
+pub(crate) use admitted::Next;
+use flush::Held;
 use lazy::LazyWrites;
 use std::{
     future::poll_fn,
@@ -100,6 +103,8 @@ pub(crate) struct AdmittedWrites {
     waiting: AtomicUsize,
     waiters: Mutex<WaitList<Awaited>>,
     lazy: LazyWrites,
+    /// By request: its write while that is held, and after a flush has logged it.
+    held: Vec<Mutex<Option<Held>>>,
     /// Ranges of the writes that failed, at most one of each request: after a failure none is
     /// admitted.
     failed: Mutex<Vec<BlockRange>>,
@@ -118,6 +123,7 @@ impl AdmittedWrites {
             waiting: AtomicUsize::new(0),
             waiters: Mutex::new(WaitList::new(requests)),
             lazy: LazyWrites::new(threads, requests, if sync_log { per_thread } else { 0 }),
+            held: (0..requests).map(|_| Mutex::new(None)).collect(),
             failed: Mutex::new(Vec::with_capacity(requests)),
             failures: AtomicUsize::new(0),
         }
@@ -125,7 +131,9 @@ impl AdmittedWrites {
 
     /// The memory for so many requests.
     pub(crate) fn memory_bytes_for(requests: usize) -> u64 {
-        let own = (requests as u64).saturating_mul((size_of::<InFlight>() + size_of::<BlockRange>()) as u64);
+        let own = (requests as u64).saturating_mul(
+            (size_of::<InFlight>() + size_of::<Mutex<Option<Held>>>() + size_of::<BlockRange>()) as u64,
+        );
         own.saturating_add(WaitList::<Awaited>::memory_bytes_for(requests))
             .saturating_add(LazyWrites::memory_bytes_for(requests))
     }
@@ -180,10 +188,12 @@ impl AdmittedWrites {
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
-        let oldest = self.oldest();
+        let (oldest, mut from) = (self.oldest(), 0);
         let take = || {
             let mut waiters = self.waiters.lock();
-            let request = waiters.find(0, |awaited| self.has_come(awaited, || oldest))?;
+            let request = waiters.find(from, |awaited| self.has_come(awaited, || oldest))?;
+            // Each once: for one that waits again there may be an older write by now.
+            from = request + 1;
             let waker = waiters.take_waker(request);
             waiters.remove(request);
             self.waiting.store(waiters.len(), Ordering::SeqCst);
@@ -210,16 +220,6 @@ impl AdmittedWrites {
         match awaited {
             Awaited::AllBelow(below) => below <= oldest(),
             Awaited::One(id) => self.in_flight[id.request].number.load(Ordering::SeqCst) != id.number,
-        }
-    }
-
-    /// Waits until all writes that were admitted before are safe, or have failed. Those that are
-    /// held go on.
-    pub(crate) async fn flush(&self, request: usize) {
-        let below = self.next.load(Ordering::SeqCst);
-        if self.oldest() < below {
-            self.lazy.flush(below);
-            self.wait(request, Awaited::AllBelow(below)).await;
         }
     }
 

@@ -10,12 +10,15 @@ mod anchored;
 #[path = "../sim/shared.rs"]
 mod shared;
 
-use shared::{BLOCK, Memory, check, formatted, opened, opened_with, options, range, read, write};
+use shared::{
+    BLOCK, Memory, check, formatted, formatted_for_sync_log, opened, opened_with, options, range, read, write,
+};
 use shuttle::{
     future::block_on,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, Ordering},
+        mpsc,
     },
     thread,
 };
@@ -202,6 +205,48 @@ fn a_flush_waits_for_what_was_answered_before_it() {
         assert!(before.iter().zip(&in_place).all(|(before, in_place)| !before || in_place.load(Ordering::SeqCst)));
         writers.into_iter().for_each(|w| w.join().unwrap());
         assert_eq!([0, 1].map(|block| read(&volume, &io, range(block, 1))), [7, 7]);
+    });
+}
+
+/// The flushes of two threads log what either of them holds. Two writes of one block hear of each other, and the first is kept
+/// no longer when the second is.
+#[test]
+fn flushes_log_what_other_threads_hold() {
+    check(|| {
+        let io = formatted_for_sync_log();
+        let volume = opened_with(&io, OpenOptions { threads: 2, sync_log: true, write_back_slots: 4, ..options(1) });
+        let cleared = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (said, admitted) = mpsc::channel();
+        let writers = [0, 1].map(|thread| {
+            let (cleared, said) = (cleared.clone(), said.clone());
+            with(&volume, &io, move |v, io| {
+                let mut context = v.context(thread);
+                let write = v.admit(&context, range(0, 1), Durability::MayBeLost).expect("in line");
+                said.send(()).unwrap();
+                let which = write.id().number as usize - 1;
+                let clear = || {
+                    assert!(!cleared[which].swap(true, Ordering::SeqCst), "cleared twice");
+                    assert!(
+                        cleared[..which].iter().all(|earlier| earlier.load(Ordering::SeqCst)),
+                        "{which} came first"
+                    );
+                };
+                let mut buf = Buf::new(BLOCK);
+                buf.fill(which as u8 + 1);
+                block_on(v.write_back(io, &mut context, write, buf, clear)).0.unwrap();
+            })
+        });
+        let flusher = with(&volume, &io, |v, io| block_on(v.flush(io, &mut v.context(1))).unwrap());
+        let mut context = volume.context(0);
+        for _ in 0..2 {
+            // The second flush waits for both, and the second write for what the first flush may have logged.
+            admitted.recv().unwrap();
+            block_on(volume.flush(&io, &mut context)).unwrap();
+        }
+        flusher.join().unwrap();
+        [0, 1].iter().for_each(|thread| volume.end_write_back(*thread));
+        writers.into_iter().for_each(|w| w.join().unwrap());
+        assert_eq!(read(&volume, &io, range(0, 1)), 2);
     });
 }
 

@@ -49,6 +49,7 @@ BUGS = dict(
     place_unpublished="a carried write that is in place publishes no tags",
     read_medium="a read of a parked block does not wait for it",
     kept_appended="a carried write is no longer kept once it has gathered",
+    kept_passed="a later write passes one that is carried and still kept",
     kept_answered="an admitted write is not kept",
     queue_passes="an admitted write begins before those that it was admitted behind",
     heir_of_part="a write that waits is not written where a later one covers a part of it",

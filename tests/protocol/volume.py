@@ -13,6 +13,7 @@ class Lock:
         l.reads = l.admitted = l.carried = False
         l.waits, l.heir = False, None               # admitted, and nothing has begun; what it need not be written for
         l.logged = l.safe = False                   # its record is durable, and of a carried one: it is parked
+        l.durable, l.asked = False, False           # by the log, as a flush sees it that has logged it; somebody waits for it
         l.go, l.place = None, False                 # what ends the hold ('carried' or 'tags'), and the parking
 
 
@@ -33,7 +34,7 @@ class Volume(Log):
         while waits := [l for l in n.locks if in_the_way(l)]:
             for l in waits:
                 l.place |= not passes
-                l.go = l.go or "tags"
+                l.go, l.asked = l.go or "tags", True
             yield
         mine = Lock(blocks)
         n.locks.append(mine)
@@ -83,7 +84,7 @@ class Volume(Log):
         """What an admitted write waits for before it begins. It goes on."""
         found = [l for l in n.locks[:n.locks.index(mine)] if l.blocks & mine.blocks and not l.safe]
         for l in found:
-            l.go = l.go or "tags"
+            l.go, l.asked = l.go or "tags", True
         return found
 
     def write(n, blocks, mode, fails):
@@ -188,10 +189,14 @@ class Volume(Log):
         if bug("inplace_early"):
             yield from n.send_data(mine, v, False)
         yield from n.commit(q)
-        mine.logged = mine.safe = True              # parked from now on
-        n.kept.pop(v, None)
+        mine.logged = mine.durable = True           # a flush that has logged it is answered, and does not wake it
         u.torn -= mine.blocks
         n.answered(mine.blocks, v, durable=fua)
+        mine.safe = bug("kept_passed")
+        while not (fua or mine.asked or mine.place) and d.r.random() < n.lazy:
+            yield
+        n.kept.pop(v, None)
+        mine.safe = True                            # parked from now on: later writes pass it
         if bug("unlocked"):
             n.locks.remove(mine)
         while not mine.place and d.r.random() < n.lazy:
@@ -281,14 +286,14 @@ class Volume(Log):
             raise Wrong(f"a read of block {b} returns {v}, answered was {acked} of {n.u.issued[b]}")
 
     def flush(n):
-        acked, before = list(n.u.acked), [l for l in n.locks if l.admitted and not l.safe]
+        acked, before = list(n.u.acked), [l for l in n.locks if l.admitted and not l.durable]
         for l in before:
             l.go = l.go or "carried"
 
         def done(l):                                # in place, or safe by the log; or its heir is
             while l.heir and not bug("heir_unawaited"):
                 l = l.heir
-            return l not in n.locks or l.safe or bug("pay_early") and l.carried
+            return l not in n.locks or l.durable or bug("pay_early") and l.carried
         while not bug("early_flush") and not all(done(l) for l in before):
             yield
         if bug("sync_skipped") or bug("nothing") and n.claim[0] == n.seq:

@@ -119,15 +119,22 @@ pub fn key() -> MasterKey {
 /// An empty volume; formatted once, copied for every schedule.
 pub fn formatted() -> Memory {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    Memory::new(IMAGE.get_or_init(|| image(64 << 10)).clone())
+}
+
+/// With a log that is large enough to carry data.
+pub fn formatted_for_sync_log() -> Memory {
+    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    Memory::new(IMAGE.get_or_init(|| image(320 << 10)).clone())
+}
+
+fn image(log_size: u64) -> Vec<u8> {
     let options =
-        FormatOptions { size: Some(1 << 20), log_size: Some(64 << 10), ..FormatOptions::new(BLOCK as u32, [3; 16]) };
+        FormatOptions { size: Some(1 << 20), log_size: Some(log_size), ..FormatOptions::new(BLOCK as u32, [3; 16]) };
     let bytes = ublk_integrity::create::plan(&options).unwrap().data_device_bytes as usize;
-    let image = IMAGE.get_or_init(|| {
-        let io = Memory::new(vec![0; bytes]);
-        block_on(format(&io, &key(), &options)).unwrap();
-        io.disk.lock().unwrap().image()
-    });
-    Memory::new(image.clone())
+    let io = Memory::new(vec![0; bytes]);
+    block_on(format(&io, &key(), &options)).unwrap();
+    io.disk.lock().unwrap().image()
 }
 
 pub fn opened(io: &Memory, id: u8) -> Arc<Volume> {

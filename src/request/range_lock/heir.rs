@@ -1,6 +1,6 @@
 //! Admitted writes that are not written: the next one covers them, and has come before anything began of them.
 
-use super::{LockQueue, LockRequest, RangeGuard};
+use super::{LockQueue, LockRequest, RangeGuard, RangeLocks};
 use crate::{
     request::lock_queue::Admission,
     sync::{AtomicU8, MutexGuard, Ordering},
@@ -46,6 +46,15 @@ impl Progress {
     /// Whether it still waited.
     fn leave(&self, to: u8) -> bool {
         self.0.compare_exchange(WAITS, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+}
+
+impl RangeLocks {
+    /// The admitted write of a request begins: it has no heir from now on. `false`: it has one already, and is to end unwritten.
+    /// The request holds its range meanwhile.
+    pub(crate) fn begin(&self, request: usize) -> bool {
+        let progress = &self.waiters[request].progress;
+        progress.leave(BEGUN) || !progress.has_heir()
     }
 }
 
@@ -110,9 +119,9 @@ impl RangeGuard<'_> {
         .await
     }
 
-    /// An admitted write begins: it has no heir from now on. `false`: it has one already, and is to end unwritten.
+    /// An admitted write [begins](RangeLocks::begin).
     pub(crate) fn begin(&self) -> bool {
-        self.ranges.waiters[self.request].progress.leave(BEGUN) || !self.has_heir()
+        self.ranges.begin(self.request)
     }
 
     pub(crate) fn has_heir(&self) -> bool {

@@ -190,6 +190,11 @@ impl RangeLocks {
         watch
     }
 
+    /// Whether a later request waits for this one, which holds its range.
+    pub(crate) fn is_contended(&self, request: usize) -> bool {
+        self.waiters[request].contended.load(Ordering::SeqCst)
+    }
+
     fn shards_of(&self, range: BlockRange) -> ShardSet {
         if range.count == 0 {
             return ShardSet(0);
