@@ -166,6 +166,24 @@ udevadm settle --timeout=120
 ui detach srv
 udevadm settle --timeout=120
 [ ! -e /dev/ublk-integrity/srv ] || die 'the link is left'
+step 'a volume on a partition is found by its UUID, too'
+echo 'label: gpt
+start=2048' | sfdisk -q --wipe always /dev/vdd
+udevadm settle --timeout=120
+ui format --data /dev/vdd1 --key-file $key --force
+udevadm trigger --action=change /dev/vdd1
+udevadm settle --timeout=120
+udevadm info /dev/vdd1
+part=$(ui dump --data /dev/vdd1 --json | jq -r .volume.uuid)
+udevadm info -q property /dev/vdd1 | grep -qx ID_PART_TABLE_TYPE=gpt || die 'it has nothing of its disk: the test shows nothing'
+udevadm info -q property /dev/vdd1 | grep -qx ID_FS_TYPE=ublk_integrity || die 'no type'
+[ "$(readlink -f "/dev/disk/by-uuid/$part")" = /dev/vdd1 ] || die 'the UUID does not lead to the partition'
+echo "part UUID=$part $key" >>$tab
+attach part
+ui list --json | jq -e --arg path "/dev/disk/by-uuid/$part" '.[0].data == $path' || die 'not opened by the link'
+ui detach part
+udevadm settle --timeout=120
+wipefs -aq /dev/vdd1 /dev/vdd
 kill $udevd
 wait $udevd || true
 rm -rf /run/udev

@@ -15,6 +15,7 @@ mod manual;
 mod output;
 mod resize;
 mod watch;
+mod udev_rules;
 mod words;
 
 use copies::content;
