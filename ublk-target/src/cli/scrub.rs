@@ -8,7 +8,7 @@ use crate::{
     daemon::{
         client::{self, Conversation, Unanswered},
         protocol::{ANSWERS_WITHIN, Offer, Offered, Request},
-        state::{State, socket_path},
+        state::{Change, State, socket_path},
     },
     failure::{Context, Exit, Failure, Outcome},
     output::Output,
@@ -19,7 +19,12 @@ use crate::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::{num::NonZeroU64, path::Path, thread, time::Duration};
+use std::{
+    num::NonZeroU64,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 use ublk_integrity::{
     BlockIndex,
     heal::Healed,
@@ -29,6 +34,10 @@ use ublk_integrity::{
 
 /// How often `--wait` looks.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How long it bears with a device that has no daemon, which one may be about to follow: systemd starts another, somebody
+/// types `recover`. While an `upgrade` is under way that does not count.
+const WITHOUT_DAEMON: Duration = Duration::from_secs(10);
 
 /// Verify all that lies on the medium of a device in use
 ///
@@ -214,20 +223,25 @@ fn read(answer: &Value) -> Outcome<ScrubStatus> {
         .doing("the daemon tells what this program does not understand")
 }
 
-/// Waits until a pass has ended. One that has left may go on for as long as its daemon lives.
+/// Waits until a pass has ended. One that has left goes on with the daemon, or with the next one.
 fn wait(state: &State, pass: u64) -> Outcome<(Value, ScrubStatus)> {
     let bar = progress::bar(state.volume.size);
+    let mut patience = Patience::default();
     loop {
         match ask(state, &Request::ScrubStatus {}) {
             // It may be slow for a while.
             Err(failure) if failure.exit == Exit::Busy => {}
-            Err(failure) => return Err(State::load_alive(state.id).err().unwrap_or(failure)),
+            Err(failure) => match goes_on(state, pass) {
+                Ok(is_changing) if patience.bears(is_changing, Instant::now()) => {}
+                Ok(_) => return Err(State::load_alive(state.id).err().unwrap_or(failure)),
+                Err(gone) => return Err(gone),
+            },
             Ok(answer) => {
+                patience = Patience::default();
+                goes_on(state, pass)?;
                 let status = read(&answer)?;
                 if status.report.pass != pass {
-                    let message =
-                        format!("pass {pass} over device {} is gone with its daemon: begin another", state.id);
-                    return Err(Failure::new(Exit::Device, message));
+                    return Err(is_gone(state, pass));
                 }
                 if status.is_over() {
                     bar.finish_and_clear();
@@ -237,6 +251,36 @@ fn wait(state: &State, pass: u64) -> Outcome<(Value, ScrubStatus)> {
             }
         }
         thread::sleep(LOOK);
+    }
+}
+
+/// Whether a command is about to give the device another daemon. Another volume may have its number by now.
+fn goes_on(state: &State, pass: u64) -> Outcome<bool> {
+    let now = State::load(state.id)?;
+    match state.volume.may_become(&now.volume) && now.ended.is_none() {
+        true => Ok(Change::is_under_way(state.id)),
+        false => Err(is_gone(state, pass)),
+    }
+}
+
+fn is_gone(state: &State, pass: u64) -> Failure {
+    Failure::new(
+        Exit::Device,
+        format_args!("pass {pass} over device {} is gone with its daemon: begin another", state.id),
+    )
+}
+
+/// How long nobody has answered.
+#[derive(Default)]
+struct Patience(Option<Instant>);
+
+impl Patience {
+    /// Whether to look again, though nobody answers `now`.
+    fn bears(&mut self, is_changing: bool, now: Instant) -> bool {
+        if is_changing {
+            self.0 = None;
+        }
+        now.duration_since(*self.0.get_or_insert(now)) < WITHOUT_DAEMON
     }
 }
 
@@ -319,6 +363,16 @@ mod tests {
             let over = ScrubStatus { report: ScrubReport { state, ..Default::default() }, ..Default::default() };
             assert!(over.is_over() && !ScrubStatus { under_way: true, ..over }.is_over());
         }
+    }
+
+    #[test]
+    fn a_device_that_is_about_to_have_another_daemon_is_waited_for() {
+        let begin = Instant::now();
+        let mut patience = Patience::default();
+        let mut bears = |is_changing, seconds| patience.bears(is_changing, begin + Duration::from_secs(seconds));
+        // However long an upgrade takes; and then the next daemon may need a moment.
+        assert!(bears(false, 0) && bears(true, 60) && bears(true, 3600) && bears(false, 3601));
+        assert!(bears(false, 3609) && !bears(false, 3610), "it is dead, and nobody does anything about it");
     }
 
     #[test]
