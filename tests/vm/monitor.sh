@@ -1,6 +1,8 @@
 #!/bin/bash
 # monitor - a program is run for a mismatch, and for a daemon that dies, once
 . tests/vm/lib.sh
+# What tests before this one have had is no business of the monitor's.
+rm -f /run/ublk-integrity/*.events* /run/ublk-integrity/monitor-*
 format
 add
 mark_block "$disk" 1000 block-1000-of-the-device
@@ -15,7 +17,6 @@ ui monitor --command /run/hook --test
 told '^test ' || die 'no test'
 "$ublk_integrity" monitor --command /run/hook & monitor=$!
 step 'a mismatch'
-# It begins with what comes after its start.
 again() { read_block "$disk" 1000 >/dev/null; told "^mismatch $data: .*block 1000 does not match its tag"; }
 wait_for again
 step 'what was seen is cleared, and what comes later counts'
@@ -34,6 +35,27 @@ ui recover -n "$id" --key-file $key
 [ "$(ui status -x)" = 'all devices are ok' ] || die 'the next daemon is not ok'
 remove
 [ "$(grep -c '^daemon-died' /run/told)" = 1 ] || die "told more than once: $(cat /run/told)"
-kill "$monitor"
-wait "$monitor" || true
-rm -f /run/told /run/hook
+step 'the monitor is started anew: what came meanwhile is passed on, and nothing twice'
+end_monitor() { kill "$monitor"; wait "$monitor" || true; }
+end_monitor
+cp /run/told /run/told-before
+add
+read_block "$disk" 1000 >/dev/null
+mark_block "$disk" 3 to-be-recovered
+kill_daemon
+"$ublk_integrity" monitor --command /run/hook & monitor=$!
+more() { tail -n "+$(($(wc -l </run/told-before) + 1))" /run/told; }
+told_more() { more | grep -q "$1"; }
+wait_for told_more "(pid $pid) is dead"
+end_monitor
+"$ublk_integrity" monitor --command /run/hook & monitor=$!
+sleep 3 # it looks each second, and believes the second look
+ui recover -n "$id" --key-file $key
+wait_for told_more '^recovered '
+more
+[ "$(more | grep -c "^mismatch $data")" = 1 ] || die 'not the mismatch, once'
+[ "$(more | grep -c "(pid $pid) is dead")" = 1 ] || die 'a death is told twice'
+if told_more '^opening '; then die 'a recovery without findings warns'; fi
+remove
+end_monitor
+rm -f /run/told* /run/hook

@@ -1,11 +1,12 @@
 //! `monitor`: a program is run for each event, as mdadm --monitor does.
 
 use crate::{
+    boot::escape,
     daemon::{
         log::Sink,
         state::{Change, State},
     },
-    event::{About, Class, EventFile, Feed, Record},
+    event::{About, Class, EventFile, Feed, Position, Record},
     failure::{Context, Exit, Failure, Outcome},
     output,
     run_dir::FOLDER,
@@ -45,20 +46,29 @@ pub fn run(args: &Args) -> Outcome {
         return hook(&program, &Record::new(Class::Test, &About::default(), "this is a test of the monitor".into()));
     }
     let folder = Path::new(FOLDER);
-    let mut feed = Feed::of(folder);
-    // What is there was told before.
-    feed.take();
-    let (mut watch, sink) = (Deaths::default(), Sink::foreground());
+    // What was told while no monitor ran, at boot for one, is passed on, too.
+    let kept = kept_position(folder, &program);
+    let mut position = Position::load(&kept);
+    let mut feed = Feed::from(folder, position.clone());
+    let (mut watch, sink) = (Deaths::told_in(Feed::of(folder).take()), Sink::foreground());
     loop {
         for death in watch.look(State::all().iter().map(|state| (state, is_left(state)))) {
             EventFile::of(folder, &death.volume).add(&death);
             sink.write(Class::DaemonDied, &death);
         }
-        for record in feed.take() {
-            hook(&program, &record).unwrap_or_else(output::warn);
+        for told in feed.take_told() {
+            hook(&program, &told.record).unwrap_or_else(output::warn);
+            // After it has ended: one that is killed with us gets the event once more.
+            position.note(&told);
+            position.save(&kept).doing(format_args!("can't write {}", kept.display())).unwrap_or_else(output::warn);
         }
         thread::sleep(PERIOD);
     }
+}
+
+/// Where it is kept how far the events have been passed on to this program. In memory, as they are.
+fn kept_position(folder: &Path, program: &Path) -> PathBuf {
+    folder.join(format!("monitor-{}.position", escape::path(program)))
 }
 
 /// A daemon that is dead while its device is there, and nobody is about to follow it.
@@ -71,9 +81,17 @@ fn is_left(state: &State) -> bool {
 struct Deaths {
     /// How often a daemon was found dead.
     found: HashMap<(u32, u32), u32>,
+    /// The daemon of each volume whose death was told last, by a monitor before this one.
+    told: HashMap<String, u32>,
 }
 
 impl Deaths {
+    /// With those that were told already.
+    fn told_in(events: Vec<Record>) -> Self {
+        let deaths = events.into_iter().filter(|event| event.class == Class::DaemonDied.word());
+        Self { told: deaths.map(|death| (death.volume, death.pid)).collect(), ..Self::default() }
+    }
+
     /// Those that are found dead for the second time: another may have been about to take its place
     /// at the first.
     fn look<'s>(&mut self, states: impl Iterator<Item = (&'s State, bool)>) -> Vec<Record> {
@@ -83,7 +101,7 @@ impl Deaths {
         for state in left {
             let found = self.found.entry((state.id, state.pid)).or_default();
             *found = found.saturating_add(1);
-            if *found == 2 {
+            if *found == 2 && self.told.remove(&state.volume.uuid) != Some(state.pid) {
                 dead.push(death(state));
             }
         }
@@ -180,6 +198,12 @@ mod tests {
         // One that was only about to be followed.
         state.pid = 102;
         assert_eq!([look(&state, true), look(&state, false), look(&state, true), look(&state, true)], [0, 0, 0, 1]);
+        // A monitor that was started anew does not tell what the one before has; but the next death.
+        let mut anew = Deaths::told_in(vec![death(&state)]);
+        let mut look = |state: &State| anew.look([(state, true)].into_iter()).len();
+        assert_eq!([look(&state), look(&state), look(&state)], [0, 0, 0]);
+        let next = State { pid: 103, ..state.clone() };
+        assert_eq!([look(&next), look(&next)], [0, 1]);
         let told = death(&state);
         assert!(told.message.contains("/dev/ublkb7 (pid 102) is dead: `recover -n 7`") && told.class == "daemon-died");
     }

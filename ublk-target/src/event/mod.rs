@@ -5,13 +5,16 @@
 //!   daemon/log ─┬─> journald, syslog
 //!               └─> file, one for each volume ─> feed ─┬─> `events`
 //!        `monitor` (a daemon has died) ─> file         └─> `monitor` ─> a program for each event
+//!                                                              └─> position: how far it has come
 //! ```
 
 mod feed;
 mod file;
+mod position;
 
 pub use feed::Feed;
 pub use file::EventFile;
+pub use position::Position;
 
 use crate::os;
 use serde::{Deserialize, Serialize};

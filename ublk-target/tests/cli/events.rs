@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::Stdio,
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -70,16 +70,30 @@ fn the_monitor_runs_a_program_for_each_event_that_comes() {
     let event: Value = serde_json::from_slice(&fs::read(&out).unwrap()).unwrap();
     assert_eq!((&event["class"], &event["severity"]), (&json!("test"), &json!("notice")));
     let words = || fs::read_to_string(machine.f.path("words")).unwrap_or_default();
-    let mut child = machine.command("monitor --command ./hook").stderr(Stdio::piped()).spawn().unwrap();
-    // It takes a moment until it looks; what came before that is not told.
-    let mut second = 0;
-    wait_for("the first event", || {
-        second = (second + 1) % 60;
-        tell(&machine, second, "mismatch", "5 of \"them\"");
-        thread::sleep(Duration::from_millis(100));
-        words().contains("mismatch")
+    let start = || machine.command("monitor --command ./hook").stderr(Stdio::piped()).spawn().unwrap();
+    let end = |child: &mut Child| {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    };
+    let mut child = start();
+    // What was told before it was started, at boot for one, is passed on, too.
+    wait_for("what came before", || words().contains("latched home 5 before it was started\n"));
+    tell(&machine, 2, "mismatch", "5 of \"them\"");
+    wait_for("an event", || words().contains("mismatch home 5 5 of \"them\"\n"));
+    // One that is ended and started again begins with what came meanwhile.
+    wait_for("its position", || {
+        let kept = fs::read_dir(machine.f.path("run")).unwrap().flatten().find(|entry| {
+            let name = entry.file_name().into_string().unwrap();
+            name.starts_with("monitor-") && name.ends_with("-hook.position")
+        });
+        let size = fs::metadata(machine.f.path("run/v.events")).unwrap().len();
+        kept.is_some_and(|kept| fs::read_to_string(kept.path()).unwrap().contains(&format!("\"offset\":{size}")))
     });
-    assert!(words().contains("mismatch home 5 5 of \"them\"\n") && !words().contains("latched"), "{}", words());
+    end(&mut child);
+    tell(&machine, 3, "stopping", "while there was none");
+    let mut child = start();
+    wait_for("what came meanwhile", || words().contains("stopping home 5 while there was none\n"));
+    assert_eq!(words().matches("mismatch").count() + words().matches("latched").count(), 2, "{}", words());
     // One that fails is told, and the next goes on.
     tell(&machine, 1, "bad-page", "x");
     tell(&machine, 2, "write-failed", "y");
@@ -87,8 +101,7 @@ fn the_monitor_runs_a_program_for_each_event_that_comes() {
     let mut line = String::new();
     BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.contains("hook for event bad-page has failed"), "{line}");
-    child.kill().unwrap();
-    child.wait().unwrap();
+    end(&mut child);
 }
 
 #[test]
