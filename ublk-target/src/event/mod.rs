@@ -199,7 +199,7 @@ const SUFFIX: &str = ".events";
 
 /// Where the events of a volume are kept: the newest, and those before.
 fn files(folder: &Path, volume: &str) -> [PathBuf; 2] {
-    [folder.join(format!("{volume}{SUFFIX}")), folder.join(format!("{volume}{SUFFIX}-before"))]
+    ["", "-before"].map(|which| folder.join(format!("{volume}{SUFFIX}{which}")))
 }
 
 /// A moment, by its seconds since 1970, for people and programs.
