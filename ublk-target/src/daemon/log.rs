@@ -9,6 +9,7 @@ use crate::{
     scrub_status::ScrubSummary,
     threads::named,
     ublk::{Request, UnknownRequest},
+    write_back_file::writes,
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use nix::sys::signal::Signal;
@@ -45,6 +46,10 @@ pub enum Event {
     Anchor(String),
     /// The checkpoint thread has moved the superblock on.
     Checkpoint,
+    /// Checkpoints have lost so many pages more.
+    PagesLost(u64),
+    /// So many writes that were answered stay in memory at the end of the daemon.
+    WritesKept(usize),
     /// Somebody has acknowledged findings.
     Cleared(String),
     /// A pass over the volume has found something.
@@ -87,6 +92,8 @@ impl Event {
             Self::Latched(_) => Class::Latched,
             Self::Anchor(_) => Class::Anchor,
             Self::Checkpoint => Class::Checkpoint,
+            Self::PagesLost(_) => Class::PagesLost,
+            Self::WritesKept(_) => Class::WritesKept,
             Self::Cleared(_) => Class::Cleared,
             Self::Scrub(finding) if finding.is_bad() => Class::ScrubFound,
             Self::Scrub(_) => Class::ScrubMended,
@@ -129,6 +136,13 @@ impl fmt::Display for Event {
             Self::Latched(why) => write!(f, "the volume is read-only from now on: {why}"),
             Self::Anchor(what) => write!(f, "the anchor: {what}"),
             Self::Checkpoint => f.write_str("checkpoint"),
+            Self::PagesLost(pages) => {
+                write!(f, "{pages} damaged pages lost: what hung on them reads as errors until it is written again")
+            }
+            Self::WritesKept(count) => {
+                let kept = writes(*count);
+                write!(f, "{kept} that were answered are not in place: in memory until the next `add`, and lost with the machine")
+            }
             Self::Cleared(what) => write!(f, "findings cleared: {what}"),
             Self::Scrub(finding) => write!(f, "scrub: {finding}"),
             Self::Healed(range) => write!(f, "healed from a replica: blocks {range}"),
@@ -166,6 +180,12 @@ impl Log {
     pub fn of_test() -> Self {
         Self::start(Sink::Stderr, Vec::new(), str::to_owned).unwrap()
     }
+
+    /// With a file of events in `folder`.
+    pub fn of_test_in(folder: &Path) -> Self {
+        let outlet = Outlet { sink: Sink::Stderr, about: About::default(), file: Some(EventFile::of(folder, "uuid")) };
+        Self::start(outlet, Vec::new(), str::to_owned).unwrap()
+    }
 }
 
 impl Log {
@@ -173,14 +193,14 @@ impl Log {
     /// each line what the device is.
     pub fn start(
         outlet: impl Into<Outlet>,
-        first: Vec<String>,
+        first: Vec<(Class, String)>,
         words: impl Fn(&str) -> String + Send + 'static,
     ) -> io::Result<Self> {
         let (events, receiver) = crossbeam_channel::bounded(CAPACITY);
         let dropped = Arc::new(AtomicU64::new(0));
         let writer = Writer { outlet: outlet.into(), dropped: Arc::clone(&dropped), reported: 0, words };
         named("log").spawn(move || {
-            first.iter().for_each(|line| writer.tell(Class::Opening, line, |_| {}));
+            first.iter().for_each(|(class, line)| writer.tell(*class, line, |_| {}));
             writer.run(&receiver);
         })?;
         Ok(Self { events, dropped })
@@ -287,7 +307,8 @@ impl<W: Fn(&str) -> String> Writer<W> {
         let mut record = Record::new(class, &self.outlet.about, (self.words)(text));
         add(&mut record);
         // Whoever looks at standard error has been told what was found at opening.
-        if class != Class::Opening || !matches!(self.outlet.sink, Sink::Stderr) {
+        let of_opening = matches!(class, Class::Opening | Class::Recovered | Class::WritesPlaced);
+        if !of_opening || !matches!(self.outlet.sink, Sink::Stderr) {
             self.outlet.sink.write(class, &record);
         }
         self.outlet.file.iter().for_each(|file| file.add(&record));
@@ -307,7 +328,8 @@ mod tests {
         let named = |text: &str| {
             format!("/dev/a: {}", crate::failure::with_paths(text, Path::new("/dev/a"), Some(Path::new("/dev/b"))))
         };
-        let log = Log::start(Sink::syslog(&path), vec!["recovery of the data device".into()], named).unwrap();
+        let first = vec![(Class::Recovered, "recovery of the data device".into())];
+        let log = Log::start(Sink::syslog(&path), first, named).unwrap();
         let (device, offset) = (ublk_integrity::Device::Meta, ublk_integrity::ByteOffset(4096));
         let failed = ublk_integrity::DeviceError { op: "write", device, offset, len: 512, errno: Errno::EIO };
         log.tell(Event::Latched(Latched::Device(failed)));

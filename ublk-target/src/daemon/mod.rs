@@ -43,7 +43,7 @@ use crate::{
     anchor::{AnchorReport, Keeping},
     checkpoints::Stop,
     device::{Backings, Use},
-    event::About,
+    event::{About, Class},
     failure::{Context, Exit, Failure, Outcome, with_paths},
     interrupt, report,
     ublk::{BlockShift, Device, Gate, Latencies, Shared},
@@ -67,7 +67,7 @@ use settings::Settings;
 use signals::{Signals, block_heedless};
 use state::{Identity, OwnState};
 use std::{process, sync::Arc};
-use ublk_integrity::{Credential, Volume, create::VolumeInfo};
+use ublk_integrity::{Credential, Volume, create::VolumeInfo, open::RecoveryReport};
 
 /// A new device, or one whose daemon has died.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -232,10 +232,20 @@ fn tell_of(opened: &Opened, warnings: &[String], settings: &Settings, reporter: 
     for finding in report::findings(recovery).iter().chain(warnings) {
         reporter.warn(&settings.named(finding));
     }
-    if opened.put_in_place > 0 {
-        let count = writes(opened.put_in_place);
-        reporter.info(&format!("{count} that the daemon before had answered, put in place"));
-    }
+    placed(opened.put_in_place).iter().for_each(|line| reporter.info(line));
+}
+
+/// Writes that the daemon before had answered, if there were any.
+fn placed(count: usize) -> Option<String> {
+    (count > 0).then(|| format!("{} that the daemon before had answered, put in place", writes(count)))
+}
+
+/// The first events of a daemon. That a volume was recovered is no reason to look after it; what was found may be.
+fn first_events(recovery: &RecoveryReport, put_in_place: usize, warnings: Vec<String>) -> Vec<(Class, String)> {
+    let good = report::summary(recovery).map(|line| (Class::Recovered, line));
+    let good = good.into_iter().chain(placed(put_in_place).map(|line| (Class::WritesPlaced, line)));
+    let found = report::findings(recovery).into_iter().chain(warnings).map(|line| (Class::Opening, line));
+    good.chain(found).collect()
 }
 
 /// An open volume with its threads.
@@ -251,7 +261,7 @@ struct Running {
 
 impl Running {
     fn start(opened: Opened, warnings: Vec<String>, settings: &Settings, sink: Sink) -> Outcome<Self> {
-        let first_lines = report::recovery(opened.volume.recovery()).into_iter().chain(warnings).collect();
+        let first = first_events(opened.volume.recovery(), opened.put_in_place, warnings);
         let (data, for_log) = (settings.data.display().to_string(), settings.clone());
         let words = move |text: &str| format!("{data}: {}", for_log.named(text));
         let about = About {
@@ -260,7 +270,7 @@ impl Running {
             data: settings.data.display().to_string(),
             pid: process::id(),
         };
-        let log = Log::start(Outlet::of(sink, about), first_lines, words).doing("can't start the log thread")?;
+        let log = Log::start(Outlet::of(sink, about), first, words).doing("can't start the log thread")?;
         let stop = Arc::new(Stop::default());
         let checkpoints = workers::start_checkpoints(&opened.volume, &opened.backings, &stop, &log, settings.verbose)
             .doing("can't start the checkpoint thread")?;
@@ -302,6 +312,9 @@ impl Running {
             Ok(()) => state.retire(),
             Err(latched) => {
                 let latched_in_words = state.named(&latched.to_string());
+                if let Ok(count @ 1..) = kept {
+                    self.log.tell(Event::WritesKept(count));
+                }
                 state.ended(&match kept {
                     Ok(0) => latched_in_words,
                     Ok(kept) => {
@@ -314,5 +327,26 @@ impl Running {
             }
         }
         Ok(last?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Severity;
+
+    #[test]
+    fn a_recovery_warns_of_what_it_has_found_alone() {
+        let classes = |recovery: &RecoveryReport, placed, warnings| {
+            let events = first_events(recovery, placed, warnings);
+            events.iter().map(|(class, _)| (*class, class.severity())).collect::<Vec<_>>()
+        };
+        assert!(classes(&RecoveryReport::default(), 0, Vec::new()).is_empty());
+        let clean = RecoveryReport { records: 3, blocks: 5, settled: 5, ..Default::default() };
+        let notices = [(Class::Recovered, Severity::Notice), (Class::WritesPlaced, Severity::Notice)];
+        assert_eq!(classes(&clean, 2, Vec::new()), notices);
+        let found = RecoveryReport { corrupt: 1, corrupt_blocks: vec![7], ..clean };
+        let warning = (Class::Opening, Severity::Warning);
+        assert_eq!(classes(&found, 0, vec!["the device is read-only".into()]), [notices[0], warning, warning]);
     }
 }

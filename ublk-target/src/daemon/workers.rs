@@ -11,6 +11,7 @@ use crate::{
 use crossbeam_channel::never;
 use futures_util::future::join_all;
 use std::{
+    cell::Cell,
     io,
     os::fd::OwnedFd,
     sync::{Arc, mpsc},
@@ -43,12 +44,27 @@ pub fn start_checkpoints(
         };
         let _ = ready.send(Ok(()));
         let io = ring.storage(files);
+        let told = Cell::new(0);
+        let tell_lost = || {
+            let lost = volume.status().counters.pages_lost;
+            let more = lost - told.replace(lost);
+            if more > 0 {
+                log.tell(Event::PagesLost(more));
+            }
+        };
         let tell = |done| match done {
-            Ok(CheckpointerWork::Checkpoint) if verbose => log.tell(Event::Checkpoint),
+            Ok(CheckpointerWork::Checkpoint) => {
+                tell_lost();
+                if verbose {
+                    log.tell(Event::Checkpoint);
+                }
+            }
             Ok(_) => {}
             Err(latched) => log.tell(Event::Latched(latched)),
         };
         let done = ring.block_on(checkpoints::run(&volume, &io, (&stop, AtStop::Close), tell));
+        // By the last one.
+        tell_lost();
         done.expect("a ring that worked goes on working")
     })?;
     started.recv().unwrap_or_else(|_| Err(io::Error::other("the checkpoint thread died")))?;
@@ -94,4 +110,57 @@ fn prefetch(
         ring.block_on(join_all(loads))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::Feed,
+        offline::{Opening, scratch},
+    };
+    use std::{
+        fs,
+        os::unix::fs::FileExt,
+        time::{Duration, Instant},
+    };
+    use ublk_integrity::{Access, BlockIndex, BlockRange, Buf, Durability};
+
+    #[test]
+    fn pages_that_a_checkpoint_loses_are_told() {
+        let ((file, offline, key), folder) = (scratch(), tempfile::tempdir().unwrap());
+        let opened = || Arc::new(offline.open_volume(&key, Opening::new(Access::ReadWrite, None)).unwrap());
+        let write = |volume: &Volume, block| {
+            let (io, mut context, range) = (offline.io(), volume.context(0), BlockRange::new(BlockIndex(block), 1));
+            let write = volume.write(&io, &mut context, range, Buf::new(4096), Durability::MayBeLost);
+            offline.run(write).unwrap().0.unwrap();
+        };
+        let before = fs::read(file.path()).unwrap();
+        let volume = opened();
+        write(&volume, 0);
+        offline.run(volume.close(&offline.io())).unwrap().unwrap();
+        drop(volume);
+        // All that was written rots, but the superblocks: the log, which is closed, the pages, and the block.
+        let after = fs::read(file.path()).unwrap();
+        for at in (0..after.len()).step_by(4096).filter(|at| ![0, 512 << 10].contains(at)) {
+            if after[at..at + 4096] != before[at..at + 4096] {
+                file.as_file().write_all_at(&[after[at + 100] ^ 1], at as u64 + 100).unwrap();
+            }
+        }
+        let log = Log::of_test_in(folder.path());
+        let (volume, stop) = (opened(), Arc::new(Stop::default()));
+        let checkpoints = start_checkpoints(&volume, offline.backings(), &stop, &log, false).unwrap();
+        // Another block of the same page.
+        write(&volume, 1);
+        stop.set();
+        checkpoints.join().unwrap().unwrap();
+        assert!(volume.status().counters.pages_lost > 0, "the test shows nothing");
+        let begun = Instant::now();
+        let told = || Feed::of(folder.path()).take().into_iter().find(|event| event.class == "pages-lost");
+        while told().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it is not told");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(told().unwrap().message.contains("damaged pages lost"));
+    }
 }

@@ -96,8 +96,16 @@ classes! {
     Latched = "latched", Crit, "e29931e6404340c1ac9d29b5d42c7d1f";
     /// The anchor could not be asked for a while, or can be again.
     Anchor = "anchor", Warning, "dcb9a863e931485fa9a966ded9d45264";
-    /// What was found when the volume was opened.
+    /// Something was found when the volume was opened that is not as it should be.
     Opening = "opening", Warning, "cedd43ba36314327b9fb23c4e14d084a";
+    /// The volume was not closed in order, and has been recovered: how much there was to do.
+    Recovered = "recovered", Notice, "1daa2218016f412d81eaea2491fd9ce5";
+    /// Writes that the daemon before had answered early were put in place.
+    WritesPlaced = "writes-placed", Notice, "bce2835200cf4b61b315a10514577d04";
+    /// Writes that were answered early could not be put in place: they are in memory, for the next `add`.
+    WritesKept = "writes-kept", Err, "4deb9cdd498843f8b6d0b9916dd4cf68";
+    /// A checkpoint had to write a page anew that was damaged: what hung on it reads as errors.
+    PagesLost = "pages-lost", Err, "e1b40ab4f42a4b3eb9e5b9d86a34a386";
     /// The kernel has asked for what was not offered.
     Refused = "refused", Warning, "3fcb1d437c9d4ffb980ae097336b244f";
     /// A pass over the volume has found blocks or metadata that are bad.
@@ -248,8 +256,14 @@ mod tests {
         let page = include_str!("../../../docs/events.md");
         let row =
             |class: &Class| format!("| `{}` | {} | `{}` |", class.word(), class.severity().word(), class.message_id());
+        let guide = include_str!("../../../docs/operating.md");
         for class in Class::ALL {
             assert!(page.contains(&row(class)), "docs/events.md has not {}", row(class));
+            assert!(
+                guide.contains(&format!("`{}`", class.word())),
+                "docs/operating.md does not say what to do on {}",
+                class.word()
+            );
         }
         let ids: BTreeSet<_> = Class::ALL.iter().map(|class| class.message_id()).collect();
         assert!(ids.len() == Class::ALL.len() && ids.iter().all(|id| uuid::Uuid::try_parse(id).is_ok()));
