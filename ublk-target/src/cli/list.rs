@@ -1,7 +1,7 @@
 //! `list`: the devices.
 
 use crate::{daemon::state::State, failure::Outcome, output::Output, ublk};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 
 /// List the devices of ublk-integrity
@@ -19,17 +19,7 @@ pub fn run(args: &Args) -> Outcome {
         .filter(|(alive, exists, _)| *alive || *exists)
         .collect();
     if args.json {
-        let all: Vec<_> = devices
-            .iter()
-            .map(|(alive, _, state)| {
-                let mut entry = json!(state);
-                entry.as_object_mut().expect("of fields").remove("life");
-                entry["device"] = json!(ublk::block_path(state.id));
-                entry["pid"] = if *alive { json!(state.pid) } else { json!(null) };
-                entry["outdated"] = json!(*alive && outdated(state).is_some());
-                entry
-            })
-            .collect();
+        let all: Vec<_> = devices.iter().map(|(alive, _, state)| json(state, *alive)).collect();
         return Output::json(&all).print();
     }
     let mut out = Output::new();
@@ -44,6 +34,16 @@ pub fn run(args: &Args) -> Outcome {
         out.line(format_args!("{}: {name}{data}{meta} ({daemon}){program}", device.display()));
     }
     out.print()
+}
+
+/// One device, with a daemon that lives or without.
+pub fn json(state: &State, alive: bool) -> Value {
+    let mut entry = json!(state);
+    entry.as_object_mut().expect("of fields").remove("life");
+    entry["device"] = json!(ublk::block_path(state.id));
+    entry["pid"] = if alive { json!(state.pid) } else { json!(null) };
+    entry["outdated"] = json!(alive && outdated(state).is_some());
+    entry
 }
 
 /// What its daemon runs, where that is not what lists.

@@ -154,9 +154,10 @@ fn json_of(seen: &Seen, health: &Health) -> Value {
 }
 
 /// What can be known of a device without its daemon: from the state file and the kernel.
-fn known(seen: &Seen) -> Value {
+pub fn known(seen: &Seen) -> Value {
     let state = &seen.state;
     let mut known = json!(state);
+    known.as_object_mut().expect("of fields").remove("life");
     known["device"] = json!(ublk::block_path(state.id));
     known["kernel_state"] = json!(ublk::kernel_state(state.id).unwrap_or("unknown"));
     // Its number may be another's by now.

@@ -22,8 +22,9 @@ use crate::{
     failure::{Context, Outcome},
     ublk::{self, Device, Mark, Shape, Shared},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, os::unix::net::UnixStream, process, sync::Arc};
+use std::{collections::BTreeMap, os::unix::net::UnixStream, path::PathBuf, process, sync::Arc, time::Instant};
 use ublk_integrity::{Volume, create::VolumeInfo, hex};
 
 /// What is served, and where it comes from.
@@ -145,7 +146,8 @@ fn start_and_serve(
     scrubs.go_on();
     let hand_over = Arc::new(HandOver::of(running, &state.settings, signals));
     let (anchor, cleared) = (running.anchor.clone(), Cleared::default());
-    let answers = Answers { state, shared: Arc::clone(shared), hand_over, scrubs, anchor, cleared };
+    let begun = Instant::now();
+    let answers = Answers { state, begun, shared: Arc::clone(shared), hand_over, scrubs, anchor, cleared };
     control::serve(number, move |request, client| answers.to(request, client))
         .doing("can't open the control socket")?;
     let starting = Watchdog::start("START_DEV", reporter, move || {
@@ -169,6 +171,7 @@ fn start_and_serve(
 /// What the control socket answers.
 struct Answers {
     state: State,
+    begun: Instant,
     shared: Arc<Shared<Volume>>,
     hand_over: Arc<HandOver>,
     cleared: Cleared,
@@ -212,26 +215,115 @@ impl Answers {
     }
 
     fn status(&self) -> Value {
-        let mut all = json!(self.state);
         let (memory, _) = self.state.settings.memory_line(self.shared.target.memory_bytes());
-        let more = json!({
-            "device": ublk::block_path(self.state.id),
-            "daemon_memory_bytes": memory,
-            "log_lines_dropped": self.shared.log.dropped(),
-            "latency": self.shared.latencies.json(),
-            "cleared": self.cleared.json(),
-            "handing_over": self.hand_over.is_under_way(),
-            "scrub": self.scrubs.summary(),
-            "anchor": self.anchor.as_ref().map(|anchor| anchor.shown(&self.shared.target)),
-        });
-        for part in [more, json!(self.shared.target.status())] {
-            if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {
-                all.extend(part);
-            }
+        let now = Now {
+            device: ublk::block_path(self.state.id),
+            running_seconds: self.begun.elapsed().as_secs(),
+            daemon_memory_bytes: memory,
+            log_lines_dropped: self.shared.log.dropped(),
+            latency: self.shared.latencies.json(),
+            cleared: self.cleared.json(),
+            handing_over: self.hand_over.is_under_way(),
+            scrub: self.scrubs.summary(),
+            anchor: self.anchor.as_ref().map(|anchor| json!(anchor.shown(&self.shared.target))),
+        };
+        status(&self.state, &now, json!(self.shared.target.status()))
+    }
+}
+
+/// What a daemon has to say beside its state file and its volume: docs/json.md has all fields, by a test.
+#[derive(Serialize)]
+struct Now {
+    device: PathBuf,
+    running_seconds: u64,
+    daemon_memory_bytes: u64,
+    log_lines_dropped: u64,
+    latency: Value,
+    cleared: Value,
+    handing_over: bool,
+    scrub: Value,
+    anchor: Option<Value>,
+}
+
+/// All of it in one object.
+fn status(state: &State, now: &Now, volume: Value) -> Value {
+    let mut all = json!(state);
+    for part in [json!(now), volume] {
+        if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {
+            all.extend(part);
         }
-        if let Some(why) = all["latched"].as_str() {
-            all["latched"] = self.state.settings.named(why).into();
+    }
+    if let Some(why) = all["latched"].as_str() {
+        all["latched"] = state.settings.named(why).into();
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cli::{list, status::known},
+        latency::Distribution,
+        offline::{Opening, scratch},
+        scrub_status::ScrubStatus,
+        watch::survey::{Daemon, Seen},
+    };
+    use ublk_integrity::Access;
+
+    /// The names of all fields, at any depth.
+    fn fields(value: &Value, into: &mut Vec<String>) {
+        match value {
+            Value::Object(object) => object.iter().for_each(|(name, value)| {
+                into.push(name.clone());
+                fields(value, into);
+            }),
+            Value::Array(all) => all.iter().for_each(|value| fields(value, into)),
+            _ => {}
         }
-        all
+    }
+
+    #[test]
+    fn the_page_has_each_field_of_status_and_list() {
+        let (_file, offline, key) = scratch();
+        let volume = offline.open_volume(&key, Opening::new(Access::ReadOnly, None)).unwrap();
+        let mut state = State::of_test(7);
+        state.life = Some("/run/x".into());
+        state.version = Some("1".into());
+        state.mark = Some(Mark::new().unwrap());
+        state.ended = Some("why".into());
+        state.settings.name = Some("home".parse().unwrap());
+        state.settings.without_anchor = true;
+        let now = Now {
+            device: "/dev/ublkb7".into(),
+            running_seconds: 1,
+            daemon_memory_bytes: 2,
+            log_lines_dropped: 3,
+            latency: json!({ "read": Distribution::default().json() }),
+            cleared: json!({}),
+            handing_over: false,
+            scrub: json!(ScrubStatus::default()),
+            anchor: None,
+        };
+        let seen = Seen { daemon: Daemon::Dead, state: state.clone() };
+        let mut all = Vec::new();
+        for value in [
+            status(&State { life: None, ..state.clone() }, &now, json!(volume.status())),
+            known(&seen),
+            list::json(&state, true),
+        ] {
+            fields(&value, &mut all);
+        }
+        assert!(all.len() > 100 && !all.contains(&"life".into()), "where a lock is, is nobody's: {all:?}");
+        let page = include_str!("../../../docs/json.md");
+        let missing: Vec<_> = all.iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+        assert!(missing.is_empty(), "docs/json.md has not {missing:?}");
+        // And nothing that is not there.
+        let section = page.split_once("`status` and `list` have").unwrap().1;
+        let section = section.split_once("`status` also has `anchor`").unwrap().0;
+        let words = section.split('`').skip(1).step_by(2).filter(|word| word.contains('_') && !word.contains('-'));
+        for word in words.filter(|word| !["\"passphrase_stdin\"", "passphrase_file"].contains(word)) {
+            assert!(all.iter().any(|name| name == word), "docs/json.md has `{word}`, which nothing prints");
+        }
     }
 }
