@@ -4,6 +4,7 @@ use super::survey::{Daemon, Seen};
 use crate::{
     daemon::protocol::{ANSWERS_WITHIN, count_of},
     failure::Exit,
+    os,
 };
 use serde_json::{Value, json};
 use std::fmt;
@@ -44,6 +45,9 @@ const FINDINGS: &[(&str, &str)] = &[
 const LASTING: &[&str] =
     &["/undecided_blocks", "/scrub/bad_blocks", "/scrub/unreadable_blocks", "/scrub/unmended_metadata"];
 
+/// A pass that has begun longer ago than this is too old: it may be monthly, up to a week late.
+const PASS_DAYS: u64 = 45;
+
 /// Something that must not be.
 pub struct Finding {
     /// Where in the status it is counted.
@@ -77,6 +81,19 @@ pub fn findings(status: &Value) -> Vec<Finding> {
         (open > 0).then_some(Finding { field, count: count_now, open, what })
     };
     FINDINGS.iter().filter_map(finding).collect()
+}
+
+/// That no pass has begun for too long, at a moment in seconds since 1970. Where none is known of, as the volume may not
+/// remember it, what counts is how long the daemon has run.
+fn unscrubbed(status: &Value, now: u64) -> Option<String> {
+    let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64);
+    let days = |seconds: u64| Some(seconds / 86_400).filter(|days| *days >= PASS_DAYS);
+    match (number("/scrub/pass")?, number("/scrub/begun_seconds")?) {
+        (0, _) => days(number("/running_seconds")?)
+            .map(|days| format!("no pass over it since its daemon has started, {days} days ago")),
+        (_, 0) => None,
+        (_, begun) => days(now.saturating_sub(begun)).map(|days| format!("the last pass has begun {days} days ago")),
+    }
 }
 
 impl Health {
@@ -115,6 +132,7 @@ impl Health {
         if let Some(failure) = status["scrub"]["failure"].as_str() {
             why.push(format!("a pass could not go on: {failure}"));
         }
+        why.extend(unscrubbed(status, os::since_1970().as_secs()));
         if why.is_empty() { Self::Ok } else { Self::Degraded(why.join(", ")) }
     }
 
@@ -204,6 +222,26 @@ mod tests {
         let away = of(&json!({ "anchor": { "state": "away", "why": "gone" } }));
         assert_eq!(away.to_string(), "degraded: the anchor can't be asked: gone");
         assert!(of(&json!({ "scrub": { "failure": "no ring" } })).to_string().ends_with("could not go on: no ring"));
+    }
+
+    #[test]
+    fn a_volume_that_nobody_has_verified_for_long_is_degraded() {
+        const DAY: u64 = 86_400;
+        let now = os::since_1970().as_secs();
+        let scrubbed = |days: u64| json!({ "scrub": { "pass": 3, "begun_seconds": now - days * DAY } });
+        assert_eq!(of(&scrubbed(44)), Health::Ok);
+        assert_eq!(of(&scrubbed(45)).to_string(), "degraded: the last pass has begun 45 days ago");
+        // Of one that can't remember, or has never had a pass: as long as its daemon runs.
+        let never = |seconds: u64| json!({ "scrub": { "pass": 0, "begun_seconds": 0 }, "running_seconds": seconds });
+        assert_eq!(of(&never(45 * DAY - 1)), Health::Ok);
+        let why = "degraded: no pass over it since its daemon has started, 50 days ago";
+        assert_eq!(of(&never(50 * DAY)).to_string(), why);
+        // A daemon of before that was told; a clock that was wrong when the pass began.
+        let other = [json!({ "pass": 0, "begun_seconds": 0 }), json!({ "pass": 1, "begun_seconds": now + DAY })];
+        assert!(other.iter().all(|scrub| of(&json!({ "scrub": scrub })) == Health::Ok));
+        // The alert speaks of the same days.
+        let rules = include_str!("../../../contrib/prometheus/ublk-integrity.rules.yml");
+        assert_eq!(rules.matches(&format!("> {PASS_DAYS} * 86400")).count(), 2);
     }
 
     #[test]

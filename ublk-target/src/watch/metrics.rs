@@ -15,6 +15,7 @@ const PREFIX: &str = "ublk_integrity_";
 
 /// Numbers of a status that go up and down: where in it, the metric's name, what it is.
 const GAUGES: &[(&str, &str, &str)] = &[
+    ("/running_seconds", "running_seconds", "Seconds since the daemon has started."),
     ("/size", "size_bytes", "Usable size of the volume."),
     ("/cache", "cache_bytes", "Memory for verified pages."),
     ("/daemon_memory_bytes", "memory_bytes", "Memory that the daemon has taken and locked."),
