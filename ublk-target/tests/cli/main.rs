@@ -13,9 +13,10 @@ mod heal;
 mod keys;
 mod manual;
 mod output;
+mod packages;
 mod resize;
-mod watch;
 mod udev_rules;
+mod watch;
 mod words;
 
 use copies::content;
