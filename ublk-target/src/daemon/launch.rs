@@ -8,9 +8,7 @@ use super::{notify::Notify, sink::Sink};
 use crate::{
     event::Severity,
     failure::{Context, Exit, Failure, Outcome},
-    os, output,
-    threads::named,
-    ublk,
+    os, output, ublk,
     wait::{WORD_AFTER, Wait},
 };
 use nix::{
@@ -29,7 +27,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -148,18 +145,10 @@ impl Reporter {
     /// While the volume is opened, systemd shall wait: how long recovery takes is up to
     /// the log and the disks.
     pub fn extend_start(reporter: &Arc<Self>) {
-        if reporter.follows || !reporter.notify.is_heard() {
-            return;
+        if !reporter.follows {
+            let this = Arc::clone(reporter);
+            reporter.notify.extend_until(move || this.done.load(Ordering::SeqCst));
         }
-        let reporter = Arc::clone(reporter);
-        let extend = move || {
-            while !reporter.done.load(Ordering::SeqCst) {
-                reporter.notify.say(&format!("EXTEND_TIMEOUT_USEC={}", (3 * EXTEND_EVERY).as_micros()));
-                thread::sleep(EXTEND_EVERY);
-            }
-        };
-        // Without a thread for it the unit's own limit counts.
-        let _ = named("notify").spawn(extend);
     }
 
     /// The device has been stopped; the volume is being closed.
@@ -191,9 +180,6 @@ impl Reporter {
         self.listener.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
-
-/// How often systemd is told to wait on, and a third of how long it does.
-const EXTEND_EVERY: Duration = Duration::from_secs(10);
 
 /// What ublksrv's tools read as failure (an eventfd can't hold all ones).
 const UBLKSRV_FAILED: u64 = u64::MAX - 1;

@@ -19,7 +19,10 @@ pub(super) fn run(id: u32, ours: NewProgram) -> Outcome {
         Some((_, wish)) => NewProgram::wished(wish)?,
         None => ours,
     };
-    let new = new.in_reload(Notify::from_environment());
+    let manager = Notify::from_environment();
+    // A reload has no more time than a start, and would be killed in the middle. Each step has an end of its own.
+    manager.extend_until(|| false);
+    let new = new.in_reload(manager);
     let done = take_over(id, &new, false);
     // Whoever that is by now.
     if let Ok(state) = State::load_alive(id) {
