@@ -92,6 +92,10 @@ fn of_entry(entry: &Entry, around: &Surroundings<'_>) -> Vec<Made> {
         let setting = format!("JobRunningTimeoutSec={}s", timeout.as_secs());
         all.extend(unit::backing_devices(entry).iter().map(|device| drop_in(device, &setting)));
     }
+    // Not before it is served: of one that is not there there is nothing to verify.
+    if options.scrub {
+        all.push(wanted(&name, "wants", &unit::scrub_timer(entry)));
+    }
     if !options.noauto {
         all.push(wanted(unit::goal(entry), if options.nofail { "wants" } else { "requires" }, &name));
     }

@@ -102,6 +102,8 @@ pub struct Options {
     pub netdev: bool,
     /// It is served in the initramfs already, and until the very end.
     pub initrd: bool,
+    /// All of it is verified once a month.
+    pub scrub: bool,
     /// How long its devices may take to appear.
     pub timeout: Option<Duration>,
 }
@@ -250,7 +252,7 @@ impl Key {
     }
 }
 
-const KNOWN: &str = "meta=, read-only, discard, no-discard, cache=, queues=, write-back=, sync-log=, anchor=, anchor-mode=, anchor-wait=, anchor-timeout=, anchor-grace=, anchor-lost=, anchor-wear-ok, on-mismatch=fail, noauto, nofail, _netdev, x-initrd.attach and timeout=";
+const KNOWN: &str = "meta=, read-only, discard, no-discard, cache=, queues=, write-back=, sync-log=, anchor=, anchor-mode=, anchor-wait=, anchor-timeout=, anchor-grace=, anchor-lost=, anchor-wear-ok, on-mismatch=fail, noauto, nofail, _netdev, x-initrd.attach, scrub and timeout=";
 
 fn parse_options(words: &str) -> Result<Options, String> {
     let mut options = Options::default();
@@ -280,6 +282,7 @@ impl Options {
             "nofail" => &mut self.nofail,
             "_netdev" => &mut self.netdev,
             "x-initrd.attach" => &mut self.initrd,
+            "scrub" => &mut self.scrub,
             // What is done anyway.
             "discard" => &mut false,
             _ => return self.set_value(name, value),
@@ -426,7 +429,7 @@ mod tests {
 
     #[test]
     fn options_are_known_words() {
-        let all = "meta=PARTLABEL=m,read-only,no-discard,,cache=64M,queues=2,write-back=0,sync-log=off,anchor=file:/mnt/a,anchor-mode=interval:60,anchor-wear-ok,on-mismatch=fail,noauto,nofail,_netdev,x-initrd.attach,timeout=2min";
+        let all = "meta=PARTLABEL=m,read-only,no-discard,,cache=64M,queues=2,write-back=0,sync-log=off,anchor=file:/mnt/a,anchor-mode=interval:60,anchor-wear-ok,on-mismatch=fail,noauto,nofail,_netdev,x-initrd.attach,scrub,timeout=2min";
         let expected = Options {
             meta: Some(Place::PartLabel("m".into())),
             read_only: true,
@@ -441,6 +444,7 @@ mod tests {
             nofail: true,
             netdev: true,
             initrd: true,
+            scrub: true,
             timeout: Some(Duration::from_secs(120)),
         };
         assert_eq!(entry(&format!("h /dev/a - {all}")).options, expected);

@@ -56,6 +56,11 @@ pub(super) fn name(entry: &Entry) -> String {
     format!("ublk-integrity@{}.service", escape::text(entry.name.as_str()))
 }
 
+/// The timer of its verification, of a template that is installed.
+pub(super) fn scrub_timer(entry: &Entry) -> String {
+    format!("ublk-integrity-scrub@{}.timer", escape::text(entry.name.as_str()))
+}
+
 /// Its device unit: what mounts of `/dev/ublk-integrity/NAME` wait for.
 pub(super) fn served_device(entry: &Entry) -> String {
     format!("{}.device", escape::path(&entry.name.link()))

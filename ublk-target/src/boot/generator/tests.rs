@@ -81,6 +81,14 @@ fn options_decide_who_wants_it_and_for_how_long() {
 }
 
 #[test]
+fn one_that_is_to_be_verified_starts_the_timer_of_that() {
+    let made = made("vm-1 /dev/a - scrub\nn2 /dev/b - nofail");
+    let path = r"ublk-integrity@vm\x2d1.service.wants/ublk-integrity-scrub@vm\x2d1.timer";
+    assert_eq!(link(&made, path).as_deref(), Some(r"../ublk-integrity-scrub@vm\x2d1.timer"));
+    assert_eq!(made.iter().filter(|made| made.path.contains("scrub")).count(), 1);
+}
+
+#[test]
 fn only_volumes_of_the_network_need_no_target_of_ours() {
     let made = made("n /dev/a - _netdev");
     assert!(made.iter().all(|made| !made.path.contains("ublk-integrity.target")), "{made:#?}");
