@@ -248,7 +248,7 @@ fn lock_secrets() {
 }
 
 /// Whether a process has CAP_IPC_LOCK, by its /proc/PID/status.
-fn may_lock(status: &str) -> bool {
+pub fn may_lock(status: &str) -> bool {
     const CAP_IPC_LOCK: u32 = 14;
     let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let set = capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());

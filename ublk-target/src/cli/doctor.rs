@@ -4,12 +4,18 @@ use crate::{
     boot::table::{TABLE, Table},
     event_loop::OwnRing,
     failure::{Exit, Failure, Outcome, no_ring, plain},
+    os,
     output::Output,
+    size::Size,
     ublk,
     watch::{
         health::{self, Health},
         survey,
     },
+};
+use nix::{
+    libc::RLIM_INFINITY,
+    sys::resource::{Resource, getrlimit},
 };
 use serde::Serialize;
 use std::{env, fs, io::ErrorKind, path::Path};
@@ -50,10 +56,16 @@ struct Report<'f> {
 
 pub fn run(args: &Args) -> Outcome {
     let root = Path::new("/");
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let findings = [
-        kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()),
+        kernel(&release),
+        configuration(&root.join("boot").join(format!("config-{}", release.trim()))),
         driver(),
+        // Before there is a ring: they are asked for by another process.
+        features(ublk::need_driver().ok().map(|()| (ublk::shares_queues(), ublk::resizes_in_use()))),
         io_uring(),
+        locked_memory(),
+        processor(&processor_features()),
         wipefs(env::var_os("PATH").iter().flat_map(env::split_paths).any(|folder| folder.join("wipefs").exists())),
         installed(root, "udev rules", "udev/rules.d/61-ublk-integrity.rules", "run/udev/control"),
         installed(
@@ -62,6 +74,7 @@ pub fn run(args: &Args) -> Outcome {
             "systemd/system-generators/ublk-integrity-generator",
             "run/systemd/system",
         ),
+        installed(root, "units", "systemd/system/ublk-integrity-monitor.service", "run/systemd/system"),
         group(&fs::read_to_string("/etc/group").unwrap_or_default()),
         table(Path::new(TABLE)),
         devices(),
@@ -118,6 +131,86 @@ fn driver() -> Finding {
     match ublk::need_driver() {
         Ok(()) => Finding::new("ublk", State::Ok, "the driver is there"),
         Err(failure) => Finding::new("ublk", State::Bad, failure),
+    }
+}
+
+/// What the kernel was built with, where its distribution says so.
+fn configuration(path: &Path) -> Finding {
+    const NEEDED: [&str; 2] = ["CONFIG_BLK_DEV_UBLK", "CONFIG_IO_URING"];
+    let Ok(text) = fs::read_to_string(path) else {
+        return Finding::new("configuration", State::Ok, format_args!("not known: no {}", path.display()));
+    };
+    let is_set = |name: &str| {
+        let values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        values.into_iter().any(|value| matches!(value, "y" | "m"))
+    };
+    match NEEDED.iter().find(|name| !is_set(name)) {
+        None => Finding::new("configuration", State::Ok, NEEDED.join(", ")),
+        // It may be a module of somebody else's: the driver decides.
+        Some(name) => {
+            Finding::new("configuration", State::Note, format_args!("{name} is not set in {}", path.display()))
+                .but("devices can't be served by a kernel without it")
+        }
+    }
+}
+
+/// What the driver can do besides: whether threads share a queue, and whether a device grows in use.
+fn features(can: Option<(bool, bool)>) -> Finding {
+    let new = |state, found| Finding::new("driver", state, found);
+    match can {
+        None => new(State::Ok, "there is none to ask"),
+        Some((true, true)) => new(State::Ok, "threads share a queue, devices grow in use"),
+        Some((shares, _)) => new(
+            State::Note,
+            if shares { "no device grows in use" } else { "no threads share a queue, and no device grows in use" },
+        )
+        .but("Linux 6.16 can, and root is told"),
+    }
+}
+
+/// What a daemon has is locked, so that it never waits for swap.
+fn locked_memory() -> Finding {
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(RLIM_INFINITY, |(soft, _)| soft);
+    locked_memory_within(limit, &fs::read_to_string("/proc/self/status").unwrap_or_default())
+}
+
+fn locked_memory_within(limit: u64, status: &str) -> Finding {
+    let new = |state, found: String| Finding::new("locked memory", state, found);
+    match limit {
+        _ if os::may_lock(status) => new(State::Ok, "as much as there is".into()),
+        RLIM_INFINITY => new(State::Ok, "no limit".into()),
+        limit => new(State::Note, format!("{} for who asks here", Size(limit)))
+            .but("root has no limit, nor has a unit with LimitMEMLOCK=infinity"),
+    }
+}
+
+/// Instructions of which tags are made faster: what they are called, and whether the processor has them.
+fn processor_features() -> Vec<(&'static str, bool)> {
+    #[cfg(target_arch = "x86_64")]
+    let all = vec![
+        ("SHA", is_x86_feature_detected!("sha")),
+        ("AVX2", is_x86_feature_detected!("avx2")),
+        ("AES", is_x86_feature_detected!("aes")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let all = vec![
+        ("SHA2", std::arch::is_aarch64_feature_detected!("sha2")),
+        ("AES", std::arch::is_aarch64_feature_detected!("aes")),
+    ];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let all = Vec::new();
+    all
+}
+
+fn processor(features: &[(&str, bool)]) -> Finding {
+    let names = |wanted| {
+        let named = features.iter().filter(move |(_, has)| *has == wanted).map(|(name, _)| *name);
+        named.collect::<Vec<_>>().join(", ")
+    };
+    match (names(true), names(false)) {
+        (has, lacks) if lacks.is_empty() => Finding::new("processor", State::Ok, has),
+        (_, lacks) => Finding::new("processor", State::Note, format_args!("no {lacks}"))
+            .but("tags take more time: `benchmark` says how much with each algorithm"),
     }
 }
 
@@ -196,6 +289,29 @@ mod tests {
             assert_eq!(kernel(release).state, state, "{release}");
         }
         assert!(kernel("6.16.0").remedy.is_none() && kernel("6.12.0").remedy.is_some());
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        assert_eq!(configuration(&path).state, State::Ok, "not everybody leaves one there");
+        fs::write(&path, "CONFIG_IO_URING=y\n# CONFIG_BLK_DEV_UBLK is not set\nCONFIG_BLK_DEV_UBLK_X=y\n").unwrap();
+        assert!(
+            configuration(&path).state == State::Note && configuration(&path).found.contains("CONFIG_BLK_DEV_UBLK ")
+        );
+        fs::write(&path, "CONFIG_IO_URING=y\nCONFIG_BLK_DEV_UBLK=m\n").unwrap();
+        assert_eq!(configuration(&path).state, State::Ok);
+        for (can, state) in [(None, State::Ok), (Some((true, true)), State::Ok), (Some((true, false)), State::Note)] {
+            assert_eq!(features(can).state, state);
+        }
+        assert!(features(Some((false, false))).found.contains("share"));
+        let (user, root) = ("CapEff:\t0000000000000000\n", "CapEff:\t000001ffffffffff\n");
+        assert_eq!(locked_memory_within(8 << 20, root).state, State::Ok);
+        assert_eq!(locked_memory_within(RLIM_INFINITY, user).state, State::Ok);
+        assert!(locked_memory_within(8 << 20, user).found.starts_with("8.00 MiB"));
+        assert_eq!(processor(&[("SHA", true), ("AVX2", true)]).found, "SHA, AVX2");
+        assert_eq!(processor(&[("SHA", false), ("AVX2", true)]).found, "no SHA");
     }
 
     #[test]
