@@ -54,6 +54,7 @@ impl Scene {
             next_version: self.next_version.clone(),
             kept: Rc::default(),
             tail: no_tail(),
+            at_checkpoint: Default::default(),
             covered: None,
             distrust,
         }

@@ -5,16 +5,19 @@
 //! `CRASH_SEED=n` replays one seed; `CRASH_POINTS=n` sets how many crashes a run makes (soak).
 
 use crate::sim::{
-    Disk, Rng, SimStorage, block_on, elsewhere, format_options, formatted, open_options,
+    Disk, Rng, SimStorage, block_on, elsewhere,
+    exec::block_on_steps,
+    format_options, formatted, open_options,
     oracle::Oracle,
     reopen,
     sick::open_sick,
     tag_algorithm,
     told::Told,
-    world::{Kept, MAX_REQUEST, PASSES, QUEUES, World, compare, live, no_tail, recover, replay, scrub_after},
+    world::{Kept, Life, MAX_REQUEST, PASSES, QUEUES, World, compare, live, no_tail, recover, replay, scrub_after},
 };
 use std::{
     cell::RefCell,
+    future::ready,
     ops::ControlFlow,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
@@ -26,6 +29,9 @@ static EXCHANGED: AtomicU64 = AtomicU64::new(0);
 
 /// Opens after which a volume was larger.
 static GROWN: AtomicU64 = AtomicU64::new(0);
+
+/// Lives that ended in good order.
+static HANDED_OVER: AtomicU64 = AtomicU64::new(0);
 
 /// What the sync log has had to do.
 static SEEN: Seen = Seen([const { AtomicU64::new(0) }; 5]);
@@ -107,6 +113,7 @@ fn crash_after_every_write(seed: u64) -> u64 {
         next_version: Rc::default(),
         kept: Rc::default(),
         tail: no_tail(),
+        at_checkpoint: Default::default(),
         covered: None,
         distrust: false,
     };
@@ -141,6 +148,19 @@ fn crash_after_every_write(seed: u64) -> u64 {
     crashes
 }
 
+/// A volume that is at rest is closed, for another daemon to open it. `false`: this one dies meanwhile.
+fn closed(world: &World, rng: &mut Rng) -> bool {
+    let World { io, volume, oracle, .. } = world;
+    assert!(world.kept.borrow().is_empty(), "what was admitted is in place");
+    let answered = oracle.borrow().snapshot();
+    let steps = if rng.chance(50) { rng.below(80) } else { u64::MAX };
+    let Some(ended) = block_on_steps(io, volume.close(io), steps) else { return false };
+    ended.expect("the devices are in order");
+    oracle.borrow_mut().flushed(answered);
+    HANDED_OVER.fetch_add(1, Ordering::Relaxed);
+    true
+}
+
 /// One seed: a volume through several lives and crashes. Returns how many.
 fn several_lives(seed: u64) -> u64 {
     let mut rng = Rng::new(seed);
@@ -161,14 +181,22 @@ fn several_lives(seed: u64) -> u64 {
             next_version: next_version.clone(),
             kept: kept.clone(),
             tail: no_tail(),
+            at_checkpoint: Default::default(),
             covered: None,
             distrust: false,
         };
         let steps = if rng.chance(20) { rng.below(3000) } else { rng.below(300) };
         let mut told = Told::new(&io);
-        live(&world, rng.next(), steps, || told.look(&world));
+        let hands_over = io.disk().faults.data_writes == 0 && rng.chance(20);
+        let mut life = Life::new(&world, rng.next(), ready(()));
+        life.requests(steps, || told.look(&world));
+        match hands_over {
+            true => life.rest(|| told.look(&world)),
+            false => drop(life),
+        }
         io.disk().trace = None;
         SEEN.add(&world.volume);
+        let handed_over = hands_over && closed(&world, &mut rng);
         drop(world);
         let faults = std::mem::take(&mut io.disk().faults);
         let crash = if rng.chance(70) {
@@ -194,6 +222,10 @@ fn several_lives(seed: u64) -> u64 {
         volume = recover(&io, &options, &mut rng, crash).expect("recovery does not refuse");
         has_grown(&mut options, &volume, info.size);
         SEEN.add(&volume);
+        if handed_over {
+            let found = volume.recovery();
+            assert_eq!((found.records, found.placed, found.older), (0, 0, 0), "it was closed: {found:?}");
+        }
         if setting("CRASH_SEED").is_some() {
             println!("{faults:?}, {steps} steps: {:?}", volume.recovery());
         }
@@ -271,6 +303,7 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
         "the sync log had nothing to do"
     );
     assert!(total < 3000 || GROWN.load(Ordering::Relaxed) > 0, "no volume has grown");
+    println!("{} hand-overs", HANDED_OVER.load(Ordering::Relaxed));
 }
 
 #[test]

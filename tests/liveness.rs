@@ -88,6 +88,7 @@ fn world(io: &SimStorage, options: &OpenOptions, seed: u64) -> World {
         next_version: Rc::new(RefCell::new(1)),
         kept: Rc::default(),
         tail: no_tail(),
+        at_checkpoint: Default::default(),
         covered: None,
         distrust: false,
     };

@@ -50,6 +50,7 @@ fn watched(seed: u64) -> (Watch, [u64; 2]) {
         next_version: Rc::default(),
         kept: Rc::default(),
         tail: no_tail(),
+        at_checkpoint: Default::default(),
         covered: None,
         distrust: false,
     };

@@ -137,6 +137,7 @@ impl Anchored {
             next_version: Rc::new(RefCell::new(self.rng.next() >> 32 << 10)),
             kept: Kept::default(),
             tail: no_tail(),
+            at_checkpoint: Default::default(),
             // Of what flushes say to cover nothing is known but what was answered by then.
             covered: rng.chance(40).then(|| self.covered.clone()),
             distrust: false,

@@ -58,6 +58,8 @@ pub struct World {
     pub kept: Kept,
     /// What was written last.
     pub tail: Cell<BlockRange>,
+    /// Whether the checkpoint thread does something.
+    pub at_checkpoint: Cell<bool>,
     /// By block: the oldest version, by its place in the history, that the anchor covers since a flush was answered. Where
     /// flushes wait for the anchor.
     pub covered: Option<Covered>,
@@ -265,7 +267,9 @@ impl World {
     pub async fn checkpoints(&self) {
         loop {
             let work = self.volume.work_wanted().await;
+            self.at_checkpoint.set(true);
             let result = self.volume.work(&self.io, work).await;
+            self.at_checkpoint.set(false);
             assert!(result.is_ok() || self.distrust, "{result:?}");
         }
     }
@@ -304,29 +308,59 @@ pub fn live(world: &World, seed: u64, steps: u64, watch: impl FnMut()) {
 }
 
 /// The same with one more task.
-pub fn live_beside(world: &World, seed: u64, steps: u64, beside: impl Future<Output = ()>, mut watch: impl FnMut()) {
-    elsewhere::crash();
-    let mut exec = Executor::new(seed);
-    let queues: Vec<_> =
-        Queue::all(&world.volume).into_iter().map(|queue| Rc::new(RefCell::new(Some(queue)))).collect();
-    exec.spawn(world.checkpoints());
-    exec.spawn(beside);
-    if !world.distrust && world.rng.borrow_mut().chance(15) {
-        exec.spawn(world.scrubs());
-    }
-    for _ in 0..steps {
-        for queue in &queues {
-            let taken = queue.borrow_mut().take();
-            if let Some(mut q) = taken {
-                let home = queue.clone();
-                exec.spawn(async move {
-                    world.request(&mut q).await;
-                    *home.borrow_mut() = Some(q);
-                });
-            }
+pub fn live_beside(world: &World, seed: u64, steps: u64, beside: impl Future<Output = ()>, watch: impl FnMut()) {
+    Life::new(world, seed, beside).requests(steps, watch);
+}
+
+/// The tasks of one life. Dropped, the daemon is dead.
+pub struct Life<'w> {
+    world: &'w World,
+    exec: Executor<'w>,
+    queues: Vec<Rc<RefCell<Option<Queue>>>>,
+}
+
+impl<'w> Life<'w> {
+    pub fn new(world: &'w World, seed: u64, beside: impl Future<Output = ()> + 'w) -> Self {
+        elsewhere::crash();
+        let mut exec = Executor::new(seed);
+        let queues = Queue::all(&world.volume).into_iter().map(|queue| Rc::new(RefCell::new(Some(queue)))).collect();
+        exec.spawn(world.checkpoints());
+        exec.spawn(beside);
+        if !world.distrust && world.rng.borrow_mut().chance(15) {
+            exec.spawn(world.scrubs());
         }
-        assert_eq!(exec.step(&world.io), Step::Ran, "deadlock");
-        watch();
+        Self { world, exec, queues }
+    }
+
+    /// So many steps with requests on all queues.
+    pub fn requests(&mut self, steps: u64, mut watch: impl FnMut()) {
+        for _ in 0..steps {
+            for queue in &self.queues {
+                let (world, taken) = (self.world, queue.borrow_mut().take());
+                if let Some(mut q) = taken {
+                    let home = queue.clone();
+                    self.exec.spawn(async move {
+                        world.request(&mut q).await;
+                        *home.borrow_mut() = Some(q);
+                    });
+                }
+            }
+            self.step();
+            watch();
+        }
+    }
+
+    /// No more requests come, as before a hand-over: those that did are answered, and written back.
+    pub fn rest(mut self, mut watch: impl FnMut()) {
+        [0, 1].iter().for_each(|thread| self.world.volume.end_write_back(*thread));
+        while self.world.at_checkpoint.get() || self.queues.iter().any(|queue| queue.borrow().is_none()) {
+            self.step();
+            watch();
+        }
+    }
+
+    fn step(&mut self) {
+        assert_eq!(self.exec.step(&self.world.io), Step::Ran, "deadlock");
     }
 }
 
