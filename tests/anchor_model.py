@@ -79,6 +79,8 @@ def run(seed, only=None, hostile=False):
                     if not honest:
                         count("window")
                 if y == "failed":
+                    if honest and not any(a.store.get("by") is t for t in trials if t is not disk):
+                        raise Bad(f"an honest crash has left what says that somebody else has opened ({mode}, {kind})")
                     return "failed", judged
                 if isinstance(y, dict):
                     count("opens")

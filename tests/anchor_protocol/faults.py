@@ -14,6 +14,7 @@ BUGS = dict(
     commit_first="the anchor holds the new id before the superblock does",
     no_commit="requests are served before the anchor holds the new id alone",
     keep_next="the id before stays permitted when an open has been done",
+    taken_once="an open whose intent finds another body in its place does not judge once more",
     intent_keeps="an intent keeps the id of before, though the disk has that of an open cut short",
     # the judgement
     open_unchecked="no disk is judged",
@@ -30,7 +31,7 @@ BUGS = dict(
     one_bump="an open increments the counter once",
 )
 # Those that concern one kind of anchor: the others' runs can't find them.
-ONLY = {name: "counter" for name in ("absent_ok", "inc_first", "lag1", "no_forward", "one_bump")}
+ONLY = {name: "counter" for name in ("absent_ok", "inc_first", "lag1", "no_forward", "one_bump")} | {"taken_once": "store"}
 # Those that take several tampered disks in a row: runs of many short lives, with more of them.
 HOSTILE = ("number_and_link", "no_forward", "one_bump")
 # Not here: an id without the link (`no_link`). It was never found: the link catches in addition one life that runs twice,

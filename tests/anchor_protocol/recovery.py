@@ -84,10 +84,8 @@ def judge(a, sb, points):  # may this be what the anchor speaks of?
         raise Refuse("older than the anchor")
 
 
-def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anywhere
-    d.sync_data()
-    d.sync_meta()
-    yield None
+def decide(d, u, a, honest, mode):
+    """What the disk holds, judged by what the anchor says now: (anchor's body, superblock, entries, end, link, contents, dead)."""
     held = a.load(d)
     sb = newest(d)
     for b, (s, v) in sb["root"].items():
@@ -96,7 +94,6 @@ def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anyw
     ents, pos, link, points = scan(d, sb)
     judge(held, sb, points)
     c = candidates(sb, ents)
-    root = dict(sb["root"])
     got = []
     dead = set()
     must = [max(x, y) for x, y in zip(u.anch, u.floor)] if mode == "flush" else u.anch
@@ -123,7 +120,12 @@ def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anyw
             if x in u.issued[b] and u.index(b, x) < must[b]:
                 raise Bad(f"ROLLBACK possible: block {b} may be {x}, covered {must[b]} of {u.issued[b]}, {a.kind}")
         got.append(v)
-    yield None
+    return held, sb, ents, pos, link, got, dead
+
+
+def intend(d, a, sb, held, new):
+    """Makes both superblocks the newest, and has the anchor permit the id of this open. None: it holds another body by now."""
+    B, pos, link = new
     if not bug("one_sb"):  # both copies newest again, before anything old is reused
         for i in (0, 1):
             if d.sb[i] != sb:
@@ -131,7 +133,6 @@ def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anyw
                 yield None
                 d.sb[i] = sb
                 yield None
-    B = ("open", d.r.random())
     if held is None:
         held = dict(gen=a.count, id=sb["id"], next=None, pos=pos, link=link, covers=None, then=None)
     if a.kind == "counter" and held["gen"] == a.count + 1 and not bug("no_forward"):
@@ -141,23 +142,38 @@ def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anyw
     if sb["id"] != held["id"] and not bug("intent_keeps"):
         held = dict(held, id=sb["id"], next=None, pos=sb["tail"], link=sb["link"])  # the open that was cut short is the base now
     if bug("commit_first"):
-        held = yield from a.write(d, held, dict(id=B, next=None, pos=pos, link=B, covers=None, then=None))
-        if not held:
-            yield "failed"
+        return (yield from a.write(d, held, dict(id=B, next=None, pos=pos, link=B, covers=None, then=None)))
     elif not bug("no_intent", "one_bump"):
-        held = yield from a.write(d, held, dict(held, next=B, covers=None, then=None))
-        if not held:
-            yield "failed"
+        return (yield from a.write(d, held, dict(held, next=B, covers=None, then=None)))
     elif bug("one_bump"):  # the intent without an increment of its own
         i = min((0, 1), key=lambda i: d.body[i]["gen"] if d.body[i] else -1) if a.kind == "counter" else 0
         new = dict(held, next=B, covers=None, then=None)
         if a.kind == "counter":
             d.body = [new, new]
-            held = new
-        else:
-            held = yield from a.write(d, held, new)
-            if not held:
-                yield "failed"
+            return new
+        return (yield from a.write(d, held, new))
+    return held
+
+
+def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anywhere
+    d.sync_data()
+    d.sync_meta()
+    yield None
+    B = ("open", d.r.random())
+    for again in range(1 if bug("taken_once") else 3):
+        try:
+            held, sb, ents, pos, link, got, dead = decide(d, u, a, honest, mode)
+        except Refuse:
+            if not again:
+                raise
+            yield "failed"  # what has taken the place of the body before is somebody else's
+        yield None
+        held = yield from intend(d, a, sb, held, (B, pos, link))
+        if held:
+            break
+    else:
+        yield "failed"
+    root = dict(sb["root"])
     yield "judged"
     for b in range(BLOCKS):
         if b not in root or root[b][1] != got[b]:
