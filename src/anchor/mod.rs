@@ -92,12 +92,13 @@ impl Held {
         }
     }
 
-    /// Where the first body goes in a store that holds this. Generations go on from there, and from `above`, so that none is
-    /// used again.
+    /// Where the first body goes in a store that holds this. Generations go on from what is there: a store of an agent gives the
+    /// next body the next one, and what comes late expects less. Where nothing is there they go on from `above`.
     pub fn beginning(&self, above: u64) -> Beginning {
         let expected = self.counted();
+        let newest = if expected == 0 { above } else { expected };
         // What is damaged may claim any.
-        let newest = Some(expected.max(above)).filter(|newest| *newest < u64::MAX / 2).unwrap_or(0);
+        let newest = Some(newest).filter(|newest| *newest < u64::MAX / 2).unwrap_or(0);
         Beginning { expected, generation: newest + 1 }
     }
 }
@@ -133,7 +134,7 @@ pub trait Anchor {
     }
 
     /// Has it hold no body that was ever made for the volume, so that the next one is a first; `held` is what it holds now.
-    /// A store has nothing to do for that. The error: why it can't be done now.
+    /// A store has nothing to do for that. Where it holds nothing, generations begin above `above`. The error: why it can't be done now.
     fn begin(&self, _volume: &[u8; 16], held: &Held, above: u64) -> impl Future<Output = Result<Beginning, String>> {
         ready(Ok(held.beginning(above)))
     }

@@ -82,6 +82,27 @@ fn an_anchor_that_moves_is_in_one_place_at_least_and_in_one_once_it_is_done() {
     drop(small.open(AnchorPurpose::Keep).expect("nothing was moved"));
 }
 
+/// Wherever a volume has been meanwhile, the place that it comes back to goes on from what it holds.
+#[test]
+fn an_anchor_that_moves_away_and_back_opens_everywhere() {
+    for (home, away) in [(Shape::Store, Shape::Store), (Shape::Store, Shape::Counter), (Shape::Counter, Shape::Store)] {
+        let mut small = Small::shaped(home, format_options(4096));
+        let mut other = SimAnchor::of(away, &small.io, 3);
+        for _ in 0..4 {
+            let options = small.options(Access::ReadOnly);
+            let moved = block_on(&small.io, async {
+                let verified = VerifiedVolume::read(&small.io, &key(), &options).await.unwrap();
+                verified.move_anchor((&small.anchor, &other), &note()).await
+            });
+            moved.expect("nobody else is there");
+            std::mem::swap(&mut small.anchor, &mut other);
+            for _ in 0..20 {
+                drop(small.open(AnchorPurpose::Keep).expect("it is the newest state"));
+            }
+        }
+    }
+}
+
 fn moves_at_each_step((from, to): (Shape, Shape)) {
     for steps in 0..1000 {
         let mut small = Small::shaped(from, format_options(4096));

@@ -41,7 +41,11 @@ pub struct Held {
 impl Held {
     fn apply(&mut self, expected: u64, body: Option<AnchorBytes>) -> bool {
         match body {
-            Some(body) if generation(self.body.as_ref()) == expected => self.body = Some(body),
+            Some(body) if generation(self.body.as_ref()) == expected => {
+                // That is what a store keeps it as, whatever the body says.
+                assert!(expected == 0 || generation(Some(&body)) == expected + 1, "{expected} is followed by the next");
+                self.body = Some(body);
+            }
             None if self.value == Some(expected) => self.value = Some(expected + 1),
             _ => return false,
         }

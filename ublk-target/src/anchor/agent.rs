@@ -216,7 +216,12 @@ impl Anchor for AgentAnchor {
     async fn begin(&self, volume: &[u8; 16], held: &Held, above: u64) -> Result<Beginning, String> {
         match self.is_counter() {
             true => self.counted()?.begin(volume, held, above).await,
-            false => Ok(held.beginning(above)),
+            false => {
+                let beginning = held.beginning(above);
+                // It has a generation that no volume gets to, and would keep the next body under the one behind that.
+                let fits = beginning.expected == 0 || beginning.generation == beginning.expected.saturating_add(1);
+                fits.then_some(beginning).ok_or_else(|| self.odd("what it holds is no body: take it away there"))
+            }
         }
     }
 }
@@ -317,6 +322,18 @@ mod tests {
         assert_eq!((lines[1].as_str(), lines[3].as_str()), ("load", "load"));
         assert_eq!(lines[2], format!("init 1 {}", hex(&one)));
         assert_eq!(lines[4], format!("replace 1 {}", hex(&body(2, 8))));
+    }
+
+    /// It keeps what replaces a body as the next one: a body that says otherwise could not be read again.
+    #[test]
+    fn a_store_that_holds_something_goes_on_from_there() {
+        let (_folder, anchor, served) = agent(&["ok store", "absent"]);
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Nothing));
+        let begin = |held: Held, above| asked(anchor.begin(&VOLUME, &held, above));
+        assert_eq!(begin(Held::Body(body(11, 1)), 500), Ok(Beginning { expected: 11, generation: 12 }));
+        assert_eq!(begin(Held::Nothing, 500), Ok(Beginning { expected: 0, generation: 501 }));
+        assert!(begin(Held::Body(body(u64::MAX, 1)), 0).unwrap_err().contains("take it away"));
+        assert_eq!(served.join().unwrap().len(), 2);
     }
 
     #[test]
