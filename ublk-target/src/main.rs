@@ -27,6 +27,7 @@
 //!   key.rs           the master key; key_hint.rs, hashing.rs, random.rs, size.rs, name.rs: values
 //!   failure.rs       one line for a person, one exit code; output.rs, report.rs, notice.rs: words
 //!   run_dir.rs       /run/ublk-integrity; unnamed.rs: files that are locked before they have a name
+//!   new_file.rs      files that are there whole, or not at all
 //!   wait.rs          waits with an end; interrupt.rs: Ctrl-C; threads.rs, sync.rs: threads
 //!   os.rs, huge.rs   system calls, the allocator: with event_loop/ring/ all that is `unsafe`
 //! ```
@@ -54,6 +55,7 @@ mod key;
 mod key_hint;
 mod latency;
 mod name;
+mod new_file;
 mod notice;
 mod offline;
 mod os;

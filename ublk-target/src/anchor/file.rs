@@ -37,16 +37,16 @@ enum At {
 impl FileAnchor {
     /// Opens the file, which must be there. Whatever is asked of it, this included, takes so long at most.
     pub fn open(path: &Path, timeout: Duration) -> Outcome<Self> {
-        Self::within(path, timeout, SlotFile::open)
+        Self::within(path, timeout, |path| Ok((SlotFile::open(path)?, false))).map(|(anchor, _)| anchor)
     }
 
-    /// The same, and makes the file where there is none.
-    pub fn make(path: &Path, timeout: Duration) -> Outcome<Self> {
+    /// The same, and makes the file where there is none: whether it did.
+    pub fn make(path: &Path, timeout: Duration) -> Outcome<(Self, bool)> {
         Self::within(path, timeout, SlotFile::make)
     }
 
     /// No thread is left behind: a process that goes on to set itself up has one. But where the disk hangs: that one takes no signal.
-    fn within(path: &Path, timeout: Duration, open: fn(&Path) -> Outcome<SlotFile>) -> Outcome<Self> {
+    fn within(path: &Path, timeout: Duration, open: fn(&Path) -> Outcome<(SlotFile, bool)>) -> Outcome<(Self, bool)> {
         let (opened, answered) = bounded(1);
         let name = path.to_owned();
         let work = move || {
@@ -55,9 +55,9 @@ impl FileAnchor {
         };
         let thread = named("anchor file").spawn(work).doing("can't start a thread")?;
         let late = || Err(Failure::new(Exit::Device, late(path, timeout)));
-        let file = answered.recv_timeout(timeout).unwrap_or_else(|_| late())?;
+        let (file, is_new) = answered.recv_timeout(timeout).unwrap_or_else(|_| late())?;
         thread.join().unwrap_or_else(|_| std::process::abort());
-        Ok(Self { path: path.into(), timeout, at: Mutex::new(At::Opened(file)) })
+        Ok((Self { path: path.into(), timeout, at: Mutex::new(At::Opened(file)) }, is_new))
     }
 
     fn jobs(&self) -> io::Result<Sender<Job>> {
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_disk_that_stands_still_is_told_in_time_and_asked_again_later() {
         let folder = tempfile::tempdir().unwrap();
-        let anchor = FileAnchor::make(&folder.path().join("anchor"), TIMEOUT).unwrap();
+        let (anchor, _) = FileAnchor::make(&folder.path().join("anchor"), TIMEOUT).unwrap();
         let held = hang(&anchor);
         let since = Instant::now();
         assert!(asked(anchor.load(&VOLUME)).unwrap_err().contains("written within 0.1 s"));

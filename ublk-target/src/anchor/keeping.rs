@@ -318,7 +318,7 @@ mod tests {
             let (file, offline, key) = scratch();
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("anchor");
-            let chosen = AnyAnchor::File(FileAnchor::make(&path, Duration::from_secs(20)).unwrap());
+            let chosen = AnyAnchor::File(FileAnchor::make(&path, Duration::from_secs(20)).unwrap().0);
             let how = Opening { purpose: AnchorPurpose::Begin, ..Opening::new(Access::ReadWrite, None) };
             let (volume, keeper) = offline.open_anchored(&key, how, Some(&chosen)).unwrap();
             let (volume, keeper) = (Arc::new(volume), keeper.unwrap());

@@ -107,11 +107,13 @@ impl Place {
         }
     }
 
-    /// The same, and makes a file that holds nothing, if there is none.
-    pub fn make(&self, timeout: Duration) -> Outcome<AnyAnchor> {
+    /// The same, and makes a file that holds nothing, if there is none: whether it did.
+    pub fn make(&self, timeout: Duration) -> Outcome<(AnyAnchor, bool)> {
         match self {
-            Self::File(path) => FileAnchor::make(path, timeout).map(AnyAnchor::File),
-            Self::Agent(_) => self.try_open(timeout),
+            Self::File(path) => {
+                FileAnchor::make(path, timeout).map(|(anchor, is_new)| (AnyAnchor::File(anchor), is_new))
+            }
+            Self::Agent(_) => self.try_open(timeout).map(|anchor| (anchor, false)),
         }
         .doing(format_args!("the anchor {self}"))
     }
@@ -119,11 +121,6 @@ impl Place {
     /// Removes a file that was made for nothing.
     pub fn unmake(&self) {
         self.file().into_iter().for_each(|path| drop(std::fs::remove_file(path)));
-    }
-
-    /// Whether [`make`](Self::make) would make something.
-    pub fn is_new(&self) -> bool {
-        self.file().is_some_and(|path| !path.exists())
     }
 
     /// Refuses one that whoever can put back the volume's disk puts back with it.

@@ -1,7 +1,10 @@
 //! The file of an anchor: two slots of 4096 bytes, of which one is whole at any moment. docs/format.md has the bytes.
 //! What is asked of it takes as long as the disk takes; `file.rs` waits for it within a limit.
 
-use crate::failure::{Context, Exit, Failure, Outcome};
+use crate::{
+    failure::{Context, Exit, Failure, Outcome},
+    new_file::NewFile,
+};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::{
     fs::{File, OpenOptions},
@@ -48,18 +51,21 @@ impl SlotFile {
         Ok(Self { file, doubtful: None })
     }
 
-    /// The same, and makes the file where there is none; nothing of it is left where that fails.
-    pub(super) fn make(path: &Path) -> Outcome<Self> {
+    /// The same, and makes the file where there is none: whether it did. It has its name once it is whole, for a power cut may
+    /// leave a part of it; nothing of it is left where that fails.
+    pub(super) fn make(path: &Path) -> Outcome<(Self, bool)> {
         if path.exists() {
-            return Self::open(path);
+            return Ok((Self::open(path)?, false));
         }
         let what = format!("can't make {}", path.display());
-        // What somebody else has made meanwhile stays. Without O_DIRECT: some refuse that once they have made the file.
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).doing(&what)?;
-        let filled = made.write_all_at(&[0; 2 * SLOT_BYTES], 0).and_then(|()| made.sync_all());
-        // Its name, too.
-        let named = filled.and_then(|()| File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all());
-        named.doing(&what).and_then(|()| Self::open(path)).inspect_err(|_| drop(std::fs::remove_file(path)))
+        let new = NewFile::beside(path, false).doing(&what)?;
+        new.file().write_all_at(&[0; 2 * SLOT_BYTES], 0).doing(&what)?;
+        match new.finish() {
+            // Somebody else was faster.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok((Self::open(path)?, false)),
+            named => named.doing(&what)?,
+        }
+        Ok((Self::open(path).inspect_err(|_| drop(std::fs::remove_file(path)))?, true))
     }
 
     /// The body that counts. One whose write has failed counts once it has been written.
@@ -179,7 +185,8 @@ mod tests {
     fn made() -> (tempfile::TempDir, std::path::PathBuf, SlotFile) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("anchor");
-        let file = SlotFile::make(&path).unwrap();
+        let (file, made) = SlotFile::make(&path).unwrap();
+        assert!(made);
         (folder, path, file)
     }
 
@@ -248,6 +255,31 @@ mod tests {
         std::os::unix::fs::symlink(folder.path().join("nothing"), &link).unwrap();
         assert!(SlotFile::make(&link).is_err());
         assert!(link.symlink_metadata().is_ok(), "it was removed");
+    }
+
+    #[test]
+    fn a_file_that_is_made_is_there_whole_or_not_at_all() {
+        let (folder, path, mut file) = made();
+        replace(&mut file, 0, &body(1, 1));
+        let (mut again, is_new) = SlotFile::make(&path).unwrap();
+        assert_eq!((is_new, load(&mut again)), (false, Some(body(1, 1))));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+        // It has no name before it has its size: whoever watches the folder sees no other.
+        for _ in 0..50 {
+            std::fs::remove_file(&path).unwrap();
+            let seen = thread::scope(|s| {
+                let looks = s.spawn(|| {
+                    loop {
+                        if let Ok(found) = path.metadata() {
+                            return found.len();
+                        }
+                    }
+                });
+                assert!(SlotFile::make(&path).unwrap().1);
+                looks.join().unwrap()
+            });
+            assert_eq!(seen, BYTES);
+        }
     }
 
     #[test]

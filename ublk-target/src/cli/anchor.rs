@@ -138,8 +138,7 @@ fn init(args: &OnVolume) -> Outcome {
 
 /// The first body of a volume: what `format --anchor` does, too.
 pub fn begin(offline: &Offline, key: &Credential, anchor: &AnchorArgs, devices: &DeviceArgs) -> Outcome {
-    let is_new = anchor.needed()?.is_new();
-    let chosen = anchor.make(devices)?;
+    let (chosen, is_new) = anchor.make(devices)?;
     let begun = open_and_close((offline, key), &chosen, AnchorPurpose::Begin, None);
     begun.map(drop).inspect_err(|failure| {
         // A file that nothing was written to is in nobody's way.
@@ -175,13 +174,13 @@ fn lines(status: &AnchorStatus) -> Output {
 
 fn reset(args: &ResetArgs) -> Outcome {
     let (offline, key) = args.volume.open(Use::Exclusive)?;
-    let chosen = args.volume.anchor.make(&args.volume.devices)?;
     let verified = args.volume.verify(&offline, &key)?;
     let found: Option<Uuid> = verified.info().uuid.parse().ok();
     if found != Some(args.uuid) {
         let message = format!("the metadata device holds volume {}, not {}", verified.info().uuid, args.uuid);
         return Err(Failure::new(Exit::Device, message));
     }
+    let (chosen, _) = args.volume.anchor.make(&args.volume.devices)?;
     offline.introduce(&verified, &chosen)?;
     if let Ok(before) = asked(verified.show_anchor(&chosen)) {
         let written = crate::event::time(before.written_seconds);
@@ -203,8 +202,7 @@ fn move_to(args: &MoveArgs) -> Outcome {
         return Err(Failure::new(Exit::Arguments, "--to is where the anchor is already: name another place"));
     }
     let verified = args.volume.verify(&offline, &key)?;
-    let is_new = args.to.is_new();
-    let to = place.make(&args.volume.devices)?;
+    let (to, is_new) = place.make(&args.volume.devices)?;
     offline.introduce(&verified, &from)?;
     offline.introduce(&verified, &to)?;
     let moved = asked(verified.move_anchor((&from, &to), &note()));

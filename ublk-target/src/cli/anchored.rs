@@ -63,17 +63,16 @@ impl AnchorArgs {
         Ok(Some(anchor))
     }
 
-    /// The same, and makes what holds it, if there is none.
-    pub fn make(&self, devices: &DeviceArgs) -> Outcome<AnyAnchor> {
+    /// The same, and makes what holds it, if there is none: whether it did.
+    pub fn make(&self, devices: &DeviceArgs) -> Outcome<(AnyAnchor, bool)> {
         let place = self.needed()?;
-        let is_new = place.is_new();
-        let anchor = place.make(self.timeout())?;
+        let (anchor, is_new) = place.make(self.timeout())?;
         self.refuse_same_disk(place, devices).inspect_err(|_| {
             if is_new {
                 place.unmake();
             }
         })?;
-        Ok(anchor)
+        Ok((anchor, is_new))
     }
 
     fn timeout(&self) -> Duration {

@@ -7,7 +7,6 @@ use super::{
     anchored::{AnchorArgs, WithoutAnchor},
     bad_runs::BadRuns,
     check::refuse_latched,
-    new_file::NewFile,
     progress,
 };
 use crate::{
@@ -15,6 +14,7 @@ use crate::{
     event_loop::ring::RingStorage,
     failure::{Context, Exit, Failure, Outcome},
     key::KeyArgs,
+    new_file::NewFile,
     offline::{LANES, Lane, Offline, Opening, REQUEST, lanes},
     output,
 };

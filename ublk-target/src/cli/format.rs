@@ -248,8 +248,7 @@ fn refuse_dev(path: &Path) -> Outcome {
 /// An anchor that can't be the volume's destroys nothing. A file that is made for it goes with the others.
 fn room_for_anchor(args: &Args, made: &mut Vec<PathBuf>) -> Outcome {
     let Some(place) = &args.anchor.anchor else { return Ok(()) };
-    let is_new = place.is_new();
-    let chosen = args.anchor.make(&args.devices)?;
+    let (chosen, is_new) = args.anchor.make(&args.devices)?;
     made.extend(is_new.then(|| place.path().to_owned()));
     match asked(chosen.holds_nothing()) {
         true => Ok(()),

@@ -1,8 +1,8 @@
 //! `metrics`: what programs that watch machines collect.
 
-use super::new_file::NewFile;
 use crate::{
     failure::{Context, Outcome},
+    new_file::NewFile,
     output,
     watch::{
         self, Dialect,

@@ -28,7 +28,6 @@ mod manual;
 mod metrics;
 mod monitor;
 mod names;
-mod new_file;
 mod one_device;
 mod progress;
 mod recover;

@@ -6,8 +6,9 @@
 
 use super::{Args, Part, Sink, copy, unwritable};
 use crate::{
-    cli::{check::refuse_latched, new_file::NewFile},
+    cli::check::refuse_latched,
     failure::{Context, Exit, Failure, Outcome},
+    new_file::NewFile,
     offline::{Offline, Opening},
 };
 use std::{
