@@ -10,7 +10,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -21,10 +21,16 @@ use ublk_integrity::{
 
 /// Bytes of the file.
 const BYTES: u64 = 2 * SLOT_BYTES as u64;
+/// What is wrong with anything else.
+const NO_ANCHOR: &str = "is no anchor: a file of 8192 bytes, as `anchor init` makes it";
 
 /// An open anchor file.
 pub(super) struct SlotFile {
+    path: PathBuf,
     file: File,
+    /// Whether the system refused something of it: a stick that was taken out and put back is another one, and this descriptor
+    /// leads to the first for good.
+    is_lost: bool,
     /// Generation of a body whose write has failed. It may be read back from memory, and not be on the disk.
     doubtful: Option<u64>,
 }
@@ -42,13 +48,24 @@ impl SlotFile {
     pub(super) fn open(path: &Path) -> Outcome<Self> {
         let what = format!("can't open {}", path.display());
         let file = open(path).doing(&what)?;
-        let meta = file.metadata().doing(&what)?;
-        if !meta.is_file() || meta.len() != BYTES {
-            let message =
-                format!("{} is no anchor: a file of {BYTES} bytes, as `anchor init` makes it", path.display());
-            return Err(Failure::new(Exit::Arguments, message));
+        if !is_anchor(&file).doing(&what)? {
+            return Err(Failure::new(Exit::Arguments, format_args!("{} {NO_ANCHOR}", path.display())));
         }
-        Ok(Self { file, doubtful: None })
+        Ok(Self { path: path.into(), file, is_lost: false, doubtful: None })
+    }
+
+    /// Does something with the file, opened anew where the system has refused something of it.
+    fn opened<T>(&mut self, then: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
+        if self.is_lost {
+            let file = open(&self.path)?;
+            if !is_anchor(&file)? {
+                return Err(io::Error::other(format!("what is there by now {NO_ANCHOR}")));
+            }
+            (self.file, self.is_lost) = (file, false);
+        }
+        let done = then(self);
+        self.is_lost = matches!(&done, Err(e) if e.raw_os_error().is_some());
+        done
     }
 
     /// The same, and makes the file where there is none: whether it did. It has its name once it is whole, for a power cut may
@@ -70,6 +87,10 @@ impl SlotFile {
 
     /// The body that counts. One whose write has failed counts once it has been written.
     pub(super) fn load(&mut self, until: Instant) -> io::Result<Option<AnchorBytes>> {
+        self.opened(|this| this.load_opened(until))
+    }
+
+    fn load_opened(&mut self, until: Instant) -> io::Result<Option<AnchorBytes>> {
         let Some(doubtful) = self.doubtful else {
             return self.locked(libc::F_RDLCK, until, |this| this.read()).map(|current| current.body);
         };
@@ -87,6 +108,10 @@ impl SlotFile {
 
     /// Has `body` take the place of the one of generation `expected`; not once it is late: nobody waits for it any more.
     pub(super) fn replace(&mut self, expected: u64, body: &AnchorBytes, until: Instant) -> io::Result<Replaced> {
+        self.opened(|this| this.replace_opened(expected, body, until))
+    }
+
+    fn replace_opened(&mut self, expected: u64, body: &AnchorBytes, until: Instant) -> io::Result<Replaced> {
         let mut begun = false;
         let done = self.locked(libc::F_WRLCK, until, |this| {
             let current = this.read()?;
@@ -153,6 +178,11 @@ impl SlotFile {
 
 fn in_time(until: Instant) -> io::Result<()> {
     if Instant::now() < until { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+}
+
+fn is_anchor(file: &File) -> io::Result<bool> {
+    let meta = file.metadata()?;
+    Ok(meta.is_file() && meta.len() == BYTES)
 }
 
 /// Each write is durable when it returns, and what is read comes from the disk, where the file system can.
@@ -314,6 +344,29 @@ mod tests {
         file.file = File::open(&path).unwrap();
         assert!(file.load(soon()).is_err() && file.doubtful == Some(2));
         assert_eq!(&std::fs::read(&path).unwrap()[..512], &before);
+    }
+
+    /// What a stick leaves that was taken out: each call fails, for as long as the descriptor is open.
+    #[test]
+    fn a_descriptor_that_leads_nowhere_any_more_is_opened_anew() {
+        let (_folder, path, mut file) = made();
+        replace(&mut file, 0, &body(1, 1));
+        let gone = || OpenOptions::new().read(true).write(true).open("/proc/self/mem").unwrap();
+        file.file = gone();
+        assert_eq!(file.load(soon()).unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert_eq!(load(&mut file), Some(body(1, 1)));
+        file.file = gone();
+        assert!(file.replace(1, &body(2, 2), soon()).is_err());
+        assert_eq!(replace(&mut file, 1, &body(2, 2)), Replaced::Done);
+        // What is there by then is looked at as at first.
+        file.file = gone();
+        assert!(file.load(soon()).is_err());
+        std::fs::rename(&path, path.with_extension("away")).unwrap();
+        assert_eq!(file.load(soon()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::write(&path, [0; 100]).unwrap();
+        assert!(file.load(soon()).unwrap_err().to_string().contains("no anchor"));
+        std::fs::rename(path.with_extension("away"), &path).unwrap();
+        assert_eq!(load(&mut file), Some(body(2, 2)));
     }
 
     #[test]
