@@ -8,18 +8,23 @@ use crate::{
 };
 use std::time::Duration;
 
+/// How long an anchor is waited for at an open, in seconds, if nothing else is said.
+const WAIT: u64 = 30;
+/// How long an answer of it may take.
+const TIMEOUT: u64 = 5;
+
 /// Where a volume's anchor is.
 #[derive(clap::Args, Clone, Debug)]
 pub struct AnchorArgs {
     /// Anchor of the volume, which knows how new its newest state is: file:PATH, on another disk, or unix:PATH of an agent
     #[arg(long, value_name = "URI")]
     pub anchor: Option<Place>,
-    /// How long to wait for an anchor that is not there
-    #[arg(long, value_name = "SECONDS", requires = "anchor", default_value_t = 30)]
-    pub anchor_wait: u64,
-    /// How long an agent may take for an answer
-    #[arg(long, value_name = "SECONDS", requires = "anchor", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
-    pub anchor_timeout: u64,
+    /// How long to wait for an anchor that is not there. If it is not given: 30, and for `recover` what the device was told
+    #[arg(long, value_name = "SECONDS", requires = "anchor")]
+    pub anchor_wait: Option<u64>,
+    /// How long an agent may take for an answer. If it is not given: 5, and for `recover` what the device was told
+    #[arg(long, value_name = "SECONDS", requires = "anchor", value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub anchor_timeout: Option<u64>,
     /// Take an anchor on the volume's own disk, which protects from nothing: to try things out
     #[arg(long, requires = "anchor")]
     pub anchor_same_disk: bool,
@@ -58,7 +63,8 @@ impl AnchorArgs {
         let Some(place) = &self.anchor else { return Ok(None) };
         // Whoever reads it in earnest says what is wrong with it.
         let volume = if place.file().is_none() { peek::look(devices.meta_path()) } else { None };
-        let anchor = place.open((Duration::from_secs(self.anchor_wait), self.timeout()), volume.as_ref())?;
+        let wait = Duration::from_secs(self.anchor_wait.unwrap_or(WAIT));
+        let anchor = place.open((wait, self.timeout()), volume.as_ref())?;
         self.refuse_same_disk(place, devices)?;
         Ok(Some(anchor))
     }
@@ -76,7 +82,7 @@ impl AnchorArgs {
     }
 
     fn timeout(&self) -> Duration {
-        Duration::from_secs(self.anchor_timeout)
+        Duration::from_secs(self.anchor_timeout.unwrap_or(TIMEOUT))
     }
 
     /// The place, which must be named.
@@ -97,8 +103,8 @@ impl AnchorArgs {
     pub fn settings(&self, keep: &KeepArgs) -> Option<AnchorSettings> {
         self.anchor.clone().map(|place| AnchorSettings {
             place,
-            wait_seconds: self.anchor_wait,
-            timeout_seconds: self.anchor_timeout,
+            wait_seconds: self.anchor_wait.unwrap_or(WAIT),
+            timeout_seconds: self.anchor_timeout.unwrap_or(TIMEOUT),
             every_milliseconds: keep.anchor_mode.every.map(|every| every.as_millis() as u64),
             holds_flushes: keep.anchor_mode.holds_flushes,
             grace_seconds: keep.anchor_grace,
@@ -112,7 +118,9 @@ impl AnchorArgs {
     pub fn instead_of(&self, before: Option<AnchorSettings>) -> Option<AnchorSettings> {
         let named = self.settings(&KeepArgs::default());
         match (named, before) {
-            (Some(AnchorSettings { place, wait_seconds, timeout_seconds, same_disk, .. }), Some(before)) => {
+            (Some(AnchorSettings { place, same_disk, .. }), Some(before)) => {
+                let wait_seconds = self.anchor_wait.unwrap_or(before.wait_seconds);
+                let timeout_seconds = self.anchor_timeout.unwrap_or(before.timeout_seconds);
                 Some(AnchorSettings { place, wait_seconds, timeout_seconds, same_disk, ..before })
             }
             (named, before) => named.or(before),
@@ -144,18 +152,21 @@ mod tests {
 
     #[test]
     fn a_device_keeps_what_it_was_told_but_for_the_place() {
-        let args = |anchor: Option<&str>| AnchorArgs {
+        let args = |anchor: Option<&str>, anchor_wait| AnchorArgs {
             anchor: anchor.map(|place| place.parse().unwrap()),
-            anchor_wait: 7,
-            anchor_timeout: 5,
+            anchor_wait,
+            anchor_timeout: anchor_wait.map(|_| 9),
             anchor_same_disk: false,
         };
         let keep = KeepArgs { anchor_grace: Some(9), anchor_mode: "flush".parse().unwrap(), ..KeepArgs::default() };
-        let before = args(Some("file:/a")).settings(&keep);
-        assert_eq!(args(None).instead_of(before.clone()), before);
-        let now = args(Some("file:/b")).instead_of(before).unwrap();
-        assert_eq!((now.place.to_string().as_str(), now.grace_seconds, now.wait_seconds), ("file:/b", Some(9), 7));
+        let before = args(Some("file:/a"), Some(7)).settings(&keep);
+        assert_eq!(args(None, None).instead_of(before.clone()), before);
+        let now = args(Some("file:/b"), None).instead_of(before.clone()).unwrap();
+        assert_eq!((now.place.to_string().as_str(), now.grace_seconds), ("file:/b", Some(9)));
+        assert_eq!((now.wait_seconds, now.timeout_seconds), (7, 9), "it was not asked for anything else");
         assert!(now.holds_flushes);
-        assert_eq!(args(Some("file:/b")).instead_of(None).unwrap().grace_seconds, None);
+        assert_eq!(args(Some("file:/b"), Some(3)).instead_of(before).unwrap().wait_seconds, 3);
+        let first = args(Some("file:/b"), None).instead_of(None).unwrap();
+        assert_eq!((first.grace_seconds, first.wait_seconds, first.timeout_seconds), (None, 30, 5));
     }
 }
