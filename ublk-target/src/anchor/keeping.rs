@@ -169,7 +169,11 @@ impl Thread {
             };
             if is_stopped {
                 // Whoever lost the volume to another host must not write the superblocks at its orderly end.
-                let _ = self.look().await.inspect_err(|e| self.lose(e));
+                match self.look().await {
+                    Ok(()) => {}
+                    Err(KeepError::Anchor(AnchorError::Away(why))) => self.end_unasked(why),
+                    Err(e) => self.lose(&e),
+                }
                 return;
             }
             let began = os::since_1970().as_secs();
@@ -233,10 +237,20 @@ impl Thread {
         }
     }
 
-    /// The volume is read-only from now on, or was before. An anchor that is away has taken nothing.
+    /// Nobody can say at the end whether the volume is still this host's: a host that is cut off may have lost it. So it ends as
+    /// by a crash, which costs the next open a recovery.
+    fn end_unasked(&self, why: String) {
+        let place = &self.report.settings.place;
+        self.volume.latch_for_anchor(AnchorLoss::Away);
+        self.log.tell(Event::Anchor(format!(
+            "{place} can't be asked at the end: {why}; there is no last checkpoint, and the next open recovers"
+        )));
+        self.lost(why);
+    }
+
+    /// The volume is read-only from now on, or was before.
     fn lose(&self, e: &KeepError) {
         match e {
-            KeepError::Anchor(AnchorError::Away(_)) => return,
             KeepError::Anchor(_) => self.tell_latched(),
             // Whoever has latched it has told.
             KeepError::Latched(_) => {}
@@ -447,6 +461,31 @@ mod tests {
         assert!(offline.run(volume.close(&offline.io())).unwrap().is_err());
         last.tell();
         assert!(std::fs::read(_file.path()).unwrap() == before, "something was written");
+    }
+
+    /// It may have been lost to another host, whose superblocks would be written over.
+    #[test]
+    fn who_can_ask_nobody_at_the_end_leaves_the_superblocks_alone() {
+        let served = Served::new(3600, Lost::Continue);
+        served.until(|shown| shown["state"] == "ok");
+        let whole = std::fs::read(served.path()).unwrap();
+        with_size(&served.path(), 0);
+        served.write();
+        served.until(|shown| shown["state"] == "away");
+        let Served { keeping, volume, offline, key, folder, _file } = served;
+        let before = std::fs::read(_file.path()).unwrap();
+        let last = keeping.end();
+        assert_eq!(volume.latched(), Some(Latched::Anchor(AnchorLoss::Away)));
+        assert!(offline.run(volume.close(&offline.io())).unwrap().is_err());
+        last.tell();
+        assert!(std::fs::read(_file.path()).unwrap() == before, "something was written");
+        drop(volume);
+        // Once it is there again nothing is missing.
+        let path = folder.path().join("anchor");
+        std::fs::write(&path, whole).unwrap();
+        let chosen = AnyAnchor::File(FileAnchor::open(&path, Duration::from_secs(20)).unwrap());
+        let (volume, _) = offline.open_anchored(&key, Opening::new(Access::ReadWrite, None), Some(&chosen)).unwrap();
+        assert!(volume.recovery().records > 0, "{:?}", volume.recovery());
     }
 
     #[test]
