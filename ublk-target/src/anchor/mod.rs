@@ -72,8 +72,9 @@ impl Pace {
     const STORE: Self = Self { every: Duration::from_secs(1), grace: Duration::from_secs(60) };
     /// Each tick wears a cell of a chip, which bears some 100,000.
     const COUNTER: Self = Self { every: Duration::from_secs(3600), grace: Duration::from_secs(24 * 3600) };
-    /// What is more often wears a chip out within months.
-    const LEAST_OF_COUNTER: Duration = Duration::from_secs(60);
+    /// So that the ticks of a day are half of the increments that a TPM's agent makes in one: an open, too, is some of them, and
+    /// beyond the limit nothing opens.
+    const LEAST_OF_COUNTER: Duration = Duration::from_secs(1800);
 }
 
 /// When the anchor is told how far the volume has got.
@@ -149,8 +150,9 @@ impl AnchorSettings {
             Some(often) => Err(Failure::new(
                 Exit::Arguments,
                 format_args!(
-                    "the anchor {} is a counter, and {often} wears out a chip: --anchor-mode interval:60 or longer, or --anchor-wear-ok",
-                    self.place
+                    "the anchor {} is a counter, and {often} wears out a chip, whose agent counts 100 times a day, opens included, and then refuses: --anchor-mode interval:{} or longer, or --anchor-wear-ok",
+                    self.place,
+                    Pace::LEAST_OF_COUNTER.as_secs()
                 ),
             )),
             None => Ok(Pace { every, grace }),
@@ -193,11 +195,14 @@ mod tests {
         assert_eq!((usual.pace(false).unwrap(), usual.pace(true).unwrap()), (Pace::STORE, Pace::COUNTER));
         let flush = AnchorSettings { holds_flushes: true, ..usual.clone() };
         assert!(flush.pace(true).is_err() && flush.pace(false).is_ok());
-        let often = AnchorSettings { every_milliseconds: Some(59_000), ..usual };
+        let often = AnchorSettings { every_milliseconds: Some(1_799_000), ..usual.clone() };
         let said = often.pace(true).unwrap_err();
-        assert!(said.exit == Exit::Arguments && said.message.contains("59 s") && said.message.contains("wear-ok"));
-        assert_eq!(often.pace(false).unwrap().every.as_secs(), 59);
-        assert_eq!(AnchorSettings { wear_ok: true, ..often }.pace(true).unwrap().every.as_secs(), 59);
+        assert!(said.exit == Exit::Arguments && said.message.contains("1799 s") && said.message.contains("wear-ok"));
+        assert_eq!(often.pace(false).unwrap().every.as_secs(), 1799);
+        assert_eq!(AnchorSettings { wear_ok: true, ..often }.pace(true).unwrap().every.as_secs(), 1799);
+        // The least that is taken leaves as much of a day for opens, of 100 increments that the agent of a TPM makes.
+        let least = AnchorSettings { every_milliseconds: Some(1_800_000), ..usual }.pace(true).unwrap();
+        assert!(2 * (24 * 3600 / least.every.as_secs()) <= 100);
     }
 
     #[test]

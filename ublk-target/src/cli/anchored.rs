@@ -52,7 +52,7 @@ pub struct KeepArgs {
     /// What becomes of the device then
     #[arg(long, value_enum, requires = "anchor", default_value = "readonly")]
     pub anchor_lost: Lost,
-    /// Tell an anchor that is a counter more often than each minute, which wears out a chip: for counters in software
+    /// Tell an anchor that is a counter more often than each half hour, which wears out a chip: for counters in software
     #[arg(long, requires = "anchor")]
     pub anchor_wear_ok: bool,
 }
