@@ -16,6 +16,11 @@ fn host(note: &AnchorNote) -> HostName {
 }
 
 impl AnchorBody {
+    /// Whether it was written by the host that says this of itself.
+    pub(super) fn is_by(&self, note: &AnchorNote) -> bool {
+        self.host == host(note)
+    }
+
     fn followed(self, note: &AnchorNote) -> Self {
         Self { generation: self.generation + 1, written_seconds: note.seconds, host: host(note), ..self }
     }

@@ -11,6 +11,9 @@ use crate::{
     format::{AnchorBody, AnchorState, Link, OpenId, Superblock},
 };
 
+/// How often a disk is judged: what a crash has left under way is one request.
+const JUDGED: usize = 3;
+
 /// An open that goes on with an anchor.
 pub(crate) struct Opening<'a, A> {
     with: AnchorUse<'a, A>,
@@ -22,6 +25,8 @@ pub(crate) struct Opening<'a, A> {
     /// What it holds, if that is a body of the volume.
     held: Option<AnchorBody>,
     is_committed: bool,
+    /// Who was found to have changed it since the disk was judged, each time.
+    changed: Vec<AnchorError>,
 }
 
 impl<'a, A: Anchor> Opening<'a, A> {
@@ -51,7 +56,7 @@ impl<'a, A: Anchor> Opening<'a, A> {
             }
         };
         let next = Beginning { expected: found.counted(), generation: 0 };
-        Ok(Self { with, key: key.clone(), found, next, held, is_committed: false })
+        Ok(Self { with, key: key.clone(), found, next, held, is_committed: false, changed: Vec::new() })
     }
 
     /// Which record of the log the anchor asks for.
@@ -66,7 +71,10 @@ impl<'a, A: Anchor> Opening<'a, A> {
         followed_to: RecordNumber,
         link_at_point: Option<Link>,
     ) -> Result<(), AnchorError> {
-        self.judged().map_or(Ok(()), |held| judge(held, &Presented::of(superblock, followed_to, link_at_point)))
+        let judged =
+            self.judged().map_or(Ok(()), |held| judge(held, &Presented::of(superblock, followed_to, link_at_point)));
+        // What was good a moment ago is not older, but somebody else has opened it.
+        judged.map_err(|older| self.changed.first().cloned().unwrap_or(older))
     }
 
     /// What the devices have to measure up to.
@@ -80,20 +88,39 @@ impl<'a, A: Anchor> Opening<'a, A> {
         self.with.purpose != AnchorPurpose::End
     }
 
-    /// The superblocks are about to get this id. Both copies are equal to `presented`.
-    pub(crate) async fn intent(&mut self, presented: &Superblock, id: OpenId) -> Result<(), AnchorError> {
+    /// The superblocks are about to get this id. Both copies are equal to `presented`. `false`: the anchor holds another body by now,
+    /// by which the disk is to be judged once more.
+    pub(crate) async fn intent(&mut self, presented: &Superblock, id: OpenId) -> Result<bool, AnchorError> {
         let (anchor, uuid) = (self.with.anchor, &presented.uuid);
         let Some(held) = self.judged().copied() else {
             // A crash before the end refuses the disk, and whoever began or reset does so again.
             self.next = exchange::begin(anchor, uuid, &self.found, 0).await?;
-            return Ok(());
+            return Ok(true);
         };
         if let Held::Prepared(_) = self.found {
             // What was begun is ended first: else two bodies would have one generation.
             exchange::forward(anchor, uuid, held.generation).await?;
         }
         self.next.expected = held.generation;
-        self.replace(held.intent(presented, id, &self.with.note)).await
+        match self.replace(held.intent(presented, id, &self.with.note)).await {
+            Err(taken @ AnchorError::Taken { .. }) if self.changed.len() + 1 < JUDGED => {
+                self.ask_again(uuid, taken).await
+            }
+            done => done.map(|()| true),
+        }
+    }
+
+    /// Something has taken the place of the body that the disk was judged by: perhaps what an open or a tick before this one has sent,
+    /// and a crash kept from hearing of. What an open on another host says is not waited out: that one may be at its disk.
+    async fn ask_again(&mut self, uuid: &[u8; 16], taken: AnchorError) -> Result<bool, AnchorError> {
+        let found = exchange::load(self.with.anchor, uuid).await?;
+        let held = exchange::whole(&found, &self.key, uuid).and_then(in_use).map_err(|_| taken.clone())?;
+        if held.state == AnchorState::Moving && !held.is_by(&self.with.note) {
+            return Err(taken);
+        }
+        (self.found, self.held) = (found, Some(held));
+        self.changed.push(taken);
+        Ok(false)
     }
 
     /// Both copies of the superblock are `written`. Before anything is served.

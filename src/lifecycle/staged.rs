@@ -157,13 +157,18 @@ impl VerifiedVolume {
     }
 
     async fn open_with<S: Storage, A: Anchor>(
-        self,
+        mut self,
         io: &S,
         options: &OpenOptions,
         anchor: &mut Option<Opening<'_, A>>,
     ) -> Result<Volume, OpenError> {
-        let crashed = self.follow_log(io, options, anchor.as_ref()).await?;
-        crashed.recover(io, options).await?.open(io, options, anchor).await
+        loop {
+            let crashed = self.follow_log(io, options, anchor.as_ref()).await?;
+            match crashed.recover(io, options).await?.open(io, options, anchor).await? {
+                Ok(volume) => return Ok(volume),
+                Err(again) => self = again,
+            }
+        }
     }
 
     async fn follow_log<S: Storage, A: Anchor>(
@@ -227,26 +232,27 @@ impl CrashedVolume {
 
 impl RecoveredVolume {
     /// Writes down what recovery found and serves the volume; what must not or can't be written
-    /// down is served from memory.
+    /// down is served from memory. The inner error: it is to be judged once more.
     async fn open<S: Storage, A: Anchor>(
         mut self,
         io: &S,
         options: &OpenOptions,
         anchor: &mut Option<Opening<'_, A>>,
-    ) -> Result<Volume, OpenError> {
+    ) -> Result<Result<Volume, VerifiedVolume>, OpenError> {
         // No decision without evidence becomes durable.
         let first = self.undecided.first().map(|c| Latched::Undecided(c.block));
         let mut why = self.unread.map(|unread| Latched::Device(unread.why)).or(first);
         if why.is_none() && options.access == Access::ReadWrite {
             match self.write_down(io, options, anchor).await? {
-                Ok(WrittenDown { superblock, applied, placed, warning }) => {
+                Ok(None) => return Ok(Err(VerifiedVolume { newest: self.newest, growth: self.growth })),
+                Ok(Some(WrittenDown { superblock, applied, placed, warning })) => {
                     self.warnings.extend(warning);
                     self.report.placed = placed;
                     self.tree.root.store(superblock.root);
                     self.tree.layout = superblock.layout;
                     self.newest.superblock = superblock;
                     self.report.pages_lost = applied.pages_lost;
-                    return Ok(self.into_volume(None, options));
+                    return Ok(Ok(self.into_volume(None, options)));
                 }
                 // Nothing current was overwritten: what recovery found can be served,
                 // but not be added to.
@@ -263,7 +269,7 @@ impl RecoveredVolume {
         let newer_from = unread.map(|unread| unread.newer_from);
         let undecided = Undecided::new(std::mem::take(&mut self.undecided));
         let in_log = std::mem::replace(&mut self.in_log, InLog::with_capacity(0));
-        Ok(self.into_volume(Some(Unsaved { set, blocks, undecided, in_log, newer_from, why }), options))
+        Ok(Ok(self.into_volume(Some(Unsaved { set, blocks, undecided, in_log, newer_from, why }), options)))
     }
 
     fn into_volume(self, unsaved: Option<Unsaved>, options: &OpenOptions) -> Volume {
@@ -274,13 +280,13 @@ impl RecoveredVolume {
 
     /// What was found goes to pages that nothing current names, then into the superblock. Before
     /// that, while the log still has them, blocks go to their places. The outer error: there is
-    /// nothing that could be served.
+    /// nothing that could be served. `None`: nothing was written, and the anchor asks for another judgement.
     async fn write_down<S: Storage, A: Anchor>(
         &self,
         io: &S,
         options: &OpenOptions,
         anchor: &mut Option<Opening<'_, A>>,
-    ) -> Result<Result<WrittenDown, Latched>, OpenError> {
+    ) -> Result<Result<Option<WrittenDown>, Latched>, OpenError> {
         let Self { newest, tree, tagger, set, in_log, .. } = self;
         let page = match self.repair(io).await {
             Ok(page) => page,
@@ -288,7 +294,9 @@ impl RecoveredVolume {
         };
         // Both copies are equal: from here on the devices may get the new id, and nothing older.
         if let Some(anchor) = anchor {
-            anchor.intent(&newest.superblock, options.open_id).await?;
+            if !anchor.intent(&newest.superblock, options.open_id).await? {
+                return Ok(Ok(None));
+            }
         }
         let placed = match Placer::new(io, tree, tagger, set, newest).all(in_log).await? {
             Ok(placed) => placed,
@@ -303,7 +311,7 @@ impl RecoveredVolume {
                 if let Some(anchor) = anchor {
                     anchor.commit(&superblock).await?;
                 }
-                Ok(WrittenDown { superblock, applied, placed, warning })
+                Ok(Some(WrittenDown { superblock, applied, placed, warning }))
             }
             Err(latched) => Err(latched),
         })

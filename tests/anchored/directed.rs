@@ -2,6 +2,10 @@
 
 use super::*;
 use crate::sim::anchor::Shape;
+use ublk_integrity::{
+    anchor::{AnchorBytes, AnchorNote, AnchorUse},
+    open::VerifiedVolume,
+};
 
 /// A small volume with an anchor that answers, and a way to open it.
 pub(super) struct Small {
@@ -153,6 +157,38 @@ fn an_increment_by_somebody_else_is_not_taken_for_ours() {
     let ticked = block_on(&small.io, tick);
     assert!(matches!(ticked, Err(KeepError::Anchor(AnchorError::Taken { .. }))), "{ticked:?}");
     assert_eq!(volume.latched(), Some(Latched::Anchor(AnchorLoss::Taken)));
+}
+
+/// The body of an open by this host that was cut short as soon as its intent was there.
+fn intent_of(small: &mut Small, host: &str) -> AnchorBytes {
+    for steps in 0..1000 {
+        let copy = SimStorage::new(small.snapshot());
+        let theirs = small.anchor.fork(&copy);
+        let (before, options, key) = (theirs.held().body, small.options(Access::ReadWrite), key());
+        let note = AnchorNote { host: host.into(), ..note() };
+        let with = AnchorUse { anchor: &theirs, purpose: AnchorPurpose::Keep, note };
+        let open =
+            async { VerifiedVolume::read(&copy, &key, &options).await?.open_anchored(&copy, &options, with).await };
+        let _ = block_on_steps(&copy, open, steps);
+        let there = theirs.held().body;
+        if there != before {
+            return there.expect("it goes on from the one before");
+        }
+    }
+    panic!("it does not begin");
+}
+
+/// What a crash kept from being answered arrives when the next open has looked: the disk is judged by that.
+#[test]
+fn an_intent_of_before_that_comes_late_is_no_other_host() {
+    let mut small = Small::new();
+    small.anchor.held().passed_by = Some(intent_of(&mut small, "alpha"));
+    drop(small.open(AnchorPurpose::Keep).expect("nobody else has opened it"));
+    // One on another host is at its disk by now.
+    small.anchor.held().passed_by = Some(intent_of(&mut small, "beta"));
+    let taken = small.why_not(AnchorPurpose::Keep);
+    assert!(matches!(&taken, AnchorError::Taken { host, .. } if host == "beta"), "{taken:?}");
+    drop(small.open(AnchorPurpose::Keep).expect("it was cut short"));
 }
 
 /// A snapshot of a fresh volume is of before its anchor began: ids of zeros mean nothing.

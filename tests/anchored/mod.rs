@@ -202,6 +202,8 @@ impl Anchored {
         let io = SimStorage::new(disk);
         let anchor = self.anchor.fork(&io);
         anchor.held().unreliable = 0;
+        // Only an open moves it here.
+        anchor.held().lose_late();
         let options = OpenOptions {
             open_id: self.rng.bytes(),
             access: if self.rng.chance(30) { Access::ReadOnly } else { Access::ReadWrite },

@@ -31,6 +31,8 @@ pub struct Held {
     pub away: bool,
     /// Of a counter: somebody else increments it right before the next one who does.
     pub is_passed: bool,
+    /// Of a store: this body gets there right before the next one.
+    pub passed_by: Option<AnchorBytes>,
     /// In percent: answers that don't come.
     pub unreliable: u64,
     rng: Rng,
@@ -61,6 +63,9 @@ impl Held {
         if body.is_none() && std::mem::take(&mut self.is_passed) {
             self.value = self.value.map(|value| value + 1);
         }
+        if let Some(body) = self.passed_by.take() {
+            self.body = Some(body);
+        }
         let (fate, part) = (self.rng.below(100), self.unreliable);
         if fate < part / 2 {
             // On its way.
@@ -85,6 +90,11 @@ impl Held {
             !arrives
         });
         self.late = late;
+    }
+
+    /// What is under way gets lost.
+    pub fn lose_late(&mut self) {
+        self.late.clear();
     }
 
     /// What moves when it is told something.
@@ -130,6 +140,7 @@ impl SimAnchor {
             late: Vec::new(),
             away: false,
             is_passed: false,
+            passed_by: None,
             unreliable: 0,
             rng,
             landed: 0,
@@ -155,9 +166,13 @@ impl SimAnchor {
         self.shape
     }
 
-    /// Asking takes a while: a crash may come in it.
+    /// Asking takes a while: a crash may come in it, and what was sent before.
     async fn pause(&self) {
         let _ = self.io.sleep(Duration::from_millis(1)).await;
+        let mut held = self.held();
+        if !held.late.is_empty() && held.rng.chance(20) {
+            held.land();
+        }
     }
 
     fn room(&self) -> BodyRoom<SimStorage> {
