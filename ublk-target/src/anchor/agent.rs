@@ -3,10 +3,11 @@
 //! Of an agent that keeps counters the bodies lie on the metadata device.
 
 use super::{
-    lines::{Lines, NoAnswer},
+    lines::{Line, Lines, NoAnswer},
     meta_device::MetaDevice,
 };
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
@@ -59,12 +60,13 @@ impl AgentAnchor {
     }
 
     /// One request and its answer. Without one the connection ends: a late answer would be taken for the next request's.
-    fn ask(&self, volume: &[u8; 16], request: &str) -> Result<String, NoAnswer> {
+    fn ask(&self, volume: &[u8; 16], request: fmt::Arguments<'_>) -> Result<String, NoAnswer> {
+        let request = Line::of(request);
         let deadline = Instant::now() + self.timeout;
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = connection.take().filter(|kept| kept.volume == *volume && kept.lines.is_quiet());
         let answer = kept.map_or_else(|| self.connect(volume, deadline), Ok).and_then(|mut made| {
-            let answer = made.lines.exchange(request, deadline)?;
+            let answer = made.lines.exchange(&request, deadline)?;
             *connection = Some(made);
             Ok(answer)
         });
@@ -100,7 +102,7 @@ impl AgentAnchor {
     /// Whether it can say something of a volume. A counter asks for the key before it does.
     pub fn answers(&self, volume: &[u8; 16]) -> Result<(), NoAnswer> {
         match self.shape(volume)? {
-            Shape::Store => self.ask(volume, "load").map(drop),
+            Shape::Store => self.ask(volume, format_args!("load")).map(drop),
             Shape::Counter => Ok(()),
         }
     }
@@ -117,8 +119,9 @@ impl AgentAnchor {
     }
 
     fn connect(&self, volume: &[u8; 16], deadline: Instant) -> Result<Connection, NoAnswer> {
+        let hello = Line::of(format_args!("hello 1 {}", uuid::Uuid::from_bytes(*volume)));
         let mut made = Connection { lines: Lines::to(&self.path)?, volume: *volume, shape: Shape::Store };
-        let answer = made.lines.exchange(&format!("hello 1 {}", uuid::Uuid::from_bytes(*volume)), deadline)?;
+        let answer = made.lines.exchange(&hello, deadline)?;
         let mut words = answer.split(' ');
         made.shape = match (words.next(), words.next()) {
             (Some("ok"), Some("store")) => Shape::Store,
@@ -131,8 +134,7 @@ impl AgentAnchor {
         }
         // Before the volume's key is known nothing is asked but what it keeps.
         if let Some(own) = self.own.get().filter(|_| words.any(|word| word == "auth")) {
-            let request = Zeroizing::new(format!("auth {}", *Zeroizing::new(hex(&*own.secret))));
-            match made.lines.exchange(&request, deadline)?.as_str() {
+            match made.lines.exchange(&Line::of_bytes("auth", &*own.secret), deadline)?.as_str() {
                 "ok" => {}
                 other => return Err(other.to_owned()),
             }
@@ -172,7 +174,7 @@ impl Anchor for AgentAnchor {
         if self.shape(volume)? == Shape::Counter {
             return self.counted()?.load(volume).await;
         }
-        let answer = self.ask(volume, "load")?;
+        let answer = self.ask(volume, format_args!("load"))?;
         match answer.split_once(' ') {
             None if answer == "absent" => Ok(Held::Nothing),
             Some(("ok", words)) => body_in(words).map(Held::Body).ok_or_else(|| self.odd("what it holds is no body")),
@@ -192,11 +194,11 @@ impl Anchor for AgentAnchor {
             Err(why) => return Replaced::Unknown(why),
         }
         let body_words = hex(body);
-        let request = match expected {
-            0 => format!("init {} {body_words}", generation(Some(body))),
-            _ => format!("replace {expected} {body_words}"),
+        let answer = match expected {
+            0 => self.ask(volume, format_args!("init {} {body_words}", generation(Some(body)))),
+            _ => self.ask(volume, format_args!("replace {expected} {body_words}")),
         };
-        self.changed(self.ask(volume, &request), |answer| answer == "ok")
+        self.changed(answer, |answer| answer == "ok")
     }
 
     fn is_counter(&self) -> bool {
@@ -228,7 +230,7 @@ impl Anchor for AgentAnchor {
 
 impl Counter for AgentAnchor {
     async fn read(&self, volume: &[u8; 16]) -> Result<Option<u64>, String> {
-        let answer = self.ask(volume, "read")?;
+        let answer = self.ask(volume, format_args!("read"))?;
         match value_in(&answer) {
             None if answer == "absent" => Ok(None),
             None => Err(self.odd(&answer)),
@@ -237,13 +239,13 @@ impl Counter for AgentAnchor {
     }
 
     async fn increment(&self, volume: &[u8; 16], expected: u64) -> Replaced {
-        let answer = self.ask(volume, &format!("increment {expected}"));
+        let answer = self.ask(volume, format_args!("increment {expected}"));
         // Whatever else it says it has now, it is not what was to become of it.
         self.changed(answer, |answer| value_in(answer).is_some() && value_in(answer) == expected.checked_add(1))
     }
 
     async fn init(&self, volume: &[u8; 16]) -> Result<u64, String> {
-        let answer = self.ask(volume, "init")?;
+        let answer = self.ask(volume, format_args!("init"))?;
         value_in(&answer).ok_or_else(|| self.odd(&answer))
     }
 }

@@ -2,17 +2,50 @@
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::{
+    fmt::{self, Write as _},
     io::{self, ErrorKind, Read, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
     path::Path,
     time::Instant,
 };
+use zeroize::Zeroizing;
 
 /// The longest line, with its end.
 const LINE: usize = 2048;
 
 /// Why there is no answer. Behind a request that changes something that means that the outcome is not known.
 pub(super) type NoAnswer = String;
+
+/// A request with its end. Its memory is never moved, and zeroed when it goes.
+pub(super) struct Line(Zeroizing<String>);
+
+impl Line {
+    /// Of these words.
+    pub(super) fn of(words: fmt::Arguments<'_>) -> Self {
+        let mut line = Self::with(LINE);
+        let _ = line.0.write_fmt(words);
+        line.ended()
+    }
+
+    /// Of a word and bytes in hexadecimal.
+    pub(super) fn of_bytes(word: &str, bytes: &[u8]) -> Self {
+        let mut line = Self::with(word.len() + 2 * bytes.len() + 2);
+        line.0.push_str(word);
+        line.0.push(' ');
+        let digit = |digit: u8| char::from_digit(digit.into(), 16).expect("four bits");
+        bytes.iter().for_each(|byte| line.0.extend([digit(byte >> 4), digit(byte & 15)]));
+        line.ended()
+    }
+
+    fn with(room: usize) -> Self {
+        Self(Zeroizing::new(String::with_capacity(room)))
+    }
+
+    fn ended(mut self) -> Self {
+        self.0.push('\n');
+        self
+    }
+}
 
 /// A connection to an agent.
 pub(super) struct Lines {
@@ -37,7 +70,9 @@ impl Lines {
         quiet && self.stream.set_nonblocking(false).is_ok()
     }
 
-    pub(super) fn exchange(&mut self, request: &str, deadline: Instant) -> Result<String, NoAnswer> {
+    /// The request goes out in one piece with its end, which is why it is given with it: what is copied to be put together stays
+    /// in memory, and it may be a secret.
+    pub(super) fn exchange(&mut self, request: &Line, deadline: Instant) -> Result<String, NoAnswer> {
         let late = |e: io::Error| match e.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => "no answer in time".into(),
             _ => crate::failure::plain(&e),
@@ -47,7 +82,7 @@ impl Lines {
             if left.is_zero() { Err("no answer in time".to_owned()) } else { Ok(Some(left)) }
         };
         self.stream.set_write_timeout(left()?).map_err(late)?;
-        self.stream.write_all(format!("{request}\n").as_bytes()).map_err(late)?;
+        self.stream.write_all(request.0.as_bytes()).map_err(late)?;
         let mut line = Vec::with_capacity(LINE);
         loop {
             self.stream.set_read_timeout(left()?).map_err(late)?;
@@ -69,5 +104,19 @@ impl Lines {
                 None => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What grows leaves a copy behind at each step.
+    #[test]
+    fn a_line_with_a_secret_is_made_in_one_place() {
+        let line = Line::of_bytes("auth", &[0x0f; 32]);
+        assert_eq!(*line.0, format!("auth {}\n", "0f".repeat(32)));
+        assert_eq!(line.0.capacity(), line.0.len());
+        assert_eq!(*Line::of(format_args!("increment {}", 7)).0, "increment 7\n");
     }
 }
