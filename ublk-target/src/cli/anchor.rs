@@ -140,9 +140,9 @@ fn init(args: &OnVolume) -> Outcome {
 pub fn begin(offline: &Offline, key: &Credential, anchor: &AnchorArgs, devices: &DeviceArgs) -> Outcome {
     let (chosen, is_new) = anchor.make(devices)?;
     let begun = open_and_close((offline, key), &chosen, AnchorPurpose::Begin, None);
-    begun.map(drop).inspect_err(|failure| {
+    begun.map(drop).inspect_err(|_| {
         // A file that nothing was written to is in nobody's way.
-        if is_new && failure.exit != Exit::Interrupted && asked(chosen.holds_nothing()) {
+        if is_new && asked(chosen.holds_nothing()) {
             anchor.anchor.iter().for_each(Place::unmake);
         }
     })

@@ -256,7 +256,13 @@ impl Command {
     /// Whether it does I/O to the devices of a volume by itself.
     fn is_offline(&self) -> bool {
         match self {
-            Self::Format(_) | Self::Dump(_) | Self::Check(_) | Self::Export(_) | Self::Import(_) => true,
+            Self::Format(_)
+            | Self::Key(_)
+            | Self::Anchor(_)
+            | Self::Dump(_)
+            | Self::Check(_)
+            | Self::Export(_)
+            | Self::Import(_) => true,
             Self::Resize(args) => args.is_offline(),
             _ => false,
         }
@@ -322,6 +328,15 @@ mod tests {
         assert!(said.contains("--all") && said.contains("--number"), "{said}");
         let said = line("ublk-integrity formt");
         assert!(said.contains("'format'") && said.ends_with("(see `ublk-integrity --help`)"), "{said}");
+    }
+
+    /// What is cut short in the middle of its I/O leaves the devices in use for a while.
+    #[test]
+    fn what_writes_to_devices_by_itself_ends_what_is_under_way() {
+        let is_offline = |args: &str| Cli::try_parse_from(args.split(' ')).map(|cli| cli.command.is_offline()).unwrap();
+        assert!(is_offline("ublk-integrity anchor init --data /d --key-file k --anchor file:/a"));
+        assert!(is_offline("ublk-integrity key remove --data /d --key-file k --slot 1"));
+        assert!(!is_offline("ublk-integrity status"));
     }
 
     #[test]
