@@ -140,8 +140,10 @@ impl Place {
 
     /// Refuses one that lies on the device itself, which would wait for its own anchor.
     pub fn refuse_above(&self, number: u32) -> Outcome {
+        // What a server has lies on nothing here, and it may be gone.
+        let file = self.file().filter(|path| !stack::leads_to_server(path));
         // One that is not there yet would come to lie in its folder.
-        let path = self.file().and_then(|path| path.ancestors().find(|path| path.exists()));
+        let path = file.and_then(|path| path.ancestors().find(|path| path.exists()));
         if !path.is_some_and(|path| stack::lies_on_ublk(path, number, State::below)) {
             return Ok(());
         }

@@ -3,10 +3,14 @@
 
 use std::{
     collections::HashSet,
+    ffi::OsString,
     fs::{self, OpenOptions},
     os::{
         fd::AsRawFd,
-        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+        unix::{
+            ffi::OsStringExt,
+            fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -46,6 +50,9 @@ fn all_below(path: &Path, below_ublk: impl Fn(u32) -> Vec<PathBuf>) -> HashSet<P
 /// The sysfs folders of the block devices that `path` is or lies on: of Btrfs several, and of a union those of what is
 /// written to.
 fn devices_of(path: &Path) -> Vec<PathBuf> {
+    if leads_to_server(path) {
+        return Vec::new();
+    }
     let Some(device) = device_of(path) else {
         let upper = mount_of(path).and_then(|mount| mount.option("upperdir"));
         // One that lies in itself is nothing that can be mounted.
@@ -107,6 +114,74 @@ fn mount_in(table: &str, id: &str) -> Option<Mount> {
     Some(Mount { source: words.next()?.into(), options: words.next().unwrap_or_default().into() })
 }
 
+/// File systems that somebody else serves: what lies there lies on no device of this machine, and where that one is gone a look at it
+/// may last for ever.
+const OF_SERVERS: [&str; 14] = [
+    "9p", "afs", "autofs", "beegfs", "ceph", "cifs", "coda", "fuse", "lustre", "nfs", "nfs4", "orangefs", "smb3",
+    "virtiofs",
+];
+
+/// Links that are followed, as the kernel does.
+const LINKS: usize = 40;
+
+/// Whether the way to `path` leads into such a file system, or there is no knowing. The mount table says so: nothing there is asked.
+pub fn leads_to_server(path: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    leads_to_server_in(&table, path)
+}
+
+fn leads_to_server_in(table: &str, path: &Path) -> bool {
+    let servers: Vec<(PathBuf, bool)> = table.lines().filter_map(mount_point).collect();
+    // Of those that are mounted over each other the last counts.
+    let is_served = |at: &Path| {
+        let over = servers.iter().filter(|(point, _)| at.starts_with(point));
+        over.max_by_key(|(point, _)| point.components().count()).is_some_and(|(_, is_served)| *is_served)
+    };
+    let steps = |path: &Path| path.iter().rev().map(ToOwned::to_owned).collect::<Vec<_>>();
+    let (mut at, mut left, mut links) = (PathBuf::from("/"), steps(path), 0);
+    while let Some(step) = left.pop() {
+        if step == ".." {
+            at.pop();
+            continue;
+        }
+        let there = at.join(step);
+        if is_served(&there) {
+            return true;
+        }
+        let target = fs::read_link(&there);
+        match target {
+            Ok(_) if links == LINKS => return false,
+            Ok(target) => {
+                links += 1;
+                left.extend(steps(&target));
+            }
+            Err(_) => at = there,
+        }
+    }
+    is_served(&at)
+}
+
+/// Where a line of a mountinfo table says that something is mounted, and whether a server has it.
+fn mount_point(line: &str) -> Option<(PathBuf, bool)> {
+    let (before, after) = line.split_once(" - ")?;
+    let (mut kind, source) = after.split_once(' ')?;
+    kind = kind.split('.').next()?;
+    let is_served = OF_SERVERS.contains(&kind) && !source.starts_with("/dev/");
+    Some((unescaped(before.split(' ').nth(4)?), is_served))
+}
+
+/// Blanks and others are written as a backslash and three octal digits.
+fn unescaped(text: &str) -> PathBuf {
+    let mut parts = text.split('\\');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let code = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        bytes.extend(code);
+        bytes.extend_from_slice(part.get(3..).unwrap_or_default().as_bytes());
+    }
+    OsString::from_vec(bytes).into()
+}
+
 /// The sector size of the disk that `path` is, lies on, or is a partition of, in bytes.
 pub fn sector_below(path: &Path) -> Option<u32> {
     let device = device_of(path)?;
@@ -156,6 +231,36 @@ mod tests {
         assert_eq!((union.option("upper"), union.option("index")), (None, None));
         assert_eq!(mount_in(table, "3"), None);
         assert!(mount_of(Path::new("/proc/version")).is_some_and(|mount| mount.source.as_os_str() == "proc"));
+    }
+
+    /// A server that is gone holds whoever asks it, so who asks only where a path leads must not.
+    #[test]
+    fn the_mount_table_says_what_a_server_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, link) =
+            (folder.path(), |name: &str, to: &str| std::os::unix::fs::symlink(to, folder.path().join(name)));
+        let mounts = |kind: &str, source: &str| {
+            format!(
+                "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:9 / {}/a\\040b rw shared:7 - {kind} {source} rw\n",
+                root.display()
+            )
+        };
+        std::fs::create_dir(root.join("here")).unwrap();
+        link("straight", root.join("a b/x").to_str().unwrap()).unwrap();
+        link("around", "here/../a b").unwrap();
+        link("itself", "itself").unwrap();
+        let served = |kind: &str, path: &str| leads_to_server_in(&mounts(kind, "host:/export"), &root.join(path));
+        for path in ["a b", "a b/c/d", "straight", "around/anchor", "here/../a b/c", "a b/../here"] {
+            assert!(served("nfs4", path) && served("fuse.sshfs", path) && !served("xfs", path), "{path}");
+        }
+        for path in ["a", "a bc", "here", "here/none/at/all", "itself"] {
+            assert!(!served("nfs4", path), "{path}");
+        }
+        assert!(!leads_to_server_in(&mounts("fuse", "/dev/sdb1"), &root.join("a b/c")), "it has a device");
+        // What is mounted over it counts.
+        let over = mounts("nfs", "host:/") + &mounts("ext4", "/dev/sdc");
+        assert!(!leads_to_server_in(&over, &root.join("a b/c")));
+        assert!(!leads_to_server(Path::new("/proc/version")));
     }
 
     #[test]
