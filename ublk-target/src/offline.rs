@@ -232,6 +232,7 @@ impl Offline {
         if agent.keeps_counters(verified.uuid()).map_err(AnchorError::Away)? {
             let device = MetaDevice::of(self.backings()).doing("can't open the metadata device once more")?;
             agent.introduce(verified.anchor_secret(), device);
+            agent.wait_for_counter(verified.uuid());
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use super::{
     lines::{Line, Lines, NoAnswer},
     meta_device::MetaDevice,
 };
+use crate::wait::Wait;
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -23,6 +24,8 @@ pub struct AgentAnchor {
     path: PathBuf,
     /// For each request, a new connection included.
     timeout: Duration,
+    /// How long a counter is waited for at an open.
+    wait: Duration,
     connection: Mutex<Option<Connection>>,
     /// What it said at first. An agent has one shape for good.
     shape: OnceLock<Shape>,
@@ -55,8 +58,13 @@ struct Connection {
 impl AgentAnchor {
     /// At this socket; nothing is connected yet.
     pub fn at(path: &Path, timeout: Duration) -> Self {
-        let (connection, shape, own) = Default::default();
-        Self { path: path.into(), timeout, connection, shape, own }
+        let (wait, connection, shape, own) = Default::default();
+        Self { path: path.into(), timeout, wait, connection, shape, own }
+    }
+
+    /// The same, and a counter that does not answer at first is waited for.
+    pub fn patient(self, wait: Duration) -> Self {
+        Self { wait, ..self }
     }
 
     /// One request and its answer. Without one the connection ends: a late answer would be taken for the next request's.
@@ -102,9 +110,21 @@ impl AgentAnchor {
     /// Whether it can say something of a volume. A counter asks for the key before it does.
     pub fn answers(&self, volume: &[u8; 16]) -> Result<(), NoAnswer> {
         match self.shape(volume)? {
-            Shape::Store => self.ask(volume, format_args!("load")).map(drop),
+            Shape::Store => self.answers_to(volume, format_args!("load")),
             Shape::Counter => Ok(()),
         }
+    }
+
+    /// Waits for what is behind one that keeps counters, once it knows the volume. Whoever asks it next says what is wrong.
+    pub fn wait_for_counter(&self, volume: &[u8; 16]) {
+        let mut wait = Wait::up_to(self.wait, format_args!("the counter behind {}", self.path.display()));
+        while self.answers_to(volume, format_args!("read")).is_err() && wait.pause() {}
+    }
+
+    /// Whether it can say something to this now. What it refuses, it refuses for good.
+    fn answers_to(&self, volume: &[u8; 16], request: fmt::Arguments<'_>) -> Result<(), NoAnswer> {
+        let answer = self.ask(volume, request)?;
+        if answer.starts_with("err") { Err(self.odd(&answer)) } else { Ok(()) }
     }
 
     /// As an anchor that is a counter.
@@ -394,6 +414,21 @@ mod tests {
         let written = std::fs::read(meta.path()).unwrap();
         let places: Vec<usize> = (0..written.len()).filter(|at| written[*at] != 0).collect();
         assert!(places.first() >= Some(&(256 << 10)) && places.last() < Some(&(264 << 10)), "it writes nowhere else");
+    }
+
+    #[test]
+    fn what_is_behind_an_agent_is_waited_for_where_it_may_come() {
+        let (_folder, anchor, served) = agent(&["ok store", "err no member answers", "absent", "refused no body"]);
+        assert!(anchor.answers(&VOLUME).unwrap_err().contains("no member"));
+        assert_eq!((anchor.answers(&VOLUME), anchor.answers(&VOLUME)), (Ok(()), Ok(())));
+        drop(served.join());
+        let (_folder, anchor, served) = agent(&["ok counter", "err it is busy", "err it is busy", "ok 3", "err busy"]);
+        let anchor = anchor.patient(Duration::from_secs(20));
+        anchor.wait_for_counter(&VOLUME);
+        // Not without end.
+        let anchor = anchor.patient(Duration::ZERO);
+        anchor.wait_for_counter(&VOLUME);
+        assert_eq!(served.join().unwrap()[1..], ["read"; 4]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Place {
     /// this `volume`. What is asked of it is answered within `timeout`, or not at all.
     pub fn open(&self, (wait, timeout): (Duration, Duration), volume: Option<&VolumeInfo>) -> Outcome<AnyAnchor> {
         let uuid = volume.and_then(|volume| volume.uuid.parse::<Uuid>().ok());
-        let mut wait = Wait::up_to(wait, format_args!("the anchor {self}"));
+        let (patience, mut wait) = (wait, Wait::up_to(wait, format_args!("the anchor {self}")));
         loop {
             let opened = self.try_open(timeout).and_then(|anchor| {
                 if let (AnyAnchor::Agent(agent), Some(uuid)) = (&anchor, &uuid) {
@@ -92,6 +92,7 @@ impl Place {
             match opened {
                 Err(failure) if failure.exit == Exit::Device && wait.pause() => {}
                 Err(failure) => return Err(failure.context(format_args!("the anchor {self}"))),
+                Ok(AnyAnchor::Agent(agent)) => return Ok(AnyAnchor::Agent(agent.patient(patience))),
                 opened => return opened,
             }
         }
