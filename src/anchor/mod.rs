@@ -133,6 +133,12 @@ pub trait Anchor {
         ready(Replaced::Done)
     }
 
+    /// Gives up a place that nobody goes by any more, and whose body has this generation. A store keeps that body, which says so. The
+    /// error: why a counter stays.
+    fn retire(&self, _volume: &[u8; 16], _generation: u64) -> impl Future<Output = Result<(), String>> {
+        ready(Ok(()))
+    }
+
     /// Has it hold no body that was ever made for the volume, so that the next one is a first; `held` is what it holds now.
     /// A store has nothing to do for that. Where it holds nothing, generations begin above `above`. The error: why it can't be done now.
     fn begin(&self, _volume: &[u8; 16], held: &Held, above: u64) -> impl Future<Output = Result<Beginning, String>> {

@@ -235,6 +235,16 @@ impl Anchor for AgentAnchor {
         }
     }
 
+    async fn retire(&self, volume: &[u8; 16], generation: u64) -> Result<(), String> {
+        if !self.is_counter() {
+            return Ok(());
+        }
+        match self.ask(volume, format_args!("retire {generation}"))?.as_str() {
+            "ok" | "absent" => Ok(()),
+            other => Err(self.odd(other)),
+        }
+    }
+
     async fn begin(&self, volume: &[u8; 16], held: &Held, above: u64) -> Result<Beginning, String> {
         match self.is_counter() {
             true => self.counted()?.begin(volume, held, above).await,
@@ -398,6 +408,8 @@ mod tests {
             "ok 9",
             "ok 9",
             "ok 9",
+            "ok",
+            "refused the owner's password",
         ]);
         assert_eq!(anchor.answers(&VOLUME), Ok(()));
         assert!(anchor.is_counter());
@@ -408,9 +420,12 @@ mod tests {
         assert_eq!(asked(anchor.replace(&VOLUME, 8, &body(9, 1))), Replaced::Done);
         assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Body(body(9, 1))));
         assert_eq!(asked(anchor.replace(&VOLUME, 8, &body(9, 2))), Replaced::Conflict);
+        assert_eq!(asked(anchor.retire(&VOLUME, 9)), Ok(()));
+        assert!(asked(anchor.retire(&VOLUME, 9)).unwrap_err().contains("password"));
         let lines = served.join().unwrap();
         assert_eq!(lines[2], format!("auth {}", "ab".repeat(32)));
-        assert_eq!(lines[3..], ["read", "init", "increment 7", "read", "increment 8", "read", "read"]);
+        assert_eq!(lines[3..10], ["read", "init", "increment 7", "read", "increment 8", "read", "read"]);
+        assert_eq!(lines[10..], ["retire 9", "retire 9"]);
         let written = std::fs::read(meta.path()).unwrap();
         let places: Vec<usize> = (0..written.len()).filter(|at| written[*at] != 0).collect();
         assert!(places.first() >= Some(&(256 << 10)) && places.last() < Some(&(264 << 10)), "it writes nowhere else");

@@ -52,6 +52,13 @@ impl Anchor for AnyAnchor {
         }
     }
 
+    async fn retire(&self, volume: &[u8; 16], generation: u64) -> Result<(), String> {
+        match self {
+            Self::File(anchor) => anchor.retire(volume, generation).await,
+            Self::Agent(anchor) => anchor.retire(volume, generation).await,
+        }
+    }
+
     async fn begin(&self, volume: &[u8; 16], held: &Held, above: u64) -> Result<Beginning, String> {
         match self {
             Self::File(anchor) => anchor.begin(volume, held, above).await,

@@ -12,7 +12,7 @@ use crate::{
 };
 use ublk_integrity::{
     Access, Credential, OpenOptions,
-    anchor::{AnchorPurpose, AnchorStatus, MoveError},
+    anchor::{Anchor, AnchorPurpose, AnchorStatus, MoveError},
     open::VerifiedVolume,
 };
 use uuid::Uuid;
@@ -118,7 +118,7 @@ fn open_and_close(
     chosen: &AnyAnchor,
     purpose: AnchorPurpose,
     uuid: Option<Uuid>,
-) -> Outcome<AnchorStatus> {
+) -> Outcome<(AnchorStatus, Uuid)> {
     let how = Opening { purpose, ..Opening::new(Access::ReadWrite, uuid) };
     let (volume, keeper) = offline.open_anchored(key, how, Some(chosen))?;
     let mut keeper = keeper.expect("an anchor was named");
@@ -127,7 +127,8 @@ fn open_and_close(
     if purpose != AnchorPurpose::End {
         asked(keeper.finish(&volume, (chosen, &note())))?;
     }
-    Ok(keeper.status())
+    let uuid = volume.info().uuid.parse().expect("it is one");
+    Ok((keeper.status(), uuid))
 }
 
 fn init(args: &OnVolume) -> Outcome {
@@ -190,7 +191,7 @@ fn reset(args: &ResetArgs) -> Outcome {
         ));
     }
     drop(verified);
-    let status = open_and_close((&offline, &key), &chosen, AnchorPurpose::Reset, Some(args.uuid))?;
+    let (status, _) = open_and_close((&offline, &key), &chosen, AnchorPurpose::Reset, Some(args.uuid))?;
     output::line(format_args!("resets        {}", status.resets))
 }
 
@@ -220,6 +221,10 @@ fn move_to(args: &MoveArgs) -> Outcome {
 fn remove(args: &OnVolume) -> Outcome {
     let (offline, key) = args.open(Use::Exclusive)?;
     let chosen = args.chosen()?;
-    open_and_close((&offline, &key), &chosen, AnchorPurpose::End, None)?;
+    let (ended, uuid) = open_and_close((&offline, &key), &chosen, AnchorPurpose::End, None)?;
+    // A chip has room for few. Where it stays it says that it has ended.
+    if let Err(why) = asked(chosen.retire(uuid.as_bytes(), ended.generation)) {
+        output::tell(format_args!("the counter stays, and is used by nobody any more: {why}"));
+    }
     output::line("anchor        none")
 }
