@@ -192,6 +192,8 @@ fn reset(args: &ResetArgs) -> Outcome {
     }
     drop(verified);
     let (status, _) = open_and_close((&offline, &key), &chosen, AnchorPurpose::Reset, Some(args.uuid))?;
+    // Beside what the anchor said.
+    output::line(format_args!("record        {} is the next of the log", status.record))?;
     output::line(format_args!("resets        {}", status.resets))
 }
 
