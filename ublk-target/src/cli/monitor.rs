@@ -20,6 +20,7 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Once,
     thread,
     time::{Duration, Instant},
 };
@@ -49,6 +50,8 @@ pub fn run(args: &Args) -> Outcome {
     // What was told while no monitor ran, at boot for one, is passed on, too.
     let kept = kept_position(folder, &program);
     let mut position = Position::load(&kept);
+    // Who is not root passes events on, and is told once that the next start begins anew.
+    let unsaved = Once::new();
     let mut feed = Feed::from(folder, position.clone());
     let (mut watch, sink) = (Deaths::told_in(Feed::of(folder).take()), Sink::foreground());
     loop {
@@ -60,7 +63,9 @@ pub fn run(args: &Args) -> Outcome {
             hook(&program, &told.record).unwrap_or_else(output::warn);
             // After it has ended: one that is killed with us gets the event once more.
             position.note(&told);
-            position.save(&kept).doing(format_args!("can't write {}", kept.display())).unwrap_or_else(output::warn);
+            if let Err(failure) = position.save(&kept).doing(format_args!("can't write {}", kept.display())) {
+                unsaved.call_once(|| output::warn(failure));
+            }
         }
         thread::sleep(PERIOD);
     }
