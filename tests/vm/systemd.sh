@@ -97,8 +97,16 @@ first_boot() {
   printf '#!/bin/sh\nexit 3\n' >/run/fake && chmod +x /run/fake
   refused 4 ui upgrade -n home --binary /run/fake
   [ "$(main)" = "$pid" ] || die 'another daemon'
-  printf '#!/bin/sh\necho R 9.9.9; read -r end; exit 1\n' >/run/fake
+  # It takes longer than systemd would wait for a start, and is waited for all the same.
+  mkdir -p /run/systemd/system/$unit.service.d
+  printf '[Service]\nTimeoutStartSec=4s\n' >/run/systemd/system/$unit.service.d/short.conf
+  systemctl daemon-reload
+  [ "$(shows TimeoutStartUSec)" = 4s ] || die "limit $(shows TimeoutStartUSec): the test shows nothing"
+  printf '#!/bin/sh\necho R 9.9.9; read -r end; sleep 12; exit 1\n' >/run/fake
   refused 4 ui upgrade -n home --binary /run/fake
+  if journal 0 | grep -i 'timed out'; then die 'the reload was cut short'; fi
+  rm -r /run/systemd/system/$unit.service.d
+  systemctl daemon-reload
   grep -q 'is served by the program of before' /run/err || die 'it is not said who serves'
   followed "$pid"
   writes_on
@@ -187,6 +195,13 @@ second_boot() {
   wait_for mismatches
   wait_for grep -sx 'mismatch of home' /var/told
   systemctl stop ublk-integrity-monitor
+  step 'what comes while there is no monitor is passed on by the next, once'
+  ui clear -n home
+  rm /var/told
+  systemctl start ublk-integrity-monitor
+  wait_for grep -sx 'cleared of home' /var/told
+  if grep 'mismatch' /var/told; then die 'told twice'; fi
+  systemctl stop ublk-integrity-monitor
   step 'the pass of the timer fails where something has rotted, and not when that was written anew'
   if systemctl start ublk-integrity-scrub@home; then die 'it has found nothing'; fi
   [ "$(systemctl show --property=ExecMainStatus --value ublk-integrity-scrub@home)" = 6 ] || die 'for another reason'
@@ -203,8 +218,17 @@ second_boot() {
   ui keygen /etc/credstore/stays-key
   ui format --data /dev/vdb --key-file /etc/credstore/stays-key
   sed -i 's/^home .*/& credential:home-key/' /etc/ublk-integritytab
+  # And one on a partition, which udev has to find by the volume's UUID. Where there is no sfdisk a table is a few bytes: the
+  # partition's type, its first sector (2048) and how many it has (129024).
+  printf '\0\0\0\0\203\0\0\0\0\010\0\0\0\370\001\0' | dd of=/dev/vdc bs=1 seek=446 conv=notrunc status=none
+  printf '\125\252' | dd of=/dev/vdc bs=1 seek=510 conv=notrunc status=none
+  blockdev --rereadpt /dev/vdc
+  wait_for test -b /dev/vdc1
+  ui format --data /dev/vdc1 --key-file /etc/credstore/stays-key
+  part=$(ui dump --data /dev/vdc1 --json | jq -r .volume.uuid)
   cat >>/etc/ublk-integritytab <<T
 stays /dev/vdb credential:stays-key x-initrd.attach
+part UUID=$part credential:stays-key nofail,scrub
 gone PARTLABEL=nothing - nofail,timeout=10min
 T
   systemctl daemon-reload
@@ -222,6 +246,13 @@ third_boot() {
   systemctl list-jobs --no-pager
   systemctl list-jobs --no-legend | grep -q 'partlabel.nothing.device.*start' || die 'nothing waits for it: the test shows nothing'
   nothing_failed
+  step 'a volume on a partition'
+  unit=ublk-integrity@part
+  is_up() { [ "$(shows ActiveState)" = active ]; }
+  wait_for is_up
+  served part
+  systemctl list-timers --no-legend 'ublk-integrity*' | grep -q 'ublk-integrity-scrub@part.service' || die 'it has no timer'
+  unit=ublk-integrity@home
   step 'keys that are credentials'
   served
   sums
@@ -236,12 +267,15 @@ third_boot() {
   if dmesg | grep 'EXT4-fs.*recovery complete'; then die 'it was cut off'; fi
   step 'the end: unmounted, stopped, removed; the table and the keys stay'
   umount /home /stays
-  systemctl stop $unit ublk-integrity@stays
+  systemctl stop $unit ublk-integrity@stays ublk-integrity@part
+  systemctl enable --quiet --now ublk-integrity-scrub@home.timer
   key=/root/home.key data=/dev/vda check_closed
   key=/etc/credstore/stays-key data=/dev/vdb check_closed
   package -r ublk-integrity || die 'it can not be removed'
   [ ! -e /usr/bin/ublk-integrity ] || die 'the program is left'
   [ ! -e /run/systemd/generator/$unit.service ] || die 'its units are left'
+  left=$(find /etc/systemd/system -name 'ublk-integrity*')
+  [ -z "$left" ] || die "left: $left"
   package -P ublk-integrity || die 'it can not be purged'
   for file in /etc/ublk-integritytab /root/home.key /etc/credstore/stays-key; do [ -s $file ] || die "$file is gone"; done
   if [ -e /etc/needrestart/conf.d/ublk-integrity.conf ]; then die 'its configuration is left'; fi
