@@ -74,6 +74,15 @@ within() {
 # Without this fio makes a plain file where it finds no device, and is content.
 fio() { command fio --allow_file_create=0 "$@"; }
 gone() { ! kill -0 "$1" 2>/dev/null; }
+# The monitor has passed all events on, and has saved that: its program may be done a moment before. One that is ended in between
+# passes the last one on again.
+passed_on() {
+  local file volume
+  for file in /run/ublk-integrity/*.events; do
+    volume=${file##*/} volume=${volume%.events}
+    [ "$(jq --arg volume "$volume" '.[$volume].offset' /run/ublk-integrity/monitor-*.position)" = "$(stat -c %s "$file")" ] || return 1
+  done
+}
 kill_daemon() { pid=$(daemon); kill -9 "$pid"; wait_for gone "$pid"; }
 
 # A system log: what daemons say that are started from now on goes to /run/syslog; and its end.

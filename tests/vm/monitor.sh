@@ -36,7 +36,7 @@ ui recover -n "$id" --key-file $key
 remove
 [ "$(grep -c '^daemon-died' /run/told)" = 1 ] || die "told more than once: $(cat /run/told)"
 step 'the monitor is started anew: what came meanwhile is passed on, and nothing twice'
-end_monitor() { kill "$monitor"; wait "$monitor" || true; }
+end_monitor() { wait_for passed_on; kill "$monitor"; wait "$monitor" || true; }
 end_monitor
 cp /run/told /run/told-before
 add

@@ -194,6 +194,7 @@ second_boot() {
   mismatches() { journalctl -b --no-pager -o cat MESSAGE_ID=7180734fc5164e90ba35a614684cc8e0 UBLK_NAME=home | grep 'does not match its tag'; }
   wait_for mismatches
   wait_for grep -sx 'mismatch of home' /var/told
+  wait_for passed_on
   systemctl stop ublk-integrity-monitor
   step 'what comes while there is no monitor is passed on by the next, once'
   ui clear -n home
