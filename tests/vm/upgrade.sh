@@ -44,6 +44,7 @@ for round in $(seq "${rounds:-4}"); do
   upgrade
   followed "$pid"
   waited=$(sed -n 's/.*requests waited \(.*\) s$/\1/p' /run/line)
+  [ -n "$waited" ] || die "it is not said how long requests waited: $(cat /run/line)"
   longest=$(printf '%s\n' "$longest" "$waited" | sort -g | tail -n 1)
 done
 goes_on
@@ -66,6 +67,7 @@ for round in $(seq 8); do
   upgrade
   followed "$pid"
   waited=$(sed -n 's/.*requests waited \(.*\) s$/\1/p' /run/line)
+  [ -n "$waited" ] || die "it is not said how long requests waited: $(cat /run/line)"
   step "waited $waited s; the loop took $before s before and $(pulse | tee /run/pulse) s after"
   if less "$before" $usual && less "$(cat /run/pulse)" $usual; then
     shortest=$(printf '%s\n' "${shortest:-1e9}" "$waited" | sort -g | head -n 1)
