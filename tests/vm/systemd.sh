@@ -223,7 +223,10 @@ second_boot() {
   # partition's type, its first sector (2048) and how many it has (129024).
   printf '\0\0\0\0\203\0\0\0\0\010\0\0\0\370\001\0' | dd of=/dev/vdc bs=1 seek=446 conv=notrunc status=none
   printf '\125\252' | dd of=/dev/vdc bs=1 seek=510 conv=notrunc status=none
+  # udev opens a disk that was written, and a disk that is open keeps its table.
+  udevadm settle --timeout=30 || true
   blockdev --rereadpt /dev/vdc
+  udevadm settle --timeout=30 || true
   wait_for test -b /dev/vdc1
   ui format --data /dev/vdc1 --key-file /etc/credstore/stays-key
   part=$(ui dump --data /dev/vdc1 --json | jq -r .volume.uuid)
