@@ -99,10 +99,10 @@ first_boot() {
   [ "$(main)" = "$pid" ] || die 'another daemon'
   # It takes longer than systemd would wait for a start, and is waited for all the same.
   mkdir -p /run/systemd/system/$unit.service.d
-  printf '[Service]\nTimeoutStartSec=4s\n' >/run/systemd/system/$unit.service.d/short.conf
+  printf '[Service]\nTimeoutStartSec=10s\n' >/run/systemd/system/$unit.service.d/short.conf
   systemctl daemon-reload
-  [ "$(shows TimeoutStartUSec)" = 4s ] || die "limit $(shows TimeoutStartUSec): the test shows nothing"
-  printf '#!/bin/sh\necho R 9.9.9; read -r end; sleep 12; exit 1\n' >/run/fake
+  [ "$(shows TimeoutStartUSec)" = 10s ] || die "limit $(shows TimeoutStartUSec): the test shows nothing"
+  printf '#!/bin/sh\necho R 9.9.9; read -r end; sleep 25; exit 1\n' >/run/fake
   refused 4 ui upgrade -n home --binary /run/fake
   if journal 0 | grep -i 'timed out'; then die 'the reload was cut short'; fi
   rm -r /run/systemd/system/$unit.service.d
