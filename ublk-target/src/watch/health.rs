@@ -88,6 +88,10 @@ pub fn findings(status: &Value) -> Vec<Finding> {
 fn unscrubbed(status: &Value, now: u64) -> Option<String> {
     let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64);
     let days = |seconds: u64| Some(seconds / 86_400).filter(|days| *days >= PASS_DAYS);
+    // How long one takes is up to the disk and to --rate; but one that is paused may have been forgotten.
+    if status["scrub"]["under_way"] == true && status["scrub"]["state"] == "running" {
+        return None;
+    }
     match (number("/scrub/pass")?, number("/scrub/begun_seconds")?) {
         (0, _) => days(number("/running_seconds")?)
             .map(|days| format!("no pass over it since its daemon has started, {days} days ago")),
@@ -231,6 +235,11 @@ mod tests {
         let scrubbed = |days: u64| json!({ "scrub": { "pass": 3, "begun_seconds": now - days * DAY } });
         assert_eq!(of(&scrubbed(44)), Health::Ok);
         assert_eq!(of(&scrubbed(45)).to_string(), "degraded: the last pass has begun 45 days ago");
+        let mut slow = scrubbed(50);
+        (slow["scrub"]["under_way"], slow["scrub"]["state"]) = (true.into(), "running".into());
+        assert_eq!(of(&slow), Health::Ok, "it runs yet");
+        slow["scrub"]["state"] = "paused".into();
+        assert_eq!(of(&slow).word(), "degraded");
         // Of one that can't remember, or has never had a pass: as long as its daemon runs.
         let never = |seconds: u64| json!({ "scrub": { "pass": 0, "begun_seconds": 0 }, "running_seconds": seconds });
         assert_eq!(of(&never(45 * DAY - 1)), Health::Ok);
