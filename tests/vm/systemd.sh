@@ -272,6 +272,7 @@ third_boot() {
   step 'the end: unmounted, stopped, removed; the table and the keys stay'
   umount /home /stays
   systemctl stop $unit ublk-integrity@stays ublk-integrity@part
+  [ "$(systemctl is-active ublk-integrity-scrub@part.timer || true)" = inactive ] || die 'a timer has outlived its volume'
   systemctl enable --quiet --now ublk-integrity-scrub@home.timer
   key=/root/home.key data=/dev/vda check_closed
   key=/etc/credstore/stays-key data=/dev/vdb check_closed

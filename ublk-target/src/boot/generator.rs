@@ -94,7 +94,10 @@ fn of_entry(entry: &Entry, around: &Surroundings<'_>) -> Vec<Made> {
     }
     // Not before it is served: of one that is not there there is nothing to verify.
     if options.scrub {
-        all.push(wanted(&name, "wants", &unit::scrub_timer(entry)));
+        let timer = unit::scrub_timer(entry);
+        all.push(wanted(&name, "wants", &timer));
+        // Nor when it is not served any more, even where `del` has ended it.
+        all.push(drop_in(&timer, &format!("BindsTo={name}\nAfter={name}")));
     }
     if !options.noauto {
         all.push(wanted(unit::goal(entry), if options.nofail { "wants" } else { "requires" }, &name));

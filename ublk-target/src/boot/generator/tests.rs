@@ -81,11 +81,14 @@ fn options_decide_who_wants_it_and_for_how_long() {
 }
 
 #[test]
-fn one_that_is_to_be_verified_starts_the_timer_of_that() {
+fn one_that_is_to_be_verified_starts_the_timer_of_that_and_ends_it() {
     let made = made("vm-1 /dev/a - scrub\nn2 /dev/b - nofail");
     let path = r"ublk-integrity@vm\x2d1.service.wants/ublk-integrity-scrub@vm\x2d1.timer";
     assert_eq!(link(&made, path).as_deref(), Some(r"../ublk-integrity-scrub@vm\x2d1.timer"));
-    assert_eq!(made.iter().filter(|made| made.path.contains("scrub")).count(), 1);
+    let bound = text(&made, r"ublk-integrity-scrub@vm\x2d1.timer.d/50-ublk-integrity.conf");
+    let volume = r"ublk-integrity@vm\x2d1.service";
+    assert!(bound.ends_with(&format!("[Unit]\nBindsTo={volume}\nAfter={volume}\n")), "{bound}");
+    assert_eq!(made.iter().filter(|made| made.path.contains("scrub")).count(), 2);
 }
 
 #[test]
