@@ -2,7 +2,7 @@
 
 use super::Record;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{collections::BTreeMap, fs, io, path::Path, process};
 
 /// Where in a volume's files of events: which of them, and how many of its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -30,11 +30,11 @@ impl Position {
         fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
-    /// Whole or not at all.
+    /// Whole or not at all, whoever else saves there.
     pub fn save(&self, path: &Path) -> io::Result<()> {
-        let new = path.with_extension("new");
-        fs::write(&new, serde_json::to_vec(self)?)?;
-        fs::rename(new, path)
+        let new = path.with_extension(format!("new-{}", process::id()));
+        let saved = fs::write(&new, serde_json::to_vec(self)?).and_then(|()| fs::rename(&new, path));
+        saved.inspect_err(|_| drop(fs::remove_file(&new)))
     }
 
     /// This event has been dealt with.
