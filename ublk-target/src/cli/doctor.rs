@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Outcome {
         configuration(&root.join("boot").join(format!("config-{}", release.trim()))),
         driver(),
         // Before there is a ring: they are asked for by another process.
-        features(ublk::need_driver().ok().map(|()| (ublk::shares_queues(), ublk::resizes_in_use()))),
+        features(driver_features()),
         io_uring(),
         locked_memory(),
         processor(&processor_features()),
@@ -154,17 +154,25 @@ fn configuration(path: &Path) -> Finding {
     }
 }
 
-/// What the driver can do besides: whether threads share a queue, and whether a device grows in use.
-fn features(can: Option<(bool, bool)>) -> Finding {
+/// What the driver can do besides: whether threads share a queue, and whether a device grows in use. Or why that isn't known.
+fn driver_features() -> Result<(bool, bool), &'static str> {
+    match ublk::need_driver() {
+        Err(_) => Err("there is none to ask"),
+        Ok(()) if !ublk::may_be_asked() => Err("what it can is told to root alone"),
+        Ok(()) => Ok((ublk::shares_queues(), ublk::resizes_in_use())),
+    }
+}
+
+fn features(can: Result<(bool, bool), &str>) -> Finding {
     let new = |state, found| Finding::new("driver", state, found);
     match can {
-        None => new(State::Ok, "there is none to ask"),
-        Some((true, true)) => new(State::Ok, "threads share a queue, devices grow in use"),
-        Some((shares, _)) => new(
+        Err(why) => new(State::Ok, why),
+        Ok((true, true)) => new(State::Ok, "threads share a queue, devices grow in use"),
+        Ok((shares, _)) => new(
             State::Note,
             if shares { "no device grows in use" } else { "no threads share a queue, and no device grows in use" },
         )
-        .but("Linux 6.16 can, and root is told"),
+        .but("Linux 6.16 can"),
     }
 }
 
@@ -302,10 +310,11 @@ mod tests {
         );
         fs::write(&path, "CONFIG_IO_URING=y\nCONFIG_BLK_DEV_UBLK=m\n").unwrap();
         assert_eq!(configuration(&path).state, State::Ok);
-        for (can, state) in [(None, State::Ok), (Some((true, true)), State::Ok), (Some((true, false)), State::Note)] {
-            assert_eq!(features(can).state, state);
+        for (can, state) in [((true, true), State::Ok), ((true, false), State::Note)] {
+            assert_eq!(features(Ok(can)).state, state);
         }
-        assert!(features(Some((false, false))).found.contains("share"));
+        assert!(features(Ok((false, false))).found.contains("share"));
+        assert_eq!(features(Err("root alone")).state, State::Ok, "nothing is known to be missing");
         let (user, root) = ("CapEff:\t0000000000000000\n", "CapEff:\t000001ffffffffff\n");
         assert_eq!(locked_memory_within(8 << 20, root).state, State::Ok);
         assert_eq!(locked_memory_within(RLIM_INFINITY, user).state, State::Ok);

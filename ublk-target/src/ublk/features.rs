@@ -5,9 +5,14 @@ use crate::os;
 use libublk::sys;
 use nix::{
     sys::wait::{WaitStatus, waitpid},
-    unistd::ForkResult,
+    unistd::{AccessFlags, ForkResult, access},
 };
 use std::{path::Path, process};
+
+/// Whether who asks here is told: where the driver's file can't be opened, it seems to have no feature at all.
+pub fn may_be_asked() -> bool {
+    access(CONTROL, AccessFlags::R_OK | AccessFlags::W_OK).is_ok()
+}
 
 /// Whether several threads can share a queue's requests (UBLK_F_PER_IO_DAEMON, Linux 6.16).
 pub fn shares_queues() -> bool {

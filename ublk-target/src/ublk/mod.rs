@@ -21,7 +21,7 @@ mod write_back;
 
 pub use control::{Device, Proof, Shape, Whose, block_path, delete_marked, exists, kernel_state, need_driver};
 pub use disk_size::disk_size;
-pub use features::{resizes_in_use, shares_queues};
+pub use features::{may_be_asked, resizes_in_use, shares_queues};
 pub use gate::Gate;
 pub use mark::Mark;
 pub use request::{BlockShift, Request, UnknownRequest};
