@@ -36,8 +36,10 @@ use ublk_integrity::{
 const LOOK: Duration = Duration::from_millis(500);
 
 /// How long it bears with a device that has no daemon, which one may be about to follow: systemd starts another, somebody
-/// types `recover`. While an `upgrade` is under way that does not count.
-const WITHOUT_DAEMON: Duration = Duration::from_secs(10);
+/// types `recover`, and to open the volume takes time. While an `upgrade` is under way that does not count.
+const WITHOUT_DAEMON: Duration = Duration::from_secs(120);
+/// The same where none can follow.
+const WITHOUT_HOPE: Duration = Duration::from_secs(10);
 
 /// Verify all that lies on the medium of a device in use
 ///
@@ -232,7 +234,7 @@ fn wait(state: &State, pass: u64) -> Outcome<(Value, ScrubStatus)> {
             // It may be slow for a while.
             Err(failure) if failure.exit == Exit::Busy => {}
             Err(failure) => match goes_on(state, pass) {
-                Ok(is_changing) if patience.bears(is_changing, Instant::now()) => {}
+                Ok(is_changing) if patience.bears(is_changing, most_without_daemon(state), Instant::now()) => {}
                 Ok(_) => return Err(State::load_alive(state.id).err().unwrap_or(failure)),
                 Err(gone) => return Err(gone),
             },
@@ -263,6 +265,10 @@ fn goes_on(state: &State, pass: u64) -> Outcome<bool> {
     }
 }
 
+fn most_without_daemon(state: &State) -> Duration {
+    if state.settings.recovery && ublk::exists(state.id) { WITHOUT_DAEMON } else { WITHOUT_HOPE }
+}
+
 fn is_gone(state: &State, pass: u64) -> Failure {
     Failure::new(
         Exit::Device,
@@ -275,12 +281,12 @@ fn is_gone(state: &State, pass: u64) -> Failure {
 struct Patience(Option<Instant>);
 
 impl Patience {
-    /// Whether to look again, though nobody answers `now`.
-    fn bears(&mut self, is_changing: bool, now: Instant) -> bool {
+    /// Whether to look again, though nobody answers `now`, if that may be so for `most`.
+    fn bears(&mut self, is_changing: bool, most: Duration, now: Instant) -> bool {
         if is_changing {
             self.0 = None;
         }
-        now.duration_since(*self.0.get_or_insert(now)) < WITHOUT_DAEMON
+        now.duration_since(*self.0.get_or_insert(now)) < most
     }
 }
 
@@ -369,10 +375,15 @@ mod tests {
     fn a_device_that_is_about_to_have_another_daemon_is_waited_for() {
         let begin = Instant::now();
         let mut patience = Patience::default();
-        let mut bears = |is_changing, seconds| patience.bears(is_changing, begin + Duration::from_secs(seconds));
+        let mut bears =
+            |is_changing, seconds| patience.bears(is_changing, WITHOUT_DAEMON, begin + Duration::from_secs(seconds));
         // However long an upgrade takes; and then the next daemon may need a moment.
         assert!(bears(false, 0) && bears(true, 60) && bears(true, 3600) && bears(false, 3601));
-        assert!(bears(false, 3609) && !bears(false, 3610), "it is dead, and nobody does anything about it");
+        assert!(bears(false, 3719) && !bears(false, 3720), "it is dead, and nobody does anything about it");
+        let mut bears = |seconds| patience.bears(false, WITHOUT_HOPE, begin + Duration::from_secs(seconds));
+        assert!(bears(3609) && !bears(3610), "none can follow");
+        // This machine has no such device, or not this one.
+        assert_eq!(most_without_daemon(&State::of_test(u32::MAX)), WITHOUT_HOPE);
     }
 
     #[test]
