@@ -103,7 +103,10 @@ impl<'a, A: Anchor> Opening<'a, A> {
         }
         self.next.expected = held.generation;
         match self.replace(held.intent(presented, id, &self.with.note)).await {
-            Err(taken @ AnchorError::Taken { .. }) if self.changed.len() + 1 < JUDGED => {
+            // Of a counter the body is this disk's own, and nothing tells whose increment that was.
+            Err(taken @ AnchorError::Taken { .. })
+                if self.changed.len() + 1 < JUDGED && !self.with.anchor.is_counter() =>
+            {
                 self.ask_again(uuid, taken).await
             }
             done => done.map(|()| true),
@@ -111,11 +114,11 @@ impl<'a, A: Anchor> Opening<'a, A> {
     }
 
     /// Something has taken the place of the body that the disk was judged by: perhaps what an open or a tick before this one has sent,
-    /// and a crash kept from hearing of. What an open on another host says is not waited out: that one may be at its disk.
+    /// and a crash kept from hearing of. What another host has put there is not passed: that one may be at its disk.
     async fn ask_again(&mut self, uuid: &[u8; 16], taken: AnchorError) -> Result<bool, AnchorError> {
         let found = exchange::load(self.with.anchor, uuid).await?;
         let held = exchange::whole(&found, &self.key, uuid).and_then(in_use).map_err(|_| taken.clone())?;
-        if held.state == AnchorState::Moving && !held.is_by(&self.with.note) {
+        if !held.is_by(&self.with.note) {
             return Err(taken);
         }
         (self.found, self.held) = (found, Some(held));

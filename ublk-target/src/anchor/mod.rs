@@ -75,6 +75,8 @@ impl Pace {
     /// So that the ticks of a day are half of the increments that a TPM's agent makes in one: an open, too, is some of them, and
     /// beyond the limit nothing opens.
     const LEAST_OF_COUNTER: Duration = Duration::from_secs(1800);
+    /// Who asks for less of a counter does not know what it is.
+    const LEAST_ASKED: Duration = Duration::from_secs(60);
 }
 
 /// When the anchor is told how far the volume has got.
@@ -143,16 +145,18 @@ impl AnchorSettings {
         let grace = self.grace_seconds.map_or(usual.grace, Duration::from_secs);
         let often = match self.holds_flushes {
             true => Some("mode flush".to_owned()),
-            false if every < Pace::LEAST_OF_COUNTER => Some(format!("an interval of {} s", every.as_secs_f64())),
+            false if every < Pace::LEAST_ASKED => Some(format!("an interval of {} s", every.as_secs_f64())),
             false => None,
         };
+        // Longer than what is asked for: a device or a table that has said less before is not refused.
+        let every = if is_counter && !self.wear_ok { every.max(Pace::LEAST_OF_COUNTER) } else { every };
         match often.filter(|_| is_counter && !self.wear_ok) {
             Some(often) => Err(Failure::new(
                 Exit::Arguments,
                 format_args!(
                     "the anchor {} is a counter, and {often} wears out a chip, whose agent counts 100 times a day, opens included, and then refuses: --anchor-mode interval:{} or longer, or --anchor-wear-ok",
                     self.place,
-                    Pace::LEAST_OF_COUNTER.as_secs()
+                    Pace::LEAST_OF_COUNTER.as_secs(),
                 ),
             )),
             None => Ok(Pace { every, grace }),
@@ -195,11 +199,17 @@ mod tests {
         assert_eq!((usual.pace(false).unwrap(), usual.pace(true).unwrap()), (Pace::STORE, Pace::COUNTER));
         let flush = AnchorSettings { holds_flushes: true, ..usual.clone() };
         assert!(flush.pace(true).is_err() && flush.pace(false).is_ok());
-        let often = AnchorSettings { every_milliseconds: Some(1_799_000), ..usual.clone() };
+        let often = AnchorSettings { every_milliseconds: Some(59_000), ..usual.clone() };
         let said = often.pace(true).unwrap_err();
-        assert!(said.exit == Exit::Arguments && said.message.contains("1799 s") && said.message.contains("wear-ok"));
-        assert_eq!(often.pace(false).unwrap().every.as_secs(), 1799);
-        assert_eq!(AnchorSettings { wear_ok: true, ..often }.pace(true).unwrap().every.as_secs(), 1799);
+        assert!(said.exit == Exit::Arguments && said.message.contains("59 s") && said.message.contains("wear-ok"));
+        assert_eq!(often.pace(false).unwrap().every.as_secs(), 59);
+        assert_eq!(AnchorSettings { wear_ok: true, ..often }.pace(true).unwrap().every.as_secs(), 59);
+        let every_minute = AnchorSettings { every_milliseconds: Some(60_000), ..usual.clone() };
+        assert_eq!(
+            every_minute.pace(true).unwrap().every,
+            Pace::LEAST_OF_COUNTER,
+            "a device may have been told so before"
+        );
         // The least that is taken leaves as much of a day for opens, of 100 increments that the agent of a TPM makes.
         let least = AnchorSettings { every_milliseconds: Some(1_800_000), ..usual }.pace(true).unwrap();
         assert!(2 * (24 * 3600 / least.every.as_secs()) <= 100);

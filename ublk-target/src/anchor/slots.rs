@@ -31,6 +31,8 @@ pub(super) struct SlotFile {
     /// Whether the system refused something of it: a stick that was taken out and put back is another one, and this descriptor
     /// leads to the first for good.
     is_lost: bool,
+    /// The highest generation that was found, or put there.
+    seen: u64,
     /// Generation of a body whose write has failed. It may be read back from memory, and not be on the disk.
     doubtful: Option<u64>,
 }
@@ -51,7 +53,7 @@ impl SlotFile {
         if !is_anchor(&file).doing(&what)? {
             return Err(Failure::new(Exit::Arguments, format_args!("{} {NO_ANCHOR}", path.display())));
         }
-        Ok(Self { path: path.into(), file, is_lost: false, doubtful: None })
+        Ok(Self { path: path.into(), file, is_lost: false, seen: 0, doubtful: None })
     }
 
     /// Does something with the file, opened anew where the system has refused something of it.
@@ -61,7 +63,12 @@ impl SlotFile {
             if !is_anchor(&file)? {
                 return Err(io::Error::other(format!("what is there by now {NO_ANCHOR}")));
             }
-            (self.file, self.is_lost) = (file, false);
+            self.file = file;
+            // What lies below the mount point of a stick that is out, say: the anchor is away, and nobody has taken its place.
+            if generation(self.read()?.body.as_ref()) < self.seen {
+                return Err(io::Error::other("what is there by now is older than what was"));
+            }
+            self.is_lost = false;
         }
         let done = then(self);
         self.is_lost = matches!(&done, Err(e) if e.raw_os_error().is_some());
@@ -87,7 +94,9 @@ impl SlotFile {
 
     /// The body that counts. One whose write has failed counts once it has been written.
     pub(super) fn load(&mut self, until: Instant) -> io::Result<Option<AnchorBytes>> {
-        self.opened(|this| this.load_opened(until))
+        let body = self.opened(|this| this.load_opened(until))?;
+        self.seen = self.seen.max(generation(body.as_ref()));
+        Ok(body)
     }
 
     fn load_opened(&mut self, until: Instant) -> io::Result<Option<AnchorBytes>> {
@@ -108,7 +117,11 @@ impl SlotFile {
 
     /// Has `body` take the place of the one of generation `expected`; not once it is late: nobody waits for it any more.
     pub(super) fn replace(&mut self, expected: u64, body: &AnchorBytes, until: Instant) -> io::Result<Replaced> {
-        self.opened(|this| this.replace_opened(expected, body, until))
+        let replaced = self.opened(|this| this.replace_opened(expected, body, until))?;
+        if replaced == Replaced::Done {
+            self.seen = self.seen.max(generation(Some(body)));
+        }
+        Ok(replaced)
     }
 
     fn replace_opened(&mut self, expected: u64, body: &AnchorBytes, until: Instant) -> io::Result<Replaced> {
@@ -365,6 +378,10 @@ mod tests {
         assert_eq!(file.load(soon()).unwrap_err().kind(), io::ErrorKind::NotFound);
         std::fs::write(&path, [0; 100]).unwrap();
         assert!(file.load(soon()).unwrap_err().to_string().contains("no anchor"));
+        // An anchor that has never been told anything lies below where a stick was mounted.
+        std::fs::write(&path, [0; 2 * SLOT_BYTES]).unwrap();
+        assert!(file.load(soon()).unwrap_err().to_string().contains("older"));
+        assert!(file.replace(0, &body(1, 1), soon()).is_err());
         std::fs::rename(path.with_extension("away"), &path).unwrap();
         assert_eq!(load(&mut file), Some(body(2, 2)));
     }

@@ -126,17 +126,20 @@ const LINKS: usize = 40;
 
 /// Whether the way to `path` leads into such a file system, or there is no knowing. The mount table says so: nothing there is asked.
 pub fn leads_to_server(path: &Path) -> bool {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    leads_to_server_in(&table, path)
+    // A name that is not UTF-8 spoils its own line alone.
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let whole = std::path::absolute(path);
+    leads_to_server_in(&String::from_utf8_lossy(&table), whole.as_deref().unwrap_or(path))
 }
 
 fn leads_to_server_in(table: &str, path: &Path) -> bool {
-    let servers: Vec<(PathBuf, bool)> = table.lines().filter_map(mount_point).collect();
+    let mounts: Vec<(PathBuf, bool)> = table.lines().filter_map(mount_point).collect();
     // Of those that are mounted over each other the last counts.
-    let is_served = |at: &Path| {
-        let over = servers.iter().filter(|(point, _)| at.starts_with(point));
-        over.max_by_key(|(point, _)| point.components().count()).is_some_and(|(_, is_served)| *is_served)
+    let deepest = |at: &Path| {
+        let over = mounts.iter().filter(|(point, _)| at.starts_with(point));
+        over.max_by_key(|(point, _)| point.components().count())
     };
+    let is_served = |at: &Path| deepest(at).is_some_and(|(_, is_served)| *is_served);
     let steps = |path: &Path| path.iter().rev().map(ToOwned::to_owned).collect::<Vec<_>>();
     let (mut at, mut left, mut links) = (PathBuf::from("/"), steps(path), 0);
     while let Some(step) = left.pop() {
@@ -145,8 +148,21 @@ fn leads_to_server_in(table: &str, path: &Path) -> bool {
             continue;
         }
         let there = at.join(step);
+        if there == Path::new("/") {
+            at = there;
+            continue;
+        }
         if is_served(&there) {
-            return true;
+            // What is mounted further down the way need not be the server's, and nobody in between is asked.
+            let whole = left.iter().rev().fold(there.clone(), |way, step| way.join(step));
+            match deepest(&whole) {
+                Some((point, false)) if point.starts_with(&there) => {
+                    left.truncate(left.len() - (point.components().count() - there.components().count()));
+                    at.clone_from(point);
+                    continue;
+                }
+                _ => return true,
+            }
         }
         let target = fs::read_link(&there);
         match target {
@@ -261,6 +277,18 @@ mod tests {
         let over = mounts("nfs", "host:/") + &mounts("ext4", "/dev/sdc");
         assert!(!leads_to_server_in(&over, &root.join("a b/c")));
         assert!(!leads_to_server(Path::new("/proc/version")));
+    }
+
+    #[test]
+    fn what_is_mounted_below_a_server_is_not_the_servers() {
+        let table = "1 0 0:9 / / rw - nfs4 host:/ rw\n2 1 0:5 / /dev rw - devtmpfs dev rw\n3 1 8:1 / /none/disk rw - ext4 /dev/sda1 rw\n\
+            4 1 0:7 / /none/net rw - autofs auto rw\n5 4 8:2 / /none/net/local/a rw - xfs /dev/sda2 rw\n6 3 0:9 / /none/disk/far rw - nfs host:/ rw\n";
+        for path in ["/dev/none", "/none/disk/a", "/none/net/local/a/b"] {
+            assert!(!leads_to_server_in(table, Path::new(path)), "{path}");
+        }
+        for path in ["/", "/none", "/none/net/other", "/none/net/local/ab", "/none/disk/far/away"] {
+            assert!(leads_to_server_in(table, Path::new(path)), "{path}");
+        }
     }
 
     #[test]
