@@ -108,10 +108,9 @@ run_boots() { # KERNEL FOLDER NAME BOOTS
 # Guests run side by side, in lanes, each with a folder of its own: whichever is free takes the next line of the queue. Most
 # tests wait more than they compute.
 queue=$logs/queue.$$
-most_together=6 # tests in a boot, so that no lane has all of them
-# As tests wait, one more than there are processors; each guest has 2 GiB, and as much again lies in what it leaves on disk.
-lanes=$(awk -v most="$(($(nproc) + 1))" '/^MemAvailable/ {lanes = int($2 / 4194304); print lanes < 1 ? 1 : lanes < most ? lanes : most}' /proc/meminfo)
-[ "$(nproc)" -gt 1 ] || lanes=1
+most_together=8 # tests in a boot, so that neither lane has all of them
+lanes=1
+[ "$(nproc)" -lt 2 ] || [ "$(awk '/^MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo)" -lt 8 ] || lanes=2
 
 # Puts the tests into the queue: queue_guests KERNEL NAME...
 queue_guests() {
