@@ -68,6 +68,7 @@ fn what_is_removed_leaves_no_timer() {
             "disable --now ublk-integrity-metrics.service ublk-integrity-monitor.service",
             "disable --now ublk-integrity-scrub@a\\x2db.timer",
             "disable --now ublk-integrity-scrub@home.timer",
+            "stop ublk-integrity-scrub@*.timer",
         ];
         assert_eq!(told, expected);
     }
