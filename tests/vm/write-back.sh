@@ -6,7 +6,10 @@ modprobe dm-flakey
 linear lower /dev/vda
 data=/dev/mapper/lower
 blocks=12
-kept() { find /run/ublk-integrity -name 'kept-*' | wc -l; }
+links() { find /run/ublk-integrity -name 'kept-*' 2>/dev/null | wc -l; }
+# Those of tests before this one don't count: a volume whose anchor was away at its end keeps its own.
+others=$(links)
+kept() { echo $(($(links) - others)); }
 # Answered while the disk under the volume gives no answer. (No fsync, which would wait for them.)
 answered() { head -c 4096 <(yes "$2") | timeout $patience dd of="$disk" bs=4096 seek="$1" oflag=direct iflag=fullblock conv=notrunc status=none; }
 # Each block holds what was answered last.
@@ -70,7 +73,7 @@ $((at + 8)) $((all - at - 8)) linear /dev/vda $((at + 8))"
 ui add --data $data --key-file $key 2>/run/err || code=$?
 cat /run/err
 [ $code = 4 ] || die "exit code $code"
-grep -q "to give up what is kept there, remove $(find /run/ublk-integrity -name 'kept-*' | head -c 30)" /run/err || die 'not what to do'
+grep -qF "$(find /run/ublk-integrity -name 'kept-*' | cut -c1-30 | sed 's/^/to give up what is kept there, remove /')" /run/err || die 'not what to do'
 table lower "0 $all linear /dev/vda 0"
 step 'a disk that has its id and neither its path nor its number may be a copy'
 unlinear lower
