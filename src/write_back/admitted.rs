@@ -107,15 +107,15 @@ impl Admitted<'_> {
             self.stage = Stage::Carried;
             return (self.begin(true), work);
         }
-        let held = &self.writes.held[self.place.request];
-        // Before a flush can find it among those that are held.
-        *held.lock() = Some(Held { work, bytes, logged: None, is_durable: false });
-        let go_on = match self.writes.lazy.hold(self.place, bytes) {
+        let slot = &self.writes.held[self.place.request];
+        let mut held = Some(Held { work, bytes, logged: None, is_durable: false });
+        let go_on = match self.writes.lazy.hold(self.place, bytes, || *slot.lock() = held.take()) {
             Some(go_on) => go_on,
             None => self.wait(Stage::Held).await,
         };
         self.stage = if go_on == GoOn::InPlace { Stage::InPlace } else { Stage::Carried };
-        let Held { work, logged, is_durable, .. } = held.lock().take().expect("nobody else takes it");
+        let held = held.or_else(|| slot.lock().take());
+        let Held { work, logged, is_durable, .. } = held.expect("nobody else takes it");
         let next = match logged {
             Some(logged) => Next::Logged { logged, is_durable },
             None => self.begin(go_on == GoOn::Flush),

@@ -130,8 +130,8 @@ impl LazyWrites {
         self.per_thread >= 2
     }
 
-    /// Holds a write of so many bytes, unless it is to go on at once.
-    pub(super) fn hold(&self, at: Place, bytes: usize) -> Option<GoOn> {
+    /// Holds a write of so many bytes, unless it is to go on at once. `keep` is called before a flush can find it.
+    pub(super) fn hold(&self, at: Place, bytes: usize, keep: impl FnOnce()) -> Option<GoOn> {
         if !self.is_lazy() {
             return Some(GoOn::InPlace);
         }
@@ -148,6 +148,7 @@ impl LazyWrites {
             self.tell_held(at.thread, u64::MAX);
             return Some(GoOn::InPlace);
         }
+        keep();
         thread.held_bytes += bytes;
         thread.held.push(Waiting { request: at.request, since: at.since, bytes });
         self.begin_wait(at.request);
@@ -355,6 +356,10 @@ mod tests {
         Place { thread, request, since }
     }
 
+    fn hold(lazy: &LazyWrites, at: Place, bytes: usize) -> Option<GoOn> {
+        lazy.hold(at, bytes, || {})
+    }
+
     fn told(lazy: &LazyWrites, request: usize) -> Option<GoOn> {
         match lazy.poll_told(request, Waker::noop()) {
             Poll::Ready(told) => Some(told),
@@ -365,19 +370,19 @@ mod tests {
     #[test]
     fn a_flush_tells_those_that_are_held_and_those_that_will_be() {
         let lazy = LazyWrites::new(2, 8, 8);
-        assert_eq!(lazy.hold(at(0, 1, 1), BYTES), None);
-        assert_eq!(lazy.hold(at(1, 2, 2), BYTES), None);
-        assert_eq!(lazy.hold(at(0, 3, 5), BYTES), None);
+        assert_eq!(hold(&lazy, at(0, 1, 1), BYTES), None);
+        assert_eq!(hold(&lazy, at(1, 2, 2), BYTES), None);
+        assert_eq!(hold(&lazy, at(0, 3, 5), BYTES), None);
         lazy.flush(4, |_| false);
         assert_eq!([1, 2, 3].map(|request| told(&lazy, request)), [Some(GoOn::Flush), Some(GoOn::Flush), None]);
-        assert_eq!(lazy.hold(at(1, 4, 3), BYTES), Some(GoOn::Flush), "it was admitted before the flush came");
-        assert_eq!(lazy.hold(at(1, 5, 4), BYTES), None);
+        assert_eq!(hold(&lazy, at(1, 4, 3), BYTES), Some(GoOn::Flush), "it was admitted before the flush came");
+        assert_eq!(hold(&lazy, at(1, 5, 4), BYTES), None);
     }
 
     #[test]
     fn what_a_flush_has_in_hand_hears_from_nobody_else() {
         let lazy = LazyWrites::new(1, 4, 8);
-        (1..=2).for_each(|n| assert_eq!(lazy.hold(at(0, n, n as u64), BYTES), None));
+        (1..=2).for_each(|n| assert_eq!(hold(&lazy, at(0, n, n as u64), BYTES), None));
         lazy.flush(3, |place| place.request == 1);
         assert_eq!([1, 2].map(|n| told(&lazy, n)), [None, Some(GoOn::Flush)]);
         (0..2).for_each(|_| lazy.tick(3));
@@ -392,26 +397,26 @@ mod tests {
     #[test]
     fn none_is_held_beside_one_that_is_on_its_way() {
         let lazy = LazyWrites::new(2, 8, 8);
-        assert_eq!(lazy.hold(at(0, 1, 1), BYTES), None);
+        assert_eq!(hold(&lazy, at(0, 1, 1), BYTES), None);
         assert_eq!(lazy.stop_waiting(at(0, 1, 1)), Some(GoOn::InPlace), "somebody waits for its range");
-        assert_eq!(lazy.hold(at(0, 2, 2), BYTES), Some(GoOn::InPlace));
-        assert_eq!(lazy.hold(at(1, 3, 3), BYTES), None, "that is another thread");
+        assert_eq!(hold(&lazy, at(0, 2, 2), BYTES), Some(GoOn::InPlace));
+        assert_eq!(hold(&lazy, at(1, 3, 3), BYTES), None, "that is another thread");
         lazy.arrives(0);
         lazy.arrives(0);
-        assert_eq!(lazy.hold(at(0, 4, 4), BYTES), None);
+        assert_eq!(hold(&lazy, at(0, 4, 4), BYTES), None);
         lazy.sets_out(0);
-        assert_eq!(lazy.hold(at(0, 5, 5), BYTES), Some(GoOn::InPlace), "there was no room to carry one");
+        assert_eq!(hold(&lazy, at(0, 5, 5), BYTES), Some(GoOn::InPlace), "there was no room to carry one");
         assert_eq!(told(&lazy, 4), Some(GoOn::InPlace));
     }
 
     #[test]
     fn many_that_wait_go_on_together() {
         let lazy = LazyWrites::new(1, 16, 4);
-        let held = [1, 2, 3].map(|n| lazy.hold(at(0, n, n as u64), BYTES));
+        let held = [1, 2, 3].map(|n| hold(&lazy, at(0, n, n as u64), BYTES));
         assert_eq!((held, [1, 2, 3].map(|n| told(&lazy, n))), ([None; 3], [Some(GoOn::InPlace); 3]));
         (0..3).for_each(|_| lazy.arrives(0));
-        assert_eq!(lazy.hold(at(0, 4, 4), MOST_HELD_BYTES), None);
-        assert_eq!(lazy.hold(at(0, 5, 5), BYTES), Some(GoOn::InPlace), "one record would not carry both");
+        assert_eq!(hold(&lazy, at(0, 4, 4), MOST_HELD_BYTES), None);
+        assert_eq!(hold(&lazy, at(0, 5, 5), BYTES), Some(GoOn::InPlace), "one record would not carry both");
         assert_eq!(told(&lazy, 4), Some(GoOn::InPlace));
         assert!(lazy.park(at(0, 6, 6), || true));
         assert_eq!(told(&lazy, 6), None);
@@ -424,7 +429,7 @@ mod tests {
     fn those_that_have_waited_long_enough_go_on() {
         let lazy = LazyWrites::new(1, 8, 16);
         assert!(lazy.poll_tick(Waker::noop()).is_pending(), "nobody waits");
-        lazy.hold(at(0, 1, 1), BYTES);
+        hold(&lazy, at(0, 1, 1), BYTES);
         lazy.park(at(0, 2, 2), || true);
         assert!(lazy.poll_tick(Waker::noop()).is_ready());
         lazy.tick(3);
@@ -432,7 +437,7 @@ mod tests {
         lazy.tick(3);
         assert_eq!([1, 2].map(|n| told(&lazy, n)), [Some(GoOn::InPlace), None]);
         lazy.arrives(0);
-        assert_eq!(lazy.hold(at(0, 4, 2), BYTES), Some(GoOn::InPlace), "an heir is as old as what it is written for");
+        assert_eq!(hold(&lazy, at(0, 4, 2), BYTES), Some(GoOn::InPlace), "an heir is as old as what it is written for");
         (0..PARKED_TICKS - 2).for_each(|_| lazy.tick(3));
         assert_eq!(told(&lazy, 2), None);
         lazy.tick(3);
@@ -443,12 +448,12 @@ mod tests {
     #[test]
     fn at_the_end_none_waits() {
         let lazy = LazyWrites::new(2, 8, 8);
-        lazy.hold(at(0, 1, 1), BYTES);
+        hold(&lazy, at(0, 1, 1), BYTES);
         lazy.park(at(0, 2, 2), || true);
         lazy.park(at(1, 3, 3), || true);
         lazy.end(0);
         assert_eq!([1, 2, 3].map(|n| told(&lazy, n)), [Some(GoOn::InPlace), Some(GoOn::Logged), None]);
-        assert_eq!(lazy.hold(at(0, 4, 4), BYTES), Some(GoOn::InPlace));
+        assert_eq!(hold(&lazy, at(0, 4, 4), BYTES), Some(GoOn::InPlace));
         assert!(!lazy.park(at(0, 5, 5), || true));
         lazy.hurry_parked();
         assert_eq!(told(&lazy, 3), Some(GoOn::Logged));
