@@ -149,8 +149,9 @@ impl AnchorSettings {
             false => None,
         };
         // Longer than what is asked for: a device or a table that has said less before is not refused.
-        let every = if is_counter && !self.wear_ok { every.max(Pace::LEAST_OF_COUNTER) } else { every };
-        match often.filter(|_| is_counter && !self.wear_ok) {
+        let wears = is_counter && !self.wear_ok;
+        let every = if wears { every.max(Pace::LEAST_OF_COUNTER) } else { every };
+        match often.filter(|_| wears) {
             Some(often) => Err(Failure::new(
                 Exit::Arguments,
                 format_args!(
