@@ -9,10 +9,11 @@ use crate::sim::{
     floors::{Floors, Since},
     format_options, formatted,
     image::{self, PAGE, SUPERBLOCK_BYTES, SUPERBLOCKS, Superblock},
+    life::live,
     open_options,
     oracle::Oracle,
     reopen, tag_algorithm,
-    world::{MAX_REQUEST, QUEUES, World, compare, live, no_tail, recover},
+    world::{MAX_REQUEST, QUEUES, World, compare, no_tail, recover},
 };
 use std::{cell::RefCell, rc::Rc};
 use ublk_integrity::{Device, OpenOptions, Volume};

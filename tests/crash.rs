@@ -7,13 +7,15 @@
 use crate::sim::{
     Disk, Rng, SimStorage, block_on, elsewhere,
     exec::block_on_steps,
-    format_options, formatted, open_options,
+    format_options, formatted,
+    life::{Life, live},
+    open_options,
     oracle::Oracle,
     reopen,
     sick::open_sick,
     tag_algorithm,
     told::Told,
-    world::{Kept, Life, MAX_REQUEST, PASSES, QUEUES, World, compare, live, no_tail, recover, replay, scrub_after},
+    world::{Kept, MAX_REQUEST, PASSES, QUEUES, World, compare, no_tail, recover, replay, scrub_after},
 };
 use std::{
     cell::RefCell,

@@ -7,6 +7,7 @@ mod counted;
 mod crash;
 mod failures;
 mod foreign;
+mod fsync;
 mod fuzz;
 mod golden;
 mod growing;

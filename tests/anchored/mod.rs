@@ -15,10 +15,11 @@ use crate::{
         image::{LOG_OFFSET, Superblock},
         key,
         lab::with_checkpoints,
+        life::live_beside,
         open_options,
         oracle::Oracle,
         reopen,
-        world::{Covered, Kept, World, compare, cover, live_beside, no_tail},
+        world::{Covered, Kept, World, compare, cover, no_tail},
     },
 };
 use std::{

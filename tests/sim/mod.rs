@@ -11,6 +11,7 @@ pub mod faults;
 pub mod floors;
 pub mod image;
 pub mod lab;
+pub mod life;
 pub mod logged;
 pub mod oracle;
 pub mod rng;

@@ -1,15 +1,14 @@
 //! The workload: random requests on several queues, each answer held against the oracle.
 
 use super::{
-    Disk, Executor, Rng, SimStorage, block_on, elsewhere,
-    exec::{Step, block_on_steps, join},
+    Disk, Rng, SimStorage, block_on,
+    exec::{block_on_steps, join},
     lab::with_checkpoints,
     oracle::{Before, Oracle, VersionId, fill_all},
 };
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
-    future::Future,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -253,7 +252,7 @@ impl World {
     }
 
     /// Passes over the volume, one after the other. The first goes on where one was when it was last open.
-    async fn scrubs(&self) {
+    pub async fn scrubs(&self) {
         loop {
             let before = self.oracle.borrow().before_all();
             let is_right = |block: BlockIndex| {
@@ -299,69 +298,6 @@ pub fn scrub_after(volume: &Volume, io: &SimStorage, oracle: &Oracle) {
         broken || io.disk().is_torn(Device::Data, at(block))
     };
     block_on(io, scrub(volume, io, is_right));
-}
-
-/// One life: requests on several queues, until the power fails after so many steps.
-/// `watch` sees every step.
-pub fn live(world: &World, seed: u64, steps: u64, watch: impl FnMut()) {
-    live_beside(world, seed, steps, std::future::ready(()), watch);
-}
-
-/// The same with one more task.
-pub fn live_beside(world: &World, seed: u64, steps: u64, beside: impl Future<Output = ()>, watch: impl FnMut()) {
-    Life::new(world, seed, beside).requests(steps, watch);
-}
-
-/// The tasks of one life. Dropped, the daemon is dead.
-pub struct Life<'w> {
-    world: &'w World,
-    exec: Executor<'w>,
-    queues: Vec<Rc<RefCell<Option<Queue>>>>,
-}
-
-impl<'w> Life<'w> {
-    pub fn new(world: &'w World, seed: u64, beside: impl Future<Output = ()> + 'w) -> Self {
-        elsewhere::crash();
-        let mut exec = Executor::new(seed);
-        let queues = Queue::all(&world.volume).into_iter().map(|queue| Rc::new(RefCell::new(Some(queue)))).collect();
-        exec.spawn(world.checkpoints());
-        exec.spawn(beside);
-        if !world.distrust && world.rng.borrow_mut().chance(15) {
-            exec.spawn(world.scrubs());
-        }
-        Self { world, exec, queues }
-    }
-
-    /// So many steps with requests on all queues.
-    pub fn requests(&mut self, steps: u64, mut watch: impl FnMut()) {
-        for _ in 0..steps {
-            for queue in &self.queues {
-                let (world, taken) = (self.world, queue.borrow_mut().take());
-                if let Some(mut q) = taken {
-                    let home = queue.clone();
-                    self.exec.spawn(async move {
-                        world.request(&mut q).await;
-                        *home.borrow_mut() = Some(q);
-                    });
-                }
-            }
-            self.step();
-            watch();
-        }
-    }
-
-    /// No more requests come, as before a hand-over: those that did are answered, and written back.
-    pub fn rest(mut self, mut watch: impl FnMut()) {
-        [0, 1].iter().for_each(|thread| self.world.volume.end_write_back(*thread));
-        while self.world.at_checkpoint.get() || self.queues.iter().any(|queue| queue.borrow().is_none()) {
-            self.step();
-            watch();
-        }
-    }
-
-    fn step(&mut self) {
-        assert_eq!(self.exec.step(&self.world.io), Step::Ran, "deadlock");
-    }
 }
 
 /// Crashes during recovery, as often as the seed says and in the way that the caller does, until
