@@ -1,5 +1,6 @@
 #!/bin/bash
-# ownership - a device that is not ours is never touched, and no local user can make a dead daemon look alive or lay traps for root
+# ownership - a device that is not ours is never touched, no local user can make a dead daemon look alive or lay traps for root,
+# and a disk that is served is ours alone while udev may look at it
 # vm: limit=200
 . tests/vm/lib.sh
 as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups -- "$@"; }
@@ -38,6 +39,31 @@ pkill -P $taker 2>/dev/null || true
 kill $taker 2>/dev/null || true
 wait $taker || true
 rm /tmp/taken
+
+step 'the disk of a volume that is served: udev may look, and nobody of ours may have it'
+add
+flock --shared --nonblock $data true || die 'udev would put off all that it has to do with the disk'
+if flock --exclusive --nonblock $data true; then die 'a program of before could have it'; fi
+refused 5 check_clean
+refused 5 format
+# Another name in the file system, as a container has: there the kernel's claim holds.
+mknod /dev/other-node b $((0x$(stat -c %t $data))) $((0x$(stat -c %T $data)))
+refused 5 ui import --data /dev/other-node --key-file $key /dev/zero
+kill_daemon
+# What it had is free when it is gone, whoever looks.
+wait_for flock --exclusive --nonblock $data true
+flock --shared $data sh -c ': >/run/looks; exec sleep 600' & looks=$!
+within 30 test -e /run/looks
+code=0
+timeout 60 "$ublk_integrity" recover -n "$id" 2>/run/err || code=$?
+cat /run/err
+[ $code = 5 ] || die "exit code $code: a reader of before was not seen"
+pkill -P $looks
+wait $looks || true
+ui recover -n "$id"
+if flock --exclusive --nonblock $data true; then die 'the next daemon has no lock'; fi
+remove
+rm /dev/other-node /run/looks
 
 step 'a number that another program has by now'
 add -n 7

@@ -150,9 +150,9 @@ pub fn lock_within(mut file: File, how: FlockArg, wait: &mut Wait) -> nix::Resul
 
 /// The same of a lock that stays until the last descriptor of the opened file is
 /// closed, whoever has it.
-pub fn lock_open_within(file: &File, how: FlockArg, wait: &mut Wait) -> nix::Result<()> {
+pub fn locked_within(lock: impl Fn() -> nix::Result<()>, wait: &mut Wait) -> nix::Result<()> {
     loop {
-        match os::flock(file, how) {
+        match lock() {
             Err(Errno::EWOULDBLOCK) if wait.pause() => {}
             done => return done,
         }

@@ -258,7 +258,7 @@ fn room_for_anchor(args: &Args, made: &mut Vec<PathBuf>) -> Outcome {
 
 fn format(args: &Args, key: &mut NewKey, wiped: &mut Vec<(PathBuf, String)>) -> Outcome<VolumeInfo> {
     let DeviceArgs { data, meta } = &args.devices;
-    let purpose = if args.force { Use::Forced } else { Use::Exclusive };
+    let purpose = if args.force { Use::Forced } else { Use::Anew };
     let backings = Backings::open(data, meta.as_deref(), purpose, Duration::ZERO)?;
     let offline = Offline::with(backings)?;
     let io = offline.io();

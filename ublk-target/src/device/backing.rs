@@ -1,14 +1,17 @@
 //! Opening the data and metadata device for good: the very descriptions that are opened and locked
 //! here do all the I/O.
 
-use super::{stack, witness::Witness};
+use super::{
+    lock::{self, Share},
+    stack,
+    witness::Witness,
+};
 use crate::{
     event_loop::ring::DeviceFiles,
     failure::{Context, Exit, Failure, Outcome},
     os,
-    wait::{LONGEST, Wait, lock_open_within},
+    wait::{LONGEST, Wait},
 };
-use nix::fcntl::FlockArg;
 use std::{
     fs::{File, Metadata, OpenOptions},
     io::{self, Seek, SeekFrom},
@@ -29,7 +32,8 @@ const LEAST_SECTOR: u32 = 512;
 pub const DYING: Duration = LONGEST;
 
 /// How long a lock is waited for at least: udev looks into a device under a lock of its own
-/// whenever somebody who could write to it has closed it, `format` for one.
+/// whenever somebody who could write to it has closed it, `format` for one. While we hold ours it
+/// looks beside us.
 const PROBED: Duration = Duration::from_secs(3);
 
 /// What a device is opened for.
@@ -37,7 +41,9 @@ const PROBED: Duration = Duration::from_secs(3);
 pub enum Use {
     /// Alone, to write.
     Exclusive,
-    /// Alone among ourselves, to write even what is mounted.
+    /// Alone, to make a volume there: until that is done udev is not to look.
+    Anew,
+    /// The same, alone among ourselves: even over what is mounted.
     Forced,
     /// To read, beside other readers.
     Shared,
@@ -51,13 +57,23 @@ pub enum Use {
 
 impl Use {
     fn writes(self) -> bool {
-        matches!(self, Self::Exclusive | Self::Forced | Self::Beside)
+        matches!(self, Self::Exclusive | Self::Anew | Self::Forced | Self::Beside)
     }
 
     /// O_EXCL without O_CREAT: a block device that is mounted, or used by device-mapper
     /// or swap, is refused.
     fn claims(self) -> bool {
-        matches!(self, Self::Exclusive | Self::Probe)
+        matches!(self, Self::Exclusive | Self::Anew | Self::Probe)
+    }
+
+    /// Who else of ours may have it meanwhile; `None` where that is not asked.
+    fn share(self) -> Option<Share> {
+        match self {
+            Self::Exclusive => Some(Share::Nobody),
+            Self::Anew | Self::Forced => Some(Share::NotEvenUdev),
+            Self::Shared | Self::Probe => Some(Share::Readers),
+            Self::Unlocked | Self::Beside => None,
+        }
     }
 }
 
@@ -200,7 +216,9 @@ impl Backing {
             (FILE_PHYSICAL_BLOCK, if direct { file_sector(&file, path) } else { LEAST_SECTOR })
         };
         let patience = PROBED.max(deadline.saturating_duration_since(Instant::now()));
-        lock(&file, path, purpose, &mut Wait::up_to(patience, format_args!("the lock on {}", path.display())))?;
+        if let Some(share) = purpose.share() {
+            lock_opened(&file, path, (share, is_block), patience)?;
+        }
         // Not before: whoever held it may have had the device grow.
         let size = file.seek(SeekFrom::End(0)).doing(format_args!("size of {}", path.display()))?;
         let geometry = Geometry { size, physical_block, logical_block };
@@ -241,13 +259,10 @@ fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
 }
 
 /// Waits with the file open: to close it, and open it once more, would have udev look again.
-fn lock(file: &File, path: &Path, purpose: Use, wait: &mut Wait) -> Outcome {
-    let how = match purpose {
-        Use::Exclusive | Use::Forced => FlockArg::LockExclusiveNonblock,
-        Use::Shared | Use::Probe => FlockArg::LockSharedNonblock,
-        Use::Unlocked | Use::Beside => return Ok(()),
-    };
-    match lock_open_within(file, how, wait) {
+fn lock_opened(file: &File, path: &Path, (share, is_block): (Share, bool), patience: Duration) -> Outcome {
+    let mut wait = Wait::up_to(patience, format_args!("the lock on {}", path.display()));
+    let locked = if is_block { lock::device(file, share, &mut wait) } else { lock::file(file, share, &mut wait) };
+    match locked {
         Err(nix::Error::EWOULDBLOCK) => Err(in_use(path)),
         locked => locked.doing(format_args!("can't lock {}", path.display())),
     }

@@ -3,6 +3,7 @@
 mod backing;
 pub mod claim;
 pub mod counters;
+mod lock;
 pub mod signature;
 pub mod stack;
 pub mod users;
