@@ -108,6 +108,31 @@ refused_fallen_back 4
 followed "$pid"
 readlink "/proc/$(daemon)/exe" | grep -q "$program" || die "$(readlink "/proc/$(daemon)/exe") serves"
 goes_on
+step 'commands that come between two daemons ask the next one'
+pid=$(daemon)
+rm -f /run/between
+# By then the daemon of before has ended. For as long nobody serves, and a word of the wait is due.
+fake 'echo R 9.9.9; read -r end; : >/run/between; sleep 5; exit 1'
+ui upgrade -n "$id" --binary /run/fake 2>/run/err & upgrading=$!
+wait_for test -e /run/between
+ui list | grep -q 'handed over to its next daemon' || die "list: $(ui list)"
+commands=('scrub' 'scrub --status' 'status' 'status --json' 'clear')
+asking=()
+for command in "${commands[@]}"; do
+  # shellcheck disable=SC2086 # words
+  ui $command -n "$id" >/run/out 2>"/run/said-${#asking[@]}" & asking+=($!)
+done
+ui status -x >/run/out 2>/run/said-all & asking+=($!)
+for i in "${!asking[@]}"; do
+  wait "${asking[i]}" || { cat /run/said-*; die "${commands[i]:-status -x} has not waited"; }
+done
+grep -q "^ublk-integrity: waiting for the next daemon of $disk, to which it is handed over, at most 180 s" /run/said-0 ||
+  die "it is not said what for: $(cat /run/said-0)"
+wait $upgrading && die 'the program that can not serve does'
+followed "$pid"
+pass_is_over() { ui scrub -n "$id" --status | grep -q '^pass 1 has ended'; }
+wait_for pass_is_over
+goes_on
 step 'one that fails after its superblock'
 epoch() { ui dump --data $data --json | jq '[.copies[].epoch] | max'; }
 pid=$(daemon) before=$(epoch)

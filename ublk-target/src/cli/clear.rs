@@ -4,6 +4,7 @@ use super::{one_or_all, status};
 use crate::{
     daemon::{
         client::{self, Unanswered},
+        followed,
         protocol::{ANSWERS_WITHIN, Request},
         state::{State, socket_path},
     },
@@ -33,7 +34,7 @@ pub fn run(args: &Args) -> Outcome {
     if !geteuid().is_root() {
         return Err(Failure::new(Exit::KeyOrPermission, "clear changes what others see of a device: it is for root"));
     }
-    let devices = status::devices(one_or_all(args.device.as_ref(), args.all)?)?;
+    let devices = status::devices(one_or_all(args.device.as_ref(), args.all)?, false)?;
     let (mut out, mut left) = (Output::new(), Vec::new());
     for seen in &devices {
         match clear(seen) {
@@ -73,7 +74,9 @@ fn clear(seen: &Seen) -> Outcome<(String, Health)> {
 /// The status after these were acknowledged, as they were seen: not what has come since.
 fn ask(state: &State, found: &[Finding]) -> Outcome<Value> {
     let findings = found.iter().map(|finding| (finding.field.to_owned(), finding.count)).collect();
-    client::ask(&socket_path(state.id), &Request::Clear { findings }).map_err(|unanswered| match unanswered {
+    let request = Request::Clear { findings };
+    let answer = followed::anew(state.id, || client::ask(&socket_path(state.id), &request));
+    answer.map_err(|unanswered| match unanswered {
         Unanswered::Failed(failure) => failure.context(path(state)),
         Unanswered::Late => {
             let seconds = ANSWERS_WITHIN.as_secs();

@@ -270,7 +270,7 @@ fn table(path: &Path) -> Finding {
 }
 
 fn devices() -> Finding {
-    let health: Vec<_> = survey::all().iter().map(Health::of).collect();
+    let health: Vec<_> = survey::all_settled().iter().map(Health::of).collect();
     let ill = health.iter().filter(|health| **health != Health::Ok).count();
     match health::worst(&health) {
         None => Finding::new("devices", State::Ok, format_args!("{}, all ok", health.len())),

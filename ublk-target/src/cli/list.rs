@@ -1,6 +1,11 @@
 //! `list`: the devices.
 
-use crate::{daemon::state::State, failure::Outcome, output::Output, ublk};
+use crate::{
+    daemon::state::{Change, State},
+    failure::Outcome,
+    output::Output,
+    ublk,
+};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -24,7 +29,11 @@ pub fn run(args: &Args) -> Outcome {
     }
     let mut out = Output::new();
     for (alive, _, state) in &devices {
-        let daemon = if *alive { format!("pid {}", state.pid) } else { format!("daemon dead: {}", state.remedy()) };
+        let daemon = match alive {
+            true => format!("pid {}", state.pid),
+            false if Change::is_under_way(state.id) => "handed over to its next daemon just now".into(),
+            false => format!("daemon dead: {}", state.remedy()),
+        };
         let meta = state.settings.meta.as_ref().map_or_else(String::new, |m| format!(", metadata {}", m.display()));
         let name = state.settings.name.as_ref().map_or_else(String::new, |name| format!("{name}, "));
         let program = alive.then(|| outdated(state)).flatten().map_or_else(String::new, |runs| {

@@ -6,8 +6,9 @@ use super::{
 };
 use crate::{
     daemon::{
-        client::{self, Conversation, Unanswered},
-        protocol::{ANSWERS_WITHIN, Offer, Offered, Request},
+        client::Conversation,
+        followed::{self, ask},
+        protocol::{Offer, Offered, Request},
         state::{Change, State, socket_path},
     },
     failure::{Context, Exit, Failure, Outcome},
@@ -85,7 +86,7 @@ fn rate(text: &str) -> Result<NonZeroU64, String> {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let state = State::load_alive(args.device.number()?)?;
+    let state = followed::alive(args.device.number()?)?;
     let request = match args {
         Args { status: true, .. } => Request::ScrubStatus {},
         Args { pause: true, .. } => Request::ScrubPause {},
@@ -160,7 +161,9 @@ struct Healer<'s> {
 impl Healer<'_> {
     fn daemon(&mut self) -> Outcome<(&mut Conversation, Places)> {
         if self.daemon.is_none() {
-            let (daemon, answer) = Conversation::begin(&socket_path(self.state.id), &Request::Heal {})?;
+            let id = self.state.id;
+            let begin = || Conversation::begin(&socket_path(id), &Request::Heal {});
+            let (daemon, answer) = followed::anew(id, begin)?;
             let number = |field: &str| answer[field].as_u64().ok_or_else(not_understood);
             let places = Places { block_size: number("block_size")?, data_offset: number("data_offset")? };
             self.daemon = Some((daemon, places));
@@ -172,12 +175,14 @@ impl Healer<'_> {
     /// Once more on another connection, where the one that was there is broken.
     fn heal(&mut self, block: BlockIndex, bytes: &[u8]) -> Outcome<Healed> {
         let offer = Offer { block, replica: hex(bytes) };
-        let was_there = self.daemon.is_some();
-        match self.offer(&offer) {
-            Err(_) if was_there && self.daemon.is_none() => self.offer(&offer),
-            done => done,
-        }
-        .and_then(|answer| outcome_of(block, &answer))
+        followed::anew(self.state.id, || {
+            let was_there = self.daemon.is_some();
+            match self.offer(&offer) {
+                Err(_) if was_there && self.daemon.is_none() => self.offer(&offer),
+                done => done,
+            }
+            .and_then(|answer| outcome_of(block, &answer))
+        })
     }
 
     fn offer(&mut self, offer: &Offer) -> Outcome<Value> {
@@ -202,21 +207,6 @@ fn outcome_of(asked: BlockIndex, answer: &Value) -> Outcome<Healed> {
 
 fn not_understood() -> Failure {
     Failure::new(Exit::Device, "the daemon tells what this program does not understand")
-}
-
-fn ask(state: &State, request: &Request) -> Outcome<Value> {
-    client::ask(&socket_path(state.id), request).map_err(|why| match why {
-        Unanswered::Failed(failure) => failure,
-        Unanswered::Late => Failure::new(
-            Exit::Busy,
-            format_args!(
-                "the daemon of device {} (pid {}) has not answered within {} s",
-                state.id,
-                state.pid,
-                ANSWERS_WITHIN.as_secs()
-            ),
-        ),
-    })
 }
 
 fn read(answer: &Value) -> Outcome<ScrubStatus> {

@@ -65,7 +65,8 @@ pub fn run(args: &Args) -> Outcome {
 /// What there is to show, and what comes of it.
 fn look(args: &Args) -> Outcome<(Output, Outcome)> {
     let one = args.device.number()?;
-    let devices: Vec<_> = devices(one)?.into_iter().map(|seen| (Health::of(&seen), seen)).collect();
+    let devices: Vec<_> =
+        devices(one, args.watch.is_some())?.into_iter().map(|seen| (Health::of(&seen), seen)).collect();
     match (one, &devices[..]) {
         _ if args.unhealthy => Ok(unhealthy(&devices)),
         (Some(_), [(health, seen)]) => one_device(seen, health, args.json),
@@ -77,13 +78,18 @@ fn look(args: &Args) -> Outcome<(Output, Outcome)> {
     }
 }
 
-/// The device of this number, which must be there, or all.
-pub(super) fn devices(one: Option<u32>) -> Outcome<Vec<Seen>> {
-    one.map_or_else(|| Ok(survey::all()), |number| Ok(vec![seen(number)?]))
+/// The device of this number, which must be there, or all. Who looks `again` sees them as they are; who does not, one that is
+/// handed over when that is done.
+pub(super) fn devices(one: Option<u32>, again: bool) -> Outcome<Vec<Seen>> {
+    match one {
+        Some(number) => Ok(vec![seen(number, again)?]),
+        None => Ok(if again { survey::all() } else { survey::all_settled() }),
+    }
 }
 
-fn seen(number: u32) -> Outcome<Seen> {
-    survey::look(State::load(number)?).ok_or_else(|| {
+fn seen(number: u32, again: bool) -> Outcome<Seen> {
+    let look = if again { survey::look } else { survey::look_settled };
+    look(State::load(number)?).ok_or_else(|| {
         Failure::new(
             Exit::Device,
             format_args!("device {number} is gone: `ublk-integrity list` shows those that are there"),

@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn look(args: &Args) -> Outcome<Look> {
-    Ok(Look::of(devices(args.device.number()?)?))
+    Ok(Look::of(devices(args.device.number()?, true)?))
 }
 
 fn batch(args: &Args) -> Outcome {

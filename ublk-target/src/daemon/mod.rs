@@ -17,6 +17,7 @@ mod closing;
 mod control;
 mod counts;
 mod endings;
+pub mod followed;
 mod hand_over;
 mod harden;
 mod heal;

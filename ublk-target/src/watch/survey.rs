@@ -3,6 +3,7 @@
 use crate::{
     daemon::{
         client::{self, Unanswered},
+        followed,
         protocol::Request,
         state::{State, socket_path},
     },
@@ -42,10 +43,19 @@ pub enum Daemon {
     Dead,
 }
 
-/// Looks at all devices.
+/// Looks at all devices, as they are at this moment.
 pub fn all() -> Vec<Seen> {
+    each(look)
+}
+
+/// The same for who looks once: at one that is handed over when it has its next daemon.
+pub fn all_settled() -> Vec<Seen> {
+    each(look_settled)
+}
+
+fn each(look: impl Fn(State) -> Option<Seen> + Copy + Send) -> Vec<Seen> {
     thread::scope(|scope| {
-        let looks: Vec<_> = State::all().into_iter().map(|state| scope.spawn(|| look(state))).collect();
+        let looks: Vec<_> = State::all().into_iter().map(|state| scope.spawn(move || look(state))).collect();
         looks.into_iter().filter_map(|look| look.join().ok().flatten()).collect()
     })
 }
@@ -54,6 +64,15 @@ pub fn all() -> Vec<Seen> {
 pub fn look(state: State) -> Option<Seen> {
     let daemon = ask(&state).or_else(|| state.has_device().then_some(Daemon::Dead))?;
     Some(Seen { state, daemon })
+}
+
+/// The same, once it has its next daemon, where it is handed over.
+pub fn look_settled(state: State) -> Option<Seen> {
+    let looked = followed::anew(state.id, || match look(state.anew()) {
+        Some(seen) if matches!(seen.daemon, Daemon::Dead | Daemon::Unasked(_)) => Err(Box::new(seen)),
+        seen => Ok(seen),
+    });
+    looked.unwrap_or_else(|seen| Some(*seen))
 }
 
 /// What the daemon says, if it lives.
