@@ -24,6 +24,19 @@ package() { dpkg "$@" >/run/dpkg 2>&1 || { cat /run/dpkg; return 1; }; }
 journal() { journalctl -b "$1" -u "$unit" --no-pager -o cat; }
 sums() { (cd /home && sha256sum -c --quiet sums) || die "the files in /home have changed"; }
 
+# The daemon that was started by hand, below /hand, and that it is in no session.
+hand() { ui list --json | jq -r '.[] | select(.id == 9) | .pid'; }
+apart() {
+  grep -q '^0::/system.slice/ublk-integrity-[0-9]*\.scope$' "/proc/$(hand)/cgroup" || die "it is in $(cat "/proc/$(hand)/cgroup")"
+  [ "$(head -c 1 "/proc/$(hand)/cmdline")" = @ ] || die 'systemd would kill it at the end of a shutdown'
+}
+# What passes for a session of somebody's, with a command in it.
+session() { # NUMBER COMMAND...
+  systemd-run --quiet --scope --slice=user.slice --unit="session-$1.scope" "${@:2}" & session=$!
+  wait_for test -d "/sys/fs/cgroup/user.slice/session-$1.scope"
+}
+end_session() { systemctl stop "session-$1.scope"; wait $session || true; }
+
 # A writer on the mounted volume: an error of it is a failure.
 start_writing() {
   # shellcheck disable=SC2016 # it is for the shell that runs it
@@ -60,6 +73,12 @@ first_boot() {
   [ "$(shows StatusText)" = 'serving /dev/ublkb0' ] || die "status: $(shows StatusText)"
   wait_for test -b /dev/ublk-integrity/home
   wait_for test -b "/dev/disk/by-id/ublk-integrity-$uuid"
+  step 'udev deals with the events of a disk while it is served'
+  # shellcheck disable=SC2016 # of the shell that has the lock
+  flock --exclusive /dev/vdc sh -c 'udevadm trigger /dev/vdc && ! udevadm settle --timeout=3' || die 'the test shows nothing'
+  udevadm settle
+  udevadm trigger /dev/vda
+  udevadm settle --timeout=10 || die 'they are put off'
   mkfs.ext4 -q /dev/ublk-integrity/home
   echo '/dev/ublk-integrity/home /home ext4 defaults 0 2' >>/etc/fstab
   systemctl daemon-reload
@@ -146,6 +165,29 @@ first_boot() {
   [ "$(shows ActiveState) $(shows Result)" = 'inactive success' ] || die "$(shows ActiveState), $(shows Result)"
   [ -z "$(daemon_of home)" ] || die 'a daemon is left'
   key=/etc/ublk-integrity-keys.d/home.key data=/dev/vda check_closed
+  step 'a daemon that is started in a session does not end with that, nor does the one that follows it'
+  ui keygen /root/hand.key
+  ui format --data /dev/vdb --key-file /root/hand.key
+  session 8 bash -c "$ublk_integrity add -n 9 --data /dev/vdb --key-file /root/hand.key >/run/added && exec sleep 1d"
+  wait_for grep -sx /dev/ublkb9 /run/added
+  apart
+  pid=$(hand)
+  end_session 8
+  [ "$(hand)" = "$pid" ] || die 'it has ended with the session'
+  ui upgrade -n 9
+  apart
+  [ "$(hand)" != "$pid" ] || die 'no new daemon'
+  step 'one that is in a session, as of an older program: it is named, and the next one is not'
+  session 7 sleep 1d
+  hand >/sys/fs/cgroup/user.slice/session-7.scope/cgroup.procs
+  { ui doctor || true; } | grep 'sessions.*session-7.scope.*upgrade -n 9' || die "$(ui doctor)"
+  ui upgrade -n 9
+  apart
+  end_session 7
+  mkfs.ext4 -q /dev/ublkb9
+  mkdir -p /hand
+  mount /dev/ublkb9 /hand
+
   step 'one that was started by hand is taken over by the unit'
   ui attach home
   pid=$(daemon_of home)
@@ -154,6 +196,10 @@ first_boot() {
   [ "$(main)" = "$pid" ] || die 'another daemon'
   mount /home
   sums
+  head -c 3M /dev/urandom >/root/unsynced
+  sync
+  step 'the shutdown comes before anybody has synced what is on the volume that was started by hand'
+  cp /root/unsynced /hand/
 }
 
 second_boot() {
@@ -169,6 +215,16 @@ second_boot() {
   grep -q 'Deactivated successfully' /run/end-before || die 'it was not stopped in good order'
   if journal 0 | grep 'recovery of'; then die 'it was not closed'; fi
   if grep -E 'SIGKILL|status=|Failed' /run/end-before; then die 'it was not stopped in good order'; fi
+
+  step 'and that which was started by hand, below what was mounted there'
+  journalctl -b -1 --no-pager -o cat -u 'ublk-integrity-*.scope' -u hand.mount
+  if journalctl -b -1 --no-pager -o cat -u 'ublk-integrity-*.scope' | grep -E 'SIGKILL|timed out|Failed'; then die 'it was not stopped in good order'; fi
+  key=/root/hand.key data=/dev/vdb check_closed
+  ui add -n 9 --data /dev/vdb --key-file /root/hand.key
+  mount /dev/ublkb9 /hand
+  cmp /root/unsynced /hand/unsynced || die 'what nobody had synced is lost'
+  umount /hand
+  ui del -n 9
 
   step 'a pass over the volume, by the unit that the timer starts once a month where it is asked to'
   systemctl start ublk-integrity-scrub@home
@@ -217,7 +273,7 @@ second_boot() {
   systemd-creds encrypt --with-key=host --name=home-key /etc/ublk-integrity-keys.d/home.key /etc/credstore.encrypted/home-key
   mv /etc/ublk-integrity-keys.d/home.key /root/
   ui keygen /etc/credstore/stays-key
-  ui format --data /dev/vdb --key-file /etc/credstore/stays-key
+  ui format --data /dev/vdb --key-file /etc/credstore/stays-key --force
   sed -i 's/^home .*/& credential:home-key/' /etc/ublk-integritytab
   # And one on a partition, which udev has to find by the volume's UUID. Where there is no sfdisk a table is a few bytes: the
   # partition's type, its first sector (2048) and how many it has (129024).

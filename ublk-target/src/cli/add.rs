@@ -4,6 +4,7 @@ use super::{
     DeviceArgs, ExpectedArgs,
     anchored::{AnchorArgs, KeepArgs},
     one_device::device_number,
+    session,
 };
 use crate::{
     daemon::{
@@ -161,6 +162,7 @@ pub fn launch(start: Start, foreground: bool) -> Outcome {
                 let what = start.settings.paths_in_words();
                 // This process only waits from here on.
                 drop(start);
+                session::take_out(daemon.pid());
                 return daemon.outcome(&what);
             }
             Side::Daemon(reporter) => (reporter, Sink::system()),

@@ -38,7 +38,7 @@ pub struct Args {
     table: TableArgs,
     /// Stay in the foreground, and log to standard error
     #[arg(long)]
-    foreground: bool,
+    pub(super) foreground: bool,
 }
 
 /// Which table.

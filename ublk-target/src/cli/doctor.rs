@@ -1,7 +1,9 @@
 //! `doctor`: what this machine has of what the program needs, and what to do about the rest.
 
+use super::session;
 use crate::{
     boot::table::{TABLE, Table},
+    daemon,
     event_loop::OwnRing,
     failure::{Exit, Failure, Outcome, no_ring, plain},
     os,
@@ -78,6 +80,7 @@ pub fn run(args: &Args) -> Outcome {
         group(&fs::read_to_string("/etc/group").unwrap_or_default()),
         table(Path::new(TABLE)),
         devices(),
+        sessions(&in_sessions()),
     ];
     let out = if args.json { Output::json(&Report { findings: &findings }) } else { lines(&findings) };
     let bad = findings.iter().filter(|finding| finding.state == State::Bad).count();
@@ -279,6 +282,26 @@ fn devices() -> Finding {
     }
 }
 
+/// Daemons that end with somebody's session, each as number and session.
+fn in_sessions() -> Vec<(u32, String)> {
+    let alive = daemon::state::State::all().into_iter().filter(|state| state.is_alive());
+    alive.filter_map(|state| Some((state.id, session::of(state.pid)?))).collect()
+}
+
+fn sessions(in_sessions: &[(u32, String)]) -> Finding {
+    let new = |state, found: String| Finding::new("sessions", state, found);
+    match in_sessions.first() {
+        None => new(State::Ok, "no daemon ends with a login session".into()),
+        Some((id, session)) => {
+            let count = in_sessions.len();
+            let found = format!("{count} of the daemons are in login sessions, that of /dev/ublkb{id} in {session}");
+            new(State::Note, found).but(format!(
+                "a shutdown may kill it below a mounted file system; `upgrade -n {id}` takes it out of there"
+            ))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,6 +344,15 @@ mod tests {
         assert!(locked_memory_within(8 << 20, user).found.starts_with("8.00 MiB"));
         assert_eq!(processor(&[("SHA", true), ("AVX2", true)]).found, "SHA, AVX2");
         assert_eq!(processor(&[("SHA", false), ("AVX2", true)]).found, "no SHA");
+    }
+
+    #[test]
+    fn a_daemon_that_ends_with_a_session_is_named() {
+        assert_eq!(sessions(&[]).state, State::Ok);
+        let note = sessions(&[(3, "session-1.scope".into()), (4, "session-2.scope".into())]);
+        assert!(note.state == State::Note && note.found.contains("2 of the daemons"), "{}", note.found);
+        assert!(note.found.contains("/dev/ublkb3 in session-1.scope"), "{}", note.found);
+        assert!(note.remedy.is_some_and(|remedy| remedy.contains("`upgrade -n 3`")));
     }
 
     #[test]

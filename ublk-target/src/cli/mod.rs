@@ -34,6 +34,7 @@ mod recover;
 mod replica;
 mod resize;
 mod scrub;
+mod session;
 pub mod status;
 pub mod stop;
 mod successor;
@@ -189,6 +190,9 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
+    if cli.command.leaves_a_daemon() {
+        session::be_spared(args);
+    }
     let watched = if cli.command.is_offline() { interrupt::watch() } else { Ok(()) };
     let done = watched.and_then(|()| cli.command.run());
     let code = exit_code(done);
@@ -251,6 +255,16 @@ impl Command {
                 | Self::Resize(_)
                 | Self::Benchmark(_)
         )
+    }
+
+    /// Whether it ends, and a daemon goes on that it has forked.
+    fn leaves_a_daemon(&self) -> bool {
+        match self {
+            Self::Add(args) => !args.foreground,
+            Self::Attach(args) => !args.foreground,
+            Self::Recover(args) => !args.foreground && !args.successor,
+            _ => false,
+        }
     }
 
     /// Whether it does I/O to the devices of a volume by itself.

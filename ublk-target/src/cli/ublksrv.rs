@@ -3,7 +3,7 @@
 //!
 //! It has forked already: this process is the daemon.
 
-use super::{add, recover, usage_line};
+use super::{add, recover, session, usage_line};
 use crate::{
     daemon::{
         self,
@@ -14,7 +14,11 @@ use crate::{
     hashing, os,
 };
 use clap::{CommandFactory, Parser, Subcommand};
-use std::{ffi::OsString, path::Path, process::ExitCode};
+use std::{
+    ffi::OsString,
+    path::Path,
+    process::{self, ExitCode},
+};
 
 /// The name under which the tool runs us.
 const NAME: &str = "ublk.integrity";
@@ -128,7 +132,7 @@ fn serve(command: Command, reporter: Reporter) -> Outcome {
         Command::Help { .. } => return Ok(()),
     };
     let started = prepared.and_then(|start| launch::leave_session().map(|()| start));
-    match started {
+    match started.inspect(|_| session::take_out(process::id())) {
         Ok(start) => daemon::run(start, reporter, Sink::system()),
         Err(failure) => {
             reporter.failed(&failure);

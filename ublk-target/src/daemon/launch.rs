@@ -258,6 +258,11 @@ impl Listening {
         Self { pipe: File::from(pipe), received: Vec::new(), daemon }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_raw() as u32
+    }
+
     /// Passes lines on until the outcome comes, and prints the device's path. `what` it opens.
     pub fn outcome(mut self, what: &str) -> Outcome {
         let path = self.live(what, None)?;

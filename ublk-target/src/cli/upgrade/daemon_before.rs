@@ -1,6 +1,9 @@
 //! The daemon that serves until now, and its program.
 
-use super::{super::control_group, Device, Undone, within};
+use super::{
+    super::{control_group, session},
+    Device, Undone, within,
+};
 use crate::{
     daemon::{
         RESTS_WITHIN,
@@ -85,10 +88,22 @@ impl<'s> DaemonBefore<'s> {
         String::from_utf8(known.stdout).ok().filter(|_| known.status.success())
     }
 
-    /// Puts a process where this one is accounted for and ends: not with whoever calls us, whose
-    /// session or unit may end.
-    pub(super) fn take_in(&self, pid: u32) -> io::Result<()> {
-        control_group::join(pid, self.state.pid)
+    /// Puts its successor where this one is accounted for and ends: not with whoever calls us, whose session or unit may
+    /// end. Where this one is in a session itself, as those of older programs are, the successor gets a scope of its own.
+    pub(super) fn make_room_for(&self, pid: u32) {
+        let device = ublk::block_path(self.state.id);
+        let device = device.display();
+        let apart = session::of(self.state.pid).map(|session| (session::move_out(pid), session));
+        match apart {
+            Some((Ok(()), _)) => return,
+            Some((Err(why), session)) => {
+                output::warn(format_args!("the daemon of {device} goes on in {session}: {why}"));
+            }
+            None => {}
+        }
+        if let Err(e) = control_group::join(pid, self.state.pid) {
+            output::warn(format_args!("the new daemon of {device} stays in the control group of this command: {e}"));
+        }
     }
 
     /// Its program, in memory: where it lies on the device itself it can't be read when it is needed.

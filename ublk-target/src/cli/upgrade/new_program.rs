@@ -1,6 +1,6 @@
 //! The program that is to serve, and its daemons.
 
-use super::{wish::Wish, within};
+use super::{super::session, wish::Wish, within};
 use crate::{
     daemon::{
         launch::{Listening, Silence},
@@ -45,10 +45,6 @@ pub(super) struct NewProgram {
     /// systemd, where it is a unit's reload that hands the device over.
     manager: Option<Notify>,
 }
-
-/// What the main process of a unit is called: systemd of before `SurviveFinalKillSignal=` spares it
-/// at the end of a shutdown.
-const STAYS: &str = "@ublk-integrity";
 
 impl NewProgram {
     /// That of a path; this one, where there is none.
@@ -133,9 +129,9 @@ impl NewProgram {
         command.args(self.grow.into_iter().flat_map(|size| ["--grow".into(), size.to_string()]));
         command.args(known_format.into_iter().flat_map(|known| ["--known-format".into(), known]));
         if self.is_in_reload() {
-            command.arg("--foreground").arg0(STAYS);
+            command.arg("--foreground");
         }
-        let started = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let started = command.arg0(session::STAYS).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = started.doing(format_args!("can't start {}", self.name))?;
         let pipe = child.stdout.take().expect("asked for");
         let listening = Listening::of(OwnedFd::from(pipe), Pid::from_raw(child.id() as i32));

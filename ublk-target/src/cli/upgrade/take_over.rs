@@ -66,9 +66,7 @@ pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Opt
     }
     before.refuse().map_err(|failure| failure.context(&device))?;
     let mut successor = new.start(id, before.known_format()).map_err(stays)?;
-    if let Err(e) = before.take_in(successor.pid()) {
-        output::warn(format_args!("the new daemon of {device} stays in the control group of this command: {e}"));
-    }
+    before.make_room_for(successor.pid());
     let version = match successor.ready() {
         Ok(version) => version,
         Err(failure) => {
