@@ -1,7 +1,7 @@
 //! Devices that lie while the volume runs, and somebody who changes the medium while it is off: never
 //! a wrong version. EILSEQ and a refused open are right answers here, and so is an allowed version.
 //!
-//! `ADVERSARY_SEED=n` replays one seed; `ADVERSARY_SEEDS=n` sets how many are run (soak).
+//! `ADVERSARY_SEED=n` replays one seed; `ADVERSARY_SEEDS=a..b` has others.
 
 use crate::sim::{
     Disk, Rng, SimStorage,
@@ -12,7 +12,9 @@ use crate::sim::{
     life::live,
     open_options,
     oracle::Oracle,
-    reopen, tag_algorithm,
+    reopen,
+    seeds::{range, setting},
+    tag_algorithm,
     world::{MAX_REQUEST, QUEUES, World, compare, no_tail, recover},
 };
 use std::{cell::RefCell, rc::Rc};
@@ -218,15 +220,11 @@ fn failing_devices(seed: u64, seen: &mut Seen) {
     seen.eilseq += oracle.touched().into_iter().filter(|block| oracle.broken(*block)).count() as u64;
 }
 
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|v| v.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
-}
-
 fn run_seeds(default: u64, test: fn(u64, &mut Seen)) -> Seen {
     let mut seen = Seen::default();
     let seeds = match setting("ADVERSARY_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..setting("ADVERSARY_SEEDS").unwrap_or(default),
+        None => range("ADVERSARY_SEEDS").unwrap_or(0..default),
     };
     for seed in seeds {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(seed, &mut seen)));

@@ -2,7 +2,8 @@
 //! single device write, recovery (itself cut short now and then), and every block compared with
 //! what it may rightly hold. See docs/testing.md.
 //!
-//! `CRASH_SEED=n` replays one seed; `CRASH_POINTS=n` sets how many crashes a run makes (soak).
+//! `CRASH_SEED=n` replays one seed, `CRASH_SEEDS=a..b` has other seeds, as scripts/soak does; `CRASH_POINTS=n` sets how many
+//! crashes a run makes.
 
 use crate::sim::{
     Disk, Rng, SimStorage, block_on, elsewhere,
@@ -12,6 +13,7 @@ use crate::sim::{
     open_options,
     oracle::Oracle,
     reopen,
+    seeds::{range, setting},
     sick::open_sick,
     tag_algorithm,
     told::Told,
@@ -257,11 +259,7 @@ fn several_lives(seed: u64) -> u64 {
     crashes
 }
 
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|v| v.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
-}
-
-/// Runs seeds until there were enough crashes, on all processors.
+/// Runs seeds until there were enough crashes, or those that are asked for, on all processors.
 fn crash_points(default: u64, run: fn(u64) -> u64) {
     if let Some(seed) = setting("CRASH_SEED") {
         run(seed);
@@ -270,11 +268,12 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
     // A fifth where nothing is optimized and arithmetic is checked.
     let default = if cfg!(debug_assertions) { default / 5 } else { default };
     let points = setting("CRASH_POINTS").unwrap_or(default);
+    let asked = range("CRASH_SEEDS");
     let start = std::time::Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let until_enough = |first: u64| {
-        let (mut done, mut seed) = (0, first);
-        while done < points / threads {
+        let (mut done, mut seed) = (0, asked.as_ref().map_or(0, |seeds| seeds.start) + first);
+        while asked.as_ref().map_or(done < points / threads, |seeds| seeds.contains(&seed)) {
             match std::panic::catch_unwind(|| run(seed)) {
                 Ok(crashes) => done += crashes,
                 Err(_) => panic!("seed {seed}: run again with CRASH_SEED={seed}"),
@@ -289,6 +288,7 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
         done
     };
     let total: u64 = std::thread::scope(|s| {
+        let until_enough = &until_enough;
         let workers: Vec<_> = (0..threads).map(|first| s.spawn(move || until_enough(first))).collect();
         workers.into_iter().map(|w| w.join().expect("a seed failed, see above")).sum()
     });

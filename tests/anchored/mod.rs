@@ -19,6 +19,7 @@ use crate::{
         open_options,
         oracle::Oracle,
         reopen,
+        seeds::{each, range, setting},
         world::{Covered, Kept, World, compare, cover, no_tail},
     },
 };
@@ -377,26 +378,16 @@ fn stop(all: &mut Anchored, volume: Volume, mut keeper: AnchorKeeper) {
 
 #[test]
 fn an_older_disk_is_refused_and_what_a_crash_leaves_is_not() {
-    let setting = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     if let Some(seed) = setting("ANCHOR_SEED") {
         several_lives(seed);
         return;
     }
-    let seeds = setting("ANCHOR_SEEDS").unwrap_or(if cfg!(debug_assertions) { 100 } else { 400 });
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let some = |first: u64| {
-        for seed in (first..seeds).step_by(threads as usize) {
-            let ended = std::panic::catch_unwind(|| several_lives(seed));
-            assert!(ended.is_ok(), "seed {seed}: run again with ANCHOR_SEED={seed}");
-        }
-    };
-    std::thread::scope(|s| {
-        let all: Vec<_> = (0..threads).map(|first| s.spawn(move || some(first))).collect();
-        all.into_iter().for_each(|one| one.join().expect("a seed failed, see above"));
-    });
+    let seeds = range("ANCHOR_SEEDS").unwrap_or(0..if cfg!(debug_assertions) { 100 } else { 400 });
+    each(&seeds, "ANCHOR_SEED", several_lives);
     let [refused, accepted, ticks, landed, fenced, held] = SEEN.each_ref().map(|n| n.load(Ordering::Relaxed));
     println!(
-        "{seeds} seeds: {refused} disks refused, {accepted} accepted; {ticks} ticks, {landed} late requests that landed, {fenced} hosts fenced, {held} lives with held flushes"
+        "{} seeds: {refused} disks refused, {accepted} accepted; {ticks} ticks, {landed} late requests that landed, {fenced} hosts fenced, {held} lives with held flushes",
+        seeds.end - seeds.start
     );
-    assert!(seeds < 100 || [refused, accepted, ticks, landed, fenced, held].iter().all(|n| *n > 0));
+    assert!(seeds.end - seeds.start < 100 || [refused, accepted, ticks, landed, fenced, held].iter().all(|n| *n > 0));
 }

@@ -15,6 +15,7 @@ pub mod life;
 pub mod logged;
 pub mod oracle;
 pub mod rng;
+pub mod seeds;
 pub mod sick;
 pub mod storage;
 pub mod time;
