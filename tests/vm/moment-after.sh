@@ -3,7 +3,7 @@
 . tests/vm/lib.sh
 # How often: a hundred times of a hundred in the long run.
 times=${FULL:+25}
-times=${times:-8}
+times=${times:-4}
 echo content >/run/content
 step 'format and import in turns'
 for _ in $(seq $((times * 4))); do

@@ -1,6 +1,6 @@
 #!/bin/bash
 # users - a device below a loop device, device-mapper, swap, a mount or another volume is not deleted unasked; del -a ends the upper ones first
-# vm: limit=200 on=newest,6.12
+# vm: limit=200
 . tests/vm/lib.sh
 modprobe loop
 in_use() { # WHAT
