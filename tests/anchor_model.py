@@ -4,7 +4,8 @@
 In it: the anchor as a file of two slots, as a store with compare-and-swap, and as a bare counter whose body lies on the
 untrusted disk; its writes that fail, tear, arrive late, twice or after a crash; an anchor that goes away; both modes. Crashes
 between any two steps, opens cut short; an adversary who puts back any earlier state of the whole disk, mixtures of them, and
-logs cut short, at every crash and in the middle of an open; a second host that opens a copy while the first runs on.
+logs cut short, at every crash and in the middle of an open; a second host that opens a copy while the first runs on. The key
+area is changed while the volume is served and while it is not, and cut short; older ones are put back.
 Not in it: MACs (nothing is forged), time (a tick comes at any moment), several anchors, writes that records carry
 (protocol_model.py has these).
 
@@ -12,6 +13,8 @@ Oracle:
 - What an honest crash leaves is never refused.
 - No state is accepted that lacks a version which the anchor covers: in mode flush what an answered flush covers, in mode
   interval what a tick that has ended covers, in both what an open has settled.
+- No key area opens the volume but the newest, from the end of its change on. One that a change has begun to write may, until
+  an open has settled which.
 - An open that is refused leaves the anchor alone. A fenced host answers no flush, and moves the anchor no more.
 - Nothing deadlocks. An orderly stop is anchored to the last write.
 
@@ -25,6 +28,7 @@ import sys
 from anchor_protocol.anchor import Anchor, Away
 from anchor_protocol.disk import BLOCKS, Bad, Disk, Refuse, User
 from anchor_protocol.faults import BUGS, HOSTILE, ONLY
+from anchor_protocol.keys import change_unserved
 from anchor_protocol.recovery import recover, tamper
 from anchor_protocol.volume import Node
 from protocol.faults import COUNTS, FAIL, count, plant, planted
@@ -41,11 +45,18 @@ def run(seed, only=None, hostile=False):
     trials = []
     sb0 = dict(epoch=0, root={}, tail=0, link="format", id="format")
     d.sb = [sb0, sb0]
-    held = dict(gen=0, id="format", next=None, pos=0, link="format", covers=None, then=None)
+    d.keys = [dict(gen=2, id="first")] * 2
+    u.areas = {"first"}
+    held = dict(gen=0, id="format", next=None, pos=0, link="format", covers=None, then=None, keys="first", keys_next=None)
+    if r.random() < 0.2:  # by a program that did not ask: what was there before it counts until an open has been done
+        held.update(keys=None)
+        u.areas.add("ancient")
     a.store = held
     a.file = [held, None]
     d.body = [held, None]
     n = Node(d, u, sb0, 0, a, mode, held)
+    snaps.append(d.copy())
+    snaps[0].keys = [dict(gen=1, id="ancient")] * 2
     snaps.append(d.copy())
 
     def snap(p):
@@ -96,6 +107,16 @@ def run(seed, only=None, hostile=False):
         except Away:
             return "away", False
 
+    def change_offline():  # between two lives, to its end or not
+        try:
+            for i, _ in enumerate(change_unserved(d, u, a)):
+                late()
+                snap(0.2)
+                if r.random() < 0.1:
+                    break
+        except Away:
+            pass
+
     try:
         for _ in range(6 if hostile else r.randint(1, 6)):
             for _ in range(r.randint(5, 60 if hostile else 200)):
@@ -121,6 +142,8 @@ def run(seed, only=None, hostile=False):
                         n.tasks.append(n.checkpoint())
                     elif x < 0.58 and mode == "interval" and not n.anchoring:
                         n.tasks.append(n.flush(True))
+                    elif x < 0.6 and n.held["keys"] and not any(t.__name__ == "change_keys" for t in n.tasks):
+                        n.tasks.append(n.change_keys())
                 if n.tasks:
                     step(n.tasks)
             a.out = False
@@ -173,6 +196,8 @@ def run(seed, only=None, hostile=False):
             cut = r.random() < 0.7
             if cut:
                 d.power_cut()
+            if r.random() < 0.15:
+                change_offline()
             trials.clear()
             tries, out = 8 if hostile else r.choice([0, 0, 1, 2, 4]), None
             accepted = False

@@ -15,19 +15,19 @@ use ublk_integrity::{
     open::{OpenError, open},
 };
 
-const AREAS: [u64; 2] = [64 << 10, 576 << 10];
-const AREA: usize = 32 << 10;
+pub(crate) const AREAS: [u64; 2] = [64 << 10, 576 << 10];
+pub(crate) const AREA: usize = 32 << 10;
 const CHECKSUM: std::ops::Range<usize> = 704..736;
 
-fn file(byte: u8) -> Credential {
+pub(crate) fn file(byte: u8) -> Credential {
     Credential::Key(MasterKey::new(&[byte; 32]).unwrap())
 }
 
-fn word(text: &str) -> Credential {
+pub(crate) fn word(text: &str) -> Credential {
     Credential::Passphrase(Passphrase::new(text.as_bytes()).unwrap())
 }
 
-fn new(rng: &mut Rng) -> NewSlot {
+pub(crate) fn new(rng: &mut Rng) -> NewSlot {
     let [salt, other]: [[u8; 32]; 2] = [rng.bytes(), rng.bytes()];
     let cost = GuessCost { memory_kib: 16, passes: 1, lanes: 1 };
     let nonce = other[..24].try_into().unwrap();
@@ -52,7 +52,7 @@ fn unlocked(io: &SimStorage, credential: &Credential) -> UnlockedSlots {
     locked(io).unlock(credential).unwrap()
 }
 
-fn opens(io: &SimStorage, credential: &Credential) -> bool {
+pub(crate) fn opens(io: &SimStorage, credential: &Credential) -> bool {
     match locked(io).unlock(credential) {
         Ok(slots) => {
             let options = open_options(&mut Rng::new(3));
@@ -64,19 +64,19 @@ fn opens(io: &SimStorage, credential: &Credential) -> bool {
     }
 }
 
-fn copies(io: &SimStorage) -> [Vec<u8>; 2] {
+pub(crate) fn copies(io: &SimStorage) -> [Vec<u8>; 2] {
     AREAS.map(|at| io.disk().peek(Device::Meta, at, AREA))
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Verb {
+pub(crate) enum Verb {
     Add,
     Change,
     Remove,
 }
 
 /// Slot 0 is opened by `file(1)`, slot 1 by "word"; the second asks.
-fn with_two(seed: u64) -> SimStorage {
+pub(crate) fn with_two(seed: u64) -> SimStorage {
     let io = formatted(seed);
     let mut slots = unlocked(&io, &file(1));
     assert_eq!(slots.add(&word("word"), &new(&mut Rng::new(seed ^ 1))).unwrap(), 1);
@@ -84,7 +84,7 @@ fn with_two(seed: u64) -> SimStorage {
     io
 }
 
-fn changed(io: &SimStorage, change: Verb) -> UnlockedSlots {
+pub(crate) fn changed(io: &SimStorage, change: Verb) -> UnlockedSlots {
     let mut rng = Rng::new(99);
     let mut slots = unlocked(io, &word("word"));
     match change {

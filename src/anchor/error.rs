@@ -79,6 +79,21 @@ pub enum AnchorError {
         /// When, in seconds since 1970.
         seconds: u64,
     },
+    /// The key that opens the volume was had from another key area than the anchor says: slots that were removed since may be in it.
+    #[error(
+        "the key area on the metadata device is an older or another one than its anchor says: {}, and {} when the anchor was written{}",
+        area(*.found), area(Some(*.anchored)), by(.host, *.seconds)
+    )]
+    KeyArea {
+        /// Its generation by the anchor.
+        anchored: u64,
+        /// That of the one that was found; `None`: the key was not had from one.
+        found: Option<u64>,
+        /// Who wrote the anchor.
+        host: String,
+        /// When, in seconds since 1970.
+        seconds: u64,
+    },
     /// The bodies of a counter can't be written to the metadata device.
     #[error("the anchor's body can't be written: {0}")]
     Device(DeviceError),
@@ -100,6 +115,11 @@ pub enum AnchorError {
 /// Words for a record that the devices have got to.
 fn behind(followed_to: Option<RecordNumber>) -> String {
     followed_to.map(|number| format!(", it has got to record {number}")).unwrap_or_default()
+}
+
+/// Words for which key area it is.
+fn area(generation: Option<u64>) -> String {
+    generation.map_or("the key was not had from one".into(), |generation| format!("it was of generation {generation}"))
 }
 
 /// Words for the bodies that the disk has instead.

@@ -3,7 +3,7 @@
 use super::AnchorError;
 use crate::{
     RecordNumber,
-    format::{AnchorBody, Link, OpenId, Superblock},
+    format::{AnchorBody, KeyAreaMark, Link, OpenId, Superblock},
 };
 
 /// What the devices hold, as far as an anchor asks.
@@ -46,10 +46,48 @@ pub(super) fn judge(body: &AnchorBody, presented: &Presented) -> Result<(), Anch
     })
 }
 
+/// Accepts the key area that the anchor speaks of, and the one that is being written in its place. Which of them counts is settled when
+/// the next open has ended, or the change.
+///
+/// Whoever knows a passphrase that was removed has the volume's key with the area of that time, and could sign another one, or
+/// a superblock that names it. So nothing on the disk can say which area counts.
+pub(super) fn judge_key_area(body: &AnchorBody, found: Option<&KeyAreaMark>) -> Result<(), AnchorError> {
+    // What programs have written that did not ask says nothing of it.
+    let Some(anchored) = &body.key_area else { return Ok(()) };
+    let permitted = [Some(anchored), body.next_key_area.as_ref()];
+    if found.is_some() && permitted.contains(&found) {
+        return Ok(());
+    }
+    Err(AnchorError::KeyArea {
+        anchored: anchored.generation,
+        found: found.map(|found| found.generation),
+        host: body.host.to_string(),
+        seconds: body.written_seconds,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::{AnchorPoint, AnchorState, anchor_of_test};
+    use crate::format::{AnchorPoint, AnchorState, anchor_of_test, key_area_of_test as mark};
+
+    #[test]
+    fn the_key_area_is_the_anchors_or_the_next_one() {
+        let accepts = |body: &AnchorBody, found: Option<KeyAreaMark>| judge_key_area(body, found.as_ref()).is_ok();
+        let before = anchor_of_test();
+        assert!(accepts(&before, None) && accepts(&before, Some(mark(1))), "it was not asked for then");
+        let body = AnchorBody { key_area: Some(mark(3)), ..before };
+        assert!(accepts(&body, Some(mark(3))));
+        let same_count = KeyAreaMark { generation: 3, ..mark(4) };
+        for other in [None, Some(mark(2)), Some(mark(4)), Some(same_count)] {
+            assert!(!accepts(&body, other), "{other:?}");
+        }
+        let changing = AnchorBody { next_key_area: Some(mark(4)), ..body };
+        assert!(accepts(&changing, Some(mark(3))) && accepts(&changing, Some(mark(4))));
+        assert!(!accepts(&changing, Some(mark(2))) && !accepts(&changing, None));
+        let said = judge_key_area(&body, Some(&mark(2))).unwrap_err().to_string();
+        assert!(said.contains("generation 2, and it was of generation 3 when") && said.contains("alpha"), "{said}");
+    }
 
     const LIFE: OpenId = [2; 32];
     const NEXT: OpenId = [8; 32];

@@ -3,11 +3,12 @@
 use super::{
     Anchor, AnchorError, AnchorNote,
     exchange::{self, Change},
+    judge::judge_key_area,
 };
 use crate::{
     AnchorLoss, Latched, RequestContext, Seq, Storage, Volume,
     crypto::keys::AnchorKey,
-    format::{AnchorBody, AnchorState},
+    format::{AnchorBody, AnchorState, KeyAreaMark},
 };
 use serde::Serialize;
 
@@ -36,7 +37,8 @@ pub enum Ticked {
 /// Why the anchor could not be told.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
-    /// The anchor's doing. [`Away`](AnchorError::Away) may pass; all else has made the volume read-only.
+    /// The anchor's doing. [`Away`](AnchorError::Away) may pass, and a [`KeyArea`](AnchorError::KeyArea) concerns who has asked; all else
+    /// has made the volume read-only.
     #[error(transparent)]
     Anchor(AnchorError),
     /// The volume is read-only.
@@ -61,6 +63,8 @@ pub struct AnchorStatus {
     pub resets: u64,
     /// When that was last, in seconds since 1970; 0: never.
     pub reset_seconds: u64,
+    /// The key area's generation, where the volume has one and the anchor asks for it.
+    pub key_area_generation: Option<u64>,
 }
 
 impl AnchorStatus {
@@ -77,6 +81,7 @@ impl AnchorStatus {
             host: body.host.to_string(),
             resets: body.resets,
             reset_seconds: body.reset_seconds,
+            key_area_generation: body.key_area.map(|area| area.generation),
         }
     }
 }
@@ -151,6 +156,26 @@ impl AnchorKeeper {
         let held = exchange::confirm(anchor, &self.key, &self.held).await;
         Self::heard(volume, &held);
         held.map_err(KeepError::Anchor)
+    }
+
+    /// While the key area is changed: `found` is the one that lies there, which the anchor must permit, and from now on `next` is
+    /// permitted besides. Nothing is written to the volume.
+    pub async fn keep_key_area<A: Anchor>(
+        &mut self,
+        volume: &Volume,
+        (anchor, note): (&A, &AnchorNote),
+        (found, next): (KeyAreaMark, Option<KeyAreaMark>),
+    ) -> Result<(), KeepError> {
+        if let Some(why) = volume.latched() {
+            return Err(KeepError::Latched(why));
+        }
+        self.settle(volume, anchor).await?;
+        judge_key_area(&self.held, Some(&found)).map_err(KeepError::Anchor)?;
+        if (self.held.key_area, self.held.next_key_area) == (Some(found), next) {
+            return Ok(());
+        }
+        let body = self.held.with_key_area(found, next, note);
+        self.send(volume, anchor, body).await
     }
 
     /// The last point of a volume that has been [closed](Volume::close): not one record of it may be missing later.

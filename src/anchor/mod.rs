@@ -20,12 +20,12 @@ mod offline;
 mod opening;
 mod slot;
 
-pub use crate::format::ANCHOR_BODY_BYTES;
+pub use crate::format::{ANCHOR_BODY_BYTES, KeyAreaMark};
 pub use counter::{BodyRoom, Counter, CounterAnchor};
 pub use error::AnchorError;
 pub use keeper::{AnchorKeeper, AnchorStatus, KeepError, Ticked};
 pub use offline::MoveError;
-pub(crate) use offline::{move_to, show};
+pub(crate) use offline::{keep_key_area, move_to, show};
 pub(crate) use opening::Opening;
 pub use slot::{SLOT_BYTES, Slot};
 

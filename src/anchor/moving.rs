@@ -3,7 +3,7 @@
 use super::AnchorNote;
 use crate::{
     Epoch,
-    format::{AnchorBody, AnchorPoint, AnchorState, HostName, OpenId, Superblock},
+    format::{AnchorBody, AnchorPoint, AnchorState, HostName, KeyAreaMark, OpenId, Superblock},
     log::LogPoint,
 };
 
@@ -42,11 +42,18 @@ impl AnchorBody {
         Self { state: AnchorState::Moving, next: Some(id), epoch: presented.epoch, ..base.followed(note) }
     }
 
-    /// Both copies of the superblock have the id: every state from before is refused.
-    pub(super) fn commit(self, written: &Superblock, note: &AnchorNote) -> Self {
+    /// Both copies of the superblock have the id: every state from before is refused. So is every key area but the one that the volume
+    /// was opened with.
+    pub(super) fn commit(self, written: &Superblock, key_area: Option<KeyAreaMark>, note: &AnchorNote) -> Self {
         let point = AnchorPoint { number: written.record_number, link: written.link };
-        let (state, id, next) = (AnchorState::Serving, written.open_id, None);
-        Self { state, id, next, point, epoch: written.epoch, ..self.followed(note) }
+        let (state, id, next, next_key_area) = (AnchorState::Serving, written.open_id, None, None);
+        Self { state, id, next, point, epoch: written.epoch, key_area, next_key_area, ..self.followed(note) }
+    }
+
+    /// The key area is `counts`, and `next` is about to be written in its place. Whoever has the volume open, or tries to, is where
+    /// it was.
+    pub(super) fn with_key_area(self, counts: KeyAreaMark, next: Option<KeyAreaMark>, note: &AnchorNote) -> Self {
+        Self { key_area: Some(counts), next_key_area: next, ..self.followed(note) }
     }
 
     /// The log has got so far in the life that is served.
@@ -61,7 +68,12 @@ impl AnchorBody {
     }
 
     /// The first of a volume, or the first after a reset, of which it says how often such has been.
-    pub(super) fn first(written: &Superblock, generation: u64, note: &AnchorNote, (resets, reset): (u64, u64)) -> Self {
+    pub(super) fn first(
+        (written, key_area): (&Superblock, Option<KeyAreaMark>),
+        generation: u64,
+        note: &AnchorNote,
+        (resets, reset): (u64, u64),
+    ) -> Self {
         Self {
             state: AnchorState::Serving,
             uuid: written.uuid,
@@ -74,6 +86,8 @@ impl AnchorBody {
             resets,
             reset_seconds: reset,
             host: host(note),
+            key_area,
+            next_key_area: None,
         }
     }
 }

@@ -3,9 +3,13 @@
 use super::{
     Anchor, AnchorError, AnchorNote, AnchorStatus, Beginning, Held,
     exchange::{self, Change},
+    judge::judge_key_area,
     opening::in_use,
 };
-use crate::{crypto::keys::AnchorKey, format::AnchorBody};
+use crate::{
+    crypto::keys::AnchorKey,
+    format::{AnchorBody, KeyAreaMark},
+};
 
 /// Why a move could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +34,27 @@ pub enum MoveError {
 pub(crate) async fn show<A: Anchor>(anchor: &A, key: &AnchorKey, uuid: &[u8; 16]) -> Result<AnchorStatus, AnchorError> {
     let there = exchange::load(anchor, uuid).await?;
     Ok(AnchorStatus::of(&exchange::whole(&there, key, uuid)?))
+}
+
+/// While the key area of a volume is changed that nobody serves: `found` is the one that lies there, which the anchor must permit, and
+/// from now on `next` is permitted besides. An open that was cut short stays where it was.
+pub(crate) async fn keep_key_area<A: Anchor>(
+    (anchor, note): (&A, &AnchorNote),
+    (key, uuid): (&AnchorKey, &[u8; 16]),
+    (found, next): (KeyAreaMark, Option<KeyAreaMark>),
+) -> Result<(), AnchorError> {
+    let there = exchange::load(anchor, uuid).await?;
+    let held = exchange::whole(&there, key, uuid).and_then(in_use)?;
+    judge_key_area(&held, Some(&found))?;
+    if let Held::Prepared(_) = there {
+        // What was begun is ended first: else two bodies would have one generation.
+        exchange::forward(anchor, uuid, held.generation).await?;
+    }
+    if (held.key_area, held.next_key_area) == (Some(found), next) {
+        return Ok(());
+    }
+    let body = held.with_key_area(found, next, note);
+    put(anchor, key, Beginning { expected: held.generation, generation: body.generation }, &body).await
 }
 
 /// Moves what an anchor holds to another place. The new one first, then the old one says that it was moved away: cut short in

@@ -3,12 +3,12 @@
 use super::{
     Anchor, AnchorError, AnchorKeeper, AnchorPurpose, AnchorUse, Beginning, Held,
     exchange::{self, Change},
-    judge::{Presented, judge},
+    judge::{Presented, judge, judge_key_area},
 };
 use crate::{
     RecordNumber,
     crypto::keys::AnchorKey,
-    format::{AnchorBody, AnchorState, Link, OpenId, Superblock},
+    format::{AnchorBody, AnchorState, KeyAreaMark, Link, OpenId, Superblock},
 };
 
 /// How often a disk is judged: what a crash has left under way is one request.
@@ -18,6 +18,8 @@ const JUDGED: usize = 3;
 pub(crate) struct Opening<'a, A> {
     with: AnchorUse<'a, A>,
     key: AnchorKey,
+    /// Where the volume's key was had from.
+    key_area: Option<KeyAreaMark>,
     /// What it held at first.
     found: Held,
     /// Where the next body goes.
@@ -34,7 +36,7 @@ impl<'a, A: Anchor> Opening<'a, A> {
     pub(crate) async fn begin(
         with: AnchorUse<'a, A>,
         key: &AnchorKey,
-        superblock: &Superblock,
+        (superblock, key_area): (&Superblock, Option<KeyAreaMark>),
     ) -> Result<Self, AnchorError> {
         let found = exchange::load(with.anchor, &superblock.uuid).await?;
         let held = match (with.purpose, exchange::whole(&found, key, &superblock.uuid)) {
@@ -56,7 +58,7 @@ impl<'a, A: Anchor> Opening<'a, A> {
             }
         };
         let next = Beginning { expected: found.counted(), generation: 0 };
-        Ok(Self { with, key: key.clone(), found, next, held, is_committed: false, changed: Vec::new() })
+        Ok(Self { with, key: key.clone(), key_area, found, next, held, is_committed: false, changed: Vec::new() })
     }
 
     /// Which record of the log the anchor asks for.
@@ -64,15 +66,16 @@ impl<'a, A: Anchor> Opening<'a, A> {
         self.judged().map(|held| held.point.number)
     }
 
-    /// Refuses a state that is older than the anchor says.
+    /// Refuses a state, or a key area, that is older than the anchor says.
     pub(crate) fn judge(
         &self,
         superblock: &Superblock,
         followed_to: RecordNumber,
         link_at_point: Option<Link>,
     ) -> Result<(), AnchorError> {
-        let judged =
-            self.judged().map_or(Ok(()), |held| judge(held, &Presented::of(superblock, followed_to, link_at_point)));
+        let presented = Presented::of(superblock, followed_to, link_at_point);
+        let judge = |held| judge(held, &presented).and_then(|()| judge_key_area(held, self.key_area.as_ref()));
+        let judged = self.judged().map_or(Ok(()), judge);
         // What was good a moment ago is not older, but somebody else has opened it.
         judged.map_err(|older| self.changed.first().cloned().unwrap_or(older))
     }
@@ -128,17 +131,17 @@ impl<'a, A: Anchor> Opening<'a, A> {
 
     /// Both copies of the superblock are `written`. Before anything is served.
     pub(crate) async fn commit(&mut self, written: &Superblock) -> Result<(), AnchorError> {
-        let (note, first) = (&self.with.note, self.next.generation);
+        let (note, first, now) = (&self.with.note, self.next.generation, (written, self.key_area));
         let body = match (self.with.purpose, self.held) {
-            (AnchorPurpose::Keep, Some(held)) => held.commit(written, note),
+            (AnchorPurpose::Keep, Some(held)) => held.commit(written, self.key_area, note),
             (AnchorPurpose::End, Some(held)) => held.moved_away(note),
             (AnchorPurpose::Reset, held) => {
                 let resets = held.map_or(0, |held| held.resets) + 1;
-                AnchorBody::first(written, first, note, (resets, note.seconds))
+                AnchorBody::first(now, first, note, (resets, note.seconds))
             }
             (_, held) => {
                 let resets = held.map_or((0, 0), |held| (held.resets, held.reset_seconds));
-                AnchorBody::first(written, first, note, resets)
+                AnchorBody::first(now, first, note, resets)
             }
         };
         self.replace(body).await?;

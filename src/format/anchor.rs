@@ -24,7 +24,8 @@ const VERSION: u32 = 1;
 pub(crate) type OpenId = [u8; 32];
 
 /// 8 magic, 4 version, 4 state, 16 UUID, 8 generation, 32 id, 32 next, 8 number, 32 link, 8 epoch, 8 written, 8 resets, 8 reset,
-/// 64 host, 8 generation and 32 digest of the key area, 16 key id, 184 reserved, 32 MAC: 512 bytes.
+/// 64 host, 8 generation and 32 digest of the key area, 16 key id, 8 generation and 32 digest of the next one, 144 reserved, 32 MAC: 512
+/// bytes.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 struct RawBody {
@@ -45,12 +46,16 @@ struct RawBody {
     key_area_generation: U64,
     key_area: Digest,
     key_id: [u8; 16],
-    reserved: [u8; 184],
+    next_key_area_generation: U64,
+    next_key_area: Digest,
+    reserved: [u8; 144],
     mac: Mac,
 }
 const _: () = assert!(size_of::<RawBody>() == ANCHOR_BODY_BYTES);
 const _: () = assert!(offset_of!(RawBody, number) == 104 && offset_of!(RawBody, host) == 176);
-const _: () = assert!(offset_of!(RawBody, reserved) == 296 && offset_of!(RawBody, mac) == 480);
+const _: () = assert!(offset_of!(RawBody, key_area_generation) == 240 && offset_of!(RawBody, key_id) == 280);
+const _: () = assert!(offset_of!(RawBody, next_key_area_generation) == 296);
+const _: () = assert!(offset_of!(RawBody, reserved) == 336 && offset_of!(RawBody, mac) == 480);
 
 /// What a volume's life is doing, as the anchor has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +74,30 @@ pub(crate) enum AnchorState {
 pub(crate) struct AnchorPoint {
     pub(crate) number: RecordNumber,
     pub(crate) link: Link,
+}
+
+/// Which key area it is: one that was changed since has another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeyAreaMark {
+    /// How often the area was changed, by its own count.
+    pub generation: u64,
+    /// SHA-256 of all of it but checksum and MAC. Never zeros.
+    pub digest: [u8; 32],
+}
+
+impl KeyAreaMark {
+    /// Zeros stand for none.
+    fn of(generation: U64, digest: Digest) -> Result<Option<Self>, BodyError> {
+        match digest == [0; 32] {
+            true if generation == U64::ZERO => Ok(None),
+            true => Err(odd("key area")),
+            false => Ok(Some(Self { generation: generation.get(), digest })),
+        }
+    }
+
+    fn raw(mark: Option<Self>) -> (U64, Digest) {
+        mark.map_or((U64::ZERO, [0; 32]), |mark| (U64::new(mark.generation), mark.digest))
+    }
 }
 
 /// The name of a host, as far as it fits.
@@ -92,6 +121,10 @@ pub(crate) struct AnchorBody {
     pub(crate) resets: u64,
     pub(crate) reset_seconds: u64,
     pub(crate) host: HostName,
+    /// The key area by which the volume is opened. `None` where it has none, and in what programs have written that did not ask.
+    pub(crate) key_area: Option<KeyAreaMark>,
+    /// What is being written in its place.
+    pub(crate) next_key_area: Option<KeyAreaMark>,
 }
 
 /// Why bytes are no body of a volume.
@@ -145,6 +178,8 @@ impl AnchorBody {
     pub(crate) fn seal(&self, key: &AnchorKey) -> [u8; ANCHOR_BODY_BYTES] {
         let mut host = [0; HOST_BYTES];
         host[..self.host.len()].copy_from_slice(self.host.as_bytes());
+        let (key_area_generation, key_area) = KeyAreaMark::raw(self.key_area);
+        let (next_key_area_generation, next_key_area) = KeyAreaMark::raw(self.next_key_area);
         let mut raw = RawBody {
             magic: MAGIC,
             version: U32::new(VERSION),
@@ -160,10 +195,12 @@ impl AnchorBody {
             resets: U64::new(self.resets),
             reset: U64::new(self.reset_seconds),
             host,
-            key_area_generation: U64::ZERO,
-            key_area: [0; 32],
+            key_area_generation,
+            key_area,
             key_id: key.id,
-            reserved: [0; 184],
+            next_key_area_generation,
+            next_key_area,
+            reserved: [0; 144],
             mac: [0; 32],
         };
         raw.mac = key.mac.sign(&raw.as_bytes()[..offset_of!(RawBody, mac)]);
@@ -187,10 +224,12 @@ impl RawBody {
         if self.generation.get() > u64::MAX / 2 {
             return Err(odd("generation"));
         }
-        Unknown::refuse_reserved(OF, offset_of!(Self, key_area_generation), self.key_area_generation.as_bytes())
-            .and_then(|()| Unknown::refuse_reserved(OF, offset_of!(Self, key_area), &self.key_area))
-            .and_then(|()| Unknown::refuse_reserved(OF, offset_of!(Self, reserved), &self.reserved))
-            .map_err(BodyError::Unknown)?;
+        let key_area = KeyAreaMark::of(self.key_area_generation, self.key_area)?;
+        let next_key_area = KeyAreaMark::of(self.next_key_area_generation, self.next_key_area)?;
+        if next_key_area.is_some() && key_area.is_none() {
+            return Err(odd("next key area"));
+        }
+        Unknown::refuse_reserved(OF, offset_of!(Self, reserved), &self.reserved).map_err(BodyError::Unknown)?;
         let end = self.host.iter().position(|byte| *byte == 0).unwrap_or(HOST_BYTES);
         let host = std::str::from_utf8(&self.host[..end]).ok().filter(|text| !text.contains(char::is_control));
         Ok(AnchorBody {
@@ -205,6 +244,8 @@ impl RawBody {
             resets: self.resets.get(),
             reset_seconds: self.reset.get(),
             host: host.and_then(|text| HostName::from(text).ok()).ok_or(odd("host name"))?,
+            key_area,
+            next_key_area,
         })
     }
 }
@@ -233,7 +274,13 @@ pub(crate) mod tests {
             resets: 1,
             reset_seconds: 1_600_000_000,
             host: HostName::from("alpha").unwrap(),
+            key_area: None,
+            next_key_area: None,
         }
+    }
+
+    pub(crate) fn mark(byte: u8) -> KeyAreaMark {
+        KeyAreaMark { generation: byte.into(), digest: [byte; 32] }
     }
 
     #[test]
@@ -243,6 +290,12 @@ pub(crate) mod tests {
         assert_eq!(claimed_generation(&sealed), 7);
         let moving = AnchorBody { state: AnchorState::Moving, next: Some([4; 32]), ..body() };
         assert_eq!(AnchorBody::verify(&moving.seal(&key(7)), &key(7), &UUID), Ok(moving));
+        let (key_area, next_key_area) = (Some(mark(3)), Some(mark(4)));
+        let changing = AnchorBody { key_area, next_key_area, ..body() };
+        for changing in [changing, AnchorBody { next_key_area: None, ..changing }] {
+            assert_eq!(AnchorBody::verify(&changing.seal(&key(7)), &key(7), &UUID), Ok(changing));
+        }
+        assert!(body().seal(&key(7))[240..280].iter().all(|byte| *byte == 0), "as programs wrote it that did not ask");
         for bit in 0..ANCHOR_BODY_BYTES * 8 {
             let mut other = sealed;
             other[bit / 8] ^= 1 << (bit % 8);
@@ -268,8 +321,8 @@ pub(crate) mod tests {
         assert_eq!(changed(&|raw| raw.generation = U64::new(u64::MAX)), odd("generation"));
         assert_eq!(changed(&|raw| raw.host[0] = 7), odd("host name"));
         let reserved = |at| BodyError::Unknown(Unknown::Reserved { of: OF, at });
-        assert_eq!(changed(&|raw| raw.reserved[2] = 1), reserved(298));
-        assert_eq!(changed(&|raw| raw.key_area[1] = 1), reserved(249));
-        assert_eq!(changed(&|raw| raw.key_area_generation = U64::new(1)), reserved(240));
+        assert_eq!(changed(&|raw| raw.reserved[2] = 1), reserved(338));
+        assert_eq!(changed(&|raw| raw.key_area_generation = U64::new(1)), odd("key area"));
+        assert_eq!(changed(&|raw| raw.next_key_area[1] = 1), odd("next key area"));
     }
 }

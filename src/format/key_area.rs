@@ -1,6 +1,6 @@
 //! The key area: the volume's key, wrapped for each of those who may open it.
 
-use super::{Label, Unknown};
+use super::{KeyAreaMark, Label, Unknown};
 use crate::crypto::{
     keys::{Digest, Keys, Mac, MasterKey},
     wrapping::{Credential, GuessCost, NoMemory, VolumeKey, WRAPPED_BYTES, WrappingKey},
@@ -136,6 +136,11 @@ impl RawKeyArea {
     /// Whether it was written by somebody who has the volume's key.
     pub(crate) fn verify(&self, keys: &Keys) -> bool {
         keys.key_area().verify(&self.sum(), &self.mac)
+    }
+
+    /// What an anchor holds of it. Of one that is whole.
+    pub(crate) fn mark(&self) -> KeyAreaMark {
+        KeyAreaMark { generation: self.generation.get(), digest: self.checksum }
     }
 
     /// What the MAC is of, in place of 32 KiB with a gap; the checksum is the same.

@@ -16,9 +16,9 @@ mod superblock;
 mod unknown;
 mod version2;
 
-pub use anchor::ANCHOR_BODY_BYTES;
 #[cfg(test)]
-pub(crate) use anchor::tests::body as anchor_of_test;
+pub(crate) use anchor::tests::{body as anchor_of_test, mark as key_area_of_test};
+pub use anchor::{ANCHOR_BODY_BYTES, KeyAreaMark};
 pub(crate) use anchor::{AnchorBody, AnchorPoint, AnchorState, BodyError, HostName, OpenId, claimed_generation};
 pub use feature::Feature;
 pub(crate) use feature::Features;

@@ -3,14 +3,20 @@
 //! ```text
 //!   locked ── read both copies: the newest whole one counts
 //!     └─ unlock(credential) ── a slot gives the volume's key; by that the area's MAC is verified
-//!          └─ add, change, remove ── the same as read? ── write: the copy that does not count, durable; then the other
+//!          └─ add, change, remove ── prepare: the same as read?
+//!               └─ the anchor permits the new area, too ── write: the copy that does not count, durable; then the other
+//!                    └─ the anchor permits the new area alone
 //! ```
 //!
-//! A crash at any step leaves a whole copy, of before or after. Nobody but these commands writes the
+//! A crash at any step leaves a whole copy, of before or after, and an anchor that permits it. Nobody but these commands writes the
 //! area, so a volume may be in use meanwhile; two of them at a time are kept apart by the caller.
 
+mod change;
+
+pub use self::change::{ChangeError, PreparedSlots};
 use crate::{
-    Buf, ByteOffset, Device, DeviceError, Durability, MasterKey, Storage,
+    Buf, ByteOffset, Device, DeviceError, MasterKey, Storage,
+    anchor::KeyAreaMark,
     crypto::keys::MIN_KEY_BYTES,
     crypto::{
         keys::Keys,
@@ -103,9 +109,9 @@ pub struct UnlockedSlots {
 pub async fn unlock<'c, S: Storage>(io: &S, credential: &'c Credential) -> Result<Unlocked<'c>, OpenError> {
     match (LockedSlots::read(io).await?, credential) {
         (Some(slots), credential) => {
-            let copies_agree = slots.copies_agree();
+            let (copies_agree, area) = (slots.copies_agree(), slots.raw.mark());
             let key = slots.unlock(credential)?.master_key();
-            Ok(Unlocked::Slot { key, copies_agree })
+            Ok(Unlocked::Slot { key, area, copies_agree })
         }
         (None, Credential::Key(key)) => Ok(Unlocked::Key(key)),
         (None, Credential::Passphrase(_)) => Err(why_no_slots(io).await),
@@ -129,12 +135,19 @@ pub enum Unlocked<'c> {
     Slot {
         /// The key that lay wrapped there.
         key: MasterKey,
+        /// Which key area that slot is in.
+        area: KeyAreaMark,
         /// Whether both copies of the key area say the same.
         copies_agree: bool,
     },
 }
 
 impl Unlocked<'_> {
+    /// The key area that the key was had from: what an [open](VerifiedVolume::unlocked_by) has to know.
+    pub fn area(&self) -> Option<KeyAreaMark> {
+        if let Self::Slot { area, .. } = self { Some(*area) } else { None }
+    }
+
     /// Whether one copy of the key area is older than the other, damaged or unreadable.
     pub fn has_one_copy(&self) -> bool {
         matches!(self, Self::Slot { copies_agree: false, .. })
@@ -281,29 +294,6 @@ impl UnlockedSlots {
         self.area.slots[slot] = Some(wrapped.map_err(|NoMemory| SlotError::Memory(new.cost.memory_bytes()))?);
         Ok(())
     }
-
-    /// Writes both copies, each durable before the next: first the one that does not count, so that
-    /// there is a whole one at any moment. Before that the volume is looked at anew: it must be one
-    /// that this program serves, by this key, and its slots as they were read.
-    pub async fn write<S: Storage>(self, io: &S, separate_meta: bool) -> Result<(), SlotError> {
-        let options = OpenOptions { separate_meta, ..OpenOptions::new(Access::ReadOnly, [0; 32]) };
-        VerifiedVolume::read(io, &self.master_key(), &options).await?;
-        let now = LockedSlots::read(io).await?;
-        let same = |raw: &RawKeyArea| now.as_ref().is_some_and(|now| now.raw.as_bytes() == raw.as_bytes());
-        if !self.raw.as_ref().is_some_and(|raw| same(raw)) {
-            return Err(SlotError::Changed);
-        }
-        self.write_copies(io).await
-    }
-
-    /// The same without a look.
-    pub(crate) async fn write_copies<S: Storage>(mut self, io: &S) -> Result<(), SlotError> {
-        self.area.generation += 1;
-        let raw = self.area.seal(&Keys::derive(&self.master_key(), &self.area.uuid));
-        let offsets = Layout::key_area_offsets();
-        write_copy(io, offsets[1 - self.newest], &raw).await.map_err(SlotError::FirstCopy)?;
-        write_copy(io, offsets[self.newest], &raw).await.map_err(SlotError::SecondCopy)
-    }
 }
 
 /// A key area with one slot, and the volume's key that is wrapped there, 32 fresh random bytes: for a
@@ -323,11 +313,4 @@ async fn read_copy<S: Storage>(io: &S, at: ByteOffset) -> Result<Box<RawKeyArea>
     let (read, buf) = io.read(Device::Meta, at, Buf::new(KEY_AREA_BYTES), 0..KEY_AREA_BYTES).await;
     read.map_err(|errno| DeviceError::new("read", Device::Meta, at, KEY_AREA_BYTES, errno))?;
     Ok(Box::new(RawKeyArea::read_from_bytes(&buf).expect("the buffer is as long as the struct")))
-}
-
-async fn write_copy<S: Storage>(io: &S, at: ByteOffset, raw: &RawKeyArea) -> Result<(), DeviceError> {
-    let mut buf = Buf::new(KEY_AREA_BYTES);
-    buf.copy_from_slice(raw.as_bytes());
-    let (written, _) = io.write(Device::Meta, at, buf, 0..KEY_AREA_BYTES, Durability::Durable).await;
-    written.map_err(|errno| DeviceError::new("write", Device::Meta, at, KEY_AREA_BYTES, errno))
 }

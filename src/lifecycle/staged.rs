@@ -15,7 +15,7 @@ use crate::{
     BlockIndex, Buf, Device, DeviceError, Latched, MasterKey, Storage, Volume,
     anchor::{Anchor, AnchorError, NoAnchor, Opening},
     crypto::tagger::Tagger,
-    format::{PAGE_BYTES, Superblock, uuid_text},
+    format::{KeyAreaMark, PAGE_BYTES, Superblock, uuid_text},
     info::{RecoveryReport, VolumeInfo},
     io::sectors::refuse_pages_below_sector,
     lifecycle::{
@@ -51,6 +51,8 @@ const MAX_BLOCK_BYTES: usize = 4096;
 pub struct VerifiedVolume {
     newest: Newest,
     growth: Growth,
+    /// Where its key was had from, if that is known.
+    key_area: Option<KeyAreaMark>,
 }
 
 /// One whose log has been followed: what each block may rightly be is known.
@@ -123,7 +125,7 @@ impl VerifiedVolume {
         refuse_unserved(&newest.superblock)?;
         let claimed = check_devices(io, &newest, options).await?;
         let growth = Growth::plan(io, &newest.superblock.layout, claimed, options)?;
-        Ok(Self { newest, growth })
+        Ok(Self { newest, growth, key_area: None })
     }
 
     /// Sizes and identity.
@@ -177,7 +179,7 @@ impl VerifiedVolume {
         options: &OpenOptions,
         anchor: Option<&Opening<'_, A>>,
     ) -> Result<CrashedVolume, OpenError> {
-        let Self { newest, growth } = self;
+        let Self { newest, growth, .. } = self;
         let (available, own) = (options.max_memory_bytes, most_memory_bytes(&growth.of(&newest.superblock), options));
         let left = available.checked_sub(own).ok_or(OpenError::Memory { needed: own, available })?;
         let candidates = Candidates::within(left);
@@ -244,7 +246,10 @@ impl RecoveredVolume {
         let mut why = self.unread.map(|unread| Latched::Device(unread.why)).or(first);
         if why.is_none() && options.access == Access::ReadWrite {
             match self.write_down(io, options, anchor).await? {
-                Ok(None) => return Ok(Err(VerifiedVolume { newest: self.newest, growth: self.growth })),
+                Ok(None) => {
+                    let Self { newest, growth, .. } = self;
+                    return Ok(Err(VerifiedVolume { newest, growth, key_area: None }));
+                }
                 Ok(Some(WrittenDown { superblock, applied, placed, warning })) => {
                     self.warnings.extend(warning);
                     self.report.placed = placed;

@@ -21,6 +21,7 @@ class Disk:  # what a crash leaves
         d.slot = [[[None], [None]] for _ in range(BLOCKS)]  # two slots a page, possible contents
         d.log = {}  # place in the ring -> record
         d.sb = [None, None]
+        d.keys = [None, None]  # two copies of the key area
 
     def copy(d):
         c = Disk(d.r)
@@ -29,6 +30,7 @@ class Disk:  # what a crash leaves
         c.slot = [[list(s) for s in p] for p in d.slot]
         c.log = dict(d.log)
         c.sb = list(d.sb)
+        c.keys = list(d.keys)
         return c
 
     def sync_data(d):
@@ -59,18 +61,20 @@ class User:  # what was promised
         u.logged = [0] * BLOCKS
         u.torn = set()
         u.anch = [0] * BLOCKS
+        u.areas = set()  # key areas by which the volume may be opened
 
     def save(u):
-        return ([list(x) for x in u.issued], list(u.acked), list(u.floor), list(u.logged), set(u.torn), list(u.anch))
+        return ([list(x) for x in u.issued], list(u.acked), list(u.floor), list(u.logged), set(u.torn), list(u.anch), set(u.areas))
 
     def load(u, s):
-        u.issued, u.acked, u.floor, u.logged, u.torn, u.anch = (
+        u.issued, u.acked, u.floor, u.logged, u.torn, u.anch, u.areas = (
             [list(x) for x in s[0]],
             list(s[1]),
             list(s[2]),
             list(s[3]),
             set(s[4]),
             list(s[5]),
+            set(s[6]),
         )
 
     def index(u, b, v):

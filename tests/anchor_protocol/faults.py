@@ -29,6 +29,14 @@ BUGS = dict(
     lag1="the counter may be one ahead of the body",
     no_forward="a body that was prepared is not rolled forward before the next",
     one_bump="an open increments the counter once",
+    # the key area
+    keys_unjudged="the key area is not asked for",
+    keys_no_intent="a key area is written before the anchor permits it",
+    keys_commit_first="the anchor permits the new key area alone before that is written",
+    keys_no_commit="a change of the key area is done while the anchor permits the one of before",
+    keys_newest_first="the copy of the key area that counts is written first",
+    keys_open_keeps="what a change that was cut short has left permitted stays so when an open has been done",
+    keys_dropped="a point is told without the key area",
 )
 # Those that concern one kind of anchor: the others' runs can't find them.
 ONLY = {name: "counter" for name in ("absent_ok", "inc_first", "lag1", "no_forward", "one_bump")} | {"taken_once": "store"}

@@ -3,6 +3,7 @@
 from protocol.faults import bug
 
 from .disk import BLOCKS, RING, Bad, Refuse
+from .keys import newest_area, permits
 
 
 def newest(d):
@@ -93,6 +94,11 @@ def decide(d, u, a, honest, mode):
             raise Refuse(f"page {b}: its slot does not hold what the root says")
     ents, pos, link, points = scan(d, sb)
     judge(held, sb, points)
+    area = newest_area(d)
+    if not permits(held, area):
+        raise Refuse("the key area is not the anchor's")
+    if area["id"] not in u.areas:
+        raise Bad(f"an old key area opens the volume again: {area} of {u.areas}, {a.kind}")
     c = candidates(sb, ents)
     got = []
     dead = set()
@@ -120,7 +126,7 @@ def decide(d, u, a, honest, mode):
             if x in u.issued[b] and u.index(b, x) < must[b]:
                 raise Bad(f"ROLLBACK possible: block {b} may be {x}, covered {must[b]} of {u.issued[b]}, {a.kind}")
         got.append(v)
-    return held, sb, ents, pos, link, got, dead
+    return held, sb, ents, pos, link, got, dead, area["id"]
 
 
 def intend(d, a, sb, held, new):
@@ -134,7 +140,7 @@ def intend(d, a, sb, held, new):
                 d.sb[i] = sb
                 yield None
     if held is None:
-        held = dict(gen=a.count, id=sb["id"], next=None, pos=pos, link=link, covers=None, then=None)
+        held = dict(gen=a.count, id=sb["id"], next=None, pos=pos, link=link, covers=None, then=None, keys=None, keys_next=None)
     if a.kind == "counter" and held["gen"] == a.count + 1 and not bug("no_forward"):
         a.count += 1
         a.applied(held)
@@ -142,7 +148,7 @@ def intend(d, a, sb, held, new):
     if sb["id"] != held["id"] and not bug("intent_keeps"):
         held = dict(held, id=sb["id"], next=None, pos=sb["tail"], link=sb["link"])  # the open that was cut short is the base now
     if bug("commit_first"):
-        return (yield from a.write(d, held, dict(id=B, next=None, pos=pos, link=B, covers=None, then=None)))
+        return (yield from a.write(d, held, dict(held, id=B, next=None, pos=pos, link=B, covers=None, then=None)))
     elif not bug("no_intent", "one_bump"):
         return (yield from a.write(d, held, dict(held, next=B, covers=None, then=None)))
     elif bug("one_bump"):  # the intent without an increment of its own
@@ -162,7 +168,7 @@ def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anyw
     B = ("open", d.r.random())
     for again in range(1 if bug("taken_once") else 3):
         try:
-            held, sb, ents, pos, link, got, dead = decide(d, u, a, honest, mode)
+            held, sb, ents, pos, link, got, dead, area = decide(d, u, a, honest, mode)
         except Refuse:
             if not again:
                 raise
@@ -191,6 +197,7 @@ def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anyw
         if once:
             return
         once.append(1)
+        u.areas = {area} if not bug("no_commit", "commit_first") else u.areas
         u.torn |= dead
         for b in dead:
             d.data[b] = [("torn", "not ours")]
@@ -208,7 +215,17 @@ def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anyw
         held = yield from a.write(
             d,
             held,
-            dict(id=B, next=None, pos=pos, link=B, covers=None, then=settled, **(dict(was=was) if bug("keep_next") else {})),
+            dict(
+                held,
+                id=B,
+                next=None,
+                pos=pos,
+                link=B,
+                covers=None,
+                then=settled,
+                **(dict(was=was) if bug("keep_next") else {}),
+                **(dict(keys=area, keys_next=None) if not bug("keys_open_keeps") else {}),
+            ),
         )
         if not held:
             yield "failed"
@@ -234,6 +251,10 @@ def tamper(r, d, snaps):  # any earlier state, mixtures, a log cut short
         t.body = list(r.choice(snaps + [d]).body)
     if r.random() < 0.05:
         t.body = [None, None]
+    if r.random() < 0.25:
+        t.keys = [r.choice(snaps + [d]).keys[i] for i in (0, 1)]
+    elif r.random() < 0.1:
+        t.keys[r.randrange(2)] = None
     if r.random() < 0.3 and t.log:
         k = r.choice([x["pos"] for x in t.log.values()])
         t.log = {p: x for p, x in t.log.items() if x["pos"] < k}

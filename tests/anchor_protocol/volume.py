@@ -3,6 +3,7 @@
 from protocol.faults import bug
 
 from .disk import RING
+from .keys import change_keys
 
 
 class Node:
@@ -209,8 +210,10 @@ class Node:
         if bug("anch_early"):
             pos, link = n.pos, n.link
         new = dict(
-            id=n.held["id"], next=n.held["next"] if bug("keep_next") else None, pos=pos, link=link, covers=covers, then=None
+            n.held, next=n.held["next"] if bug("keep_next") else None, pos=pos, link=link, covers=covers, then=None
         )
+        if bug("keys_dropped"):
+            new.update(keys=None, keys_next=None)
         if bug("keep_next") and "was" in n.held:
             new["was"] = n.held["was"]
         got = yield from n.a.write(n.d, n.held, new)
@@ -219,6 +222,21 @@ class Node:
             return  # fenced, or away too long
         n.held = got
         n.anchored = max(n.anchored, pos)
+
+    def change_keys(n):  # the one who tells the anchor tells it this, too
+        while n.anchoring:
+            yield
+        n.anchoring = True
+        held = yield from change_keys(n.d, n.u, n.held, n.tell)
+        n.anchoring = False
+        if not held:
+            n.latched = True
+
+    def tell(n, held, new):
+        got = yield from n.a.write(n.d, held, new)
+        if got:
+            n.held = got
+        return got
 
     def checkpoint(n):
         d = n.d

@@ -3,6 +3,7 @@
 mod branches;
 mod cut_short;
 mod directed;
+mod key_area;
 
 use crate::{
     crash::volume_of,

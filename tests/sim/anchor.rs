@@ -9,11 +9,12 @@ use std::{
     time::Duration,
 };
 use ublk_integrity::{
-    MasterKey, OpenOptions, Storage, Volume,
+    Credential, MasterKey, OpenOptions, Storage, Volume,
     anchor::{
         Anchor, AnchorBytes, AnchorKeeper, AnchorNote, AnchorPurpose, AnchorUse, Beginning, BodyRoom, Counter,
         CounterAnchor, Held as Holding, Replaced, generation,
     },
+    key_slots::unlock,
     open::{OpenError, VerifiedVolume},
 };
 
@@ -259,5 +260,17 @@ pub async fn open_anchored(
     (anchor, purpose): (&SimAnchor, AnchorPurpose),
 ) -> Result<(Volume, AnchorKeeper), OpenError> {
     let verified = VerifiedVolume::read(io, key, options).await?;
+    verified.open_anchored(io, options, AnchorUse { anchor, purpose, note: note() }).await
+}
+
+/// The same of a volume with key slots, by what opens one of them.
+pub async fn open_unlocked(
+    io: &SimStorage,
+    credential: &Credential,
+    options: &OpenOptions,
+    (anchor, purpose): (&SimAnchor, AnchorPurpose),
+) -> Result<(Volume, AnchorKeeper), OpenError> {
+    let key = unlock(io, credential).await?;
+    let verified = VerifiedVolume::read(io, &key, options).await?.unlocked_by(key.area());
     verified.open_anchored(io, options, AnchorUse { anchor, purpose, note: note() }).await
 }

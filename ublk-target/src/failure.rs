@@ -9,7 +9,7 @@ use ublk_integrity::{
     anchor::{AnchorError, KeepError, MoveError},
     create::FormatError,
     heal::HealError,
-    key_slots::SlotError,
+    key_slots::{ChangeError, SlotError},
     open::{GrowError, OpenError},
 };
 
@@ -69,7 +69,7 @@ impl From<Exit> for ExitCode {
 }
 
 /// Why a command failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     /// What the process exits with.
     pub exit: Exit,
@@ -249,6 +249,22 @@ impl From<SlotError> for Failure {
     }
 }
 
+impl<E: Into<Failure>> From<ChangeError<E>> for Failure {
+    fn from(e: ChangeError<E>) -> Self {
+        match e {
+            ChangeError::Slots(e) => e.into(),
+            ChangeError::Anchor(e) => {
+                let Self { exit, message, .. } = e.into();
+                Self::new(exit, ChangeError::Anchor(message))
+            }
+            ChangeError::Behind(e) => {
+                let Self { exit, message, .. } = e.into();
+                Self::new(exit, ChangeError::Behind(message))
+            }
+        }
+    }
+}
+
 fn exit_of_slot(e: &SlotError) -> Exit {
     match e {
         SlotError::Full(_) | SlotError::Empty(_) | SlotError::Own(_) => Exit::Arguments,
@@ -307,7 +323,9 @@ impl From<OpenError> for Failure {
 fn exit_of_anchor(e: &AnchorError) -> Exit {
     match e {
         AnchorError::Needed => Exit::Arguments,
-        AnchorError::Older { .. } | AnchorError::Bare { .. } | AnchorError::Damaged => Exit::Integrity,
+        AnchorError::Older { .. } | AnchorError::Bare { .. } | AnchorError::KeyArea { .. } | AnchorError::Damaged => {
+            Exit::Integrity
+        }
         AnchorError::Taken { .. } | AnchorError::Present { .. } | AnchorError::Begun => Exit::Busy,
         AnchorError::Away(_)
         | AnchorError::Absent
@@ -336,6 +354,9 @@ fn about_anchor(e: &AnchorError) -> &'static str {
         AnchorError::MovedAway { .. } => ": name the place that it is in now",
         AnchorError::Older { .. } | AnchorError::Bare { .. } => {
             ": put back the newest disk; if this state is meant, `anchor reset --accept-rollback` takes it"
+        }
+        AnchorError::KeyArea { .. } => {
+            ": put back the newest disk; if these key slots are meant, `anchor reset --accept-rollback` takes them"
         }
         AnchorError::Device(_) => "",
         AnchorError::Unread(_) => ": what can be read is exported with --without-anchor",

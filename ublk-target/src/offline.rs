@@ -221,7 +221,7 @@ impl Offline {
                     "{path}: one of the two copies of the key area is older than the other, damaged or unreadable: `key list` shows it, the next change writes both"
                 ));
             }
-            VerifiedVolume::read(&io, &key, options).await
+            VerifiedVolume::read(&io, &key, options).await.map(|volume| volume.unlocked_by(key.area()))
         };
         self.run(read)?.map_err(|e| self.refusal(e))
     }

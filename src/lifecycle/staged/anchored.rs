@@ -3,7 +3,9 @@
 use super::VerifiedVolume;
 use crate::{
     Storage, Volume,
-    anchor::{self, Anchor, AnchorError, AnchorKeeper, AnchorNote, AnchorStatus, AnchorUse, MoveError, Opening},
+    anchor::{
+        self, Anchor, AnchorError, AnchorKeeper, AnchorNote, AnchorStatus, AnchorUse, KeyAreaMark, MoveError, Opening,
+    },
     lifecycle::open_error::OpenError,
     options::OpenOptions,
 };
@@ -19,6 +21,21 @@ impl VerifiedVolume {
     /// that key, and signs no body.
     pub fn anchor_secret(&self) -> &[u8; 32] {
         &self.newest.keys.anchor().secret
+    }
+
+    /// Says where the key was had from. With an anchor that knows of key slots nothing is opened whose key was had elsewhere, or from
+    /// older slots: who was removed since would open it again.
+    pub fn unlocked_by(self, key_area: Option<KeyAreaMark>) -> Self {
+        Self { key_area, ..self }
+    }
+
+    /// While the key slots are changed: the anchor must permit `found`, and permits `next` besides from now on.
+    pub(crate) async fn keep_key_area<A: Anchor>(
+        &self,
+        with: (&A, &AnchorNote),
+        found_next: (KeyAreaMark, Option<KeyAreaMark>),
+    ) -> Result<(), AnchorError> {
+        anchor::keep_key_area(with, (self.newest.keys.anchor(), self.uuid()), found_next).await
     }
 
     /// What an anchor holds of the volume.
@@ -44,7 +61,8 @@ impl VerifiedVolume {
         options: &OpenOptions,
         anchor: AnchorUse<'_, A>,
     ) -> Result<(Volume, AnchorKeeper), OpenError> {
-        let opening = Opening::begin(anchor, self.newest.keys.anchor(), &self.newest.superblock).await?;
+        let now = (&self.newest.superblock, self.key_area);
+        let opening = Opening::begin(anchor, self.newest.keys.anchor(), now).await?;
         let mut opening = Some(opening);
         let volume = self.open_with(io, options, &mut opening).await?;
         let keeper = opening.and_then(Opening::keeper).ok_or_else(|| {

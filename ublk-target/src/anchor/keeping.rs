@@ -2,7 +2,7 @@
 //! No other request ever waits for it.
 
 use super::{
-    AnchorSettings, AnyAnchor, Lost, Pace, asked, note,
+    AnchorSettings, AnyAnchor, Ask, Lost, Pace, asked, note,
     report::{AnchorReport, Now, State},
 };
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     daemon::log::{Event, Log},
     device::Backings,
     event_loop::{OwnRing, ring::DeviceFiles},
+    failure::{Exit, Failure},
     os,
     threads::named,
 };
@@ -62,6 +63,14 @@ struct Thread {
     /// When it was first found to be away.
     away_since: Option<Instant>,
     is_warned: bool,
+}
+
+/// What the thread has waited for.
+enum Came {
+    Stop,
+    Ask(Ask),
+    /// The next tick, or a flush that waits for one.
+    Time,
 }
 
 impl Keeping {
@@ -142,6 +151,7 @@ impl Thread {
         let _ = ready.send(Ok(()));
         let io = ring.storage(files);
         ring.block_on(self.ticks(&io)).expect("a ring that worked goes on working");
+        self.report.asks.close(&Failure::new(Exit::Busy, "the device is about to end"));
         self.kept
     }
 
@@ -150,7 +160,7 @@ impl Thread {
         // A timer that is given up stays in the ring until its time has come.
         let mut period = pin!(io.sleep(self.pause()).fuse());
         loop {
-            let is_stopped = {
+            let came = {
                 let mut stopped = pin!(self.stop.wait().fuse());
                 // One that is away is asked again in time, whoever waits for it.
                 let hears = self.away_since.is_none();
@@ -161,20 +171,24 @@ impl Thread {
                     self.kept.1.flush_waits(&self.volume, &context).await;
                 };
                 let mut held = pin!(held.fuse());
+                let mut asked = pin!(self.report.asks.next().fuse());
                 futures_util::select_biased! {
-                    () = stopped => true,
-                    () = held => false,
-                    _ = period => false,
+                    () = stopped => Came::Stop,
+                    ask = asked => Came::Ask(ask),
+                    () = held => Came::Time,
+                    _ = period => Came::Time,
                 }
             };
-            if is_stopped {
-                // Whoever lost the volume to another host must not write the superblocks at its orderly end.
-                match self.look().await {
-                    Ok(()) => {}
-                    Err(KeepError::Anchor(AnchorError::Away(why))) => self.end_unasked(why),
-                    Err(e) => self.lose(&e),
+            match came {
+                Came::Stop => return self.end().await,
+                Came::Ask(ask) => {
+                    if self.answer(ask).await {
+                        continue;
+                    }
+                    self.stop.wait().await;
+                    return;
                 }
-                return;
+                Came::Time => {}
             }
             let began = os::since_1970().as_secs();
             let (anchor, keeper) = &mut self.kept;
@@ -193,6 +207,36 @@ impl Thread {
                 period.set(io.sleep(self.pause()).fuse());
             }
         }
+    }
+
+    /// Whoever lost the volume to another host must not write the superblocks at its orderly end.
+    async fn end(&mut self) {
+        match self.look().await {
+            Ok(()) => {}
+            Err(KeepError::Anchor(AnchorError::Away(why))) => self.end_unasked(why),
+            Err(e) => self.lose(&e),
+        }
+    }
+
+    /// `false` where there will be no other tick.
+    async fn answer(&mut self, Ask { found, next, answer }: Ask) -> bool {
+        let (anchor, keeper) = &mut self.kept;
+        let done = keeper.keep_key_area(&self.volume, (anchor, &note()), (found, next)).await;
+        let goes_on = match &done {
+            Ok(()) => {
+                self.report.now().held = self.kept.1.status();
+                self.answered = Instant::now();
+                true
+            }
+            // The next tick says whether it is away.
+            Err(KeepError::Anchor(AnchorError::Away(_) | AnchorError::KeyArea { .. })) => true,
+            Err(e) => {
+                self.lose(e);
+                false
+            }
+        };
+        answer(done.map(|()| self.kept.1.status().generation).map_err(Failure::from));
+        goes_on
     }
 
     /// Until the next tick. One that is away is asked again soon, and once more when its time is over.
@@ -263,6 +307,7 @@ impl Thread {
     }
 
     fn lost(&self, why: String) {
+        self.report.asks.close(&Failure::new(Exit::Device, format_args!("the device is read-only: {why}")));
         let mut now = self.report.now();
         (now.state, now.why) = (State::Lost, Some(why));
     }
@@ -310,7 +355,8 @@ mod tests {
     };
     use std::{path::Path, thread, time::Duration};
     use ublk_integrity::{
-        Access, BlockIndex, BlockRange, Buf, Credential, Durability, Latched, WriteError, anchor::AnchorPurpose,
+        Access, BlockIndex, BlockRange, Buf, Credential, Durability, Latched, WriteError,
+        anchor::{AnchorPurpose, KeyAreaMark},
     };
 
     /// A volume that is served with an anchor, and a tick each 20 ms.
@@ -446,6 +492,62 @@ mod tests {
         served.write();
         assert!(matches!(served.flush(), Err(WriteError::Latched(Latched::Anchor(AnchorLoss::Away)))));
         served.until(|shown| shown["state"] == "lost");
+    }
+
+    fn mark(byte: u8) -> KeyAreaMark {
+        KeyAreaMark { generation: byte.into(), digest: [byte; 32] }
+    }
+
+    /// What the thread answers.
+    fn asks(served: &Served, found: u8, next: Option<u8>) -> Result<u64, Failure> {
+        let (answer, answered) = mpsc::channel();
+        let answer = Box::new(move |done| answer.send(done).unwrap());
+        served.keeping.report().ask(Ask { found: mark(found), next: next.map(mark), answer });
+        answered.recv_timeout(Duration::from_secs(60)).unwrap()
+    }
+
+    #[test]
+    fn key_areas_are_told_between_two_ticks_and_old_ones_are_not() {
+        let served = Served::new(60, Lost::Readonly);
+        served.write();
+        let before = asks(&served, 3, Some(4)).unwrap();
+        served.write();
+        assert!(asks(&served, 4, None).unwrap() > before);
+        let old = asks(&served, 3, Some(5)).unwrap_err();
+        assert!(old.exit == Exit::Integrity && old.message.contains("key area"), "{}", old.message);
+        assert_eq!(served.volume.latched(), None, "it goes on");
+        let now = served.shown()["generation"].as_u64().unwrap();
+        served.write();
+        served.until(|shown| shown["generation"].as_u64() > Some(now) && shown["lag_records"] == 0);
+        // What the anchor holds says so.
+        let Served { keeping, volume, offline, key, folder, _file } = served;
+        let (last, report) = (keeping.report(), keeping.end());
+        offline.run(volume.close(&offline.io())).unwrap().unwrap();
+        report.tell();
+        let (answer, answered) = mpsc::channel();
+        let answer = Box::new(move |done| answer.send(done).unwrap());
+        last.ask(Ask { found: mark(4), next: None, answer });
+        assert!(answered.recv().unwrap().is_err_and(|why: Failure| why.exit == Exit::Busy), "nobody answers any more");
+        drop(volume);
+        let path = folder.path().join("anchor");
+        let chosen = AnyAnchor::File(FileAnchor::open(&path, Duration::from_secs(20)).unwrap());
+        let refused = offline.open_anchored(&key, Opening::new(Access::ReadOnly, None), Some(&chosen));
+        assert!(refused.is_err_and(|why| why.message.contains("of generation 4 when")), "its key is from no key area");
+    }
+
+    #[test]
+    fn where_the_anchor_is_away_no_key_area_is_told_and_where_it_is_lost_nobody_answers() {
+        let served = Served::new(3600, Lost::Readonly);
+        let whole = std::fs::read(served.path()).unwrap();
+        with_size(&served.path(), 0);
+        assert_eq!(asks(&served, 3, Some(4)).unwrap_err().exit, Exit::Device);
+        std::fs::write(served.path(), whole).unwrap();
+        asks(&served, 3, Some(4)).unwrap();
+        std::fs::write(served.path(), [0; 8192]).unwrap();
+        served.write();
+        served.until(|shown| shown["state"] == "lost");
+        let lost = asks(&served, 4, None).unwrap_err();
+        assert!(lost.message.contains("read-only"), "{}", lost.message);
     }
 
     /// It has nothing to tell, and its orderly end would write the superblocks.

@@ -7,6 +7,7 @@
 
 mod agent;
 mod any;
+mod asks;
 mod file;
 mod keeping;
 mod lines;
@@ -17,6 +18,7 @@ mod slots;
 
 pub use agent::AgentAnchor;
 pub use any::AnyAnchor;
+pub use asks::Ask;
 pub use file::FileAnchor;
 pub use keeping::{Keeping, Kept};
 pub use meta_device::MetaDevice;

@@ -1,6 +1,6 @@
 //! What is known of the anchor of a volume that is served: its thread says it, `status` shows it.
 
-use super::{AnchorSettings, Lost, Pace};
+use super::{AnchorSettings, Ask, Lost, Pace, asks::Asks};
 use crate::os;
 use serde::Serialize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,8 @@ pub struct AnchorReport {
     pub(super) pace: Pace,
     is_counter: bool,
     now: Mutex<Now>,
+    /// What its thread is asked.
+    pub(super) asks: Asks,
 }
 
 #[derive(Clone)]
@@ -68,11 +70,16 @@ impl AnchorReport {
     pub(super) fn new((settings, pace): (AnchorSettings, Pace), is_counter: bool, held: AnchorStatus) -> Self {
         let fresh_seconds = os::since_1970().as_secs();
         let now = Now { covered_to: held.record, held, fresh_seconds, state: State::Ok, why: None };
-        Self { settings, pace, is_counter, now: Mutex::new(now) }
+        Self { settings, pace, is_counter, now: Mutex::new(now), asks: Asks::default() }
     }
 
     pub(super) fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the thread answer this when it has come to it.
+    pub fn ask(&self, ask: Ask) {
+        self.asks.put(ask);
     }
 
     /// For `status`.

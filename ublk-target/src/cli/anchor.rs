@@ -160,7 +160,8 @@ fn show(args: &ShowArgs) -> Outcome {
 }
 
 fn lines(status: &AnchorStatus) -> Output {
-    let AnchorStatus { state, generation, record, written_seconds, host, resets, reset_seconds } = status;
+    let AnchorStatus { state, generation, record, written_seconds, host, resets, reset_seconds, key_area_generation } =
+        status;
     let mut out = Output::new();
     out.line(format_args!("state         {}", state.replace('_', " ")));
     out.line(format_args!("generation    {generation}"));
@@ -170,6 +171,9 @@ fn lines(status: &AnchorStatus) -> Output {
         0 => "resets        none".into(),
         resets => format!("resets        {resets}, the last {}", crate::event::time(*reset_seconds)),
     });
+    if let Some(generation) = key_area_generation {
+        out.line(format_args!("key area      of generation {generation}: no older one opens the volume"));
+    }
     out
 }
 

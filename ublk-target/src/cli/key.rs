@@ -1,8 +1,13 @@
 //! `key`: who opens a volume that has key slots.
 
-use super::DeviceArgs;
+use super::{DeviceArgs, anchored::AnchorArgs};
 use crate::{
-    daemon::state::{Change, State},
+    anchor::note,
+    daemon::{
+        client::Conversation,
+        protocol::Request,
+        state::{Change, State, socket_path},
+    },
     device::{Use, is_same_device},
     failure::{Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
@@ -19,6 +24,7 @@ use std::{
 };
 use ublk_integrity::{
     Credential,
+    anchor::KeyAreaMark,
     create::Label,
     key_slots::{GuessCost, LockedSlots, NewSlot, SlotError, SlotInfo, SlotKind, UnlockedSlots},
 };
@@ -57,6 +63,8 @@ struct NewArgs {
     devices: DeviceArgs,
     #[command(flatten)]
     key: KeyArgs,
+    #[command(flatten)]
+    anchor: AnchorArgs,
     #[command(flatten)]
     new: NewKeyArgs,
     /// Name of the slot, for people: at most 32 bytes
@@ -115,6 +123,8 @@ struct RemoveArgs {
     devices: DeviceArgs,
     #[command(flatten)]
     key: KeyArgs,
+    #[command(flatten)]
+    anchor: AnchorArgs,
     /// The slot, as `key list` shows it
     #[arg(long, value_name = "N")]
     slot: usize,
@@ -169,7 +179,7 @@ fn fill(args: &NewArgs, one_more: bool) -> Outcome {
     // Before anything is held: somebody may have to type them.
     let (old, new) = (old.load()?, new.load_new()?);
     let slot = new_slot(args.label, args.cost)?;
-    let (number, done) = Slots::change(&args.devices, &old, |slots| match one_more {
+    let (number, done) = Slots::change((&args.devices, &args.anchor), &old, |slots| match one_more {
         true => Ok((slots.add(&new, &slot)?, "in use")),
         false => slots.change(&new, &slot).map(|()| (slots.opened(), "changed")),
     })?;
@@ -178,7 +188,7 @@ fn fill(args: &NewArgs, one_more: bool) -> Outcome {
 
 fn remove(args: &RemoveArgs) -> Outcome {
     let key = args.key.load()?;
-    Slots::change(&args.devices, &key, |slots| slots.remove(args.slot))?;
+    Slots::change((&args.devices, &args.anchor), &key, |slots| slots.remove(args.slot))?;
     output::line(format_args!("slot {}        empty", args.slot))
 }
 
@@ -200,22 +210,39 @@ struct Slots {
     offline: Offline,
     /// Where a daemon serves the volume: nobody ends it, or gives the device another one.
     _change: Option<Change>,
+    /// That device, if its daemon tells an anchor.
+    anchored: Option<u32>,
 }
 
 impl Slots {
     /// Opens the slots with a key, changes them, and writes them.
     fn change<T>(
-        devices: &DeviceArgs,
+        (devices, anchor): (&DeviceArgs, &AnchorArgs),
         key: &Credential,
         change: impl FnOnce(&mut UnlockedSlots) -> Result<T, SlotError>,
     ) -> Outcome<T> {
         let slots = Self::hold(devices)?;
         let mut unlocked = read(&slots.offline, devices)?.unlock(key)?;
         let done = change(&mut unlocked)?;
-        // To its end, whatever asks us to stop: it is two writes.
-        let io = slots.offline.io();
-        slots.offline.run_to_its_end(unlocked.write(&io, devices.meta.is_some()))??;
+        slots.write(unlocked, devices, anchor).map_err(|failure| devices.failure(failure))?;
         Ok(done)
+    }
+
+    /// To its end, whatever asks us to stop: it is two writes, and two to an anchor.
+    fn write(&self, unlocked: UnlockedSlots, devices: &DeviceArgs, anchor: &AnchorArgs) -> Outcome {
+        let (offline, io) = (&self.offline, self.offline.io());
+        let prepared = offline.run_to_its_end(unlocked.prepare(&io, devices.meta.is_some()))??;
+        if let Some(device) = self.anchored {
+            let keep = async |found, next| has_kept(device, found, next);
+            return Ok(offline.run_to_its_end(prepared.write_kept(&io, keep))??);
+        }
+        match anchor.open(devices)? {
+            Some(anchor) => {
+                offline.introduce(prepared.volume(), &anchor)?;
+                Ok(offline.run_to_its_end(prepared.write_anchored(&io, (&anchor, &note())))??)
+            }
+            None => Ok(offline.run_to_its_end(prepared.write(&io))??),
+        }
     }
 
     fn hold(devices: &DeviceArgs) -> Outcome<Self> {
@@ -223,9 +250,16 @@ impl Slots {
         let change = served(path).map(|state| Change::follow(state.id)).transpose()?;
         // It may have ended before that.
         let beside = change.is_some() && served(path).is_some();
+        let anchored = served(path).filter(|state| state.settings.anchor.is_some()).map(|state| state.id);
         let offline = devices.open(if beside { Use::Beside } else { Use::Exclusive })?;
-        Ok(Self { offline, _change: change.filter(|_| beside) })
+        Ok(Self { offline, _change: change.filter(|_| beside), anchored: anchored.filter(|_| beside) })
     }
+}
+
+/// Has the daemon tell its anchor: nobody else writes to that.
+fn has_kept(device: u32, found: KeyAreaMark, next: Option<KeyAreaMark>) -> Outcome {
+    let request = Request::KeyArea { found: Some(found.into()), next: next.map(Into::into) };
+    Conversation::begin(&socket_path(device), &request).map(drop)
 }
 
 /// The device of ours that has it in use, whose daemon lives: it never touches the key area once it

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, num::NonZeroU64, time::Duration};
-use ublk_integrity::{BlockIndex, heal::Healed};
+use ublk_integrity::{BlockIndex, anchor::KeyAreaMark, heal::Healed, hex, read_hex};
 
 /// Bytes of the longest line, either way.
 pub(super) const MOST_BYTES: usize = 64 << 10;
@@ -45,6 +45,40 @@ pub enum Request {
     Heal {},
     /// How far it is, or the last one came, and what it has found.
     ScrubStatus {},
+    /// The key slots are about to be changed, or are: the anchor is to permit this key area, and the next one besides.
+    KeyArea {
+        /// The one that lies there.
+        #[serde(default)]
+        found: Option<KeyArea>,
+        /// The one that is about to be written in its place.
+        #[serde(default)]
+        next: Option<KeyArea>,
+    },
+}
+
+/// Which key area.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyArea {
+    /// How often it was changed.
+    pub generation: u64,
+    /// Its checksum, hexadecimal.
+    pub digest: String,
+}
+
+impl From<KeyAreaMark> for KeyArea {
+    fn from(KeyAreaMark { generation, digest }: KeyAreaMark) -> Self {
+        Self { generation, digest: hex(&digest) }
+    }
+}
+
+impl KeyArea {
+    /// The same, if its digest is one.
+    pub(super) fn mark(&self) -> Option<KeyAreaMark> {
+        let mut digest = [0; 32];
+        let is_one = read_hex(&self.digest, &mut digest) && digest != [0; 32];
+        is_one.then_some(KeyAreaMark { generation: self.generation, digest })
+    }
 }
 
 /// A block as it should be: what is said once [`Request::Heal`] has been answered.
@@ -76,6 +110,7 @@ const VERBS: &[&str] = &[
     "scrub-stop",
     "scrub-status",
     "heal",
+    "key-area",
 ];
 
 impl Request {
@@ -97,7 +132,7 @@ impl Request {
     pub(super) fn changes(&self) -> bool {
         match self {
             Self::Status {} | Self::ScrubStatus {} => false,
-            Self::HandOver {} | Self::Clear { .. } | Self::Heal {} => true,
+            Self::HandOver {} | Self::Clear { .. } | Self::Heal {} | Self::KeyArea { .. } => true,
             Self::ScrubStart { .. } | Self::ScrubPause {} | Self::ScrubResume {} | Self::ScrubStop {} => true,
         }
     }
@@ -175,6 +210,21 @@ mod tests {
         assert_eq!(Request::parse(&serde_json::to_vec(&start).unwrap()), Ok(start));
         for verb in VERBS {
             assert!(Request::parse(json!({ "verb": verb }).to_string().as_bytes()).is_ok(), "{verb}");
+        }
+    }
+
+    #[test]
+    fn a_key_area_is_told_as_it_is() {
+        let mark = KeyAreaMark { generation: 7, digest: [0xa5; 32] };
+        let request = Request::KeyArea { found: Some(mark.into()), next: None };
+        let Ok(Request::KeyArea { found: Some(found), next: None }) =
+            Request::parse(&serde_json::to_vec(&request).unwrap())
+        else {
+            panic!("it is one")
+        };
+        assert_eq!(found.mark(), Some(mark));
+        for digest in ["", "a5", &"0".repeat(64), &"x".repeat(64)] {
+            assert_eq!(KeyArea { generation: 7, digest: digest.into() }.mark(), None, "{digest}");
         }
     }
 

@@ -73,6 +73,52 @@ fn a_slot_is_changed_and_removed() {
 }
 
 #[test]
+fn slots_of_an_anchored_volume_are_changed_with_its_anchor_and_old_ones_open_nothing() {
+    let f = Folder::new();
+    fs::write(f.path("word"), "a passphrase\n").unwrap();
+    let anchor = format!("--anchor file:{} --anchor-same-disk", f.path("anchor").display());
+    let run = |args: &str| f.run(&args.replace("DISK", &format!("--data disk {anchor}")));
+    run("format DISK --create --size 8M --key-file key --key-slots").expect(DONE);
+    let cheap = "--pbkdf-memory 8M --pbkdf-force-iterations 1";
+    run(&format!("key add DISK --key-file key --new-passphrase-file word {cheap}")).expect(DONE).prints("slot 1");
+    run("anchor show DISK --key-file key").expect(DONE).prints("key area      of generation 2");
+    let before = fs::read(f.path("disk")).unwrap();
+    let without = f.run("key remove --data disk --passphrase-file word --slot 0").expect(ARGUMENTS);
+    without.says("disk").says("has an anchor").says("--anchor");
+    assert!(fs::read(f.path("disk")).unwrap() == before, "nothing was written");
+    run("key remove DISK --passphrase-file word --slot 0").expect(DONE).prints("slot 0        empty");
+    run("check DISK --key-file key").expect(KEY);
+    run("check DISK --passphrase-file word").expect(DONE);
+    // The old key area on the newest disk.
+    let newest = fs::read(f.path("disk")).unwrap();
+    let mut mixed = newest.clone();
+    for copy in [64 << 10..96 << 10, 576 << 10..608 << 10] {
+        mixed[copy.clone()].copy_from_slice(&before[copy]);
+    }
+    fs::write(f.path("disk"), &mixed).unwrap();
+    for opener in ["--key-file key", "--passphrase-file word"] {
+        let refused = run(&format!("check DISK {opener}")).expect(INTEGRITY);
+        refused.says("disk").says("generation 2").says("generation 3").says("anchor reset");
+        run(&format!("export DISK {opener} out")).expect(INTEGRITY);
+    }
+    f.run("keygen more").expect(DONE);
+    run("key add DISK --key-file key --new-key-file more").expect(INTEGRITY).says("nothing was changed");
+    assert!(fs::read(f.path("disk")).unwrap() == mixed, "nothing was written");
+    fs::write(f.path("disk"), &newest).unwrap();
+    run("check DISK --passphrase-file word").expect(DONE);
+    // It is away: nothing is changed. Then it is taken for what lies there.
+    fs::rename(f.path("anchor"), f.path("away")).unwrap();
+    run("key add DISK --anchor-wait 0 --passphrase-file word --new-key-file more").expect(DEVICE).says("No such file");
+    assert!(fs::read(f.path("disk")).unwrap() == newest, "nothing was written");
+    fs::rename(f.path("away"), f.path("anchor")).unwrap();
+    fs::write(f.path("disk"), &mixed).unwrap();
+    let uuid = f.run("dump --data disk --json").expect(DONE).json()["volume"]["uuid"].as_str().unwrap().to_owned();
+    // It says on standard error what the anchor said.
+    assert_eq!(run(&format!("anchor reset DISK --key-file key --accept-rollback --uuid {uuid}")).code, DONE);
+    run("check DISK --key-file key").expect(DONE);
+}
+
+#[test]
 fn a_passphrase_alone_makes_a_volume_with_slots_and_content_stays() {
     let f = Folder::new();
     fs::write(f.path("word"), "a passphrase").unwrap();

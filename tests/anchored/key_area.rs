@@ -1,0 +1,294 @@
+//! Key slots of a volume with an anchor: an old key area that is put back opens nothing, and a change that is cut short leaves a
+//! volume that opens.
+
+use super::*;
+use crate::{
+    key_slots::{AREA, AREAS, Verb, changed, copies, file, new, with_two, word},
+    sim::anchor::{Shape, open_unlocked},
+};
+use ublk_integrity::{
+    Credential,
+    key_slots::{ChangeError, LockedSlots, SlotError, UnlockedSlots},
+};
+
+/// Slot 0 is opened by `file(1)`, slot 1 by "word".
+struct Slots {
+    io: SimStorage,
+    anchor: SimAnchor,
+    rng: Rng,
+}
+
+impl Slots {
+    fn new(shape: Shape) -> Self {
+        let io = with_two(5);
+        let anchor = SimAnchor::of(shape, &io, 1);
+        let mut slots = Self { io, anchor, rng: Rng::new(7) };
+        drop(slots.open_for(&file(1), AnchorPurpose::Begin).unwrap());
+        slots
+    }
+
+    fn options(&mut self) -> OpenOptions {
+        open_options(&mut self.rng)
+    }
+
+    fn open_for(
+        &mut self,
+        credential: &Credential,
+        purpose: AnchorPurpose,
+    ) -> Result<(Volume, AnchorKeeper), OpenError> {
+        let options = self.options();
+        block_on(&self.io, open_unlocked(&self.io, credential, &options, (&self.anchor, purpose)))
+    }
+
+    fn open(&mut self, credential: &Credential) -> Result<(Volume, AnchorKeeper), OpenError> {
+        self.open_for(credential, AnchorPurpose::Keep)
+    }
+
+    fn change(&self, verb: Verb) -> Result<(), ChangeError<AnchorError>> {
+        self.write(changed(&self.io, verb))
+    }
+
+    fn write(&self, slots: UnlockedSlots) -> Result<(), ChangeError<AnchorError>> {
+        let write = async {
+            let prepared = slots.prepare(&self.io, false).await?;
+            prepared.write_anchored(&self.io, (&self.anchor, &note())).await
+        };
+        block_on(&self.io, write)
+    }
+
+    fn put_back(&self, areas: &[Vec<u8>; 2]) {
+        for (at, area) in AREAS.into_iter().zip(areas) {
+            self.io.disk().poke(Device::Meta, at, area);
+        }
+    }
+
+    /// Neither the one nor the other opens it, and nothing is written.
+    fn is_refused(&mut self, credentials: &[Credential]) {
+        let (told, writes) = (self.anchor.held().told(), self.io.disk().writes);
+        for credential in credentials {
+            let refused = self.open(credential).map(drop);
+            assert!(matches!(refused, Err(OpenError::Anchor(AnchorError::KeyArea { .. }))), "{refused:?}");
+        }
+        assert!(self.anchor.held().told() == told && self.io.disk().writes == writes);
+    }
+
+    fn fork(&self, seed: u64) -> Self {
+        let io = SimStorage::new(self.io.disk().fork(seed));
+        let anchor = self.anchor.fork(&io);
+        Self { io, anchor, rng: Rng::new(seed ^ 7) }
+    }
+}
+
+const SHAPES: [Shape; 2] = [Shape::Store, Shape::Counter];
+
+#[test]
+fn an_old_key_area_that_is_put_back_opens_nothing() {
+    for shape in SHAPES {
+        for verb in [Verb::Add, Verb::Change, Verb::Remove] {
+            let mut slots = Slots::new(shape);
+            let older = copies(&slots.io);
+            slots.change(verb).unwrap();
+            let newest = copies(&slots.io);
+            assert!(older != newest);
+            slots.put_back(&older);
+            // Who was removed, and who is still there.
+            slots.is_refused(&[file(1), word("word")]);
+            // Nor is it changed into a new one.
+            let mut old = block_on(&slots.io, LockedSlots::read(&slots.io)).unwrap().unwrap().unlock(&file(1)).unwrap();
+            old.add(&file(9), &new(&mut Rng::new(1))).unwrap();
+            let refused = slots.write(old);
+            assert!(matches!(refused, Err(ChangeError::Anchor(AnchorError::KeyArea { .. }))), "{refused:?}");
+            assert!(copies(&slots.io) == older, "nothing was changed");
+            slots.put_back(&newest);
+            let opens = if matches!(verb, Verb::Change) { word("other") } else { word("word") };
+            drop(slots.open(&opens).unwrap());
+        }
+    }
+}
+
+/// The key that all of them wrap is not asked where it comes from, unless the anchor has a key area to compare.
+#[test]
+fn a_key_from_elsewhere_opens_nothing() {
+    let mut slots = Slots::new(Shape::Store);
+    let options = slots.options();
+    let with = (&slots.anchor, AnchorPurpose::Keep);
+    let refused = block_on(&slots.io, open_anchored(&slots.io, &key(), &options, with)).map(drop);
+    let expected = matches!(refused, Err(OpenError::Anchor(AnchorError::KeyArea { found: None, .. })));
+    assert!(expected, "{refused:?}");
+}
+
+#[test]
+fn what_an_anchor_holds_that_was_told_by_a_program_which_did_not_ask_counts_until_the_next_open() {
+    for shape in SHAPES {
+        let io = with_two(5);
+        let anchor = SimAnchor::of(shape, &io, 1);
+        let mut slots = Slots { io, anchor, rng: Rng::new(7) };
+        let options = slots.options();
+        let begin = (&slots.anchor, AnchorPurpose::Begin);
+        // It says nothing of a key area.
+        let (_, keeper) = block_on(&slots.io, open_anchored(&slots.io, &key(), &options, begin)).unwrap();
+        assert_eq!(keeper.status().key_area_generation, None);
+        let older = copies(&slots.io);
+        let (_, keeper) = slots.open(&file(1)).unwrap();
+        assert_eq!(keeper.status().key_area_generation, Some(2));
+        slots.change(Verb::Remove).unwrap();
+        slots.put_back(&older);
+        slots.is_refused(&[file(1)]);
+    }
+    // Or until the next change.
+    let io = with_two(5);
+    let anchor = SimAnchor::of(Shape::Store, &io, 1);
+    let mut slots = Slots { io, anchor, rng: Rng::new(7) };
+    let options = slots.options();
+    let begin = (&slots.anchor, AnchorPurpose::Begin);
+    drop(block_on(&slots.io, open_anchored(&slots.io, &key(), &options, begin)).unwrap());
+    let older = copies(&slots.io);
+    slots.change(Verb::Remove).unwrap();
+    slots.put_back(&older);
+    slots.is_refused(&[file(1), word("word")]);
+}
+
+#[test]
+fn a_change_that_is_cut_short_anywhere_leaves_a_volume_that_opens_and_one_key_area_once_it_has() {
+    for shape in SHAPES {
+        for verb in [Verb::Add, Verb::Change, Verb::Remove] {
+            let before = Slots::new(shape);
+            let older = copies(&before.io);
+            let done = before.fork(1);
+            done.change(verb).unwrap();
+            let newer = copies(&done.io);
+            let mut seen = [0, 0];
+            for steps in 0..1000 {
+                let mut slots = before.fork(steps);
+                let io = slots.io.clone();
+                let (anchor, note) = (slots.anchor.clone(), note());
+                let unlocked = changed(&io, verb);
+                let change = async {
+                    let prepared = unlocked.prepare(&io, false).await.unwrap();
+                    prepared.write_anchored(&io, (&anchor, &note)).await.unwrap();
+                };
+                let is_done = block_on_steps(&io, change, steps).is_some();
+                let crash = if steps % 2 == 0 { Disk::power_cut } else { Disk::kill };
+                crash(&mut io.disk());
+                let as_left = slots.fork(3);
+                // What lies there opens it, the first time and the second.
+                let opened = [word("word"), word("other")].map(|credential| slots.open(&credential).map(drop));
+                assert!(opened.iter().any(Result::is_ok), "{shape:?} {verb:?} after {steps}: {opened:?}");
+                let opener = if opened[0].is_ok() { word("word") } else { word("other") };
+                let (_, keeper) = slots.open(&opener).expect("and once more");
+                let is_changed = keeper.status().key_area_generation == Some(3);
+                seen[usize::from(is_changed)] += 1;
+                // From then on the other one does not.
+                slots.put_back(if is_changed { &older } else { &newer });
+                let of_the_other = match (verb, is_changed) {
+                    (Verb::Change, false) => word("other"),
+                    _ => word("word"),
+                };
+                slots.is_refused(&[of_the_other]);
+                // Or somebody goes on where it was cut short.
+                let unlocked = [word("word"), word("other")].into_iter().find_map(|credential| {
+                    block_on(&as_left.io, LockedSlots::read(&as_left.io)).unwrap().unwrap().unlock(&credential).ok()
+                });
+                let mut unlocked = unlocked.unwrap();
+                unlocked.change(&file(3), &new(&mut Rng::new(steps))).unwrap();
+                let mut goes_on = as_left;
+                goes_on.write(unlocked).unwrap();
+                drop(goes_on.open(&file(3)).unwrap());
+                goes_on.put_back(&older);
+                goes_on.is_refused(&[word("word")]);
+                if is_done {
+                    assert!(is_changed);
+                    break;
+                }
+            }
+            assert!(seen.iter().all(|count| *count > 0), "{shape:?} {verb:?}: {seen:?}");
+        }
+    }
+}
+
+#[test]
+fn while_a_volume_is_served_who_tells_its_anchor_tells_it_of_the_slots_and_each_tick_says_them_again() {
+    for shape in SHAPES {
+        let mut slots = Slots::new(shape);
+        let (volume, mut keeper) = slots.open(&word("word")).unwrap();
+        let older = copies(&slots.io);
+        let (io, anchor, note) = (slots.io.clone(), slots.anchor.clone(), note());
+        let mut ticking = volume.context(1);
+        let mut tick = |keeper: &mut AnchorKeeper| {
+            let (mut context, one) = (volume.context(0), BlockRange::new(BlockIndex(1), 1));
+            let write = volume.write(&io, &mut context, one, Buf::new(volume.block_size()), Durability::MayBeLost);
+            block_on(&io, write).0.unwrap();
+            assert_eq!(
+                block_on(&io, keeper.tick((&volume, &io), &mut ticking, (&anchor, &note))).unwrap(),
+                Ticked::Anchored
+            );
+        };
+        tick(&mut keeper);
+        let unlocked = changed(&slots.io, Verb::Remove);
+        let prepared = block_on(&io, unlocked.prepare(&io, false)).unwrap();
+        let change = prepared
+            .write_kept(&io, async |found, next| keeper.keep_key_area(&volume, (&anchor, &note), (found, next)).await);
+        block_on(&io, change).unwrap();
+        assert_eq!(keeper.status().key_area_generation, Some(3));
+        tick(&mut keeper);
+        assert_eq!(keeper.status().key_area_generation, Some(3));
+        // Somebody puts the old one back, and asks for more.
+        let newest = copies(&io);
+        slots.put_back(&older);
+        let mut old = block_on(&io, LockedSlots::read(&io)).unwrap().unwrap().unlock(&file(1)).unwrap();
+        old.add(&file(9), &new(&mut Rng::new(1))).unwrap();
+        let prepared = block_on(&io, old.prepare(&io, false)).unwrap();
+        let change = prepared
+            .write_kept(&io, async |found, next| keeper.keep_key_area(&volume, (&anchor, &note), (found, next)).await);
+        let refused = block_on(&io, change);
+        let expected = matches!(refused, Err(ChangeError::Anchor(KeepError::Anchor(AnchorError::KeyArea { .. }))));
+        assert!(expected, "{refused:?}");
+        assert_eq!(volume.latched(), None, "it goes on");
+        tick(&mut keeper);
+        drop(volume);
+        io.disk().kill();
+        slots.is_refused(&[file(1), word("word")]);
+        slots.put_back(&newest);
+        drop(slots.open(&word("word")).unwrap());
+    }
+}
+
+#[test]
+fn slots_of_an_anchored_volume_are_not_changed_without_its_anchor() {
+    let slots = Slots::new(Shape::Store);
+    let before = copies(&slots.io);
+    let refused = block_on(&slots.io, changed(&slots.io, Verb::Remove).write(&slots.io, false));
+    assert!(matches!(refused, Err(SlotError::Open(OpenError::Anchor(AnchorError::Needed)))), "{refused:?}");
+    slots.anchor.held().away = true;
+    let refused = slots.change(Verb::Remove);
+    assert!(matches!(refused, Err(ChangeError::Anchor(AnchorError::Away(_)))), "{refused:?}");
+    assert!(copies(&slots.io) == before && before[0].len() == AREA);
+}
+
+#[test]
+fn a_reset_takes_the_key_area_that_lies_there_and_a_move_takes_it_along() {
+    for shape in SHAPES {
+        let mut slots = Slots::new(shape);
+        let older = copies(&slots.io);
+        slots.change(Verb::Change).unwrap();
+        let newest = copies(&slots.io);
+        slots.put_back(&older);
+        drop(slots.open_for(&file(1), AnchorPurpose::Reset).expect("that is what a reset is for"));
+        drop(slots.open(&word("word")).unwrap());
+        slots.put_back(&newest);
+        slots.is_refused(&[word("other")]);
+        slots.put_back(&older);
+        let other = SimAnchor::of(Shape::Store, &slots.io, 3);
+        let options = slots.options();
+        let moved = block_on(&slots.io, async {
+            let verified = ublk_integrity::open::VerifiedVolume::read(&slots.io, &key(), &options).await.unwrap();
+            verified.move_anchor((&slots.anchor, &other), &note()).await
+        });
+        moved.unwrap();
+        slots.anchor = other;
+        slots.put_back(&newest);
+        slots.is_refused(&[word("other"), file(1)]);
+        slots.put_back(&older);
+        drop(slots.open(&file(1)).unwrap());
+    }
+}
