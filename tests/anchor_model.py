@@ -5,7 +5,8 @@ In it: the anchor as a file of two slots, as a store with compare-and-swap, and 
 untrusted disk; its writes that fail, tear, arrive late, twice or after a crash; an anchor that goes away; both modes. Crashes
 between any two steps, opens cut short; an adversary who puts back any earlier state of the whole disk, mixtures of them, and
 logs cut short, at every crash and in the middle of an open; a second host that opens a copy while the first runs on. The key
-area is changed while the volume is served and while it is not, and cut short; older ones are put back.
+area is changed while the volume is served and while it is not, and cut short; older ones are put back. Another counter takes the
+place of the one before.
 Not in it: MACs (nothing is forged), time (a tick comes at any moment), several anchors, writes that records carry
 (protocol_model.py has these).
 
@@ -31,7 +32,7 @@ from anchor_protocol.faults import BUGS, HOSTILE, ONLY
 from anchor_protocol.keys import change_unserved
 from anchor_protocol.recovery import recover, tamper
 from anchor_protocol.volume import Node
-from protocol.faults import COUNTS, FAIL, count, plant, planted
+from protocol.faults import COUNTS, FAIL, bug, count, plant, planted
 
 
 def run(seed, only=None, hostile=False):
@@ -47,7 +48,7 @@ def run(seed, only=None, hostile=False):
     d.sb = [sb0, sb0]
     d.keys = [dict(gen=2, id="first")] * 2
     u.areas = {"first"}
-    held = dict(gen=0, id="format", next=None, pos=0, link="format", covers=None, then=None, keys="first", keys_next=None)
+    held = dict(gen=0, id="format", next=None, pos=0, link="format", covers=None, then=None, keys="first", keys_next=None, era=0)
     if r.random() < 0.2:  # by a program that did not ask: what was there before it counts until an open has been done
         held.update(keys=None)
         u.areas.add("ancient")
@@ -198,6 +199,9 @@ def run(seed, only=None, hostile=False):
                 d.power_cut()
             if r.random() < 0.15:
                 change_offline()
+            if kind == "counter" and r.random() < 0.1 and (not planted() or bug("any_era")):
+                count("other_counters")
+                a.other_counter(d)
             trials.clear()
             tries, out = 8 if hostile else r.choice([0, 0, 1, 2, 4]), None
             accepted = False

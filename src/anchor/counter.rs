@@ -5,11 +5,17 @@
 //!   a body of generation C + 1, durable in the slot that does not hold C ─> increment, from C to C + 1
 //! ```
 //!
+//! Each counter has an *era*, drawn when it was made. Another one may count to where an older one has been, and the bodies of that time
+//! are for another era.
+//!
 //! Cut short in between, the body is *prepared*: it speaks for the volume, and is counted before another one is prepared.
 
-use super::{Anchor, AnchorBytes, Beginning, Held, Replaced, SLOT_BYTES, Slot, generation};
+use super::{Anchor, AnchorBytes, Beginning, Held, Replaced, SLOT_BYTES, Slot, era, generation};
 use crate::{Buf, ByteOffset, Device, DeviceError, Durability, Storage};
-use std::{cell::Cell, future::Future};
+use std::{
+    cell::Cell,
+    future::{Future, ready},
+};
 
 /// Where they lie on the metadata device, side by side.
 const SLOTS: [ByteOffset; 2] = [ByteOffset(256 << 10), ByteOffset(260 << 10)];
@@ -24,6 +30,12 @@ pub trait Counter {
     /// Has it be one more than `expected`, or leaves it as it is. Never is another value incremented, however late the request
     /// arrives.
     fn increment(&self, volume: &[u8; 16], expected: u64) -> impl Future<Output = Replaced>;
+
+    /// Drawn when the one that is there was made, and never another one's; 0 where that is not known. The error: as of
+    /// [`read`](Self::read).
+    fn era(&self, _volume: &[u8; 16]) -> impl Future<Output = Result<u64, String>> {
+        ready(Ok(0))
+    }
 
     /// Makes one, whose value is above all that the volume's counters have had there. The error: it may be there, or not.
     fn init(&self, volume: &[u8; 16]) -> impl Future<Output = Result<u64, String>>;
@@ -101,9 +113,9 @@ impl<S: Storage> BodyRoom<S> {
     }
 }
 
-/// What a counter of this value and such bodies say together.
-fn held(value: u64, bodies: [Option<AnchorBytes>; 2]) -> Held {
-    let is_of = |generation_of: u64| bodies.iter().flatten().find(|body| generation(Some(body)) == generation_of);
+/// What a counter of this value and era, and such bodies, say together.
+fn held((value, era_of): (u64, u64), bodies: [Option<AnchorBytes>; 2]) -> Held {
+    let is_of = |generation_of| bodies.iter().flatten().find(|body| is_for(body, (generation_of, era_of)));
     // The only one that may be prepared is the next.
     if let Some(prepared) = value.checked_add(1).and_then(is_of) {
         return Held::Prepared(*prepared);
@@ -117,20 +129,23 @@ fn held(value: u64, bodies: [Option<AnchorBytes>; 2]) -> Held {
     }
 }
 
-fn first_behind(value: u64) -> Beginning {
-    Beginning { expected: value, generation: value.saturating_add(1) }
+fn is_for(body: &AnchorBytes, (generation_of, era_of): (u64, u64)) -> bool {
+    generation(Some(body)) == generation_of && era(body) == era_of
+}
+
+fn first_behind(value: u64, era: u64) -> Beginning {
+    Beginning { expected: value, generation: value.saturating_add(1), era }
 }
 
 impl<C: Counter, S: Storage> CounterAnchor<'_, C, S> {
     /// The body is durable: in the slot that does not hold the one that counts.
-    async fn prepare(&self, counts: u64, body: &AnchorBytes) -> Result<(), DeviceError> {
+    async fn prepare(&self, counts: (u64, u64), body: &AnchorBytes) -> Result<(), DeviceError> {
         let slots = self.room.slots().await;
         if let Some(slot) = slots.iter().position(|slot| *slot == Ok(Some(*body))) {
             // It was sent before.
             return self.room.keep(slot, body).await;
         }
-        let counts =
-            |slot: &Result<Option<AnchorBytes>, _>| matches!(slot, Ok(Some(body)) if generation(Some(body)) == counts);
+        let counts = |slot: &Result<Option<AnchorBytes>, _>| matches!(slot, Ok(Some(body)) if is_for(body, counts));
         // One that can't be read may hold it, too, unless the other does.
         let free = |slot: &&Result<_, _>| slot.is_ok() && !counts(slot);
         let slot = if counts(&slots[0]) || (slots[0].is_err() && slots.iter().any(|slot| free(&slot))) { 1 } else { 0 };
@@ -143,7 +158,8 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
         match self.counter.read(volume).await? {
             None => Ok(Held::Nothing),
             Some(mut value) => loop {
-                let held = held(value, self.room.read().await?);
+                let era = self.counter.era(volume).await?;
+                let held = held((value, era), self.room.read().await?);
                 // Somebody who counts on meanwhile writes over what was just asked for.
                 let is_bare = matches!(held, Held::Bare { .. });
                 match if is_bare { self.counter.read(volume).await? } else { Some(value) } {
@@ -161,10 +177,14 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
             Ok(_) => return Replaced::Conflict,
             Err(why) => return Replaced::Unknown(why),
         }
-        if expected.checked_add(1) != Some(generation(Some(body))) {
+        let counted = match self.counter.era(volume).await {
+            Ok(era) => (expected, era),
+            Err(why) => return Replaced::Unknown(why),
+        };
+        if expected == u64::MAX || !is_for(body, (expected + 1, counted.1)) {
             return Replaced::Conflict;
         }
-        match self.prepare(expected, body).await {
+        match self.prepare(counted, body).await {
             Ok(()) => self.counter.increment(volume, expected).await,
             Err(e) => Replaced::Failed(e),
         }
@@ -175,10 +195,14 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
     }
 
     async fn forward(&self, volume: &[u8; 16], generation: u64) -> Replaced {
+        let era = match self.counter.era(volume).await {
+            Ok(era) => era,
+            Err(why) => return Replaced::Unknown(why),
+        };
         let slots = self.room.slots().await;
         let prepared = slots.into_iter().enumerate().find_map(|(slot, body)| {
             let body = body.ok().flatten()?;
-            (super::generation(Some(&body)) == generation).then_some((slot, body))
+            is_for(&body, (generation, era)).then_some((slot, body))
         });
         // It was read, which does not make it durable.
         let Some((slot, body)) = prepared else { return Replaced::Unknown("it is not on the disk any more".into()) };
@@ -195,11 +219,11 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
             Held::Nothing => self.counter.init(volume).await?,
             held => held.counted(),
         };
-        let behind = value.saturating_add(1);
+        let (behind, era) = (value.saturating_add(1), self.counter.era(volume).await?);
         let (mut last, mut is_again) = (String::new(), false);
         for _ in 0..TRIES {
             match self.counter.increment(volume, value).await {
-                Replaced::Done => return Ok(first_behind(behind)),
+                Replaced::Done => return Ok(first_behind(behind, era)),
                 Replaced::Conflict => {}
                 Replaced::Unknown(why) => (last, is_again) = (why, true),
                 Replaced::Failed(e) => return Err(e.to_string()),
@@ -207,7 +231,7 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
             match self.counter.read(volume).await? {
                 Some(now) if now == value => {}
                 // Where nothing of ours can be under way it was somebody else, who prepares bodies for what comes now.
-                Some(now) if now == behind && is_again => return Ok(first_behind(behind)),
+                Some(now) if now == behind && is_again => return Ok(first_behind(behind, era)),
                 Some(_) => {
                     return Err("somebody else increments the counter: nobody else may have the volume open".into());
                 }
@@ -231,20 +255,33 @@ mod tests {
     fn body(generation: u64) -> AnchorBytes {
         let mut body = [generation as u8; ANCHOR_BODY_BYTES];
         body[32..40].copy_from_slice(&generation.to_le_bytes());
+        body[336..344].fill(0);
+        body
+    }
+
+    /// For the counter of this era.
+    fn of_era(era: u64, mut body: AnchorBytes) -> AnchorBytes {
+        body[336..344].copy_from_slice(&era.to_le_bytes());
         body
     }
 
     #[test]
     fn the_counter_says_which_body_counts() {
-        let of = |value, a: u64, b: u64| held(value, [Some(body(a)), Some(body(b))]);
+        let of = |value, a: u64, b: u64| held((value, 0), [Some(body(a)), Some(body(b))]);
         assert_eq!(of(7, 6, 7), Held::Body(body(7)));
         assert_eq!(of(7, 8, 7), Held::Prepared(body(8)));
         assert_eq!(of(7, 8, 3), Held::Prepared(body(8)));
         assert_eq!(of(7, 6, 5), Held::Bare { value: 7, older: Some(body(6)) });
         assert_eq!(of(7, 9, 5), Held::Bare { value: 7, older: Some(body(9)) }, "nobody prepares more than the next");
-        assert_eq!(held(7, [None, None]), Held::Bare { value: 7, older: None });
-        assert_eq!(held(u64::MAX, [None, Some(body(0))]), Held::Bare { value: u64::MAX, older: Some(body(0)) });
+        assert_eq!(held((7, 0), [None, None]), Held::Bare { value: 7, older: None });
+        assert_eq!(held((u64::MAX, 0), [None, Some(body(0))]), Held::Bare { value: u64::MAX, older: Some(body(0)) });
         assert_eq!([of(7, 6, 7), of(7, 8, 7), of(7, 1, 2)].map(|held| held.counted()), [7, 7, 7]);
+        // Bodies for another counter that has been there.
+        let ours = of_era(5, body(7));
+        assert_eq!(held((7, 5), [Some(body(8)), Some(ours)]), Held::Body(ours));
+        assert_eq!(held((7, 5), [Some(of_era(4, body(7))), Some(ours)]), Held::Body(ours));
+        assert_eq!(held((7, 5), [Some(body(7)), None]), Held::Bare { value: 7, older: Some(body(7)) });
+        assert_eq!(held((7, 0), [Some(ours), None]), Held::Bare { value: 7, older: Some(ours) });
     }
 
     #[test]
@@ -370,6 +407,6 @@ mod tests {
         let held = Held::Bare { value: 6, older: None };
         assert!(room.io.run(anchor.begin(&[0; 16], &held, 0)).unwrap_err().contains("somebody else"));
         let held = Held::Bare { value: 7, older: None };
-        assert_eq!(room.io.run(anchor.begin(&[0; 16], &held, 0)), Ok(first_behind(8)));
+        assert_eq!(room.io.run(anchor.begin(&[0; 16], &held, 0)), Ok(first_behind(8, 0)));
     }
 }

@@ -99,7 +99,7 @@ impl Held {
         let newest = if expected == 0 { above } else { expected };
         // What is damaged may claim any.
         let newest = Some(newest).filter(|newest| *newest < u64::MAX / 2).unwrap_or(0);
-        Beginning { expected, generation: newest + 1 }
+        Beginning { expected, generation: newest + 1, era: 0 }
     }
 }
 
@@ -110,6 +110,8 @@ pub struct Beginning {
     pub expected: u64,
     /// The generation of the first body.
     pub generation: u64,
+    /// Of a [counter](Counter::era).
+    pub era: u64,
 }
 
 /// A trusted place with room for a body of each volume, by its UUID. Each call ends: an implementation that asks over a network has a limit of its own.
@@ -189,6 +191,11 @@ pub struct AnchorUse<'a, A> {
     pub purpose: AnchorPurpose,
     /// What its bodies say besides.
     pub note: AnchorNote,
+}
+
+/// Of which [counter](Counter::era) a body claims to be.
+fn era(body: &AnchorBytes) -> u64 {
+    crate::format::claimed_era(body)
 }
 
 /// The generation that a body claims to have: what a store compares. 0 for none.

@@ -70,7 +70,7 @@ impl AnchorBody {
     /// The first of a volume, or the first after a reset, of which it says how often such has been.
     pub(super) fn first(
         (written, key_area): (&Superblock, Option<KeyAreaMark>),
-        generation: u64,
+        (generation, era): (u64, u64),
         note: &AnchorNote,
         (resets, reset): (u64, u64),
     ) -> Self {
@@ -88,6 +88,7 @@ impl AnchorBody {
             host: host(note),
             key_area,
             next_key_area: None,
+            era,
         }
     }
 }

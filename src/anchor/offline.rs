@@ -1,7 +1,7 @@
 //! What is done with the anchor of a volume that nobody serves.
 
 use super::{
-    Anchor, AnchorError, AnchorNote, AnchorStatus, Beginning, Held,
+    Anchor, AnchorError, AnchorNote, AnchorStatus, Held,
     exchange::{self, Change},
     judge::judge_key_area,
     opening::in_use,
@@ -54,7 +54,7 @@ pub(crate) async fn keep_key_area<A: Anchor>(
         return Ok(());
     }
     let body = held.with_key_area(found, next, note);
-    put(anchor, key, Beginning { expected: held.generation, generation: body.generation }, &body).await
+    put(anchor, key, held.generation, &body).await
 }
 
 /// Moves what an anchor holds to another place. The new one first, then the old one says that it was moved away: cut short in
@@ -72,11 +72,11 @@ pub(crate) async fn move_to<A: Anchor, B: Anchor>(
     }
     let room = room_in(to, key, uuid).await.map_err(MoveError::To)?;
     let beginning = exchange::begin(to, uuid, &room, held.generation).await.map_err(MoveError::To)?;
-    let moved = AnchorBody { generation: beginning.generation, ..held };
-    put(to, key, beginning, &moved).await.map_err(MoveError::To)?;
+    let moved = AnchorBody { generation: beginning.generation, era: beginning.era, ..held };
+    put(to, key, beginning.expected, &moved).await.map_err(MoveError::To)?;
     let end = exchange::begin(from, uuid, &there, 0).await.map_err(MoveError::Both)?;
-    let gone = AnchorBody { generation: end.generation, ..held.moved_away(note) };
-    put(from, key, end, &gone).await.map_err(MoveError::Both)?;
+    let gone = AnchorBody { generation: end.generation, era: end.era, ..held.moved_away(note) };
+    put(from, key, end.expected, &gone).await.map_err(MoveError::Both)?;
     Ok(AnchorStatus::of(&moved))
 }
 
@@ -97,8 +97,8 @@ async fn room_in<A: Anchor>(to: &A, key: &AnchorKey, uuid: &[u8; 16]) -> Result<
     }
 }
 
-/// The first body of its kind.
-async fn put<A: Anchor>(anchor: &A, key: &AnchorKey, at: Beginning, body: &AnchorBody) -> Result<(), AnchorError> {
-    let (bytes, expected) = (body.seal(key), at.expected);
+/// In the place of what has this generation.
+async fn put<A: Anchor>(anchor: &A, key: &AnchorKey, expected: u64, body: &AnchorBody) -> Result<(), AnchorError> {
+    let bytes = body.seal(key);
     exchange::replace(anchor, key, Change { volume: &body.uuid, expected, bytes, is_again: false }).await
 }

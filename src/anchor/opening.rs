@@ -57,7 +57,7 @@ impl<'a, A: Anchor> Opening<'a, A> {
                 held.ok().or_else(|| exchange::older(&found, key, &superblock.uuid))
             }
         };
-        let next = Beginning { expected: found.counted(), generation: 0 };
+        let next = Beginning { expected: found.counted(), generation: 0, era: 0 };
         Ok(Self { with, key: key.clone(), key_area, found, next, held, is_committed: false, changed: Vec::new() })
     }
 
@@ -131,7 +131,8 @@ impl<'a, A: Anchor> Opening<'a, A> {
 
     /// Both copies of the superblock are `written`. Before anything is served.
     pub(crate) async fn commit(&mut self, written: &Superblock) -> Result<(), AnchorError> {
-        let (note, first, now) = (&self.with.note, self.next.generation, (written, self.key_area));
+        let (note, now) = (&self.with.note, (written, self.key_area));
+        let first = (self.next.generation, self.next.era);
         let body = match (self.with.purpose, self.held) {
             (AnchorPurpose::Keep, Some(held)) => held.commit(written, self.key_area, note),
             (AnchorPurpose::End, Some(held)) => held.moved_away(note),

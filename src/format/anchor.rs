@@ -24,8 +24,8 @@ const VERSION: u32 = 1;
 pub(crate) type OpenId = [u8; 32];
 
 /// 8 magic, 4 version, 4 state, 16 UUID, 8 generation, 32 id, 32 next, 8 number, 32 link, 8 epoch, 8 written, 8 resets, 8 reset,
-/// 64 host, 8 generation and 32 digest of the key area, 16 key id, 8 generation and 32 digest of the next one, 144 reserved, 32 MAC: 512
-/// bytes.
+/// 64 host, 8 generation and 32 digest of the key area, 16 key id, 8 generation and 32 digest of the next one, 8 era,
+/// 136 reserved, 32 MAC: 512 bytes.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 struct RawBody {
@@ -48,14 +48,16 @@ struct RawBody {
     key_id: [u8; 16],
     next_key_area_generation: U64,
     next_key_area: Digest,
-    reserved: [u8; 144],
+    era: U64,
+    reserved: [u8; 136],
     mac: Mac,
 }
 const _: () = assert!(size_of::<RawBody>() == ANCHOR_BODY_BYTES);
 const _: () = assert!(offset_of!(RawBody, number) == 104 && offset_of!(RawBody, host) == 176);
 const _: () = assert!(offset_of!(RawBody, key_area_generation) == 240 && offset_of!(RawBody, key_id) == 280);
 const _: () = assert!(offset_of!(RawBody, next_key_area_generation) == 296);
-const _: () = assert!(offset_of!(RawBody, reserved) == 336 && offset_of!(RawBody, mac) == 480);
+const _: () =
+    assert!(offset_of!(RawBody, era) == 336 && offset_of!(RawBody, reserved) == 344 && offset_of!(RawBody, mac) == 480);
 
 /// What a volume's life is doing, as the anchor has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,6 +127,8 @@ pub(crate) struct AnchorBody {
     pub(crate) key_area: Option<KeyAreaMark>,
     /// What is being written in its place.
     pub(crate) next_key_area: Option<KeyAreaMark>,
+    /// Which of the volume's counters it is for; 0 of a store, and of a counter that has none.
+    pub(crate) era: u64,
 }
 
 /// Why bytes are no body of a volume.
@@ -150,6 +154,11 @@ fn odd(field: &'static str) -> BodyError {
 /// The generation that bytes claim to have, not authenticated: what the next is counted from.
 pub(crate) fn claimed_generation(bytes: &[u8; ANCHOR_BODY_BYTES]) -> u64 {
     RawBody::ref_from_bytes(bytes).map_or(0, |raw| raw.generation.get())
+}
+
+/// The same of the counter that bytes are for.
+pub(crate) fn claimed_era(bytes: &[u8; ANCHOR_BODY_BYTES]) -> u64 {
+    RawBody::ref_from_bytes(bytes).map_or(0, |raw| raw.era.get())
 }
 
 impl AnchorBody {
@@ -200,7 +209,8 @@ impl AnchorBody {
             key_id: key.id,
             next_key_area_generation,
             next_key_area,
-            reserved: [0; 144],
+            era: U64::new(self.era),
+            reserved: [0; 136],
             mac: [0; 32],
         };
         raw.mac = key.mac.sign(&raw.as_bytes()[..offset_of!(RawBody, mac)]);
@@ -246,6 +256,7 @@ impl RawBody {
             host: host.and_then(|text| HostName::from(text).ok()).ok_or(odd("host name"))?,
             key_area,
             next_key_area,
+            era: self.era.get(),
         })
     }
 }
@@ -276,6 +287,7 @@ pub(crate) mod tests {
             host: HostName::from("alpha").unwrap(),
             key_area: None,
             next_key_area: None,
+            era: 0,
         }
     }
 
@@ -296,6 +308,9 @@ pub(crate) mod tests {
             assert_eq!(AnchorBody::verify(&changing.seal(&key(7)), &key(7), &UUID), Ok(changing));
         }
         assert!(body().seal(&key(7))[240..280].iter().all(|byte| *byte == 0), "as programs wrote it that did not ask");
+        let counted = AnchorBody { era: 77, ..body() };
+        let bytes = counted.seal(&key(7));
+        assert_eq!((AnchorBody::verify(&bytes, &key(7), &UUID), claimed_era(&bytes)), (Ok(counted), 77));
         for bit in 0..ANCHOR_BODY_BYTES * 8 {
             let mut other = sealed;
             other[bit / 8] ^= 1 << (bit % 8);
@@ -321,7 +336,7 @@ pub(crate) mod tests {
         assert_eq!(changed(&|raw| raw.generation = U64::new(u64::MAX)), odd("generation"));
         assert_eq!(changed(&|raw| raw.host[0] = 7), odd("host name"));
         let reserved = |at| BodyError::Unknown(Unknown::Reserved { of: OF, at });
-        assert_eq!(changed(&|raw| raw.reserved[2] = 1), reserved(338));
+        assert_eq!(changed(&|raw| raw.reserved[2] = 1), reserved(346));
         assert_eq!(changed(&|raw| raw.key_area_generation = U64::new(1)), odd("key area"));
         assert_eq!(changed(&|raw| raw.next_key_area[1] = 1), odd("next key area"));
     }

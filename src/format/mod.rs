@@ -19,7 +19,9 @@ mod version2;
 #[cfg(test)]
 pub(crate) use anchor::tests::{body as anchor_of_test, mark as key_area_of_test};
 pub use anchor::{ANCHOR_BODY_BYTES, KeyAreaMark};
-pub(crate) use anchor::{AnchorBody, AnchorPoint, AnchorState, BodyError, HostName, OpenId, claimed_generation};
+pub(crate) use anchor::{
+    AnchorBody, AnchorPoint, AnchorState, BodyError, HostName, OpenId, claimed_era, claimed_generation,
+};
 pub use feature::Feature;
 pub(crate) use feature::Features;
 pub(crate) use identity::{Identity, RawIdentity};

@@ -11,6 +11,7 @@ class Anchor:  # trusted; what it holds: {gen, id, next, pos, link}
         a.file = [None, None]
         a.store = None
         a.count = 0
+        a.era = 0  # which counter it is
         a.late = []
         a.out = False
 
@@ -30,12 +31,24 @@ class Anchor:  # trusted; what it holds: {gen, id, next, pos, link}
         if a.kind == "file":
             return max((x for x in a.file if x), key=lambda x: x["gen"])
         ok = (a.count, a.count + 1) if not bug("lag1") else (a.count - 1, a.count, a.count + 1)
-        have = [x for x in d.body if x and x["gen"] in ok]
+        have = [x for x in d.body if x and x["gen"] in ok and (a.ours(x) or bug("any_era"))]
         if not have:
             if bug("absent_ok") and not any(d.body):
                 return None
             raise Refuse("no anchor body of the counter's value")
         return max(have, key=lambda x: x["gen"])
+
+    def ours(a, b):  # not of a counter that was there before
+        return b["era"] == a.era
+
+    def other_counter(a, d):  # in the place of this one, for what the disk holds; it begins lower, perhaps
+        held = a.load(d)
+        if held["gen"] == a.count + 1:
+            a.applied(held)
+        a.era += 1
+        a.count = a.r.randrange(a.count + 1) + 1
+        for _ in a.write(d, dict(held, gen=a.count), dict(held, covers=None, then=None)):
+            pass
 
     def land(a, exp, b):  # compare-and-swap
         if a.store["gen"] != exp and not bug("no_cas"):
@@ -45,7 +58,7 @@ class Anchor:  # trusted; what it holds: {gen, id, next, pos, link}
         return True
 
     def write(a, d, old, new):  # generator; True: it holds; False: somebody else's is there, or it is away
-        new = dict(new, gen=old["gen"] + 1, by=d)
+        new = dict(new, gen=old["gen"] + 1, by=d, era=a.era)
         yield
         if a.out:
             return None
@@ -82,7 +95,7 @@ class Anchor:  # trusted; what it holds: {gen, id, next, pos, link}
         if bug("inc_first"):
             a.count += 1
             yield
-        i = min((0, 1), key=lambda i: d.body[i]["gen"] if d.body[i] else -1) if not bug("one_slot") else 0
+        i = min((0, 1), key=lambda i: d.body[i]["gen"] if d.body[i] and a.ours(d.body[i]) else -1) if not bug("one_slot") else 0
         d.body[i] = None
         yield
         d.body[i] = new

@@ -29,6 +29,7 @@ BUGS = dict(
     lag1="the counter may be one ahead of the body",
     no_forward="a body that was prepared is not rolled forward before the next",
     one_bump="an open increments the counter once",
+    any_era="a counter takes the bodies of the one that was there before it",
     # the key area
     keys_unjudged="the key area is not asked for",
     keys_no_intent="a key area is written before the anchor permits it",
@@ -39,7 +40,7 @@ BUGS = dict(
     keys_dropped="a point is told without the key area",
 )
 # Those that concern one kind of anchor: the others' runs can't find them.
-ONLY = {name: "counter" for name in ("absent_ok", "inc_first", "lag1", "no_forward", "one_bump")} | {"taken_once": "store"}
+ONLY = {name: "counter" for name in ("absent_ok", "inc_first", "lag1", "no_forward", "one_bump", "any_era")} | {"taken_once": "store"}
 # Those that take several tampered disks in a row: runs of many short lives, with more of them.
 HOSTILE = ("number_and_link", "no_forward", "one_bump")
 # Not here: an id without the link (`no_link`). It was never found: the link catches in addition one life that runs twice,

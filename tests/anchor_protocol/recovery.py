@@ -140,7 +140,7 @@ def intend(d, a, sb, held, new):
                 d.sb[i] = sb
                 yield None
     if held is None:
-        held = dict(gen=a.count, id=sb["id"], next=None, pos=pos, link=link, covers=None, then=None, keys=None, keys_next=None)
+        held = dict(gen=a.count, id=sb["id"], next=None, pos=pos, link=link, covers=None, then=None, keys=None, keys_next=None, era=a.era)
     if a.kind == "counter" and held["gen"] == a.count + 1 and not bug("no_forward"):
         a.count += 1
         a.applied(held)

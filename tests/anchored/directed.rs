@@ -64,6 +64,32 @@ impl Small {
     }
 }
 
+/// The old one's bodies have generations that it comes to.
+#[test]
+fn another_counter_takes_no_body_of_the_one_before() {
+    let mut small = Small::shaped(Shape::Counter, format_options(4096));
+    let mut older = Vec::new();
+    for _ in 0..6 {
+        older.push(small.snapshot());
+        drop(small.open(AnchorPurpose::Keep).unwrap());
+    }
+    // It begins where that one did.
+    small.anchor.held().value = None;
+    assert_eq!(small.why_not(AnchorPurpose::Keep), AnchorError::Absent);
+    drop(small.open(AnchorPurpose::Reset).unwrap());
+    for _ in 0..8 {
+        let (newest, told) = (small.snapshot(), small.anchor.held().told());
+        for disk in &older {
+            small.put_back(disk);
+            let refused = small.why_not(AnchorPurpose::Keep);
+            assert!(matches!(refused, AnchorError::Bare { .. } | AnchorError::Older { .. }), "{refused}");
+        }
+        assert!(small.anchor.held().told() == told, "a refused open leaves the anchor alone");
+        small.put_back(&newest);
+        drop(small.open(AnchorPurpose::Keep).unwrap());
+    }
+}
+
 #[test]
 fn an_abandoned_branch_that_had_got_further_is_refused() {
     let mut small = Small::new();

@@ -24,6 +24,8 @@ pub struct Held {
     pub body: Option<AnchorBytes>,
     /// Of a counter: its value.
     pub value: Option<u64>,
+    /// Which counter it is.
+    pub era: u64,
     /// What a new counter is above of.
     pub newest: u64,
     /// Requests that are under way: what they expect, and what they would put there; `None`: one more.
@@ -137,6 +139,7 @@ impl SimAnchor {
         let held = Held {
             body: None,
             value: None,
+            era: 0,
             newest,
             late: Vec::new(),
             away: false,
@@ -201,6 +204,12 @@ impl Counter for SimAnchor {
         self.ask(expected, None).await
     }
 
+    async fn era(&self, _: &[u8; 16]) -> Result<u64, String> {
+        self.pause().await;
+        let held = self.held();
+        if held.away { Err("it does not answer".into()) } else { Ok(held.era) }
+    }
+
     async fn init(&self, _: &[u8; 16]) -> Result<u64, String> {
         self.pause().await;
         let mut held = self.held();
@@ -208,6 +217,7 @@ impl Counter for SimAnchor {
             return Err("it does not answer, or is there".into());
         }
         held.value = Some(held.newest + 1);
+        held.era = held.rng.next();
         Ok(held.newest + 1)
     }
 }

@@ -34,7 +34,7 @@ class Agent:
             except OSError:
                 assert time.monotonic() < deadline, "the agent does not listen"
                 time.sleep(0.01)
-        assert self.ask(f"hello 1 {UUID}") == "ok counter auth"
+        assert self.ask(f"hello 1 {UUID}") == "ok counter auth era"
         assert self.ask("auth " + "07" * 32) == "ok"
 
     def ask(self, line):

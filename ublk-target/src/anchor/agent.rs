@@ -10,7 +10,10 @@ use crate::wait::Wait;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use ublk_integrity::{
@@ -29,6 +32,8 @@ pub struct AgentAnchor {
     connection: Mutex<Option<Connection>>,
     /// What it said at first. An agent has one shape for good.
     shape: OnceLock<Shape>,
+    /// Whether the one that was connected last tells one counter from another.
+    has_eras: AtomicBool,
     /// What a counter needs of the volume.
     own: OnceLock<Own>,
 }
@@ -58,8 +63,8 @@ struct Connection {
 impl AgentAnchor {
     /// At this socket; nothing is connected yet.
     pub fn at(path: &Path, timeout: Duration) -> Self {
-        let (wait, connection, shape, own) = Default::default();
-        Self { path: path.into(), timeout, wait, connection, shape, own }
+        let (wait, connection, shape, has_eras, own) = Default::default();
+        Self { path: path.into(), timeout, wait, connection, shape, has_eras, own }
     }
 
     /// The same, and a counter that does not answer at first is waited for.
@@ -152,8 +157,14 @@ impl AgentAnchor {
         if *self.shape.get_or_init(|| made.shape) != made.shape {
             return Err("the agent keeps something else than before".into());
         }
+        let (mut wants_secret, mut has_eras) = (false, false);
+        words.for_each(|word| {
+            wants_secret |= word == "auth";
+            has_eras |= word == "era";
+        });
+        self.has_eras.store(has_eras, Ordering::Relaxed);
         // Before the volume's key is known nothing is asked but what it keeps.
-        if let Some(own) = self.own.get().filter(|_| words.any(|word| word == "auth")) {
+        if let Some(own) = self.own.get().filter(|_| wants_secret) {
             match made.lines.exchange(&Line::of_bytes("auth", &*own.secret), deadline)?.as_str() {
                 "ok" => {}
                 other => return Err(other.to_owned()),
@@ -268,6 +279,19 @@ impl Counter for AgentAnchor {
         }
     }
 
+    async fn era(&self, volume: &[u8; 16]) -> Result<u64, String> {
+        // It was connected to read the value, which comes first.
+        if !self.has_eras.load(Ordering::Relaxed) {
+            return Ok(0);
+        }
+        let answer = self.ask(volume, format_args!("era"))?;
+        match value_in(&answer) {
+            None if answer == "absent" => Ok(0),
+            None => Err(self.odd(&answer)),
+            Some(era) => Ok(era),
+        }
+    }
+
     async fn increment(&self, volume: &[u8; 16], expected: u64) -> Replaced {
         let answer = self.ask(volume, format_args!("increment {expected}"));
         // Whatever else it says it has now, it is not what was to become of it.
@@ -304,6 +328,7 @@ mod tests {
     fn body(generation: u64, fill: u8) -> AnchorBytes {
         let mut body = [fill; 512];
         body[32..40].copy_from_slice(&generation.to_le_bytes());
+        body[336..344].fill(0);
         body
     }
 
@@ -362,8 +387,8 @@ mod tests {
         let (_folder, anchor, served) = agent(&["ok store", "absent"]);
         assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Nothing));
         let begin = |held: Held, above| asked(anchor.begin(&VOLUME, &held, above));
-        assert_eq!(begin(Held::Body(body(11, 1)), 500), Ok(Beginning { expected: 11, generation: 12 }));
-        assert_eq!(begin(Held::Nothing, 500), Ok(Beginning { expected: 0, generation: 501 }));
+        assert_eq!(begin(Held::Body(body(11, 1)), 500), Ok(Beginning { expected: 11, generation: 12, era: 0 }));
+        assert_eq!(begin(Held::Nothing, 500), Ok(Beginning { expected: 0, generation: 501, era: 0 }));
         assert!(begin(Held::Body(body(u64::MAX, 1)), 0).unwrap_err().contains("take it away"));
         assert_eq!(served.join().unwrap().len(), 2);
     }
@@ -398,16 +423,21 @@ mod tests {
         meta.as_file().set_len(1 << 20).unwrap();
         let backings = Backings::open(meta.path(), None, Use::Exclusive, Duration::ZERO).unwrap();
         let (_folder, anchor, served) = agent(&[
-            "ok counter auth", // Only to see what it keeps.
-            "ok counter auth",
+            "ok counter auth era", // Only to see what it keeps.
+            "ok counter auth era",
             "ok",
             "absent",
             "ok 7",
+            "ok 77", // Its era.
             "ok 8",
             "ok 8",
+            "ok 77",
             "ok 9",
             "ok 9",
+            "ok 77",
             "ok 9",
+            "ok 9",
+            "ok 78", // Of another counter.
             "ok",
             "refused the owner's password",
         ]);
@@ -416,16 +446,23 @@ mod tests {
         anchor.introduce(&[0xab; 32], MetaDevice::of(&backings).unwrap());
         assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Nothing));
         let beginning = asked(anchor.begin(&VOLUME, &Held::Nothing, 100));
-        assert_eq!(beginning, Ok(Beginning { expected: 8, generation: 9 }), "whatever its first value is");
-        assert_eq!(asked(anchor.replace(&VOLUME, 8, &body(9, 1))), Replaced::Done);
-        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Body(body(9, 1))));
-        assert_eq!(asked(anchor.replace(&VOLUME, 8, &body(9, 2))), Replaced::Conflict);
+        assert_eq!(beginning, Ok(Beginning { expected: 8, generation: 9, era: 77 }), "whatever its first value is");
+        let of_era = |mut body: AnchorBytes| {
+            body[336..344].copy_from_slice(&77_u64.to_le_bytes());
+            body
+        };
+        assert_eq!(asked(anchor.replace(&VOLUME, 8, &of_era(body(9, 1)))), Replaced::Done);
+        assert_eq!(asked(anchor.load(&VOLUME)), Ok(Held::Body(of_era(body(9, 1)))));
+        assert_eq!(asked(anchor.replace(&VOLUME, 8, &of_era(body(9, 2)))), Replaced::Conflict);
+        assert_eq!(asked(anchor.replace(&VOLUME, 9, &of_era(body(10, 2)))), Replaced::Conflict, "of another counter");
         assert_eq!(asked(anchor.retire(&VOLUME, 9)), Ok(()));
         assert!(asked(anchor.retire(&VOLUME, 9)).unwrap_err().contains("password"));
         let lines = served.join().unwrap();
         assert_eq!(lines[2], format!("auth {}", "ab".repeat(32)));
-        assert_eq!(lines[3..10], ["read", "init", "increment 7", "read", "increment 8", "read", "read"]);
-        assert_eq!(lines[10..], ["retire 9", "retire 9"]);
+        let asked_for =
+            ["read", "init", "era", "increment 7", "read", "era", "increment 8", "read", "era", "read", "read", "era"];
+        assert_eq!(lines[3..15], asked_for);
+        assert_eq!(lines[15..], ["retire 9", "retire 9"]);
         let written = std::fs::read(meta.path()).unwrap();
         let places: Vec<usize> = (0..written.len()).filter(|at| written[*at] != 0).collect();
         assert!(places.first() >= Some(&(256 << 10)) && places.last() < Some(&(264 << 10)), "it writes nowhere else");

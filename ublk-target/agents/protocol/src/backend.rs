@@ -104,6 +104,20 @@ pub trait Counter {
     /// It can't be known now, or never.
     fn read(&mut self, of: &Volume) -> Result<Option<u64>, Failure>;
 
+    /// Whether it tells one counter from another that the volume has had here or elsewhere.
+    fn has_eras(&self) -> bool {
+        false
+    }
+
+    /// Drawn when the counter was made, and never another; 0 of one that was made without.
+    ///
+    /// # Errors
+    ///
+    /// As [`Counter::read`].
+    fn era(&mut self, of: &Volume) -> Result<Option<u64>, Failure> {
+        self.read(of).map(|value| value.map(|_| 0))
+    }
+
     /// Adds one, if the value is `expected`.
     ///
     /// # Errors

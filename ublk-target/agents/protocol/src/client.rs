@@ -132,6 +132,19 @@ impl Client {
         }
     }
 
+    /// Which counter it is, if there is one. An agent that has no eras refuses.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; it changes nothing in any case.
+    pub fn era(&mut self) -> Result<Option<u64>, Error> {
+        match self.ask(&Request::Era)? {
+            Answer::Value(era) => Ok(Some(era)),
+            Answer::Absent => Ok(None),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
     /// Adds one to a counter of value `expected`.
     ///
     /// # Errors
@@ -214,7 +227,7 @@ impl Client {
     fn introduce(&mut self, deadline: Instant) -> Result<Shape, Error> {
         let hello = Request::Hello { version: VERSION, uuid: self.uuid };
         let (shape, wants_secret) = match self.exchange(&hello, deadline).map_err(Error::Away)? {
-            Answer::Hello { shape, wants_secret } => (shape, wants_secret),
+            Answer::Hello { shape, wants_secret, .. } => (shape, wants_secret),
             Answer::Failed(text) => return Err(Error::Away(text)),
             Answer::Refused(text) => return Err(Error::Refused(text)),
             _ => return Err(Error::Refused(Text::of("what listens there is no agent of an anchor"))),

@@ -60,6 +60,8 @@ pub enum Request {
     },
     /// A counter's value.
     Read,
+    /// Which counter it is, of those that the volume has had.
+    Era,
     /// One more.
     Increment {
         /// The value that must be there.
@@ -90,6 +92,7 @@ impl Request {
             b"init" if words.is_empty() => Self::InitCounter,
             b"init" => Self::InitStore { generation: number(words.next()?)?, body: Body::parse(words.next()?)? },
             b"read" => Self::Read,
+            b"era" => Self::Era,
             b"increment" => Self::Increment { expected: counted(words.next()?)? },
             b"retire" => Self::Retire { expected: number(words.next()?)? },
             _ => return Err(Parse("there is no such request")),
@@ -103,7 +106,7 @@ impl Request {
         match self {
             Self::Replace { .. } | Self::InitStore { .. } => true,
             Self::Increment { .. } | Self::InitCounter | Self::Retire { .. } => true,
-            Self::Hello { .. } | Self::Auth(_) | Self::Load | Self::Read => false,
+            Self::Hello { .. } | Self::Auth(_) | Self::Load | Self::Read | Self::Era => false,
         }
     }
 }
@@ -117,6 +120,7 @@ impl fmt::Display for Request {
             Self::Replace { expected, body } => write!(f, "replace {expected} {body}"),
             Self::InitStore { generation, body } => write!(f, "init {generation} {body}"),
             Self::Read => f.write_str("read"),
+            Self::Era => f.write_str("era"),
             Self::Increment { expected } => write!(f, "increment {expected}"),
             Self::InitCounter => f.write_str("init"),
             Self::Retire { expected } => write!(f, "retire {expected}"),
@@ -136,6 +140,8 @@ pub enum Answer {
         shape: Shape,
         /// It wants `auth` next.
         wants_secret: bool,
+        /// It knows `era`.
+        has_eras: bool,
     },
     /// To `load`.
     Body {
@@ -190,10 +196,8 @@ impl Answer {
 
     /// Words that are not known here say what a newer agent could do besides.
     fn hello(shape: Shape, words: Words<'_>) -> Self {
-        Self::Hello {
-            shape,
-            wants_secret: words.0.is_some_and(|rest| rest.split(|b| *b == b' ').any(|w| w == b"auth")),
-        }
+        let says = |what: &[u8]| words.0.is_some_and(|rest| rest.split(|b| *b == b' ').any(|word| word == what));
+        Self::Hello { shape, wants_secret: says(b"auth"), has_eras: says(b"era") }
     }
 }
 
@@ -201,7 +205,10 @@ impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Done => f.write_str("ok"),
-            Self::Hello { shape, wants_secret } => write!(f, "ok {shape}{}", if *wants_secret { " auth" } else { "" }),
+            Self::Hello { shape, wants_secret, has_eras } => {
+                let says = |is_so: &bool, what| if *is_so { what } else { "" };
+                write!(f, "ok {shape}{}{}", says(wants_secret, " auth"), says(has_eras, " era"))
+            }
             Self::Body { generation, body } => write!(f, "ok {generation} {body}"),
             Self::Value(value) => write!(f, "ok {value}"),
             Self::Absent => f.write_str("absent"),
@@ -264,6 +271,7 @@ mod tests {
             Request::Replace { expected: 7, body: BODY },
             Request::InitStore { generation: u64::MAX, body: BODY },
             Request::Read,
+            Request::Era,
             Request::Increment { expected: u64::MAX - 1 },
             Request::InitCounter,
             Request::Retire { expected: 0 },
@@ -273,8 +281,10 @@ mod tests {
     fn answers() -> Vec<Answer> {
         vec![
             Answer::Done,
-            Answer::Hello { shape: Shape::Store, wants_secret: false },
-            Answer::Hello { shape: Shape::Counter, wants_secret: true },
+            Answer::Hello { shape: Shape::Store, wants_secret: false, has_eras: false },
+            Answer::Hello { shape: Shape::Counter, wants_secret: true, has_eras: false },
+            Answer::Hello { shape: Shape::Counter, wants_secret: true, has_eras: true },
+            Answer::Hello { shape: Shape::Counter, wants_secret: false, has_eras: true },
             Answer::Body { generation: u64::MAX, body: BODY },
             Answer::Value(0),
             Answer::Absent,
@@ -328,9 +338,10 @@ mod tests {
 
     #[test]
     fn a_newer_agent_may_say_more_of_itself() {
-        let hello = Answer::Hello { shape: Shape::Counter, wants_secret: true };
+        let hello = Answer::Hello { shape: Shape::Counter, wants_secret: true, has_eras: false };
         assert_eq!(Answer::parse(b"ok counter seal auth lease"), Ok(hello));
-        assert_eq!(Answer::parse(b"ok store seal"), Ok(Answer::Hello { shape: Shape::Store, wants_secret: false }));
+        let hello = Answer::Hello { shape: Shape::Store, wants_secret: false, has_eras: false };
+        assert_eq!(Answer::parse(b"ok store seal"), Ok(hello));
         for wrong in ["ok storage", "ok 1 2", "ok -1", "yes", "absent 1", "err"] {
             assert!(Answer::parse(wrong.as_bytes()).is_err(), "{wrong}");
         }

@@ -39,8 +39,11 @@ impl Session {
         }
         self.0 = Some(volume);
         match backend {
-            Backend::Store(_) => Answer::Hello { shape: Shape::Store, wants_secret: false },
-            Backend::Counter(counter) => Answer::Hello { shape: Shape::Counter, wants_secret: counter.wants_secret() },
+            Backend::Store(_) => Answer::Hello { shape: Shape::Store, wants_secret: false, has_eras: false },
+            Backend::Counter(counter) => {
+                let (wants_secret, has_eras) = (counter.wants_secret(), counter.has_eras());
+                Answer::Hello { shape: Shape::Counter, wants_secret, has_eras }
+            }
         }
     }
 }
@@ -61,6 +64,9 @@ fn done(volume: &mut Volume, request: Request, backend: &mut Backend<'_>) -> Res
         }
         (Backend::Store(store), Request::Retire { expected }) => store.retire(volume, expected)?.into(),
         (Backend::Counter(counter), Request::Read) => counter.read(volume)?.map_or(Answer::Absent, Answer::Value),
+        (Backend::Counter(counter), Request::Era) if counter.has_eras() => {
+            counter.era(volume)?.map_or(Answer::Absent, Answer::Value)
+        }
         (Backend::Counter(counter), Request::Increment { expected }) => counter.increment(volume, expected)?.into(),
         (Backend::Counter(counter), Request::InitCounter) => counter.init(volume)?.into(),
         (Backend::Counter(counter), Request::Retire { expected }) => counter.retire(volume, expected)?.into(),

@@ -80,21 +80,18 @@ impl TpmCounter {
     /// Makes the index of a volume, without a value yet.
     fn define(&mut self, of: &Volume, auth: Auth) -> Result<Index, Failure> {
         let (owner, uuid) = (self.owner_auth()?, of.uuid);
-        let handle = self.chip.ask(|context| {
-            let handle = index::free(context, uuid)?;
-            let public = index::public(uuid, handle)?;
+        let made = self.chip.ask(|context| {
+            let (handle, era) = (index::free(context, uuid)?, index::new_era(context)?);
+            let public = index::public(uuid, era, handle)?;
             context.tr_set_auth(ObjectHandle::Owner, owner)?;
             in_session(context, |context| context.nv_define_space(Provision::Owner, Some(auth), public)).and_then(
                 |made| {
                     context.tr_close(&mut made.into())?;
-                    Ok(handle)
+                    Ok(Index { handle, written: false, era })
                 },
             )
         });
-        Ok(Index {
-            handle: handle.map_err(|e| failure("making the counter with the owner's password", e))?,
-            written: false,
-        })
+        made.map_err(|e| failure("making the counter with the owner's password", e))
     }
 }
 
@@ -143,6 +140,18 @@ impl Counter for TpmCounter {
             None => Ok(None),
             Some(index) => self.with(index, auth, "reading the counter", value),
         }
+    }
+
+    fn has_eras(&self) -> bool {
+        true
+    }
+
+    /// What is read in the counter's own session is of the index with this policy: its name is a part of what both sides sign.
+    fn era(&mut self, of: &Volume) -> Result<Option<u64>, Failure> {
+        let auth = self.auth(of)?;
+        let Some(index) = index::find(&mut self.chip, of.uuid)? else { return Ok(None) };
+        let value = self.with(index, auth, "reading the counter", value)?;
+        Ok(value.map(|_| index.era))
     }
 
     /// Nobody else is between the look and the increment: one agent has the TPM's counters of this

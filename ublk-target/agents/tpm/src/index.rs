@@ -1,10 +1,11 @@
-//! Which NV index is a volume's. Its policy, which nothing asks for, names the volume: 16 bytes of
-//! ours and the UUID. So it is found wherever it is, whatever else is around it.
+//! Which NV index is a volume's. Its policy, which nothing asks for, names the volume: 8 bytes of
+//! ours, the UUID and the era, which tells it from others that the volume has had. So it is found wherever it is, whatever else is
+//! around it. Those that were made before there were eras have 16 bytes of ours and the UUID.
 
 use crate::chip::{Chip, failure, kind};
 use std::ops::Range;
 use tss_esapi::{
-    Context, Error,
+    Context, Error, WrapperErrorKind,
     attributes::{NvIndexAttributes, NvIndexAttributesBuilder},
     constants::{CapabilityType, nv_index_type::NvIndexType, response_code::Tss2ResponseCodeKind as Kind},
     handles::{NvIndexHandle, NvIndexTpmHandle, TpmHandle},
@@ -17,7 +18,9 @@ use ublk_anchor_protocol::{Failure, Text, Uuid};
 const OURS: Range<u32> = 0x0180_0000..0x0181_0000;
 
 /// What the policy of each begins with.
-const MARK: [u8; 16] = *b"ublk-integrity 1";
+const MARK: [u8; 8] = *b"ublkint2";
+/// The same of those that have no era.
+const MARK_WITHOUT: [u8; 16] = *b"ublk-integrity 1";
 
 /// Bytes of a counter.
 pub(crate) const BYTES: u16 = 8;
@@ -28,6 +31,8 @@ pub(crate) struct Index {
     pub(crate) handle: NvIndexTpmHandle,
     /// A counter has no value before its first increment.
     pub(crate) written: bool,
+    /// 0 where it was made without one.
+    pub(crate) era: u64,
 }
 
 /// A counter that its secret alone reads and increments. Never orderly: then its newest values are
@@ -43,26 +48,42 @@ fn attributes() -> Result<NvIndexAttributes, Error> {
 }
 
 /// What the index of a volume looks like at `handle`.
-pub(crate) fn public(uuid: Uuid, handle: NvIndexTpmHandle) -> Result<NvPublic, Error> {
+pub(crate) fn public(uuid: Uuid, era: u64, handle: NvIndexTpmHandle) -> Result<NvPublic, Error> {
     NvPublic::builder()
         .with_nv_index(handle)
         .with_index_name_algorithm(HashingAlgorithm::Sha256)
         .with_index_attributes(attributes()?)
-        .with_index_auth_policy(policy(uuid)?)
+        .with_index_auth_policy(policy(uuid, era)?)
         .with_data_area_size(BYTES.into())
         .build()
 }
 
-fn policy(uuid: Uuid) -> Result<Digest, Error> {
-    Digest::try_from([MARK, uuid.0].concat())
+fn policy(uuid: Uuid, era: u64) -> Result<Digest, Error> {
+    Digest::try_from([&MARK[..], &uuid.0, &era.to_be_bytes()].concat())
+}
+
+/// The era in a policy that names this volume.
+fn era_in(policy: &[u8], uuid: Uuid) -> Option<u64> {
+    if policy == [MARK_WITHOUT, uuid.0].concat() {
+        return Some(0);
+    }
+    let era = policy.strip_prefix(&MARK)?.strip_prefix(&uuid.0)?;
+    era.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// For a new counter. Never 0.
+pub(crate) fn new_era(context: &mut Context) -> Result<u64, Error> {
+    let drawn = context.get_random(8)?;
+    let era: [u8; 8] =
+        drawn.value().try_into().map_err(|_| Error::WrapperError(WrapperErrorKind::WrongValueFromTpm))?;
+    Ok(u64::from_be_bytes(era) | 1)
 }
 
 /// The index of a volume, if there is one.
 pub(crate) fn find(chip: &mut Chip, uuid: Uuid) -> Result<Option<Index>, Failure> {
-    let named =
-        chip.ask(|context| named(context, &policy(uuid)?)).map_err(|e| failure("looking for the counter", e))?;
-    let [public] = &named[..] else {
-        let Some(first) = named.first() else { return Ok(None) };
+    let named = chip.ask(|context| named(context, uuid)).map_err(|e| failure("looking for the counter", e))?;
+    let [(public, era)] = &named[..] else {
+        let Some((first, _)) = named.first() else { return Ok(None) };
         return Err(refused(first, "and another one name this volume: remove the one that is not its"));
     };
     let handle = public.nv_index();
@@ -75,21 +96,24 @@ pub(crate) fn find(chip: &mut Chip, uuid: Uuid) -> Result<Option<Index>, Failure
     if !is_ours().unwrap_or(false) {
         return Err(refused(public, "names this volume, and is no counter as we make them"));
     }
-    Ok(Some(Index { handle, written: public.attributes().written() }))
+    Ok(Some(Index { handle, written: public.attributes().written(), era: *era }))
 }
 
 fn refused(public: &NvPublic, what: &str) -> Failure {
     Failure::Refused(Text::of(format_args!("the TPM's index {:#x} {what}", u32::from(public.nv_index()))))
 }
 
-/// All that carry this policy.
-fn named(context: &mut Context, policy: &Digest) -> Result<Vec<NvPublic>, Error> {
+/// All that name this volume, with their eras.
+fn named(context: &mut Context, uuid: Uuid) -> Result<Vec<(NvPublic, u64)>, Error> {
     let mut found = Vec::new();
     for handle in defined(context)? {
         match public_of(context, handle) {
-            Ok(public) if public.authorization_policy() == policy => found.push(public),
+            Ok(public) => {
+                let era = era_in(public.authorization_policy().value(), uuid);
+                found.extend(era.map(|era| (public, era)));
+            }
             // Of a kind that the library does not know: another one's. Or gone meanwhile.
-            Ok(_) | Err(Error::WrapperError(_)) => {}
+            Err(Error::WrapperError(_)) => {}
             Err(error) if kind(error) == Some(Kind::Handle) => {}
             Err(error) => return Err(error),
         }

@@ -4,6 +4,7 @@
 mod support;
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
@@ -161,9 +162,9 @@ fn nothing_brings_a_counter_back() {
     let Some(tpm) = Tpm::start() else { return };
     let (_agent, mut client) = tpm.agent("agent", &[]);
     assert_eq!(until_answered(|| client.read()), None);
-    let mut highest = 0;
+    let (mut highest, mut eras) = (0, Vec::new());
     let mut count = |client: &mut Client| {
-        assert_eq!(client.read(), Ok(None));
+        assert_eq!((client.read(), client.era()), (Ok(None), Ok(None)));
         let Ok(Incremented::Done(first)) = client.init_counter() else { panic!("a counter") };
         assert!(first > highest, "{first} after {highest}");
         highest = first;
@@ -171,9 +172,12 @@ fn nothing_brings_a_counter_back() {
             assert_eq!(client.increment(highest), Ok(Incremented::Done(highest + 1)));
             highest += 1;
         }
-        highest
+        // It is another counter each time.
+        eras.push(client.era().unwrap().unwrap());
+        assert_eq!(client.era(), Ok(eras.last().copied()));
+        (highest, eras.clone())
     };
-    let value = count(&mut client);
+    let (value, _) = count(&mut client);
     // Retired.
     assert_eq!(client.retire(value - 1), Ok(Replaced::Conflict));
     assert_eq!(client.retire(value), Ok(Replaced::Done));
@@ -184,7 +188,8 @@ fn nothing_brings_a_counter_back() {
     // The TPM cleared.
     count(&mut client);
     tpm.tool("tpm2_clear -c p");
-    count(&mut client);
+    let (_, eras) = count(&mut client);
+    assert!(eras.iter().all(|era| *era != 0) && eras.iter().collect::<HashSet<_>>().len() == 4, "{eras:?}");
 
     // The owner makes something else of it: an ordinary index with an old value, and our name on it.
     fs::write(tpm.path("policy"), [b"ublk-integrity 1".as_slice(), &UUID.0].concat()).unwrap();
@@ -214,7 +219,8 @@ fn nothing_brings_a_counter_back() {
     // Others' indices in our place are left alone, and an `init` that was cut short is gone on with.
     tpm.tool(&format!("tpm2_nvdefine 0x1805a5a -C o -s 8 -a {ordinary} -p other"));
     tpm.tool(&format!("tpm2_nvdefine 0x1805a5b -C o -s 8 -a {ATTRIBUTES} -L policy -p {password}"));
-    count(&mut client);
+    let (highest, eras) = count(&mut client);
+    assert_eq!(eras.last(), Some(&0), "it was made before there were eras");
     assert_eq!(tpm.indices(), ["0x1805a5a", "0x1805a5b"]);
     assert_eq!(client.retire(highest), Ok(Replaced::Done));
     let Ok(Incremented::Done(next)) = client.init_counter() else { panic!("a counter") };
