@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use ublk_integrity::{
     Credential, Device, MasterKey,
     create::{FormatOptions, format_with_slots, plan},
-    key_slots::{GuessCost, LockedSlots, NewSlot, Passphrase, SlotError, UnlockedSlots, first, unlock},
+    key_slots::{GuessCost, LockedSlots, NewSlot, Passphrase, SlotError, SlotKind, UnlockedSlots, first, unlock},
     open::{OpenError, open},
 };
 
@@ -301,4 +301,87 @@ fn slots_have_an_end_and_one_is_always_left() {
     block_on(&io, slots.write(&io, false)).unwrap();
     assert!((11..18).all(|byte| opens(&io, &file(byte))));
     assert_eq!(locked(&io).list().len(), 8);
+}
+
+/// Makes the checksum good, as anybody can; not the MAC.
+fn with_checksum(area: &mut [u8]) {
+    area[CHECKSUM].fill(0);
+    let mac = area[736..768].to_vec();
+    area[736..768].fill(0);
+    let sum = Sha256::digest(&*area);
+    area[CHECKSUM].copy_from_slice(&sum);
+    area[736..768].copy_from_slice(&mac);
+}
+
+/// Where a change says something: the header, or what a slot has before its reserved bytes.
+fn any_place(rng: &mut Rng) -> usize {
+    match rng.below(10) {
+        0..3 => rng.index(48),
+        3 => 700 + rng.index(68),
+        4 => rng.index(AREA),
+        _ => 768 + 4000 * rng.index(3) + rng.index(170),
+    }
+}
+
+/// Neither a panic nor another key, whatever is in the copies; and no guess that takes more than was ever asked for is begun
+/// before all that can be known beforehand is. `KEY_AREA_SEED` replays one, `KEY_AREA_SEEDS` says how many.
+#[test]
+fn whatever_lies_in_a_key_area_is_an_error_or_opens_by_whom_it_did() {
+    let setting = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    let only = setting("KEY_AREA_SEED");
+    let seeds = only.map_or(0..setting("KEY_AREA_SEEDS").unwrap_or(3000), |seed| seed..seed + 1);
+    let whole = with_two(11);
+    let (mut opened, mut refused, mut unread) = (0, 0, 0);
+    for seed in seeds {
+        let (mut rng, io) = (Rng::new(seed), SimStorage::new(whole.disk().fork(seed)));
+        let alike = rng.chance(50);
+        let mut copies = copies(&io);
+        for area in &mut copies {
+            for _ in 0..rng.below(4) {
+                let at = any_place(&mut rng);
+                area[at] = match rng.below(3) {
+                    0 => area[at] ^ (1 << rng.below(8)),
+                    1 => 0,
+                    _ => rng.below(256) as u8,
+                };
+            }
+            if rng.chance(80) {
+                with_checksum(area);
+            }
+        }
+        if alike {
+            copies[1] = copies[0].clone();
+        }
+        AREAS.iter().zip(&copies).for_each(|(at, area)| io.disk().poke(Device::Meta, *at, area));
+        let Ok(Some(slots)) = block_on(&io, LockedSlots::read(&io)) else {
+            unread += 1;
+            continue;
+        };
+        let mut asked = vec![file(1), file(2)];
+        for slot in slots.list() {
+            let SlotKind::Passphrase(GuessCost { memory_kib, passes, lanes }) = slot.kind else { continue };
+            assert!(memory_kib <= 1 << 20 && (1..=16).contains(&passes) && (1..=16).contains(&lanes), "seed {seed}");
+            // What is asked for there may be had, and takes long.
+            if memory_kib <= 1 << 10 {
+                asked.push(word("word"));
+            }
+        }
+        for credential in &asked {
+            match block_on(&io, LockedSlots::read(&io)).unwrap().unwrap().unlock(credential) {
+                Ok(slots) => {
+                    opened += 1;
+                    let options = open_options(&mut Rng::new(3));
+                    block_on(&io, open(&io, &slots.master_key(), &options)).unwrap();
+                    assert!(
+                        copies.iter().any(|copy| *copy == self::copies(&whole)[0]),
+                        "seed {seed}: the MAC is of all of it"
+                    );
+                }
+                Err(OpenError::NoSlotOpens { .. } | OpenError::Tampered { .. }) => refused += 1,
+                Err(e) => panic!("seed {seed}: {e}"),
+            }
+        }
+    }
+    println!("{opened} opened, {refused} opened nothing, {unread} could not be read");
+    assert!(only.is_some() || (opened > 0 && refused > 0 && unread > 0));
 }
