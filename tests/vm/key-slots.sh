@@ -45,3 +45,44 @@ mount "$disk" /mnt/t
 same_tree /mnt/t
 umount /mnt/t
 remove
+
+step 'with an anchor: slots change while it is served, and an old key area that is put back brings no daemon back'
+areas() { dd if=$data of="$1" bs=32K skip=2 count=1 iflag=direct status=none; }
+put_back() { for at in 2 18; do dd if="$1" of=$data bs=32K seek=$at oflag=direct conv=fsync status=none; done; }
+mkdir -p /mnt/stick
+mkfs.ext4 -q -F /dev/vdb
+mount /dev/vdb /mnt/stick
+anchor=(--anchor file:/mnt/stick/t.anchor)
+key=/run/key
+format --key-slots "${anchor[@]}"
+add "${anchor[@]}" --anchor-mode interval:0.2
+mkfs.ext4 -q "$disk"
+mount "$disk" /mnt/t
+plant /mnt/t
+areas /run/older
+ui key add --data $data --key-file $key --new-key-file /run/second
+ui key remove --data $data --key-file /run/second --slot 0
+areas /run/newest
+ui anchor show --data $data --key-file /run/second "${anchor[@]}" | grep 'generation 3'
+same_tree /mnt/t
+put_back /run/older
+refused 6 ui key add --data $data --key-file $key --new-key-file /run/more1
+[ "$(ui status -n "$id" --json | jq -r .latched)" = null ] || die 'who asks for that ends the device'
+kill_daemon
+refused 6 ui recover -n "$id" --key-file $key
+grep -q 'key area' /run/err || die 'it does not say what is old'
+put_back /run/newest
+refused 2 ui recover -n "$id" --key-file $key
+ui recover -n "$id" --key-file /run/second
+same_tree /mnt/t
+ui upgrade -n "$id" --key-file /run/second
+ui key add --data $data --key-file /run/second --new-key-file $key
+same_tree /mnt/t
+umount /mnt/t
+remove
+refused 1 ui key remove --data $data --key-file $key --slot 1
+ui key remove --data $data --key-file $key --slot 1 "${anchor[@]}"
+check_closed "${anchor[@]}"
+put_back /run/newest
+refused 6 ui add --data $data --key-file /run/second "${anchor[@]}"
+umount /mnt/stick
