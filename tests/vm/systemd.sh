@@ -332,7 +332,10 @@ third_boot() {
   systemctl enable --quiet --now ublk-integrity-scrub@home.timer
   key=/root/home.key data=/dev/vda check_closed
   key=/etc/credstore/stays-key data=/dev/vdb check_closed
-  package -r ublk-integrity || die 'it can not be removed'
+  package -r ublk-integrity || {
+    journalctl -b --no-pager -o short-monotonic -u ublk-integrity@part -u 'ublk-integrity-scrub@*' -u ublk-integrity.target -u systemd-udevd -u init.scope | tail -n 80
+    die 'it can not be removed'
+  }
   [ ! -e /usr/bin/ublk-integrity ] || die 'the program is left'
   [ ! -e /run/systemd/generator/$unit.service ] || die 'its units are left'
   left=$(find /etc/systemd/system -name 'ublk-integrity*')
