@@ -105,6 +105,33 @@ run_boots() { # KERNEL FOLDER NAME BOOTS
   result "$name" "$kernel" "$folder" $((SECONDS - since)) || fail "$folder/$name.log" "$name on $kernel: boot $boot ended with $status"
 }
 
+# A test of several guests at the same time, on the same disks. Each is told its number, and sees /out/shared.
+run_guests() { # KERNEL FOLDER NAME GUESTS
+  local kernel=$1 folder=$2 name=$3 guests=$4 guest spec n=0 options=() since=$SECONDS pids=()
+  # shellcheck disable=SC2207 # options are words
+  options=($(boot_options "$name"))
+  rm -rf "$folder/shared"
+  mkdir -p "$folder/disks" "$folder/shared"
+  for spec in $(needs "$name" disks $disks | tr , ' '); do
+    truncate -s "${spec%%:*}" "$folder/disks/$n"
+    case $spec in *:*) options+=(-d "$folder/disks/$n:${spec#*:}");; *) options+=(-d "$folder/disks/$n");; esac
+    n=$((n + 1))
+  done
+  for guest in $(seq "$guests"); do
+    scripts/vm -S -k "$kernel" "${options[@]}" -o "$folder" -l "$folder/console.$guest" -t "$(limit_of "$name")" \
+      -- "${in_guest[@]}" -b "$guest" "$name" >"$folder/guest.$guest.log" 2>&1 &
+    pids+=($!)
+  done
+  wait "${pids[@]}"
+  rm -rf "$folder/disks"
+  for guest in $(seq 2 "$guests"); do
+    if grep -qs '^passed' "$folder/$name.$guest.result"; then continue; fi
+    { echo "--- guest $guest"; cat "$folder/$name.$guest.log" "$folder/guest.$guest.log"; } >>"$folder/$name.log"
+    echo "failed guest $guest: $(cat "$folder/$name.$guest.result" 2>/dev/null)" >"$folder/$name.result"
+  done
+  result "$name" "$kernel" "$folder" $((SECONDS - since)) || fail "$folder/guest.1.log" "$name on $kernel: a guest did not survive it"
+}
+
 # Guests run side by side, in lanes, each with a folder of its own: whichever is free takes the next line of the queue. Most
 # tests wait more than they compute.
 queue=$logs/queue.$$
@@ -121,6 +148,10 @@ queue_guests() {
   for name; do
     if [ "$(needs "$name" boots 1)" -gt 1 ]; then
       echo "boots $kernel $name" >>"$queue"
+      continue
+    fi
+    if [ "$(needs "$name" guests 1)" -gt 1 ]; then
+      echo "guests $kernel $name" >>"$queue"
       continue
     fi
     key="$(boot_options "$name") $(needs "$name" disks $disks)"
@@ -146,6 +177,7 @@ run_lane() { # LANE
     # shellcheck disable=SC2086 # the names are words
     case $what in
       together) run_together "$kernel" "$folder" $names;;
+      guests) run_guests "$kernel" "$folder" "$names" "$(needs "$names" guests 1)";;
       boots) run_boots "$kernel" "$folder" "$names" "$(needs "$names" boots 1)";;
     esac
     {
