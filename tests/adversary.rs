@@ -59,6 +59,7 @@ impl Scene {
             tail: no_tail(),
             at_checkpoint: Default::default(),
             covered: None,
+            rot: None,
             distrust,
         }
     }

@@ -9,15 +9,17 @@ use crate::sim::{
     Disk, Rng, SimStorage, block_on, elsewhere,
     exec::block_on_steps,
     format_options, formatted,
-    life::{Life, live},
+    life::Life,
     open_options,
     oracle::Oracle,
     reopen,
+    rot::{Rot, recover_rotten, see_tags_of_bad_blocks, see_what_is_whole},
+    scrubs::{DONE, scrub_after},
     seeds::{range, setting},
     sick::open_sick,
     tag_algorithm,
     told::Told,
-    world::{Kept, MAX_REQUEST, PASSES, QUEUES, World, compare, no_tail, recover, replay, scrub_after},
+    world::{Kept, MAX_REQUEST, QUEUES, World, compare, no_tail, recover, replay},
 };
 use std::{
     cell::RefCell,
@@ -119,11 +121,13 @@ fn crash_after_every_write(seed: u64) -> u64 {
         tail: no_tail(),
         at_checkpoint: Default::default(),
         covered: None,
+        rot: Rot::draw(seed),
         distrust: false,
     };
     let (mut writes, mut crashes, steps) = (io.disk().writes, 0, rng.below(600));
     let mut told = Told::new(&io);
-    live(&world, rng.next(), steps, || {
+    let mut life = Life::new(&world, rng.next(), ready(()));
+    let mut watch = || {
         told.look(&world);
         if io.disk().writes == writes {
             return;
@@ -131,25 +135,34 @@ fn crash_after_every_write(seed: u64) -> u64 {
         writes = io.disk().writes;
         let copy = SimStorage::new(io.disk().fork(seed ^ writes));
         copy.disk().power_cut();
-        let mut oracle = world.oracle.borrow().clone();
+        let oracle = RefCell::new(world.oracle.borrow().clone());
+        oracle.borrow_mut().crashed(told.recorded());
         if rng.chance(10) {
-            open_sick(&copy, &options, &mut rng, &mut oracle);
+            open_sick(&copy, &options, &mut rng, &mut oracle.borrow_mut());
             copy.disk().power_cut();
         }
-        let volume = recover(&copy, &options, &mut rng, Disk::power_cut).expect("recovery does not refuse");
+        let volume = recover_rotten(&copy, &options, &mut rng, Disk::power_cut, &mut oracle.borrow_mut());
         SEEN.add(&volume);
         if rng.chance(10) {
             scrub_after(&volume, &copy, &oracle);
         }
-        compare(&volume, &copy, &mut oracle);
+        compare(&volume, &copy, &mut oracle.borrow_mut());
         if rng.chance(20) {
             let exchanged = told.exchange(&io, &world.oracle.borrow(), &options, &mut rng);
             EXCHANGED.fetch_add(exchanged, Ordering::Relaxed);
         }
         crashes += 1;
-    });
+    };
+    life.requests(steps, &mut watch);
+    life.quiet(quiet_steps(&world), &mut watch);
+    drop(life);
     SEEN.add(&world.volume);
     crashes
+}
+
+/// After some lives in which something rots no more requests come for a while: what has rotted is mended and healed.
+fn quiet_steps(world: &World) -> u64 {
+    world.rot.as_ref().filter(|rot| rot.chance(50)).map_or(0, |rot| rot.below(600))
 }
 
 /// A volume that is at rest is closed, for another daemon to open it. `false`: this one dies meanwhile.
@@ -187,6 +200,7 @@ fn several_lives(seed: u64) -> u64 {
             tail: no_tail(),
             at_checkpoint: Default::default(),
             covered: None,
+            rot: Rot::draw(rng.clone().next()),
             distrust: false,
         };
         let steps = if rng.chance(20) { rng.below(3000) } else { rng.below(300) };
@@ -194,6 +208,7 @@ fn several_lives(seed: u64) -> u64 {
         let hands_over = io.disk().faults.data_writes == 0 && rng.chance(20);
         let mut life = Life::new(&world, rng.next(), ready(()));
         life.requests(steps, || told.look(&world));
+        life.quiet(quiet_steps(&world), || told.look(&world));
         match hands_over {
             true => life.rest(|| told.look(&world)),
             false => drop(life),
@@ -211,6 +226,7 @@ fn several_lives(seed: u64) -> u64 {
             Disk::kill
         };
         crash(&mut io.disk());
+        oracle.borrow_mut().crashed(told.recorded());
         crashes += 1;
         if rng.chance(50) {
             let exchanged = told.exchange(&io, &oracle.borrow(), &options, &mut rng);
@@ -223,7 +239,7 @@ fn several_lives(seed: u64) -> u64 {
             crash(&mut io.disk());
         }
         grow(&mut options, &info, &mut rng);
-        volume = recover(&io, &options, &mut rng, crash).expect("recovery does not refuse");
+        volume = recover_rotten(&io, &options, &mut rng, crash, &mut oracle.borrow_mut());
         has_grown(&mut options, &volume, info.size);
         SEEN.add(&volume);
         if handed_over {
@@ -236,11 +252,11 @@ fn several_lives(seed: u64) -> u64 {
         if !replay(&volume, &io, &kept, rng.below(40)) {
             drop(volume);
             io.disk().kill();
-            volume = recover(&io, &options, &mut rng, Disk::kill).expect("recovery does not refuse");
+            volume = recover_rotten(&io, &options, &mut rng, Disk::kill, &mut oracle.borrow_mut());
             replay(&volume, &io, &kept, u64::MAX);
         }
         if rng.chance(20) {
-            scrub_after(&volume, &io, &oracle.borrow());
+            scrub_after(&volume, &io, &oracle);
         }
         compare(&volume, &io, &mut oracle.borrow_mut());
         if rng.chance(5) {
@@ -248,9 +264,11 @@ fn several_lives(seed: u64) -> u64 {
             let report = block_on(&io, check(&volume, &io, &mut context, |_| ControlFlow::Continue(())));
             let bad = report.bad_runs.iter().flat_map(|r| r.range.blocks());
             for block in bad {
-                assert!(oracle.borrow_mut().broken(block), "check reports block {block}");
+                assert!(oracle.borrow().broken(block), "check reports block {block}");
             }
         }
+        see_what_is_whole(&io, &mut oracle.borrow_mut());
+        see_tags_of_bad_blocks(&io, &mut oracle.borrow_mut());
         // RequestContexts are counted: the next life takes its own.
         drop(volume);
         options.open_id = rng.bytes();
@@ -295,9 +313,12 @@ fn crash_points(default: u64, run: fn(u64) -> u64) {
     let minutes = start.elapsed().as_secs_f64() / 60.0;
     println!("{total} crash points, {:.0} a minute", total as f64 / minutes);
     let [carried, superseded, inherited, placed, torn] = SEEN.all();
-    let passes = PASSES.load(Ordering::Relaxed);
-    println!("{passes} passes of a scrub");
+    let all = [&DONE.passes, &DONE.bad_blocks, &DONE.mended_pages, &DONE.healed, &DONE.refused];
+    let [passes, bad, mended, healed, refused] = all.map(|n| n.load(Ordering::Relaxed));
+    println!("{passes} passes of a scrub, {bad} bad blocks, {mended} pages mended");
+    println!("{healed} blocks healed, {refused} replicas refused");
     assert!(total < 3000 || passes > 100, "the scrub had nothing to do");
+    assert!(total < 3000 || [mended, healed, refused].iter().all(|n| *n > 100), "nothing was mended or healed");
     println!("{carried} writes carried, {superseded} superseded, {inherited} inherited");
     println!("recovery placed {placed} blocks, {torn} torn records");
     assert!(

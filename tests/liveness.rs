@@ -90,6 +90,7 @@ fn world(io: &SimStorage, options: &OpenOptions, seed: u64) -> World {
         tail: no_tail(),
         at_checkpoint: Default::default(),
         covered: None,
+        rot: None,
         distrust: false,
     };
     let places = world.oracle.borrow_mut().issue(all, 1);

@@ -45,6 +45,7 @@ fn watched(seed: u64) -> (Watch, [u64; 2]) {
         tail: no_tail(),
         at_checkpoint: Default::default(),
         covered: None,
+        rot: None,
         distrust: false,
     };
     let mut watch = Watch::new(&io);

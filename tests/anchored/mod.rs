@@ -143,6 +143,7 @@ impl Anchored {
             at_checkpoint: Default::default(),
             // Of what flushes say to cover nothing is known but what was answered by then.
             covered: rng.chance(40).then(|| self.covered.clone()),
+            rot: None,
             distrust: false,
         };
         let anchor = self.anchor.clone();

@@ -158,6 +158,23 @@ impl Disk {
         fault.is_some_and(|(which, percent)| which == device && self.rng.chance(percent))
     }
 
+    /// The medium holds something else from now on, durable at once. Writes under way are still to come.
+    pub fn rot(&mut self, device: Device, offset: u64, bytes: &[u8]) {
+        let disk = self.disk(device);
+        let unit = self.unit(disk, offset);
+        let mut current = vec![0; unit];
+        for (at, bytes) in (offset..).step_by(unit).zip(bytes.chunks_exact(unit)) {
+            self.read_into(disk, at, &mut current);
+            if current == bytes {
+                continue;
+            }
+            let version = Version { at: Some(self.clock), op: u64::MAX, torn: false, bytes: bytes.into() };
+            let versions = self.units[disk].entry(at).or_default();
+            versions.retain(|version| version.at.is_none());
+            versions.insert(0, version);
+        }
+    }
+
     /// The write lands one place further on.
     pub(super) fn misdirect(&mut self, id: u64, disk: usize, offset: u64, len: u64) {
         let unit = self.unit(disk, offset);

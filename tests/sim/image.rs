@@ -373,17 +373,19 @@ fn payload_bytes(record: &[u8], block_size: u64) -> u64 {
     payload
 }
 
+/// By which the page above, or the superblock, proves a page.
+pub fn page_digest(level: u8, index: u64, bytes: &[u8]) -> [u8; 32] {
+    let digest = Sha256::new().chain_update(b"ublk-integrity page v1\0\0");
+    let digest = digest.chain_update(u64::from(level).to_le_bytes()).chain_update(index.to_le_bytes());
+    digest.chain_update(bytes).finalize().into()
+}
+
 /// Makes the digests of these pages good, in the pages above them and in both superblock copies.
 pub fn sign_pages(disk: &mut Disk, superblock: &Superblock, pages: &[Page]) {
     let mut upwards = pages.to_vec();
     upwards.sort_by_key(|page| page.level);
     for page in &upwards {
-        let digest = Sha256::new()
-            .chain_update(b"ublk-integrity page v1\0\0")
-            .chain_update(u64::from(page.level).to_le_bytes())
-            .chain_update(page.index.to_le_bytes())
-            .chain_update(disk.peek(Device::Meta, page.offset, PAGE as usize))
-            .finalize();
+        let digest = page_digest(page.level, page.index, &disk.peek(Device::Meta, page.offset, PAGE as usize));
         match upwards.iter().find(|above| above.level == page.level + 1 && above.index == page.index / FANOUT) {
             Some(above) => disk.poke(Device::Meta, above.offset + page.index % FANOUT * ENTRY_BYTES, &digest),
             None => SUPERBLOCKS.iter().for_each(|at| {

@@ -3,6 +3,7 @@
 use super::{
     Executor, elsewhere,
     exec::Step,
+    rot::Rot,
     world::{Queue, World},
 };
 use std::{cell::RefCell, future::Future, rc::Rc};
@@ -32,7 +33,7 @@ impl<'w> Life<'w> {
         let queues = Queue::all(&world.volume).into_iter().map(|queue| Rc::new(RefCell::new(Some(queue)))).collect();
         exec.spawn(world.checkpoints());
         exec.spawn(beside);
-        if !world.distrust && world.rng.borrow_mut().chance(15) {
+        if !world.distrust && (world.rng.borrow_mut().chance(15) || world.rot.is_some()) {
             exec.spawn(world.scrubs());
         }
         Self { world, exec, queues }
@@ -56,16 +57,32 @@ impl<'w> Life<'w> {
         }
     }
 
+    /// So many steps without new requests: those that came are answered, and the disk rots on.
+    pub fn quiet(&mut self, steps: u64, mut watch: impl FnMut()) {
+        for _ in 0..steps {
+            self.step();
+            watch();
+        }
+    }
+
     /// No more requests come, as before a hand-over: those that did are answered, and written back.
     pub fn rest(mut self, mut watch: impl FnMut()) {
         [0, 1].iter().for_each(|thread| self.world.volume.end_write_back(*thread));
-        while self.world.at_checkpoint.get() || self.queues.iter().any(|queue| queue.borrow().is_none()) {
+        let is_healing = |rot: &Rot| rot.healing.get() > 0;
+        self.world.rot.iter().for_each(|rot| rot.rests.set(true));
+        while self.world.rot.as_ref().is_some_and(is_healing)
+            || self.world.at_checkpoint.get()
+            || self.queues.iter().any(|queue| queue.borrow().is_none())
+        {
             self.step();
             watch();
         }
     }
 
     fn step(&mut self) {
+        if let Some(rot) = &self.world.rot {
+            rot.step(self.world);
+        }
         assert_eq!(self.exec.step(&self.world.io), Step::Ran, "deadlock");
     }
 }

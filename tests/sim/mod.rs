@@ -15,6 +15,8 @@ pub mod life;
 pub mod logged;
 pub mod oracle;
 pub mod rng;
+pub mod rot;
+pub mod scrubs;
 pub mod seeds;
 pub mod sick;
 pub mod storage;

@@ -64,6 +64,11 @@ impl Told {
         }
     }
 
+    /// What the log has been told of.
+    pub fn recorded(&self) -> &Promises {
+        &self.recorded
+    }
+
     fn max_record(&self) -> u64 {
         self.superblock.log_size / 16
     }
@@ -130,7 +135,7 @@ impl Told {
             buf = b;
             match result {
                 Ok(()) => oracle.check_exchanged(one.first, *place, &buf[..bs]),
-                Err(ReadError::Mismatch { .. }) => {}
+                Err(e @ (ReadError::Mismatch { .. } | ReadError::BadPage { .. })) if oracle.explains(&e) => {}
                 Err(e) => panic!("block {block}, exchanged: {e}"),
             }
         }

@@ -4,18 +4,17 @@ use super::{
     Disk, Rng, SimStorage, block_on,
     exec::{block_on_steps, join},
     lab::with_checkpoints,
-    oracle::{Before, Oracle, VersionId, fill_all},
+    oracle::{Oracle, VersionId, fill_all},
+    rot::Rot,
 };
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
 };
 use ublk_integrity::{
     BlockIndex, BlockRange, Buf, Device, Durability, OpenOptions, ReadError, RequestContext, Volume, WriteError,
     open::{OpenError, open},
-    scrub::{Scrub, ScrubControl, ScrubFinding, ScrubState},
 };
 
 pub const QUEUES: usize = 6;
@@ -24,9 +23,6 @@ pub const MAX_REQUEST: usize = 64 << 10;
 const BLOCKS_IN_PLAY: u64 = 300;
 /// Each of them is compared after each crash.
 const MOST_ZEROED: u64 = 2048;
-
-/// Passes that have come to their end.
-pub static PASSES: AtomicU64 = AtomicU64::new(0);
 
 /// Where the bytes of a version are kept: below are those of its blocks.
 const KEPT_SHIFT: u32 = 20;
@@ -62,6 +58,8 @@ pub struct World {
     /// By block: the oldest version, by its place in the history, that the anchor covers since a flush was answered. Where
     /// flushes wait for the anchor.
     pub covered: Option<Covered>,
+    /// What rots meanwhile. Such blocks may be errors until they are written or healed.
+    pub rot: Option<Rot>,
     /// The devices misbehave: any request may fail, but what is read must still be right.
     pub distrust: bool,
 }
@@ -114,6 +112,10 @@ impl World {
     }
 
     pub async fn request(&self, q: &mut Queue) {
+        if let Some(rot) = self.rot.as_ref().filter(|rot| rot.chance(10)) {
+            self.heal(rot, &mut q.context, &mut q.buf, rot.block(self)).await;
+            return;
+        }
         let kind = self.rng.borrow_mut().below(100);
         match kind {
             0..45 => self.write(q).await,
@@ -169,6 +171,7 @@ impl World {
             let write = self.volume.write_back(&self.io, &mut q.context, admitted, buf, clear);
             let ((result, buf), ()) = join(write, safe).await;
             q.buf = Some(buf);
+            self.oracle.borrow_mut().ended(range);
             match result {
                 Ok(()) => {}
                 Err(_) if self.distrust => self.oracle.borrow_mut().fail(range),
@@ -179,6 +182,7 @@ impl World {
         let (result, buf) = self.volume.write(&self.io, &mut q.context, range, buf, durability).await;
         q.buf = Some(buf);
         let mut oracle = self.oracle.borrow_mut();
+        oracle.ended(range);
         match result {
             Ok(()) => oracle.ack(range, &places, durable),
             Err(WriteError::Device(_)) if self.io.disk().faults.data_writes > 0 => oracle.fail(range),
@@ -196,7 +200,9 @@ impl World {
         let all = BlockRange::new(BlockIndex(0), self.volume.blocks().min(most));
         let range = if large { all } else { self.range() };
         let places = self.oracle.borrow_mut().issue(range, 0);
-        match self.volume.zero(&self.io, &mut q.context, range, discard).await {
+        let result = self.volume.zero(&self.io, &mut q.context, range, discard).await;
+        self.oracle.borrow_mut().ended(range);
+        match result {
             Ok(()) => self.oracle.borrow_mut().ack(range, &places, false),
             Err(_) if self.distrust => {}
             Err(e) => panic!("zeroing of {range}: {e}"),
@@ -235,69 +241,34 @@ impl World {
             Ok(()) => {
                 let blocks = buf.chunks_exact(self.volume.block_size());
                 for ((block, at_start), data) in range.blocks().zip(&start).zip(blocks) {
-                    self.oracle.borrow_mut().check_running(block, at_start, data);
+                    self.oracle.borrow_mut().check_running(block, at_start, data, !kept);
                 }
             }
             Err(_) if self.distrust => {}
-            Err(ReadError::Mismatch { block }) => {
-                let before = &start[(block.0 - range.first.0) as usize];
-                assert!(
-                    self.oracle.borrow_mut().broken_since(block, before),
-                    "false alarm while running: block {block}"
-                );
+            Err(e @ (ReadError::Mismatch { block } | ReadError::BadPage { block, .. })) => {
+                let (before, oracle) = (&start[(block.0 - range.first.0) as usize], self.oracle.borrow());
+                assert!(oracle.broken_since(block, before) && oracle.explains(&e), "false alarm while running: {e}");
             }
             Err(e) => panic!("read of {range}: {e}"),
         }
         q.buf = Some(buf);
     }
 
-    /// Passes over the volume, one after the other. The first goes on where one was when it was last open.
-    pub async fn scrubs(&self) {
-        loop {
-            let before = self.oracle.borrow().before_all();
-            let is_right = |block: BlockIndex| {
-                let before = before.get(&block.0);
-                self.oracle.borrow_mut().broken_since(block, before.unwrap_or(&Before::default()))
-            };
-            scrub(&self.volume, &self.io, is_right).await;
-        }
-    }
-
     pub async fn checkpoints(&self) {
         loop {
-            let work = self.volume.work_wanted().await;
+            let work = match &self.rot {
+                Some(rot) => rot.work(self).await,
+                None => Some(self.volume.work_wanted().await),
+            };
             self.at_checkpoint.set(true);
-            let result = self.volume.work(&self.io, work).await;
+            let result = match work {
+                Some(work) => self.volume.work(&self.io, work).await,
+                None => self.volume.checkpoint(&self.io).await,
+            };
             self.at_checkpoint.set(false);
             assert!(result.is_ok() || self.distrust, "{result:?}");
         }
     }
-}
-
-/// A pass over the volume, which finds nothing bad but where that `is_right`.
-async fn scrub(volume: &Volume, io: &SimStorage, is_right: impl Fn(BlockIndex) -> bool) {
-    let last = volume.last_scrub().unwrap_or_default();
-    let next = Scrub { pass: last.pass + 1, ..Scrub::default() };
-    let control = ScrubControl::new(if last.state == ScrubState::Running { last } else { next }, None);
-    let found = |finding| match finding {
-        ScrubFinding::Blocks(run) if run.range.blocks().all(&is_right) => {}
-        finding => panic!("a false alarm of a pass: {finding}"),
-    };
-    volume.scrub(io, &control, found).await;
-    assert_eq!(control.state(), ScrubState::Ended);
-    PASSES.fetch_add(1, Ordering::Relaxed);
-}
-
-/// After a crash a pass goes on where it was, and finds what that has torn or what had failed before.
-pub fn scrub_after(volume: &Volume, io: &SimStorage, oracle: &Oracle) {
-    let before = oracle.before_all();
-    let (bs, info) = (volume.block_size() as u64, volume.info());
-    let at = |block: BlockIndex| info.data_device_bytes - info.size + block.0 * bs;
-    let is_right = |block: BlockIndex| {
-        let broken = before.get(&block.0).is_some_and(Before::is_broken);
-        broken || io.disk().is_torn(Device::Data, at(block))
-    };
-    block_on(io, scrub(volume, io, is_right));
 }
 
 /// Crashes during recovery, as often as the seed says and in the way that the caller does, until
@@ -354,7 +325,10 @@ pub fn compare_but(volume: &Volume, io: &SimStorage, oracle: &mut Oracle, passes
         match result {
             Ok(()) => oracle.settle(block, Some(&buf[..bs]), torn),
             Err(e) if passes(&e) => {}
-            Err(ReadError::Mismatch { .. }) => oracle.settle(block, None, torn),
+            Err(e @ (ReadError::Mismatch { .. } | ReadError::BadPage { .. })) => {
+                assert!(oracle.explains(&e), "false alarm after a crash: {e}");
+                oracle.settle(block, None, torn);
+            }
             Err(e) => panic!("block {block} after a crash: {e}"),
         }
     }
