@@ -329,6 +329,13 @@ third_boot() {
   umount /home /stays
   systemctl stop $unit ublk-integrity@stays ublk-integrity@part
   [ "$(systemctl is-active ublk-integrity-scrub@part.timer || true)" = inactive ] || die 'a timer has outlived its volume'
+  # Any unit that is started asks for all that is to be up at boot.
+  systemctl start systemd-tmpfiles-clean.service
+  for other in home stays part; do
+    unit=ublk-integrity@$other
+    [ "$(shows ActiveState)" = inactive ] || die "$other is served again"
+  done
+  unit=ublk-integrity@home
   systemctl enable --quiet --now ublk-integrity-scrub@home.timer
   key=/root/home.key data=/dev/vda check_closed
   key=/etc/credstore/stays-key data=/dev/vdb check_closed

@@ -96,8 +96,9 @@ fn of_entry(entry: &Entry, around: &Surroundings<'_>) -> Vec<Made> {
     if options.scrub {
         let timer = unit::scrub_timer(entry);
         all.push(wanted(&name, "wants", &timer));
-        // Nor when it is not served any more, even where `del` has ended it.
-        all.push(drop_in(&timer, &format!("BindsTo={name}\nAfter={name}")));
+        // Nor when it is not served any more. It must not need the volume: the two would need each other, and systemd starts what
+        // does so with whatever else it starts, also after a stop. What `del` has ended is left to a condition of its service.
+        all.push(drop_in(&timer, &format!("PartOf={name}\nAfter={name}")));
     }
     if !options.noauto {
         all.push(wanted(unit::goal(entry), if options.nofail { "wants" } else { "requires" }, &name));

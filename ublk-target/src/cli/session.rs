@@ -109,7 +109,13 @@ pub(super) fn move_out(pid: u32) -> Result<(), String> {
 /// The words that make the scope. It is stopped when file systems are unmounted, as the unit of a device is, and what is
 /// mounted there keeps the daemon until then.
 fn scope(unit: &str) -> impl Iterator<Item = String> {
-    let properties = ["DefaultDependencies=no", "Conflicts=umount.target", "Before=umount.target", "SendSIGKILL=no"];
+    let properties = [
+        "DefaultDependencies=no",
+        "Conflicts=umount.target",
+        "Before=umount.target",
+        "SendSIGKILL=no",
+        "ManagedOOMPreference=omit",
+    ];
     let words = ["--quiet", "--scope", "--collect", "--no-ask-password", "--slice=system.slice"].map(str::to_owned);
     let named = [format!("--unit={unit}"), "--description=Daemon of an authenticated volume".into()];
     words.into_iter().chain(named).chain(properties.map(|property| format!("--property={property}")))
@@ -193,7 +199,9 @@ mod tests {
     #[test]
     fn the_scope_is_stopped_with_the_mounts_and_nobody_kills_it() {
         let words: Vec<_> = scope("u.scope").collect();
-        for word in ["--unit=u.scope", "--property=Conflicts=umount.target", "--property=SendSIGKILL=no"] {
+        let properties = ["Conflicts=umount.target", "SendSIGKILL=no", "ManagedOOMPreference=omit"];
+        let properties = properties.map(|property| format!("--property={property}"));
+        for word in properties.iter().chain([&"--unit=u.scope".to_owned()]) {
             assert!(words.iter().any(|has| has == word), "{word}");
         }
     }

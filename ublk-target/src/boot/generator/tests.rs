@@ -87,7 +87,7 @@ fn one_that_is_to_be_verified_starts_the_timer_of_that_and_ends_it() {
     assert_eq!(link(&made, path).as_deref(), Some(r"../ublk-integrity-scrub@vm\x2d1.timer"));
     let bound = text(&made, r"ublk-integrity-scrub@vm\x2d1.timer.d/50-ublk-integrity.conf");
     let volume = r"ublk-integrity@vm\x2d1.service";
-    assert!(bound.ends_with(&format!("[Unit]\nBindsTo={volume}\nAfter={volume}\n")), "{bound}");
+    assert!(bound.ends_with(&format!("[Unit]\nPartOf={volume}\nAfter={volume}\n")), "{bound}");
     assert_eq!(made.iter().filter(|made| made.path.contains("scrub")).count(), 2);
 }
 
