@@ -138,8 +138,13 @@ fn made_today(golden: &Golden) -> Vec<u8> {
     if golden.closed {
         block_on(&lab.io, lab.volume.close(&lab.io)).unwrap();
     }
-    let size = ublk_integrity::create::plan(&format).unwrap().data_device_bytes as usize;
-    let image = lab.peek(Device::Data, 0, size);
+    pages_of(&lab.io, &format)
+}
+
+/// What is on the disk, as the files have it.
+pub(crate) fn pages_of(io: &SimStorage, format: &FormatOptions) -> Vec<u8> {
+    let size = ublk_integrity::create::plan(format).unwrap().data_device_bytes as usize;
+    let image = io.disk().peek(Device::Data, 0, size);
     let mut pages = Vec::new();
     for (i, page) in image.chunks(PAGE).enumerate().filter(|(_, page)| page.iter().any(|b| *b != 0)) {
         pages.extend((i as u64 * PAGE as u64).to_le_bytes());
@@ -160,9 +165,9 @@ fn path(golden: &Golden) -> PathBuf {
     tests_folder("golden").join(golden.name).with_extension("pages")
 }
 
-fn on_disk(golden: &Golden, pages: &[u8]) -> SimStorage {
-    let (format, _) = options(golden);
-    let size = ublk_integrity::create::plan(&format).unwrap().data_device_bytes;
+/// Such a file on a disk.
+pub(crate) fn on_disk(format: &FormatOptions, pages: &[u8]) -> SimStorage {
+    let size = ublk_integrity::create::plan(format).unwrap().data_device_bytes;
     // The least that is ever written, whatever a changed superblock makes of it: no power is cut here.
     let mut disk = Disk::new(size, None, 512, 1);
     for page in pages.chunks_exact(8 + PAGE) {
@@ -175,7 +180,8 @@ fn on_disk(golden: &Golden, pages: &[u8]) -> SimStorage {
 /// The golden image on a disk, and how it is opened.
 pub(crate) fn image_of(golden: &Golden) -> (SimStorage, OpenOptions) {
     let pages = fs::read(path(golden)).unwrap_or_else(|e| panic!("{}: {e}", path(golden).display()));
-    (on_disk(golden, &pages), options(golden).1)
+    let (format, open) = options(golden);
+    (on_disk(&format, &pages), open)
 }
 
 #[test]
@@ -201,13 +207,15 @@ fn volumes_of_every_version_open_and_hold_what_was_written() {
         // Zeros are settled by the log alone and not counted.
         let logged = if golden.closed { 0 } else { 2 };
         assert_eq!((found.blocks, found.settled), (logged, logged), "{}: {found:?}", golden.name);
-        for (block, version) in CONTENT {
-            let expected = match version {
-                0 => vec![0; golden.block_size as usize],
-                _ => content(golden.block_size as usize, block, version),
-            };
-            assert_eq!(lab.read(block).unwrap(), expected, "{}: block {block}", golden.name);
-        }
+        holds_what_was_written(&mut lab, golden.name);
+    }
+}
+
+pub(crate) fn holds_what_was_written(lab: &mut Lab, name: &str) {
+    for (block, version) in CONTENT {
+        let bs = lab.block_size();
+        let expected = if version == 0 { vec![0; bs] } else { content(bs, block, version) };
+        assert_eq!(lab.read(block).unwrap(), expected, "{name}: block {block}");
     }
 }
 

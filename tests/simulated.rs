@@ -10,6 +10,7 @@ mod foreign;
 mod fsync;
 mod fuzz;
 mod golden;
+mod golden_v2;
 mod growing;
 mod key_slots;
 mod limits;

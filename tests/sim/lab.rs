@@ -46,9 +46,14 @@ impl Lab {
     /// What is on the disk, opened.
     pub fn open(io: SimStorage, options: &OpenOptions) -> Result<Self, OpenError> {
         let volume = reopen(&io, options)?;
+        Ok(Self::of(io, volume, options))
+    }
+
+    /// A volume that was opened like that.
+    pub fn of(io: SimStorage, volume: Volume, options: &OpenOptions) -> Self {
         let context = volume.context(0);
         let buf = Some(Buf::new(options.max_request_bytes));
-        Ok(Self { io, volume, options: options.clone(), context, buf })
+        Self { io, volume, options: options.clone(), context, buf }
     }
 
     /// Opens again without a last checkpoint, as after a crash that lost nothing.
