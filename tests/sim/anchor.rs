@@ -12,7 +12,7 @@ use ublk_integrity::{
     Credential, MasterKey, OpenOptions, Storage, Volume,
     anchor::{
         Anchor, AnchorBytes, AnchorKeeper, AnchorNote, AnchorPurpose, AnchorUse, Beginning, BodyRoom, Counter,
-        CounterAnchor, Held as Holding, Replaced, generation,
+        CounterAnchor, Held as Holding, KeyAreaMark, Replaced, generation,
     },
     key_slots::unlock,
     open::{OpenError, VerifiedVolume},
@@ -269,8 +269,7 @@ pub async fn open_anchored(
     options: &OpenOptions,
     (anchor, purpose): (&SimAnchor, AnchorPurpose),
 ) -> Result<(Volume, AnchorKeeper), OpenError> {
-    let verified = VerifiedVolume::read(io, key, options).await?;
-    verified.open_anchored(io, options, AnchorUse { anchor, purpose, note: note() }).await
+    open_by(io, (key, None), options, AnchorUse { anchor, purpose, note: note() }).await
 }
 
 /// The same of a volume with key slots, by what opens one of them.
@@ -281,6 +280,14 @@ pub async fn open_unlocked(
     (anchor, purpose): (&SimAnchor, AnchorPurpose),
 ) -> Result<(Volume, AnchorKeeper), OpenError> {
     let key = unlock(io, credential).await?;
-    let verified = VerifiedVolume::read(io, &key, options).await?.unlocked_by(key.area());
-    verified.open_anchored(io, options, AnchorUse { anchor, purpose, note: note() }).await
+    open_by(io, (&key, key.area()), options, AnchorUse { anchor, purpose, note: note() }).await
+}
+
+async fn open_by(
+    io: &SimStorage,
+    (key, area): (&MasterKey, Option<KeyAreaMark>),
+    options: &OpenOptions,
+    with: AnchorUse<'_, SimAnchor>,
+) -> Result<(Volume, AnchorKeeper), OpenError> {
+    VerifiedVolume::read(io, key, options).await?.unlocked_by(area).open_anchored(io, options, with).await
 }

@@ -53,8 +53,12 @@ impl Rot {
     /// A block that may be bad, or any that is in play.
     pub fn block(&self, world: &World) -> BlockIndex {
         let bad = if self.chance(80) { self.one_of(&world.oracle.borrow().bad()) } else { None };
-        let in_play = || if self.chance(50) { self.below(6) } else { 126 + self.below(8) };
-        bad.filter(|block| block.0 < world.volume.blocks()).unwrap_or_else(|| BlockIndex(in_play()))
+        bad.filter(|block| block.0 < world.volume.blocks()).unwrap_or_else(|| BlockIndex(self.in_play()))
+    }
+
+    /// Of the blocks that most requests go to: the first ones, or those at the end of a tag page.
+    fn in_play(&self) -> u64 {
+        if self.chance(50) { self.below(6) } else { 126 + self.below(8) }
     }
 
     /// A step of a life: now and then something rots.
@@ -68,7 +72,7 @@ impl Rot {
 
     /// Garbage on a block, what it held before, what another holds, or a bit that has flipped.
     fn block_rots(&self, world: &World) {
-        let in_play = if self.chance(50) { self.below(6) } else { 126 + self.below(8) };
+        let in_play = self.in_play();
         let block = BlockIndex(if self.chance(20) { self.below(300).min(world.volume.blocks() - 1) } else { in_play });
         let (bs, info) = (world.volume.block_size(), world.volume.info());
         let at = |block: BlockIndex| info.data_device_bytes - info.size + block.0 * bs as u64;
