@@ -58,6 +58,17 @@ run_together() { # KERNEL FOLDER NAME...
   done
 }
 
+# The disks of a test, as files in a folder; the caller's `options` of scripts/vm name them from then on.
+make_disks() { # NAME FOLDER
+  local spec n=0
+  mkdir -p "$2"
+  for spec in $(needs "$1" disks $disks | tr , ' '); do
+    truncate -s "${spec%%:*}" "$2/$n"
+    case $spec in *:*) options+=(-d "$2/$n:${spec#*:}");; *) options+=(-d "$2/$n");; esac
+    n=$((n + 1))
+  done
+}
+
 # What a test in an image of its own needs from the host; false, with its verdict, where that can't be had.
 prepare_image() { # FOLDER NAME
   local folder=$1 name=$2 image status=0
@@ -75,21 +86,16 @@ prepare_image() { # FOLDER NAME
 
 # A test of several boots over the same disks.
 run_boots() { # KERNEL FOLDER NAME BOOTS
-  local kernel=$1 folder=$2 name=$3 boots=$4 boot status spec n=0 options=() since=$SECONDS said=$2/guest.log
+  local kernel=$1 folder=$2 name=$3 boots=$4 boot status options=() since=$SECONDS said=$2/guest.log
   # shellcheck disable=SC2207 # options are words
   options=($(boot_options "$name"))
-  mkdir -p "$folder/disks"
+  make_disks "$name" "$folder/disks"
   # A crash is what the test makes; a shutdown is how its guest ends when it has passed.
   local ends='126|137' power_cut=-K
   if [ -n "$(needs "$name" image '')" ]; then
     prepare_image "$folder" "$name" || return
     options+=(-R "$folder/disks/root") ends=0 power_cut=''
   fi
-  for spec in $(needs "$name" disks $disks | tr , ' '); do
-    truncate -s "${spec%%:*}" "$folder/disks/$n"
-    case $spec in *:*) options+=(-d "$folder/disks/$n:${spec#*:}");; *) options+=(-d "$folder/disks/$n");; esac
-    n=$((n + 1))
-  done
   for boot in $(seq "$boots"); do
     # shellcheck disable=SC2086 # an option or nothing
     scripts/vm -k "$kernel" "${options[@]}" $power_cut -o "$folder" -l "$folder/console" -t "$(limit_of "$name")" \
@@ -107,16 +113,12 @@ run_boots() { # KERNEL FOLDER NAME BOOTS
 
 # A test of several guests at the same time, on the same disks. Each is told its number, and sees /out/shared.
 run_guests() { # KERNEL FOLDER NAME GUESTS
-  local kernel=$1 folder=$2 name=$3 guests=$4 guest spec n=0 options=() since=$SECONDS pids=()
+  local kernel=$1 folder=$2 name=$3 guests=$4 guest options=() since=$SECONDS pids=()
   # shellcheck disable=SC2207 # options are words
   options=($(boot_options "$name"))
   rm -rf "$folder/shared"
-  mkdir -p "$folder/disks" "$folder/shared"
-  for spec in $(needs "$name" disks $disks | tr , ' '); do
-    truncate -s "${spec%%:*}" "$folder/disks/$n"
-    case $spec in *:*) options+=(-d "$folder/disks/$n:${spec#*:}");; *) options+=(-d "$folder/disks/$n");; esac
-    n=$((n + 1))
-  done
+  mkdir -p "$folder/shared"
+  make_disks "$name" "$folder/disks"
   for guest in $(seq "$guests"); do
     scripts/vm -S -k "$kernel" "${options[@]}" -o "$folder" -l "$folder/console.$guest" -t "$(limit_of "$name")" \
       -- "${in_guest[@]}" -b "$guest" "$name" >"$folder/guest.$guest.log" 2>&1 &

@@ -110,9 +110,9 @@ readlink "/proc/$(daemon)/exe" | grep -q "$program" || die "$(readlink "/proc/$(
 goes_on
 step 'commands that come between two daemons ask the next one'
 pid=$(daemon)
-rm -f /run/between
-# By then the daemon of before has ended. For as long nobody serves, and a word of the wait is due.
-fake 'echo R 9.9.9; read -r end; : >/run/between; sleep 5; exit 1'
+rm -f /run/between /run/heard
+# By then the daemon of before has ended. Nobody serves until all have said that they wait.
+fake 'echo R 9.9.9; read -r end; : >/run/between; until [ -e /run/heard ]; do sleep .1; done; exit 1'
 ui upgrade -n "$id" --binary /run/fake 2>/run/err & upgrading=$!
 wait_for test -e /run/between
 ui list | grep -q 'handed over to its next daemon' || die "list: $(ui list)"
@@ -123,11 +123,17 @@ for command in "${commands[@]}"; do
   ui $command -n "$id" >/run/out 2>"/run/said-${#asking[@]}" & asking+=($!)
 done
 ui status -x >/run/out 2>/run/said-all & asking+=($!)
+all_wait() { # that is what each says first
+  local said
+  for said in "${!commands[@]}" all; do
+    grep -q "^ublk-integrity: waiting for the next daemon of $disk, to which it is handed over, at most 180 s" "/run/said-$said" || return
+  done
+}
+wait_for all_wait
+: >/run/heard
 for i in "${!asking[@]}"; do
   wait "${asking[i]}" || { cat /run/said-*; die "${commands[i]:-status -x} has not waited"; }
 done
-grep -q "^ublk-integrity: waiting for the next daemon of $disk, to which it is handed over, at most 180 s" /run/said-0 ||
-  die "it is not said what for: $(cat /run/said-0)"
 wait $upgrading && die 'the program that can not serve does'
 followed "$pid"
 pass_is_over() { ui scrub -n "$id" --status | grep -q '^pass 1 has ended'; }
