@@ -1,15 +1,17 @@
 //! How a command fails: one line for a person, one exit code for a script.
 
+mod anchored;
+
+use self::anchored::{about_anchor, exit_of_anchor};
 use crate::{key_hint::newline_hint, size::Size};
 use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 use std::{fmt, io, path::Path, process::ExitCode};
 use ublk_integrity::{
     AnchorLoss, Device, DeviceError, Errno, KeyLength, Latched, ReadError, WriteError,
-    anchor::{AnchorError, KeepError, MoveError},
     create::FormatError,
     heal::HealError,
-    key_slots::{ChangeError, SlotError},
+    key_slots::SlotError,
     open::{GrowError, OpenError},
 };
 
@@ -249,22 +251,6 @@ impl From<SlotError> for Failure {
     }
 }
 
-impl<E: Into<Failure>> From<ChangeError<E>> for Failure {
-    fn from(e: ChangeError<E>) -> Self {
-        match e {
-            ChangeError::Slots(e) => e.into(),
-            ChangeError::Anchor(e) => {
-                let Self { exit, message, .. } = e.into();
-                Self::new(exit, ChangeError::Anchor(message))
-            }
-            ChangeError::Behind(e) => {
-                let Self { exit, message, .. } = e.into();
-                Self::new(exit, ChangeError::Behind(message))
-            }
-        }
-    }
-}
-
 fn exit_of_slot(e: &SlotError) -> Exit {
     match e {
         SlotError::Full(_) | SlotError::Empty(_) | SlotError::Own(_) => Exit::Arguments,
@@ -316,77 +302,6 @@ impl From<OpenError> for Failure {
             | OpenError::TooSmall { .. } => Exit::Device,
         };
         Self::new(exit, format_args!("{e}{}", what_to_do(&e)))
-    }
-}
-
-/// What an anchor that says no stands for.
-fn exit_of_anchor(e: &AnchorError) -> Exit {
-    match e {
-        AnchorError::Needed => Exit::Arguments,
-        AnchorError::Older { .. } | AnchorError::Bare { .. } | AnchorError::KeyArea { .. } | AnchorError::Damaged => {
-            Exit::Integrity
-        }
-        AnchorError::Taken { .. } | AnchorError::Present { .. } | AnchorError::Begun => Exit::Busy,
-        AnchorError::Away(_)
-        | AnchorError::Absent
-        | AnchorError::Unread(_)
-        | AnchorError::Device(_)
-        | AnchorError::OtherVolume(_)
-        | AnchorError::OtherKey
-        | AnchorError::Unknown(_)
-        | AnchorError::MovedAway { .. } => Exit::Device,
-    }
-}
-
-/// What to do about an anchor that says no.
-fn about_anchor(e: &AnchorError) -> &'static str {
-    match e {
-        AnchorError::Needed => ": name it with --anchor; what only reads can do --without-anchor",
-        AnchorError::Away(_) => ": nothing is opened without it; try again when it is there",
-        AnchorError::Absent => ": is it another one? `anchor reset` begins again, with what the devices hold now",
-        AnchorError::Begun => {
-            ": name that one, or `anchor move` it; if it is lost, or was never begun, `anchor reset` begins again"
-        }
-        AnchorError::Present { .. } => ": it is begun; of what is no more, `anchor remove` ends it",
-        AnchorError::Damaged => ": `anchor reset` begins again, with what the devices hold now",
-        AnchorError::OtherVolume(_) | AnchorError::OtherKey => ": name another",
-        AnchorError::Unknown(_) => ": a newer program knows it",
-        AnchorError::MovedAway { .. } => ": name the place that it is in now",
-        AnchorError::Older { .. } | AnchorError::Bare { .. } => {
-            ": put back the newest disk; if this state is meant, `anchor reset --accept-rollback` takes it"
-        }
-        AnchorError::KeyArea { .. } => {
-            ": put back the newest disk; if these key slots are meant, `anchor reset --accept-rollback` takes them"
-        }
-        AnchorError::Device(_) => "",
-        AnchorError::Unread(_) => ": what can be read is exported with --without-anchor",
-        AnchorError::Taken { .. } => ": nothing was served here",
-    }
-}
-
-impl From<AnchorError> for Failure {
-    fn from(e: AnchorError) -> Self {
-        Self::new(exit_of_anchor(&e), format_args!("{e}{}", about_anchor(&e)))
-    }
-}
-
-impl From<MoveError> for Failure {
-    fn from(e: MoveError) -> Self {
-        let (of, what_to_do) = match &e {
-            MoveError::From(of) | MoveError::To(of) => (of, about_anchor(of)),
-            MoveError::Both(of) => (of, ": name the new one from now on, and take the old one away"),
-            MoveError::Counters => return Self::new(Exit::Arguments, &e),
-        };
-        Self::new(exit_of_anchor(of), format_args!("{e}{what_to_do}"))
-    }
-}
-
-impl From<KeepError> for Failure {
-    fn from(e: KeepError) -> Self {
-        match e {
-            KeepError::Anchor(e) => e.into(),
-            KeepError::Latched(why) => why.into(),
-        }
     }
 }
 
