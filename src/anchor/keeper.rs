@@ -3,7 +3,6 @@
 use super::{
     Anchor, AnchorError, AnchorNote,
     exchange::{self, Change},
-    judge::judge_key_area,
 };
 use crate::{
     AnchorLoss, Latched, RequestContext, Seq, Storage, Volume,
@@ -158,24 +157,22 @@ impl AnchorKeeper {
         held.map_err(KeepError::Anchor)
     }
 
-    /// While the key area is changed: `found` is the one that lies there, which the anchor must permit, and from now on `next` is
+    /// While the key area is changed: the first is the one that lies there, which the anchor must permit, and from now on the next is
     /// permitted besides. Nothing is written to the volume.
     pub async fn keep_key_area<A: Anchor>(
         &mut self,
         volume: &Volume,
         (anchor, note): (&A, &AnchorNote),
-        (found, next): (KeyAreaMark, Option<KeyAreaMark>),
+        found_next: (KeyAreaMark, Option<KeyAreaMark>),
     ) -> Result<(), KeepError> {
         if let Some(why) = volume.latched() {
             return Err(KeepError::Latched(why));
         }
         self.settle(volume, anchor).await?;
-        judge_key_area(&self.held, Some(&found)).map_err(KeepError::Anchor)?;
-        if (self.held.key_area, self.held.next_key_area) == (Some(found), next) {
-            return Ok(());
+        match self.held.with_key_area(found_next, note).map_err(KeepError::Anchor)? {
+            Some(body) => self.send(volume, anchor, body).await,
+            None => Ok(()),
         }
-        let body = self.held.with_key_area(found, next, note);
-        self.send(volume, anchor, body).await
     }
 
     /// The last point of a volume that has been [closed](Volume::close): not one record of it may be missing later.

@@ -1,6 +1,6 @@
 //! The bodies that follow each other in an anchor, and why each may.
 
-use super::AnchorNote;
+use super::{AnchorError, AnchorNote, judge::judge_key_area};
 use crate::{
     Epoch,
     format::{AnchorBody, AnchorPoint, AnchorState, HostName, KeyAreaMark, OpenId, Superblock},
@@ -50,10 +50,16 @@ impl AnchorBody {
         Self { state, id, next, point, epoch: written.epoch, key_area, next_key_area, ..self.followed(note) }
     }
 
-    /// The key area is `counts`, and `next` is about to be written in its place. Whoever has the volume open, or tries to, is where
-    /// it was.
-    pub(super) fn with_key_area(self, counts: KeyAreaMark, next: Option<KeyAreaMark>, note: &AnchorNote) -> Self {
-        Self { key_area: Some(counts), next_key_area: next, ..self.followed(note) }
+    /// While the key area is changed: `found` is the one that lies there, which this must permit, and `next` is about to be written in
+    /// its place. Whoever has the volume open, or tries to, is where it was. `None`: it says all that.
+    pub(super) fn with_key_area(
+        self,
+        (found, next): (KeyAreaMark, Option<KeyAreaMark>),
+        note: &AnchorNote,
+    ) -> Result<Option<Self>, AnchorError> {
+        judge_key_area(&self, Some(&found))?;
+        let says_so = (self.key_area, self.next_key_area) == (Some(found), next);
+        Ok((!says_so).then(|| Self { key_area: Some(found), next_key_area: next, ..self.followed(note) }))
     }
 
     /// The log has got so far in the life that is served.

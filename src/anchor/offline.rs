@@ -3,7 +3,6 @@
 use super::{
     Anchor, AnchorError, AnchorNote, AnchorStatus, Held,
     exchange::{self, Change},
-    judge::judge_key_area,
     opening::in_use,
 };
 use crate::{
@@ -36,25 +35,24 @@ pub(crate) async fn show<A: Anchor>(anchor: &A, key: &AnchorKey, uuid: &[u8; 16]
     Ok(AnchorStatus::of(&exchange::whole(&there, key, uuid)?))
 }
 
-/// While the key area of a volume is changed that nobody serves: `found` is the one that lies there, which the anchor must permit, and
-/// from now on `next` is permitted besides. An open that was cut short stays where it was.
+/// While the key area of a volume is changed that nobody serves: the first is the one that lies there, which the anchor must permit, and
+/// from now on the next is permitted besides. An open that was cut short stays where it was.
 pub(crate) async fn keep_key_area<A: Anchor>(
     (anchor, note): (&A, &AnchorNote),
     (key, uuid): (&AnchorKey, &[u8; 16]),
-    (found, next): (KeyAreaMark, Option<KeyAreaMark>),
+    found_next: (KeyAreaMark, Option<KeyAreaMark>),
 ) -> Result<(), AnchorError> {
     let there = exchange::load(anchor, uuid).await?;
     let held = exchange::whole(&there, key, uuid).and_then(in_use)?;
-    judge_key_area(&held, Some(&found))?;
+    let body = held.with_key_area(found_next, note)?;
     if let Held::Prepared(_) = there {
         // What was begun is ended first: else two bodies would have one generation.
         exchange::forward(anchor, uuid, held.generation).await?;
     }
-    if (held.key_area, held.next_key_area) == (Some(found), next) {
-        return Ok(());
+    match body {
+        Some(body) => put(anchor, key, held.generation, &body).await,
+        None => Ok(()),
     }
-    let body = held.with_key_area(found, next, note);
-    put(anchor, key, held.generation, &body).await
 }
 
 /// Moves what an anchor holds to another place. The new one first, then the old one says that it was moved away: cut short in
