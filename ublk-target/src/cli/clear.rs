@@ -3,10 +3,10 @@
 use super::{one_or_all, status};
 use crate::{
     daemon::{
-        client::{self, Unanswered},
+        client::Unanswered,
         followed,
         protocol::{ANSWERS_WITHIN, Request},
-        state::{State, socket_path},
+        state::State,
     },
     failure::{Exit, Failure, Outcome},
     output::Output,
@@ -74,9 +74,7 @@ fn clear(seen: &Seen) -> Outcome<(String, Health)> {
 /// The status after these were acknowledged, as they were seen: not what has come since.
 fn ask(state: &State, found: &[Finding]) -> Outcome<Value> {
     let findings = found.iter().map(|finding| (finding.field.to_owned(), finding.count)).collect();
-    let request = Request::Clear { findings };
-    let answer = followed::anew(state.id, || client::ask(&socket_path(state.id), &request));
-    answer.map_err(|unanswered| match unanswered {
+    followed::answer(state, &Request::Clear { findings }).map_err(|unanswered| match unanswered {
         Unanswered::Failed(failure) => failure.context(path(state)),
         Unanswered::Late => {
             let seconds = ANSWERS_WITHIN.as_secs();

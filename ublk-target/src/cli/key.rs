@@ -249,10 +249,11 @@ impl Slots {
         let path = devices.meta_path();
         let change = served(path).map(|state| Change::follow(state.id)).transpose()?;
         // It may have ended before that.
-        let beside = change.is_some() && served(path).is_some();
-        let anchored = served(path).filter(|state| state.settings.anchor.is_some()).map(|state| state.id);
-        let offline = devices.open(if beside { Use::Beside } else { Use::Exclusive })?;
-        Ok(Self { offline, _change: change.filter(|_| beside), anchored: anchored.filter(|_| beside) })
+        let serving = change.as_ref().and_then(|_| served(path));
+        let offline = devices.open(if serving.is_some() { Use::Beside } else { Use::Exclusive })?;
+        let change = change.filter(|_| serving.is_some());
+        let anchored = serving.filter(|state| state.settings.anchor.is_some()).map(|state| state.id);
+        Ok(Self { offline, _change: change, anchored })
     }
 }
 

@@ -49,8 +49,13 @@ pub fn alive(id: u32) -> Outcome<State> {
 }
 
 /// The answer of the daemon that serves the device of `state`, by now.
+pub fn answer(state: &State, request: &Request) -> Result<Value, Unanswered> {
+    anew(state.id, || client::ask(&socket_path(state.id), request))
+}
+
+/// The same for who has nothing more to say of one that comes too late.
 pub fn ask(state: &State, request: &Request) -> Outcome<Value> {
-    anew(state.id, || client::ask(&socket_path(state.id), request)).map_err(|why| match why {
+    answer(state, request).map_err(|why| match why {
         Unanswered::Failed(failure) => failure,
         Unanswered::Late => {
             let (id, pid, seconds) = (state.id, state.anew().pid, ANSWERS_WITHIN.as_secs());
