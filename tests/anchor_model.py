@@ -5,8 +5,8 @@ In it: the anchor as a file of two slots, as a store with compare-and-swap, and 
 untrusted disk; its writes that fail, tear, arrive late, twice or after a crash; an anchor that goes away; both modes. Crashes
 between any two steps, opens cut short; an adversary who puts back any earlier state of the whole disk, mixtures of them, and
 logs cut short, at every crash and in the middle of an open; a second host that opens a copy while the first runs on. The key
-area is changed while the volume is served and while it is not, and cut short; older ones are put back. Another counter takes the
-place of the one before.
+area is changed while the volume is served and while it is not, and cut short; older ones are put back; a copy can't be read for
+a moment; a daemon dies, another opens, and the command goes on. Another counter takes the place of the one before.
 Not in it: MACs (nothing is forged), time (a tick comes at any moment), several anchors, writes that records carry
 (protocol_model.py has these).
 
@@ -14,8 +14,8 @@ Oracle:
 - What an honest crash leaves is never refused.
 - No state is accepted that lacks a version which the anchor covers: in mode flush what an answered flush covers, in mode
   interval what a tick that has ended covers, in both what an open has settled.
-- No key area opens the volume but the newest, from the end of its change on. One that a change has begun to write may, until
-  an open has settled which.
+- No key area opens the volume but the newest, from the end of its change on. What a change that was cut short has begun to
+  write may, as what was there before, until the next change.
 - An open that is refused leaves the anchor alone. A fenced host answers no flush, and moves the anchor no more.
 - Nothing deadlocks. An orderly stop is anchored to the last write.
 
@@ -44,12 +44,14 @@ def run(seed, only=None, hostile=False):
     a = Anchor(r, kind, u)
     snaps = []
     trials = []
+    left = []  # a command that has outlived the daemon
     sb0 = dict(epoch=0, root={}, tail=0, link="format", id="format")
     d.sb = [sb0, sb0]
-    d.keys = [dict(gen=2, id="first")] * 2
+    first = dict(gen=2, id="first")
+    d.keys = [[first], [first]]
     u.areas = {"first"}
     held = dict(gen=0, id="format", next=None, pos=0, link="format", covers=None, then=None, keys="first", keys_next=None, era=0)
-    if r.random() < 0.2:  # by a program that did not ask: what was there before it counts until an open has been done
+    if r.random() < 0.2:  # by a program that did not ask: what was there before it counts until the next change
         held.update(keys=None)
         u.areas.add("ancient")
     a.store = held
@@ -57,7 +59,8 @@ def run(seed, only=None, hostile=False):
     d.body = [held, None]
     n = Node(d, u, sb0, 0, a, mode, held)
     snaps.append(d.copy())
-    snaps[0].keys = [dict(gen=1, id="ancient")] * 2
+    ancient = dict(gen=1, id="ancient")
+    snaps[0].keys = [[ancient], [ancient]]
     snaps.append(d.copy())
 
     def snap(p):
@@ -84,6 +87,8 @@ def run(seed, only=None, hostile=False):
         judged = False
         try:
             for i, y in enumerate(g):
+                if left and r.random() < 0.2:
+                    step(left)
                 late()
                 snap(0.05)
                 if y == "judged":
@@ -143,8 +148,12 @@ def run(seed, only=None, hostile=False):
                         n.tasks.append(n.checkpoint())
                     elif x < 0.58 and mode == "interval" and not n.anchoring:
                         n.tasks.append(n.flush(True))
-                    elif x < 0.6 and n.held["keys"] and not any(t.__name__ == "change_keys" for t in n.tasks):
+                    elif x < 0.6 and not any(t.__name__ == "change_keys" for t in n.tasks):
                         n.tasks.append(n.change_keys())
+                    elif x < 0.605 and not n.telling:  # such a command is killed
+                        for t in [t for t in n.tasks if t.__name__ == "change_keys"]:
+                            t.close()
+                            n.tasks.remove(t)
                 if n.tasks:
                     step(n.tasks)
             a.out = False
@@ -195,9 +204,11 @@ def run(seed, only=None, hostile=False):
                     snaps.append(old.copy())
                     continue
             cut = r.random() < 0.7
+            n.dead = True
+            left = [t for t in n.tasks if t.__name__ == "change_keys" and not n.latched and not cut]
             if cut:
                 d.power_cut()
-            if r.random() < 0.15:
+            while r.random() < 0.15 and not left:
                 change_offline()
             if kind == "counter" and r.random() < 0.1 and (not planted() or bug("any_era")):
                 count("other_counters")
@@ -223,18 +234,22 @@ def run(seed, only=None, hostile=False):
                     if judged or (a.count != s[2] if kind == "counter" else held.get("by") is t):
                         snaps.append(d.copy())
                         d = t
+                        left.clear()
                         cut = True
                         accepted = judged = True  # the anchor speaks of it: from here on that is the volume
                     if judged and out != "refused" and r.random() < 0.5:
                         d.power_cut()
+                        left.clear()
                 else:
                     out, judged = go(d, True, steps, accepted)
                     if out == "moved":
                         count("moved")
                         d = next(t for t in trials if a.store.get("by") is t)
+                        left.clear()
                         cut = accepted = True
                     if not isinstance(out, dict) and r.random() < 0.7:
                         d.power_cut()
+                        left.clear()
                         cut = True
             if not cut and not accepted:
                 for b in range(BLOCKS):
@@ -249,6 +264,7 @@ def run(seed, only=None, hostile=False):
             kept = {} if cut else n.kept
             n = Node(d, u, out["sb"], out["top"], a, mode, out["held"])
             n.tasks += [n.write(b, False) for b in kept]  # in the order in which it likes: they don't overlap
+            n.tasks += left
     except (Bad, Refuse) as e:
         return f"seed {seed}: {type(e).__name__}: {e}"
     return None

@@ -21,7 +21,8 @@ class Disk:  # what a crash leaves
         d.slot = [[[None], [None]] for _ in range(BLOCKS)]  # two slots a page, possible contents
         d.log = {}  # place in the ring -> record
         d.sb = [None, None]
-        d.keys = [None, None]  # two copies of the key area
+        d.keys = [[None], [None]]  # two copies of the key area, possible contents
+        d.mixed = False  # they may be of two times
 
     def copy(d):
         c = Disk(d.r)
@@ -30,7 +31,8 @@ class Disk:  # what a crash leaves
         c.slot = [[list(s) for s in p] for p in d.slot]
         c.log = dict(d.log)
         c.sb = list(d.sb)
-        c.keys = list(d.keys)
+        c.keys = [list(x) for x in d.keys]
+        c.mixed = d.mixed
         return c
 
     def sync_data(d):
@@ -38,10 +40,15 @@ class Disk:  # what a crash leaves
 
     def sync_meta(d):
         d.slot = [[[s[-1]] for s in p] for p in d.slot]
+        d.sync_keys()
+
+    def sync_keys(d):
+        d.keys = [[x[-1]] for x in d.keys]
 
     def power_cut(d):
         d.data = [[d.r.choice(c)] for c in d.data]
         d.slot = [[[d.r.choice(s)] for s in p] for p in d.slot]
+        d.keys = [[d.r.choice(x)] for x in d.keys]
 
     def write_sb(d, sb):  # A durable, then B durable; a crash can tear the one being written
         for i in ((0, 1) if not bug("one_sb") else (sb["epoch"] % 2,)):

@@ -35,8 +35,9 @@ BUGS = dict(
     keys_no_intent="a key area is written before the anchor permits it",
     keys_commit_first="the anchor permits the new key area alone before that is written",
     keys_no_commit="a change of the key area is done while the anchor permits the one of before",
-    keys_newest_first="the copy of the key area that counts is written first",
-    keys_open_keeps="what a change that was cut short has left permitted stays so when an open has been done",
+    keys_open_narrows="an open has the anchor permit the key area alone that it has read",
+    keys_unsettled="a change goes on from copies of the key area that differ",
+    keys_unsynced="a change goes on from a key area that may not be durable",
     keys_dropped="a point is told without the key area",
 )
 # Those that concern one kind of anchor: the others' runs can't find them.

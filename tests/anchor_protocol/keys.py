@@ -1,12 +1,24 @@
-"""The key area: two copies on the disk, and what the anchor says of it. A change permits the new one, writes it, then permits it alone."""
+"""The key area: two copies on the disk, and what the anchor says of it. A change permits the new one, writes it, then permits it alone.
+
+The anchor drops an area only while both copies hold, durably, one that it goes on to permit."""
 
 from protocol.faults import bug, count
 
 from .disk import Refuse
 
 
-def newest_area(d):
-    whole = [x for x in d.keys if x]
+def read(d):
+    """The copies as they are read: now and then one can't be, for a moment; not where the adversary has put back
+    one of them, or both as they were in the middle of a change."""
+    copies = [x[-1] for x in d.keys]
+    if all(copies) and not d.mixed and d.r.random() < 0.05:
+        copies[d.r.randrange(2)] = None
+        count("unreadable_areas")
+    return copies
+
+
+def newest_area(copies):
+    whole = [x for x in copies if x]
     if not whole:
         raise Refuse("no whole key area")
     return max(whole, key=lambda x: x["gen"])
@@ -18,11 +30,43 @@ def permits(held, area):  # is that one by which the volume is opened?
     return area["id"] in (held["keys"], held["keys_next"])
 
 
+def write_copy(d, i, area):  # durable once it is answered
+    d.keys[i].append(None)
+    yield
+    d.keys[i].append(area)
+    yield
+    d.keys[i] = [area]
+    yield
+
+
+def settle(d, copies, found):
+    """What was cut short is ended: the copy that counts is durable, then both are as that."""
+    if not bug("keys_unsynced"):
+        d.sync_keys()
+        yield
+    for i in (0, 1):
+        if copies[i] != found and not bug("keys_unsettled"):
+            yield from write_copy(d, i, found)
+    d.mixed = False
+
+
 def change_keys(d, u, held, tell):
     """One change; `tell(held, new)` has the anchor hold a body: that, or None. Cut short anywhere. Returns what it holds, if anything."""
-    found = newest_area(d)
+    copies = read(d)
+    found = newest_area(copies)
     if not permits(held, found):
         raise Refuse("the key area is not the anchor's")
+    yield from settle(d, copies, found)
+    if d.r.random() < 0.2:  # what there was to do has been done by the change that was cut short
+
+        def ended():
+            u.areas = {found["id"]}
+
+        count("key_settles")
+        if (held["keys"], held["keys_next"]) == (found["id"], None):
+            ended()
+            return held
+        return (yield from tell(held, dict(held, keys=found["id"], keys_next=None, covers=None, then=ended)))
     new = dict(gen=found["gen"] + 1, id=("keys", d.r.random()))
     u.areas.add(new["id"])  # from here on it may be found
 
@@ -38,12 +82,8 @@ def change_keys(d, u, held, tell):
         held = yield from tell(held, dict(held, keys=found["id"], keys_next=new["id"], covers=None, then=None))
         if not held:
             return None
-    newest = d.keys.index(found)
-    for i in (newest, 1 - newest) if bug("keys_newest_first") else (1 - newest, newest):
-        d.keys[i] = None
-        yield
-        d.keys[i] = new
-        yield
+    for i in (0, 1):
+        yield from write_copy(d, i, new)
     if bug("keys_no_commit"):
         done()
     elif not bug("keys_commit_first"):

@@ -3,7 +3,7 @@
 from protocol.faults import bug
 
 from .disk import BLOCKS, RING, Bad, Refuse
-from .keys import newest_area, permits
+from .keys import newest_area, permits, read
 
 
 def newest(d):
@@ -94,7 +94,7 @@ def decide(d, u, a, honest, mode):
             raise Refuse(f"page {b}: its slot does not hold what the root says")
     ents, pos, link, points = scan(d, sb)
     judge(held, sb, points)
-    area = newest_area(d)
+    area = newest_area(read(d))
     if not permits(held, area):
         raise Refuse("the key area is not the anchor's")
     if area["id"] not in u.areas:
@@ -197,7 +197,6 @@ def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anyw
         if once:
             return
         once.append(1)
-        u.areas = {area} if not bug("no_commit", "commit_first") else u.areas
         u.torn |= dead
         for b in dead:
             d.data[b] = [("torn", "not ours")]
@@ -224,7 +223,7 @@ def recover(d, u, a, honest, mode):  # a generator too: it can be cut short anyw
                 covers=None,
                 then=settled,
                 **(dict(was=was) if bug("keep_next") else {}),
-                **(dict(keys=area, keys_next=None) if not bug("keys_open_keeps") else {}),
+                **(dict(keys=area, keys_next=None) if bug("keys_open_narrows") else {}),
             ),
         )
         if not held:
@@ -252,11 +251,12 @@ def tamper(r, d, snaps):  # any earlier state, mixtures, a log cut short
     if r.random() < 0.05:
         t.body = [None, None]
     if r.random() < 0.25:
-        t.keys = [r.choice(snaps + [d]).keys[i] for i in (0, 1)]
+        t.keys = [list(r.choice(snaps + [d]).keys[i]) for i in (0, 1)]
     elif r.random() < 0.1:
-        t.keys[r.randrange(2)] = None
+        t.keys[r.randrange(2)] = [None]
     if r.random() < 0.3 and t.log:
         k = r.choice([x["pos"] for x in t.log.values()])
         t.log = {p: x for p, x in t.log.items() if x["pos"] < k}
     t.power_cut()
+    t.mixed = True
     return t

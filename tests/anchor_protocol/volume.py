@@ -9,6 +9,7 @@ from .keys import change_keys
 class Node:
     def __init__(n, d, u, sb, seq, anchor, mode, held):
         n.a, n.mode, n.held, n.latched, n.anchoring, n.anchored = anchor, mode, held, False, False, sb["tail"]
+        n.dead = n.telling = False
         n.point = (sb["tail"], sb["link"], list(u.logged))
         n.done_flush = (-1, ())
         n.d, n.u, n.sb = d, u, sb
@@ -223,20 +224,27 @@ class Node:
         n.held = got
         n.anchored = max(n.anchored, pos)
 
-    def change_keys(n):  # the one who tells the anchor tells it this, too
-        while n.anchoring:
+    def change_keys(n):  # a command does it, and the one who tells the anchor tells it this, too
+        while n.anchoring and not n.dead:
             yield
         n.anchoring = True
-        held = yield from change_keys(n.d, n.u, n.held, n.tell)
-        n.anchoring = False
+        try:
+            held = yield from change_keys(n.d, n.u, n.held, n.tell)
+        finally:  # it may be killed
+            n.anchoring = False
         if not held:
             n.latched = True
 
     def tell(n, held, new):
-        got = yield from n.a.write(n.d, held, new)
-        if got:
-            n.held = got
-        return got
+        writing, n.telling = n.a.write(n.d, held, new), True
+        while not n.dead:
+            try:
+                next(writing)
+            except StopIteration as end:
+                n.held, n.telling = end.value or n.held, False
+                return end.value
+            yield
+        return None  # the command lives on, and hears nothing
 
     def checkpoint(n):
         d = n.d
