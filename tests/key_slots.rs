@@ -195,7 +195,7 @@ fn one_whole_copy_is_enough_and_the_next_change_mends_the_other() {
         // The whole one is not written over before the other is whole.
         let fork = SimStorage::new(io.disk().fork(1));
         fork.disk().faults.meta_unwritable = true;
-        assert!(matches!(block_on(&fork, changed(&fork, Verb::Add).write(&fork, false)), Err(SlotError::FirstCopy(_))));
+        assert!(matches!(block_on(&fork, changed(&fork, Verb::Add).write(&fork, false)), Err(SlotError::Settle(_))));
         fork.disk().faults.meta_unwritable = false;
         assert_eq!(who(&fork), [true, false, true, false]);
         block_on(&io, changed(&io, Verb::Add).write(&io, false)).unwrap();

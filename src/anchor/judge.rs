@@ -47,7 +47,7 @@ pub(super) fn judge(body: &AnchorBody, presented: &Presented) -> Result<(), Anch
 }
 
 /// Accepts the key area that the anchor speaks of, and the one that is being written in its place. Which of them counts is settled when
-/// the next open has ended, or the change.
+/// the change has ended, or the next one.
 ///
 /// Whoever knows a passphrase that was removed has the volume's key with the area of that time, and could sign another one, or
 /// a superblock that names it. So nothing on the disk can say which area counts.

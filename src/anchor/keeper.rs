@@ -1,7 +1,7 @@
 //! Telling the anchor how far the log has got, while a volume is served.
 
 use super::{
-    Anchor, AnchorError, AnchorNote,
+    Anchor, AnchorError, AnchorNote, KeyAreaStep,
     exchange::{self, Change},
 };
 use crate::{
@@ -64,6 +64,8 @@ pub struct AnchorStatus {
     pub reset_seconds: u64,
     /// The key area's generation, where the volume has one and the anchor asks for it.
     pub key_area_generation: Option<u64>,
+    /// That of the area which a change of the slots has begun to write, and has not ended.
+    pub next_key_area_generation: Option<u64>,
 }
 
 impl AnchorStatus {
@@ -81,6 +83,7 @@ impl AnchorStatus {
             resets: body.resets,
             reset_seconds: body.reset_seconds,
             key_area_generation: body.key_area.map(|area| area.generation),
+            next_key_area_generation: body.next_key_area.map(|area| area.generation),
         }
     }
 }
@@ -157,19 +160,18 @@ impl AnchorKeeper {
         held.map_err(KeepError::Anchor)
     }
 
-    /// While the key area is changed: the first is the one that lies there, which the anchor must permit, and from now on the next is
-    /// permitted besides. Nothing is written to the volume.
+    /// A step of a change of the key area: the anchor must permit the one that lies there. Nothing is written to the volume.
     pub async fn keep_key_area<A: Anchor>(
         &mut self,
         volume: &Volume,
         (anchor, note): (&A, &AnchorNote),
-        found_next: (KeyAreaMark, Option<KeyAreaMark>),
+        step: (KeyAreaMark, KeyAreaStep),
     ) -> Result<(), KeepError> {
         if let Some(why) = volume.latched() {
             return Err(KeepError::Latched(why));
         }
         self.settle(volume, anchor).await?;
-        match self.held.with_key_area(found_next, note).map_err(KeepError::Anchor)? {
+        match self.held.with_key_area(step, note).map_err(KeepError::Anchor)? {
             Some(body) => self.send(volume, anchor, body).await,
             None => Ok(()),
         }

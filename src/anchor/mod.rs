@@ -35,6 +35,17 @@ use std::future::{Future, ready};
 /// The body of a volume, as an anchor holds it: signed, so that the anchor need not be believed what it says, only that it keeps it.
 pub type AnchorBytes = [u8; ANCHOR_BODY_BYTES];
 
+/// What an anchor is asked for while the key slots are changed. Whatever it is, it must permit the key area that lies there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KeyAreaStep {
+    /// To say whether it does.
+    Judge,
+    /// To permit that one and this, which is about to be written in its place, and no third.
+    Begin(KeyAreaMark),
+    /// To permit that one alone.
+    End,
+}
+
 /// What has become of a [`replace`](Anchor::replace).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Replaced {

@@ -1,6 +1,6 @@
 //! The bodies that follow each other in an anchor, and why each may.
 
-use super::{AnchorError, AnchorNote, judge::judge_key_area};
+use super::{AnchorError, AnchorNote, KeyAreaStep, judge::judge_key_area};
 use crate::{
     Epoch,
     format::{AnchorBody, AnchorPoint, AnchorState, HostName, KeyAreaMark, OpenId, Superblock},
@@ -42,22 +42,27 @@ impl AnchorBody {
         Self { state: AnchorState::Moving, next: Some(id), epoch: presented.epoch, ..base.followed(note) }
     }
 
-    /// Both copies of the superblock have the id: every state from before is refused. So is every key area but the one that the volume
-    /// was opened with.
-    pub(super) fn commit(self, written: &Superblock, key_area: Option<KeyAreaMark>, note: &AnchorNote) -> Self {
+    /// Both copies of the superblock have the id: every state from before is refused. What is permitted of the key area is not for an
+    /// open to say: it reads one copy that is whole, while the other may hold another area, or a command be about to write one.
+    pub(super) fn commit(self, written: &Superblock, note: &AnchorNote) -> Self {
         let point = AnchorPoint { number: written.record_number, link: written.link };
-        let (state, id, next, next_key_area) = (AnchorState::Serving, written.open_id, None, None);
-        Self { state, id, next, point, epoch: written.epoch, key_area, next_key_area, ..self.followed(note) }
+        let (state, id, next) = (AnchorState::Serving, written.open_id, None);
+        Self { state, id, next, point, epoch: written.epoch, ..self.followed(note) }
     }
 
-    /// While the key area is changed: `found` is the one that lies there, which this must permit, and `next` is about to be written in
-    /// its place. Whoever has the volume open, or tries to, is where it was. `None`: it says all that.
+    /// While the key area is changed: `found` is the one that lies there, which this must permit. Whoever has the volume open, or tries
+    /// to, is where it was. `None`: there is nothing to write.
     pub(super) fn with_key_area(
         self,
-        (found, next): (KeyAreaMark, Option<KeyAreaMark>),
+        (found, step): (KeyAreaMark, KeyAreaStep),
         note: &AnchorNote,
     ) -> Result<Option<Self>, AnchorError> {
         judge_key_area(&self, Some(&found))?;
+        let next = match step {
+            KeyAreaStep::Judge => return Ok(None),
+            KeyAreaStep::Begin(next) => Some(next),
+            KeyAreaStep::End => None,
+        };
         let says_so = (self.key_area, self.next_key_area) == (Some(found), next);
         Ok((!says_so).then(|| Self { key_area: Some(found), next_key_area: next, ..self.followed(note) }))
     }

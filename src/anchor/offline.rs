@@ -1,7 +1,7 @@
 //! What is done with the anchor of a volume that nobody serves.
 
 use super::{
-    Anchor, AnchorError, AnchorNote, AnchorStatus, Held,
+    Anchor, AnchorError, AnchorNote, AnchorStatus, Held, KeyAreaStep,
     exchange::{self, Change},
     opening::in_use,
 };
@@ -35,24 +35,22 @@ pub(crate) async fn show<A: Anchor>(anchor: &A, key: &AnchorKey, uuid: &[u8; 16]
     Ok(AnchorStatus::of(&exchange::whole(&there, key, uuid)?))
 }
 
-/// While the key area of a volume is changed that nobody serves: the first is the one that lies there, which the anchor must permit, and
-/// from now on the next is permitted besides. An open that was cut short stays where it was.
+/// A step of a change of the key area of a volume that nobody serves: the anchor must permit the one that lies there. An open that was
+/// cut short stays where it was.
 pub(crate) async fn keep_key_area<A: Anchor>(
     (anchor, note): (&A, &AnchorNote),
     (key, uuid): (&AnchorKey, &[u8; 16]),
-    found_next: (KeyAreaMark, Option<KeyAreaMark>),
+    step: (KeyAreaMark, KeyAreaStep),
 ) -> Result<(), AnchorError> {
     let there = exchange::load(anchor, uuid).await?;
     let held = exchange::whole(&there, key, uuid).and_then(in_use)?;
-    let body = held.with_key_area(found_next, note)?;
+    let body = held.with_key_area(step, note)?;
+    let Some(body) = body else { return Ok(()) };
     if let Held::Prepared(_) = there {
         // What was begun is ended first: else two bodies would have one generation.
         exchange::forward(anchor, uuid, held.generation).await?;
     }
-    match body {
-        Some(body) => put(anchor, key, held.generation, &body).await,
-        None => Ok(()),
-    }
+    put(anchor, key, held.generation, &body).await
 }
 
 /// Moves what an anchor holds to another place. The new one first, then the old one says that it was moved away: cut short in

@@ -134,7 +134,7 @@ impl<'a, A: Anchor> Opening<'a, A> {
         let (note, now) = (&self.with.note, (written, self.key_area));
         let first = (self.next.generation, self.next.era);
         let body = match (self.with.purpose, self.held) {
-            (AnchorPurpose::Keep, Some(held)) => held.commit(written, self.key_area, note),
+            (AnchorPurpose::Keep, Some(held)) => held.commit(written, note),
             (AnchorPurpose::End, Some(held)) => held.moved_away(note),
             (AnchorPurpose::Reset, held) => {
                 let resets = held.map_or(0, |held| held.resets) + 1;

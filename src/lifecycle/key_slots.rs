@@ -4,12 +4,14 @@
 //!   locked ── read both copies: the newest whole one counts
 //!     └─ unlock(credential) ── a slot gives the volume's key; by that the area's MAC is verified
 //!          └─ add, change, remove ── prepare: the same as read?
-//!               └─ the anchor permits the new area, too ── write: the copy that does not count, durable; then the other
-//!                    └─ the anchor permits the new area alone
+//!               └─ settle: both copies are the one that counts, durable
+//!                    └─ the anchor permits the new area, too ── write: one copy, durable; then the other
+//!                         └─ the anchor permits the new area alone
 //! ```
 //!
-//! A crash at any step leaves a whole copy, of before or after, and an anchor that permits it. Nobody but these commands writes the
-//! area, so a volume may be in use meanwhile; two of them at a time are kept apart by the caller.
+//! A crash at any step leaves a whole copy, of before or after, and an anchor that permits it: an anchor drops an area only while
+//! both copies hold one that it goes on to permit. Nobody but these commands writes the area, so a volume may be in use meanwhile;
+//! two of them at a time are kept apart by the caller.
 
 mod change;
 
@@ -70,6 +72,9 @@ pub enum SlotError {
     /// The volume can't be looked at.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The copy that is older, damaged or unreadable can't be made as the other one.
+    #[error("nothing was changed, as one copy of the key area can't be made as the other: {0}")]
+    Settle(DeviceError),
     /// A copy could not be written. The other is as it was; which of them counts depends on how much of
     /// the first has arrived.
     #[error("the change may count or not, `key list` shows it: {0}")]
@@ -97,7 +102,7 @@ pub struct UnlockedSlots {
     raw: Option<Box<RawKeyArea>>,
     key: VolumeKey,
     opened: usize,
-    newest: usize,
+    is_changed: bool,
 }
 
 /// The master key of the volume that lies there, for [`open`](crate::open::open): the credential
@@ -225,21 +230,21 @@ impl LockedSlots {
     }
 
     /// Whether both copies say the same. A crash in the middle of a change leaves the older one,
-    /// until the next change.
+    /// until the next change, or whoever makes the same once more.
     pub fn copies_agree(&self) -> bool {
         self.both
     }
 
     /// Opens the first slot that this credential opens.
     pub fn unlock(self, credential: &Credential) -> Result<UnlockedSlots, OpenError> {
-        let Self { area, raw, newest, .. } = self;
+        let Self { area, raw, .. } = self;
         let (uuid, mut too_much) = (area.uuid, None);
         for (number, slot) in area.slots.iter().enumerate() {
             let Some(slot) = slot else { continue };
             match slot.unwrap(credential, (&uuid, number)) {
                 Ok(None) => {}
                 Ok(Some(key)) if raw.verify(&Keys::derive(&master_key(&key), &uuid)) => {
-                    return Ok(UnlockedSlots { area, raw: Some(raw), key, opened: number, newest });
+                    return Ok(UnlockedSlots { area, raw: Some(raw), key, opened: number, is_changed: false });
                 }
                 Ok(Some(_)) => return Err(OpenError::Tampered { what: "key area" }),
                 // A later one may ask for less.
@@ -286,12 +291,13 @@ impl UnlockedSlots {
             return Err(SlotError::Own(slot));
         }
         let emptied = self.area.slots.get_mut(slot).and_then(Option::take);
-        emptied.map(drop).ok_or(SlotError::Empty(slot))
+        emptied.map(|_| self.is_changed = true).ok_or(SlotError::Empty(slot))
     }
 
     fn fill(&mut self, slot: usize, credential: &Credential, new: &NewSlot) -> Result<(), SlotError> {
         let wrapped = KeySlot::wrap(credential, new, (&self.area.uuid, slot), &self.key);
         self.area.slots[slot] = Some(wrapped.map_err(|NoMemory| SlotError::Memory(new.cost.memory_bytes()))?);
+        self.is_changed = true;
         Ok(())
     }
 }
@@ -304,7 +310,7 @@ pub fn first(
     new: &NewSlot,
 ) -> Result<UnlockedSlots, SlotError> {
     let area = KeyArea { uuid: *uuid, generation: 0, slots: [const { None }; KEY_SLOTS] };
-    let mut slots = UnlockedSlots { area, raw: None, key: Zeroizing::new(*key), opened: 0, newest: 0 };
+    let mut slots = UnlockedSlots { area, raw: None, key: Zeroizing::new(*key), opened: 0, is_changed: false };
     slots.add(credential, new)?;
     Ok(slots)
 }

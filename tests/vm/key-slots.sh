@@ -67,6 +67,10 @@ ui anchor show --data $data --key-file /run/second "${anchor[@]}" | grep 'genera
 same_tree /mnt/t
 put_back /run/older
 refused 6 ui key add --data $data --key-file $key --new-key-file /run/more1
+dd if=/dev/zero of=$data bs=32K seek=18 count=1 oflag=direct conv=fsync status=none
+refused 6 ui key remove --data $data --key-file $key --slot 7
+[ "$(dd if=$data bs=32K skip=18 count=1 iflag=direct status=none | tr -d '\0' | wc -c)" = 0 ] ||
+  die 'the anchor was asked when it was too late'
 [ "$(ui status -n "$id" --json | jq -r .latched)" = null ] || die 'who asks for that ends the device'
 kill_daemon
 refused 6 ui recover -n "$id" --key-file $key
@@ -76,6 +80,10 @@ refused 2 ui recover -n "$id" --key-file $key
 ui recover -n "$id" --key-file /run/second
 same_tree /mnt/t
 ui upgrade -n "$id" --key-file /run/second
+dd if=/dev/zero of=$data bs=32K seek=2 count=1 oflag=direct conv=fsync status=none
+ui key list --data $data | grep 'one of the two copies' || die "$(ui key list --data $data)"
+refused 1 ui key remove --data $data --key-file /run/second --slot 7
+ui key list --data $data --json | jq -e .copies_agree >/dev/null || die 'a command that finds nothing to do leaves the copies as they are'
 ui key add --data $data --key-file /run/second --new-key-file $key
 same_tree /mnt/t
 umount /mnt/t

@@ -257,7 +257,7 @@ fn exit_of_slot(e: &SlotError) -> Exit {
         SlotError::Memory(_) => Exit::Memory,
         SlotError::Changed => Exit::Busy,
         SlotError::Open(_) => Exit::Device,
-        SlotError::FirstCopy(d) | SlotError::SecondCopy(d) => Exit::of_errno(d.errno.0),
+        SlotError::Settle(d) | SlotError::FirstCopy(d) | SlotError::SecondCopy(d) => Exit::of_errno(d.errno.0),
     }
 }
 

@@ -3,12 +3,13 @@
 use super::{LockedSlots, SlotError, UnlockedSlots};
 use crate::{
     Buf, ByteOffset, Device, DeviceError, Durability, Storage,
-    anchor::{Anchor, AnchorError, AnchorNote, KeyAreaMark},
+    anchor::{Anchor, AnchorError, AnchorNote, KeyAreaMark, KeyAreaStep},
     crypto::keys::Keys,
     format::{KEY_AREA_BYTES, Layout, RawKeyArea},
     lifecycle::{open_error::OpenError, staged::VerifiedVolume},
     options::{Access, OpenOptions},
 };
+use std::convert::Infallible;
 use zerocopy::IntoBytes;
 
 /// Why a change of an anchored volume's slots was not made, or not to its end. `E`: what whoever tells the anchor says.
@@ -21,19 +22,23 @@ pub enum ChangeError<E> {
     #[error("nothing was changed: {0}")]
     Anchor(E),
     /// The anchor was not told to its end.
-    #[error("the change counts, but until the next open or change the anchor permits the slots of before, too: {0}")]
+    #[error("the change counts, but until the next one the anchor permits the slots of before, too: {0}")]
     Behind(E),
 }
 
 impl UnlockedSlots {
-    /// Looks at the volume anew: it must be one that this program serves, by this key, and its slots as they were read.
+    /// Looks at the volume anew: it must be one that this program serves, by this key, and its slots as they were read. Slots in which
+    /// nothing was changed can be prepared, too: to [write](PreparedSlots::write) them ends what was cut short.
     pub async fn prepare<S: Storage>(self, io: &S, separate_meta: bool) -> Result<PreparedSlots, SlotError> {
         let options = OpenOptions { separate_meta, ..OpenOptions::new(Access::ReadOnly, [0; 32]) };
         let volume = VerifiedVolume::read(io, &self.master_key(), &options).await?;
         let now = LockedSlots::read(io).await?;
-        let same = |raw: &RawKeyArea| now.as_ref().is_some_and(|now| now.raw.as_bytes() == raw.as_bytes());
-        match self.raw.as_ref().filter(|raw| same(raw)).map(|raw| raw.mark()) {
-            Some(found) => Ok(PreparedSlots { volume, found, copies: self.seal() }),
+        let same = |raw: &RawKeyArea| self.raw.as_ref().is_some_and(|read| read.as_bytes() == raw.as_bytes());
+        match now.filter(|now| same(&now.raw)) {
+            Some(LockedSlots { raw, newest, both, .. }) => {
+                let behind = (!both).then(|| Layout::key_area_offsets()[1 - newest]);
+                Ok(PreparedSlots { volume, found: raw, behind, next: self.is_changed.then(|| self.seal()) })
+            }
             None => Err(SlotError::Changed),
         }
     }
@@ -45,37 +50,24 @@ impl UnlockedSlots {
 
     /// The same without a look.
     pub(crate) async fn write_copies<S: Storage>(self, io: &S) -> Result<(), SlotError> {
-        self.seal().write(io).await
+        write_both(io, &self.seal()).await
     }
 
-    fn seal(mut self) -> Copies {
+    fn seal(mut self) -> Box<RawKeyArea> {
         self.area.generation += 1;
-        let raw = self.area.seal(&Keys::derive(&self.master_key(), &self.area.uuid));
-        Copies { raw, newest: self.newest }
+        self.area.seal(&Keys::derive(&self.master_key(), &self.area.uuid))
     }
 }
 
-/// Both copies as they are to be.
-struct Copies {
-    raw: Box<RawKeyArea>,
-    newest: usize,
-}
-
-impl Copies {
-    /// Each durable before the next: first the one that does not count, so that there is a whole one at any moment.
-    async fn write<S: Storage>(&self, io: &S) -> Result<(), SlotError> {
-        let offsets = Layout::key_area_offsets();
-        write_copy(io, offsets[1 - self.newest], &self.raw).await.map_err(SlotError::FirstCopy)?;
-        write_copy(io, offsets[self.newest], &self.raw).await.map_err(SlotError::SecondCopy)
-    }
-}
-
-/// Slots that have been changed, of a volume on which they may be written.
+/// Slots that may have been changed, of a volume on which they may be written.
 pub struct PreparedSlots {
     volume: VerifiedVolume,
-    /// The area that lies there.
-    found: KeyAreaMark,
-    copies: Copies,
+    /// The area that counts.
+    found: Box<RawKeyArea>,
+    /// Where the copy lies that is not as that: older, damaged or unreadable.
+    behind: Option<ByteOffset>,
+    /// The area with what was changed.
+    next: Option<Box<RawKeyArea>>,
 }
 
 impl PreparedSlots {
@@ -86,9 +78,13 @@ impl PreparedSlots {
 
     /// Writes them. A volume that has an anchor is refused: it would open no more.
     pub async fn write<S: Storage>(self, io: &S) -> Result<(), SlotError> {
-        match self.volume.is_anchored() {
-            true => Err(OpenError::from(AnchorError::Needed).into()),
-            false => self.copies.write(io).await,
+        if self.volume.is_anchored() {
+            return Err(OpenError::from(AnchorError::Needed).into());
+        }
+        match self.write_kept(io, async |_, _| Ok::<_, Infallible>(())).await {
+            Ok(()) => Ok(()),
+            Err(ChangeError::Slots(e)) => Err(e),
+            Err(ChangeError::Anchor(never) | ChangeError::Behind(never)) => match never {},
         }
     }
 
@@ -99,21 +95,41 @@ impl PreparedSlots {
         with: (&A, &AnchorNote),
     ) -> Result<(), ChangeError<AnchorError>> {
         let volume = &self.volume;
-        self.write_kept(io, async |found, next| volume.keep_key_area(with, (found, next)).await).await
+        self.write_kept(io, async |found, step| volume.keep_key_area(with, (found, step)).await).await
     }
 
-    /// Writes them, and has whoever tells the anchor know it: `keep` must have the anchor permit the first of the two, and the second
-    /// besides, before anything is written; and the new one alone when all is.
+    /// Writes them, and has whoever tells the anchor know it: `keep` is given the area that counts, and what the anchor is asked for.
     pub async fn write_kept<S: Storage, E>(
         &self,
         io: &S,
-        mut keep: impl AsyncFnMut(KeyAreaMark, Option<KeyAreaMark>) -> Result<(), E>,
+        mut keep: impl AsyncFnMut(KeyAreaMark, KeyAreaStep) -> Result<(), E>,
     ) -> Result<(), ChangeError<E>> {
-        let next = self.copies.raw.mark();
-        keep(self.found, Some(next)).await.map_err(ChangeError::Anchor)?;
-        self.copies.write(io).await?;
-        keep(next, None).await.map_err(ChangeError::Behind)
+        let found = self.found.mark();
+        // What a command has written that was killed may be in the disk's cache alone.
+        sync(io).await.map_err(SlotError::Settle)?;
+        if let Some(behind) = self.behind {
+            // Here may lie the one that the anchor permits, if it just can't be read for the moment.
+            keep(found, KeyAreaStep::Judge).await.map_err(ChangeError::Anchor)?;
+            write_copy(io, behind, &self.found).await.map_err(SlotError::Settle)?;
+        }
+        let Some(next) = &self.next else {
+            return keep(found, KeyAreaStep::End).await.map_err(ChangeError::Anchor);
+        };
+        keep(found, KeyAreaStep::Begin(next.mark())).await.map_err(ChangeError::Anchor)?;
+        write_both(io, next).await?;
+        keep(next.mark(), KeyAreaStep::End).await.map_err(ChangeError::Behind)
     }
+}
+
+/// Each durable before the next, so that there is a whole one at any moment.
+async fn write_both<S: Storage>(io: &S, raw: &RawKeyArea) -> Result<(), SlotError> {
+    let [a, b] = Layout::key_area_offsets();
+    write_copy(io, a, raw).await.map_err(SlotError::FirstCopy)?;
+    write_copy(io, b, raw).await.map_err(SlotError::SecondCopy)
+}
+
+async fn sync<S: Storage>(io: &S) -> Result<(), DeviceError> {
+    io.sync(Device::Meta).await.map_err(|errno| DeviceError::sync(Device::Meta, errno))
 }
 
 async fn write_copy<S: Storage>(io: &S, at: ByteOffset, raw: &RawKeyArea) -> Result<(), DeviceError> {

@@ -4,7 +4,8 @@ use super::VerifiedVolume;
 use crate::{
     Storage, Volume,
     anchor::{
-        self, Anchor, AnchorError, AnchorKeeper, AnchorNote, AnchorStatus, AnchorUse, KeyAreaMark, MoveError, Opening,
+        self, Anchor, AnchorError, AnchorKeeper, AnchorNote, AnchorStatus, AnchorUse, KeyAreaMark, KeyAreaStep,
+        MoveError, Opening,
     },
     lifecycle::open_error::OpenError,
     options::OpenOptions,
@@ -29,13 +30,13 @@ impl VerifiedVolume {
         Self { key_area, ..self }
     }
 
-    /// While the key slots are changed: the anchor must permit `found`, and permits `next` besides from now on.
-    pub(crate) async fn keep_key_area<A: Anchor>(
+    /// A step of a change of the key slots of a volume that nobody serves: the anchor must permit the area that lies there.
+    pub async fn keep_key_area<A: Anchor>(
         &self,
         with: (&A, &AnchorNote),
-        found_next: (KeyAreaMark, Option<KeyAreaMark>),
+        step: (KeyAreaMark, KeyAreaStep),
     ) -> Result<(), AnchorError> {
-        anchor::keep_key_area(with, (self.newest.keys.anchor(), self.uuid()), found_next).await
+        anchor::keep_key_area(with, (self.newest.keys.anchor(), self.uuid()), step).await
     }
 
     /// What an anchor holds of the volume.

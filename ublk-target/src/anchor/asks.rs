@@ -5,14 +5,14 @@ use crate::{
     sync::{AtomicWaker, Mutex, MutexGuard},
 };
 use std::{collections::VecDeque, future::poll_fn, task::Poll};
-use ublk_integrity::anchor::KeyAreaMark;
+use ublk_integrity::anchor::{KeyAreaMark, KeyAreaStep};
 
-/// That the anchor permits a key area, and the next one besides; and who hears of it: the generation of the anchor's body, or why not.
+/// A step of a change of the key slots; and who hears of it: the generation of the anchor's body, or why not.
 pub struct Ask {
     /// What lies there.
     pub found: KeyAreaMark,
-    /// What is about to be written in its place.
-    pub next: Option<KeyAreaMark>,
+    /// What the anchor is asked for.
+    pub step: KeyAreaStep,
     /// Called once.
     pub answer: Box<dyn FnOnce(Result<u64, Failure>) + Send>,
 }

@@ -219,9 +219,9 @@ impl Thread {
     }
 
     /// `false` where there will be no other tick.
-    async fn answer(&mut self, Ask { found, next, answer }: Ask) -> bool {
+    async fn answer(&mut self, Ask { found, step, answer }: Ask) -> bool {
         let (anchor, keeper) = &mut self.kept;
-        let done = keeper.keep_key_area(&self.volume, (anchor, &note()), (found, next)).await;
+        let done = keeper.keep_key_area(&self.volume, (anchor, &note()), (found, step)).await;
         let goes_on = match &done {
             Ok(()) => {
                 self.report.now().held = self.kept.1.status();
@@ -356,7 +356,7 @@ mod tests {
     use std::{path::Path, thread, time::Duration};
     use ublk_integrity::{
         Access, BlockIndex, BlockRange, Buf, Credential, Durability, Latched, WriteError,
-        anchor::{AnchorPurpose, KeyAreaMark},
+        anchor::{AnchorPurpose, KeyAreaMark, KeyAreaStep},
     };
 
     /// A volume that is served with an anchor, and a tick each 20 ms.
@@ -499,10 +499,10 @@ mod tests {
     }
 
     /// What the thread answers.
-    fn asks(served: &Served, found: u8, next: Option<u8>) -> Result<u64, Failure> {
+    fn asks(served: &Served, found: u8, step: KeyAreaStep) -> Result<u64, Failure> {
         let (answer, answered) = mpsc::channel();
         let answer = Box::new(move |done| answer.send(done).unwrap());
-        served.keeping.report().ask(Ask { found: mark(found), next: next.map(mark), answer });
+        served.keeping.report().ask(Ask { found: mark(found), step, answer });
         answered.recv_timeout(Duration::from_secs(60)).unwrap()
     }
 
@@ -510,10 +510,11 @@ mod tests {
     fn key_areas_are_told_between_two_ticks_and_old_ones_are_not() {
         let served = Served::new(60, Lost::Readonly);
         served.write();
-        let before = asks(&served, 3, Some(4)).unwrap();
+        let before = asks(&served, 3, KeyAreaStep::Begin(mark(4))).unwrap();
         served.write();
-        assert!(asks(&served, 4, None).unwrap() > before);
-        let old = asks(&served, 3, Some(5)).unwrap_err();
+        assert_eq!(asks(&served, 3, KeyAreaStep::Judge).unwrap(), asks(&served, 4, KeyAreaStep::Judge).unwrap());
+        assert!(asks(&served, 4, KeyAreaStep::End).unwrap() > before);
+        let old = asks(&served, 3, KeyAreaStep::Judge).unwrap_err();
         assert!(old.exit == Exit::Integrity && old.message.contains("key area"), "{}", old.message);
         assert_eq!(served.volume.latched(), None, "it goes on");
         let now = served.shown()["generation"].as_u64().unwrap();
@@ -526,7 +527,7 @@ mod tests {
         report.tell();
         let (answer, answered) = mpsc::channel();
         let answer = Box::new(move |done| answer.send(done).unwrap());
-        last.ask(Ask { found: mark(4), next: None, answer });
+        last.ask(Ask { found: mark(4), step: KeyAreaStep::End, answer });
         assert!(answered.recv().unwrap().is_err_and(|why: Failure| why.exit == Exit::Busy), "nobody answers any more");
         drop(volume);
         let path = folder.path().join("anchor");
@@ -540,13 +541,13 @@ mod tests {
         let served = Served::new(3600, Lost::Readonly);
         let whole = std::fs::read(served.path()).unwrap();
         with_size(&served.path(), 0);
-        assert_eq!(asks(&served, 3, Some(4)).unwrap_err().exit, Exit::Device);
+        assert_eq!(asks(&served, 3, KeyAreaStep::Begin(mark(4))).unwrap_err().exit, Exit::Device);
         std::fs::write(served.path(), whole).unwrap();
-        asks(&served, 3, Some(4)).unwrap();
+        asks(&served, 3, KeyAreaStep::Begin(mark(4))).unwrap();
         std::fs::write(served.path(), [0; 8192]).unwrap();
         served.write();
         served.until(|shown| shown["state"] == "lost");
-        let lost = asks(&served, 4, None).unwrap_err();
+        let lost = asks(&served, 4, KeyAreaStep::End).unwrap_err();
         assert!(lost.message.contains("read-only"), "{}", lost.message);
     }
 

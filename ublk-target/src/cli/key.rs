@@ -24,7 +24,7 @@ use std::{
 };
 use ublk_integrity::{
     Credential,
-    anchor::KeyAreaMark,
+    anchor::{KeyAreaMark, KeyAreaStep},
     create::Label,
     key_slots::{GuessCost, LockedSlots, NewSlot, SlotError, SlotInfo, SlotKind, UnlockedSlots},
 };
@@ -223,9 +223,12 @@ impl Slots {
     ) -> Outcome<T> {
         let slots = Self::hold(devices)?;
         let mut unlocked = read(&slots.offline, devices)?.unlock(key)?;
-        let done = change(&mut unlocked)?;
-        slots.write(unlocked, devices, anchor).map_err(|failure| devices.failure(failure))?;
-        Ok(done)
+        let done = change(&mut unlocked);
+        // A removal that was cut short is made once more, finds nothing to remove, and is to end all the same.
+        if matches!(done, Ok(_) | Err(SlotError::Empty(_))) {
+            slots.write(unlocked, devices, anchor).map_err(|failure| devices.failure(failure))?;
+        }
+        Ok(done?)
     }
 
     /// To its end, whatever asks us to stop: it is two writes, and two to an anchor.
@@ -233,7 +236,7 @@ impl Slots {
         let (offline, io) = (&self.offline, self.offline.io());
         let prepared = offline.run_to_its_end(unlocked.prepare(&io, devices.meta.is_some()))??;
         if let Some(device) = self.anchored {
-            let keep = async |found, next| has_kept(device, found, next);
+            let keep = async |found, step| has_kept(device, found, step);
             return Ok(offline.run_to_its_end(prepared.write_kept(&io, keep))??);
         }
         match anchor.open(devices)? {
@@ -251,6 +254,8 @@ impl Slots {
         // It may have ended before that.
         let serving = change.as_ref().and_then(|_| served(path));
         let offline = devices.open(if serving.is_some() { Use::Beside } else { Use::Exclusive })?;
+        // A daemon that dies meanwhile leaves the volume to whoever comes.
+        offline.backings().lock_key_area()?;
         let change = change.filter(|_| serving.is_some());
         let anchored = serving.filter(|state| state.settings.anchor.is_some()).map(|state| state.id);
         Ok(Self { offline, _change: change, anchored })
@@ -258,8 +263,9 @@ impl Slots {
 }
 
 /// Has the daemon tell its anchor: nobody else writes to that.
-fn has_kept(device: u32, found: KeyAreaMark, next: Option<KeyAreaMark>) -> Outcome {
-    let request = Request::KeyArea { found: Some(found.into()), next: next.map(Into::into) };
+fn has_kept(device: u32, found: KeyAreaMark, step: KeyAreaStep) -> Outcome {
+    let next = if let KeyAreaStep::Begin(next) = step { Some(next.into()) } else { None };
+    let request = Request::KeyArea { found: Some(found.into()), next, judge: step == KeyAreaStep::Judge };
     Conversation::begin(&socket_path(device), &request).map(drop)
 }
 

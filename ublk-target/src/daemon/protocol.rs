@@ -2,11 +2,16 @@
 //!
 //! One JSON object in a line asks, one in a line answers. A request that changes something is root's.
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure, Outcome};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, num::NonZeroU64, time::Duration};
-use ublk_integrity::{BlockIndex, anchor::KeyAreaMark, heal::Healed, hex, read_hex};
+use ublk_integrity::{
+    BlockIndex,
+    anchor::{KeyAreaMark, KeyAreaStep},
+    heal::Healed,
+    hex, read_hex,
+};
 
 /// Bytes of the longest line, either way.
 pub(super) const MOST_BYTES: usize = 64 << 10;
@@ -45,7 +50,8 @@ pub enum Request {
     Heal {},
     /// How far it is, or the last one came, and what it has found.
     ScrubStatus {},
-    /// The key slots are about to be changed, or are: the anchor is to permit this key area, and the next one besides.
+    /// The key slots are about to be changed, or are: the anchor is to permit this key area, and the next one besides, or to say
+    /// whether it does.
     KeyArea {
         /// The one that lies there.
         #[serde(default)]
@@ -53,6 +59,9 @@ pub enum Request {
         /// The one that is about to be written in its place.
         #[serde(default)]
         next: Option<KeyArea>,
+        /// It is to say so, and no more. A daemon that does not know the word refuses the line.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        judge: bool,
     },
 }
 
@@ -73,8 +82,25 @@ impl From<KeyAreaMark> for KeyArea {
 }
 
 impl KeyArea {
+    /// What is asked for of the area that is found, so that a daemon's anchor can be asked the same.
+    pub(super) fn step(
+        (found, next): (Option<&Self>, Option<&Self>),
+        judge: bool,
+    ) -> Outcome<(KeyAreaMark, KeyAreaStep)> {
+        let wrong = |what: &str| Failure::new(Exit::Arguments, format_args!("key-area: {what}"));
+        let mark = |area: &Self| area.mark().ok_or_else(|| wrong("a digest has 64 digits, and is not zero"));
+        let found = found.ok_or_else(|| wrong("which is \"found\"?"))?;
+        let step = match (next, judge) {
+            (None, true) => KeyAreaStep::Judge,
+            (Some(next), false) => KeyAreaStep::Begin(mark(next)?),
+            (None, false) => KeyAreaStep::End,
+            (Some(_), true) => return Err(wrong("it takes \"next\" or \"judge\", not both")),
+        };
+        Ok((mark(found)?, step))
+    }
+
     /// The same, if its digest is one.
-    pub(super) fn mark(&self) -> Option<KeyAreaMark> {
+    fn mark(&self) -> Option<KeyAreaMark> {
         let mut digest = [0; 32];
         let is_one = read_hex(&self.digest, &mut digest) && digest != [0; 32];
         is_one.then_some(KeyAreaMark { generation: self.generation, digest })
@@ -216,8 +242,8 @@ mod tests {
     #[test]
     fn a_key_area_is_told_as_it_is() {
         let mark = KeyAreaMark { generation: 7, digest: [0xa5; 32] };
-        let request = Request::KeyArea { found: Some(mark.into()), next: None };
-        let Ok(Request::KeyArea { found: Some(found), next: None }) =
+        let request = Request::KeyArea { found: Some(mark.into()), next: None, judge: false };
+        let Ok(Request::KeyArea { found: Some(found), next: None, judge: false }) =
             Request::parse(&serde_json::to_vec(&request).unwrap())
         else {
             panic!("it is one")

@@ -27,7 +27,12 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeMap, io::Write, os::unix::net::UnixStream, path::PathBuf, process, sync::Arc, time::Instant,
 };
-use ublk_integrity::{Volume, create::VolumeInfo, hex};
+use ublk_integrity::{
+    Volume,
+    anchor::{KeyAreaMark, KeyAreaStep},
+    create::VolumeInfo,
+    hex,
+};
 
 /// What is served, and where it comes from.
 pub(super) struct Served {
@@ -203,32 +208,29 @@ impl Answers {
                 Ok(client) => return self.scrubs.heal(client),
                 Err(e) => error(format!("can't pass the connection on: {e}")),
             },
-            Request::KeyArea { found, next } => match self.keep_key_area(found.as_ref(), next.as_ref(), client) {
-                Ok(()) => return None,
-                Err(failure) => failed(&failure),
-            },
+            Request::KeyArea { found, next, judge } => {
+                let step = KeyArea::step((found.as_ref(), next.as_ref()), *judge);
+                match step.and_then(|step| self.keep_key_area(step, client)) {
+                    Ok(()) => return None,
+                    Err(failure) => failed(&failure),
+                }
+            }
         })
     }
 
     /// Has the anchor thread answer: the anchor may take its time.
-    fn keep_key_area(&self, found: Option<&KeyArea>, next: Option<&KeyArea>, client: &UnixStream) -> Outcome {
+    fn keep_key_area(&self, (found, step): (KeyAreaMark, KeyAreaStep), client: &UnixStream) -> Outcome {
         let Some(anchor) = &self.anchor else {
             let message = "nobody tells an anchor of this device: it has none, or is read-only; `del` it first";
             return Err(Failure::new(Exit::Arguments, message));
         };
-        let mark = |area: &KeyArea| {
-            area.mark()
-                .ok_or_else(|| Failure::new(Exit::Arguments, "a digest of a key area has 64 digits, and is not zero"))
-        };
-        let found = found.ok_or_else(|| Failure::new(Exit::Arguments, "key-area: which is \"found\"?"))?;
-        let (found, next) = (mark(found)?, next.map(mark).transpose()?);
         let mut client = client.try_clone().doing("can't pass the connection on")?;
         let answer = move |done: Result<u64, Failure>| {
             let said = done.map_or_else(|failure| failed(&failure), |generation| json!({ "generation": generation }));
             // Whoever has gone hears nothing.
             let _ = client.write_all(&line(&said));
         };
-        anchor.ask(Ask { found, next, answer: Box::new(answer) });
+        anchor.ask(Ask { found, step, answer: Box::new(answer) });
         Ok(())
     }
 

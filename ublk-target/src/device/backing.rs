@@ -31,6 +31,8 @@ const LEAST_SECTOR: u32 = 512;
 /// How long the I/O of a killed daemon, still in flight, may hold a device.
 pub const DYING: Duration = LONGEST;
 
+/// How long another command may take to change key slots.
+const CHANGED: Duration = LONGEST;
 /// How long a lock is waited for at least: udev looks into a device under a lock of its own
 /// whenever somebody who could write to it has closed it, `format` for one. While we hold ours it
 /// looks beside us.
@@ -96,6 +98,22 @@ pub struct Backings {
 }
 
 impl Backings {
+    /// Keeps others from writing the key area, whoever serves the volume, for as long as this is open. A command that is at it is
+    /// waited for.
+    pub fn lock_key_area(&self) -> Outcome {
+        let meta = self.get(Device::Meta);
+        let path = meta.path.display();
+        let mut wait = Wait::up_to(CHANGED, format_args!("another `key` command on {path}"));
+        match lock::key_area(&meta.file, &mut wait) {
+            Err(nix::Error::EWOULDBLOCK) => {
+                let message =
+                    format_args!("another `key` command changes the slots of {path}: try again when it has ended");
+                Err(Failure::new(Exit::Busy, message))
+            }
+            locked => locked.doing(format_args!("can't lock {path}")),
+        }
+    }
+
     /// Opens and locks. `patience`: how long to wait for a holder that may be dying. `meta` must be
     /// another device.
     pub fn open(data: &Path, meta: Option<&Path>, purpose: Use, patience: Duration) -> Outcome<Self> {

@@ -18,6 +18,8 @@ use std::fs::File;
 
 /// "ublk-int", read as a number: nobody else locks it, nor does a witness.
 const BYTE: i64 = 0x7562_6c6b_2d69_6e74;
+/// The next one.
+const KEY_AREA_BYTE: i64 = BYTE + 1;
 
 /// Who else of ours may have a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,9 +60,17 @@ pub(super) fn device(file: &File, share: Share, wait: &mut Wait) -> nix::Result<
     )
 }
 
+/// That to write key areas, which is nobody's who serves the volume: of a device or a file.
+pub(super) fn key_area(file: &File, wait: &mut Wait) -> nix::Result<()> {
+    locked_within(|| lock_at(file, KEY_AREA_BYTE, libc::F_WRLCK), wait)
+}
+
 fn lock_byte(file: &File, share: Share) -> nix::Result<()> {
-    let kind = if share == Share::Readers { libc::F_RDLCK } else { libc::F_WRLCK };
-    let lock = libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start: BYTE, l_len: 1, l_pid: 0 };
+    lock_at(file, BYTE, if share == Share::Readers { libc::F_RDLCK } else { libc::F_WRLCK })
+}
+
+fn lock_at(file: &File, byte: i64, kind: i32) -> nix::Result<()> {
+    let lock = libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start: byte, l_len: 1, l_pid: 0 };
     fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(drop)
 }
 
