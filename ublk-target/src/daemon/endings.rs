@@ -1,15 +1,12 @@
-//! How a daemon ends, other than by somebody stopping the device: panics, a kernel that never
-//! answers, and what signals ask for.
+//! How a daemon ends, other than by somebody stopping the device: panics, and what signals ask for.
 
 use super::{
-    launch::Reporter,
     log::{Event, Log, Sink},
     state::State,
 };
 use crate::{
     cli::stop::{self, When},
     event::Severity,
-    failure::{Exit, Failure},
     notice::Notice,
     ublk,
 };
@@ -17,12 +14,8 @@ use nix::unistd::alarm;
 use std::{
     io::{self, Read},
     process::{self, Child},
-    sync::Arc,
     time::Duration,
 };
-
-/// How long the kernel may take to add or start a device: some kernels never come back.
-const KERNEL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// After how long a word is said of a stop under way: that the device is in use has been said by
 /// then.
@@ -71,28 +64,4 @@ pub fn stop_ourselves(state: &State, child: io::Result<Child>) {
     // We still live: either the device has been stopped and the last checkpoint is on its way (its
     // number may be another's by now), or nothing was done.
     let _ = state.proof().stop();
-}
-
-/// Ends the process when the kernel does not come back from a command.
-pub struct Watchdog(Notice);
-
-impl Watchdog {
-    /// `clean_up` runs before the process ends.
-    pub fn start(command: &'static str, reporter: &Arc<Reporter>, clean_up: impl FnOnce() + Send + 'static) -> Self {
-        let reporter = Arc::clone(reporter);
-        Self(Notice::after(KERNEL_PATIENCE, move || {
-            let seconds = KERNEL_PATIENCE.as_secs();
-            let message = format!(
-                "the kernel has not come back from {command} within {seconds} s (a bug of some 6.17 kernels): see dmesg, use another kernel"
-            );
-            reporter.failed(&Failure::new(Exit::Device, message));
-            clean_up();
-            process::exit(Exit::Device as i32);
-        }))
-    }
-
-    /// It has come back.
-    pub fn disarm(self) {
-        drop(self.0);
-    }
 }

@@ -38,6 +38,7 @@ pub mod settings;
 mod signals;
 mod sink;
 pub mod state;
+mod watchdog;
 pub mod workers;
 
 use crate::{

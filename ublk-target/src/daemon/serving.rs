@@ -5,7 +5,6 @@ use super::{
     birth::{Birth, clear_stillborn},
     cleared::Cleared,
     control,
-    endings::Watchdog,
     hand_over::HandOver,
     launch::Reporter,
     links,
@@ -15,6 +14,7 @@ use super::{
     settings::Settings,
     signals::Signals,
     state::{Identity, OwnState, State},
+    watchdog::Watchdog,
 };
 use crate::{
     anchor::{AnchorReport, Ask},
