@@ -3,7 +3,6 @@
 use super::{one_or_all, status};
 use crate::{
     daemon::{
-        client::Unanswered,
         followed,
         protocol::{ANSWERS_WITHIN, Request},
         state::State,
@@ -74,17 +73,13 @@ fn clear(seen: &Seen) -> Outcome<(String, Health)> {
 /// The status after these were acknowledged, as they were seen: not what has come since.
 fn ask(state: &State, found: &[Finding]) -> Outcome<Value> {
     let findings = found.iter().map(|finding| (finding.field.to_owned(), finding.count)).collect();
-    followed::answer(state, &Request::Clear { findings }).map_err(|unanswered| match unanswered {
-        Unanswered::Failed(failure) => failure.context(path(state)),
-        Unanswered::Late => {
-            let seconds = ANSWERS_WITHIN.as_secs();
-            let message = format!(
-                "{}: its daemon has not answered within {seconds} s: `status` says whether it has cleared",
-                path(state)
-            );
-            Failure::new(Exit::Busy, message)
-        }
-    })
+    let late = || {
+        let seconds = ANSWERS_WITHIN.as_secs();
+        let message = format!("its daemon has not answered within {seconds} s: `status` says whether it has cleared");
+        Failure::new(Exit::Busy, message)
+    };
+    let answer = followed::answer(state, &Request::Clear { findings });
+    answer.map_err(|unanswered| unanswered.failure(late).context(path(state)))
 }
 
 /// All in one line.

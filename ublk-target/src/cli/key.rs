@@ -4,7 +4,7 @@ use super::{DeviceArgs, anchored::AnchorArgs};
 use crate::{
     anchor::note,
     daemon::{
-        client::Conversation,
+        client::{self, Conversation},
         protocol::Request,
         state::{Change, State, socket_path},
     },
@@ -266,7 +266,8 @@ impl Slots {
 fn has_kept(device: u32, found: KeyAreaMark, step: KeyAreaStep) -> Outcome {
     let next = if let KeyAreaStep::Begin(next) = step { Some(next.into()) } else { None };
     let request = Request::KeyArea { found: Some(found.into()), next, judge: step == KeyAreaStep::Judge };
-    Conversation::begin(&socket_path(device), &request).map(drop)
+    let path = socket_path(device);
+    Conversation::begin(&path, &request).map(drop).map_err(|why| client::not_conversed(&path, why))
 }
 
 /// The device of ours that has it in use, whose daemon lives: it never touches the key area once it

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     daemon::{
-        client::Conversation,
+        client::{self, Conversation, Unanswered},
         followed::{self, ask},
         protocol::{Offer, Offered, Request},
         state::{Change, State, socket_path},
@@ -146,9 +146,9 @@ fn refuse_unknown(status: &ScrubStatus) -> Outcome {
 /// Heals the blocks that the pass has found.
 fn heal(state: &State, status: &ScrubStatus, replicas: &Replicas) -> Tally {
     let mut healer = Healer { state, daemon: None };
-    match healer.daemon() {
-        Ok((_, places)) => replicas.heal(&status.report.bad_runs, places, |block, bytes| healer.heal(block, bytes)),
-        Err(failure) => Tally::none_of(&status.report.bad_runs, &failure),
+    match followed::answered(state.id, || healer.daemon().map(|(_, places)| places)) {
+        Ok(places) => replicas.heal(&status.report.bad_runs, places, |block, bytes| healer.heal(block, bytes)),
+        Err(why) => Tally::none_of(&status.report.bad_runs, &healer.failure(why)),
     }
 }
 
@@ -159,12 +159,10 @@ struct Healer<'s> {
 }
 
 impl Healer<'_> {
-    fn daemon(&mut self) -> Outcome<(&mut Conversation, Places)> {
+    fn daemon(&mut self) -> Result<(&mut Conversation, Places), Unanswered> {
         if self.daemon.is_none() {
-            let id = self.state.id;
-            let begin = || Conversation::begin(&socket_path(id), &Request::Heal {});
-            let (daemon, answer) = followed::anew(id, begin)?;
-            let number = |field: &str| answer[field].as_u64().ok_or_else(not_understood);
+            let (daemon, answer) = Conversation::begin(&socket_path(self.state.id), &Request::Heal {})?;
+            let number = |field: &str| answer[field].as_u64().ok_or_else(not_understood).map_err(Unanswered::Refused);
             let places = Places { block_size: number("block_size")?, data_offset: number("data_offset")? };
             self.daemon = Some((daemon, places));
         }
@@ -175,17 +173,21 @@ impl Healer<'_> {
     /// Once more on another connection, where the one that was there is broken.
     fn heal(&mut self, block: BlockIndex, bytes: &[u8]) -> Outcome<Healed> {
         let offer = Offer { block, replica: hex(bytes) };
-        followed::anew(self.state.id, || {
+        let answer = followed::answered(self.state.id, || {
             let was_there = self.daemon.is_some();
             match self.offer(&offer) {
                 Err(_) if was_there && self.daemon.is_none() => self.offer(&offer),
                 done => done,
             }
-            .and_then(|answer| outcome_of(block, &answer))
-        })
+        });
+        outcome_of(block, &answer.map_err(|why| self.failure(why))?)
     }
 
-    fn offer(&mut self, offer: &Offer) -> Outcome<Value> {
+    fn failure(&self, why: Unanswered) -> Failure {
+        client::not_conversed(&socket_path(self.state.id), why)
+    }
+
+    fn offer(&mut self, offer: &Offer) -> Result<Value, Unanswered> {
         let answer = self.daemon()?.0.ask(offer);
         // What is still to be said there would be taken for what is asked next.
         if answer.is_err() {
@@ -220,10 +222,11 @@ fn wait(state: &State, pass: u64) -> Outcome<(Value, ScrubStatus)> {
     let bar = progress::bar(state.volume.size);
     let mut patience = Patience::default();
     loop {
-        match ask(state, &Request::ScrubStatus {}) {
+        match followed::answer(state, &Request::ScrubStatus {}) {
             // It may be slow for a while.
-            Err(failure) if failure.exit == Exit::Busy => {}
-            Err(failure) => match goes_on(state, pass) {
+            Err(Unanswered::Late) => {}
+            Err(Unanswered::Refused(failure)) => return Err(failure),
+            Err(Unanswered::Absent(failure)) => match goes_on(state, pass) {
                 Ok(is_changing) if patience.bears(is_changing, most_without_daemon(state), Instant::now()) => {}
                 Ok(_) => return Err(State::load_alive(state.id).err().unwrap_or(failure)),
                 Err(gone) => return Err(gone),

@@ -102,7 +102,7 @@ fn one_device(seen: &Seen, health: &Health, json: bool) -> Outcome<(Output, Outc
     let (number, pid) = (seen.state.id, seen.state.pid);
     let verdict = match &seen.daemon {
         Daemon::Answers(_) => Ok(()),
-        Daemon::Unasked(failure) => return Err(Failure::new(failure.exit, failure)),
+        Daemon::Unasked(failure) | Daemon::Refused(failure) => return Err(Failure::new(failure.exit, failure)),
         Daemon::Dead => return Err(seen.state.daemon_is_dead()),
         Daemon::Late => {
             let seconds = ANSWERS_WITHIN.as_secs();

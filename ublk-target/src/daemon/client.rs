@@ -1,8 +1,8 @@
 //! Asking a daemon, which may be stopped, stuck or gone: no question takes longer than
 //! [`ANSWERS_WITHIN`], or what is said with it.
 
-use super::protocol::{ANSWERS_WITHIN, HandOver, MOST_BYTES, Request};
-use crate::failure::{Exit, Failure, Outcome, plain};
+use super::protocol::{ANSWERS_WITHIN, HandOver, MOST_BYTES, Refusal, Request};
+use crate::failure::{Exit, Failure, plain};
 use nix::{
     errno::Errno,
     sys::{
@@ -29,8 +29,25 @@ const CONVERSES_WITHIN: Duration = Duration::from_secs(60);
 pub enum Unanswered {
     /// Not within the time.
     Late,
-    /// The daemon says why, or can't be reached.
-    Failed(Failure),
+    /// The daemon can't be reached, has hung up, or is about to leave: the next one may answer.
+    Absent(Failure),
+    /// The daemon says why, or is not for us to ask: that is final.
+    Refused(Failure),
+}
+
+impl Unanswered {
+    /// Whether it would be so again.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+
+    /// What a command fails with, where `late` is said of a daemon that has not answered within the time.
+    pub fn failure(self, late: impl FnOnce() -> Failure) -> Failure {
+        match self {
+            Self::Absent(failure) | Self::Refused(failure) => failure,
+            Self::Late => late(),
+        }
+    }
 }
 
 /// The answer of the daemon whose socket is at `path`.
@@ -48,43 +65,32 @@ pub struct Conversation {
 
 impl Conversation {
     /// Begins with a request, and how that was answered.
-    pub fn begin(path: &Path, request: &Request) -> Outcome<(Self, Value)> {
-        let stream = asked(path, request).map_err(|e| unanswered(path, &e).told_of(path))?;
+    pub fn begin(path: &Path, request: &Request) -> Result<(Self, Value), Unanswered> {
+        let stream = asked(path, request).map_err(|e| unanswered(path, &e))?;
         let mut begun = Self { stream, path: path.to_owned() };
         let answer = begun.answer()?;
         Ok((begun, answer))
     }
 
     /// Asks more.
-    pub fn ask(&mut self, what: &impl Serialize) -> Outcome<Value> {
-        self.stream.write_all(&line(what)).map_err(|e| unanswered(&self.path, &e).told_of(&self.path))?;
+    pub fn ask(&mut self, what: &impl Serialize) -> Result<Value, Unanswered> {
+        self.stream.write_all(&line(what)).map_err(|e| unanswered(&self.path, &e))?;
         self.answer()
     }
 
     /// A disk may take its time.
-    fn answer(&mut self) -> Outcome<Value> {
-        let path = &self.path;
+    fn answer(&mut self) -> Result<Value, Unanswered> {
         let said = answer(&mut self.stream, Instant::now() + CONVERSES_WITHIN);
-        let said = said.map_err(|e| unanswered(path, &e).told_of(path))?;
-        if said.is_empty() {
-            let message = format!("{}: it has closed the connection", cant_reach(path));
-            return Err(Failure::new(Exit::Device, message));
-        }
-        granted(path, &said).map_err(|e| e.told_of(path))
+        granted(&self.path, &said.map_err(|e| unanswered(&self.path, &e))?)
     }
 }
 
-impl Unanswered {
-    fn told_of(self, path: &Path) -> Failure {
-        match self {
-            Self::Failed(failure) => failure,
-            Self::Late => {
-                let seconds = CONVERSES_WITHIN.as_secs();
-                let message = format!("{}: it has not answered within {seconds} s", cant_reach(path));
-                Failure::new(Exit::Busy, message)
-            }
-        }
-    }
+/// What a command fails with whose conversation with the daemon at `path` ends so.
+pub fn not_conversed(path: &Path, why: Unanswered) -> Failure {
+    why.failure(|| {
+        let seconds = CONVERSES_WITHIN.as_secs();
+        Failure::new(Exit::Busy, format_args!("{}: it has not answered within {seconds} s", cant_reach(path)))
+    })
 }
 
 /// How a daemon that was asked to hand over has answered within `limit`, if it has. Where it has not,
@@ -117,33 +123,35 @@ fn unanswered(path: &Path, e: &io::Error) -> Unanswered {
         _ if is_late(e) => Unanswered::Late,
         ErrorKind::PermissionDenied => {
             let what = format!("{}: {}", cant_reach(path), plain(e));
-            Unanswered::Failed(Failure::new(Exit::KeyOrPermission, what))
+            Unanswered::Refused(Failure::new(Exit::KeyOrPermission, what))
         }
-        _ => failed(path, &plain(e)),
+        _ => Unanswered::Absent(failed(path, &plain(e))),
     }
 }
 
 /// The first line of an answer; more may follow.
 fn parsed(path: &Path, answer: &[u8]) -> Result<Value, Unanswered> {
+    if answer.is_empty() {
+        return Err(Unanswered::Absent(failed(path, &"it has closed the connection")));
+    }
     let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    serde_json::from_slice(line).map_err(|e| failed(path, &e))
+    serde_json::from_slice(line).map_err(|e| Unanswered::Refused(failed(path, &e)))
 }
 
 /// The same, unless it says what is wrong.
 fn granted(path: &Path, answer: &[u8]) -> Result<Value, Unanswered> {
     let answer = parsed(path, answer)?;
-    match answer["error"].as_str() {
-        // One that it has an exit code for was understood.
-        Some(why) => Err(match answer["exit"].as_u64().and_then(|code| u8::try_from(code).ok()) {
-            Some(code) => Unanswered::Failed(Failure::new(Exit::from_code(code), why)),
-            None => failed(path, &why),
-        }),
-        None => Ok(answer),
-    }
+    let Some(why) = answer["error"].as_str() else { return Ok(answer) };
+    // One that it has an exit code for was understood.
+    let failure = match answer["exit"].as_u64().and_then(|code| u8::try_from(code).ok()) {
+        Some(code) => Failure::new(Exit::from_code(code), why),
+        None => failed(path, &why),
+    };
+    Err(if Refusal::is_of_leaving(&answer) { Unanswered::Absent(failure) } else { Unanswered::Refused(failure) })
 }
 
-fn failed(path: &Path, why: &dyn Display) -> Unanswered {
-    Unanswered::Failed(Failure::new(Exit::Device, format_args!("{}: {why}", cant_reach(path))))
+fn failed(path: &Path, why: &dyn Display) -> Failure {
+    Failure::new(Exit::Device, format_args!("{}: {why}", cant_reach(path)))
 }
 
 fn cant_reach(path: &Path) -> String {
@@ -265,6 +273,8 @@ mod tests {
             "{\"reads\":4}",
             "garbage\n",
             "{\"error\":\"at work\",\"exit\":5}\n",
+            "{\"error\":\"stops\",\"exit\":5,\"leaving\":true}\n",
+            "",
         ];
         thread::spawn(move || {
             for answer in answers {
@@ -275,13 +285,17 @@ mod tests {
         });
         let status = || ask(&path, &Request::Status {});
         assert_eq!(status().unwrap()["reads"], 3);
-        assert!(matches!(status(), Err(Unanswered::Failed(failure)) if failure.message.contains("knows no status")));
+        assert!(matches!(status(), Err(Unanswered::Refused(failure)) if failure.message.contains("knows no status")));
         assert_eq!(status().unwrap()["reads"], 4);
-        assert!(matches!(status(), Err(Unanswered::Failed(failure)) if failure.exit == Exit::Device));
-        assert!(
-            matches!(status(), Err(Unanswered::Failed(failure)) if failure.exit == Exit::Busy && failure.message == "at work")
-        );
-        assert!(matches!(ask(&dir.path().join("none"), &Request::Status {}), Err(Unanswered::Failed(_))));
+        assert!(matches!(status(), Err(Unanswered::Refused(failure)) if failure.exit == Exit::Device));
+        let at_work = status().unwrap_err();
+        assert!(at_work.is_final());
+        let at_work = at_work.failure(|| panic!("it has answered"));
+        assert_eq!((at_work.exit, at_work.message.as_str()), (Exit::Busy, "at work"));
+        // The next daemon may answer.
+        assert!(matches!(status(), Err(Unanswered::Absent(failure)) if failure.message == "stops"));
+        assert!(matches!(status(), Err(Unanswered::Absent(_))), "it has hung up");
+        assert!(matches!(ask(&dir.path().join("none"), &Request::Status {}), Err(Unanswered::Absent(_))));
     }
 
     #[test]
@@ -304,7 +318,7 @@ mod tests {
 
         let (client, asked) = begin(60_000);
         drop(client);
-        assert!(matches!(asked.join().unwrap(), Err(Unanswered::Failed(_))), "it may be dying");
+        assert!(matches!(asked.join().unwrap(), Err(Unanswered::Absent(_))), "it may be dying");
     }
 
     #[test]

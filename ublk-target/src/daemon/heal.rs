@@ -7,7 +7,7 @@
 use super::{
     log::{Event, Log},
     memory_budget::{Available, Purpose},
-    protocol::{MOST_BYTES, Offer, Offered, failed, line},
+    protocol::{MOST_BYTES, Offer, Offered, Refusal, failed, line},
 };
 use crate::{
     event_loop::{OwnRing, ring::DeviceFiles},
@@ -73,8 +73,8 @@ impl Healing {
         let doing = "can't begin to heal blocks";
         let heal = move || {
             let mut client = Client { stream: client, received: Vec::new() };
-            if let Err(failure) = self.serve(&mut client, descriptors, files, good) {
-                client.say(&failed(&failure));
+            if let Err(refusal) = self.serve(&mut client, descriptors, files, good) {
+                client.say(&refusal.answer());
             }
         };
         named("heal").spawn(heal).doing(doing).map(drop)
@@ -123,7 +123,7 @@ impl Healing {
         descriptors: Vec<OwnedFd>,
         files: DeviceFiles,
         good: impl Fn(BlockIndex, bool),
-    ) -> Outcome {
+    ) -> Result<(), Refusal> {
         client.set_up().doing("can't talk to who is to be answered")?;
         let mut context = self.alone()?;
         // A ring belongs to the thread that made it.
@@ -237,20 +237,22 @@ impl Client {
     }
 
     /// The next line; `None` where the client has gone. It is to say something for as long as `open`.
-    fn next_line(&mut self, open: &AtomicBool) -> Outcome<Option<Vec<u8>>> {
+    fn next_line(&mut self, open: &AtomicBool) -> Result<Option<Vec<u8>>, Refusal> {
         let begun = Instant::now();
         loop {
             if !open.load(Ordering::SeqCst) {
-                return Err(Failure::new(Exit::Busy, "the device is being stopped or handed over: try again"));
+                return Err(Refusal::Leaving);
             }
             if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
                 return Ok(Some(self.received.drain(..=end).collect()));
             }
             if self.received.len() > MOST_BYTES {
-                return Err(Failure::new(Exit::Arguments, format_args!("a request has at most {MOST_BYTES} bytes")));
+                let message = format!("a request has at most {MOST_BYTES} bytes");
+                return Err(Failure::new(Exit::Arguments, message).into());
             }
             if begun.elapsed() > PATIENCE {
-                return Err(Failure::new(Exit::Busy, format_args!("no replica within {} s", PATIENCE.as_secs())));
+                let message = format!("no replica within {} s", PATIENCE.as_secs());
+                return Err(Failure::new(Exit::Busy, message).into());
             }
             let mut bytes = [0; 4096];
             match (&self.stream).read(&mut bytes) {
@@ -351,7 +353,8 @@ mod tests {
         let begun = Instant::now();
         assert!(test.healing.rest(PATIENCE));
         assert!(begun.elapsed() < PATIENCE);
-        assert!(next(&mut first)["error"].as_str().unwrap().contains("stopped"));
+        assert!(Refusal::is_of_leaving(&next(&mut first)));
+        assert!(!Refusal::is_of_leaving(&second), "it may have been any client");
         let (_, refused) = test.client();
         assert!(refused["block_size"].as_u64().is_some(), "it hears so when it asks");
         assert!(test.healing.rest(PATIENCE));

@@ -174,6 +174,39 @@ pub(super) fn failed(failure: &Failure) -> Value {
     json!({ "error": failure.message, "exit": failure.exit as u8 })
 }
 
+/// Why a daemon does not do what it was asked to.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// It is about to leave, and begins nothing: the next one may.
+    Leaving,
+    /// It is final, as long as this daemon serves.
+    Final(Failure),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self::Final(failure)
+    }
+}
+
+impl Refusal {
+    /// As it is answered.
+    pub(super) fn answer(&self) -> Value {
+        match self {
+            Self::Final(failure) => failed(failure),
+            Self::Leaving => {
+                let why = "the device is being stopped or handed over: try again";
+                json!({ "error": why, "exit": Exit::Busy as u8, "leaving": true })
+            }
+        }
+    }
+
+    /// Whether an answer is that of a daemon which leaves.
+    pub(super) fn is_of_leaving(answer: &Value) -> bool {
+        answer["leaving"] == true
+    }
+}
+
 /// Whether an error says that a daemon knows no such verb: what [`Request::parse`] says of it.
 fn knows_no(error: &str, verb: &str) -> bool {
     let rest = error.strip_prefix("this daemon (version ").and_then(|rest| rest.split_once(')'));

@@ -5,7 +5,7 @@ use super::{
     heal::Healing,
     log::{Event, Log},
     memory_budget::{Available, Purpose},
-    protocol::failed,
+    protocol::Refusal,
 };
 use crate::{
     device::Backings,
@@ -135,12 +135,12 @@ impl Scrubs {
 
     /// Begins a pass, if none is under way.
     pub(super) fn start(&self, rate: Option<NonZeroU64>) -> Value {
-        self.try_start(rate).map_or_else(|failure| failed(&failure), |()| self.status())
+        self.try_start(rate).map_or_else(|refusal| refusal.answer(), |()| self.status())
     }
 
-    fn try_start(&self, rate: Option<NonZeroU64>) -> Outcome {
+    fn try_start(&self, rate: Option<NonZeroU64>) -> Result<(), Refusal> {
         let mut passes = self.passes();
-        refuse_ending(&passes)?;
+        refuse_leaving(&passes)?;
         refuse_under_way(&passes)?;
         self.healing.refuse_under_way()?;
         has_memory(Purpose::New)?;
@@ -250,26 +250,33 @@ impl Scrubs {
     fn turn(&self, wanted: &str, turn: impl FnOnce(&ScrubControl) -> bool) -> Value {
         let passes = self.passes();
         let turned = passes.last.as_ref().is_some_and(|pass| pass.ended.get().is_none() && turn(&pass.control));
+        // One that has left goes on with the next daemon, and is for that to turn.
+        let may_turn = refuse_leaving(&passes);
         drop(passes);
         if turned {
             return self.status();
         }
-        let summary = self.known().summary();
-        failed(&Failure::new(Exit::Arguments, format_args!("no pass over this device is {wanted}: {summary}")))
+        let none = || {
+            let summary = self.known().summary();
+            Failure::new(Exit::Arguments, format_args!("no pass over this device is {wanted}: {summary}")).into()
+        };
+        may_turn.err().unwrap_or_else(none).answer()
     }
 
     /// Blocks are healed from what a client sends, who is answered there. `None`, but where that can't
     /// begin: a pass would find what is healed just then.
     pub(super) fn heal(self: &Arc<Self>, client: UnixStream) -> Option<Value> {
-        let begin = || {
-            let passes = self.passes();
-            refuse_ending(&passes)?;
-            refuse_under_way(&passes)?;
-            let devices = (self.cloned_descriptors()?, self.files);
-            let scrubs = Arc::clone(self);
-            Arc::clone(&self.healing).begin(client, devices, move |block, was_bad| scrubs.is_good(block, was_bad))
-        };
-        begin().err().map(|failure| failed(&failure))
+        self.try_heal(client).err().map(|refusal| refusal.answer())
+    }
+
+    fn try_heal(self: &Arc<Self>, client: UnixStream) -> Result<(), Refusal> {
+        let passes = self.passes();
+        refuse_leaving(&passes)?;
+        refuse_under_way(&passes)?;
+        let devices = (self.cloned_descriptors()?, self.files);
+        let scrubs = Arc::clone(self);
+        let good = move |block, was_bad| scrubs.is_good(block, was_bad);
+        Ok(Arc::clone(&self.healing).begin(client, devices, good)?)
     }
 
     /// What the last pass has found is bad no more.
@@ -347,11 +354,8 @@ impl Pass {
     }
 }
 
-fn refuse_ending(passes: &Passes) -> Outcome {
-    match passes.stage {
-        Stage::Serving => Ok(()),
-        _ => Err(Failure::new(Exit::Busy, "the device is being stopped")),
-    }
+fn refuse_leaving(passes: &Passes) -> Result<(), Refusal> {
+    if passes.stage == Stage::Serving { Ok(()) } else { Err(Refusal::Leaving) }
 }
 
 fn refuse_under_way(passes: &Passes) -> Outcome {
@@ -404,8 +408,13 @@ mod tests {
         scrubs.passes().last = Some(scrubs.spawn(begun, NonZeroU64::new(7)).unwrap());
         let resting = scrubs.rest(LEAVES_WITHIN);
         assert!(!scrubs.known().under_way);
-        assert_eq!(scrubs.start(None)["exit"], Exit::Busy as u8);
+        // It is for the next daemon to say what becomes of it.
+        for refused in [scrubs.start(None), scrubs.pause(), scrubs.resume(), scrubs.stop()] {
+            assert!(refused["exit"] == Exit::Busy as u8 && Refusal::is_of_leaving(&refused), "{refused}");
+        }
         drop(resting);
+        let again = scrubs.start(None);
+        assert!(again["error"].is_string() && !Refusal::is_of_leaving(&again), "one is under way: {again}");
         let ScrubStatus { under_way, report, .. } = scrubs.known();
         assert!(under_way, "{report:?}");
         assert_eq!((report.pass, report.state, report.rate), (3, ScrubState::Paused, Some(7)));

@@ -110,7 +110,7 @@ impl Health {
                 let why = format!("its daemon (pid {pid}) has not answered within {} s", ANSWERS_WITHIN.as_secs());
                 Self::Failed(Exit::Busy, why)
             }
-            Daemon::Unasked(failure) => Self::Failed(failure.exit, failure.message.clone()),
+            Daemon::Unasked(failure) | Daemon::Refused(failure) => Self::Failed(failure.exit, failure.message.clone()),
             Daemon::Dead => {
                 // What waits goes on with the next daemon; without recovery nothing does.
                 let exit = if seen.state.settings.recovery { Exit::Busy } else { Exit::Device };
@@ -277,7 +277,7 @@ mod tests {
         let seen = |daemon| Seen { daemon, ..Seen::answering(3, &json!({})) };
         assert_eq!(Health::of(&seen(Daemon::Late)).exit(), Some(Exit::Busy));
         let denied = Failure::new(Exit::KeyOrPermission, "can't reach it");
-        assert_eq!(Health::of(&seen(Daemon::Unasked(denied))).exit(), Some(Exit::KeyOrPermission));
+        assert_eq!(Health::of(&seen(Daemon::Refused(denied))).exit(), Some(Exit::KeyOrPermission));
         let mut dead = seen(Daemon::Dead);
         for (recovery, exit, remedy) in [(true, Exit::Busy, "recover -n 3"), (false, Exit::Device, "del -n 3")] {
             dead.state.settings.recovery = recovery;

@@ -37,8 +37,10 @@ pub enum Daemon {
     Answers(Value),
     /// It lives, and has not answered in time.
     Late,
-    /// It lives, and can't be asked.
+    /// It lives, and can't be asked, or is about to leave.
     Unasked(Failure),
+    /// It lives, and has refused.
+    Refused(Failure),
     /// It is dead, and the kernel has the device yet.
     Dead,
 }
@@ -68,11 +70,10 @@ pub fn look(state: State) -> Option<Seen> {
 
 /// The same, once it has its next daemon, where it is handed over.
 pub fn look_settled(state: State) -> Option<Seen> {
-    let looked = followed::anew(state.id, || match look(state.anew()) {
-        Some(seen) if matches!(seen.daemon, Daemon::Dead | Daemon::Unasked(_)) => Err(Box::new(seen)),
-        seen => Ok(seen),
-    });
-    looked.unwrap_or_else(|seen| Some(*seen))
+    let is_absent = |seen: &Option<Seen>| {
+        seen.as_ref().is_some_and(|seen| matches!(seen.daemon, Daemon::Dead | Daemon::Unasked(_)))
+    };
+    followed::anew(state.id, || look(state.anew()), is_absent)
 }
 
 /// What the daemon says, if it lives.
@@ -84,7 +85,8 @@ fn ask(state: &State) -> Option<Daemon> {
         Ok(status) => Some(Daemon::Answers(status)),
         Err(Unanswered::Late) => Some(Daemon::Late),
         // It may have ended while it was asked.
-        Err(Unanswered::Failed(failure)) => state.is_alive().then_some(Daemon::Unasked(failure)),
+        Err(Unanswered::Absent(failure)) => state.is_alive().then_some(Daemon::Unasked(failure)),
+        Err(Unanswered::Refused(failure)) => state.is_alive().then_some(Daemon::Refused(failure)),
     }
 }
 

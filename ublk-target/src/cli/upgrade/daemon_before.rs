@@ -136,7 +136,7 @@ impl<'s> DaemonBefore<'s> {
                 return Err(goes_on(&format!("its daemon (pid {pid}) has not answered within {seconds} s")).into());
             }
             // It may be dying.
-            Err(Unanswered::Failed(failure)) => Some(failure),
+            Err(Unanswered::Absent(failure) | Unanswered::Refused(failure)) => Some(failure),
         };
         if self.has_ended_within(ENDS_WITHIN) {
             return Ok(());
