@@ -27,7 +27,7 @@ sums() { (cd /home && sha256sum -c --quiet sums) || die "the files in /home have
 # The daemon that was started by hand, below /hand, and that it is in no session.
 hand() { ui list --json | jq -r '.[] | select(.id == 9) | .pid'; }
 apart() {
-  grep -q '^0::/system.slice/ublk-integrity-[0-9]*\.scope$' "/proc/$(hand)/cgroup" || die "it is in $(cat "/proc/$(hand)/cgroup")"
+  grep -qE '^0::/system.slice/ublk-integrity-[0-9]+-[0-9a-f]{8}\.scope$' "/proc/$(hand)/cgroup" || die "it is in $(cat "/proc/$(hand)/cgroup")"
   [ "$(head -c 1 "/proc/$(hand)/cmdline")" = @ ] || die 'systemd would kill it at the end of a shutdown'
 }
 # What passes for a session of somebody's, with a command in it.

@@ -3,7 +3,7 @@
 //! system.slice, which ends as the unit of a device does: it is asked to when file systems are unmounted, and nobody kills it.
 
 use super::control_group;
-use crate::{output, wait::Wait};
+use crate::{output, random::random, wait::Wait};
 use nix::{
     sys::wait::{Id, WaitPidFlag, WaitStatus, waitid},
     unistd::{Pid, geteuid},
@@ -83,27 +83,44 @@ fn has_ended(pid: u32) -> bool {
 /// Puts a process into a scope of its own. systemd makes one for a process that it is asked by, so another goes first, and
 /// takes the daemon after it: that needs no message bus.
 pub(super) fn move_out(pid: u32) -> Result<(), String> {
-    let unit = format!("ublk-integrity-{pid}.scope");
-    let first = Command::new("systemd-run")
-        .args(scope(&unit))
-        .args(["--", "cat"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn();
-    let mut first = First(first.map_err(|e| format!("systemd-run: {e}"))?);
     let what = format!("systemd, which is to take the daemon (pid {pid}) out of this session");
     let mut wait = Wait::up_to(WITHIN, what);
-    while !first.is_in(&unit) {
-        if let Ok(Some(_)) = first.0.try_wait() {
-            return Err(format!("systemd-run: {}", first.said()));
-        }
-        if !wait.pause() {
-            return Err(format!("systemd has not made a scope within {} s", WITHIN.as_secs()));
+    let (unit, first) = under_a_free_name(pid, |unit| {
+        let mut command = Command::new("systemd-run");
+        command.args(scope(unit)).args(["--", "cat"]);
+        First::run(command)?.gets_into(unit, &mut wait)
+    })?;
+    control_group::join(pid, first.0.id()).map_err(|e| format!("it can't be put into {unit}: {e}"))
+}
+
+/// Names that are tried: each is as good as unheard of.
+const NAMES: usize = 3;
+
+/// Makes a unit for process `pid` under a name that no other has. That of the process alone would not do: a daemon goes on in
+/// the scope of the one before, and another process may have the number of that by now.
+fn under_a_free_name<T>(pid: u32, mut make: impl FnMut(&str) -> Result<T, NotMade>) -> Result<(String, T), String> {
+    let mut taken = String::new();
+    for _ in 0..NAMES {
+        let unit = name(pid, random().map_err(|failure| failure.message)?);
+        match make(&unit) {
+            Ok(made) => return Ok((unit, made)),
+            Err(NotMade::NameTaken(said)) => taken = said,
+            Err(NotMade::Other(why)) => return Err(why),
         }
     }
-    control_group::join(pid, first.0.id()).map_err(|e| format!("it can't be put into {unit}: {e}"))
+    Err(taken)
+}
+
+fn name(pid: u32, random: [u8; 4]) -> String {
+    format!("ublk-integrity-{pid}-{:08x}.scope", u32::from_be_bytes(random))
+}
+
+/// Why there is no scope.
+#[derive(Debug)]
+enum NotMade {
+    /// There is a unit of that name.
+    NameTaken(String),
+    Other(String),
 }
 
 /// The words that make the scope. It is stopped when file systems are unmounted, as the unit of a device is, and what is
@@ -125,6 +142,24 @@ fn scope(unit: &str) -> impl Iterator<Item = String> {
 struct First(Child);
 
 impl First {
+    fn run(mut command: Command) -> Result<Self, NotMade> {
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        command.spawn().map(Self).map_err(|e| NotMade::Other(format!("systemd-run: {e}")))
+    }
+
+    /// Waits until it is in that unit.
+    fn gets_into(mut self, unit: &str, wait: &mut Wait) -> Result<Self, NotMade> {
+        while !self.is_in(unit) {
+            if let Ok(Some(_)) = self.0.try_wait() {
+                return Err(not_made(&self.said()));
+            }
+            if !wait.pause() {
+                return Err(NotMade::Other(format!("systemd has not made a scope within {} s", WITHIN.as_secs())));
+            }
+        }
+        Ok(self)
+    }
+
     fn is_in(&self, unit: &str) -> bool {
         let groups = fs::read_to_string(format!("/proc/{}/cgroup", self.0.id())).unwrap_or_default();
         groups.lines().any(|line| line.rsplit('/').next() == Some(unit))
@@ -137,6 +172,13 @@ impl First {
         let line = said.lines().next().filter(|_| read.is_ok());
         line.map_or_else(|| "it has failed without a word".into(), str::to_owned)
     }
+}
+
+/// By what systemd-run has said.
+fn not_made(said: &str) -> NotMade {
+    let why = format!("systemd-run: {said}");
+    // "Unit u.scope was already loaded or has a fragment file.", and of older ones "already exists."
+    if said.contains(" already ") { NotMade::NameTaken(why) } else { NotMade::Other(why) }
 }
 
 impl Drop for First {
@@ -177,11 +219,41 @@ mod tests {
     }
 
     #[test]
+    fn no_two_scopes_have_a_name_in_common() {
+        assert_eq!(name(7, [0, 1, 2, 0xff]), "ublk-integrity-7-000102ff.scope");
+        // One that lives yet, of a process that had this number before.
+        let taken = "Failed to start transient scope unit: Unit u.scope was already loaded or has a fragment file.";
+        let make = |frees: usize| {
+            let mut asked = Vec::new();
+            let made = under_a_free_name(7, |unit| {
+                asked.push(unit.to_owned());
+                if asked.len() >= frees { Ok(()) } else { Err(not_made(taken)) }
+            });
+            (made, asked)
+        };
+        let (made, asked) = make(2);
+        assert_eq!(made.unwrap().0, asked[1]);
+        assert!(
+            asked.len() == 2 && asked[0] != asked[1] && asked.iter().all(|unit| session_of_none(unit)),
+            "{asked:?}"
+        );
+        let (made, asked) = make(usize::MAX);
+        assert!(made.unwrap_err().contains(taken) && asked.len() == NAMES);
+        let other =
+            under_a_free_name::<()>(7, |_| Err(not_made("Failed to connect to bus: No such file or directory")));
+        assert_eq!(other.unwrap_err(), "systemd-run: Failed to connect to bus: No such file or directory");
+    }
+
+    fn session_of_none(unit: &str) -> bool {
+        session_in(&format!("0::/system.slice/{unit}\n")).is_none()
+    }
+
+    #[test]
     fn who_makes_a_scope_and_fails_is_heard() {
         let command = |line: &str| {
             let mut command = Command::new("sh");
-            command.args(["-c", line]).stdin(Stdio::piped()).stderr(Stdio::piped());
-            First(command.spawn().unwrap())
+            command.args(["-c", line]);
+            First::run(command).unwrap()
         };
         let mut first = command("echo 'Failed to connect' >&2; echo more >&2; exit 1");
         assert!(!first.0.wait().unwrap().success());
