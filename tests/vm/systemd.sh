@@ -13,6 +13,7 @@ served() { # [NAME]
   local state pid name=${1:-home}
   state=$(shows ActiveState) pid=$(main)
   [ "$state" = active ] || { systemctl status --no-pager "$unit"; die "the unit is $state"; }
+  grep -q "/$unit.service$" "/proc/$pid/cgroup" || die "the main process is in $(cat "/proc/$pid/cgroup")"
   [ "$pid" = "$(daemon_of "$name")" ] || { systemctl status --no-pager "$unit"; die "main process $pid, daemon $(daemon_of "$name")"; }
 }
 daemon_of() { ui list --json | jq -r --arg name "$1" '.[] | select(.name == $name) | .pid'; }
@@ -177,6 +178,13 @@ first_boot() {
   ui upgrade -n 9
   apart
   [ "$(hand)" != "$pid" ] || die 'no new daemon'
+  step 'nor does one that the program of before brings back: it is where the one before was'
+  pid=$(hand)
+  printf '#!/bin/sh\necho R 9.9.9; read -r end; exit 1\n' >/run/fake
+  if ui upgrade -n 9 --binary /run/fake 2>/run/err; then die 'it serves'; fi
+  grep 'is served by the program of before' /run/err || die "$(cat /run/err)"
+  [ "$(hand)" != "$pid" ] || die 'no new daemon'
+  apart
   step 'one that is in a session, as of an older program: it is named, and the next one is not'
   session 7 sleep 1d
   hand >/sys/fs/cgroup/user.slice/session-7.scope/cgroup.procs

@@ -93,7 +93,12 @@ fake 'exit 3'
 refused 4 ui upgrade -n "$id" --binary /run/fake
 same "$pid"
 goes_on
-step 'one that dies when it is its turn: the program of before serves on, though its file is gone'
+step 'one that dies when it is its turn: the program of before serves on, though its file is gone, and where it was'
+# As systemd does with its own: nothing is left of one that is empty.
+group=/sys/fs/cgroup/served
+mkdir $group
+echo "$pid" >$group/cgroup.procs
+until [ -e /run/served ]; do ! rmdir $group 2>/dev/null || break; sleep .01; done & empties=$!
 rm $program
 ui list | grep -q 'runs .* replaced.*`upgrade' || die "list: $(ui list)"
 fake 'echo R 9.9.9; read -r end; exit 1'
@@ -107,6 +112,12 @@ refused_fallen_back() { # CODE
 refused_fallen_back 4
 followed "$pid"
 readlink "/proc/$(daemon)/exe" | grep -q "$program" || die "$(readlink "/proc/$(daemon)/exe") serves"
+[ "$(cat "/proc/$(daemon)/cgroup")" = 0::/served ] || die "it is in $(cat "/proc/$(daemon)/cgroup")"
+touch /run/served
+wait $empties
+pid=$(daemon)
+echo "$pid" >/sys/fs/cgroup/cgroup.procs
+wait_for rmdir $group
 goes_on
 step 'commands that come between two daemons ask the next one'
 pid=$(daemon)

@@ -1,6 +1,10 @@
 //! Which control group a process is accounted for in, and ends with.
 
-use std::{fs, io};
+use std::{
+    fs, io,
+    os::unix::process::CommandExt,
+    process::{Child, Command, Stdio},
+};
 
 /// Puts process `pid` where `other` is. Where it is not there then, that is an error.
 pub(super) fn join(pid: u32, other: u32) -> io::Result<()> {
@@ -8,6 +12,30 @@ pub(super) fn join(pid: u32, other: u32) -> io::Result<()> {
     match way(&groups(pid)?, &groups(other)?)? {
         Some(group) => fs::write(format!("/sys/fs/cgroup{group}/cgroup.procs"), pid.to_string()),
         None => Ok(()),
+    }
+}
+
+/// A process that does nothing but be in a control group: whoever has made that takes it away when nobody is left there. It
+/// ends with this.
+pub(super) struct Keeper(Child);
+
+impl Keeper {
+    /// One that is where process `other` is.
+    pub(super) fn beside(other: u32) -> io::Result<Self> {
+        let keeper = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0).spawn();
+        let keeper = Self(keeper?);
+        join(keeper.0.id(), other).map(|()| keeper)
+    }
+
+    /// Puts process `pid` there, too.
+    pub(super) fn joined_by(&self, pid: u32) -> io::Result<()> {
+        join(pid, self.0.id())
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _: io::Result<_> = self.0.kill().and_then(|()| self.0.wait());
     }
 }
 
@@ -44,6 +72,17 @@ mod tests {
         // Without systemd and version 2 nothing of this concerns anybody.
         assert_eq!(way("4:memory:/a\n", "4:memory:/\n").unwrap(), None);
         assert_eq!(way("", "").unwrap(), None);
+    }
+
+    #[test]
+    fn who_keeps_a_group_ends_with_what_it_is_kept_for() {
+        let keeper = Keeper::beside(std::process::id()).unwrap();
+        let folder = format!("/proc/{}", keeper.0.id());
+        keeper.joined_by(std::process::id()).unwrap();
+        let groups = |of: &str| fs::read_to_string(format!("{of}/cgroup")).unwrap();
+        assert_eq!(groups(&folder), groups("/proc/self"));
+        drop(keeper);
+        assert!(!std::path::Path::new(&folder).exists());
     }
 
     #[test]

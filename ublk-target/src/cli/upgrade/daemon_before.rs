@@ -1,7 +1,10 @@
 //! The daemon that serves until now, and its program.
 
 use super::{
-    super::{control_group, session},
+    super::{
+        control_group::{self, Keeper},
+        session,
+    },
     Device, Undone, within,
 };
 use crate::{
@@ -89,21 +92,22 @@ impl<'s> DaemonBefore<'s> {
     }
 
     /// Puts its successor where this one is accounted for and ends: not with whoever calls us, whose session or unit may
-    /// end. Where this one is in a session itself, as those of older programs are, the successor gets a scope of its own.
-    pub(super) fn make_room_for(&self, pid: u32) {
+    /// end. Where this one is in a session itself, as those of older programs are, the successor gets a scope of its own. What
+    /// keeps that place for whoever serves in the end.
+    pub(super) fn make_room_for(&self, pid: u32) -> Option<Keeper> {
         let device = ublk::block_path(self.state.id);
         let device = device.display();
         let apart = session::of(self.state.pid).map(|session| (session::move_out(pid), session));
-        match apart {
-            Some((Ok(()), _)) => return,
-            Some((Err(why), session)) => {
-                output::warn(format_args!("the daemon of {device} goes on in {session}: {why}"));
-            }
-            None => {}
+        let is_apart = matches!(apart, Some((Ok(()), _)));
+        if let Some((Err(why), session)) = apart {
+            output::warn(format_args!("the daemon of {device} goes on in {session}: {why}"));
         }
-        if let Err(e) = control_group::join(pid, self.state.pid) {
+        let placed = if is_apart { Ok(()) } else { control_group::join(pid, self.state.pid) };
+        let kept = placed.and_then(|()| Keeper::beside(pid));
+        kept.inspect_err(|e| {
             output::warn(format_args!("the new daemon of {device} stays in the control group of this command: {e}"));
-        }
+        })
+        .ok()
     }
 
     /// Its program, in memory: where it lies on the device itself it can't be read when it is needed.
@@ -166,12 +170,22 @@ impl<'s> DaemonBefore<'s> {
         within(limit, || !self.life.goes_on())
     }
 
-    /// Has its program recover the device, with this key where one is given. What goes wrong has
-    /// been said then.
-    pub(super) fn recover(&self, key: &[OsString]) -> bool {
+    /// Has its program recover the device, with this key where one is given, in the place that is kept. What goes wrong
+    /// has been said then.
+    pub(super) fn recover(&self, key: &[OsString], place: Option<&Keeper>) -> bool {
         let mut command = self.command();
         command.args(["recover", "-n", &self.state.id.to_string()]).args(key);
-        command.stdout(Stdio::null()).status().is_ok_and(|status| status.success())
+        if !command.stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
+            return false;
+        }
+        if let (Some(place), Some(pid)) = (place, self.state.follower()) {
+            if let Err(e) = place.joined_by(pid) {
+                let device = ublk::block_path(self.state.id);
+                let device = device.display();
+                output::warn(format_args!("the daemon of {device} stays in the control group of this command: {e}"));
+            }
+        }
+        true
     }
 
     /// Its program, out of reach of the terminal's signals.

@@ -66,7 +66,7 @@ pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Opt
     }
     before.refuse().map_err(|failure| failure.context(&device))?;
     let mut successor = new.start(id, before.known_format()).map_err(stays)?;
-    before.make_room_for(successor.pid());
+    let place = before.make_room_for(successor.pid());
     let version = match successor.ready() {
         Ok(version) => version,
         Err(failure) => {
@@ -106,7 +106,7 @@ pub(super) fn take_over(id: u32, new: &NewProgram, new_only: bool) -> Result<Opt
     if !successor.end() {
         output::warn(format_args!("the new daemon of {device} was killed, and has not ended yet"));
     }
-    if state.follower().is_none() && before.recover(new.key()) {
+    if state.follower().is_none() && before.recover(new.key(), place.as_ref()) {
         let context = format!(
             "{device} is served by the program of before, {}: {} could not take over",
             in_words(begun.elapsed()),
