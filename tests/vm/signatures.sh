@@ -39,6 +39,16 @@ printf 'label: dos\n,64M\n' | sfdisk -q /dev/vdb
 mkfs.xfs -qf /dev/vdb1 2>/dev/null || mkfs.ext4 -qF /dev/vdb1
 refused_then_wiped /dev/vdb1 ' at 0x'
 wipefs -qa /dev/vdb
+step 'nothing is made in a partition while udev looks, which locks the whole disk; two of one disk are in nobody'\''s way'
+printf 'label: dos\n,64M\n,64M\n' | sfdisk -q /dev/vdb
+exec 7</dev/vdb
+flock --shared 7
+refused 5 ui format --data /dev/vdb1 --key-file $key --force
+grep -q '/dev/vdb is in use' /run/err || die 'refused for another reason'
+exec 7<&-
+ui format --data /dev/vdb1 --meta /dev/vdb2 --key-file $key --force
+ui check --data /dev/vdb1 --meta /dev/vdb2 --key-file $key
+wipefs -qa /dev/vdb
 step 'blocks of 512 bytes are told with what they cost'
 wipefs -qa /dev/vdc
 ui format --data /dev/vdc --key-file $key --force >/run/out

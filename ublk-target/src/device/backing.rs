@@ -4,6 +4,7 @@
 use super::{
     lock::{self, Share},
     stack,
+    whole_disk::WholeDisk,
     witness::Witness,
 };
 use crate::{
@@ -95,6 +96,8 @@ pub struct Backings {
     pub data: Backing,
     /// Holds the metadata where that is elsewhere.
     pub meta: Option<Backing>,
+    /// The disks that they are partitions of, where udev is not to look.
+    _disks: Vec<WholeDisk>,
 }
 
 impl Backings {
@@ -118,12 +121,32 @@ impl Backings {
     /// another device.
     pub fn open(data: &Path, meta: Option<&Path>, purpose: Use, patience: Duration) -> Outcome<Self> {
         let data_file = Backing::open(data, purpose, patience)?;
-        let Some(path) = meta else { return Ok(Self { data: data_file, meta: None }) };
-        if is_same_device(data, path)? {
-            return Err(Failure::new(Exit::Arguments, "--data and --meta are one device: leave --meta out"));
+        let mut opened = Self { data: data_file, meta: None, _disks: Vec::new() };
+        if let Some(path) = meta {
+            if is_same_device(data, path)? {
+                return Err(Failure::new(Exit::Arguments, "--data and --meta are one device: leave --meta out"));
+            }
+            opened.meta = Some(Backing::open(path, purpose, patience)?);
         }
-        let meta = Some(Backing::open(path, purpose, patience)?);
-        Ok(Self { data: data_file, meta })
+        if purpose.share() == Some(Share::NotEvenUdev) {
+            opened._disks = opened.hold_disks(patience)?;
+        }
+        Ok(opened)
+    }
+
+    /// Both may be partitions of one disk.
+    fn hold_disks(&self, patience: Duration) -> Outcome<Vec<WholeDisk>> {
+        let mut held = Vec::new();
+        for backing in self.both() {
+            let what = format!("the lock on the disk of {}", backing.path.display());
+            let mut wait = Wait::up_to(PROBED.max(patience), &what);
+            let disk = WholeDisk::hold(&backing.file, &held, &mut wait).map_err(|(disk, e)| match e.kind() {
+                io::ErrorKind::WouldBlock => in_use(&disk),
+                _ => Failure::io(format_args!("can't take {what}, {}", disk.display()), &e),
+            })?;
+            held.extend(disk);
+        }
+        Ok(held)
     }
 
     /// Waits until nobody holds the devices. One that has vanished is free.

@@ -7,6 +7,7 @@ mod lock;
 pub mod signature;
 pub mod stack;
 pub mod users;
+mod whole_disk;
 mod witness;
 
 pub use backing::{Backing, Backings, DYING, Use, is_same, is_same_device, number};

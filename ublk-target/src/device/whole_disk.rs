@@ -1,0 +1,76 @@
+//! The disk that a partition is of: udev locks that before it looks into the partition (systemd's "Locking Block Device
+//! Access"), so whoever is to be alone with the partition must lock it, too.
+
+use crate::{
+    os,
+    wait::{Wait, locked_within},
+};
+use nix::fcntl::FlockArg;
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// A whole disk, held.
+pub(super) struct WholeDisk {
+    number: u64,
+    _file: File,
+}
+
+impl WholeDisk {
+    /// That of a partition, locked alone, if it is one and `held` has not its disk already. Where the disk has no node there is
+    /// no udev.
+    pub(super) fn hold(partition: &File, held: &[Self], wait: &mut Wait) -> Result<Option<Self>, (PathBuf, io::Error)> {
+        let Some((number, node)) = partition.metadata().ok().and_then(|of| disk_of(Path::new("/sys"), of.rdev()))
+        else {
+            return Ok(None);
+        };
+        if held.iter().any(|disk| disk.number == number) {
+            return Ok(None);
+        }
+        let file = match File::open(&node) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.and_then(|file| Ok((file.metadata()?.rdev() == number).then_some(file))),
+        };
+        let locked = file.and_then(|file| {
+            let Some(file) = file else { return Ok(None) };
+            locked_within(|| os::flock(&file, FlockArg::LockExclusiveNonblock), wait)?;
+            Ok(Some(Self { number, _file: file }))
+        });
+        locked.map_err(|e| (node, e))
+    }
+}
+
+/// The number and the node of the disk that the block device of this number is a partition of. `sys`: where sysfs is.
+fn disk_of(sys: &Path, number: u64) -> Option<(u64, PathBuf)> {
+    let folder = sys.join(format!("dev/block/{}:{}", libc::major(number), libc::minor(number)));
+    let folder = fs::canonicalize(folder).ok().filter(|folder| folder.join("partition").exists())?;
+    let about = fs::read_to_string(folder.parent()?.join("uevent")).ok()?;
+    let said = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    let number = libc::makedev(said("MAJOR")?.parse().ok()?, said("MINOR")?.parse().ok()?);
+    Some((number, Path::new("/dev").join(said("DEVNAME")?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_partition_leads_to_its_disk_and_a_disk_to_none() {
+        let sys = tempfile::tempdir().unwrap();
+        let (disk, all) = (sys.path().join("devices/pci/block/vda"), sys.path().join("dev/block"));
+        fs::create_dir_all(disk.join("vda1")).unwrap();
+        fs::create_dir_all(&all).unwrap();
+        fs::write(disk.join("uevent"), "MAJOR=254\nMINOR=16\nDEVNAME=vda\nDEVTYPE=disk\n").unwrap();
+        fs::write(disk.join("vda1/partition"), "1\n").unwrap();
+        symlink(&disk, all.join("254:16")).unwrap();
+        symlink(disk.join("vda1"), all.join("254:17")).unwrap();
+        let of = |minor| disk_of(sys.path(), libc::makedev(254, minor));
+        assert_eq!(of(17), Some((libc::makedev(254, 16), "/dev/vda".into())));
+        assert_eq!(of(16), None);
+        assert_eq!(of(18), None, "nobody knows it");
+    }
+}
