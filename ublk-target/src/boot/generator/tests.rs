@@ -193,3 +193,48 @@ fn systemd_understands_the_units() {
     let wrong: Vec<_> = ours.filter(|line| !line.contains("SurviveFinalKillSignal")).collect();
     assert_eq!(wrong, [""; 0]);
 }
+
+/// A drop-in has a volume wait for the agent of its anchor: the units of `contrib/systemd`, as docs/anchor-agents.md has it.
+/// systemd takes a unit out of a circle by not starting it.
+#[test]
+fn a_volume_and_the_agent_that_it_waits_for_do_not_wait_for_each_other() {
+    let tpm = include_str!("../../../../contrib/systemd/ublk-anchor-tpm.service");
+    let etcd = include_str!("../../../../contrib/systemd/ublk-anchor-etcd.service");
+    let circle = |agent: &str, text: &str, options: &str| -> Option<bool> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let program = std::env::current_exe().unwrap();
+        let table = Table::parse(format!("home UUID={UUID} keyring:k anchor=unix:/run/a/socket{options}\n").as_bytes());
+        let made = units(&table, Path::new("/etc/my tab"), &program, &|_| true);
+        made.iter().try_for_each(|made| made.write(folder.path())).unwrap();
+        fs::write(path(agent), text).unwrap();
+        fs::create_dir_all(path("ublk-integrity@home.service.d")).unwrap();
+        let drop_in = format!("[Unit]\nWants={agent}\nAfter={agent}\n");
+        fs::write(path("ublk-integrity@home.service.d/agent.conf"), drop_in).unwrap();
+        // What is mounted on it, as the generator of fstab orders it.
+        let before = if options.contains("_netdev") { "remote-fs.target" } else { "local-fs.target" };
+        let device = r"dev-ublk\x2dintegrity-home.device";
+        let mount = format!(
+            "[Unit]\nBefore={before}\nRequires={device}\nAfter={device}\n[Mount]\nWhat=/dev/ublk-integrity/home\nWhere=/home\n"
+        );
+        fs::write(path("home.mount"), mount).unwrap();
+        fs::create_dir_all(path(&format!("{before}.requires"))).unwrap();
+        std::os::unix::fs::symlink("../home.mount", path(&format!("{before}.requires/home.mount"))).unwrap();
+        let mut verify = Command::new("systemd-analyze");
+        verify.args(["verify", "--man=no"]).arg(path("ublk-integrity@home.service"));
+        // The folder alone, and then all that systemd has.
+        let folders = format!("{}:", folder.path().display());
+        let said = verify.env("SYSTEMD_UNIT_PATH", folders).output().ok()?;
+        Some(String::from_utf8_lossy(&said.stderr).contains("ordering cycle"))
+    };
+    let with_defaults = tpm.replace("DefaultDependencies=no\n", "");
+    let Some(is_one) = circle("ublk-anchor-tpm.service", &with_defaults, "") else {
+        println!("skipped: systemd-analyze is not installed");
+        return;
+    };
+    assert!(is_one, "the test shows nothing");
+    assert_eq!(circle("ublk-anchor-tpm.service", tpm, ""), Some(false));
+    // What needs the network comes after what is local.
+    assert_eq!(circle("ublk-anchor-etcd.service", etcd, ",_netdev"), Some(false));
+    assert_eq!(circle("ublk-anchor-etcd.service", etcd, ""), Some(true));
+}
