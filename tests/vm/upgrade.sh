@@ -73,6 +73,8 @@ for round in $(seq 8); do
     shortest=$(printf '%s\n' "${shortest:-1e9}" "$waited" | sort -g | head -n 1)
     if less "$shortest" $bar; then break; fi
   fi
+  # One that was slow so often stays so.
+  if [ "$round" = 4 ] && [ -z "$shortest" ]; then break; fi
 done
 if [ -z "$shortest" ]; then step "not asserted: this machine is busy, or slower than that"
 else less "$shortest" $bar || die "requests wait $shortest s on a quiet machine, not $bar"; fi
