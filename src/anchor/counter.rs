@@ -194,6 +194,10 @@ impl<C: Counter, S: Storage> Anchor for CounterAnchor<'_, C, S> {
         true
     }
 
+    async fn era(&self, volume: &[u8; 16]) -> Result<u64, String> {
+        self.counter.era(volume).await
+    }
+
     async fn forward(&self, volume: &[u8; 16], generation: u64) -> Replaced {
         let era = match self.counter.era(volume).await {
             Ok(era) => era,

@@ -1,6 +1,6 @@
 //! Asking an anchor, and telling it: what becomes of an answer that does not come.
 
-use super::{Anchor, AnchorBytes, AnchorError, Beginning, Held, Replaced, generation};
+use super::{Anchor, AnchorBytes, AnchorError, Beginning, Held, Replaced, era, generation};
 use crate::{crypto::keys::AnchorKey, format::AnchorBody};
 
 /// How often a change is asked for whose fate is not known, in one go.
@@ -45,7 +45,7 @@ pub(super) struct Change<'a> {
 /// A conflict is not of our making where nothing of it can be under way. A counter's value would not tell.
 pub(super) async fn replace<A: Anchor>(anchor: &A, key: &AnchorKey, change: Change<'_>) -> Result<(), AnchorError> {
     let Change { volume, expected, bytes, mut is_again } = change;
-    let mut last = String::new();
+    let mut last = "it does not take the next body".to_owned();
     for _ in 0..TRIES {
         match anchor.replace(volume, expected, &bytes).await {
             Replaced::Done => return Ok(()),
@@ -57,7 +57,7 @@ pub(super) async fn replace<A: Anchor>(anchor: &A, key: &AnchorKey, change: Chan
         if is_again && there == Held::Body(bytes) {
             return Ok(());
         }
-        if there.counted() != expected {
+        if there.counted() != expected || is_other_counter(anchor, volume, era(&bytes)).await? {
             return Err(somebody_else(&there, key, volume));
         }
     }
@@ -69,10 +69,20 @@ pub(super) async fn replace<A: Anchor>(anchor: &A, key: &AnchorKey, change: Chan
 pub(super) async fn confirm<A: Anchor>(anchor: &A, key: &AnchorKey, body: &AnchorBody) -> Result<(), AnchorError> {
     let there = load(anchor, &body.uuid).await?;
     let is_ours = match anchor.is_counter() {
-        true => there.counted() == body.generation,
+        true => there.counted() == body.generation && !is_other_counter(anchor, &body.uuid, body.era).await?,
         false => there == Held::Body(body.seal(key)),
     };
     if is_ours { Ok(()) } else { Err(somebody_else(&there, key, &body.uuid)) }
+}
+
+/// Whether another counter has taken the place of the one that this era is of. It may have come to the same value. Where the agent is
+/// one of before there were eras nothing tells.
+async fn is_other_counter<A: Anchor>(anchor: &A, volume: &[u8; 16], era: u64) -> Result<bool, AnchorError> {
+    if !anchor.is_counter() {
+        return Ok(false);
+    }
+    let now = anchor.era(volume).await.map_err(AnchorError::Away)?;
+    Ok(now != 0 && now != era)
 }
 
 /// Who has changed what the anchor holds, as far as it can be told.

@@ -141,6 +141,11 @@ pub trait Anchor {
         false
     }
 
+    /// The era of the counter that is there, as [`Counter::era`] has it; 0 where bodies are held.
+    fn era(&self, _volume: &[u8; 16]) -> impl Future<Output = Result<u64, String>> {
+        ready(Ok(0))
+    }
+
     /// Ends what was begun: the prepared body of this generation counts from then on.
     fn forward(&self, _volume: &[u8; 16], _generation: u64) -> impl Future<Output = Replaced> {
         ready(Replaced::Done)

@@ -90,6 +90,26 @@ fn another_counter_takes_no_body_of_the_one_before() {
     }
 }
 
+/// Somebody has begun anew with a counter that has come to the same value.
+#[test]
+fn who_serves_a_volume_notices_that_its_counter_is_another_one() {
+    for idle in [true, false] {
+        let mut small = Small::shaped(Shape::Counter, format_options(4096));
+        let (volume, mut keeper) = small.open(AnchorPurpose::Keep).unwrap();
+        block_on(&small.io, keeper.look(&volume, &small.anchor)).unwrap();
+        small.anchor.held().era += 1;
+        let (mut context, note) = (volume.context(0), note());
+        let noticed = if idle {
+            block_on(&small.io, keeper.look(&volume, &small.anchor))
+        } else {
+            small.write(&volume, &mut context, 2);
+            let mut ticking = volume.context(1);
+            block_on(&small.io, keeper.tick((&volume, &small.io), &mut ticking, (&small.anchor, &note))).map(drop)
+        };
+        assert!(matches!(noticed, Err(KeepError::Anchor(AnchorError::Taken { .. }))), "{idle}: {noticed:?}");
+    }
+}
+
 #[test]
 fn an_abandoned_branch_that_had_got_further_is_refused() {
     let mut small = Small::new();

@@ -243,6 +243,13 @@ impl Anchor for SimAnchor {
         self.shape == Shape::Counter
     }
 
+    async fn era(&self, volume: &[u8; 16]) -> Result<u64, String> {
+        match self.shape {
+            Shape::Store => Ok(0),
+            Shape::Counter => Counter::era(self, volume).await,
+        }
+    }
+
     async fn forward(&self, volume: &[u8; 16], generation: u64) -> Replaced {
         match self.shape {
             Shape::Store => Replaced::Done,

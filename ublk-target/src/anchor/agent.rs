@@ -236,6 +236,10 @@ impl Anchor for AgentAnchor {
         self.shape.get() == Some(&Shape::Counter)
     }
 
+    async fn era(&self, volume: &[u8; 16]) -> Result<u64, String> {
+        if self.is_counter() { Counter::era(self, volume).await } else { Ok(0) }
+    }
+
     async fn forward(&self, volume: &[u8; 16], generation: u64) -> Replaced {
         if !self.is_counter() {
             return Replaced::Done;

@@ -45,6 +45,13 @@ impl Anchor for AnyAnchor {
         matches!(self, Self::Agent(anchor) if anchor.is_counter())
     }
 
+    async fn era(&self, volume: &[u8; 16]) -> Result<u64, String> {
+        match self {
+            Self::File(anchor) => Anchor::era(anchor, volume).await,
+            Self::Agent(anchor) => Anchor::era(anchor, volume).await,
+        }
+    }
+
     async fn forward(&self, volume: &[u8; 16], generation: u64) -> Replaced {
         match self {
             Self::File(anchor) => anchor.forward(volume, generation).await,
