@@ -6,28 +6,43 @@ modprobe dm-flakey
 linear lower /dev/vda
 data=/dev/mapper/lower
 blocks=12
-links() { find /run/ublk-integrity -name 'kept-*' 2>/dev/null | wc -l; }
+links() { { find /run/ublk-integrity -name 'kept-*' 2>/dev/null || true; } | wc -l; } # there may be no folder yet
 # Those of tests before this one don't count: a volume whose anchor was away at its end keeps its own.
 others=$(links)
 kept() { echo $(($(links) - others)); }
 # Answered while the disk under the volume gives no answer. (No fsync, which would wait for them.)
 answered() { head -c 4096 <(yes "$2") | timeout $patience dd of="$disk" bs=4096 seek="$1" oflag=direct iflag=fullblock conv=notrunc status=none; }
+# What the blocks from FIRST to LAST hold as WORD: each the word and its number, over and over.
+contents() { # WORD [FIRST LAST]
+  seq "${2:-1}" "${3:-$blocks}" | awk -v word="$1" '{
+    line = word "-" $1 "\n"
+    for (text = line; length(text) < 4096;) text = text line
+    printf "%s", substr(text, 1, 4096)
+  }'
+}
+# The same of all of them, each write when the one before is answered: a process for each takes a minute more where it is emulated.
+answered_all() { # WORD [FIRST LAST]
+  contents "$@" | timeout $patience dd of="$disk" bs=4096 seek="${2:-1}" oflag=direct iflag=fullblock conv=notrunc status=none
+}
 # Each block holds what was answered last.
 whole() { # WORD
   local block
+  if dd if="$disk" bs=4096 skip=1 count=$blocks iflag=direct status=none 2>/run/err | cmp -s - <(contents "$1"); then return; fi
+  # Which one it is.
   for block in $(seq $blocks); do
     [ "$(read_block "$disk" "$block")" = ok ] || die "block $block: $(read_block "$disk" "$block")"
-    grep -aq "^$1-$block\$" /run/block || die "block $block holds $(head -n 1 /run/block), not $1-$block"
+    cmp -s /run/block <(contents "$1" "$block" "$block") || die "block $block holds $(head -n 1 /run/block), not $1-$block"
   done
+  die "the blocks are not all $1: $(cat /run/err)"
 }
 # Writes that were answered and are nowhere but in memory: the record of the first is on its way, no data at all.
 leave() { # WORD [ADD OPTION...]
-  local word=$1 block pid
+  local word=$1 pid
   shift
-  for block in $(seq $blocks); do answered "$block" "old-$block"; done
+  answered_all old
   sync "$disk"
   suspend lower
-  for block in $(seq $blocks); do answered "$block" "$word-$block" || die "block $block was not answered"; done
+  answered_all "$word" || die 'not all were answered'
   pid=$(daemon)
   kill -9 "$pid"
   resume lower
@@ -102,7 +117,7 @@ check_closed
 
 step 'a disk that fails: told to the flush, read by nobody, put in place when it is back'
 add
-for block in $(seq $blocks); do answered "$block" "old-$block"; done
+answered_all old
 sync "$disk"
 sectors=$(blockdev --getsz /dev/vda)
 table lower "0 $sectors error"
@@ -117,13 +132,14 @@ ui status -n "$id"
 refused 4 ui del -n "$id"
 grep -q 'to put in place: 1 write' /run/err || die 'del did not say so'
 add
-for block in $(seq $blocks); do [ "$block" = 7 ] || answered "$block" "third-$block"; done
+answered_all third 1 6
+answered_all third 8 $blocks
 whole third
 remove
 
 step 'a sector that takes no writes, and can be read: what is kept is what was to be written, not what is there'
 add
-for block in $(seq $blocks); do answered "$block" "old-$block"; done
+answered_all old
 sync "$disk"
 remove
 at=$(($(where_is /dev/vda old-7) / 512))
@@ -140,7 +156,8 @@ refused 4 ui del -n "$id"
 grep -q 'to put in place: 1 write' /run/err || die 'del did not say so'
 table lower "0 $sectors linear /dev/vda 0"
 add
-for block in $(seq $blocks); do [ "$block" = 7 ] || answered "$block" "fourth-$block"; done
+answered_all fourth 1 6
+answered_all fourth 8 $blocks
 whole fourth
 remove
 
@@ -165,7 +182,7 @@ jq -c '.write_back = 32' "$state" >/run/state
 cat /run/state >"$state"
 ui recover -n "$id" --key-file $key 2>/run/err
 grep -q 'only when they are in place' /run/err || { cat /run/err; die 'not said'; }
-for block in $(seq $blocks); do answered "$block" "late-$block"; done
+answered_all late
 whole late
 [ "$(counter write_back_writes)" = 0 ] || die 'answered early all the same'
 remove
