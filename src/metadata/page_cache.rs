@@ -1,8 +1,8 @@
 //! The cache of verified pages: set-associative, lock-free, of fixed size.
 //!
 //! A page is found by its name *and* the epoch of the entry that names it, so a stale page can
-//! never answer. Hits take no lock and write nothing but a "used" mark that is set once: two
-//! threads that hit the same page do not disturb each other. A thread that loses a race for a frame
+//! never answer. Hits take no lock and write nothing but a "used" mark that is set once, and again after the hand
+//! has passed: two threads that hit the same page do not disturb each other. A thread that loses a race for a frame
 //! does not cache its page. Only pages that have verified are put in.
 //!
 //! Two kinds of page share a set, and neither takes a frame of the other: *upper* pages, which are
@@ -10,6 +10,11 @@
 //! 4 KiB blocks, and there are 64 times as many of each level as of the one above it. So upper pages
 //! are few, all reads need some, and reads that jump about a large volume bring a page of either
 //! lower level each, which would push them out. Upper pages have at most three quarters of a set.
+//!
+//! The hand of a set goes round, and takes a chance from each page that it passes; one that has none leaves (the
+//! generalized clock, Smith 1978). A page above the tag pages gets more of them by a use: it is on the way to 64 of the
+//! level below. With one chance for all, thirty-two reads at a time would push out what the next need: so many pages
+//! come before anything is used again.
 
 use crate::{
     Epoch,
@@ -27,15 +32,32 @@ struct Frame {
     epoch: AtomicU64,
     /// Sequence lock: odd while the frame is being written.
     version: AtomicU64,
-    /// Second-chance mark (1) and "brought by a hint, not used yet" (2).
+    /// How many [chances](Chances) are left, and [`HINTED`]: brought by a hint, not used yet.
     marks: AtomicU8,
 }
 
 /// Pages of this level and above are upper ones.
 const UPPER: u8 = 2;
 
-const USED: u8 = 1;
-const HINTED: u8 = 2;
+const HINTED: u8 = 1 << 7;
+
+/// How often the hand passes a page before it leaves.
+struct Chances {
+    new: u8,
+    /// As many again with each use.
+    used: u8,
+}
+
+impl Chances {
+    const MOST: u8 = 7;
+
+    fn of(page: PageId) -> Self {
+        match page.level {
+            0 => Self { new: 0, used: 1 },
+            _ => Self { new: 1, used: Self::MOST },
+        }
+    }
+}
 
 /// What a lookup found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,13 +147,11 @@ impl PageCache {
             if f.version.load(Ordering::Relaxed) != version {
                 return Lookup::Miss;
             }
-            return match f.marks.load(Ordering::Relaxed) {
-                USED => Lookup::Hit,
-                marks => {
-                    f.marks.store(USED, Ordering::Relaxed);
-                    if marks & HINTED != 0 { Lookup::HintedHit } else { Lookup::Hit }
-                }
-            };
+            let (marks, used) = (f.marks.load(Ordering::Relaxed), Chances::of(page).used);
+            if marks != used {
+                f.marks.store(used, Ordering::Relaxed);
+            }
+            return if marks & HINTED != 0 { Lookup::HintedHit } else { Lookup::Hit };
         }
         Lookup::Miss
     }
@@ -167,12 +187,12 @@ impl PageCache {
         for (word, bytes) in self.words[i * WORDS..].iter().zip(bytes.chunks_exact(8)) {
             word.store(u64::from_le_bytes(bytes.try_into().expect("8 bytes")), Ordering::Relaxed);
         }
-        f.marks.store(if hinted { HINTED } else { 0 }, Ordering::Relaxed);
+        f.marks.store(Chances::of(page).new | if hinted { HINTED } else { 0 }, Ordering::Relaxed);
         f.version.store(version + 2, Ordering::Release);
     }
 
-    /// An older version of the same page, else an empty frame, else the first of its kind without a
-    /// second chance. None, where races have left the other kind all frames.
+    /// An older version of the same page, else an empty frame, else the first of its kind that has no
+    /// chance left. None, where races have left the other kind all frames.
     fn victim(&self, set: usize, name: u64) -> Option<usize> {
         let first = set * self.ways;
         let frames = &self.frames[first..first + self.ways];
@@ -192,15 +212,16 @@ impl PageCache {
         }
         let mut way = usize::from(self.hands[set].load(Ordering::Relaxed)) % self.ways;
         let mut found = None;
-        // Once around takes all second chances, so that the second time there is one without.
-        for _ in 0..2 * self.ways {
+        // Each time around takes a chance from all, so that in the end there is one without.
+        for _ in 0..(usize::from(Chances::MOST) + 1) * self.ways {
             let f = &frames[way];
             if may_take(f.name.load(Ordering::Relaxed)) {
                 found = Some(first + way);
-                if f.marks.load(Ordering::Relaxed) & USED == 0 {
+                let marks = f.marks.load(Ordering::Relaxed);
+                if marks & !HINTED == 0 {
                     break;
                 }
-                f.marks.store(0, Ordering::Relaxed);
+                f.marks.store(marks - 1, Ordering::Relaxed);
             }
             way = (way + 1) % self.ways;
         }
@@ -278,6 +299,27 @@ mod tests {
             let lowers = held(0, 2000) + held(1, 2000);
             assert_eq!(lowers, sets * (c.ways - c.most_upper()), "tag pages have the rest");
         }
+    }
+
+    /// Thirty-two reads at a time look for what they need, all miss their tag page, and all put one in: so many come between
+    /// two uses of their parent.
+    #[test]
+    fn a_used_parent_outlasts_many_tag_pages_and_one_that_nobody_uses_leaves() {
+        let c = PageCache::new(8 * 4096);
+        let parent = PageId { level: 1, index: 0 };
+        c.put(parent, Epoch(1), &[1; 4096], true);
+        assert_eq!(c.get(parent, Epoch(1), 0, &mut [0; 8]), Lookup::HintedHit);
+        let tag_pages =
+            |from: u64, count: u64| (from..from + count).for_each(|i| c.put(page(i), Epoch(1), &[0; 4096], false));
+        for round in 0..10 {
+            tag_pages(round * 40, 40);
+            assert_eq!(c.get(parent, Epoch(1), 0, &mut [0; 8]), Lookup::Hit);
+        }
+        tag_pages(1000, 100);
+        assert!(!c.holds(parent, Epoch(1)));
+        c.put(parent, Epoch(1), &[1; 4096], false);
+        tag_pages(2000, 20);
+        assert!(!c.holds(parent, Epoch(1)), "one that was never used leaves soon");
     }
 
     #[test]
