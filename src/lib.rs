@@ -85,6 +85,7 @@
 //! A request waits
 //! - for its own I/O, and for the batch boundary of its thread,
 //! - for earlier requests whose range overlaps (`request/range_lock.rs`),
+//! - a read, for another read of its thread that brings its tag pages just now (`metadata/loads.rs`),
 //! - for a hash worker that computes its tags (`request/hash_batch.rs`),
 //! - for log space, before it has logged anything; then for the log write that carries its record,
 //! - for the sync that it has joined; a flush also for writes that were answered before it and are

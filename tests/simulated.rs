@@ -3,6 +3,7 @@
 mod adversary;
 mod anchored;
 mod away;
+mod cold;
 mod counted;
 mod crash;
 mod failures;

@@ -13,6 +13,7 @@ use crate::{
     metadata::pending::PendingSet,
     metadata::{
         load::Missing,
+        loads::Load,
         tree::{CacheUse, CacheWalk, Found, LoadError},
     },
     request::context::{TagBuf, TagSide},
@@ -110,23 +111,36 @@ impl Metadata {
         context.tags.all_known(all)
     }
 
-    /// Fills in the rest from the device. Blocks whose metadata is damaged get [`LOST_TAG`]; the
-    /// first such page is returned.
+    /// Fills in the rest from the device, for a read: what another one of the thread brings is not read
+    /// twice. Blocks whose metadata is damaged get [`LOST_TAG`]; the first such page is returned.
     pub(crate) async fn lookup_missing<S: Storage>(
         &self,
         io: &S,
         context: &mut RequestContext,
         range: BlockRange,
-        side: TagSide,
     ) -> Result<Option<PageName>, DeviceError> {
         let mut bad = None;
         for run in context.pages.runs(tag_pages(range)) {
-            bad = bad.or(self.resolve(io, context, range, run, side).await?);
+            let load = self.begin_load(context, range, &run).await;
+            let resolved = self.resolve(io, context, range, run, TagSide::New).await;
+            // Who waits for these pages need not wait for those of the next run.
+            drop(load);
+            bad = bad.or(resolved?);
         }
         Ok(bad.map(PageId::name))
     }
 
-    /// All tags of a range, from memory or from the device.
+    /// Begins to load what is missing of a run, if anything is: after another request of the thread, where
+    /// that brings all of it. Without a cache that would help nobody.
+    async fn begin_load(&self, context: &RequestContext, range: BlockRange, run: &Range<u64>) -> Option<Load> {
+        let loads = context.loads.as_ref().filter(|_| self.tree.cache.pages() > 0)?;
+        let unknown = context.tags.unknown(places(range, run))?;
+        let tag_page = |i: usize| (range.first.0 + i as u64) / TAGS_PER_PAGE;
+        Some(loads.begin(tag_page(*unknown.start())..tag_page(*unknown.end()) + 1).await)
+    }
+
+    /// All tags of a range, from memory or from the device. It waits for nobody: it may have logged.
+    /// What is returned is as above.
     pub(crate) async fn lookup<S: Storage>(
         &self,
         io: &S,
@@ -137,7 +151,11 @@ impl Metadata {
         let buf = context.side(side);
         buf.begin(range);
         self.lookup_pending(range, buf, 0..range.count as usize);
-        self.lookup_missing(io, context, range, side).await
+        let mut bad = None;
+        for run in context.pages.runs(tag_pages(range)) {
+            bad = bad.or(self.resolve(io, context, range, run, side).await?);
+        }
+        Ok(bad.map(PageId::name))
     }
 
     /// The same, patiently: a device that fails is asked a few times, damaged metadata is read once

@@ -4,6 +4,7 @@
 pub(crate) mod changes;
 pub mod hints;
 pub(crate) mod load;
+pub(crate) mod loads;
 pub(crate) mod lookup;
 mod next_data;
 pub(crate) mod page_cache;

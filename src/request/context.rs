@@ -5,11 +5,14 @@ use crate::{
     counters::ThreadCounters,
     format::{PAGE_BYTES, Tag, ZERO_TAG},
     log::Requester,
-    metadata::load::PageBufs,
+    metadata::{load::PageBufs, loads::LoadsHandle},
     request::hash_batch::BatchHandle,
     sync::{AtomicUsize, Ordering},
 };
-use std::sync::Arc;
+use std::{
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
 
 /// The preallocated memory of one request: tags, page buffers, its index.
 pub struct RequestContext {
@@ -30,6 +33,8 @@ pub struct RequestContext {
     pub(crate) leaf: Box<[u8; PAGE_BYTES]>,
     /// The hash batch of its thread, where that has several requests.
     pub(crate) batch: Option<BatchHandle>,
+    /// The loads of tag pages of its thread, where that has several requests.
+    pub(crate) loads: Option<LoadsHandle>,
 }
 
 /// Which of a request's two tag buffers.
@@ -42,15 +47,21 @@ pub(crate) enum TagSide {
 impl RequestContext {
     pub(crate) fn memory_bytes(max_blocks: usize, levels: usize) -> u64 {
         PageBufs::memory_bytes(levels, max_blocks)
-            + (2 * max_blocks * (size_of::<Tag>() + 1) + PAGE_BYTES + BatchHandle::MEMORY_BYTES) as u64
+            + (2 * max_blocks * (size_of::<Tag>() + 1)
+                + PAGE_BYTES
+                + BatchHandle::MEMORY_BYTES
+                + LoadsHandle::MEMORY_BYTES) as u64
     }
 
     /// Gives the contexts of one volume that one thread uses a common hash batch: it hashes for
-    /// several requests at once, and may have it done by other threads.
+    /// several requests at once, and may have it done by other threads. And it loads a tag page once
+    /// for all of them: a request may wait for another one's read, so all are to be polled.
     pub fn work_together<'a>(contexts: impl IntoIterator<Item = &'a mut RequestContext>) {
         let contexts: Vec<_> = contexts.into_iter().collect();
-        let handles = BatchHandle::several(contexts.len());
-        contexts.into_iter().zip(handles).for_each(|(context, handle)| context.batch = Some(handle));
+        let handles = BatchHandle::several(contexts.len()).zip(LoadsHandle::several(contexts.len()));
+        for (context, (batch, loads)) in contexts.into_iter().zip(handles) {
+            (context.batch, context.loads) = (Some(batch), Some(loads));
+        }
     }
 
     pub(crate) fn side(&mut self, side: TagSide) -> &mut TagBuf {
@@ -102,6 +113,7 @@ impl RequestContexts {
             pages: PageBufs::new(self.levels, self.max_blocks),
             leaf: Box::new([0; PAGE_BYTES]),
             batch: None,
+            loads: None,
         }
     }
 
@@ -155,14 +167,20 @@ impl TagBuf {
         self.known[i] = true;
     }
     /// Sets what is not known yet in `range`.
-    pub(crate) fn fill(&mut self, range: std::ops::Range<usize>, tag: impl Fn(usize) -> Tag) {
+    pub(crate) fn fill(&mut self, range: Range<usize>, tag: impl Fn(usize) -> Tag) {
         for i in range {
             if !self.known[i] {
                 self.set(i, tag(i));
             }
         }
     }
-    pub(crate) fn all_known(&self, range: std::ops::Range<usize>) -> bool {
+    /// From the first tag in `range` that is not known to the last.
+    pub(crate) fn unknown(&self, range: Range<usize>) -> Option<RangeInclusive<usize>> {
+        let mut unknown = range.filter(|i| !self.known[*i]);
+        let first = unknown.next()?;
+        Some(first..=unknown.next_back().unwrap_or(first))
+    }
+    pub(crate) fn all_known(&self, range: Range<usize>) -> bool {
         self.known[range].iter().all(|k| *k)
     }
 }

@@ -2,7 +2,7 @@
 //! everything is verified.
 
 use super::{
-    context::{RequestContext, TagSide},
+    context::RequestContext,
     hash_batch::{HashWork, Hasher},
 };
 use crate::{
@@ -136,7 +136,7 @@ impl Reader<'_> {
         }
         let pages = match complete {
             true => Ok(None),
-            false => self.metadata.lookup_missing(io, context, range, TagSide::New).await,
+            false => self.metadata.lookup_missing(io, context, range).await,
         };
         let (data, buf) = data.await;
         let data = data.map_err(|errno| {
@@ -163,7 +163,7 @@ impl Reader<'_> {
     ) -> (Result<Fetched, DeviceError>, Buf) {
         let pages = match complete {
             true => Ok(None),
-            false => self.metadata.lookup_missing(io, context, range, TagSide::New).await,
+            false => self.metadata.lookup_missing(io, context, range).await,
         };
         let bs = self.metadata.block_size();
         let mut result = pages.map(|bad_page| Fetched { bad_page });

@@ -214,6 +214,34 @@ async fn both(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
     .await;
 }
 
+#[test]
+fn reads_of_one_tag_page_wait_for_the_first_beside_checkpoints_and_another_thread() {
+    check(|| {
+        let io = formatted();
+        let volume = opened(&io, 1);
+        write(&volume, &io, range(0, 2), 1).unwrap();
+        block_on(volume.checkpoint(&io)).unwrap();
+        // Cold, with room for the tag page and the root.
+        let volume = opened_with(&io, OpenOptions { cache_bytes: 2 * 4096, ..options(2) });
+        // The page moves while it is loaded: who has waited for it finds nothing, or an older one.
+        let checkpoint = with(&volume, &io, |v, io| {
+            write(v, io, range(2, 1), 2).unwrap();
+            block_on(v.checkpoint(io)).unwrap();
+        });
+        let reader = with(&volume, &io, |v, io| [0, 1].map(|block| read(v, io, range(block, 1))));
+        let mut contexts = [(); 3].map(|()| volume.context(0));
+        RequestContext::work_together(&mut contexts);
+        let [a, b, c] = &mut contexts;
+        let read_one = async |context: &mut RequestContext, block| {
+            let (result, buf) = volume.read(&io, context, range(block, 1), Buf::new(2 * BLOCK)).await;
+            assert!(result.is_ok() && buf[..BLOCK].iter().all(|byte| *byte == 1), "{result:?}");
+        };
+        block_on(both(read_one(a, 0), both(read_one(b, 1), read_one(c, 0))));
+        assert_eq!(reader.join().unwrap(), [1, 1]);
+        checkpoint.join().unwrap();
+    });
+}
+
 async fn write_and_read(volume: &Volume, io: &Memory, context: &mut RequestContext, first: u64, count: u64, fill: u8) {
     let mut buf = Buf::new(16 * BLOCK);
     buf.fill(fill);
