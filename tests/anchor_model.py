@@ -117,7 +117,7 @@ def run(seed, only=None, hostile=False):
         try:
             for i, _ in enumerate(change_unserved(d, u, a)):
                 late()
-                snap(0.2)
+                snap(0.5)
                 if r.random() < 0.1:
                     break
         except Away:
@@ -208,8 +208,6 @@ def run(seed, only=None, hostile=False):
             left = [t for t in n.tasks if t.__name__ == "change_keys" and not n.latched and not cut]
             if cut:
                 d.power_cut()
-            while r.random() < 0.15 and not left:
-                change_offline()
             if kind == "counter" and r.random() < 0.1 and (not planted() or bug("any_era")):
                 count("other_counters")
                 a.other_counter(d)
@@ -218,6 +216,8 @@ def run(seed, only=None, hostile=False):
             accepted = False
             while not isinstance(out, dict):
                 steps = r.randint(1, 25) if r.random() < 0.5 else 999
+                while r.random() < (0.4 if hostile else 0.12) and not left and d not in trials:
+                    change_offline()
                 if tries > 0 and r.random() < 0.8:
                     tries -= 1
                     count("tampered")
@@ -237,6 +237,8 @@ def run(seed, only=None, hostile=False):
                         left.clear()
                         cut = True
                         accepted = judged = True  # the anchor speaks of it: from here on that is the volume
+                    elif out != "refused":
+                        snaps.append(t)  # with a body that was prepared, perhaps
                     if judged and out != "refused" and r.random() < 0.5:
                         d.power_cut()
                         left.clear()

@@ -51,20 +51,20 @@ impl AnchorBody {
     }
 
     /// While the key area is changed: `found` is the one that lies there, which this must permit. Whoever has the volume open, or tries
-    /// to, is where it was. `None`: there is nothing to write.
+    /// to, is where it was. `None`: it was only asked.
     pub(super) fn with_key_area(
         self,
         (found, step): (KeyAreaMark, KeyAreaStep),
         note: &AnchorNote,
     ) -> Result<Option<Self>, AnchorError> {
         judge_key_area(&self, Some(&found))?;
-        let next = match step {
+        // Also where this says so already: what was sent before, and is under way still, must find another body in its place.
+        let next_key_area = match step {
             KeyAreaStep::Judge => return Ok(None),
             KeyAreaStep::Begin(next) => Some(next),
             KeyAreaStep::End => None,
         };
-        let says_so = (self.key_area, self.next_key_area) == (Some(found), next);
-        Ok((!says_so).then(|| Self { key_area: Some(found), next_key_area: next, ..self.followed(note) }))
+        Ok(Some(Self { key_area: Some(found), next_key_area, ..self.followed(note) }))
     }
 
     /// The log has got so far in the life that is served.

@@ -72,8 +72,8 @@ pub enum SlotError {
     /// The volume can't be looked at.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The copy that is older, damaged or unreadable can't be made as the other one.
-    #[error("nothing was changed, as one copy of the key area can't be made as the other: {0}")]
+    /// The copies can't be made the same and durable: one is older, damaged or unreadable, or the cache is not written out.
+    #[error("no slot was changed, as the copies of the key area can't be made the same and durable: {0}")]
     Settle(DeviceError),
     /// A copy could not be written. The other is as it was; which of them counts depends on how much of
     /// the first has arrived.

@@ -63,9 +63,10 @@ def change_keys(d, u, held, tell):
             u.areas = {found["id"]}
 
         count("key_settles")
-        if (held["keys"], held["keys_next"]) == (found["id"], None):
-            ended()
-            return held
+        # Two bodies: of a counter, one may have been prepared by who has shown an open an older disk.
+        held = yield from tell(held, dict(held, keys=found["id"], keys_next=found["id"], covers=None, then=None))
+        if not held:
+            return None
         return (yield from tell(held, dict(held, keys=found["id"], keys_next=None, covers=None, then=ended)))
     new = dict(gen=found["gen"] + 1, id=("keys", d.r.random()))
     u.areas.add(new["id"])  # from here on it may be found

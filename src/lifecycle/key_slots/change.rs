@@ -19,7 +19,7 @@ pub enum ChangeError<E> {
     #[error(transparent)]
     Slots(#[from] SlotError),
     /// The anchor does not permit it. Nothing was changed.
-    #[error("nothing was changed: {0}")]
+    #[error("no slot was changed: {0}")]
     Anchor(E),
     /// The anchor was not told to its end.
     #[error("the change counts, but until the next one the anchor permits the slots of before, too: {0}")]
@@ -112,11 +112,13 @@ impl PreparedSlots {
             keep(found, KeyAreaStep::Judge).await.map_err(ChangeError::Anchor)?;
             write_copy(io, behind, &self.found).await.map_err(SlotError::Settle)?;
         }
-        let Some(next) = &self.next else {
-            return keep(found, KeyAreaStep::End).await.map_err(ChangeError::Anchor);
-        };
+        // Where nothing is changed two bodies are told all the same. Of a counter, one for the next value may be at hand to who has shown
+        // an open an older disk.
+        let next = self.next.as_ref().unwrap_or(&self.found);
         keep(found, KeyAreaStep::Begin(next.mark())).await.map_err(ChangeError::Anchor)?;
-        write_both(io, next).await?;
+        if self.next.is_some() {
+            write_both(io, next).await?;
+        }
         keep(next.mark(), KeyAreaStep::End).await.map_err(ChangeError::Behind)
     }
 }

@@ -168,3 +168,51 @@ fn of_two_copies_that_differ_each_opens_the_volume_whichever_can_be_read() {
         drop(done.open(&word("other")).unwrap());
     }
 }
+
+/// Somebody shows opens the slots of before, cuts them short, and keeps the bodies that they have prepared. When a command that was cut
+/// short has been ended by the next, none of them counts.
+#[test]
+fn a_body_that_was_prepared_and_kept_brings_no_removed_slot_back() {
+    let before = Slots::new(Shape::Counter);
+    let older = copies(&before.io);
+    let (mut kept, mut ended, mut tried) = (Vec::new(), 0, 0);
+    for steps in 0..1000 {
+        let state = before.fork(steps);
+        let is_done = state.change_for(changed(&state.io, Verb::Remove), steps);
+        state.io.disk().kill();
+        let value = state.anchor.held().value;
+        for cut in 0..1000 {
+            let mut shown = state.fork(cut);
+            shown.put_back(&older);
+            let (options, opener) = (shown.options(), file(1));
+            let open = open_unlocked(&shown.io, &opener, &options, (&shown.anchor, AnchorPurpose::Keep));
+            let is_open = block_on_steps(&shown.io, open, cut).is_some();
+            shown.io.disk().kill();
+            if is_open || shown.anchor.held().value != value {
+                break;
+            }
+            kept.push(shown.io);
+        }
+        // The same once more: where it was done already there is nothing to do.
+        let again = state.unlocked();
+        state.write(again).unwrap();
+        if opens_nothing(&state, &file(1)) {
+            ended += 1;
+            for disk in &kept {
+                let io = SimStorage::new(disk.disk().fork(3));
+                let anchor = state.anchor.fork(&io);
+                let mut shown = Slots { io, anchor, rng: Rng::new(steps) };
+                assert!(shown.open(&file(1)).is_err(), "after {steps} steps a removed slot opens the volume");
+                tried += 1;
+            }
+        }
+        if is_done {
+            break;
+        }
+    }
+    assert!(ended > 3 && tried > 100, "{ended}, {tried}");
+}
+
+fn opens_nothing(slots: &Slots, credential: &Credential) -> bool {
+    block_on(&slots.io, LockedSlots::read(&slots.io)).unwrap().unwrap().unlock(credential).is_err()
+}

@@ -133,6 +133,7 @@ fn open_and_close(
 
 fn init(args: &OnVolume) -> Outcome {
     let (offline, key) = args.open(Use::Exclusive)?;
+    offline.backings().lock_key_area()?;
     begin(&offline, &key, &args.anchor, &args.devices)?;
     output::line(format_args!("anchor        {}", args.anchor.needed()?))
 }
@@ -183,6 +184,7 @@ fn lines(status: &AnchorStatus) -> Output {
 
 fn reset(args: &ResetArgs) -> Outcome {
     let (offline, key) = args.volume.open(Use::Exclusive)?;
+    offline.backings().lock_key_area()?;
     let verified = args.volume.verify(&offline, &key)?;
     let found: Option<Uuid> = verified.info().uuid.parse().ok();
     if found != Some(args.uuid) {

@@ -261,6 +261,7 @@ fn format(args: &Args, key: &mut NewKey, wiped: &mut Vec<(PathBuf, String)>) -> 
     let purpose = if args.force { Use::Forced } else { Use::Anew };
     let backings = Backings::open(data, meta.as_deref(), purpose, Duration::ZERO)?;
     let offline = Offline::with(backings)?;
+    offline.backings().lock_key_area()?;
     let io = offline.io();
     if !args.force {
         refuse_unknown(&offline)?;

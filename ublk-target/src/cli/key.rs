@@ -26,7 +26,7 @@ use ublk_integrity::{
     Credential,
     anchor::{KeyAreaMark, KeyAreaStep},
     create::Label,
-    key_slots::{GuessCost, LockedSlots, NewSlot, SlotError, SlotInfo, SlotKind, UnlockedSlots},
+    key_slots::{GuessCost, KEY_SLOTS, LockedSlots, NewSlot, SlotError, SlotInfo, SlotKind, UnlockedSlots},
 };
 
 /// Say who opens a volume that has key slots (`format --key-slots`); it may be in use
@@ -225,13 +225,13 @@ impl Slots {
         let mut unlocked = read(&slots.offline, devices)?.unlock(key)?;
         let done = change(&mut unlocked);
         // A removal that was cut short is made once more, finds nothing to remove, and is to end all the same.
-        if matches!(done, Ok(_) | Err(SlotError::Empty(_))) {
+        if matches!(done, Ok(_) | Err(SlotError::Empty(..KEY_SLOTS))) {
             slots.write(unlocked, devices, anchor).map_err(|failure| devices.failure(failure))?;
         }
         Ok(done?)
     }
 
-    /// To its end, whatever asks us to stop: it is two writes, and two to an anchor.
+    /// To its end, whatever asks us to stop: it is two or three writes, and two to an anchor.
     fn write(&self, unlocked: UnlockedSlots, devices: &DeviceArgs, anchor: &AnchorArgs) -> Outcome {
         let (offline, io) = (&self.offline, self.offline.io());
         let prepared = offline.run_to_its_end(unlocked.prepare(&io, devices.meta.is_some()))??;

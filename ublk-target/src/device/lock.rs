@@ -60,7 +60,7 @@ pub(super) fn device(file: &File, share: Share, wait: &mut Wait) -> nix::Result<
     )
 }
 
-/// That to write key areas, which is nobody's who serves the volume: of a device or a file.
+/// That to write key areas, which is nobody's who serves the volume: of a block device.
 pub(super) fn key_area(file: &File, wait: &mut Wait) -> nix::Result<()> {
     locked_within(|| lock_at(file, KEY_AREA_BYTE, libc::F_WRLCK), wait)
 }
