@@ -212,16 +212,22 @@ fn a_volume_and_the_agent_that_it_waits_for_do_not_wait_for_each_other() {
         let drop_in = format!("[Unit]\nWants={agent}\nAfter={agent}\n");
         fs::write(path("ublk-integrity@home.service.d/agent.conf"), drop_in).unwrap();
         // What is mounted on it, as the generator of fstab orders it.
-        let before = if options.contains("_netdev") { "remote-fs.target" } else { "local-fs.target" };
+        let (before, of_network) = match options.contains("_netdev") {
+            true => ("remote-fs.target", "Options=_netdev\n"),
+            false => ("local-fs.target", ""),
+        };
         let device = r"dev-ublk\x2dintegrity-home.device";
         let mount = format!(
-            "[Unit]\nBefore={before}\nRequires={device}\nAfter={device}\n[Mount]\nWhat=/dev/ublk-integrity/home\nWhere=/home\n"
+            "[Unit]\nBefore={before}\nRequires={device}\nAfter={device}\n[Mount]\nWhat=/dev/ublk-integrity/home\nWhere=/home\n{of_network}"
         );
         fs::write(path("home.mount"), mount).unwrap();
         fs::create_dir_all(path(&format!("{before}.requires"))).unwrap();
         std::os::unix::fs::symlink("../home.mount", path(&format!("{before}.requires/home.mount"))).unwrap();
+        // As at boot: what waits for the volume, and what the agent may wait for, are to be started, too.
+        let all = format!("[Unit]\nRequires=sysinit.target {before} ublk-integrity@home.service\n");
+        fs::write(path("all.target"), all).unwrap();
         let mut verify = Command::new("systemd-analyze");
-        verify.args(["verify", "--man=no"]).arg(path("ublk-integrity@home.service"));
+        verify.args(["verify", "--man=no"]).arg(path("all.target"));
         // The folder alone, and then all that systemd has.
         let folders = format!("{}:", folder.path().display());
         let said = verify.env("SYSTEMD_UNIT_PATH", folders).output().ok()?;
@@ -233,6 +239,8 @@ fn a_volume_and_the_agent_that_it_waits_for_do_not_wait_for_each_other() {
         return;
     };
     assert!(is_one, "the test shows nothing");
+    let with_folder = tpm.replace("InaccessiblePaths=-/tmp -/var/tmp", "PrivateTmp=yes");
+    assert_eq!(circle("ublk-anchor-tpm.service", &with_folder, ""), Some(true));
     assert_eq!(circle("ublk-anchor-tpm.service", tpm, ""), Some(false));
     // What needs the network comes after what is local.
     assert_eq!(circle("ublk-anchor-etcd.service", etcd, ",_netdev"), Some(false));
