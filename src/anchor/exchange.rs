@@ -45,7 +45,7 @@ pub(super) struct Change<'a> {
 /// A conflict is not of our making where nothing of it can be under way. A counter's value would not tell.
 pub(super) async fn replace<A: Anchor>(anchor: &A, key: &AnchorKey, change: Change<'_>) -> Result<(), AnchorError> {
     let Change { volume, expected, bytes, mut is_again } = change;
-    let mut last = "it does not take the next body".to_owned();
+    let mut last = String::new();
     for _ in 0..TRIES {
         match anchor.replace(volume, expected, &bytes).await {
             Replaced::Done => return Ok(()),
@@ -61,7 +61,9 @@ pub(super) async fn replace<A: Anchor>(anchor: &A, key: &AnchorKey, change: Chan
             return Err(somebody_else(&there, key, volume));
         }
     }
-    Err(AnchorError::Away(last))
+    // No agent should do that: one that has been downgraded, whose counters have eras, does.
+    let refused = || "it does not take the next body".to_owned();
+    Err(AnchorError::Away(if last.is_empty() { refused() } else { last }))
 }
 
 /// Whether the anchor still holds `body`. Of a counter only its value says so: where the body has gone from the disk, the next one

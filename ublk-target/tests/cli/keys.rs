@@ -102,7 +102,7 @@ fn slots_of_an_anchored_volume_are_changed_with_its_anchor_and_old_ones_open_not
         run(&format!("export DISK {opener} out")).expect(INTEGRITY);
     }
     f.run("keygen more").expect(DONE);
-    run("key add DISK --key-file key --new-key-file more").expect(INTEGRITY).says("nothing was changed");
+    run("key add DISK --key-file key --new-key-file more").expect(INTEGRITY).says("no slot was changed");
     assert!(fs::read(f.path("disk")).unwrap() == mixed, "nothing was written");
     fs::write(f.path("disk"), &newest).unwrap();
     run("check DISK --passphrase-file word").expect(DONE);
