@@ -174,7 +174,7 @@ fn lines(status: &AnchorStatus) -> Output {
     if let Some(generation) = status.key_area_generation {
         out.line(format_args!("key area      of generation {generation}: no older one opens the volume"));
     }
-    if let Some(next) = status.next_key_area_generation {
+    if let Some(next) = status.next_key_area_generation.filter(|next| Some(*next) != status.key_area_generation) {
         out.line(format_args!(
             "              or {next}, which a change of the slots has not ended: the next `key` command ends it"
         ));

@@ -102,11 +102,11 @@ pub struct Backings {
 
 impl Backings {
     /// Keeps others from writing the key area, whoever serves the volume, for as long as this is open. A command that is at it is
-    /// waited for. A regular file has its one lock for all (some network file systems make a byte's lock of that).
+    /// waited for. Not on a network file system, which makes a lock of all bytes of the daemon's flock: there that is all there is.
     pub fn lock_key_area(&self) -> Outcome {
         let meta = self.get(Device::Meta);
         let path = meta.path.display();
-        if !meta.file.metadata().is_ok_and(|m| m.file_type().is_block_device()) {
+        if lock::is_of_network(&meta.file) {
             return Ok(());
         }
         let mut wait = Wait::up_to(CHANGED, format_args!("another `key` command on {path}"));

@@ -13,13 +13,20 @@ use crate::{
     os,
     wait::{Wait, locked_within},
 };
-use nix::fcntl::{FcntlArg, FlockArg, fcntl};
+use nix::{
+    fcntl::{FcntlArg, FlockArg, fcntl},
+    sys::statfs::{self, FsType},
+};
 use std::fs::File;
 
 /// "ublk-int", read as a number: nobody else locks it, nor does a witness.
 const BYTE: i64 = 0x7562_6c6b_2d69_6e74;
 /// The next one.
 const KEY_AREA_BYTE: i64 = BYTE + 1;
+
+/// `linux/magic.h`.
+const CIFS: FsType = FsType(0xff53_4d42);
+const SMB2: FsType = FsType(0xfe53_4d42);
 
 /// Who else of ours may have a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,7 +67,13 @@ pub(super) fn device(file: &File, share: Share, wait: &mut Wait) -> nix::Result<
     )
 }
 
-/// That to write key areas, which is nobody's who serves the volume: of a block device.
+/// Whether a file lies where flock(2) locks all bytes for fcntl(2), too: NFS and SMB.
+pub(super) fn is_of_network(file: &File) -> bool {
+    let kind = statfs::fstatfs(file).map(|of| of.filesystem_type());
+    kind.is_ok_and(|kind| [statfs::NFS_SUPER_MAGIC, statfs::SMB_SUPER_MAGIC, CIFS, SMB2].contains(&kind))
+}
+
+/// That to write key areas, which is nobody's who serves the volume: of a device or a file.
 pub(super) fn key_area(file: &File, wait: &mut Wait) -> nix::Result<()> {
     locked_within(|| lock_at(file, KEY_AREA_BYTE, libc::F_WRLCK), wait)
 }

@@ -31,7 +31,8 @@ impl WholeDisk {
             return Ok(None);
         }
         let file = match File::open(&node) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // Nor does who may have the partition alone keep udev out.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => return Ok(None),
             opened => opened.and_then(|file| Ok((file.metadata()?.rdev() == number).then_some(file))),
         };
         let locked = file.and_then(|file| {
