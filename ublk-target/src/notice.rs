@@ -7,6 +7,10 @@ use std::{
     time::Duration,
 };
 
+/// What a patience is counted in. A machine that stands still for a while (a virtual machine that gets no processor) uses up one of
+/// these, however long that was.
+const TICK: Duration = Duration::from_secs(1);
+
 /// Something that may take long; it has ended when this is dropped.
 pub struct Notice {
     _ended: mpsc::Sender<()>,
@@ -16,8 +20,8 @@ impl Notice {
     /// Has `act` called after `patience`.
     pub fn after(patience: Duration, act: impl FnOnce() + Send + 'static) -> Self {
         let mut act = Some(act);
-        Self::every(patience, move |_| {
-            if let Some(act) = act.take() {
+        Self::every(patience.min(TICK), move |passed| {
+            if let Some(act) = act.take_if(|_| passed >= patience) {
                 act();
             }
         })

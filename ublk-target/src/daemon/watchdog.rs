@@ -10,10 +10,6 @@ use std::{collections::BTreeSet, fs, path::Path, process, sync::Arc, time::Durat
 /// How long the kernel may take to add or start a device: some kernels never come back.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What that is counted in. A machine that stands still for a while (a virtual machine that gets no processor) takes one of these,
-/// however long that was.
-const TICK: Duration = Duration::from_secs(1);
-
 /// Ends the process when the kernel does not come back from a command.
 pub struct Watchdog(Notice);
 
@@ -21,15 +17,10 @@ impl Watchdog {
     /// `clean_up` runs before the process ends.
     pub fn start(command: &'static str, reporter: &Arc<Reporter>, clean_up: impl FnOnce() + Send + 'static) -> Self {
         let reporter = Arc::clone(reporter);
-        let mut clean_up = Some(clean_up);
-        Self(Notice::every(TICK, move |passed| {
-            if passed >= PATIENCE {
-                reporter.failed(&Failure::new(Exit::Device, why(command, &standing(Path::new("/proc/self/task")))));
-                if let Some(clean_up) = clean_up.take() {
-                    clean_up();
-                }
-                process::exit(Exit::Device as i32);
-            }
+        Self(Notice::after(PATIENCE, move || {
+            reporter.failed(&Failure::new(Exit::Device, why(command, &standing(Path::new("/proc/self/task")))));
+            clean_up();
+            process::exit(Exit::Device as i32);
         }))
     }
 
