@@ -264,10 +264,10 @@ impl Slots {
 
 /// Has the daemon tell its anchor: nobody else writes to that.
 fn has_kept(device: u32, found: KeyAreaMark, step: KeyAreaStep) -> Outcome {
-    let next = if let KeyAreaStep::Begin(next) = step { Some(next.into()) } else { None };
-    let request = Request::KeyArea { found: Some(found.into()), next, judge: step == KeyAreaStep::Judge };
     let path = socket_path(device);
-    Conversation::begin(&path, &request).map(drop).map_err(|why| client::not_conversed(&path, why))
+    Conversation::begin(&path, &Request::key_area(found, step))
+        .map(drop)
+        .map_err(|why| client::not_conversed(&path, why))
 }
 
 /// The device of ours that has it in use, whose daemon lives: it never touches the key area once it

@@ -82,7 +82,7 @@ impl From<KeyAreaMark> for KeyArea {
 }
 
 impl KeyArea {
-    /// What is asked for of the area that is found, so that a daemon's anchor can be asked the same.
+    /// What a [request](Request::key_area) asks for.
     pub(super) fn step(
         (found, next): (Option<&Self>, Option<&Self>),
         judge: bool,
@@ -140,6 +140,16 @@ const VERBS: &[&str] = &[
 ];
 
 impl Request {
+    /// A step of a change of the key slots, of which this area lies on the disk.
+    pub fn key_area(found: KeyAreaMark, step: KeyAreaStep) -> Self {
+        let (next, judge) = match step {
+            KeyAreaStep::Judge => (None, true),
+            KeyAreaStep::Begin(next) => (Some(next.into()), false),
+            KeyAreaStep::End => (None, false),
+        };
+        Self::KeyArea { found: Some(found.into()), next, judge }
+    }
+
     /// From a line. What is wrong is told in words for whoever asked.
     pub(super) fn parse(line: &[u8]) -> Result<Self, String> {
         let value: Value = serde_json::from_slice(line).map_err(|e| format!("not a JSON object in a line: {e}"))?;
