@@ -11,21 +11,16 @@ use nix::{
         resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
         signal::{SigHandler, SigSet, SigmaskHow, Signal},
         signalfd::{SfdFlags, SignalFd},
-        stat::{major, minor},
         termios::{LocalFlags, SetArg, tcgetattr, tcsetattr},
     },
-    unistd::{AccessFlags, ForkResult, access, fork},
+    unistd::{ForkResult, fork},
 };
 use std::{
     ffi::CString,
     fs::File,
     io,
     mem::MaybeUninit,
-    os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::fs::{FileTypeExt, MetadataExt},
-    },
-    path::Path,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -87,18 +82,6 @@ pub fn direct_io_alignment(file: &File) -> Option<u32> {
     // SAFETY: zeros are a valid `statx`, whatever the kernel has filled in of it.
     let found = unsafe { found.assume_init() };
     Some(found.stx_dio_offset_align).filter(|align| found.stx_mask & libc::STATX_DIOALIGN != 0 && *align > 0)
-}
-
-/// Whether the kernel refuses writes to this file or block device, whoever asks: a disk made
-/// read-only (`blockdev --setro`), a file system mounted so.
-pub fn is_read_only(path: &Path) -> bool {
-    let Ok(metadata) = path.metadata() else { return false };
-    if metadata.file_type().is_block_device() {
-        let number = metadata.rdev();
-        let flag = format!("/sys/dev/block/{}:{}/ro", major(number), minor(number));
-        return std::fs::read_to_string(flag).is_ok_and(|ro| ro.trim() == "1");
-    }
-    access(path, AccessFlags::W_OK) == Err(Errno::EROFS)
 }
 
 /// Marks this process as one that memory reclaim waits for (`PR_SET_IO_FLUSHER`): its own allocations

@@ -15,6 +15,7 @@ use crate::{
         peek::peek,
         settings::{DEFAULT_MAX_IO, Defaults, Mismatch, Settings, SyncLog, Wanted},
     },
+    device::stack::is_read_only,
     failure::{Context, Exit, Failure, Outcome},
     key::{KeyArgs, KeySource},
     name::DeviceName,
@@ -175,7 +176,7 @@ pub fn launch(start: Start, foreground: bool) -> Outcome {
 /// What can't be written to is opened read-only, with a word.
 fn read_only(args: &Args) -> bool {
     let devices = std::iter::once(&args.devices.data).chain(&args.devices.meta);
-    let protected = devices.into_iter().find(|path| os::is_read_only(path));
+    let protected = devices.into_iter().find(|path| is_read_only(path));
     if let Some(path) = protected.filter(|_| !args.read_only) {
         output::warn(format_args!("{} is read-only, and so is the device made of it", path.display()));
     }

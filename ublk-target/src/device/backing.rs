@@ -285,7 +285,7 @@ fn open_file(path: &Path, purpose: Use) -> Outcome<(File, bool, bool)> {
         return Err(Failure::new(Exit::Device, format_args!("{shown} is neither a block device nor a regular file")));
     }
     // Some kernels open such a device to write, and only then refuse.
-    if purpose.writes() && os::is_read_only(path) {
+    if purpose.writes() && stack::is_read_only(path) {
         return Err(Failure::new(Exit::Device, format_args!("{shown} is read-only: nothing can be written to it")));
     }
     let exclusive = if kind.is_block_device() && purpose.claims() { libc::O_EXCL } else { 0 };

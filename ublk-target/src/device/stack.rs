@@ -1,6 +1,10 @@
 //! What lies under a path: a device must not lie on itself, not even by way of others, for its
 //! requests would wait for themselves.
 
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access},
+};
 use std::{
     collections::HashSet,
     ffi::OsString,
@@ -75,10 +79,30 @@ fn btrfs_members(device: &Path) -> Vec<PathBuf> {
 fn device_of(path: &Path) -> Option<PathBuf> {
     let meta = path.metadata().ok()?;
     let id = if meta.file_type().is_block_device() { meta.rdev() } else { meta.dev() };
-    let folder = |id: u64| fs::canonicalize(format!("/sys/dev/block/{}:{}", libc::major(id), libc::minor(id))).ok();
     // Btrfs and others number their file systems apart from their devices; the mount
     // table knows the device.
-    folder(id).or_else(|| folder(mount_of(path)?.source.metadata().ok()?.rdev()))
+    sysfs_folder(id).or_else(|| sysfs_folder(mount_of(path)?.source.metadata().ok()?.rdev()))
+}
+
+/// The sysfs folder of the block device of this number, if there is one.
+pub fn sysfs_folder(number: u64) -> Option<PathBuf> {
+    fs::canonicalize(format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number))).ok()
+}
+
+/// The sysfs folder of the disk that this one's device is a partition of, if it is one.
+pub(super) fn disk_of_partition(folder: &Path) -> Option<&Path> {
+    folder.parent().filter(|_| folder.join("partition").exists())
+}
+
+/// Whether the kernel refuses writes to this file or block device, whoever asks: a disk made
+/// read-only (`blockdev --setro`), a file system mounted so.
+pub fn is_read_only(path: &Path) -> bool {
+    let Ok(metadata) = path.metadata() else { return false };
+    if metadata.file_type().is_block_device() {
+        let flag = sysfs_folder(metadata.rdev()).map(|folder| fs::read_to_string(folder.join("ro")));
+        return flag.is_some_and(|flag| flag.is_ok_and(|ro| ro.trim() == "1"));
+    }
+    access(path, AccessFlags::W_OK) == Err(Errno::EROFS)
 }
 
 /// A line of the mount table.
@@ -201,7 +225,7 @@ fn unescaped(text: &str) -> PathBuf {
 /// The sector size of the disk that `path` is, lies on, or is a partition of, in bytes.
 pub fn sector_below(path: &Path) -> Option<u32> {
     let device = device_of(path)?;
-    let disk = if device.join("partition").exists() { device.parent()? } else { &device };
+    let disk = disk_of_partition(&device).unwrap_or(&device);
     fs::read_to_string(disk.join("queue/logical_block_size")).ok()?.trim().parse().ok()
 }
 
@@ -216,9 +240,7 @@ fn directly_below(device: &Path) -> Vec<PathBuf> {
     let node = |name: std::ffi::OsString| Path::new("/dev").join(name);
     let slaves = fs::read_dir(device.join("slaves")).into_iter().flatten().flatten();
     let mut below: Vec<PathBuf> = slaves.map(|entry| node(entry.file_name())).collect();
-    if device.join("partition").exists() {
-        below.extend(device.parent().and_then(Path::file_name).map(|name| node(name.to_owned())));
-    }
+    below.extend(disk_of_partition(device).and_then(Path::file_name).map(|name| node(name.to_owned())));
     let file = fs::read_to_string(device.join("loop/backing_file"));
     below.extend(file.ok().map(|path| PathBuf::from(path.trim_end())));
     below

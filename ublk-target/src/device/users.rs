@@ -1,6 +1,9 @@
 //! Who uses a block device: what the kernel has put on it, and processes that have it open.
 
-use super::claim::{Claim, claim_here};
+use super::{
+    claim::{Claim, claim_here},
+    stack::sysfs_folder,
+};
 use std::{
     collections::HashSet,
     fmt,
@@ -106,8 +109,7 @@ struct Disk {
 
 impl Disk {
     fn of(number: u64, path: &Path) -> Option<Self> {
-        let folder =
-            fs::canonicalize(format!("/sys/dev/block/{}:{}", libc::major(number), libc::minor(number))).ok()?;
+        let folder = sysfs_folder(number)?;
         let mut disk = Self { folder, numbers: HashSet::from([number]), nodes: HashSet::from([path.to_owned()]) };
         for folder in disk.parts() {
             disk.nodes.extend(folder.file_name().map(|name| Path::new("/dev").join(name)));

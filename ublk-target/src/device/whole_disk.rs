@@ -1,6 +1,7 @@
 //! The disk that a partition is of: udev locks that before it looks into the partition (systemd's "Locking Block Device
 //! Access"), so whoever is to be alone with the partition must lock it, too.
 
+use super::stack::{disk_of_partition, sysfs_folder};
 use crate::{
     os,
     wait::{Wait, locked_within},
@@ -23,10 +24,8 @@ impl WholeDisk {
     /// That of a partition, locked alone, if it is one and `held` has not its disk already. Where the disk has no node there is
     /// no udev.
     pub(super) fn hold(partition: &File, held: &[Self], wait: &mut Wait) -> Result<Option<Self>, (PathBuf, io::Error)> {
-        let Some((number, node)) = partition.metadata().ok().and_then(|of| disk_of(Path::new("/sys"), of.rdev()))
-        else {
-            return Ok(None);
-        };
+        let folder = partition.metadata().ok().and_then(|of| sysfs_folder(of.rdev()));
+        let Some((number, node)) = folder.and_then(|folder| disk_of(&folder)) else { return Ok(None) };
         if held.iter().any(|disk| disk.number == number) {
             return Ok(None);
         }
@@ -44,11 +43,9 @@ impl WholeDisk {
     }
 }
 
-/// The number and the node of the disk that the block device of this number is a partition of. `sys`: where sysfs is.
-fn disk_of(sys: &Path, number: u64) -> Option<(u64, PathBuf)> {
-    let folder = sys.join(format!("dev/block/{}:{}", libc::major(number), libc::minor(number)));
-    let folder = fs::canonicalize(folder).ok().filter(|folder| folder.join("partition").exists())?;
-    let about = fs::read_to_string(folder.parent()?.join("uevent")).ok()?;
+/// The number and the node of the disk that the block device with this sysfs folder is a partition of.
+fn disk_of(folder: &Path) -> Option<(u64, PathBuf)> {
+    let about = fs::read_to_string(disk_of_partition(folder)?.join("uevent")).ok()?;
     let said = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     let number = libc::makedev(said("MAJOR")?.parse().ok()?, said("MINOR")?.parse().ok()?);
     Some((number, Path::new("/dev").join(said("DEVNAME")?)))
@@ -57,21 +54,16 @@ fn disk_of(sys: &Path, number: u64) -> Option<(u64, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
 
     #[test]
     fn a_partition_leads_to_its_disk_and_a_disk_to_none() {
         let sys = tempfile::tempdir().unwrap();
-        let (disk, all) = (sys.path().join("devices/pci/block/vda"), sys.path().join("dev/block"));
+        let disk = sys.path().join("devices/pci/block/vda");
         fs::create_dir_all(disk.join("vda1")).unwrap();
-        fs::create_dir_all(&all).unwrap();
         fs::write(disk.join("uevent"), "MAJOR=254\nMINOR=16\nDEVNAME=vda\nDEVTYPE=disk\n").unwrap();
         fs::write(disk.join("vda1/partition"), "1\n").unwrap();
-        symlink(&disk, all.join("254:16")).unwrap();
-        symlink(disk.join("vda1"), all.join("254:17")).unwrap();
-        let of = |minor| disk_of(sys.path(), libc::makedev(254, minor));
-        assert_eq!(of(17), Some((libc::makedev(254, 16), "/dev/vda".into())));
-        assert_eq!(of(16), None);
-        assert_eq!(of(18), None, "nobody knows it");
+        assert_eq!(disk_of(&disk.join("vda1")), Some((libc::makedev(254, 16), "/dev/vda".into())));
+        assert_eq!(disk_of(&disk), None);
+        assert_eq!(disk_of(&disk.join("vda2")), None, "nobody knows it");
     }
 }

@@ -5,7 +5,7 @@
 //! ```
 
 use crate::{
-    device::{Backing, number},
+    device::{Backing, number, stack::sysfs_folder},
     failure::{Context, Outcome},
 };
 use serde::{Deserialize, Serialize};
@@ -131,9 +131,7 @@ impl Owner {
     /// Whether the block device of its number is still there, and so not what is at its path now.
     fn number_is_elsewhere(&self) -> bool {
         match self.number {
-            (None, device) => {
-                Path::new(&format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device))).exists()
-            }
+            (None, device) => sysfs_folder(device).is_some(),
             // A file can't be looked for by its number.
             (Some(_), _) => false,
         }
