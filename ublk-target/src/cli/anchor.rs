@@ -161,7 +161,17 @@ fn show(args: &ShowArgs) -> Outcome {
 }
 
 fn lines(status: &AnchorStatus) -> Output {
-    let AnchorStatus { state, generation, record, written_seconds, host, resets, reset_seconds, .. } = status;
+    let AnchorStatus {
+        state,
+        generation,
+        record,
+        written_seconds,
+        host,
+        resets,
+        reset_seconds,
+        key_area_generation,
+        next_key_area_generation,
+    } = status;
     let mut out = Output::new();
     out.line(format_args!("state         {}", state.replace('_', " ")));
     out.line(format_args!("generation    {generation}"));
@@ -171,10 +181,11 @@ fn lines(status: &AnchorStatus) -> Output {
         0 => "resets        none".into(),
         resets => format!("resets        {resets}, the last {}", crate::event::time(*reset_seconds)),
     });
-    if let Some(generation) = status.key_area_generation {
+    if let Some(generation) = key_area_generation {
         out.line(format_args!("key area      of generation {generation}: no older one opens the volume"));
     }
-    if let Some(next) = status.next_key_area_generation.filter(|next| Some(*next) != status.key_area_generation) {
+    // What is only ended is the same twice.
+    if let Some(next) = next_key_area_generation.filter(|_| next_key_area_generation != key_area_generation) {
         out.line(format_args!(
             "              or {next}, which a change of the slots has not ended: the next `key` command ends it"
         ));
