@@ -44,6 +44,7 @@ BUGS = dict(
 ONLY = {name: "counter" for name in ("absent_ok", "inc_first", "lag1", "no_forward", "one_bump", "any_era")} | {"taken_once": "store"}
 # Those that take several tampered disks in a row: runs of many short lives, with more of them.
 HOSTILE = ("number_and_link", "no_forward", "one_bump")
-# Not here: a change of the key area that was cut short and is ended by one body. It takes the adversary an open at the very moment, and
-# a disk of another; tests/anchored/key_area/cut_short.rs goes that way. Nor an id without the link (`no_link`). It was never found: the link catches in addition one life that runs twice,
-# a virtual machine that is resumed from a snapshot, which this model has not.
+# Not here: a change of the key area that was cut short and is ended by one body. It takes the adversary an open at the very
+# moment, and a disk of another; tests/anchored/key_area/cut_short.rs goes that way. Nor an id without the link (`no_link`). It
+# was never found: the link catches in addition one life that runs twice, a virtual machine that is resumed from a snapshot,
+# which this model has not.

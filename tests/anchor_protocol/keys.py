@@ -57,18 +57,10 @@ def change_keys(d, u, held, tell):
     if not permits(held, found):
         raise Refuse("the key area is not the anchor's")
     yield from settle(d, copies, found)
-    if d.r.random() < 0.2:  # what there was to do has been done by the change that was cut short
-
-        def ended():
-            u.areas = {found["id"]}
-
-        count("key_settles")
-        # Two bodies: of a counter, one may have been prepared by who has shown an open an older disk.
-        held = yield from tell(held, dict(held, keys=found["id"], keys_next=found["id"], covers=None, then=None))
-        if not held:
-            return None
-        return (yield from tell(held, dict(held, keys=found["id"], keys_next=None, covers=None, then=ended)))
     new = dict(gen=found["gen"] + 1, id=("keys", d.r.random()))
+    if d.r.random() < 0.2:  # what there was to do has been done by the change that was cut short
+        new = found
+        count("key_settles")
     u.areas.add(new["id"])  # from here on it may be found
 
     def done():  # who was removed opens it no more
@@ -83,7 +75,7 @@ def change_keys(d, u, held, tell):
         held = yield from tell(held, dict(held, keys=found["id"], keys_next=new["id"], covers=None, then=None))
         if not held:
             return None
-    for i in (0, 1):
+    for i in (0, 1) if new is not found else ():
         yield from write_copy(d, i, new)
     if bug("keys_no_commit"):
         done()

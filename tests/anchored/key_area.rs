@@ -7,6 +7,7 @@ use crate::{
     key_slots::{AREA, AREAS, Verb, changed, copies, file, new, with_two, word},
     sim::anchor::{Shape, open_unlocked},
 };
+use std::fmt::Debug;
 use ublk_integrity::{
     Credential,
     key_slots::{ChangeError, LockedSlots, SlotError, UnlockedSlots},
@@ -44,6 +45,14 @@ impl Slots {
 
     fn open(&mut self, credential: &Credential) -> Result<(Volume, AnchorKeeper), OpenError> {
         self.open_for(credential, AnchorPurpose::Keep)
+    }
+
+    /// The first of these that opens it. One must, whatever `when` it was.
+    fn opener<const N: usize>(&mut self, credentials: [Credential; N], when: impl Debug) -> Credential {
+        let opened = credentials.each_ref().map(|credential| self.open(credential).map(drop));
+        let first = opened.iter().position(Result::is_ok);
+        let first = first.unwrap_or_else(|| panic!("nothing opens it after {when:?}: {opened:?}"));
+        credentials.into_iter().nth(first).expect("one of them")
     }
 
     fn change(&self, verb: Verb) -> Result<(), ChangeError<AnchorError>> {
