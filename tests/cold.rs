@@ -166,6 +166,27 @@ fn who_waits_for_a_load_that_ends_badly_loads_by_itself() {
     }
 }
 
+/// What is read again may take as long again, and who waits needs none of it.
+#[test]
+fn who_waits_for_a_load_does_not_wait_for_its_second_try() {
+    let lab = cold(16, 32, 64);
+    let offset = lab.superblock().slot_offset(0, 1, 0);
+    let mut contexts = contexts(&lab);
+    let (first, others) = contexts.split_first_mut().unwrap();
+    let mut cx = Context::from_waker(Waker::noop());
+    let both_pages = BlockRange::new(BlockIndex(TAGS_PER_PAGE - 1), 2);
+    let mut loads = Box::pin(lab.volume.read(&lab.io, first, both_pages, Buf::new(1024)));
+    assert!(loads.as_mut().poll(&mut cx).is_pending());
+    lab.disk().bad_ranges = vec![BadRange::unreadable(Device::Meta, offset..offset + 8192)];
+    let mut exec = Executor::new(1);
+    exec.spawn(read(&lab, &mut others[0], 1));
+    while exec.step(&lab.io) == Step::Ran {}
+    assert_eq!(exec.running(), 1, "it waits for the first read of both pages");
+    assert!(loads.as_mut().poll(&mut cx).is_pending(), "the other page is read again");
+    while exec.step(&lab.io) == Step::Ran {}
+    assert_eq!(exec.running(), 0, "it waits on");
+}
+
 /// Of another thread nobody knows what it does next.
 #[test]
 fn a_load_of_another_thread_is_not_waited_for() {

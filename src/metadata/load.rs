@@ -132,13 +132,15 @@ impl Way<'_> {
 }
 impl Tree {
     /// Reads all that is missing at once, verifies from the top, and caches. `found` hears of each
-    /// tag page that could be had. Of several failures it returns a device error, if there is one.
+    /// tag page that could be had, `failed` of a read that failed, before anything is read again.
+    /// Of several failures it returns a device error, if there is one.
     pub(crate) async fn load_missing<S: Storage>(
         &self,
         io: &S,
         bufs: &mut PageBufs,
         missing: &Missing,
         hinted: bool,
+        failed: impl FnOnce(),
         found: impl FnMut(u64, Found, &[u8]),
     ) -> Result<(), LoadError> {
         let Some(extent) = missing.extent() else { return Ok(()) };
@@ -167,6 +169,9 @@ impl Tree {
                 let came = read.await;
                 (results[level], bufs.levels[level]) = (came.0, Some(came.1));
             }
+        }
+        if results.iter().any(Result::is_err) {
+            failed();
         }
         let mut made = Digests::new();
         if levels > 0 || extent.len() > 1 {

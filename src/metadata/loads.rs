@@ -4,7 +4,7 @@
 //! Who waits here loads nothing meanwhile, and who loads waits for its own I/O alone, which is under way on
 //! the same ring. So nobody waits for somebody who waits here. Nothing is handed over either: a load that
 //! has failed, was dropped, was of an older root or has found no frame ends like any other. Who has waited
-//! for it finds nothing then, and loads by itself.
+//! for it finds nothing then, and loads by itself. One whose read fails ends before it tries again.
 //!
 //! Loads of other threads are not waited for: when their pages come, those may have something else to do.
 //! Nor are hints. Nor are the pages above: with those the tag page is read at once, and would be read later.
@@ -35,11 +35,9 @@ pub(crate) struct LoadsHandle {
     index: usize,
 }
 
-/// A load under way, or the wait before it. It ends when dropped, however that comes about.
-pub(crate) struct Load {
-    loads: Loads,
-    index: usize,
-}
+/// A load under way, or the wait before it. It ends when dropped, however that comes about, if it has not
+/// [before](LoadsHandle::end).
+pub(crate) struct Load(LoadsHandle);
 
 impl LoadsHandle {
     /// Bytes that each request takes.
@@ -54,14 +52,21 @@ impl LoadsHandle {
     /// Begins to load these pages. Where another request of the thread brings all of them it comes after
     /// that: what is in the cache by then is not to be loaded again.
     pub(crate) async fn begin(&self, pages: Range<u64>) -> Load {
-        let load = Load { loads: Arc::clone(&self.loads), index: self.index };
+        let load = Load(Self { loads: Arc::clone(&self.loads), index: self.index });
         let mut may_wait = true;
-        poll_fn(|cx| load.poll_begun(&pages, &mut may_wait, cx.waker())).await;
+        poll_fn(|cx| self.poll_begun(&pages, &mut may_wait, cx.waker())).await;
         load
     }
-}
 
-impl Load {
+    /// Ends the load of this request, or its wait, if there is one. Nobody waits for it any more.
+    pub(crate) fn end(&self) {
+        let done = std::mem::replace(&mut self.loads.lock()[self.index], Doing::Nothing);
+        // Wakers are called without the lock.
+        if matches!(done, Doing::Loads(_)) {
+            std::iter::from_fn(|| self.next_waiter()).for_each(Waker::wake);
+        }
+    }
+
     /// The look at the others and the entry are one step.
     fn poll_begun(&self, pages: &Range<u64>, may_wait: &mut bool, waker: &Waker) -> Poll<()> {
         let mut loads = self.loads.lock();
@@ -99,11 +104,7 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        let done = std::mem::replace(&mut self.loads.lock()[self.index], Doing::Nothing);
-        // Nobody begins to wait for it any more. Wakers are called without the lock.
-        if matches!(done, Doing::Loads(_)) {
-            std::iter::from_fn(|| self.next_waiter()).for_each(Waker::wake);
-        }
+        self.0.end();
     }
 }
 

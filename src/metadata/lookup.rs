@@ -13,7 +13,7 @@ use crate::{
     metadata::pending::PendingSet,
     metadata::{
         load::Missing,
-        loads::Load,
+        loads::{Load, LoadsHandle},
         tree::{CacheUse, CacheWalk, Found, LoadError},
     },
     request::context::{TagBuf, TagSide},
@@ -218,7 +218,7 @@ impl Metadata {
         run: Range<u64>,
         side: TagSide,
     ) -> Result<Option<PageId>, LoadError> {
-        let RequestContext { tags, old, pages, leaf, .. } = context;
+        let RequestContext { tags, old, pages, leaf, loads, .. } = context;
         let into = if side == TagSide::New { tags } else { old };
         let mut missing = Missing::new(run.start);
         let mut lost = None;
@@ -242,7 +242,9 @@ impl Metadata {
             let part = part(range, tag_page);
             found(&part, end, page.get(part.at..).unwrap_or_default(), into);
         };
-        self.tree.load_missing(io, pages, &missing, false, on_page).await?;
+        // Who waits for these pages may need none of those that are read again.
+        let failed = || loads.iter().for_each(LoadsHandle::end);
+        self.tree.load_missing(io, pages, &missing, false, failed, on_page).await?;
         Ok(lost)
     }
 

@@ -59,7 +59,9 @@ impl Metadata {
             CacheWalk::Missing(page, entry) => {
                 let (mut missing, mut result) = (Missing::new(leaf.index), Found::Page);
                 missing.add(leaf.index, page, entry);
-                self.tree.load_missing(io, &mut context.pages, &missing, false, |_, found, _| result = found).await?;
+                self.tree
+                    .load_missing(io, &mut context.pages, &missing, false, || {}, |_, found, _| result = found)
+                    .await?;
                 Ok(result)
             }
         }

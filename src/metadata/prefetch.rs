@@ -47,7 +47,7 @@ impl Metadata {
                     missing.add(tag_page, page, entry);
                 }
             }
-            if self.tree.load_missing(io, &mut context.pages, &missing, true, |_, _, _| {}).await.is_err() {
+            if self.tree.load_missing(io, &mut context.pages, &missing, true, || {}, |_, _, _| {}).await.is_err() {
                 return;
             }
         }

@@ -128,7 +128,7 @@ pub(super) async fn checkpointed<S: Storage>(
                     tag.copy_from_slice(&bytes[at..at + TAG_BYTES]);
                 }
             };
-            tree.load_missing(io, pages, &missing, false, take).await?;
+            tree.load_missing(io, pages, &missing, false, || {}, take).await?;
         }
     }
     Ok(match end {
