@@ -135,7 +135,12 @@ fn parsed(path: &Path, answer: &[u8]) -> Result<Value, Unanswered> {
         return Err(Unanswered::Absent(failed(path, &"it has closed the connection")));
     }
     let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    serde_json::from_slice(line).map_err(|e| Unanswered::Refused(failed(path, &e)))
+    // A line that its writer did not end is one that has hung up, too.
+    let cut = line.len() == answer.len();
+    serde_json::from_slice(line).map_err(|e| match failed(path, &e) {
+        failure if cut && e.is_eof() => Unanswered::Absent(failure),
+        failure => Unanswered::Refused(failure),
+    })
 }
 
 /// The same, unless it says what is wrong.
@@ -275,6 +280,7 @@ mod tests {
             "{\"error\":\"at work\",\"exit\":5}\n",
             "{\"error\":\"stops\",\"exit\":5,\"leaving\":true}\n",
             "",
+            "{\"reads\":",
         ];
         thread::spawn(move || {
             for answer in answers {
@@ -295,6 +301,7 @@ mod tests {
         // The next daemon may answer.
         assert!(matches!(status(), Err(Unanswered::Absent(failure)) if failure.message == "stops"));
         assert!(matches!(status(), Err(Unanswered::Absent(_))), "it has hung up");
+        assert!(matches!(status(), Err(Unanswered::Absent(_))), "it has hung up in the middle of a line");
         assert!(matches!(ask(&dir.path().join("none"), &Request::Status {}), Err(Unanswered::Absent(_))));
     }
 
