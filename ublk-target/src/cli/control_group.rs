@@ -1,7 +1,8 @@
 //! Which control group a process is accounted for in, and ends with.
 
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write},
     os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
 };
@@ -10,7 +11,10 @@ use std::{
 pub(super) fn join(pid: u32, other: u32) -> io::Result<()> {
     let groups = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup"));
     match way(&groups(pid)?, &groups(other)?)? {
-        Some(group) => fs::write(format!("/sys/fs/cgroup{group}/cgroup.procs"), pid.to_string()),
+        Some(group) => OpenOptions::new()
+            .write(true)
+            .open(format!("/sys/fs/cgroup{group}/cgroup.procs"))?
+            .write_all(pid.to_string().as_bytes()),
         None => Ok(()),
     }
 }
