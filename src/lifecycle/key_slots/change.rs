@@ -22,7 +22,9 @@ pub enum ChangeError<E> {
     #[error("no slot was changed: {0}")]
     Anchor(E),
     /// The anchor was not told to its end.
-    #[error("the change counts, but until the next one the anchor permits the slots of before, too: {0}")]
+    #[error(
+        "the change counts, but the anchor permits the slots of before, too, until a change is told to its end: {0}"
+    )]
     Behind(E),
 }
 
