@@ -7,23 +7,7 @@ add
 mkswap "$disk" >/dev/null
 swapon "$disk"
 step 'a process with more memory than there is'
-python3 - <<'P'
-import random, sys
-pages = 125_000                         # 488 MiB
-memory = bytearray(pages * 4096)
-def mark(page, turn): memory[page * 4096:page * 4096 + 16] = f"{page:8}{turn:8}".encode()
-for page in range(pages): mark(page, 0)
-turns, looked = [0] * pages, 0
-for _ in range(3000):
-    start = random.randrange(pages - 64)
-    for page in range(start, start + 64):
-        if memory[page * 4096:page * 4096 + 16] != f"{page:8}{turns[page]:8}".encode():
-            sys.exit(f"page {page} came back wrong")
-        turns[page] += 1
-        mark(page, turns[page])
-        looked += 1
-print(f"{looked} pages looked at and changed")
-P
+python3 tests/vm/thrash.py $((${FULL:+2000} + 1000))
 cat /proc/swaps
 free -m
 [ "$(counter writes)" -gt 100 ] || die 'nothing was swapped out'
