@@ -1,6 +1,6 @@
 #!/bin/bash
 # kill-recover - kill -9 of the daemon under load, recover: no error is seen, and no stale data
-# vm: cpus=4
+# vm: cpus=2:4
 . tests/vm/lib.sh
 kill_and_recover() {
   local pid
@@ -38,7 +38,7 @@ remove
 check_closed
 
 step 'without recovery the device goes away with its daemon, and what was in flight with it'
-add --no-recovery -q 4
+add --no-recovery -q "$(nproc)"
 start_writer 8192 16
 goes_on
 pid=$(daemon)

@@ -1,21 +1,27 @@
 # lib-lanes - runs tests in guests, side by side; read by scripts/test, whose words for verdicts it uses.
 #
 #   queue_guests KERNEL NAME...   puts them into the queue, those together that can share a boot
-#   run_queue                     runs all of it; what came of them is in the counts of scripts/test
+#   begin_queue                   begins to run all of it
+#   end_queue                     waits for the end; what came of them is in the counts of scripts/test
 
 disks=1G,256M,512M:512   # unless a test asks for others
 declare -A ran_on=()      # the names of those that really ran, by version
 in_guest=(env FULL="$full" SOAK_SECONDS="${SOAK_SECONDS:-}" tests/vm/guest)
+# What a test needs in this run, where it says N:N: the latter is for --full.
+needs_now() { # NAME KEY DEFAULT
+  local need
+  need=$(needs "$@")
+  if [ -n "$full" ]; then echo "${need#*:}"; else echo "${need%:*}"; fi
+}
 limit_of() {
   local limit
-  limit=$(needs "$1" limit 900)
-  if [ -n "$full" ]; then limit=${limit#*:}; else limit=${limit%:*}; fi
+  limit=$(needs_now "$1" limit 900)
   [ "$1" != soak ] || limit=$((limit + ${SOAK_SECONDS:-0}))
   echo "$limit"
 }
 ran() { ran_on[$(cat "target/vm/kernel-$2/VERSION")]+=" $1"; } # NAME KERNEL
 boot_options() { # NAME: what it needs, as options of scripts/vm, disks apart
-  echo "-m $(needs "$1" memory 2048) -c $(needs "$1" cpus 2) -H $(needs "$1" hung 120)"
+  echo "-m $(needs "$1" memory 2048) -c $(needs_now "$1" cpus 2) -H $(needs "$1" hung 120)"
 }
 # Take a guest's word for a test: result NAME KERNEL FOLDER [SECONDS], false if there is none.
 result() {
@@ -190,16 +196,21 @@ run_lane() { # LANE
     } >>"$queue.lane-$lane"
   done
 }
-lane_pids=()
+lane_pids=() wanted=0 # wanted: tests in the queue
 # shellcheck disable=SC2317 # called by the trap
-end_lanes() { [ ${#lane_pids[@]} = 0 ] || kill "${lane_pids[@]}" 2>/dev/null; }
-run_queue() {
-  local lane word rest p f i n version wanted done=0
+end_lanes() { local group; for group in "${lane_pids[@]}"; do kill -- "-$group" 2>/dev/null; done; }
+begin_queue() {
+  local lane
   wanted=$(awk '{n += NF - 2} END {print n + 0}' "$queue")
   for lane in $(seq $lanes); do
+    set -m # a process group, which ends as one
     run_lane "$lane" &
+    set +m
     lane_pids+=($!)
   done
+}
+end_queue() {
+  local word rest p f i n version done=0
   wait "${lane_pids[@]}"
   lane_pids=()
   while read -r word rest; do

@@ -1,6 +1,6 @@
 #!/bin/bash
 # upgrade - another program takes a mounted device over under load: no error; one that can't leaves it to the program of before
-# vm: cpus=4
+# vm: cpus=2:4
 . tests/vm/lib.sh
 modprobe dm-delay
 linear lower /dev/vda
