@@ -121,9 +121,18 @@ grep -q 'was the next when the anchor was written' /run/err || die 'it does not 
 put_back /run/newest
 check_closed "${anchor[@]}"
 
+step 'a key that this TPM has sealed is a credential'
+# What a unit with LoadCredentialEncrypted= finds in its folder; that it does is shown by the test of systemd.
+sealed=/run/sealed-key
+unsealed() { rm -f /run/unsealed && systemd-creds decrypt --name=volume-key --tpm2-device=/dev/tpmrm0 $sealed /run/unsealed; }
+systemd-creds encrypt --name=volume-key --with-key=tpm2 --tpm2-device=/dev/tpmrm0 $key $sealed
+unsealed
+key=/run/unsealed check_closed "${anchor[@]}"
+
 step 'the TPM is cleared'
 end_agent
 TPM2TOOLS_TCTI=device:/dev/tpmrm0 tpm2_clear -c p
+! unsealed || die 'another TPM has unsealed the key'
 start_agent
 refused 4 ui add --data $data --key-file $key "${anchor[@]}"
 grep -q 'holds nothing' /run/err || die 'it does not say that the counter is gone'

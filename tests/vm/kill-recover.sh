@@ -18,7 +18,7 @@ add
 step 'under fio --verify'
 start_fio --rw=randwrite --bsrange=4k-64k --iodepth=16 --numjobs=4 --size=24M --offset_increment=200M \
   --verify=crc32c --verify_fatal=1 --verify_state_save=0 --verify_backlog=64
-for round in 1 2; do
+for round in 1 ${FULL:+2}; do
   step "kill -9, round $round"
   kill_and_recover
 done
@@ -27,7 +27,7 @@ end_fio
 
 step 'under a writer that knows the version of each block'
 start_writer 0 8
-for round in 1 2; do
+for round in 1 ${FULL:+2}; do
   step "kill -9, round $round"
   kill_and_recover
 done

@@ -1,8 +1,7 @@
 # lib-lanes - runs tests in guests, side by side; read by scripts/test, whose words for verdicts it uses.
 #
 #   queue_guests KERNEL NAME...   puts them into the queue, those together that can share a boot
-#   begin_queue                   begins to run all of it
-#   end_queue                     waits for the end; what came of them is in the counts of scripts/test
+#   run_queue                     runs all of it; what came of them is in the counts of scripts/test
 
 disks=1G,256M,512M:512   # unless a test asks for others
 declare -A ran_on=()      # the names of those that really ran, by version
@@ -196,11 +195,11 @@ run_lane() { # LANE
     } >>"$queue.lane-$lane"
   done
 }
-lane_pids=() wanted=0 # wanted: tests in the queue
+lane_pids=()
 # shellcheck disable=SC2317 # called by the trap
 end_lanes() { local group; for group in "${lane_pids[@]}"; do kill -- "-$group" 2>/dev/null; done; }
-begin_queue() {
-  local lane
+run_queue() {
+  local lane word rest p f i n version wanted done=0
   wanted=$(awk '{n += NF - 2} END {print n + 0}' "$queue")
   for lane in $(seq $lanes); do
     set -m # a process group, which ends as one
@@ -208,9 +207,6 @@ begin_queue() {
     set +m
     lane_pids+=($!)
   done
-}
-end_queue() {
-  local word rest p f i n version done=0
   wait "${lane_pids[@]}"
   lane_pids=()
   while read -r word rest; do

@@ -3,7 +3,7 @@
 # vm: limit=900:7200
 . tests/vm/lib.sh
 modprobe dm_log_writes
-wanted=40 # points; all of them with --full
+wanted=20 # points; all of them with --full
 mib=48
 
 # Everything written to $data is recorded on vdc, in the order in which it became durable.

@@ -1,6 +1,6 @@
 #!/bin/bash
 # resize - a volume grows: under a mounted file system and fio --verify, not in use, and after its daemon was killed; an older kernel is told of
-# vm: on=newest,6.12 cpus=2:4
+# vm: cpus=2:4
 . tests/vm/lib.sh
 linear lower /dev/vda 320
 data=/dev/mapper/lower meta=(--meta /dev/vdb)
