@@ -95,6 +95,7 @@ class Edit:
         self.new = [line.removeprefix(" ") for line in new]
         if not re.search(r"\S", self.old):
             raise Unfit("an edit has no text to look for (`- TEXT`)")
+        self.words = set(re.findall(r"\w+", "\n".join([*self.scopes, self.old])))
 
     def find(self, sources):
         """The source and the span of the one place."""
@@ -108,6 +109,8 @@ class Edit:
         raise Unfit(f"this text is there {len(found)} times{where} ({places}); narrow it by a line `In: TEXT`:\n    {self.old}")
 
     def spans(self, code):
+        if not all(word in code for word in self.words):  # far sooner known than by the patterns
+            return []
         within = [(0, len(code))]
         for scope in self.scopes:
             header = pattern(scope)
