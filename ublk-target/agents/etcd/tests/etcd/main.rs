@@ -1,17 +1,18 @@
 //! The agent beside a real etcd of one member on this machine.
 
-#[path = "../../tests/support.rs"]
+mod server;
+#[path = "../../../tests/support.rs"]
 mod support;
+mod tls;
 
+use server::Etcd;
 use std::{
     fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
-use support::{LIMIT, Process, UUID, client, free_ports, refused, until_answered, wait_for};
-use tempfile::TempDir;
+use support::{LIMIT, UUID, refused, until_answered, wait_for};
 use ublk_anchor_protocol::{Body, Client, Error, Replaced, message::Shape};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_ublk-anchor-etcd");
@@ -20,84 +21,6 @@ fn body(number: u64) -> Body {
     let mut body = Body([0; Body::BYTES]);
     body.0[..8].copy_from_slice(&number.to_le_bytes());
     body
-}
-
-/// An etcd, and the folder of all that belongs to it.
-struct Etcd {
-    process: Process,
-    ports: [u16; 2],
-    tls: bool,
-    dir: TempDir,
-}
-
-impl Etcd {
-    /// Nothing where it is not installed.
-    fn start() -> Option<Self> {
-        Self::start_in(tempfile::tempdir().unwrap(), false)
-    }
-
-    fn start_in(dir: TempDir, tls: bool) -> Option<Self> {
-        let ports = free_ports();
-        let process = launch(dir.path(), ports, tls)?;
-        Some(Self { process, ports, tls, dir })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn endpoint(&self) -> String {
-        format!("{}://localhost:{}", if self.tls { "https" } else { "http" }, self.ports[0])
-    }
-
-    fn restart(&mut self) {
-        self.process.kill();
-        self.process = launch(self.dir.path(), self.ports, self.tls).unwrap();
-    }
-
-    /// An agent of it, with a socket of that name, and a client; both wait long.
-    fn agent(&self, name: &str, more: &[&str]) -> (Process, Client) {
-        self.agent_that_waits(name, LIMIT / 2, more)
-    }
-
-    /// Both wait for a second or so: what stops is seen soon. On a busy machine anything may take longer.
-    fn impatient_agent(&self, name: &str) -> (Process, Client) {
-        self.agent_that_waits(name, Duration::from_secs(1), &[])
-    }
-
-    fn agent_that_waits(&self, name: &str, time: Duration, more: &[&str]) -> (Process, Client) {
-        let (socket, seconds) = (self.path(name), time.as_secs().to_string());
-        let mut command = Command::new(AGENT);
-        command.arg("--socket").arg(&socket).args(["--endpoint", &self.endpoint(), "--timeout", &seconds]).args(more);
-        let agent = Process::start(&mut command).unwrap();
-        (agent, client(&socket, None, time + time / 2))
-    }
-}
-
-fn launch(dir: &Path, [port, peers]: [u16; 2], tls: bool) -> Option<Process> {
-    let mut command = Command::new("etcd");
-    let url = format!("{}://127.0.0.1:{port}", if tls { "https" } else { "http" });
-    let peers = format!("http://127.0.0.1:{peers}");
-    command.arg("--data-dir").arg(dir.join("data")).args([
-        "--name",
-        "one",
-        "--initial-cluster",
-        &format!("one={peers}"),
-    ]);
-    command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
-    command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
-    command.args(["--heartbeat-interval", "50", "--election-timeout", "500", "--log-level", "error"]);
-    if tls {
-        command.arg("--client-cert-auth");
-        for (option, file) in
-            [("--trusted-ca-file", "ca.crt"), ("--cert-file", "server.crt"), ("--key-file", "server.key")]
-        {
-            command.arg(option).arg(dir.join(file));
-        }
-    }
-    // Elsewhere than on x86-64 it wants to be told that this is meant.
-    command.env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"));
-    Process::start(command.stderr(Stdio::null()))
 }
 
 #[test]
@@ -328,111 +251,6 @@ fn the_program_refuses_an_older_disk() {
     etcd.restart();
     until_answered(|| client.load());
     assert_eq!(run("check ANCHORED").0, Some(0));
-}
-
-#[test]
-fn by_tls_both_sides_prove_who_they_are() {
-    let dir = tempfile::tempdir().unwrap();
-    for authority in ["ca", "other-ca"] {
-        openssl(
-            dir.path(),
-            &format!(
-                "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={authority} -keyout {authority}.key -out {authority}.crt"
-            ),
-        );
-    }
-    for (name, authority, extension) in [
-        ("server", "ca", "subjectAltName=DNS:localhost"),
-        ("agent", "ca", "extendedKeyUsage=clientAuth"),
-        ("stranger", "other-ca", "extendedKeyUsage=clientAuth"),
-    ] {
-        fs::write(dir.path().join("extension"), extension).unwrap();
-        openssl(
-            dir.path(),
-            &format!(
-                "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr"
-            ),
-        );
-        openssl(
-            dir.path(),
-            &format!(
-                "x509 -req -in {name}.csr -CA {authority}.crt -CAkey {authority}.key -CAcreateserial -days 2 -extfile extension -out {name}.crt"
-            ),
-        );
-    }
-    let Some(etcd) = Etcd::start_in(dir, true) else { return };
-    let file = |name: &str| etcd.path(name).into_os_string().into_string().unwrap();
-    let with = |ca: &str, name: &str| {
-        [
-            "--ca".into(),
-            file(ca),
-            "--cert".into(),
-            file(&format!("{name}.crt")),
-            "--key".into(),
-            file(&format!("{name}.key")),
-        ]
-    };
-    let agent = |socket: &str, arguments: [String; 6]| etcd.agent(socket, &arguments.each_ref().map(String::as_str));
-
-    let (_right, mut right) = agent("right", with("ca.crt", "agent"));
-    assert_eq!(until_answered(|| right.load()), None);
-    assert_eq!(right.init_store(1, &body(1)), Ok(Replaced::Done));
-    assert_eq!(right.replace(1, &body(2)), Ok(Replaced::Done));
-
-    let (_stranger, mut stranger) = agent("stranger", with("ca.crt", "stranger"));
-    assert!(matches!(stranger.load(), Err(Error::Away(_))), "etcd does not know it");
-    let (_trusting, mut trusting) = agent("trusting", with("other-ca.crt", "agent"));
-    let answer = trusting.load();
-    assert!(matches!(answer, Err(Error::Away(_))), "it does not know etcd: {answer:?}");
-    let (_bare, mut bare) = etcd.agent("bare", &["--ca", &file("ca.crt")]);
-    assert!(matches!(bare.load(), Err(Error::Away(_))), "without a certificate");
-    // The certificate is of a name, and this is none of its.
-    let mut command = Command::new(AGENT);
-    let socket = etcd.path("misnamed");
-    command.arg("--socket").arg(&socket).arg("--endpoint").arg(format!("https://127.0.0.1:{}", etcd.ports[0]));
-    let _misnamed = Process::start(command.args(with("ca.crt", "agent"))).unwrap();
-    assert!(matches!(client(&socket, None, LIMIT).load(), Err(Error::Away(_))));
-    assert_eq!(right.load(), Ok(Some((2, body(2)))));
-
-    // With roles it writes where it may and nowhere else: the document's commands.
-    let document = include_str!("../../../../docs/anchor-agents.md");
-    let commands: Vec<&str> = document.lines().filter(|line| line.starts_with("etcdctl ")).collect();
-    assert_eq!(commands.len(), 4);
-    let root = ["etcdctl user add root --no-password", "etcdctl user grant-role root root", "etcdctl auth enable"];
-    for command in commands.into_iter().chain(root) {
-        etcdctl(&etcd, command);
-    }
-    assert_eq!(until_answered(|| right.load()), Some((2, body(2))));
-    assert_eq!(right.replace(2, &body(3)), Ok(Replaced::Done));
-    let elsewhere = [&with("ca.crt", "agent")[..], &["--prefix".into(), "/elsewhere/".into()]].concat();
-    let elsewhere: Vec<&str> = elsewhere.iter().map(String::as_str).collect();
-    let (_elsewhere, mut elsewhere) = etcd.agent("elsewhere", &elsewhere);
-    let answer = elsewhere.load();
-    assert!(matches!(answer, Err(Error::Refused(why)) if why.as_str().contains("permission denied")), "{answer:?}");
-    assert!(matches!(elsewhere.init_store(1, &body(1)), Err(Error::Refused(_))));
-}
-
-fn etcdctl(etcd: &Etcd, command: &str) {
-    let mut words = command.split(' ');
-    let mut tool = Command::new(words.next().unwrap());
-    tool.args(words).args([
-        "--endpoints",
-        &etcd.endpoint(),
-        "--cacert",
-        "ca.crt",
-        "--cert",
-        "agent.crt",
-        "--key",
-        "agent.key",
-    ]);
-    let done = tool.env("ETCDCTL_API", "3").current_dir(etcd.dir.path()).output().expect("etcdctl is installed");
-    assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
-}
-
-fn openssl(dir: &Path, arguments: &str) {
-    let done =
-        Command::new("openssl").args(arguments.split(' ')).current_dir(dir).output().expect("openssl is installed");
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
 #[test]

@@ -1,15 +1,14 @@
 //! An agent whose store and counter are in memory, its clients, and what no client should do.
 
+mod backends;
+mod client;
+
+use backends::{Memory, Number};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::{
-    collections::HashMap,
     io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::Shutdown,
-    os::unix::{
-        fs::PermissionsExt,
-        net::{UnixListener, UnixStream},
-    },
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
     thread,
@@ -17,8 +16,8 @@ use std::{
 };
 use tempfile::TempDir;
 use ublk_anchor_protocol::{
-    Backend, Body, CLIENTS, Client, Counter, Error, Failure, Incremented, LINE, PATIENCE, Replaced, Retired, Secret,
-    Server, StartError, Store, Text, Uuid, Volume,
+    Backend, Body, CLIENTS, Client, Error, Incremented, LINE, PATIENCE, Replaced, Secret, Server, StartError, Text,
+    Uuid,
     message::{Answer, Shape},
 };
 
@@ -31,91 +30,6 @@ fn uuid() -> Uuid {
 
 fn body(byte: u8) -> Body {
     Body([byte; Body::BYTES])
-}
-
-#[derive(Default)]
-struct Memory(HashMap<Uuid, (u64, Body)>);
-
-impl Store for Memory {
-    fn load(&mut self, of: &Volume) -> Result<Option<(u64, Body)>, Failure> {
-        Ok(self.0.get(&of.uuid).copied())
-    }
-
-    fn replace(&mut self, of: &Volume, expected: u64, body: &Body) -> Result<Replaced, Failure> {
-        let Some(kept) = self.0.get_mut(&of.uuid) else { return Ok(Replaced::Absent) };
-        if kept.0 != expected {
-            return Ok(Replaced::Conflict);
-        }
-        *kept = (expected + 1, *body);
-        Ok(Replaced::Done)
-    }
-
-    fn init(&mut self, of: &Volume, generation: u64, body: &Body) -> Result<Replaced, Failure> {
-        if self.0.contains_key(&of.uuid) {
-            return Ok(Replaced::Conflict);
-        }
-        self.0.insert(of.uuid, (generation, *body));
-        Ok(Replaced::Done)
-    }
-
-    fn retire(&mut self, of: &Volume, expected: u64) -> Result<Retired, Failure> {
-        match self.0.get(&of.uuid) {
-            None => Ok(Replaced::Absent),
-            Some((generation, _)) if *generation != expected => Ok(Replaced::Conflict),
-            Some(_) => {
-                self.0.remove(&of.uuid);
-                Ok(Replaced::Done)
-            }
-        }
-    }
-}
-
-/// A counter that takes its time where it is told to, and knows one secret.
-struct Number {
-    value: Arc<Mutex<Option<u64>>>,
-    /// Says that an increment has begun, and waits for a word to go on.
-    held: Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>,
-}
-
-impl Counter for Number {
-    fn wants_secret(&self) -> bool {
-        true
-    }
-
-    fn read(&mut self, of: &Volume) -> Result<Option<u64>, Failure> {
-        match &of.secret {
-            Some(secret) if *secret == Secret([7; 32]) => Ok(*self.value.lock().unwrap()),
-            Some(_) => Err(Failure::Refused(Text::of("a wrong secret"))),
-            None => Err(Failure::Refused(Text::of("no secret"))),
-        }
-    }
-
-    fn increment(&mut self, of: &Volume, expected: u64) -> Result<Incremented, Failure> {
-        if let Some((begun, go_on)) = &self.held {
-            begun.send(()).unwrap();
-            go_on.recv().unwrap();
-        }
-        match self.read(of)? {
-            None => Ok(Incremented::Absent),
-            Some(value) if value != expected => Ok(Incremented::Conflict),
-            Some(value) => {
-                *self.value.lock().unwrap() = Some(value + 1);
-                Ok(Incremented::Done(value + 1))
-            }
-        }
-    }
-
-    fn init(&mut self, of: &Volume) -> Result<Incremented, Failure> {
-        if self.read(of)?.is_some() {
-            return Ok(Incremented::Conflict);
-        }
-        *self.value.lock().unwrap() = Some(1);
-        Ok(Incremented::Done(1))
-    }
-
-    fn retire(&mut self, _: &Volume, _: u64) -> Result<Retired, Failure> {
-        Err(Failure::Away(Text::of("not today")))
-    }
 }
 
 /// An agent in a thread of this process.
@@ -231,7 +145,7 @@ fn a_counter_wants_its_secret_and_counts_from_what_is_expected() {
 /// The conversations that the document shows, word by word.
 #[test]
 fn the_documents_transcripts_are_what_is_said() {
-    let document = include_str!("../../../../docs/anchor-protocol.md");
+    let document = include_str!("../../../../../docs/anchor-protocol.md");
     for shape in ["store", "counter"] {
         let begin = format!("```anchor {shape}\n");
         let transcript = document.split_once(&begin).and_then(|(_, rest)| rest.split_once("```")).unwrap().0;
@@ -477,81 +391,4 @@ fn a_socket_has_one_agent_and_what_a_dead_one_left_is_taken_over() {
     assert!(
         matches!(Server::listen(Path::new("/nowhere/agent")), Err(e @ StartError::Io { .. }) if e.exit_code() == 4)
     );
-}
-
-/// What listens there, and says `answers` to each connection in turn, a moment after each line.
-fn impostor(path: &Path, answers: Vec<&'static str>, moment: Duration) {
-    let listener = UnixListener::bind(path).unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (stream, answers) = (stream.unwrap(), answers.clone());
-            thread::spawn(move || {
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-                for answer in answers {
-                    let Some(Ok(_)) = lines.next() else { return };
-                    thread::sleep(moment);
-                    let _ = (&stream).write_all(answer.as_bytes());
-                }
-                // What it says no more it is not asked for either.
-                thread::sleep(TIMEOUT);
-            });
-        }
-    });
-}
-
-#[test]
-fn a_client_waits_no_longer_than_it_says_and_takes_no_late_answer_for_another() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("agent");
-    // Long enough for a busy machine to answer in.
-    let timeout = Duration::from_secs(1);
-    let mut client = Client::new(&path, uuid(), None, timeout).unwrap();
-    assert!(matches!(client.load(), Err(Error::Away(_))), "nobody listens");
-
-    // It says hello at once, and the rest too late.
-    impostor(&path, vec!["ok store\n", "", "ok\n"], Duration::ZERO);
-    let since = Instant::now();
-    assert_eq!(client.replace(1, &body(1)), Err(Error::Unknown(Text::of("no answer in time"))));
-    assert!(since.elapsed() >= timeout && since.elapsed() < timeout * 5);
-    // The same agent would now answer the line after that with `ok`; a new connection begins anew.
-    assert_eq!(client.retire(1), Err(Error::Unknown(Text::of("no answer in time"))));
-    assert!(matches!(client.load(), Err(Error::Away(_))), "to load changes nothing");
-
-    for (name, answers) in [
-        ("none", vec!["220 mail ready\n"]),
-        ("other", vec!["ok store\n", "ok 7\n"]),
-        ("long", vec!["ok store\n", "ok ok\nok\n"]),
-        ("gone", vec!["ok store\n"]),
-    ] {
-        let path = dir.path().join(name);
-        impostor(&path, answers, Duration::ZERO);
-        let mut client = Client::new(&path, uuid(), None, timeout).unwrap();
-        let answer = client.replace(1, &body(1));
-        assert!(matches!(answer, Err(Error::Unknown(_) | Error::Away(_))), "{name}: {answer:?}");
-    }
-    let path = dir.path().join("verbose");
-    let timeout = TIMEOUT;
-    impostor(&path, vec!["ok store\n", "ok\nok\n", "conflict\n"], Duration::ZERO);
-    let mut client = Client::new(&path, uuid(), None, timeout).unwrap();
-    assert_eq!(client.replace(1, &body(1)), Ok(Replaced::Done));
-    // The second `ok` is nobody's.
-    assert_eq!(client.replace(2, &body(2)), Ok(Replaced::Done), "on a connection of its own");
-}
-
-#[test]
-fn an_agent_that_stands_still_with_many_at_its_door_is_away_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("agent");
-    // Room for two that wait.
-    let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
-    bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
-    listen(&listener, 1).unwrap();
-    let answers: Vec<String> = (0..4)
-        .map(|_| match Client::new(&path, uuid(), None, Duration::from_millis(50)).unwrap().load() {
-            Err(Error::Away(why)) => why.to_string(),
-            other => panic!("nobody answers: {other:?}"),
-        })
-        .collect();
-    assert_eq!(answers[..2], ["no answer in time"; 2]);
-    assert!(answers[2..].iter().all(|why| why.contains("temporarily unavailable")), "{answers:?}");
 }
