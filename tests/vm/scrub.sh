@@ -108,8 +108,13 @@ if [ -n "${FULL:-}" ]; then
   ui scrub -n "$id" --rate 1M --wait >/run/waited 2>&1 & waits=$!
   has_begun() { [ "$(field cursor)" -gt 0 ]; }
   wait_for has_begun
-  # For three seconds nobody serves. Then the program of before does.
-  printf '#!/bin/bash\necho R 9.9.9; read -r end; sleep 3; exit 1\n' >/run/fake
+  # Nobody serves until who waits for the pass has said that it waits for the next daemon. Then the program of before does.
+  cat >/run/fake <<'F'
+#!/bin/bash
+echo R 9.9.9; read -r end
+until grep -q 'waiting for the next daemon' /run/waited; do sleep .1; done
+exit 1
+F
   chmod +x /run/fake
   pid=$(daemon)
   code=0
