@@ -21,6 +21,7 @@
 //!   offline.rs       volumes without ublk: a pipeline of requests on a ring of its own
 //!   checkpoints.rs   the loop of the checkpoint thread
 //!   event_loop/      poll batches, tasks, hash pool; ring/ is the library's Storage on io_uring
+//!   rings.rs         where rings are made: no thread closes its last one
 //!   watch/           all devices, from outside: their health, metrics
 //!   event/           what somebody should hear of: its classes, files, and who follows them
 //!   device/          backing devices: opened, locked, who uses them, what they already hold
@@ -64,6 +65,7 @@ mod output;
 mod random;
 mod replay;
 mod report;
+mod rings;
 mod run_dir;
 mod scrub_status;
 #[cfg(all(test, shuttle))]

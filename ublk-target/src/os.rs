@@ -1,5 +1,6 @@
 //! System calls that have no safe wrapper elsewhere.
 
+use crate::rings;
 use io_uring::{IoUring, opcode, squeue, types};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use nix::{
@@ -195,7 +196,7 @@ pub fn ublk_command(control: &File, op: u32, device: u32, buf: &mut [u8]) -> io:
     let command = Command { device, queue: u16::MAX, len: buf.len() as u16, addr, rest: [0; 64] };
     let command: [u8; 80] = zerocopy::transmute!(command);
     let entry = opcode::UringCmd80::new(types::Fd(control.as_raw_fd()), op).cmd(command).build();
-    let mut ring = IoUring::<squeue::Entry128>::builder().build(1)?;
+    let mut ring = rings::build(&IoUring::<squeue::Entry128>::builder(), 1)?;
     // SAFETY: the kernel reads and writes `buf` and uses the descriptor until the command has
     // ended. This function ends only after that, or before the command was taken from the ring.
     unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;

@@ -1,5 +1,6 @@
 //! Where submissions go: the one place that hands memory to the kernel's I/O.
 
+use crate::rings;
 use io_uring::{
     IoUring, squeue,
     types::{SubmitArgs, Timespec},
@@ -34,9 +35,9 @@ pub enum EnterWait {
 pub fn build(entries: u32, completions: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(completions).setup_taskrun_flag();
-    match builder.clone().setup_single_issuer().setup_defer_taskrun().build(entries) {
+    match rings::build(builder.clone().setup_single_issuer().setup_defer_taskrun(), entries) {
         // Linux 6.0 and earlier.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => builder.setup_coop_taskrun().build(entries),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => rings::build(builder.setup_coop_taskrun(), entries),
         other => other,
     }
 }
