@@ -1,6 +1,8 @@
 //! What is waited for at an fsync, by the trace of both devices: admitted writes, the flush that follows, and the log that may
 //! carry them.
 
+mod woken;
+
 use crate::{
     orders::{lab, separate},
     sim::{
