@@ -1,6 +1,5 @@
 #!/bin/bash
 # anchor-tpm - the TPM's agent on /dev/tpmrm0: killed it counts none twice; with it a disk put back and a cleared TPM are refused
-# vm: long
 . tests/vm/lib.sh
 agent=$PWD/target/agents/debug/ublk-anchor-tpm
 [ -x "$agent" ] || skip 'ublk-anchor-tpm is not built: scripts/test anchor-agents does it'

@@ -1,6 +1,6 @@
 #!/bin/bash
 # crash-sqlite - reset and power cut under a database: every committed transaction is there
-# vm: boots=3 long
+# vm: boots=3
 . tests/vm/lib-crash.sh
 make() {
   local mode

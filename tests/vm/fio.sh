@@ -1,6 +1,6 @@
 #!/bin/bash
 # fio - random writes verified, at depth 32 on 4 queues, then the same bytes after opening again, in both ways of copying
-# vm: cpus=4 long
+# vm: cpus=4
 . tests/vm/lib.sh
 format
 add -q 4 -d 128

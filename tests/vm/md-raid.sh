@@ -1,6 +1,6 @@
 #!/bin/bash
 # md-raid - RAID1 and RAID5 of md heal what rots in volumes below them; what rots below a volume on md; what md has to be told, and its traps
-# vm: long limit=1200
+# vm: limit=1200
 . tests/vm/lib.sh
 modprobe -a raid1 raid456 loop
 modprobe nbd nbds_max=3 max_part=0

@@ -1,6 +1,5 @@
 #!/bin/bash
 # suspend-data - the data device stands still under load: everything waits, then goes on
-# vm: long
 . tests/vm/lib.sh
 linear lower /dev/vda
 data=/dev/mapper/lower

@@ -1,6 +1,5 @@
 #!/bin/bash
 # suspend-meta - the metadata device stands still for 20 s: cached reads go on, the rest waits and then goes on
-# vm: long
 . tests/vm/lib.sh
 linear meta /dev/vdb
 meta=(--meta /dev/mapper/meta)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # threads - several threads share one queue where the kernel lets them, where not, one thread is what there is; others hash for them
-# vm: cpus=4 long
+# vm: cpus=4
 . tests/vm/lib.sh
 # The daemon's threads for requests and those that hash, and how long each has run, in hundredths of a second.
 threads() { cat "/proc/$(daemon)"/task/*/comm | grep -E '^(queue|hash)' | sort | paste -sd,; }

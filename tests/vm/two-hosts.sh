@@ -1,6 +1,6 @@
 #!/bin/bash
 # two-hosts - two machines open one disk with one anchor: who comes later has the volume, and the other one is read-only and says so
-# vm: long guests=2 memory=1024
+# vm: guests=2 memory=1024
 . tests/vm/lib.sh
 # Each of them is told which it is. What lies in this folder both see; the anchor is there, too.
 host=$1 shared=/out/shared
