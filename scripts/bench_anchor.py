@@ -1,6 +1,7 @@
 """bench-report's table of `scripts/bench anchor`."""
 
 import csv
+import re
 import statistics
 from collections import defaultdict
 
@@ -14,8 +15,11 @@ INTERVAL, FLUSH, TIMES = 0.98, 0.9, 9
 def work_us(workload, cell):
     """What lies between two flushes of a job, its flush included; None where there are none. Each second request of a mix is a write,
     and each write has a flush."""
-    jobs = int(workload.rsplit("x", 1)[1]) if "fsync" in workload else 0
-    return jobs * 2e6 / cell if jobs else None
+    if each := re.search(r"fsync each (\d+)", workload):
+        return int(each[1]) * 1e6 / cell
+    if mix := re.search(r"fsync mix x(\d+)", workload):
+        return int(mix[1]) * 2e6 / cell
+    return None
 
 
 def report_anchor(folder, bars):
