@@ -277,8 +277,8 @@ fn several_lives(seed: u64) -> u64 {
     crashes
 }
 
-/// Runs seeds until there were enough crashes, or those that are asked for, on all processors. At least so many pages are mended then,
-/// and as many blocks healed and replicas refused.
+/// Runs seeds until there were enough crashes, or those that are asked for, on all processors. By then the runs of this process have
+/// mended at least so many pages, healed as many blocks and refused as many replicas.
 fn crash_points(default: u64, mended_at_least: u64, run: fn(u64) -> u64) {
     if let Some(seed) = setting("CRASH_SEED") {
         run(seed);

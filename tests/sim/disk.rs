@@ -243,20 +243,21 @@ impl Disk {
         self.clock = 1;
     }
 
-    /// The daemon dies, the machine goes on: completed operations stay. Of the writes in flight some never reach the device, for the
-    /// kernel drops what it has not begun. A durable one may lie in the device's cache alone: that it is written out was still to come.
+    /// The daemon dies, the machine goes on: completed operations stay. Of the writes and syncs in flight some never reach the device, for
+    /// the kernel drops what it has not begun. A durable one may lie in the device's cache alone: that it is written out was still to come.
     pub fn kill(&mut self) {
         let in_flight: Vec<usize> = self.pending().collect();
         for i in in_flight {
+            let fate = self.rng.below(4);
             let op = &mut self.ops[i];
-            let Kind::Write(part, durability) = &mut op.kind else { continue };
-            match self.rng.below(4) {
-                0 => {
+            match (&mut op.kind, fate) {
+                (Kind::Write(part, _), 0) => {
                     let (id, disk, offset, len) = (op.id, op.disk, op.offset, part.len() as u64);
                     op.result = Some(Err(Errno::EIO));
                     self.end_versions(id, disk, offset, len, false, false);
                 }
-                1 => *durability = Durability::MayBeLost,
+                (Kind::Write(_, durability), 1) => *durability = Durability::MayBeLost,
+                (Kind::Sync(_), 0) => op.result = Some(Err(Errno::EIO)),
                 _ => {}
             }
         }

@@ -1,6 +1,9 @@
 //! System calls that have no safe wrapper elsewhere.
 
-use crate::rings;
+use crate::{
+    rings::{self, RingLife},
+    threads,
+};
 use io_uring::{IoUring, opcode, squeue, types};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use nix::{
@@ -22,6 +25,8 @@ use std::{
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    panic::resume_unwind,
+    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -181,7 +186,18 @@ pub fn flock(file: &File, how: FlockArg) -> nix::Result<()> {
 
 /// Sends a command to the ublk driver (IORING_OP_URING_CMD on its control device) and waits for its
 /// end.
+///
+/// By a thread of its own, with which the kernel's worker for it ends. Those of the caller would
+/// stay, and do what it asks of the kernel later: a daemon would be without what it has made sure of
+/// meanwhile, that it never waits for its own device.
 pub fn ublk_command(control: &File, op: u32, device: u32, buf: &mut [u8]) -> io::Result<()> {
+    thread::scope(|scope| {
+        let asking = threads::named("command").spawn_scoped(scope, || ublk_command_here(control, op, device, buf))?;
+        asking.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+fn ublk_command_here(control: &File, op: u32, device: u32, buf: &mut [u8]) -> io::Result<()> {
     /// `struct ublksrv_ctrl_cmd`
     #[derive(IntoBytes, Immutable)]
     #[repr(C)]
@@ -196,7 +212,7 @@ pub fn ublk_command(control: &File, op: u32, device: u32, buf: &mut [u8]) -> io:
     let command = Command { device, queue: u16::MAX, len: buf.len() as u16, addr, rest: [0; 64] };
     let command: [u8; 80] = zerocopy::transmute!(command);
     let entry = opcode::UringCmd80::new(types::Fd(control.as_raw_fd()), op).cmd(command).build();
-    let mut ring = rings::build(&IoUring::<squeue::Entry128>::builder(), 1)?;
+    let mut ring = rings::build(&IoUring::<squeue::Entry128>::builder(), 1, RingLife::Thread)?;
     // SAFETY: the kernel reads and writes `buf` and uses the descriptor until the command has
     // ended. This function ends only after that, or before the command was taken from the ring.
     unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;
@@ -315,6 +331,7 @@ pub fn fork_single_threaded() -> nix::Result<ForkResult> {
 
 /// Closes all descriptors from 3 on: a daemon must not keep its caller's locks and pipes.
 pub fn close_inherited() -> nix::Result<()> {
+    assert!(!rings::keeps_one(), "descriptors are closed before there is any ring");
     // SAFETY: called before this process opens any descriptor that something of ours refers to.
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) }).map(drop)
 }

@@ -1,10 +1,11 @@
 //! Where io_uring rings are made.
 //!
-//! From Linux 7.0 on, a thread's io-wq workers end when it has closed its last ring ("io_uring:
-//! allow io-wq workers to exit when unused"). Work that goes to one that is just ending is lost:
-//! the kernel takes the worker for a free one, and the worker looks at the queue no more. Who opens
-//! another ring right after the last one is gone then waits for ever for what needs a worker: a
-//! sync, any command to the ublk driver. So a thread that has had a ring is never without one.
+//! Since Linux 7.0, 6.19 and 6.18.11 a thread's io-wq workers end when it has closed its last ring
+//! ("io_uring: allow io-wq workers to exit when unused"). Work that goes to one that is just ending
+//! is lost: the kernel takes the worker for a free one, and the worker looks at the queue no more.
+//! Who opens another ring right after the last one is gone then waits for ever for what needs a
+//! worker: a sync, any command to the ublk driver. So a thread that has had a ring is never without
+//! one.
 
 use io_uring::{Builder, IoUring, cqueue, squeue};
 use std::{cell::RefCell, io, process};
@@ -13,6 +14,15 @@ thread_local! {
     /// A ring that nothing is submitted to, and the process that has made it: in one that was
     /// forked the kernel knows of no ring.
     static KEPT: RefCell<Option<(u32, IoUring)>> = const { RefCell::new(None) };
+}
+
+/// How long a ring is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RingLife {
+    /// Until its thread ends.
+    Thread,
+    /// Its thread may have others later.
+    Shorter,
 }
 
 /// Sees to it that this thread has a ring until it ends. To be called before anything makes one
@@ -30,12 +40,20 @@ fn keep_one_in(process: u32) {
     });
 }
 
+/// Whether this thread keeps one.
+pub fn keeps_one() -> bool {
+    KEPT.with_borrow(Option::is_some)
+}
+
 /// A ring with `entries` submission entries, set up as `builder` says.
 pub fn build<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
     builder: &Builder<S, C>,
     entries: u32,
+    life: RingLife,
 ) -> io::Result<IoUring<S, C>> {
-    keep_one();
+    if life == RingLife::Shorter {
+        keep_one();
+    }
     make(builder, entries)
 }
 

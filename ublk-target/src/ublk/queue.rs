@@ -18,6 +18,7 @@ use crate::{
         ring::{Ops, Port, RingStorage, TARGET_BIT, build, register},
     },
     output,
+    rings::RingLife,
 };
 use libublk::{
     UblkError,
@@ -103,7 +104,7 @@ fn serve<T: BlockTarget>(id: u16, device: &UblkDev, shared: &Shared<T>) -> Resul
 /// Gives libublk the kind of ring that we use everywhere, before it makes one of its
 /// own for this thread.
 fn init_ring(device: &UblkDev) -> Result<(), UblkError> {
-    let ring = build(device.tgt.sq_depth.into(), device.tgt.cq_depth.into())?;
+    let ring = build(device.tgt.sq_depth.into(), device.tgt.cq_depth.into(), RingLife::Thread)?;
     ublk_init_task_ring(|cell| {
         // Set already only if this thread had served a queue before.
         let _ = cell.set(RefCell::new(ring));

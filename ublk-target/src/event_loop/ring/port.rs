@@ -1,6 +1,6 @@
 //! Where submissions go: the one place that hands memory to the kernel's I/O.
 
-use crate::rings;
+use crate::rings::{self, RingLife};
 use io_uring::{
     IoUring, squeue,
     types::{SubmitArgs, Timespec},
@@ -32,12 +32,12 @@ pub enum EnterWait {
 
 /// A ring that only its thread submits to, and whose completions are made ready in batches when
 /// that thread asks. That there are some to ask for can be read from its memory.
-pub fn build(entries: u32, completions: u32) -> io::Result<IoUring> {
+pub fn build(entries: u32, completions: u32, life: RingLife) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(completions).setup_taskrun_flag();
-    match rings::build(builder.clone().setup_single_issuer().setup_defer_taskrun(), entries) {
+    match rings::build(builder.clone().setup_single_issuer().setup_defer_taskrun(), entries, life) {
         // Linux 6.0 and earlier.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => rings::build(builder.setup_coop_taskrun(), entries),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => rings::build(builder.setup_coop_taskrun(), entries, life),
         other => other,
     }
 }
@@ -45,7 +45,7 @@ pub fn build(entries: u32, completions: u32) -> io::Result<IoUring> {
 impl Port {
     /// A ring of our own with `entries` submission entries.
     pub fn own(entries: u32) -> io::Result<Self> {
-        Ok(Self::Own(Box::new(RefCell::new(build(entries, entries * 4)?))))
+        Ok(Self::Own(Box::new(RefCell::new(build(entries, entries * 4, RingLife::Shorter)?))))
     }
 
     /// Runs `f` on the ring.
