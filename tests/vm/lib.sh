@@ -17,6 +17,9 @@ skip() { echo "$*"; exit 77; }
 
 key=/run/key
 [ -e $key ] || ui keygen $key
+# A key of no volume. Tests that share a boot share it.
+another_key=/run/another-key
+[ -e $another_key ] || ui keygen $another_key
 data=/dev/vda
 
 # The volume of most tests: format [OPTION...], add [OPTION...], which sets $disk and $id, and remove.

@@ -20,8 +20,7 @@ ui format --data $data --key-file $key --force >/dev/null
 refused 4 ui recover -n "$id"
 head -c 2M /run/first-mib | dd of=$data bs=1M conv=notrunc,fsync iflag=fullblock status=none
 step 'the wrong key'
-ui keygen /run/another-key
-refused 2 ui recover -n "$id" --key-file /run/another-key
+refused 2 ui recover -n "$id" --key-file $another_key
 step 'what fails after the volume was opened'
 rm -f "/run/ublk-integrity/$id.sock"
 mkdir "/run/ublk-integrity/$id.sock"

@@ -89,8 +89,7 @@ ublk_integrity=$program add
 start_writer 0 8
 pid=$(daemon)
 step 'what can not serve is found out beforehand, and the device goes on'
-ui keygen /run/another-key
-refused 2 ui upgrade -n "$id" --key-file /run/another-key
+refused 2 ui upgrade -n "$id" --key-file $another_key
 fake 'exit 3'
 refused 4 ui upgrade -n "$id" --binary /run/fake
 same "$pid"
