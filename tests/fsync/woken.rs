@@ -1,33 +1,21 @@
 //! Who is woken, where a flush logs what others hold: here each task is polled only when it was.
 
 use super::*;
-use crate::sim::block_on;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Poll, Wake},
+use crate::sim::{
+    block_on,
+    exec::{Ready, waker_of},
 };
-use ublk_integrity::CheckpointerWork;
-
-#[derive(Default)]
-struct Woken(AtomicBool);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
+use std::task::Poll;
+use ublk_integrity::{CheckpointerWork, RequestContext};
 
 struct Task<'a> {
     future: Pin<Box<dyn Future<Output = ()> + 'a>>,
-    woken: Arc<Woken>,
+    woken: Ready,
 }
 
 impl<'a> Task<'a> {
     fn new(future: impl Future<Output = ()> + 'a) -> Self {
-        Self { future: Box::pin(future), woken: Arc::default() }
+        Self { future: Box::pin(future), woken: Ready::default() }
     }
 
     /// A write that is admitted, and then written back.
@@ -49,15 +37,19 @@ impl<'a> Task<'a> {
         write
     }
 
+    fn flush(lab: &'a Lab, context: &'a mut RequestContext) -> Self {
+        Self::new(async { lab.volume.flush(&lab.io, context).await.unwrap() })
+    }
+
     fn is_woken(&self) -> bool {
-        self.woken.0.load(Ordering::SeqCst)
+        !self.woken.lock().unwrap().is_empty()
     }
 
     /// Polls it until it waits for somebody else.
     fn waits(&mut self) {
-        let waker = Arc::clone(&self.woken).into();
+        let waker = waker_of(0, &self.woken);
         loop {
-            self.woken.0.store(false, Ordering::SeqCst);
+            self.woken.lock().unwrap().clear();
             let polled = self.future.as_mut().poll(&mut Context::from_waker(&waker));
             assert_eq!(polled, Poll::Pending);
             if !self.is_woken() {
@@ -65,6 +57,12 @@ impl<'a> Task<'a> {
             }
         }
     }
+}
+
+/// No more writes come, and these end.
+fn end<const N: usize>(lab: &Lab, writes: [Task<'_>; N]) {
+    lab.volume.end_write_back(0);
+    writes.into_iter().for_each(|write| block_on(&lab.io, write.future));
 }
 
 #[test]
@@ -76,7 +74,7 @@ fn a_flush_that_is_given_up_is_not_handed_the_lead() {
     // A record is under way that is larger than what gathers meanwhile.
     let mut large = Task::write(&lab, 20, 32, Durability::Durable);
     large.waits();
-    Task::new(async { lab.volume.flush(&lab.io, &mut context).await.unwrap() }).waits();
+    Task::flush(&lab, &mut context).waits();
     assert!(held.is_woken(), "it is its own again");
     held.waits();
     while lab.io.in_flight() > 0 && !held.is_woken() {
@@ -86,9 +84,7 @@ fn a_flush_that_is_given_up_is_not_handed_the_lead() {
         }
     }
     assert!(held.is_woken(), "it is to write the record");
-    lab.volume.end_write_back(0);
-    block_on(&lab.io, held.future);
-    block_on(&lab.io, large.future);
+    end(&lab, [held, large]);
 }
 
 #[test]
@@ -96,7 +92,7 @@ fn what_a_flush_has_in_hand_hears_afterwards_that_it_is_waited_for() {
     let lab = lab_with_sync_log();
     let mut context = lab.volume.context(0);
     let mut held = Task::held(&lab, 3);
-    let mut flush = Task::new(async { lab.volume.flush(&lab.io, &mut context).await.unwrap() });
+    let mut flush = Task::flush(&lab, &mut context);
     flush.waits();
     let mut again = Task::write(&lab, 3, 1, Durability::MayBeLost);
     again.waits();
@@ -104,9 +100,7 @@ fn what_a_flush_has_in_hand_hears_afterwards_that_it_is_waited_for() {
     held.waits();
     block_on(&lab.io, flush.future);
     assert!(held.is_woken(), "its record is durable now");
-    lab.volume.end_write_back(0);
-    block_on(&lab.io, held.future);
-    block_on(&lab.io, again.future);
+    end(&lab, [held, again]);
 }
 
 #[test]

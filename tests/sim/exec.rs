@@ -9,7 +9,8 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-type Ready = Arc<Mutex<BTreeSet<usize>>>;
+/// The tasks that were woken, by number.
+pub type Ready = Arc<Mutex<BTreeSet<usize>>>;
 
 struct TaskWaker {
     id: usize,
@@ -20,6 +21,11 @@ impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
         self.ready.lock().unwrap().insert(self.id);
     }
+}
+
+/// Puts a task into `ready`.
+pub fn waker_of(id: usize, ready: &Ready) -> Waker {
+    Waker::from(Arc::new(TaskWaker { id, ready: ready.clone() }))
 }
 
 /// Runs tasks and completes device operations, in an order drawn from the seed.
@@ -73,7 +79,7 @@ impl<'a> Executor<'a> {
             None => elsewhere::end(choice - ready.len() - ops),
             Some(&id) => {
                 self.ready.lock().unwrap().remove(&id);
-                let waker = Waker::from(Arc::new(TaskWaker { id, ready: self.ready.clone() }));
+                let waker = waker_of(id, &self.ready);
                 if let Some(task) = &mut self.tasks[id] {
                     if task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
                         self.tasks[id] = None;
@@ -107,7 +113,7 @@ pub fn block_on<T>(io: &SimStorage, future: impl Future<Output = T>) -> T {
 pub fn block_on_steps<T>(io: &SimStorage, future: impl Future<Output = T>, mut steps: u64) -> Option<T> {
     let mut future = std::pin::pin!(future);
     let woken = Ready::default();
-    let waker = Waker::from(Arc::new(TaskWaker { id: 0, ready: woken.clone() }));
+    let waker = waker_of(0, &woken);
     loop {
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return Some(value);

@@ -6,6 +6,7 @@ pub mod answered;
 pub mod craft;
 pub mod disk;
 pub mod elsewhere;
+pub mod endings;
 pub mod exec;
 pub mod faults;
 pub mod floors;
