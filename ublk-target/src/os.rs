@@ -1,9 +1,6 @@
 //! System calls that have no safe wrapper elsewhere.
 
-use crate::{
-    rings::{self, RingLife},
-    threads,
-};
+use crate::rings::{self, RingLife};
 use io_uring::{IoUring, opcode, squeue, types};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 use nix::{
@@ -25,8 +22,6 @@ use std::{
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
-    panic::resume_unwind,
-    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -185,19 +180,8 @@ pub fn flock(file: &File, how: FlockArg) -> nix::Result<()> {
 }
 
 /// Sends a command to the ublk driver (IORING_OP_URING_CMD on its control device) and waits for its
-/// end.
-///
-/// By a thread of its own, with which the kernel's worker for it ends. Those of the caller would
-/// stay, and do what it asks of the kernel later: a daemon would be without what it has made sure of
-/// meanwhile, that it never waits for its own device.
+/// end. For a thread that has no other ring after it.
 pub fn ublk_command(control: &File, op: u32, device: u32, buf: &mut [u8]) -> io::Result<()> {
-    thread::scope(|scope| {
-        let asking = threads::named("command").spawn_scoped(scope, || ublk_command_here(control, op, device, buf))?;
-        asking.join().unwrap_or_else(|panic| resume_unwind(panic))
-    })
-}
-
-fn ublk_command_here(control: &File, op: u32, device: u32, buf: &mut [u8]) -> io::Result<()> {
     /// `struct ublksrv_ctrl_cmd`
     #[derive(IntoBytes, Immutable)]
     #[repr(C)]

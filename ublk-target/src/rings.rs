@@ -1,7 +1,7 @@
 //! Where io_uring rings are made.
 //!
-//! Since Linux 7.0, 6.19 and 6.18.11 a thread's io-wq workers end when it has closed its last ring
-//! ("io_uring: allow io-wq workers to exit when unused"). Work that goes to one that is just ending
+//! From Linux 7.0 on, and from 6.18.11 of the stable ones, a thread's io-wq workers end when it has
+//! closed its last ring ("io_uring: allow io-wq workers to exit when unused"). Work that goes to one that is just ending
 //! is lost: the kernel takes the worker for a free one, and the worker looks at the queue no more.
 //! Who opens another ring right after the last one is gone then waits for ever for what needs a
 //! worker: a sync, any command to the ublk driver. So a thread that has had a ring is never without
@@ -19,19 +19,14 @@ thread_local! {
 /// How long a ring is there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RingLife {
-    /// Until its thread ends.
+    /// Until its thread ends, as libublk's are, which it makes itself.
     Thread,
     /// Its thread may have others later.
     Shorter,
 }
 
-/// Sees to it that this thread has a ring until it ends. To be called before anything makes one
-/// that goes sooner; [`build`] does it by itself.
-pub fn keep_one() {
-    keep_one_in(process::id());
-}
-
-fn keep_one_in(process: u32) {
+/// Sees to it that this thread, of this process, has a ring until it ends.
+fn keep_one(process: u32) {
     KEPT.with_borrow_mut(|kept| {
         if kept.as_ref().is_none_or(|(by, _)| *by != process) {
             // Where the kernel refuses, it refuses the ring that is wanted, too, and that is told.
@@ -52,7 +47,7 @@ pub fn build<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
     life: RingLife,
 ) -> io::Result<IoUring<S, C>> {
     if life == RingLife::Shorter {
-        keep_one();
+        keep_one(process::id());
     }
     make(builder, entries)
 }
@@ -97,9 +92,9 @@ mod tests {
     #[test]
     fn a_forked_process_keeps_one_of_its_own() {
         on_a_new_thread(|| {
-            keep_one_in(1);
+            keep_one(1);
             let parents = kept().unwrap();
-            keep_one_in(2);
+            keep_one(2);
             assert_ne!(kept().unwrap(), parents);
         });
     }

@@ -3,11 +3,13 @@
 //! libublk asks for a device only together with the file that its maker keeps of it. What the
 //! *kernel* says of a number, whichever program made the device, is asked here.
 
-use crate::os;
+use crate::{os, threads};
 use libublk::sys;
 use std::{
     fs::{File, OpenOptions},
     io,
+    panic::resume_unwind,
+    thread,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes, KnownLayout};
 
@@ -60,9 +62,9 @@ fn control() -> io::Result<File> {
 fn send(op: u32, number: u32, buf: &mut [u8]) -> io::Result<()> {
     let control = control()?;
     let plain = op & 0xff;
-    match os::ublk_command(&control, op, number, buf) {
+    match send_apart(&control, op, number, buf) {
         Err(first) if plain <= sys::UBLK_CMD_GET_DEV_INFO2 => {
-            match os::ublk_command(&control, plain, number, buf) {
+            match send_apart(&control, plain, number, buf) {
                 // A newer kernel may have been built without the plain ones.
                 Err(second) if second.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(first),
                 other => other,
@@ -70,6 +72,16 @@ fn send(op: u32, number: u32, buf: &mut [u8]) -> io::Result<()> {
         }
         other => other,
     }
+}
+
+/// By a thread of its own: the kernel's worker for the command ends with that. Those of the caller
+/// would stay, and do what it asks of the kernel later. A daemon's would be without what it has made
+/// sure of meanwhile, that it never waits for its own device.
+fn send_apart(control: &File, op: u32, number: u32, buf: &mut [u8]) -> io::Result<()> {
+    thread::scope(|scope| {
+        let sending = threads::named("command").spawn_scoped(scope, || os::ublk_command(control, op, number, buf))?;
+        sending.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 /// What the kernel knows of the device with this number.

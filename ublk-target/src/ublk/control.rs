@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{
     failure::{Context, Exit, Failure, Outcome},
-    rings,
     wait::LONGEST,
 };
 use libublk::{
@@ -180,8 +179,6 @@ impl Drop for Device {
 }
 
 fn builder(shape: &Shape) -> UblkCtrlBuilder<'static> {
-    // libublk makes a ring for this thread's commands by itself.
-    rings::keep_one();
     let recovery = sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
     let mut flags = if shape.recovery { recovery } else { 0 };
     if shape.write_back > 0 {
